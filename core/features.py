@@ -1,0 +1,379 @@
+"""Feature names <-> columns, and events to the arrays that the kernels take.
+
+An event's x is an object of features or an array of numbers:
+
+- a number is the value of the feature;
+- `true` and `false` are 1 and 0;
+- a string value `v` of feature `f` is the feature `f=v` with value 1;
+- an array's features are named by position: "0", "1", ...
+
+A feature that an event leaves out is 0. Where two names of an object meet (`{"a=b": 2, "a": "b"}`), the later wins.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from core.compiled import compiled
+from core.logistic import Floats, Ints, Labels, Offsets
+
+Value = float | bool | str
+X = Mapping[str, Value] | Sequence[float]
+Bits = npt.NDArray[np.uint64]
+
+MAX_NAME = 256
+"""Characters of a feature's name, and of a string value."""
+
+
+class EventError(ValueError):
+    """An event that cannot be learned or predicted: `field` is the path in it ("x.age"), the message says why."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class TooManyFeatures(EventError):
+    """The event has names that the model has no room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n events as arrays, in order.
+
+    Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32) with `values` (float64) at the same places;
+    `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64, the sample
+    weights) have n.
+    """
+
+    offsets: Offsets
+    columns: Ints
+    values: Floats
+    labels: Labels
+    weights: Floats
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def slices(self, events: int) -> Iterable[Batch]:
+        """The same events in pieces of at most `events`, without copying the features."""
+        for start in range(0, len(self), events):
+            stop = min(start + events, len(self))
+            first, last = self.offsets[start], self.offsets[stop]
+            yield Batch(
+                self.offsets[start : stop + 1] - first,
+                self.columns[first:last],
+                self.values[first:last],
+                self.labels[start:stop],
+                self.weights[start:stop],
+            )
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Batch]) -> Batch:
+        """One batch of the events of several, in order."""
+        if len(batches) == 1:
+            return batches[0]
+        starts = np.cumsum([0] + [len(batch.columns) for batch in batches])
+        offsets = [np.zeros(1, np.int64)]
+        offsets += [batch.offsets[1:] + start for batch, start in zip(batches, starts[:-1], strict=True)]
+        return cls(
+            np.concatenate(offsets),
+            np.concatenate([batch.columns for batch in batches]),
+            np.concatenate([batch.values for batch in batches]),
+            np.concatenate([batch.labels for batch in batches]),
+            np.concatenate([batch.weights for batch in batches]),
+        )
+
+
+_positions: list[str] = []
+
+
+def _position_names(count: int) -> list[str]:
+    """The names of an array's features: "0", "1", ..."""
+    while len(_positions) < count:
+        _positions.append(str(len(_positions)))
+    return _positions[:count]
+
+
+def _numbers(values: Iterable[Value]) -> array[float]:
+    """The values as float64; TypeError where one is no number."""
+    return array("d", values)  # type: ignore[arg-type]  # a string raises TypeError, which is what the callers want
+
+
+def _text_to_features(x: Mapping[str, Value]) -> dict[str, float]:
+    """String values as features `f=v` of value 1."""
+    features: dict[str, float] = {}
+    for name, value in x.items():
+        if isinstance(value, str):
+            if len(value) > MAX_NAME:
+                raise EventError(f"x.{_shown(name)}", f"a string value has at most {MAX_NAME} characters")
+            check_name(name)  # here, where the name still stands apart from its value
+            features[f"{name}={value}"] = 1.0
+        else:
+            try:
+                features[name] = float(value)
+            except (TypeError, ValueError):
+                raise EventError(f"x.{_shown(name)}", "must be a number, a string, true or false") from None
+    return features
+
+
+def flatten(x: X) -> tuple[Iterable[str], array[float]]:
+    """The names and the numeric values of an event's x, in its own order.
+
+    >>> names, values = flatten({"age": 31, "country": "FR", "vip": True})
+    >>> list(names), list(values)
+    (['age', 'country=FR', 'vip'], [31.0, 1.0, 1.0])
+    >>> names, values = flatten([0.5, 2])
+    >>> list(names), list(values)
+    (['0', '1'], [0.5, 2.0])
+    """
+    try:
+        if isinstance(x, Mapping):
+            return x.keys(), _numbers(x.values())
+        return _position_names(len(x)), _numbers(x)
+    except OverflowError:
+        raise EventError("x", "has a number that is too large for a 64-bit float") from None
+    except TypeError:
+        if not isinstance(x, Mapping):
+            raise EventError("x", "an array has numbers only") from None
+    features = _text_to_features(x)
+    return features.keys(), _numbers(features.values())
+
+
+def _shown(name: str) -> str:
+    """A name for a message: cut, so that an error never echoes a whole body."""
+    return name if len(name) <= 64 else name[:61] + "..."
+
+
+def check_name(name: str) -> None:
+    """Raise EventError unless `name` may be a feature's."""
+    if not name:
+        raise EventError("x", "a feature's name must not be empty")
+    if len(name) > MAX_NAME:
+        raise EventError(f"x.{_shown(name)}", f"a feature's name has at most {MAX_NAME} characters")
+    if "\0" in name:
+        raise EventError("x", "a feature's name must not contain a zero byte")  # it ends a name in the state's SHA-256
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise EventError("x", "a feature's name must be valid Unicode, without lone surrogates") from None
+
+
+@compiled("int64(float64[::1], float64)")
+def _first_beyond(values: Floats, limit: float) -> int:
+    """The position of the first value that is not within ±limit, or -1. NaN is within nothing."""
+    for i in range(len(values)):
+        if not abs(values[i]) <= limit:
+            return i
+    return -1
+
+
+class Features:
+    """The names that a model knows, each with its column; columns count from 0 in order of appearance.
+
+    max_features
+        How many names there may be; past it an event with a new name is refused. Default 1,000,000.
+    hash_bits
+        With k, a name is replaced by `#h` with h = CRC-32 of its UTF-8, modulo 2^k, in hexadecimal: for streams whose
+        names never end. Features of one event that meet in one column are summed. Default None: no hashing.
+    max_value
+        The largest magnitude of a feature's value. Default 1e100.
+
+    >>> features = Features()
+    >>> features.columns_of(["age", "vip"], add=True)
+    [0, 1]
+    >>> features.names
+    ['age', 'vip']
+    """
+
+    def __init__(self, max_features: int = 1_000_000, hash_bits: int | None = None, max_value: float = 1e100) -> None:
+        self.names: list[str] = []
+        self._column: dict[str, int] = {}
+        self._hash_mask = None if hash_bits is None else (1 << hash_bits) - 1
+        self.max_features = max_features if hash_bits is None else 1 << hash_bits
+        self.max_value = max_value
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def extend(self, names: Iterable[str]) -> None:
+        """Add names known to be good, as when a stored model is opened."""
+        for name in names:
+            self._column[name] = len(self.names)
+            self.names.append(name)
+
+    def truncate(self, count: int) -> None:
+        """Take back every name from column `count` on: their batch was not committed."""
+        for name in self.names[count:]:
+            del self._column[name]
+        del self.names[count:]
+
+    def columns_of(self, names: Iterable[str], add: bool = False) -> list[int]:
+        """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column."""
+        column = self._column
+        try:
+            return [column[name] for name in names]
+        except KeyError:
+            return self._columns_of_new(list(names), add)
+
+    def _columns_of_new(self, names: list[str], add: bool) -> list[int]:
+        new = [name for name in names if name not in self._column]
+        if self._hash_mask is None:  # a hashed name was made here
+            for name in new:
+                _check_flat_name(name)
+        if add:
+            if len(self) + len(new) > self.max_features:
+                raise TooManyFeatures(
+                    "x",
+                    f"has {len(new)} new feature(s), the model has {len(self)} of at most {self.max_features}; "
+                    "see max_features and hash_bits in the model's spec",
+                )
+            self.extend(new)
+        return [self._column.get(name, -1) for name in names]
+
+    def encode(self, x: X, add: bool = False) -> tuple[list[int], array[float]]:
+        """The columns and values of an event's x, in its own order. Unknown names as in `columns_of`.
+
+        EventError where x cannot be learned or predicted from, and then nothing is changed.
+        """
+        names, values = flatten(x)
+        if values:
+            beyond = _first_beyond(np.frombuffer(values), self.max_value)
+            if beyond >= 0:
+                raise EventError(f"x.{_shown(list(names)[beyond])}", f"must be within ±{self.max_value:g}")
+        if self._hash_mask is not None:
+            names, values = _hashed(names, values, self._hash_mask)
+        return self.columns_of(names, add), values
+
+
+def _hashed(names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:
+    """Names as `#hash`; the values of those that meet are summed."""
+    summed: dict[str, float] = {}
+    for name, value in zip(names, values, strict=True):
+        _check_flat_name(name)
+        bucket = f"#{zlib.crc32(name.encode()) & mask:x}"
+        summed[bucket] = summed.get(bucket, 0.0) + value
+    return summed.keys(), _numbers(summed.values())
+
+
+def _check_flat_name(name: str) -> None:
+    """`check_name` for a name that may be a feature and its string value ("country=FR")."""
+    feature, equals, text = name.partition("=")
+    if equals and feature and len(text) <= MAX_NAME:
+        check_name(feature)
+        check_name(text or "-")
+    else:
+        check_name(name)
+
+
+class BatchBuilder:
+    """Gathers events for one model into a `Batch`. What cannot be learned is refused, and changes nothing.
+
+    >>> builder = BatchBuilder(Features())
+    >>> builder.add({"a": 2.0}, 1)
+    >>> builder.add({"b": True, "a": 1.0}, 0, weight=0.5)
+    >>> batch = builder.build()
+    >>> batch.columns.tolist(), batch.values.tolist(), batch.offsets.tolist()
+    ([0, 1, 0], [2.0, 1.0, 1.0], [0, 1, 3])
+    """
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self.first_feature = len(features)
+        self._columns = array("i")
+        self._values = array("d")
+        self._ends = array("q", [0])
+        self._labels = bytearray()
+        self._weights = array("d")
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def add(self, x: X, y: float, weight: float = 1.0) -> None:
+        """Add one event; EventError where it cannot be learned, and then nothing is changed."""
+        if y not in (0, 1):
+            raise EventError("y", "must be 0, 1, true or false")
+        if not (weight > 0.0 and math.isfinite(weight)):
+            raise EventError("weight", "must be a number above 0")
+        columns, values = self.features.encode(x, add=True)
+        self._columns.extend(columns)
+        self._values.extend(values)
+        self._ends.append(len(self._columns))
+        self._labels.append(int(y))
+        self._weights.append(weight)
+
+    def mark(self) -> tuple[int, int]:
+        """Where the batch stands now, for `take_back`."""
+        return len(self), len(self.features)
+
+    def take_back(self, mark: tuple[int, int]) -> None:
+        """Take back every event, and every new name, since `mark`."""
+        events, features = mark
+        end = self._ends[events]
+        del self._columns[end:], self._values[end:], self._ends[events + 1 :]
+        del self._labels[events:], self._weights[events:]
+        self.features.truncate(features)
+
+    def new_names(self) -> list[str]:
+        """The names that these events brought."""
+        return self.features.names[self.first_feature :]
+
+    def build(self) -> Batch:
+        """The events as arrays. They share memory with the builder, which takes no more events then."""
+        return Batch(
+            np.frombuffer(self._ends, np.int64),
+            np.frombuffer(self._columns, np.int32) if self._columns else np.zeros(0, np.int32),
+            np.frombuffer(self._values) if self._values else np.zeros(0),
+            np.frombuffer(self._labels, np.uint8) if self._labels else np.zeros(0, np.uint8),
+            np.frombuffer(self._weights) if self._weights else np.zeros(0),
+        )
+
+
+@compiled("uint64(uint64)")
+def _mixed(bits: np.uint64) -> np.uint64:
+    """A 64-bit number with its bits mixed well: the finaliser of MurmurHash3."""
+    bits ^= bits >> np.uint64(33)
+    bits *= np.uint64(0xFF51AFD7ED558CCD)
+    bits ^= bits >> np.uint64(33)
+    bits *= np.uint64(0xC4CEB9FE1A85EC53)
+    return bits ^ (bits >> np.uint64(33))
+
+
+@compiled("void(int64[::1], int32[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1])")
+def _fingerprints(
+    offsets: Offsets, columns: Ints, values: Bits, labels: Labels, weights: Bits, fingerprints: Bits
+) -> None:
+    for i in range(len(labels)):
+        mixed = _mixed(weights[i] + np.uint64(labels[i]))
+        for j in range(offsets[i], offsets[i + 1]):
+            # A sum, so that the order of the features does not count.
+            mixed += _mixed(_mixed(np.uint64(columns[j]) + np.uint64(1)) ^ values[j])
+        fingerprints[i] = mixed
+
+
+def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
+    """64 bits for each event of a batch: equal for equal events, whatever the order of their features.
+
+    Different events of one model have different ones but for one in 2^64. Not made to withstand an attacker, who could
+    only deceive himself.
+
+    >>> builder = BatchBuilder(Features())
+    >>> builder.add({"a": 1.0, "b": 2.0}, 1)
+    >>> builder.add({"b": 2.0, "a": 1.0}, 1)
+    >>> builder.add({"b": 1.0, "a": 2.0}, 1)
+    >>> first, same, other = fingerprints(builder.build())
+    >>> bool(first == same), bool(first == other)
+    (True, False)
+    """
+    result = np.empty(len(batch), np.uint64)
+    values, weights = batch.values + 0.0, batch.weights  # + 0.0: -0.0 is 0.0
+    _fingerprints(batch.offsets, batch.columns, values.view(np.uint64), batch.labels, weights.view(np.uint64), result)
+    return result.view(np.int64)

@@ -1,0 +1,139 @@
+"""The cross-check: the same events through river's `LogisticRegression`, and the largest difference.
+
+River is the oracle. It is slow and it is right; equal means equal in every bit of every weight.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from river import linear_model, optim
+
+from core.features import Batch, BatchBuilder, X
+from core.learner import Learner, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a cross-check found.
+
+    events: how many were compared. not_taken: how many of them neither side learned, because the step would have left
+    a number that is not finite. features: weights compared. max_abs_diff, max_ulp: the largest difference of a weight
+    or the bias, absolutely and in units in the last place. feature: the name where max_ulp is, None if the weights are
+    equal. bias_ulp: the bias's. equal: whether every weight and the bias are. river: its version.
+    """
+
+    events: int
+    not_taken: int
+    features: int
+    max_abs_diff: float
+    max_ulp: int
+    feature: str | None
+    bias_ulp: int
+    equal: bool
+    river: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def river_twin(spec: Spec) -> linear_model.LogisticRegression:
+    """River's model that does what `spec` says."""
+    return linear_model.LogisticRegression(
+        optimizer=optim.SGD(spec.learning_rate),
+        l2=spec.l2,
+        l1=spec.l1,
+        intercept_lr=spec.bias_rate,
+        clip_gradient=spec.clip,
+    )
+
+
+def ulp_distance(a: float, b: float) -> int:
+    """How many float64 lie between a and b, plus one; 0 if they are equal (and for 0.0 and -0.0).
+
+    >>> ulp_distance(1.0, 1.0 + 2**-52)
+    1
+    >>> ulp_distance(-5e-324, 5e-324)
+    2
+    """
+    return abs(_ordinal(a) - _ordinal(b))
+
+
+def _ordinal(value: float) -> int:
+    """The place of a float64 among all of them in order; 0.0 and -0.0 have one place."""
+    bits = int(np.float64(value).view(np.int64))
+    return bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+class CrossCheck:
+    """Learns events in a `Learner` and in river at once, then says how far other weights are from river's.
+
+    >>> check = CrossCheck(Spec(learning_rate=0.1))
+    >>> check.learn_one({"a": 1.5, "colour": "red"}, 1)
+    >>> check.compare(check.learner.weights_by_name(), check.learner.bias).max_ulp
+    0
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.learner = Learner(spec)
+        self._river = river_twin(spec)
+
+    def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
+        """One event."""
+        builder = BatchBuilder(self.learner.features)
+        builder.add(x, y, w)
+        self.learn_batch(builder.build())
+
+    def learn_batch(self, batch: Batch) -> None:
+        """Events whose columns are those of `learner.features`.
+
+        River is not asked to learn one whose step is not taken: it would be left with NaN.
+        """
+        learned = self.learner.learn_batch(batch).learned.tolist()
+        names, offsets = self.learner.features.names, batch.offsets.tolist()
+        columns, values = batch.columns.tolist(), batch.values.tolist()
+        for i, (y, w) in enumerate(zip(batch.labels.tolist(), batch.weights.tolist(), strict=True)):
+            if learned[i]:
+                event = slice(offsets[i], offsets[i + 1])
+                x = dict(zip([names[c] for c in columns[event]], values[event], strict=True))
+                self._river.learn_one(x, bool(y), w)
+
+    def compare(self, weights: Mapping[str, float], bias: float) -> Report:
+        """How far `weights` and `bias` are from river's after the events so far."""
+        theirs = self._river.weights
+        max_abs_diff, max_ulp, feature = 0.0, 0, None
+        for name in sorted(weights.keys() | theirs.keys()):
+            a, b = weights.get(name, 0.0), float(theirs.get(name, 0.0))
+            max_abs_diff = max(max_abs_diff, abs(a - b))
+            distance = ulp_distance(a, b)
+            if distance > max_ulp:
+                max_ulp, feature = distance, name
+        river_bias = float(self._river.intercept)
+        bias_ulp = ulp_distance(bias, river_bias)
+        return Report(
+            events=self.learner.seq,
+            not_taken=self.learner.not_taken,
+            features=len(weights),
+            max_abs_diff=max(max_abs_diff, abs(bias - river_bias)),
+            max_ulp=max(max_ulp, bias_ulp),
+            feature=feature,
+            bias_ulp=bias_ulp,
+            equal=max_ulp == bias_ulp == 0,
+            river=importlib.metadata.version("river"),
+        )
+
+
+def crosscheck(events: Iterable[tuple[X, int, float]], spec: Spec | None = None) -> Report:
+    """Learn `events` (x, y, sample weight) here and in river, and compare every weight.
+
+    >>> crosscheck([({"a": 1.5}, 1, 1.0), ({"a": -0.3, "b": 2.0}, 0, 0.5)]).equal
+    True
+    """
+    check = CrossCheck(Spec() if spec is None else spec)
+    for x, y, w in events:
+        check.learn_one(x, y, w)
+    return check.compare(check.learner.weights_by_name(), check.learner.bias)

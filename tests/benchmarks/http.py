@@ -1,0 +1,287 @@
+"""The service beside the plain peer, over HTTP on this machine's loopback.
+
+Measures requests per second and the 50th and 99th percentile of latency, for learn and predict at several numbers of
+connections. The sides take turns, one server at a time, so that noise of the machine hits both: each turn starts the
+server in a fresh folder, warms it up, loads learn at each number of connections and then predict. The table holds medians
+over the rounds, and ratios of these medians.
+
+The peer keeps its model in memory; the service syncs every event to disk before it replies. The folders are temporary
+ones (TMPDIR chooses where): on tmpfs a sync costs nothing, so the file system is named with the machine.
+
+    python tests/benchmarks/http.py --seconds 5 --rounds 3 --connections 1,32,128 --generator auto
+
+Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+"""
+
+import sys
+
+from load import HOST, TAIL, LoadError, LoadResult, choose_generator, describe_generator, measure
+
+# This file's own name would hide the standard library's `http`.
+sys.path.pop(0)
+
+import argparse
+import os
+import platform
+import signal
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from urllib.error import URLError
+from urllib.request import urlopen
+
+OPERATIONS = ("learn", "predict")
+START_TIMEOUT = 120.0
+"""Seconds until a server must be ready; the first start on a machine may compile."""
+STOP_TIMEOUT = 15.0
+"""Seconds between asking a server to end and killing it."""
+WARM_UP = 1
+"""Seconds of load on each path before a turn's measurements."""
+
+
+class BenchmarkError(Exception):
+    """The measurement could not be made."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A server to measure; `{port}` and `{folder}` in its command are filled in at each start."""
+
+    name: str
+    command: tuple[str, ...]
+    ready: str
+    """Path that answers 200 once the server is ready."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    seconds: int
+    rounds: int
+    connections: tuple[int, ...]
+    generator: str
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Learn comes first: predictions are then made by a model that has learned."""
+        return [(operation, connections) for operation in OPERATIONS for connections in self.connections]
+
+
+Results = dict[tuple[str, str, int], list[LoadResult]]
+"""Side, operation and connections -> one result for each round."""
+
+
+def sides() -> tuple[Side, Side]:
+    onestep = Path(sys.executable).with_name("onestep")
+    if not onestep.exists():
+        raise BenchmarkError(f"no onestep command beside {sys.executable}: install the project into this environment")
+    peer = str(Path(__file__).with_name("peer.py").resolve())
+    serve = (str(onestep), "serve", "--data", "{folder}", "--host", HOST, "--port", "{port}")
+    return (
+        Side("peer", (sys.executable, peer, "--port", "{port}"), "/openapi.json"),
+        Side("onestep", serve, "/readyz"),
+    )
+
+
+# Servers
+
+
+@contextmanager
+def running(side: Side) -> Iterator[int]:
+    """Start the server in a fresh folder, yield its port once it is ready, end it in every case."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        port = free_port()
+        command = [part.format(port=port, folder=folder) for part in side.command]
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+        try:
+            wait_until_ready(process, f"http://{HOST}:{port}{side.ready}")
+            yield port
+        except (BenchmarkError, LoadError) as error:
+            output.seek(0)
+            tail = output.read().decode(errors="replace")[-TAIL:].strip() or "(nothing)"
+            raise BenchmarkError(f"{side.name}: {error}\nThe server's last output:\n{tail}") from error
+        finally:
+            stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not answers(url):
+        if process.poll() is not None:
+            raise BenchmarkError(f"the server ended with status {process.returncode} before it was ready")
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"the server was not ready after {START_TIMEOUT:.0f} s")
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (URLError, OSError):  # not listening yet, or not ready yet (503)
+        return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        print(f"a server did not end within {STOP_TIMEOUT:.0f} s and is killed", file=sys.stderr)
+    finally:  # also when a second Ctrl-C cuts the wait short
+        process.kill()
+        process.wait()
+
+
+# Measurement
+
+
+def run(plan: Plan, contestants: tuple[Side, Side]) -> Results:
+    results: Results = {}
+    for number in range(1, plan.rounds + 1):
+        for side in contestants:
+            print(f"round {number} of {plan.rounds}: {side.name}", file=sys.stderr)
+            with running(side) as port:
+                take_turn(plan, side, port, results)
+    return results
+
+
+def take_turn(plan: Plan, side: Side, port: int, results: Results) -> None:
+    for operation in OPERATIONS:
+        warm_up = measure(plan.generator, port, f"/{operation}", max(plan.connections), WARM_UP)
+        if warm_up.errors:
+            raise BenchmarkError(f"{warm_up.errors} errors while warming up {operation}")
+    for operation, connections in plan.cells():
+        result = measure(plan.generator, port, f"/{operation}", connections, plan.seconds)
+        results.setdefault((side.name, operation, connections), []).append(result)
+        print(f"  {operation:<8}{connections:>4} connections: {describe(result)}", file=sys.stderr)
+
+
+def describe(result: LoadResult) -> str:
+    rates = f"{result.requests_per_second:,.0f}/s, p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms"
+    return f"FAILED with {result.errors} errors ({rates})" if result.errors else rates
+
+
+# Report
+
+
+def medians(results: list[LoadResult]) -> LoadResult:
+    """The median of each number over the rounds; errors are added up, for one is enough to spoil the cell."""
+    return LoadResult(
+        requests_per_second=median(result.requests_per_second for result in results),
+        p50_ms=median(result.p50_ms for result in results),
+        p99_ms=median(result.p99_ms for result in results),
+        errors=sum(result.errors for result in results),
+    )
+
+
+def table(plan: Plan, results: Results, contestants: tuple[Side, Side]) -> str:
+    first, second = (side.name for side in contestants)
+    names = f"{'':>20} |{first:^28}|{second:^28}|{f'{second} / {first}':^24}"
+    head = f"{'':<8}{'connections':>12} |" + f"{'per s':>9}{'p50 ms':>9}{'p99 ms':>9} |" * 2
+    lines = [names, head + f"{'per s':>8}{'p50':>8}{'p99':>8}", "-" * len(names)]
+    for operation, connections in plan.cells():
+        left, right = (medians(results[name, operation, connections]) for name in (first, second))
+        lines.append(f"{operation:<8}{connections:>12} |{numbers(left)} |{numbers(right)} |{ratios(left, right)}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def numbers(result: LoadResult) -> str:
+    if result.errors:
+        return f"{f'{result.errors} errors':>27}"
+    return f"{result.requests_per_second:>9,.0f}{result.p50_ms:>9.2f}{result.p99_ms:>9.2f}"
+
+
+def ratios(left: LoadResult, right: LoadResult) -> str:
+    if left.errors or right.errors:
+        return f"{'no ratio':>24}"
+    pairs = [
+        (right.requests_per_second, left.requests_per_second),
+        (right.p50_ms, left.p50_ms),
+        (right.p99_ms, left.p99_ms),
+    ]
+    return "".join(f"{above / below:>8.2f}" for above, below in pairs)
+
+
+def machine(generator: str) -> str:
+    """One line: what the numbers were measured on, and with."""
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {file_system(Path(tempfile.gettempdir()))} file system, "
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, load by {describe_generator(generator)}"
+    )
+
+
+def processor() -> str:
+    """The processor's model name where Linux tells it, else what Python knows."""
+    source = Path("/proc/cpuinfo")
+    lines = source.read_text().splitlines() if source.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that holds `folder`: that of its nearest mount point."""
+    source = Path("/proc/self/mounts")
+    mounts = [line.split() for line in source.read_text().splitlines()] if source.exists() else []
+    types = {mount[1]: mount[2] for mount in mounts}
+    places = [str(place) for place in (folder.resolve(), *folder.resolve().parents)]
+    return next((types[place] for place in places if place in types), "unknown")
+
+
+# Command
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"{value} is not positive")
+    return value
+
+
+def positives(text: str) -> tuple[int, ...]:
+    return tuple(positive(part) for part in text.split(","))
+
+
+def arguments() -> Plan:
+    parser = argparse.ArgumentParser(description="Measure the service beside a plain FastAPI and river server.")
+    parser.add_argument("--seconds", type=positive, default=5, help="length of each measurement (default 5)")
+    parser.add_argument("--rounds", type=positive, default=3, help="measurements of each kind (default 3)")
+    parser.add_argument("--connections", type=positives, default=(1, 32, 128), help="default 1,32,128")
+    parser.add_argument("--generator", choices=("auto", "wrk", "python"), default="auto")
+    options = parser.parse_args()
+    return Plan(options.seconds, options.rounds, options.connections, choose_generator(options.generator))
+
+
+def main() -> int:
+    # Ended from outside, the program must end its server too, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        plan, contestants = arguments(), sides()
+        results = run(plan, contestants)
+    except (BenchmarkError, LoadError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    print(machine(plan.generator))
+    print(table(plan, results, contestants))
+    errors = sum(result.errors for rounds in results.values() for result in rounds)
+    if errors:
+        print(f"failed: {errors} errors, see the table", file=sys.stderr)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""Load generation: requests per second and latencies of one URL at a fixed number of keep-alive connections.
+
+Closed loop: each connection sends its next request as soon as the reply to the last one is there. The bodies are the same
+few hundred events of ten numeric features in turn, without ids. Two generators give the same `LoadResult`:
+
+- `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission (a stall counts for the requests
+  that it held back, too).
+- `python`: asyncio protocols on uvloop, latencies by `time.perf_counter`, uncorrected. It costs more processor time for
+  each request than wrk, so on few cores it lowers what the server can show.
+
+Compare numbers of one generator only. Either one runs in a process of its own; run as a file, this is the Python one:
+
+    python tests/benchmarks/load.py --port 8001 --path /learn --connections 32 --seconds 5
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import cycle
+from math import ceil
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+HOST = "127.0.0.1"
+EVENTS = 300
+FEATURES = 10
+REPLY_TIMEOUT = 2.0
+"""Seconds. A reply later than this is an error, with both generators (it is wrk's default)."""
+EXIT_TIMEOUT = 30.0
+"""Seconds that a generator may take beyond the time of its run."""
+TAIL = 2000
+"""Characters of a failed program's output to show."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """One run. With `errors` above 0 the other numbers describe a failed run: they are no measurement."""
+
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    """Replies that are not a success or came too late, and connections that failed or were lost."""
+
+
+class LoadError(Exception):
+    """The load could not be generated, or the server refused the first request."""
+
+
+def choose_generator(wanted: str) -> str:
+    """`auto` is wrk where it is installed, else python."""
+    installed = shutil.which("wrk") is not None
+    if wanted == "wrk" and not installed:
+        raise LoadError("wrk is not installed: install it, or use the python generator")
+    if wanted == "auto":
+        return "wrk" if installed else "python"
+    return wanted
+
+
+def describe_generator(generator: str) -> str:
+    if generator == "python":
+        return f"python asyncio with uvloop {version('uvloop')}"
+    # wrk prints its version and ends with status 1.
+    words = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()
+    return " ".join(words[:2])
+
+
+def measure(generator: str, port: int, path: str, connections: int, seconds: int) -> LoadResult:
+    """Load `path` on the loopback `port` for `seconds` and return what the generator saw."""
+    probe(port, path)
+    if generator == "python":
+        return run_generator(python_command(port, path, connections, seconds), seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "load.lua")
+        script.write_text(wrk_script(path))
+        return run_generator(wrk_command(script, port, path, connections, seconds), seconds)
+
+
+def run_generator(command: list[str], seconds: int) -> LoadResult:
+    """Run a generator whose last line of output is a LoadResult in JSON."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + EXIT_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LoadError(f"the load generator did not end {EXIT_TIMEOUT:.0f} s after its run") from error
+    if done.returncode != 0:
+        raise LoadError(f"the load generator failed:\n{(done.stdout + done.stderr)[-TAIL:]}")
+    result = LoadResult(**json.loads(done.stdout.splitlines()[-1]))
+    if result.requests_per_second == 0 and result.errors == 0:
+        raise LoadError("the server gave no reply at all")
+    return result
+
+
+# The requests, the same for both generators.
+
+
+def bodies(path: str) -> list[str]:
+    """JSON bodies for a path that ends in learn (x and y) or predict (x), the same at every call."""
+    rng = random.Random(1)
+    truth = [rng.gauss(0, 1) for _ in range(FEATURES)]
+    return [event_json(rng, truth, labelled=path.endswith("learn")) for _ in range(EVENTS)]
+
+
+def event_json(rng: random.Random, truth: list[float], labelled: bool) -> str:
+    values = [round(rng.gauss(0, 1), 6) for _ in truth]
+    event: dict[str, object] = {"x": {f"f{i}": value for i, value in enumerate(values)}}
+    if labelled:
+        event["y"] = int(sum(w * value for w, value in zip(truth, values)) > 0)
+    return json.dumps(event)
+
+
+def request_bytes(port: int, path: str, body: str, connection: str = "keep-alive") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: {connection}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def probe(port: int, path: str) -> None:
+    """Send one request first: a server that refuses says why, and wrk would take a redirect for a success."""
+    reply = b""
+    try:
+        with socket.create_connection((HOST, port), timeout=10) as connection:
+            connection.sendall(request_bytes(port, path, bodies(path)[0], connection="close"))
+            while part := connection.recv(65536):
+                reply += part
+    except OSError as error:
+        raise LoadError(f"POST {path} failed: {error}") from error
+    if not is_success(reply):
+        raise LoadError(f"POST {path} was refused:\n{reply.decode(errors='replace')}")
+
+
+def is_success(reply: bytes) -> bool:
+    return reply.startswith(b"HTTP/1.1 2")
+
+
+# wrk
+
+
+def wrk_command(script: Path, port: int, path: str, connections: int, seconds: int) -> list[str]:
+    url = f"http://{HOST}:{port}{path}"
+    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={REPLY_TIMEOUT:.0f}s", f"-s{script}", url]
+
+
+def wrk_script(path: str) -> str:
+    """Lua: format every request once, send them in turn, print the result as one line of JSON (wrk counts in us)."""
+    lines = ",\n".join(f"[[{body}]]" for body in bodies(path))
+    return f"""local bodies = {{
+{lines}
+}}
+local requests, last = {{}}, 0
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+
+function init()
+  for i, body in ipairs(bodies) do requests[i] = wrk.format(nil, nil, nil, body) end
+end
+
+function request()
+  last = last % #requests + 1
+  return requests[last]
+end
+
+function done(summary, latency)
+  local e = summary.errors
+  io.write(string.format(
+    '{{"requests_per_second": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "errors": %d}}\\n',
+    summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+# Python
+
+
+def python_command(port: int, path: str, connections: int, seconds: int) -> list[str]:
+    numbers = [f"--port={port}", f"--connections={connections}", f"--seconds={seconds}"]
+    return [sys.executable, __file__, f"--path={path}", *numbers]
+
+
+class Run:
+    """What the connections of one run share: the requests in turn, and what came of them."""
+
+    def __init__(self, requests: list[bytes]) -> None:
+        self.requests: Iterator[bytes] = cycle(requests)
+        self.latencies: list[float] = []
+        self.errors = 0
+        self.running = False
+
+    def replied(self, latency: float, success: bool) -> None:
+        self.latencies.append(latency)
+        self.errors += not success or latency > REPLY_TIMEOUT
+
+    def result(self, seconds: float) -> LoadResult:
+        ordered = sorted(self.latencies)
+        return LoadResult(
+            requests_per_second=len(ordered) / seconds,
+            p50_ms=1000 * percentile(ordered, 0.50),
+            p99_ms=1000 * percentile(ordered, 0.99),
+            errors=self.errors,
+        )
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed (nearest rank); 0 of no values."""
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else 0.0
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.transport: asyncio.Transport
+        self.received = b""
+        self.missing: int | None = None
+        self.sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast, not a check: uvloop's transports have the methods of asyncio.Transport, but not the class.
+        self.transport = cast(asyncio.Transport, transport)
+
+    def send(self) -> None:
+        self.received, self.missing = b"", None
+        self.sent_at = time.perf_counter()
+        self.transport.write(next(self.run.requests))
+
+    def data_received(self, data: bytes) -> None:
+        if not self.run.running:
+            return
+        self.received += data
+        if self.missing is None:
+            self.missing = reply_length(self.received)
+        if self.missing is not None and len(self.received) >= self.missing:
+            self.run.replied(time.perf_counter() - self.sent_at, is_success(self.received))
+            self.send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.run.errors += self.run.running
+
+    def finish(self) -> None:
+        """At the end of the run: a request that never got its reply is an error, one just under way is not."""
+        overdue = time.perf_counter() - self.sent_at > REPLY_TIMEOUT
+        self.run.errors += overdue and not self.transport.is_closing()
+        self.transport.abort()
+
+
+def reply_length(received: bytes) -> int | None:
+    """Bytes of the whole reply, head and body; None until the head is complete."""
+    head, end, _ = received.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    _, found, rest = head.lower().partition(b"\r\ncontent-length:")
+    if not found:
+        raise LoadError(f"the reply has no Content-Length:\n{head.decode(errors='replace')}")
+    return len(head) + len(end) + int(rest.partition(b"\r\n")[0])
+
+
+async def generate(port: int, path: str, connections: int, seconds: float) -> LoadResult:
+    """Open all connections, then count the replies of `seconds`."""
+    run = Run([request_bytes(port, path, body) for body in bodies(path)])
+    loop = asyncio.get_running_loop()
+    opened = [(await loop.create_connection(lambda: Connection(run), HOST, port))[1] for _ in range(connections)]
+    run.running = True
+    start = time.perf_counter()
+    for connection in opened:
+        connection.send()
+    await asyncio.sleep(seconds)
+    run.running = False
+    elapsed = time.perf_counter() - start
+    for connection in opened:
+        connection.finish()
+    return run.result(elapsed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load one path of a local server; prints the result as JSON.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--path", required=True, help="ends in learn or predict")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    try:
+        result = uvloop.run(generate(options.port, options.path, options.connections, options.seconds))
+    except OSError as error:
+        sys.exit(f"cannot connect to port {options.port}: {error}")
+    print(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    main()
