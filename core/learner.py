@@ -25,6 +25,7 @@ class SpecError(ValueError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
         self.field = field
+        self.message = message
 
 
 _ABOVE_ZERO = ("learning_rate", "clip", "max_value")
@@ -148,6 +149,7 @@ class Learner:
         """Events so far, whether their step was taken or not."""
         self.not_taken = 0
         """Events whose step would have left a number that is not finite, and was not taken."""
+        self._n_features = 0
         self._weights = np.zeros(MIN_CAPACITY)
         self._paid = np.zeros(MIN_CAPACITY if self.spec.l1 else 0)
         self._scalars = np.zeros(logistic.SCALARS)
@@ -157,18 +159,28 @@ class Learner:
         return float(self._scalars[logistic.BIAS])
 
     @property
+    def n_features(self) -> int:
+        """How many features the events so far had. `features` may know more: those of a batch not yet learned."""
+        return self._n_features
+
+    @property
+    def names(self) -> list[str]:
+        """The features' names in column order."""
+        return self.features.names[: self._n_features]
+
+    @property
     def weights(self) -> Floats:
-        """The weights in column order, (features,) float64: a view, not a copy."""
-        self._make_room(len(self.features))
-        return self._weights[: len(self.features)]
+        """The weights in column order, (n_features,) float64: a view, not a copy."""
+        return self._weights[: self._n_features]
 
     def weights_by_name(self) -> dict[str, float]:
-        return dict(zip(self.features.names, self.weights.tolist(), strict=True))
+        """Feature name -> weight."""
+        return dict(zip(self.names, self.weights.tolist(), strict=True))
 
     def sha256(self) -> str:
         """Of the UTF-8 names in column order, each ended by a zero byte, then the weights in that order and the bias
         as little-endian float64."""
-        names = "".join(name + "\0" for name in self.features.names)
+        names = "".join(name + "\0" for name in self.names)
         digest = hashlib.sha256(names.encode())
         digest.update(self.weights.astype("<f8").tobytes())
         digest.update(np.array([self.bias], "<f8").tobytes())
@@ -212,7 +224,9 @@ class Learner:
         """`learn_many` for events that are arrays already, with columns of `features`."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        self._make_room(len(self.features))
+        if len(batch.columns):
+            self._n_features = max(self._n_features, int(batch.columns.max()) + 1)
+        self._make_room(self._n_features)
         logistic.learn_many(
             batch.offsets,
             batch.columns,
@@ -253,17 +267,16 @@ class Learner:
         Without `names` the caller keeps the features' names itself, as the service does, and gives them back to
         `from_state`.
         """
-        count = len(self.features)
         state = {
             "spec": self.spec.as_dict(),
             "seq": self.seq,
             "not_taken": self.not_taken,
             "weights": self.weights.copy(),
-            "paid": self._paid[:count].copy(),
+            "paid": self._paid[: self._n_features].copy(),
             "scalars": self._scalars.copy(),
         }
         if names:
-            state["names"] = list(self.features.names)
+            state["names"] = self.names
         return state
 
     @classmethod
@@ -272,7 +285,8 @@ class Learner:
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken = state["seq"], state["not_taken"]
-        learner._make_room(len(state["weights"]))
+        learner._n_features = len(state["weights"])
+        learner._make_room(learner._n_features)
         learner._weights[: len(state["weights"])] = state["weights"]
         learner._paid[: len(state["paid"])] = state["paid"]
         learner._scalars[:] = state["scalars"]

@@ -1,10 +1,10 @@
 """Load generation: requests per second and latencies of one URL at a fixed number of keep-alive connections.
 
-Closed loop: each connection sends its next request as soon as the reply to the last one is there. The bodies are the same
-few hundred events of ten numeric features in turn, without ids. Two generators give the same `LoadResult`:
+Closed loop: each connection sends its next request as soon as the reply to the last one is there. The bodies are the
+same few hundred events of ten numeric features in turn, without ids. Two generators give the same `LoadResult`:
 
-- `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission (a stall counts for the requests
-  that it held back, too).
+- `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission: a stall counts for the
+  requests that it held back, too.
 - `python`: asyncio protocols on uvloop, latencies by `time.perf_counter`, uncorrected. It costs more processor time for
   each request than wrk, so on few cores it lowers what the server can show.
 
@@ -116,7 +116,7 @@ def event_json(rng: random.Random, truth: list[float], labelled: bool) -> str:
     values = [round(rng.gauss(0, 1), 6) for _ in truth]
     event: dict[str, object] = {"x": {f"f{i}": value for i, value in enumerate(values)}}
     if labelled:
-        event["y"] = int(sum(w * value for w, value in zip(truth, values)) > 0)
+        event["y"] = int(sum(w * value for w, value in zip(truth, values, strict=True)) > 0)
     return json.dumps(event)
 
 

@@ -6,11 +6,6 @@ The endpoints are `async def`, so no request pays for a thread pool, and uvicorn
     python tests/benchmarks/peer.py --port 8001
 """
 
-import sys
-
-# The neighbour http.py would hide the standard library's `http`, which FastAPI needs.
-sys.path.pop(0)
-
 import argparse
 from itertools import count
 from typing import Any

@@ -2,23 +2,16 @@
 
 Measures requests per second and the 50th and 99th percentile of latency, for learn and predict at several numbers of
 connections. The sides take turns, one server at a time, so that noise of the machine hits both: each turn starts the
-server in a fresh folder, warms it up, loads learn at each number of connections and then predict. The table holds medians
-over the rounds, and ratios of these medians.
+server in a fresh folder, warms it up, loads learn at each number of connections and then predict. The table holds
+medians over the rounds, and ratios of these medians.
 
 The peer keeps its model in memory; the service syncs every event to disk before it replies. The folders are temporary
 ones (TMPDIR chooses where): on tmpfs a sync costs nothing, so the file system is named with the machine.
 
-    python tests/benchmarks/http.py --seconds 5 --rounds 3 --connections 1,32,128 --generator auto
+    python tests/benchmarks/http_benchmark.py --seconds 5 --rounds 3 --connections 1,32,128 --generator auto
 
 Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
 """
-
-import sys
-
-from load import HOST, TAIL, LoadError, LoadResult, choose_generator, describe_generator, measure
-
-# This file's own name would hide the standard library's `http`.
-sys.path.pop(0)
 
 import argparse
 import os
@@ -27,6 +20,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,6 +30,8 @@ from pathlib import Path
 from statistics import median
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from load import HOST, TAIL, LoadError, LoadResult, choose_generator, describe_generator, measure
 
 OPERATIONS = ("learn", "predict")
 START_TIMEOUT = 120.0

@@ -1,0 +1,215 @@
+"""The HTTP service: startup and shutdown, routes, and the map from errors to replies."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+
+from core.learner import Spec, SpecError
+from service import errors, openapi
+from service.crosscheck import CrossChecks
+from service.engine import Engine, Model
+from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.settings import Settings
+
+logger = logging.getLogger("onestep")
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_spec = TypeAdapter(Spec)
+
+
+class Service:
+    """The ASGI application: the two hot paths in front, everything else FastAPI's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine = Engine(settings)
+        self.crosschecks = CrossChecks(self.engine, settings.data)
+        self._hot = Hot(self.engine, settings)
+        self.api = FastAPI(
+            title="onestep",
+            version=version("onestep"),
+            summary="Online learning over HTTP: one durable gradient step an event.",
+            lifespan=self._lifespan,
+            redirect_slashes=False,
+        )
+        add_error_replies(self.api)
+        add_service_routes(self.api, self.engine)
+        add_model_routes(self.api, self.engine, settings)
+        add_inspection_routes(self.api, self.engine, self.crosschecks)
+        openapi.extend(self.api)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self.engine.start()
+        yield
+        self.crosschecks.stop()
+        await self.engine.stop(seconds=2.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            found = self._hot.match(scope["path"])
+            if found is not None:
+                endpoint, model = found
+                try:
+                    if scope["method"] != "POST":
+                        raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
+                    await endpoint(model, scope, receive, send)
+                except errors.OnestepError as error:
+                    await send_problem(send, error)
+                except Exception:
+                    logger.exception("a mistake in onestep itself")
+                    await send_problem(send, errors.OnestepError())
+                return
+        await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+
+
+ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
+
+
+def add_error_replies(api: FastAPI) -> None:
+    """Every error as a problem document."""
+
+    @api.exception_handler(errors.OnestepError)
+    async def refused(_: Request, error: errors.OnestepError) -> Response:
+        return problem(error)
+
+    @api.exception_handler(HTTPException)
+    async def not_routed(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:100]
+        if error.status_code == 405:
+            allow = (error.headers or {}).get("Allow", "another method")
+            return problem(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return problem(errors.NotFound(path=path))
+
+    @api.exception_handler(Exception)
+    async def mistake(_: Request, error: Exception) -> Response:
+        return problem(errors.OnestepError())
+
+
+def add_service_routes(api: FastAPI, engine: Engine) -> None:
+    """Is it alive, is it ready."""
+
+    @api.get("/livez", tags=["service"], **openapi.LIVEZ)
+    async def livez() -> Response:
+        return reply({"status": "alive"})
+
+    @api.get("/readyz", tags=["service"], **openapi.READYZ)
+    async def readyz() -> Response:
+        if engine.state != "ready":
+            raise errors.NotReady(state=engine.state)
+        return reply({"status": "ready"})
+
+
+def add_model_routes(api: FastAPI, engine: Engine, settings: Settings) -> None:
+    """List, show, create and delete models."""
+
+    @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
+    async def list_models() -> Response:
+        if engine.state in ("starting", "recovering"):
+            raise errors.NotReady(state=engine.state)
+        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in engine.models]
+        return reply({"models": models})
+
+    @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)
+    async def get_model(name: ModelName) -> Response:
+        return reply(describe(engine.model(name)))
+
+    @api.put("/models/{model}", tags=["models"], **openapi.PUT_MODEL)
+    async def put_model(name: ModelName, request: Request) -> Response:
+        if not MODEL_NAME.fullmatch(name):
+            raise errors.InvalidModelName(model=name[:100])
+        model, new = await engine.create(name, await read_spec(request, settings.max_line_bytes))
+        return reply(describe(model), 201 if new else 200)
+
+    @api.delete("/models/{model}", status_code=204, tags=["models"], **openapi.DELETE_MODEL)
+    async def delete_model(name: ModelName) -> Response:
+        await engine.delete(name)
+        return Response(status_code=204)
+
+
+def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
+    """What a model has learned, and whether it is right."""
+
+    @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
+    async def get_weights(
+        name: ModelName,
+        top: Annotated[str | None, Query(description="Only the k weights of the largest magnitude.")] = None,
+    ) -> Response:
+        learner = engine.model(name).learner
+        weights = learner.weights_by_name()
+        if top is not None:
+            if not top.isdecimal() or not 1 <= len(top) <= 9 or int(top) < 1:
+                raise errors.InvalidParameter(field="top", reason="must be a whole number above 0")
+            weights = dict(heapq.nlargest(int(top), weights.items(), key=lambda item: abs(item[1])))
+        state = {"model": name, "seq": learner.seq, "bias": learner.bias}
+        return reply({**state, "weights": weights, "sha256": learner.sha256()})
+
+    @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
+    async def crosscheck(name: ModelName) -> Response:
+        return reply(await crosschecks.run(name))
+
+
+def reply(content: Any, status: int = 200) -> Response:
+    """A JSON reply; floats as the shortest text that reads back to the same float64."""
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def problem(error: errors.OnestepError) -> Response:
+    """A problem document."""
+    body = msgspec.json.encode(error.problem())
+    return Response(body, error.status, dict(error.headers), "application/problem+json")
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What `GET /models/{model}` says."""
+    learner = model.learner
+    return {
+        "model": model.name,
+        "spec": learner.spec.as_dict(),
+        "seq": learner.seq,
+        "features": learner.n_features,
+        "not_taken": learner.not_taken,
+        "snapshot_seq": model.snapshot_seq,
+        "progressive": model.scores.summary(),
+        "sha256": learner.sha256(),
+    }
+
+
+async def read_spec(request: Request, limit: int) -> Spec:
+    """The spec in a request's body; what is wrong with it names the field."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise errors.UnsupportedMediaType(content_type=content_type[:100])
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise errors.BodyTooLarge(limit=limit)
+    try:
+        msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        raise errors.InvalidSpec(field="body", reason="has a number that is out of range") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
+    try:
+        return _spec.validate_json(body, strict=True)
+    except SpecError as error:
+        raise errors.InvalidSpec(field=error.field, reason=error.message) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, SpecError):
+            raise errors.InvalidSpec(field=cause.field, reason=cause.message) from None
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise errors.InvalidSpec(field=field[:100], reason=first["msg"]) from None

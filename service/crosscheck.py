@@ -1,0 +1,120 @@
+"""The cross-check of a model that is being served: its log through river, in a child process.
+
+The child reads the log itself, read-only, and gets nothing from the service but the weights to be checked. It says two
+things: whether a replay of the log gives those weights bit for bit, and how far they are from river's.
+
+The first line of its standard input is a JSON object (folder, model, seq, and whether weights follow), then the weights
+and the bias as little-endian float64. It prints the report as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from core.learner import Spec
+from service import errors
+from service.engine import Engine, Model
+from service.store import LogReader
+
+
+class CrossChecks:
+    """Runs cross-checks for a service, one at a time."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def run(self, name: str) -> dict[str, Any]:
+        """The report for a model at the seq where it was asked for."""
+        model = self._engine.model(name)
+        if self._child is not None:
+            raise errors.CrossCheckBusy()
+        question = self._question(model)
+        starting = asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "service.crosscheck"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._child = await starting
+        try:
+            output, error = await self._child.communicate(question)
+            if self._child.returncode != 0:
+                last_line = error.decode(errors="replace").strip().rpartition("\n")[2]
+                raise errors.CrossCheckFailed(reason=last_line or f"exit code {self._child.returncode}")
+        finally:
+            self._child = None
+        report: dict[str, Any] = msgspec.json.decode(output)
+        return {"model": name, **report}
+
+    def _question(self, model: Model) -> bytes:
+        learner = model.learner
+        header = {"folder": str(self._folder), "model": model.name, "key": model.stored.key, "seq": learner.seq}
+        state = [learner.weights.astype("<f8").tobytes(), np.array([learner.bias], "<f8").tobytes()]
+        return json.dumps(header).encode() + b"\n" + b"".join(state)
+
+    def stop(self) -> None:
+        """End the child that is running, if any."""
+        if self._child is not None and self._child.returncode is None:
+            self._child.kill()
+
+
+def check(
+    folder: Path, name: str, key: int | None = None, seq: int | None = None, served: bytes = b""
+) -> dict[str, Any]:
+    """The report for a model of a data folder, up to a seq (default: all of its log).
+
+    `served` has the weights in column order and the bias as little-endian float64; without it, those of the replay are
+    checked. `key` tells a model from one that took its name since.
+    """
+    from core.parity import CrossCheck  # river is slow to import, and only this needs it
+
+    log = LogReader(folder)
+    try:
+        stored = next((m for m in log.models() if m.name == name and key in (None, m.key)), None)
+        if stored is None:
+            raise errors.UnknownModel(model=name)
+        replay = CrossCheck(Spec.from_dict(stored.spec))
+        replay.learner.features.extend(log.names(stored.key))
+        for batch in log.batches(stored.key, up_to=seq):
+            replay.learn_batch(batch)
+    finally:
+        log.close()
+    learner = replay.learner
+    weights = np.frombuffer(served, "<f8") if served else np.append(learner.weights, learner.bias)
+    if seq not in (None, learner.seq) or len(weights) != learner.n_features + 1:
+        raise errors.CrossCheckFailed(reason=f"the log has {learner.seq} events and {learner.n_features} features")
+    report = replay.compare(dict(zip(learner.names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
+    replayed = np.append(learner.weights, learner.bias)
+    return {
+        "seq": learner.seq,
+        **report.as_dict(),
+        "replay_equal": replayed.tobytes() == weights.astype(np.float64).tobytes(),
+        "sha256": learner.sha256(),
+    }
+
+
+def main() -> int:
+    """The child process."""
+    header = json.loads(sys.stdin.buffer.readline())
+    served = sys.stdin.buffer.read()
+    try:
+        report = check(Path(header["folder"]), header["model"], header["key"], header["seq"], served)
+    except errors.OnestepError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

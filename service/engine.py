@@ -1,0 +1,575 @@
+"""The one writer: queue -> commit -> step -> acknowledge; named models; recovery.
+
+Requests wait in one queue. The writer takes all that waits, makes arrays of it, hands them to the store as one
+transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs the next gathers:
+all who wait share the price of a sync.
+
+Everything but the disk happens on the event loop, so no lock is needed: a prediction sees the model after one event or
+after the next, never in between. What touches the disk runs in one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from core import logistic
+from core.features import Batch, BatchBuilder, EventError, Features, X, fingerprints
+from core.learner import Learner, Spec
+from core.progressive import Progressive
+from service import errors
+from service.settings import Settings
+from service.store import ModelBatch, NewId, Snapshot, Store, StoredModel
+from service.wire import Event
+
+logger = logging.getLogger("onestep")
+
+DEFAULT = "default"
+STEP_EVENTS = 4_096
+"""Events to step before the loop may serve others: well under a millisecond of kernel time."""
+ENCODE_EVENTS = 256
+"""Events to make arrays of before the loop may serve others, for the same reason."""
+
+# What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
+REPLAY_SECONDS_PER_ROW = 10e-6
+REPLAY_SECONDS_PER_EVENT = 0.1e-6
+REPLAY_SECONDS_PER_VALUE = 0.02e-6
+
+TIDY_PAUSE_SECONDS = 30
+LAST_SNAPSHOT_SECONDS = 0.05
+"""At shutdown a snapshot is worth writing when it saves this much of the next start."""
+
+T = TypeVar("T")
+Known = dict[tuple[int, str], tuple[int, int]]
+"""(model key, event id) -> (seq, fingerprint)"""
+
+
+class Model:
+    """A named model: what is stored of it, its learner, its progressive scores."""
+
+    def __init__(self, stored: StoredModel, window: int) -> None:
+        self.stored = stored
+        self.learner = Learner(Spec.from_dict(stored.spec))
+        self.scores = Progressive(window)
+        self.snapshot_seq = 0
+        self.replay_seconds = 0.0
+        """What replaying the log after the last snapshot would cost, about."""
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    def learn(self, batch: Batch) -> tuple[list[float], list[float | None]]:
+        """Step for each event; the prediction before the step, and its loss (None where the step was not taken)."""
+        outcome = self.learner.learn_batch(batch)
+        self.scores.add(outcome)
+        losses: list[float | None] = list(outcome.losses.tolist())
+        if not outcome.learned.all():
+            losses = [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
+        return outcome.probabilities.tolist(), losses
+
+    def count_replay(self, batch: Batch) -> None:
+        """Remember what replaying one more row of the log would cost."""
+        self.replay_seconds += (
+            REPLAY_SECONDS_PER_ROW
+            + REPLAY_SECONDS_PER_EVENT * len(batch)
+            + REPLAY_SECONDS_PER_VALUE * len(batch.values)
+        )
+
+    def predict(self, x: X) -> float:
+        """The probability of label 1. Changes nothing."""
+        return logistic.sigmoid(self.learner.score(x))
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of the events of one request.
+
+    `seq`, `p`, `loss` and `duplicate` have an entry for each event that was answered. Only a request that is not
+    `atomic` can have an `error` and entries as well: those of the events before the one that was refused.
+    """
+
+    seq: list[int] = field(default_factory=list)
+    p: list[float | None] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    duplicate: list[bool] = field(default_factory=list)
+    error: errors.OnestepError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """Events that wait to be learned. Atomic: all or none of them; else those before the first that is refused."""
+
+    model: str
+    events: Sequence[Event]
+    atomic: bool
+    answer: asyncio.Future[Result]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What a turn will commit to one model. `places[i]` says for event i of a request where it stands in the batch, or,
+    for a duplicate, its seq."""
+
+    model: Model
+    builder: BatchBuilder
+    ids: dict[str, int] = field(default_factory=dict)
+    answers: list[tuple[_Request, list[tuple[bool, int]], errors.OnestepError | None]] = field(default_factory=list)
+
+    @property
+    def first_seq(self) -> int:
+        return self.model.learner.seq + 1
+
+    def to_store(self, batch: Batch) -> ModelBatch:
+        """The draft as the store takes it."""
+        ids: list[NewId] = []
+        if self.ids:
+            marks = fingerprints(batch).tolist()
+            ids = [NewId(id_, self.first_seq + place, marks[place]) for id_, place in self.ids.items()]
+        names = self.builder.new_names()
+        return ModelBatch(self.model.stored.key, self.first_seq, batch, self.builder.first_feature, names, ids)
+
+
+class Engine:
+    """Named models over one store. Made and used on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.state = "starting"
+        """starting, recovering, ready, draining, stopped or failed"""
+        self.streams_end = False
+        """Whether streams are ended between two pieces, because the service stops."""
+        self.failure: errors.OnestepError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._settings = settings
+        self._models: dict[str, Model] = {}
+        self._queue: deque[_Request] = deque()
+        self._waiting_events = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="onestep-store")
+        self._writer: asyncio.Task[None] | None = None
+        self._store: Store | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self._purging = True
+        self._snapshot: tuple[Model, int, Iterator[None]] | None = None
+        self._tidy_after = 0.0
+
+    # -- predicting and looking
+
+    @property
+    def models(self) -> list[Model]:
+        """Every model, in order of creation."""
+        return list(self._models.values())
+
+    def model(self, name: str) -> Model:
+        """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
+        if self.state in ("starting", "recovering"):
+            raise errors.NotReady(state="recovering: replaying its log")
+        try:
+            return self._models[name]
+        except KeyError:
+            raise errors.UnknownModel(model=name) from None
+
+    # -- learning
+
+    async def learn(self, model: str, events: Sequence[Event], *, atomic: bool = True, wait: bool = False) -> Result:
+        """Learn events, in order. Returns when they are on disk and the steps are taken.
+
+        Where the queue is full, QueueFull; with `wait`, as for a stream that can be read more slowly, it waits.
+        """
+        self.model(model)
+        while self._waiting_events and self._waiting_events + len(events) > self._settings.queue_events:
+            if not wait:
+                raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
+            self._check_open()
+            self._room.clear()
+            await self._room.wait()
+        self._check_open()
+        if wait and self.streams_end:
+            raise errors.NotReady(state="stopping, and streams end here")
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Request(model, events, atomic, answer))
+        self._waiting_events += len(events)
+        self._work.set()
+        return await answer
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self.state == "stopped":
+            raise errors.NotReady(state="stopping")
+
+    async def _write(self) -> None:
+        """The writer: a turn for what waits, then a piece of what is to be tidied; else it sleeps."""
+        while True:
+            self._work.clear()  # before looking, so that what comes while it looks wakes it
+            if self._queue:
+                async with self._turn:
+                    await self._learn_turn(self._take())
+                await self._tidy()
+            elif self.state == "stopped":
+                return
+            elif not await self._tidy():
+                await self._work.wait()
+
+    def _take(self) -> list[_Request]:
+        """All that waits, up to the size of a commit."""
+        taken: list[_Request] = []
+        events = 0
+        while self._queue and (not taken or events + len(self._queue[0].events) <= self._settings.commit_events):
+            taken.append(self._queue.popleft())
+            events += len(taken[-1].events)
+        self._waiting_events -= events
+        self._room.set()
+        return taken
+
+    async def _learn_turn(self, requests: list[_Request]) -> None:
+        """One turn: arrays, commit, step, wake."""
+        try:
+            drafts = await self._draft(requests)
+            batches = [draft.builder.build() for draft in drafts]
+            await self._commit(drafts, batches)
+        except errors.OnestepError as error:
+            for request in requests:
+                _refuse(request, error)
+            if isinstance(error, errors.StorageFailed):
+                raise
+        else:
+            for draft, batch in zip(drafts, batches, strict=True):
+                await self._step(draft, batch)
+
+    async def _commit(self, drafts: list[_Draft], batches: list[Batch]) -> None:
+        """Write and sync what the drafts add; if that fails, take back the names that their events brought."""
+        added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if len(batch)]
+        if not added:
+            return
+        try:
+            await self._on_disk(self._opened.commit, added)
+        except errors.OnestepError:
+            for draft in drafts:
+                draft.model.learner.features.truncate(draft.builder.first_feature)
+            raise
+
+    async def _draft(self, requests: list[_Request]) -> list[_Draft]:
+        """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned."""
+        known = await self._find_ids(requests)
+        drafts: dict[str, _Draft] = {}
+        encoded = 0
+        for request in requests:
+            model = self._models.get(request.model)
+            if model is None:
+                _refuse(request, errors.UnknownModel(model=request.model))
+                continue
+            draft = drafts.get(request.model)
+            if draft is None:
+                draft = drafts[request.model] = _Draft(model, BatchBuilder(model.learner.features))
+            elif draft.ids and any(event.id in draft.ids for event in request.events if event.id is not None):
+                # Its first is in this turn: by the next it is learned, and this is a duplicate, or it failed.
+                self._queue.appendleft(request)
+                self._waiting_events += len(request.events)
+                continue
+            _draft_request(draft, request, known)
+            encoded += len(request.events)
+            if encoded >= ENCODE_EVENTS:
+                encoded = 0
+                await asyncio.sleep(0)
+        return list(drafts.values())
+
+    async def _find_ids(self, requests: list[_Request]) -> Known:
+        """Which of the requests' ids were learned: (model key, id) -> (seq, fingerprint)."""
+        wanted: dict[int, list[str]] = {}
+        for request in requests:
+            ids = [event.id for event in request.events if event.id is not None]
+            if ids and request.model in self._models:
+                wanted.setdefault(self._models[request.model].stored.key, []).extend(ids)
+        return await self._on_disk(self._opened.find_ids, wanted) if wanted else {}
+
+    async def _step(self, draft: _Draft, batch: Batch) -> None:
+        """Take the steps of a committed batch, then wake those who wait for them."""
+        first_seq = draft.first_seq
+        p: list[float] = []
+        loss: list[float | None] = []
+        for piece in batch.slices(STEP_EVENTS):
+            if p:
+                await asyncio.sleep(0)
+            more_p, more_loss = draft.model.learn(piece)
+            p += more_p
+            loss += more_loss
+        if len(batch):
+            draft.model.count_replay(batch)
+        for request, places, error in draft.answers:
+            result = Result(error=error)
+            for duplicate, place in places:
+                result.seq.append(place if duplicate else first_seq + place)
+                result.p.append(None if duplicate else p[place])
+                result.loss.append(None if duplicate else loss[place])
+                result.duplicate.append(duplicate)
+            if not request.answer.done():
+                request.answer.set_result(result)
+
+    # -- models
+
+    async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
+        """The model of that name and spec, and whether it is new; SpecConflict if it exists with another spec."""
+        async with self._turn:
+            self._check_open()
+            if name in self._models:
+                model = self.model(name)
+                if model.learner.spec != spec:
+                    raise errors.SpecConflict(model=name)
+                return model, False
+            if len(self._models) >= self._settings.max_models:
+                raise errors.TooManyModels(limit=self._settings.max_models)
+            stored = await self._on_disk(self._opened.create_model, name, spec.as_dict())
+            return self._add(stored), True
+
+    async def delete(self, name: str) -> None:
+        """Remove a model with its log, ids and snapshots. `default` reappears empty."""
+        async with self._turn:
+            self._check_open()
+            model = self.model(name)
+            successor = Spec().as_dict() if name == DEFAULT else None
+            stored = await self._on_disk(self._opened.delete_model, model.stored, successor)
+            del self._models[name]
+            if stored is not None:
+                self._add(stored)
+            self._purging = True
+            self._work.set()
+
+    def _add(self, stored: StoredModel) -> Model:
+        model = self._models[stored.name] = Model(stored, self._settings.window)
+        return model
+
+    # -- start, snapshots, stop
+
+    def start(self) -> None:
+        """Begin to recover; `state` is ready when that is done. Answers NotReady until then."""
+        self.state = "recovering"
+        self._recovery = asyncio.create_task(self._recover())
+        self._recovery.add_done_callback(self._ended)
+
+    async def _recover(self) -> None:
+        """Open the store, bring every model to the end of its log, and begin to write."""
+        started = time.perf_counter()
+        self._store = await self._on_disk(Store, self._settings.data)
+        self._models = await self._on_disk(self._replay)
+        if DEFAULT not in self._models:
+            self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
+        events = sum(model.learner.seq for model in self.models)
+        seconds = time.perf_counter() - started
+        logger.info("%d event(s) of %d model(s) recovered in %.2f s", events, len(self._models), seconds)
+        self.state = "ready"
+        self._writer = asyncio.create_task(self._write())
+        self._writer.add_done_callback(self._ended)
+
+    def _replay(self) -> dict[str, Model]:
+        """Each model: its newest snapshot that is whole, then the batches after it, through the code that learns."""
+        models = {}
+        for stored in self._opened.models():
+            model = models[stored.name] = Model(stored, self._settings.window)
+            names = self._opened.names(stored.key)
+            self._load_snapshot(model, names)
+            model.learner.features.extend(names[model.learner.n_features :])
+            for batch in self._opened.batches(stored.key, after=model.learner.seq):
+                if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
+                    raise self._damaged("an event has a feature without a name")
+                model.learn(batch)
+                model.count_replay(batch)
+        return models
+
+    def _load_snapshot(self, model: Model, names: list[str]) -> None:
+        """Bring the model to its newest snapshot that is whole, and say which are not."""
+        for seq in self._opened.snapshot_seqs(model.stored.key):
+            try:
+                state = self._opened.snapshot(model.stored.key, seq).state
+                known = len(state["learner"]["weights"])
+                if known > len(names):
+                    raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
+                model.learner = Learner.from_state({**state["learner"], "names": names[:known]})
+                model.scores = Progressive.from_state(state["scores"], self._settings.window)
+            except errors.LogDamaged as damage:
+                logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
+            else:
+                model.snapshot_seq = seq
+                return
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
+
+    async def _tidy(self) -> bool:
+        """A piece of a snapshot that is due, or of the rows of deleted models; whether there was one."""
+        if time.monotonic() < self._tidy_after:
+            return False
+        try:
+            if self._purging:
+                self._purging = await self._on_disk(self._opened.purge)
+                return True
+            return await self._snapshot_piece(self._settings.snapshot_seconds)
+        except errors.DiskFull:
+            logger.warning("no room on the disk for a snapshot; trying again in %d s", TIDY_PAUSE_SECONDS)
+            self._snapshot = None
+            self._tidy_after = time.monotonic() + TIDY_PAUSE_SECONDS
+            return False
+
+    async def _snapshot_piece(self, due_seconds: float) -> bool:
+        """Write a chunk of the snapshot under way, or begin one if replaying the log would take `due_seconds`."""
+        if self._snapshot is None:
+            if not self._models or sum(model.replay_seconds for model in self.models) < due_seconds:
+                return False
+            self._snapshot = self._begin_snapshot(max(self.models, key=lambda model: model.replay_seconds))
+        model, seq, pieces = self._snapshot
+        if self._models.get(model.name) is not model:  # deleted meanwhile
+            self._snapshot = None
+        elif await self._on_disk(next, pieces, _END) is _END:
+            self._snapshot = None
+            model.snapshot_seq = seq
+            logger.debug("model %r: snapshot at seq %d", model.name, seq)
+        return True
+
+    def _begin_snapshot(self, model: Model) -> tuple[Model, int, Iterator[None]]:
+        """Copy the model's state as it stands, and the iterator that writes the copy."""
+        seq = model.learner.seq
+        model.replay_seconds = 0.0
+        state = {"learner": model.learner.state(names=False), "scores": model.scores.state()}
+        return model, seq, self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
+
+    def drain(self) -> None:
+        """Say that the service is about to stop; requests are still served."""
+        if self.state == "ready":
+            self.state = "draining"
+
+    async def stop(self, seconds: float) -> None:
+        """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
+        deadline = time.monotonic() + seconds
+        if self._recovery is not None:
+            await asyncio.wait([self._recovery])
+        if self._writer is not None:
+            if self.state != "failed":
+                self.state = "stopped"
+            self._room.set()
+            self._work.set()
+            await asyncio.wait([self._writer])
+        if self.state == "stopped":
+            await self._last_snapshots(deadline)
+        if self._store is not None:
+            await self._on_disk(self._store.close)
+        self._thread.shutdown()
+
+    async def _last_snapshots(self, deadline: float) -> None:
+        try:
+            while time.monotonic() < deadline and await self._snapshot_piece(LAST_SNAPSHOT_SECONDS):
+                pass
+        except errors.OnestepError as error:
+            logger.warning("no last snapshot: %s", error)  # the log has it all
+
+    # -- the thread for the disk, and failures
+
+    @property
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise errors.NotReady(state="starting")
+        return self._store
+
+    async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something that touches the disk in the one thread that does."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except errors.StorageFailed as failure:
+            self._fail(failure)
+            raise
+
+    def _fail(self, failure: errors.OnestepError) -> None:
+        """Nothing more is learned, and the service is told to stop."""
+        if self.failure is not None:
+            return
+        self.failure, self.state = failure, "failed"
+        logger.error("%s", failure)
+        while self._queue:
+            _refuse(self._queue.popleft(), failure)
+        self._room.set()
+        self._work.set()
+        self.on_failure()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The writer or the recovery ended: if with an error, that is the end of the service."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, errors.OnestepError):
+            self._fail(error)
+        elif error is not None:
+            logger.error("a mistake in onestep itself", exc_info=error)
+            self._fail(errors.StorageFailed(reason="a mistake in onestep itself, see its log"))
+
+
+_END = object()
+
+
+def _refuse(request: _Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)
+
+
+def _draft_request(draft: _Draft, request: _Request, known: Known) -> None:
+    """Add a request's events to the draft; where one cannot be learned, none of them, or those before it."""
+    mark, ids = draft.builder.mark(), len(draft.ids)
+    places: list[tuple[bool, int]] = []
+    refusal: errors.OnestepError | None = None
+    try:
+        for event in request.events:
+            places.append(_place(draft, request, event, known))
+    except EventError as error:
+        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
+    except errors.IdConflict as error:
+        refusal = error
+    if refusal is not None:
+        refusal.index = len(places)
+        if request.atomic:
+            draft.builder.take_back(mark)
+            draft.ids = dict(list(draft.ids.items())[:ids])
+            _refuse(request, refusal)
+            return
+    draft.answers.append((request, places, refusal))
+
+
+def _place(draft: _Draft, request: _Request, event: Event, known: Known) -> tuple[bool, int]:
+    """(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
+    if event.id is not None:
+        before = known.get((draft.model.stored.key, event.id))
+        if before is not None:
+            seq, fingerprint = before
+            if _fingerprint(draft.model.learner.features, event) != fingerprint:
+                raise errors.IdConflict(field="id", id=event.id, before=f"before, at seq {seq},")
+            return True, seq
+        if event.id in draft.ids:  # of this request: others with this id were put off to the next turn
+            first = next(other for other in request.events if other.id == event.id)
+            if (first.x, first.y, first.weight) != (event.x, event.y, event.weight):
+                raise errors.IdConflict(field="id", id=event.id, before="earlier in the same body")
+            return True, draft.first_seq + draft.ids[event.id]
+    draft.builder.add(event.x, event.y, event.weight)
+    place = len(draft.builder) - 1
+    if event.id is not None:
+        draft.ids[event.id] = place
+    return False, place
+
+
+def _fingerprint(features: Features, event: Event) -> int | None:
+    """The fingerprint of an event, None if it has features that the model does not know."""
+    columns, values = features.encode(event.x)
+    if -1 in columns or event.y not in (0, 1):
+        return None
+    batch = Batch(
+        np.array([0, len(columns)], np.int64),
+        np.array(columns, np.int32),
+        np.array(values, np.float64),
+        np.array([event.y], np.uint8),
+        np.array([event.weight], np.float64),
+    )
+    return int(fingerprints(batch)[0])

@@ -1,0 +1,231 @@
+"""Every error a caller can meet. The docstring is the message; the words in braces are filled in.
+
+An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, and what else is known:
+`field`, `line`, `learned`, `last_seq`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+_SHOWN = ("field", "line", "learned", "duplicates", "last_seq")
+
+
+class OnestepError(Exception):
+    """Something went wrong."""
+
+    status = 500
+    title = "Internal error"
+    headers: tuple[tuple[str, str], ...] = ()
+    index: int = 0
+    """Which event of a request it is about, from 0."""
+
+    def __init__(self, **members: Any) -> None:
+        self.members = members
+        super().__init__(inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**members))
+
+    def problem(self) -> dict[str, Any]:
+        """The problem document."""
+        return {
+            "type": f"urn:onestep:{self.title.lower().replace(' ', '-')}",
+            "title": self.title,
+            "status": self.status,
+            "detail": str(self),
+            **{name: value for name, value in self.members.items() if name in _SHOWN},
+        }
+
+
+# -- what a caller sent
+
+
+class MalformedJson(OnestepError):
+    """{where}is not valid JSON: {reason}."""
+
+    status = 400
+    title = "Malformed JSON"
+
+
+class BodyIncomplete(OnestepError):
+    """The connection ended before the whole body had arrived; nothing of it was learned."""
+
+    status = 400
+    title = "Body incomplete"
+
+
+class InvalidEvent(OnestepError):
+    """{field}: {reason}."""
+
+    status = 422
+    title = "Invalid event"
+
+
+class InvalidSpec(OnestepError):
+    """{field}: {reason}."""
+
+    status = 422
+    title = "Invalid spec"
+
+
+class InvalidParameter(OnestepError):
+    """{field}: {reason}."""
+
+    status = 422
+    title = "Invalid parameter"
+
+
+class InvalidModelName(OnestepError):
+    """{model!r} cannot be a model's name: 1 to 64 letters, digits, '_', '-' and '.', the first a letter or digit."""
+
+    status = 422
+    title = "Invalid model name"
+
+
+class NotFound(OnestepError):
+    """There is nothing at {path}; GET /docs lists what there is."""
+
+    status = 404
+    title = "Not found"
+
+
+class UnknownModel(OnestepError):
+    """There is no model {model!r}; PUT /models/{model} with a spec creates it, GET /models lists those there are."""
+
+    status = 404
+    title = "Unknown model"
+
+
+class MethodNotAllowed(OnestepError):
+    """{path} does not take {method}, it takes {allow}."""
+
+    status = 405
+    title = "Method not allowed"
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 9110 wants what is allowed
+        return (("allow", self.members["allow"]),)
+
+
+class IdConflict(OnestepError):
+    """{field}: the id {id!r} was learned {before} with another x, y or weight."""
+
+    status = 409
+    title = "Id conflict"
+
+
+class SpecConflict(OnestepError):
+    """Model {model!r} exists with another spec; GET /models/{model} shows it, DELETE /models/{model} removes it."""
+
+    status = 409
+    title = "Spec conflict"
+
+
+class TooManyModels(OnestepError):
+    """There are {limit} models, and no more are allowed (ONESTEP_MAX_MODELS)."""
+
+    status = 409
+    title = "Too many models"
+
+
+class BodyTooLarge(OnestepError):
+    """The body is larger than {limit} bytes (ONESTEP_MAX_BODY_BYTES); NDJSON has no limit."""
+
+    status = 413
+    title = "Body too large"
+
+
+class LineTooLong(OnestepError):
+    """Line {line} is longer than {limit} bytes (ONESTEP_MAX_LINE_BYTES)."""
+
+    status = 413
+    title = "Line too long"
+
+
+class UnsupportedMediaType(OnestepError):
+    """The content type {content_type!r} is not understood; send application/json or application/x-ndjson (with curl:
+    -H 'content-type: application/json')."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+# -- what the service cannot do now
+
+
+class CrossCheckBusy(OnestepError):
+    """Another cross-check is running, and one runs at a time; try again when it is done."""
+
+    status = 429
+    title = "Cross-check busy"
+    headers = (("retry-after", "5"),)
+
+
+class CrossCheckFailed(OnestepError):
+    """The cross-check ended without a result: {reason}."""
+
+    status = 500
+    title = "Cross-check failed"
+
+
+class NotReady(OnestepError):
+    """The service is {state}; try again in a moment."""
+
+    status = 503
+    title = "Not ready"
+    headers = (("retry-after", "1"),)
+
+
+class QueueFull(OnestepError):
+    """{waiting} events wait to be written and no more than {limit} may (ONESTEP_QUEUE_EVENTS); nothing of this request
+    was learned."""
+
+    status = 503
+    title = "Queue full"
+    headers = (("retry-after", "1"),)
+
+
+class StorageFailed(OnestepError):
+    """Writing to the log failed ({reason}). Nothing more is learned and the service stops; started again, it recovers
+    every event that it acknowledged from the log."""
+
+    status = 503
+    title = "Storage failed"
+
+
+class DiskFull(OnestepError):
+    """There is no room on the disk. The event was not learned; predictions go on, and so does learning when there is
+    room again."""
+
+    status = 507
+    title = "Disk full"
+
+
+# -- why a service does not start
+
+
+class CannotListen(OnestepError):
+    """Cannot listen on {host} port {port}: {reason}. Name another with --host and --port."""
+
+
+class FolderInUse(OnestepError):
+    """{folder} is in use by {holder}. Two services on one folder would damage it; stop that one or name another folder
+    with --data."""
+
+
+class NotADataFolder(OnestepError):
+    """{path} is not a data folder of onestep: {reason}."""
+
+
+class NewerFormat(OnestepError):
+    """{path} was written by a newer onestep (format {found}, this one knows {known}); use that version."""
+
+
+class LogDamaged(OnestepError):
+    """The log in {folder} is damaged: {reason}. Nothing was changed. `onestep inspect {folder}` shows more; restore a
+    backup."""
+
+
+class LogEndsEarly(OnestepError):
+    """The log in {folder} is shorter than it was: it ends at commit {log}, but commit {mark} was acknowledged.
+    Nothing was changed. Restore a backup, or accept the loss with `onestep repair {folder}`."""

@@ -1,0 +1,270 @@
+"""What the OpenAPI document says of each route: examples, replies and errors.
+
+The two hot paths are not FastAPI's, so their part of the document stands here; `extend` adds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from core.learner import Spec
+from service import wire
+
+_PROBLEM = {
+    "type": "object",
+    "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "field": {"type": "string", "description": "The path of what is wrong in the body."},
+        "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
+        "learned": {
+            "type": "integer",
+            "description": "Events of a stream learned before the error; they stay learned.",
+        },
+        "duplicates": {"type": "integer"},
+        "last_seq": {"type": ["integer", "null"]},
+    },
+}
+_ERRORS = {
+    400: "Malformed JSON, or a body that ended too soon",
+    404: "Unknown model",
+    405: "Another method",
+    409: "In conflict with what is there",
+    413: "Body or line too large",
+    415: "Another content type than JSON or NDJSON",
+    422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
+    429: "Another cross-check is running",
+    500: "A mistake in the service",
+    503: "The queue is full, or the service is recovering or stopping; try again after Retry-After seconds",
+    507: "No room on the disk; predictions go on",
+}
+_SCORES = {"events": 45312, "log_loss": 0.3321, "accuracy": 0.861, "roc_auc": 0.921}
+_MODEL = {
+    "model": "default",
+    "spec": Spec().as_dict(),
+    "seq": 45312,
+    "features": 6,
+    "not_taken": 0,
+    "snapshot_seq": 40000,
+    "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
+_EVENT = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77", "weight": 1.0}
+_QUESTION = {"x": {"age": 31, "country": "FR", "vip": True}}
+_LEARNED = {"model": "default", "seq": 1042, "p": 0.731, "loss": 0.313, "duplicate": False}
+_PREDICTED = {"model": "default", "p": 0.731, "y": True, "seq": 1042}
+_LEARNED_MANY = {"model": "default", "learned": 2, "duplicates": 0, "first_seq": 1, "last_seq": 2, "loss": 0.693}
+
+
+def _ok(description: str, example: Any, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    content = {"schema": schema or _schema_of(example), "example": example}
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _schema_of(example: Any) -> dict[str, Any]:
+    """A schema wide enough for every reply that looks like the example: a number there may be null."""
+    if isinstance(example, dict):
+        return {
+            "type": "object",
+            "required": list(example),
+            "properties": {name: _schema_of(value) for name, value in example.items()},
+        }
+    if isinstance(example, list):
+        return {"type": "array", "items": _schema_of(example[0])}
+    kinds: dict[type, list[str]] = {
+        bool: ["boolean"],
+        int: ["integer", "null"],
+        float: ["number", "null"],
+        str: ["string", "null"],
+        type(None): ["string", "integer", "number", "null"],
+    }
+    return {"type": kinds[type(example)]}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": _ERRORS[status], "content": {"application/problem+json": {"schema": schema}}}
+        for status in statuses
+    }
+
+
+_WEIGHTS_EXAMPLE = {
+    "model": "default",
+    "seq": 2,
+    "bias": 0.0049875,
+    "weights": {"age": 0.155, "country=FR": 0.005},
+    "sha256": _MODEL["sha256"],
+}
+_WEIGHTS_SCHEMA = _schema_of({key: value for key, value in _WEIGHTS_EXAMPLE.items() if key != "weights"})
+_WEIGHTS_SCHEMA["properties"]["weights"] = {"type": "object", "additionalProperties": {"type": "number"}}
+
+LIVEZ: dict[str, Any] = {
+    "summary": "Whether the process is alive",
+    "responses": {200: _ok("Alive", {"status": "alive"})},
+}
+READYZ: dict[str, Any] = {
+    "summary": "Whether it can take requests: not while it recovers or stops",
+    "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
+}
+LIST_MODELS: dict[str, Any] = {
+    "summary": "Every model",
+    "responses": {
+        200: _ok("Models", {"models": [{"model": "default", "rule": "sgd", "seq": 45312}]}),
+        **_problems(503),
+    },
+}
+GET_MODEL: dict[str, Any] = {
+    "summary": "A model: spec, seq, number of features, progressive scores, SHA-256 of its state",
+    "responses": {200: _ok("The model", _MODEL), **_problems(404, 503)},
+}
+PUT_MODEL: dict[str, Any] = {
+    "summary": "Create a model with a spec; what the spec leaves out has its default",
+    "responses": {
+        200: _ok("It existed with this spec", _MODEL),
+        201: _ok("Created", {**_MODEL, "seq": 0}),
+        **_problems(400, 409, 413, 415, 422, 503, 507),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/Spec"},
+                    "example": {"learning_rate": 0.05, "l2": 0.0001},
+                }
+            },
+        }
+    },
+}
+DELETE_MODEL: dict[str, Any] = {
+    "summary": "Remove a model with its log, ids and snapshots; `default` reappears empty",
+    "responses": {204: {"description": "Removed"}, **_problems(404, 503, 507)},
+}
+GET_WEIGHTS: dict[str, Any] = {
+    "summary": "The weights by feature name, and the bias",
+    "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 422, 503)},
+}
+CROSSCHECK: dict[str, Any] = {
+    "summary": "Replay the model's log through river and compare every weight, in another process",
+    "responses": {
+        200: _ok(
+            "The largest difference",
+            {
+                "model": "default",
+                "seq": 45312,
+                "events": 45312,
+                "not_taken": 0,
+                "features": 6,
+                "max_abs_diff": 0.0,
+                "max_ulp": 0,
+                "feature": None,
+                "bias_ulp": 0,
+                "equal": True,
+                "river": "0.26.1",
+                "replay_equal": True,
+                "sha256": _MODEL["sha256"],
+            },
+        ),
+        **_problems(404, 429, 500, 503),
+    },
+}
+
+
+def _hot(verb: str, summary: str, description: str, body: Any, one: Any, lines: Any) -> dict[str, Any]:
+    """The operation of a hot path: one, an array, or a stream."""
+    example = _EVENT if verb == "learn" else _QUESTION
+    ndjson = "\n".join(msgspec.json.encode(example).decode() for _ in range(2)) + "\n"
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+    stream_reply = {"schema": {"type": "string"}, "example": lines} if isinstance(lines, str) else None
+    reply: dict[str, Any] = {
+        "application/json": {
+            "schema": {
+                "anyOf": [_schema_of(one), {"type": "array", "items": _schema_of(one)}]
+                + ([] if stream_reply else [_schema_of(lines)])
+            },
+            "examples": {"one": {"value": one}, "array": {"value": [one]}},
+        }
+    }
+    if stream_reply:
+        reply["application/x-ndjson"] = stream_reply
+    else:
+        reply["application/json"]["examples"]["stream"] = {"value": lines}
+    learn_only = (409, 507) if verb == "learn" else ()
+    return {
+        "tags": [verb],
+        "summary": summary,
+        "description": description,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [schema, {"type": "array", "items": schema}]},
+                    "examples": {"one": {"value": example}, "array": {"value": [example]}},
+                },
+                "application/x-ndjson": {"schema": {"type": "string"}, "example": ndjson},
+            },
+        },
+        "responses": {
+            "200": {"description": "Learned, and on disk" if verb == "learn" else "Predicted", "content": reply},
+            **{str(k): v for k, v in _problems(400, 404, 405, 413, 415, 422, 500, 503, *learn_only).items()},
+        },
+    }
+
+
+def extend(api: FastAPI) -> None:
+    """Add the hot paths, and the schemas that the routes name, to the OpenAPI document."""
+    original = api.openapi
+
+    def document() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            whole = original()
+            _, schemas = msgspec.json.schema_components(
+                [wire.Event, wire.Question], ref_template="#/components/schemas/{name}"
+            )
+            spec = TypeAdapter(Spec).json_schema()
+            whole.setdefault("components", {}).setdefault("schemas", {}).update(
+                {**schemas, "Spec": spec, "Problem": _PROBLEM}
+            )
+            whole["paths"].update(_hot_paths())
+            api.openapi_schema = whole
+        return api.openapi_schema
+
+    api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _hot_paths() -> dict[str, Any]:
+    learn = _hot(
+        "learn",
+        "Learn: one gradient step for each event, durable when the reply comes",
+        "`p` and `loss` are of the prediction made before the step. With an `id` an event is learned once, however "
+        "often it is sent. An array is all or nothing; a stream of NDJSON stops at the first line that is wrong, and "
+        "what stood before it stays learned. If a name stands twice in one JSON object, the last wins.",
+        wire.Event,
+        _LEARNED,
+        _LEARNED_MANY,
+    )
+    predict = _hot(
+        "predict",
+        "Predict from the model as it stands",
+        "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not "
+        "seen add nothing.",
+        wire.Question,
+        _PREDICTED,
+        msgspec.json.encode(_PREDICTED).decode() + "\n",
+    )
+    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "default"}
+    return {
+        "/learn": {"post": {**learn, "operationId": "learn"}},
+        "/predict": {"post": {**predict, "operationId": "predict"}},
+        "/models/{model}/learn": {"post": {**learn, "operationId": "learn_model", "parameters": [name]}},
+        "/models/{model}/predict": {"post": {**predict, "operationId": "predict_model", "parameters": [name]}},
+    }

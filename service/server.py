@@ -1,0 +1,87 @@
+"""Running the service: uvicorn, signals, and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from service import errors
+from service.app import Service
+from service.settings import Settings
+from service.store import FolderLock
+
+logger = logging.getLogger("onestep")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with this service's way to stop.
+
+    SIGTERM: /readyz says 503 for `drain_seconds`, while everything is served, so that a load balancer can turn away;
+    then no new connections, requests in flight are answered, streams are ended between two pieces, the last snapshots
+    are written, and the exit code is 0. SIGINT (Ctrl-C), or a second signal: the same without the wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_seconds = service.settings.drain_seconds
+        service.engine.on_failure = self._stop_now
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would raise the signal again after a graceful stop, and the exit code would tell of a crash."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGINT, self._stop_now)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _drain(self) -> None:
+        if self._service.engine.state != "ready":
+            self._stop_now()
+            return
+        self._service.engine.drain()
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._stop_now)
+
+    def _stop_now(self) -> None:
+        self._service.engine.drain()
+        self._service.engine.streams_end = True
+        self.should_exit = True
+
+
+def serve(settings: Settings, lock: FolderLock) -> int:
+    """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    service = Service(settings)
+    config = uvicorn.Config(
+        service,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        backlog=2048,
+    )
+    try:
+        listener = socket.create_server((settings.host, settings.port), backlog=2048)
+    except OSError as error:
+        raise errors.CannotListen(host=settings.host, port=settings.port, reason=error.strerror) from None
+    host, port = listener.getsockname()[:2]
+    logger.info("onestep serves http://%s:%d from %s", host, port, settings.data)
+    Server(config, service).run(sockets=[listener])
+    lock.release()
+    return 0 if service.engine.failure is None else 1

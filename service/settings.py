@@ -1,0 +1,47 @@
+"""Every setting. `onestep serve --queue-events 1000` and `ONESTEP_QUEUE_EVENTS=1000` are the same; the flag wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The service's settings: each with its unit, default and reason."""
+
+    model_config = SettingsConfigDict(env_prefix="ONESTEP_", extra="forbid", frozen=True)
+
+    data: Path = Field(Path("data"), description="Folder of the log and the snapshots; made if it is not there.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(
+        16 * 2**20, ge=1024, description="Largest JSON body, in bytes; past it 413. NDJSON is not limited by it."
+    )
+    max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
+    max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
+    queue_events: int = Field(
+        65_536,
+        ge=1,
+        description="Events that may wait for the writer; past it 503, while streams are read more slowly.",
+    )
+    commit_events: int = Field(
+        8_192,
+        ge=1,
+        description="Events in one commit, about: more share the price of a sync, fewer are sooner learned.",
+    )
+    stream_events: int = Field(1_000, ge=1, description="Events of an NDJSON body that are learned in one piece.")
+    window: int = Field(1_000, ge=1, description="Last events that the windowed scores cover.")
+    snapshot_seconds: float = Field(
+        1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."
+    )
+    drain_seconds: float = Field(
+        1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."
+    )
+    shutdown_seconds: float = Field(
+        5.0, gt=0, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
+    )
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="What is logged: debug, info, warning or error."
+    )

@@ -1,0 +1,534 @@
+"""The log and the snapshots: one SQLite file, `log.db`, in the data folder.
+
+What is promised: when `commit` returns, the events are on disk and synced. A commit is one transaction: one row for
+each model in it, however many events, because an event a row costs three times as much.
+
+    models           name and spec of each model
+    names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
+    batches          the log: n events as arrays (codec.py), from `first_seq` on; rows of a model join without a gap
+    ids              event id -> seq and fingerprint: what makes an event with an id learned once
+    snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
+    purges           models deleted whose rows are not all gone yet
+    log_end          one row: the number of the last commit, and a checksum over all commits so far
+
+What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
+its checksum at the end:
+
+    models      1 | default | {"rule":"sgd","learning_rate":0.01,...}
+    names       1 | 0 | 2 | age\\0country=FR\\0
+    batches     1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
+    log_end     2
+
+SQLite checks no pages, so every row that matters carries a CRC-32 of its contents, and a damaged one is refused, never
+learned.
+
+SQLite ends its write-ahead log at the first frame that is damaged and says nothing: one flipped bit can lose hundreds
+of acknowledged commits. So after each sync and before the reply the commit's number and checksum are written (not
+synced) to the file `last-commit` beside the database. A log that ends before it refuses to open.
+
+One connection writes and checkpoints, this one. All others are read-only: SQLite before 3.51.3 has a rare race that
+needs a second writer or checkpointer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import struct
+import time
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.features import Batch
+from service import codec, errors
+
+APPLICATION_ID = 0x0E57E901
+FORMAT = 1
+SNAPSHOT_CHUNK = 1 << 20
+KEPT_SNAPSHOTS = 2
+PURGE_ROWS = 200
+JOINED_EVENTS = 20_000
+
+_SCHEMA = """
+CREATE TABLE log_end (
+    one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+INSERT INTO log_end VALUES (1, 0, 0);
+CREATE TABLE models (
+    model INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE names (
+    model INTEGER NOT NULL, first_column INTEGER NOT NULL, count INTEGER NOT NULL, names BLOB NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (model, first_column)
+) STRICT;
+CREATE TABLE batches (
+    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL, written_at REAL NOT NULL,
+    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
+) STRICT;
+CREATE TABLE ids (
+    model INTEGER NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, fingerprint INTEGER NOT NULL,
+    PRIMARY KEY (model, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE snapshots (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunks INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+CREATE TABLE snapshot_chunks (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunk INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq, chunk)
+) STRICT;
+CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
+"""
+
+_PURGED = {"batches": "rowid", "names": "rowid", "snapshots": "rowid", "snapshot_chunks": "rowid", "ids": "id"}
+"""Tables with rows of a model, and what tells those rows apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model as the store knows it: its key, its name, and its spec as JSON types."""
+
+    key: int
+    name: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewId:
+    """The id of an event, the seq that it gets, and its fingerprint (`core.features.fingerprints`)."""
+
+    id: str
+    seq: int
+    fingerprint: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBatch:
+    """What one commit adds to one model: events from `first_seq` on, the feature names that they bring, their ids."""
+
+    model: int
+    first_seq: int
+    batch: Batch
+    first_column: int
+    names: Sequence[str]
+    ids: Sequence[NewId]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A learner's state at a seq."""
+
+    seq: int
+    state: dict[str, Any]
+
+
+def _crc(*parts: bytes | int | str | float) -> int:
+    """CRC-32 of the parts, each with its kind of fixed width or its length before it."""
+    crc = 0
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode()  # noqa: PLW2901
+        if isinstance(part, bytes):
+            crc = zlib.crc32(part, zlib.crc32(struct.pack("<Q", len(part)), crc))
+        else:
+            crc = zlib.crc32(struct.pack("<d" if isinstance(part, float) else "<q", part), crc)
+    return crc
+
+
+class FolderLock:
+    """An exclusive lock on a data folder, held as long as the process lives. The file names the holder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise errors.FolderInUse(folder=str(folder), holder=holder) from None
+        self._file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class LogReader:
+    """Reads a data folder, also one that a service is using, and changes nothing in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = self._connect()
+        self._check_format()
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / "log.db"
+        if not path.is_file():
+            raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+
+    def _check_format(self) -> None:
+        try:
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+        if application != APPLICATION_ID:
+            raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
+        if found > FORMAT:
+            raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.DatabaseError as error:
+            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self.folder), reason=reason)
+
+    def models(self) -> list[StoredModel]:
+        """Every model, in order of creation."""
+        models = []
+        for key, name, spec, checksum in self._rows("SELECT model, name, spec, checksum FROM models ORDER BY model"):
+            if checksum != _crc(key, name, spec):
+                raise self._damaged(f"the row of model {name!r} has a wrong checksum")
+            models.append(StoredModel(key, name, json.loads(spec)))
+        return models
+
+    def names(self, model: int) -> list[str]:
+        """A model's feature names, in column order."""
+        names: list[str] = []
+        query = "SELECT first_column, count, names, checksum FROM names WHERE model = ? ORDER BY first_column"
+        for first_column, count, data, checksum in self._rows(query, model):
+            if checksum != _crc(model, first_column, count, data):
+                raise self._damaged(f"the feature names from column {first_column} on have a wrong checksum")
+            if first_column != len(names):
+                raise self._damaged(f"the feature names of columns {len(names)} to {first_column - 1} are missing")
+            names += data.decode().split("\0")[:-1]
+        return names
+
+    def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
+        """The events of a model with seq > `after` (and, with `up_to`, <= that), in order; damage and gaps are refused.
+
+        Rows are joined to batches of thousands of events: learning them a row at a time would cost more than the steps.
+        """
+        last = after
+        while True:
+            joined: list[Batch] = []
+            first = last
+            # A query for each batch: one that stayed open would keep SQLite from reusing its write-ahead log.
+            rows = self._rows(
+                "SELECT first_seq, events, written_at, payload, checksum FROM batches "
+                "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
+                model,
+                last,
+            )
+            for row in rows:
+                if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
+                    break
+                joined.append(self._batch(model, last + 1, *row))
+                last += len(joined[-1])
+            rows.close()
+            if not joined:
+                return
+            yield Batch.concatenate(joined)
+
+    def _batch(
+        self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
+    ) -> Batch:
+        if first_seq != expected:
+            raise self._damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
+        if checksum != _crc(model, first_seq, events, written_at, payload):
+            raise self._damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")
+        try:
+            batch = codec.decode_batch(payload)
+        except ValueError as error:
+            raise self._damaged(f"the events from seq {first_seq} on cannot be read: {error}") from None
+        if len(batch) != events:
+            raise self._damaged(f"there are {len(batch)} events at seq {first_seq}, not {events}")
+        return batch
+
+    def last_seq(self, model: int) -> int:
+        """The seq of a model's newest event, 0 without one."""
+        query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
+        return next((seq for (seq,) in self._rows(query, model)), 0)
+
+    def snapshot_seqs(self, model: int) -> list[int]:
+        """The seqs of a model's snapshots, the newest first."""
+        return [seq for (seq,) in self._rows("SELECT seq FROM snapshots WHERE model = ? ORDER BY seq DESC", model)]
+
+    def snapshot(self, model: int, seq: int) -> Snapshot:
+        """The snapshot of a model at a seq; LogDamaged if it cannot be used."""
+        what = f"the snapshot at seq {seq}"
+        for chunks, checksum in self._rows(
+            "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?", model, seq
+        ):
+            parts = []
+            query = "SELECT chunk, data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? ORDER BY chunk"
+            for chunk, data, chunk_checksum in self._rows(query, model, seq):
+                if chunk_checksum != _crc(model, seq, chunk, data):
+                    raise self._damaged(f"{what} has a wrong checksum")
+                parts.append(data)
+            if len(parts) != chunks or checksum != _crc(model, seq, chunks):
+                raise self._damaged(f"{what} is not whole")
+            try:
+                return Snapshot(seq, codec.decode_state(b"".join(parts)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._damaged(f"{what} cannot be read: {error}") from None
+        raise self._damaged(f"{what} is not there")
+
+    def log_end(self) -> tuple[int, int]:
+        """The number of the last commit, and the checksum over all."""
+        for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
+            return number, checksum
+        raise self._damaged("the row of its last commit is missing")
+
+    def integrity(self) -> list[str]:
+        """What SQLite's own check finds wrong; empty if nothing."""
+        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
+class Store(LogReader):
+    """The one writer of a data folder. Its methods are called by one thread at a time.
+
+    Raises DiskFull where there is no room, and then nothing was written; StorageFailed where writing or syncing failed,
+    and then the service must stop: what a failed sync left on disk is not known, and trying again would not tell.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._mark_path = folder / "last-commit"
+        super().__init__(folder)
+        self._number, self._checksum = self.log_end()
+        self._mark = self._open_mark()
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / "log.db"
+        if not path.exists():
+            self._create(path)
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            # FULL: a commit is synced before it returns.
+            db.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+            )
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from None
+        return db
+
+    def _create(self, path: Path) -> None:
+        """A new log, made under another name and renamed: a crash on the way leaves no half-made one."""
+        if self._mark_path.exists():
+            raise self._damaged("log.db is missing, but last-commit is there")
+        new = path.with_name("log.db.new")
+        new.unlink(missing_ok=True)
+        db = sqlite3.connect(new, isolation_level=None)
+        db.executescript(
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
+            f"BEGIN; {_SCHEMA} COMMIT;"
+        )
+        db.close()
+        new.rename(path)
+        sync_folder(self.folder)
+
+    # -- the file beside the log that remembers how far it went
+
+    def _open_mark(self) -> int:
+        """Check that the log has not become shorter, and open the file for the commits to come."""
+        marked = read_mark(self.folder)
+        if marked is None and self._number > 0:
+            raise errors.LogDamaged(folder=str(self.folder), reason="its file last-commit is missing or unreadable")
+        if marked is not None and marked[0] > self._number:
+            raise errors.LogEndsEarly(folder=str(self.folder), log=self._number, mark=marked[0])
+        if marked is not None and marked[0] == self._number and marked[1] != self._checksum:
+            raise self._damaged("its last commit is not the one that was acknowledged")
+        fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.pwrite(fd, encode_mark(self._number, self._checksum), 0)
+        os.fsync(fd)
+        sync_folder(self.folder)
+        return fd
+
+    # -- writing
+
+    @contextmanager
+    def _transaction(self) -> Iterator[list[int]]:
+        """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums."""
+        checksums: list[int] = []
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield checksums
+            number, checksum = self._number + 1, _crc(self._checksum, *checksums)
+            self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
+            self._db.execute("COMMIT")
+            # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
+            os.pwrite(self._mark, encode_mark(number, checksum), 0)
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+        except BaseException:
+            self._roll_back()
+            raise
+        self._number, self._checksum = number, checksum
+
+    def _failed(self, error: sqlite3.Error | OSError) -> errors.OnestepError:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            self._roll_back()
+            return errors.DiskFull()
+        return errors.StorageFailed(reason=str(error))
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def commit(self, batches: Sequence[ModelBatch]) -> None:
+        """Write what one turn of the writer gathered, and sync it."""
+        written_at = time.time()
+        with self._transaction() as checksums:
+            for part in batches:
+                if part.names:
+                    checksums.append(self._insert_names(part.model, part.first_column, part.names))
+                payload = codec.encode_batch(part.batch)
+                checksum = _crc(part.model, part.first_seq, len(part.batch), written_at, payload)
+                row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
+                self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+                checksums.append(checksum)
+                if part.ids:
+                    self._insert_ids(part.model, part.ids)
+
+    def _insert_names(self, model: int, first_column: int, names: Sequence[str]) -> int:
+        data = "".join(name + "\0" for name in names).encode()
+        checksum = _crc(model, first_column, len(names), data)
+        self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", (model, first_column, len(names), data, checksum))
+        return checksum
+
+    def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
+        # One statement for all: each statement gives up the GIL and must win it back.
+        rows = json.dumps([[new.id, new.seq, new.fingerprint] for new in ids])
+        self._db.execute(
+            "INSERT INTO ids SELECT ?, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)", (model, rows)
+        )
+
+    def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], tuple[int, int]]:
+        """(model, id) -> (seq, fingerprint) for those of the wanted ids that were learned."""
+        query = "SELECT id, seq, fingerprint FROM ids WHERE model = ? AND id IN (SELECT value FROM json_each(?))"
+        try:
+            return {
+                (model, found): (seq, fingerprint)
+                for model, ids in wanted.items()
+                for found, seq, fingerprint in self._db.execute(query, (model, json.dumps(ids)))
+            }
+        except sqlite3.Error as error:
+            raise errors.StorageFailed(reason=str(error)) from error
+
+    def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
+        """A new model."""
+        with self._transaction() as checksums:
+            return self._insert_model(name, spec, checksums)
+
+    def _insert_model(self, name: str, spec: dict[str, Any], checksums: list[int]) -> StoredModel:
+        text = json.dumps(spec, separators=(",", ":"))
+        insert = "INSERT INTO models (name, spec, checksum) VALUES (?, ?, 0) RETURNING model"
+        ((key,),) = self._db.execute(insert, (name, text)).fetchall()
+        checksums.append(_crc(key, name, text))
+        self._db.execute("UPDATE models SET checksum = ? WHERE model = ?", (checksums[-1], key))
+        return StoredModel(key, name, spec)
+
+    def delete_model(self, model: StoredModel, successor: dict[str, Any] | None = None) -> StoredModel | None:
+        """Remove a model. Its rows go later, with `purge`. With a spec as `successor`, a new model takes its name."""
+        with self._transaction() as checksums:
+            self._db.execute("DELETE FROM models WHERE model = ?", (model.key,))
+            self._db.execute("INSERT INTO purges VALUES (?)", (model.key,))
+            return None if successor is None else self._insert_model(model.name, successor, checksums)
+
+    def purge(self) -> bool:
+        """Remove some rows of deleted models, in one short commit; whether there may be more."""
+        doomed = [key for (key,) in self._rows("SELECT model FROM purges LIMIT 1")]
+        if not doomed:
+            return False
+        with self._transaction():
+            for table, key in _PURGED.items():
+                # The table and key are ours, not a caller's.
+                some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {PURGE_ROWS}"  # noqa: S608
+                gone = self._db.execute(f"DELETE FROM {table} WHERE model = ?1 AND {key} IN ({some})", doomed)  # noqa: S608
+                if gone.rowcount:
+                    return True
+            self._db.execute("DELETE FROM purges WHERE model = ?", doomed)
+        return True
+
+    def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
+        """Write a snapshot in chunks, one short commit for each step of the iterator.
+
+        The last step makes it valid, and removes those before the last `KEPT_SNAPSHOTS`.
+        """
+        data = codec.encode_state(snapshot.state)
+        key = (model, snapshot.seq)
+        with self._transaction():  # what a crash left of the same one
+            self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)
+        yield
+        chunks = range(0, len(data), SNAPSHOT_CHUNK)
+        for chunk, start in enumerate(chunks):
+            part = data[start : start + SNAPSHOT_CHUNK]
+            with self._transaction() as checksums:
+                checksums.append(_crc(*key, chunk, part))
+                self._db.execute(
+                    "INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, part, checksums[0])
+                )
+            yield
+        with self._transaction() as checksums:
+            checksums.append(_crc(*key, len(chunks)))
+            self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (*key, len(chunks), checksums[0]))
+            older = self.snapshot_seqs(model)[KEPT_SNAPSHOTS:]
+            for seq in older:
+                self._db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", (model, seq))
+            oldest = self.snapshot_seqs(model)[-1]
+            self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._mark)
+
+
+# -- the file last-commit
+
+_MARK = struct.Struct("<QI")
+
+
+def encode_mark(number: int, checksum: int) -> bytes:
+    """The bytes of `last-commit`: number and checksum of a commit, and a checksum of the two."""
+    body = _MARK.pack(number, checksum)
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def read_mark(folder: Path) -> tuple[int, int] | None:
+    """Number and checksum of the last commit that was acknowledged; None if the file is not there or damaged."""
+    try:
+        data = (folder / "last-commit").read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
+        return None
+    number, checksum = _MARK.unpack_from(data)
+    return number, checksum
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries: without it, a file that was made or renamed may be gone after a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

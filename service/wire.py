@@ -1,0 +1,201 @@
+"""Bytes <-> events: JSON and NDJSON.
+
+msgspec checks the shape while it reads, which costs nothing extra. Only when it finds something wrong is the event
+read again, slowly, to name the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from service import errors
+
+MAX_ID = 256
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A labelled event, as `/learn` takes it."""
+
+    x: dict[str, float | bool | str] | list[float | bool]
+    y: float | bool
+    id: str | None = None
+    weight: float = 1.0
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What to predict, as `/predict` takes it."""
+
+    x: dict[str, float | bool | str] | list[float | bool]
+
+
+class Learned(msgspec.Struct):
+    """The reply to one learned event."""
+
+    model: str
+    seq: int
+    p: float | None
+    loss: float | None
+    duplicate: bool
+
+
+class LearnedMany(msgspec.Struct):
+    """The reply to a stream of learned events."""
+
+    model: str
+    learned: int
+    duplicates: int
+    first_seq: int | None
+    last_seq: int | None
+    loss: float | None
+
+
+class Predicted(msgspec.Struct):
+    """The reply to one prediction."""
+
+    model: str
+    p: float
+    y: bool
+    seq: int
+
+
+Body = TypeVar("Body", Event, Question)
+
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode
+"""A reply as JSON; a float as the shortest text that reads back to the same float."""
+
+_pieces = msgspec.json.Decoder(list[msgspec.Raw])
+_event = msgspec.json.Decoder(Event)
+_question = msgspec.json.Decoder(Question)
+
+
+def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
+    """One event of `/learn`. `at` says where it stands, for the message: "[3]" or "line 7"."""
+    event = _decode(_event, data, at)
+    if event.id is not None and (not 0 < len(event.id) <= MAX_ID or "\0" in event.id):
+        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters, none a zero byte")
+    return event
+
+
+def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
+    """One question of `/predict`."""
+    return _decode(_question, data, at)
+
+
+def is_array(body: bytes) -> bool:
+    """Whether a JSON body is an array."""
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def split_array(body: bytes) -> list[msgspec.Raw]:
+    """The elements of a JSON array, still as bytes."""
+    try:
+        return _pieces.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error, "") from None
+
+
+async def split_lines(chunks: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """The lines of an NDJSON body with their numbers from 1, as they arrive; blank ones are left out."""
+    rest, number = b"", 0
+    async for chunk in chunks:
+        *complete, rest = (rest + chunk).split(b"\n")
+        lines = list(enumerate(complete, number + 1))
+        number += len(lines)
+        too_long = next((n for n, line in [*lines, (number + 1, rest)] if len(line) > max_line_bytes), None)
+        yield [(n, line) for n, line in lines if line.strip() and (too_long is None or n < too_long)]
+        if too_long is not None:
+            raise errors.LineTooLong(line=too_long, limit=max_line_bytes)
+    if rest.strip():
+        yield [(number + 1, rest)]
+
+
+# -- what is wrong, and where
+
+
+def _decode(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _diagnose(error, decoder.type, bytes(data), at) from None
+
+
+def path(at: str, field: str) -> str:
+    """The path of a field: "y", "[3].y", or "line 7: y"."""
+    return field if not at else f"{at}.{field}" if at.startswith("[") else f"{at}: {field}"
+
+
+def _malformed(error: Exception, at: str) -> errors.MalformedJson:
+    reason = str(error)
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
+    elif isinstance(error, UnicodeDecodeError):
+        reason = "it is not UTF-8"
+    where = f"{at} " if at else "The body "
+    return errors.MalformedJson(where=where, reason=reason.removeprefix("JSON is malformed: "))
+
+
+def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.OnestepError:
+    """The error that names the first field that is wrong."""
+    if not isinstance(error, msgspec.ValidationError):
+        return _malformed(error, at)
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        return errors.InvalidEvent(field=at or "body", reason='must be an object like {"x": {"age": 31}, "y": 1}')
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
+        return _malformed(malformed, at)
+    for field, reason in _wrong_fields(fields, shape):
+        return errors.InvalidEvent(field=path(at, field), reason=reason)
+    return errors.InvalidEvent(field=at or "body", reason=str(error))
+
+
+def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:
+    known = {field.name: field for field in msgspec.structs.fields(shape)}
+    for name in fields:
+        if name not in known:
+            yield name[:64], f"is not a field; the fields are {', '.join(known)}"
+    for name, field in known.items():
+        if name not in fields:
+            if field.required:
+                yield name, "is missing"
+        elif name == "x":
+            yield from _wrong_features(fields["x"])
+        elif not _is(fields[name], field.type):
+            yield (
+                name,
+                {
+                    "y": "must be 0, 1, true or false",
+                    "id": f"must be a string of 1 to {MAX_ID} characters",
+                    "weight": "must be a number above 0",
+                }[name],
+            )
+
+
+def _wrong_features(x: msgspec.Raw) -> Iterator[tuple[str, str]]:
+    try:
+        features: dict[str, msgspec.Raw] = msgspec.json.decode(x, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        try:
+            elements = msgspec.json.decode(x, type=list[msgspec.Raw])
+        except msgspec.ValidationError:
+            yield "x", "must be an object of features or an array of numbers"
+            return
+        for i, element in enumerate(elements):
+            if not _is(element, float | bool):
+                yield f"x[{i}]", "must be a finite number"
+        return
+    for name, value in features.items():
+        if not _is(value, float | bool | str):
+            yield f"x.{name[:64]}", "must be a finite number, a string, true or false"
+
+
+def _is(data: msgspec.Raw, kind: Any) -> bool:
+    try:
+        msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,322 @@
+"""Equal to river, bit for bit: against river itself, and what `core.parity` says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import random
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from river import linear_model, optim
+from streams import Event, sample_weights, stream
+
+from core import Learner, Spec
+from core.parity import CrossCheck, Report, crosscheck, river_twin, ulp_distance
+
+# Each variant: our spec, and the river model that is its oracle, written out side by side.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {"optimizer": optim.SGD(0.01), "intercept_lr": 0.01}),
+    "l2": (
+        {"learning_rate": 0.05, "l2": 0.01},
+        {"optimizer": optim.SGD(0.05), "intercept_lr": 0.05, "l2": 0.01},
+    ),
+    "l1": (
+        {"learning_rate": 0.05, "l1": 0.003},
+        {"optimizer": optim.SGD(0.05), "intercept_lr": 0.05, "l1": 0.003},
+    ),
+    "clip": (
+        {"learning_rate": 0.03, "clip": 0.2},
+        {"optimizer": optim.SGD(0.03), "intercept_lr": 0.03, "clip_gradient": 0.2},
+    ),
+    "small learning rate": ({"learning_rate": 1e-5}, {"optimizer": optim.SGD(1e-5), "intercept_lr": 1e-5}),
+    "learning rate of a third": ({"learning_rate": 1 / 3}, {"optimizer": optim.SGD(1 / 3), "intercept_lr": 1 / 3}),
+    "large learning rate": ({"learning_rate": 7.7}, {"optimizer": optim.SGD(7.7), "intercept_lr": 7.7}),
+    "separate bias rate": (
+        {"learning_rate": 0.1, "bias_learning_rate": 0.007},
+        {"optimizer": optim.SGD(0.1), "intercept_lr": 0.007},
+    ),
+    "bias left alone": (
+        {"learning_rate": 0.1, "bias_learning_rate": 0.0},
+        {"optimizer": optim.SGD(0.1), "intercept_lr": 0.0},
+    ),
+    "clip, l2 and a separate bias rate": (
+        {"learning_rate": 0.3, "bias_learning_rate": 0.01, "l2": 1e-4, "clip": 0.5},
+        {"optimizer": optim.SGD(0.3), "intercept_lr": 0.01, "l2": 1e-4, "clip_gradient": 0.5},
+    ),
+}
+STREAMS = ["Phishing", "Bananas", "Shuttle"]
+
+
+def river_model(variant: str) -> linear_model.LogisticRegression:
+    """A fresh oracle: an optimizer of river's counts its steps."""
+    arguments = dict(VARIANTS[variant][1])
+    optimizer = optim.SGD(arguments.pop("optimizer").lr.learning_rate)
+    return linear_model.LogisticRegression(optimizer=optimizer, **arguments)
+
+
+def assert_equal_after(events: Sequence[Event], weights: Sequence[float], variant: str) -> None:
+    """Both sides learn the same events; then every weight and the bias are equal, not close."""
+    ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+    outcome = ours.learn_many([x for x, _ in events], [y for _, y in events], weights)
+    for (x, y), w in zip(events, weights, strict=True):
+        theirs.learn_one(x, y, w)
+    assert outcome.learned.all()
+    assert any(w != 0.0 for w in theirs.weights.values())  # the stream taught river something to compare
+    assert ours.weights_by_name() == theirs.weights
+    assert ours.bias == theirs.intercept
+
+
+def events_for(name: str, variant: str) -> tuple[Event, ...]:
+    return stream(name, 8_000 if name == "Shuttle" and variant != "plain" else None)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_weight_and_the_bias_equal_rivers(name: str, variant: str) -> None:
+    events = events_for(name, variant)
+    assert_equal_after(events, [1.0] * len(events), variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_weight_and_the_bias_equal_rivers_with_sample_weights(name: str, variant: str) -> None:
+    events = events_for(name, variant)
+    assert_equal_after(events, sample_weights(len(events)), variant)
+
+
+def test_rivers_own_defaults_are_ours() -> None:
+    events, ours, theirs = stream("Phishing"), Learner(), linear_model.LogisticRegression()
+    for x, y in events:
+        ours.learn_one(x, y)
+        theirs.learn_one(x, y)
+    assert ours.weights_by_name() == theirs.weights
+    assert ours.bias == theirs.intercept
+
+
+@pytest.mark.parametrize("variant", ["plain", "l1", "clip, l2 and a separate bias rate"])
+def test_every_progressive_probability_equals_rivers(variant: str) -> None:
+    ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+    for x, y in stream("Phishing"):
+        assert ours.predict_proba_one(x) == theirs.predict_proba_one(x)
+        ours.learn_one(x, y)
+        theirs.learn_one(x, y)
+
+
+def test_the_probabilities_that_learning_reports_are_rivers_before_each_step() -> None:
+    events, theirs = stream("Bananas"), river_model("plain")
+    reported = Learner().learn_many([x for x, _ in events], [y for _, y in events]).probabilities.tolist()
+    for (x, y), p in zip(events, reported, strict=True):
+        assert theirs.predict_proba_one(x)[True] == p
+        theirs.learn_one(x, y)
+
+
+def test_events_with_few_of_many_features_in_any_order_equal_rivers() -> None:
+    """Sparse events: features come late, leave out, and change their order, which decides the bits of the score."""
+    numbers = random.Random(11)
+    names = [f"f{i}" for i in range(200)]
+    for variant in VARIANTS:
+        ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+        for _ in range(400):
+            x = {name: numbers.gauss(0, 2) for name in numbers.sample(names, numbers.randrange(0, 20))}
+            y, w = numbers.randrange(2), numbers.choice([1.0, 0.3, 4.1])
+            assert ours.predict_proba_one(x) == theirs.predict_proba_one(x)
+            ours.learn_one(x, y, w)
+            theirs.learn_one(x, y, w)
+        assert ours.weights_by_name() == theirs.weights, variant
+        assert ours.bias == theirs.intercept, variant
+
+
+# -- core.parity
+
+
+def checked(spec: Spec, name: str = "Phishing", count: int = 400) -> CrossCheck:
+    check = CrossCheck(spec)
+    for (x, y), w in zip(stream(name, count), sample_weights(count), strict=True):
+        check.learn_one(x, y, w)
+    return check
+
+
+def own_report(check: CrossCheck) -> Report:
+    return check.compare(check.learner.weights_by_name(), check.learner.bias)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_cross_check_finds_equality(variant: str) -> None:
+    events, weights = stream("Phishing"), sample_weights(1250)
+    report = crosscheck(((x, y, w) for (x, y), w in zip(events, weights, strict=True)), Spec(**VARIANTS[variant][0]))
+    assert report == Report(
+        events=1250,
+        not_taken=0,
+        features=9,
+        max_abs_diff=0.0,
+        max_ulp=0,
+        feature=None,
+        bias_ulp=0,
+        equal=True,
+        river=importlib.metadata.version("river"),
+    )
+
+
+def test_the_cross_check_learns_the_defaults_unless_told_otherwise() -> None:
+    check, events = CrossCheck(Spec()), [(x, y, 1.0) for x, y in stream("Bananas", 300)]
+    for event in events:
+        check.learn_one(*event)
+    assert crosscheck(events) == own_report(check)
+    assert own_report(check).features == 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_river_twin_is_the_oracle_of_these_tests(variant: str) -> None:
+    twin, oracle = river_twin(Spec(**VARIANTS[variant][0])), river_model(variant)
+    for x, y in stream("Phishing", 300):
+        twin.learn_one(x, y)
+        oracle.learn_one(x, y)
+    assert twin.weights == oracle.weights
+    assert twin.intercept == oracle.intercept
+
+
+@pytest.mark.parametrize("towards", [math.inf, -math.inf])
+@pytest.mark.parametrize("feature", ["is_popular", "ip_in_url"])
+def test_the_cross_check_finds_a_weight_that_is_off_by_one_unit_in_the_last_place(feature: str, towards: float) -> None:
+    check = checked(Spec(learning_rate=0.1))
+    weights = check.learner.weights_by_name()
+    planted = math.nextafter(weights[feature], towards)
+    report = check.compare({**weights, feature: planted}, check.learner.bias)
+    assert not report.equal
+    assert report.feature == feature
+    assert (report.max_ulp, report.bias_ulp) == (1, 0)
+    assert report.max_abs_diff == abs(planted - weights[feature]) > 0
+
+
+def test_the_cross_check_finds_a_bias_that_is_off_by_one_unit_in_the_last_place() -> None:
+    check = checked(Spec(learning_rate=0.1))
+    bias = check.learner.bias
+    planted = math.nextafter(bias, math.inf)
+    report = check.compare(check.learner.weights_by_name(), planted)
+    assert not report.equal
+    assert report.feature is None  # the weights are equal
+    assert (report.max_ulp, report.bias_ulp) == (1, 1)
+    assert report.max_abs_diff == planted - bias > 0
+
+
+def test_the_cross_check_names_the_feature_with_the_largest_difference() -> None:
+    check = checked(Spec(learning_rate=0.1))
+    weights = check.learner.weights_by_name()
+    off_by_three = weights["long_url"]
+    for _ in range(3):
+        off_by_three = math.nextafter(off_by_three, math.inf)
+    planted = {**weights, "https": math.nextafter(weights["https"], math.inf), "long_url": off_by_three}
+    report = check.compare(planted, check.learner.bias)
+    assert (report.feature, report.max_ulp) == ("long_url", 3)
+
+
+def test_a_missing_weight_and_one_too_many_are_differences() -> None:
+    check = checked(Spec(learning_rate=0.1))
+    weights = check.learner.weights_by_name()
+    missing = {name: w for name, w in weights.items() if name != "https"}
+    report = check.compare(missing, check.learner.bias)
+    assert (report.equal, report.feature, report.max_abs_diff) == (False, "https", abs(weights["https"]))
+    report = check.compare({**weights, "made up": 0.5}, check.learner.bias)
+    assert (report.equal, report.feature, report.max_abs_diff) == (False, "made up", 0.5)
+
+
+def test_the_cross_check_finds_a_model_of_another_spec() -> None:
+    other = Learner(Spec(learning_rate=0.1, clip=0.3))
+    events = stream("Phishing", 400)
+    other.learn_many([x for x, _ in events], [y for _, y in events], sample_weights(400))
+    report = checked(Spec(learning_rate=0.1)).compare(other.weights_by_name(), other.bias)
+    assert not report.equal
+    assert report.max_ulp > 1000
+
+
+def test_the_cross_check_finds_that_a_stream_was_learned_in_another_order() -> None:
+    other, events = Learner(Spec(learning_rate=0.1)), list(stream("Phishing", 400))
+    weights = sample_weights(400)
+    for i in [1, 0, *range(2, 400)]:
+        other.learn_one(*events[i], weights[i])
+    assert not checked(Spec(learning_rate=0.1)).compare(other.weights_by_name(), other.bias).equal
+
+
+def test_a_step_that_is_not_taken_is_not_asked_of_river_either() -> None:
+    spec = Spec(learning_rate=1e250)
+    events = [({"a": 1.0}, 1, 1.0), ({"b": 1e90, "a": 0.0}, 0, 1.0), ({"a": -1e-200, "b": 0.5}, 1, 1.0)]
+    report = crosscheck(events, spec)
+    assert (report.events, report.not_taken, report.equal) == (3, 1, True)
+
+
+def test_text_booleans_and_arrays_are_cross_checked_too() -> None:
+    events = [
+        ({"age": 31, "country": "FR", "vip": True}, 1, 1.0),
+        ([0.25, -3.5], 0, 2.0),
+        ({"country": "DE", "vip": False, "0": 2.5}, 0, 1.0),
+        ({}, 1, 1.0),
+    ] * 20
+    report = crosscheck(events, Spec(learning_rate=0.3))
+    assert (report.equal, report.features, report.events) == (True, 6, 80)
+
+
+def test_hashed_features_are_cross_checked_too() -> None:
+    events = [({f"name {i % 37}": 1.0 + i, f"other {i % 11}": -0.5}, i % 2, 1.0) for i in range(300)]
+    report = crosscheck(events, Spec(learning_rate=0.01, hash_bits=3))
+    assert (report.equal, report.features) == (True, 8)
+
+
+def test_a_report_is_plain_values() -> None:
+    report = crosscheck([({"a": 1.0}, 1, 1.0)])
+    assert report.as_dict() == {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    assert {type(value) for value in report.as_dict().values()} <= {int, float, bool, str, type(None)}
+
+
+# -- units in the last place
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None, max_examples=200)
+@given(FINITE, FINITE)
+def test_the_distance_in_units_in_the_last_place_is_symmetric(a: float, b: float) -> None:
+    assert ulp_distance(a, b) == ulp_distance(b, a) >= 0
+
+
+@settings(deadline=None, max_examples=200)
+@given(FINITE, FINITE)
+def test_the_distance_is_zero_exactly_for_equal_numbers(a: float, b: float) -> None:
+    assert ulp_distance(a, a) == 0
+    assert (ulp_distance(a, b) == 0) == (a == b)
+
+
+@settings(deadline=None, max_examples=200)
+@given(FINITE, st.sampled_from([math.inf, -math.inf]))
+def test_the_next_number_is_one_away(a: float, towards: float) -> None:
+    following = math.nextafter(a, towards)
+    if math.isfinite(following):
+        assert ulp_distance(a, following) == 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(FINITE, FINITE)
+def test_distances_of_opposite_signs_go_through_zero(a: float, b: float) -> None:
+    a, b = abs(a), -abs(b)
+    assert ulp_distance(a, b) == ulp_distance(a, 0.0) + ulp_distance(0.0, b)
+
+
+@settings(deadline=None, max_examples=200)
+@given(FINITE, FINITE, FINITE)
+def test_distances_add_up_along_the_line(a: float, b: float, c: float) -> None:
+    a, b, c = sorted([a, b, c])
+    assert ulp_distance(a, c) == ulp_distance(a, b) + ulp_distance(b, c)
+
+
+def test_distances_by_hand() -> None:
+    assert ulp_distance(0.0, -0.0) == 0
+    assert ulp_distance(0.0, 5e-324) == ulp_distance(-0.0, 5e-324) == 1
+    assert ulp_distance(-5e-324, 5e-324) == 2
+    assert ulp_distance(1.0, 2.0) == 2**52
+    assert ulp_distance(1.0, 0.5) == 2**52
+    assert ulp_distance(0.0, 1.0) == struct.unpack("<q", struct.pack("<d", 1.0))[0]
