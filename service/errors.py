@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-
 _SHOWN = ("field", "line", "learned", "duplicates", "last_seq")
 
 

@@ -73,6 +73,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         log_level="warning",
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
         backlog=2048,
     )
