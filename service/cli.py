@@ -1,18 +1,29 @@
-"""The command line: serve, and look after data folders and models.
+"""The command line: serve, replay, cross-check, and look after models and data folders.
 
-Exit codes: 0 fine, 1 failed, 2 wrong usage.
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted. What is slow to import is imported by the command that
+needs it, so that help, and a second service on a folder, answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from typing import Any, NoReturn
-
-from pydantic import ValidationError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from service import errors
 from service.settings import Settings
+from service.terminal import Failed, WrongUsage, confirm, number, say, show
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.files import Source
+
+URL = "http://127.0.0.1:8000"
+DEFAULT = "default"
+LARGEST_BATCH = 100_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,10 +31,26 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
+    except Failed as failure:
+        say(str(failure))
+        return failure.exit_code
     except errors.OnestepError as error:
-        print(f"onestep: {error}", file=sys.stderr)
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
     return code
+
+
+# -- what can be asked
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,34 +58,348 @@ def _parser() -> argparse.ArgumentParser:
         prog="onestep", description="Online learning over HTTP, one gradient step an event."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the service")
-    for name, field in Settings.model_fields.items():
-        help_ = f"{field.description} Default {field.default}; in the environment ONESTEP_{name.upper()}."
-        serve.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=help_.replace("%", "%%"))
-    serve.set_defaults(run=_serve)
+    _add_serve(commands.add_parser("serve", help="run the service"))
+    _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
+    _add_crosscheck(commands.add_parser("crosscheck", help="compare a model with river: of a service, folder or file"))
+    _add_models(commands.add_parser("models", help="list, create, show and delete the models of a service"))
+    inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
+    inspect.add_argument("folder", metavar="DIR", type=Path)
+    inspect.set_defaults(run=_inspect)
+    repair = commands.add_parser("repair", help="accept that the end of a log is gone, after a copy")
+    repair.add_argument("folder", metavar="DIR", type=Path)
+    repair.add_argument("--yes", action="store_true", help="do not ask")
+    repair.set_defaults(run=_repair)
+    demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
+    demo.set_defaults(run=_demo)
     return parser
 
 
-def _usage(message: str) -> NoReturn:
-    print(f"onestep: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        help_ = f"{field.description} Default {field.default}; in the environment ONESTEP_{name.upper()}."
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=help_.replace("%", "%%"))
+    parser.set_defaults(run=_serve)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input")
+    _add_source(parser)
+    _add_url(parser)
+    _add_model(parser)
+    parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events of one request (1000)")
+    parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
+    parser.add_argument(
+        "--predict-first", action="store_true", help="ask for predictions of each piece before it is learned"
+    )
+    parser.add_argument(
+        "--retry-seconds", type=_seconds, default=60.0, metavar="S", help="how long to try without progress (60)"
+    )
+    ids = parser.add_mutually_exclusive_group()
+    ids.add_argument("--id-prefix", metavar="TEXT", help="an event's id is TEXT:row (the file's name)")
+    ids.add_argument("--no-ids", action="store_true", help="send no ids: what is sent twice is learned twice")
+    parser.set_defaults(run=_replay)
+
+
+def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="of this file, without a service")
+    _add_source(parser)
+    where = parser.add_mutually_exclusive_group()
+    _add_url(where, default=None)
+    where.add_argument("--data", type=Path, metavar="DIR", help="of the log in this data folder, which is only read")
+    _add_model(parser)
+    parser.add_argument("--spec", metavar="JSON", help="with FILE: the model's spec, as JSON or @file")
+    parser.set_defaults(run=_crosscheck)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="list|create|show|delete")
+    for name, help_, run in (
+        ("list", "every model", _models_list),
+        ("create", "a new model", _models_create),
+        ("show", "a model's spec, scores and state", _models_show),
+        ("delete", "remove a model with all it has learned", _models_delete),
+    ):
+        verb = verbs.add_parser(name, help=help_)
+        if name != "list":
+            verb.add_argument("name", metavar="NAME")
+        if name == "create":
+            verb.add_argument("--spec", metavar="JSON", default="{}", help="its spec, as JSON or @file")
+        if name == "delete":
+            verb.add_argument("--yes", action="store_true", help="do not ask")
+        _add_url(verb)
+        verb.set_defaults(run=run)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", metavar="COLUMN", help="the column, or key, of the label")
+    parser.add_argument("--positive", metavar="VALUE", help="the label that is 1; all others are 0")
+    parser.add_argument("--format", choices=("csv", "tsv", "ndjson", "libsvm"), help="(by the ending of the name)")
+    parser.add_argument("--id-column", metavar="COLUMN", help="the column, or key, of the event's id")
+
+
+def _add_url(parser: Any, default: str | None = URL) -> None:
+    parser.add_argument("--url", type=_url, default=default, help=f"of the service ({URL})")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"({DEFAULT})")
+
+
+def _url(text: str) -> str:
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL like {URL}")
+    return text
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number, 0 or more")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+# -- serve
 
 
 def _settings(flags: dict[str, Any]) -> Settings:
     """Settings from flags, then the environment, then defaults."""
+    from pydantic import ValidationError
+
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        _usage(f"--{name.replace('_', '-')} (ONESTEP_{name.upper()}): {first['msg']}, got {first['input']!r}")
+        flag = f"--{name.replace('_', '-')} (ONESTEP_{name.upper()})"
+        raise WrongUsage(f"{flag}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
-    from service.store import FolderLock
+    from service.lock import FolderLock
 
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
     from service.server import serve
 
     return serve(settings, lock)
+
+
+# -- replay and cross-check
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    from service.files import Source
+
+    return Source(arguments.file, arguments.format, arguments.label, arguments.positive, arguments.id_column)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from service.client import Client
+    from service.replay import Options, replay
+
+    source = _source(arguments)
+    options = Options(
+        name=source.name,
+        batch=arguments.batch,
+        id_prefix=arguments.id_prefix,
+        ids=not arguments.no_ids,
+        rate=arguments.rate,
+        retry_seconds=arguments.retry_seconds,
+        predict_first=arguments.predict_first,
+    )
+    with Client(arguments.url) as client:
+        return replay(source, client, arguments.model, options)
+
+
+def _crosscheck(arguments: argparse.Namespace) -> int:
+    if arguments.file is not None and (arguments.url or arguments.data):
+        raise WrongUsage("the cross-check is of FILE, of --url or of --data: name one of them")
+    if arguments.spec is not None and arguments.file is None:
+        raise WrongUsage("--spec goes with FILE; a service and a data folder know their models' specs")
+    if arguments.file is not None:
+        source = _source(arguments)
+        what, report = source.name, _crosscheck_file(source, arguments.spec)
+    elif arguments.data is not None:
+        from service.crosscheck import check
+
+        what, report = f"{arguments.model} in {arguments.data}", check(arguments.data, arguments.model)
+    else:
+        url = arguments.url or URL
+        with _client(url) as client:
+            what, report = f"{arguments.model} at {url}", client.crosscheck(arguments.model)
+    show(f"Cross-check of {what}", crosscheck_rows(report))
+    print(verdict(report))
+    return 0 if report["equal"] and report.get("replay_equal", True) else 1
+
+
+def _crosscheck_file(source: Source, spec: str | None) -> dict[str, Any]:
+    """The report on the events of a file, learned here and by river."""
+    from core.learner import Spec, SpecError
+    from core.parity import crosscheck
+
+    try:
+        parsed = Spec.from_dict(json.loads(_json(spec or "{}")))
+    except SpecError as error:
+        raise WrongUsage(f"--spec: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise WrongUsage(f"--spec is not a spec: {error}") from None
+    line = 0
+    with source.open() as opened:
+
+        def events() -> Any:
+            nonlocal line
+            for row in opened.rows():
+                line = row.line
+                yield row.event.x, row.event.y, row.event.weight
+
+        from core.features import EventError
+
+        try:
+            return crosscheck(events(), parsed).as_dict()
+        except EventError as error:
+            raise Failed(f"{source.name} line {line}: {error}") from None
+
+
+def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | None]]:
+    """A report as rows of a table."""
+    rows: list[tuple[str, float | str | None]] = [
+        ("events", report["events"]),
+        ("weights compared", report["features"] + 1),
+        ("largest difference", f"{report['max_abs_diff']:g}"),
+        ("in units in the last place", report["max_ulp"]),
+    ]
+    if report["not_taken"]:
+        rows.append(("steps not taken", report["not_taken"]))
+    if "replay_equal" in report:
+        rows.append(("replay of the log equal", "yes" if report["replay_equal"] else "NO"))
+    return rows
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """A report in a sentence."""
+    if not report.get("replay_equal", True):
+        return "NOT EQUAL: a replay of the log does not give the weights of the model"
+    if report["equal"]:
+        return f"equal to river {report['river']} to the last bit on {number(report['events'])} events"
+    place = "in the bias" if report["feature"] is None else f"at the weight of {report['feature']!r}"
+    return (
+        f"NOT EQUAL to river {report['river']} on {number(report['events'])} events: the largest difference is "
+        f"{report['max_ulp']:,} units in the last place, {place}"
+    )
+
+
+# -- models
+
+
+def _client(url: str) -> Client:
+    from service.client import Client
+
+    return Client(url)
+
+
+def _json(text: str) -> bytes:
+    """The JSON that a flag's value is, or, after an @, the file has that it names."""
+    if text.startswith("@"):
+        try:
+            data = Path(text[1:]).read_bytes()
+        except OSError as error:
+            raise WrongUsage(f"cannot read {text[1:]}: {error.strerror}") from None
+    else:
+        data = text.encode()
+    try:
+        json.loads(data)
+    except ValueError as error:
+        raise WrongUsage(f"--spec is not JSON: {error}") from None
+    return data
+
+
+def _models_list(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url) as client:
+        models = client.models()
+    rows = [(model["model"], model["rule"], model["seq"]) for model in models]
+    show(f"Models at {arguments.url}", rows, ("model", "rule", "seq"))
+    return 0
+
+
+def _models_create(arguments: argparse.Namespace) -> int:
+    spec = _json(arguments.spec)
+    with _client(arguments.url) as client:
+        _, new = client.create(arguments.name, spec)
+    print(f"model {arguments.name} created" if new else f"model {arguments.name} is there already, with this spec")
+    return 0
+
+
+def _models_show(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url) as client:
+        model = client.model(arguments.name)
+    spec = {name: value for name, value in model.pop("spec").items() if value is not None}
+    scores = model.pop("progressive")
+    show(
+        f"Model {model.pop('model')}",
+        [(name.replace("_", " "), value) for name, value in model.items()],
+    )
+    show("Spec", [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in spec.items()])
+    show(
+        "Progressive scores",
+        [(name, scores["total"][name], scores["window"][name]) for name in scores["total"]],
+        ("", "total", "window"),
+    )
+    return 0
+
+
+def _models_delete(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url) as client:
+        seq = client.model(arguments.name)["seq"]
+        if not confirm(f"Delete model {arguments.name} with its {number(seq)} events?", arguments.yes):
+            say("nothing was deleted")
+            return 1
+        client.delete(arguments.name)
+    print(f"model {arguments.name} deleted with its {number(seq)} events")
+    return 0
+
+
+# -- data folders
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from service.inspect import inspect
+
+    return inspect(arguments.folder)
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from service.inspect import repair
+
+    return repair(arguments.folder, arguments.yes)
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from service.demo import demo
+
+    return demo()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -13,8 +13,8 @@ import uvicorn
 
 from service import errors
 from service.app import Service
+from service.lock import FolderLock
 from service.settings import Settings
-from service.store import FolderLock
 
 logger = logging.getLogger("onestep")
 

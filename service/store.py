@@ -32,10 +32,8 @@ needs a second writer or checkpointer.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 import sqlite3
 import struct
 import time
@@ -142,28 +140,6 @@ def _crc(*parts: bytes | int | str | float) -> int:
     return crc
 
 
-class FolderLock:
-    """An exclusive lock on a data folder, held as long as the process lives. The file names the holder."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "lock").open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise errors.FolderInUse(folder=str(folder), holder=holder) from None
-        self._file.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()
-
-
 class LogReader:
     """Reads a data folder, also one that a service is using, and changes nothing in it."""
 
@@ -267,6 +243,11 @@ class LogReader:
         """The seq of a model's newest event, 0 without one."""
         query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
         return next((seq for (seq,) in self._rows(query, model)), 0)
+
+    def ids(self, model: int) -> tuple[int, int]:
+        """How many ids a model has, and the largest seq of one of them, 0 without one."""
+        query = "SELECT count(*), ifnull(max(seq), 0) FROM ids WHERE model = ?"
+        return next((count, seq) for count, seq in self._rows(query, model))
 
     def snapshot_seqs(self, model: int) -> list[int]:
         """The seqs of a model's snapshots, the newest first."""

@@ -7,8 +7,7 @@ import importlib.metadata
 import math
 import random
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -19,50 +18,46 @@ from streams import Event, sample_weights, stream
 from core import Learner, Spec
 from core.parity import CrossCheck, Report, crosscheck, river_twin, ulp_distance
 
+Oracle = Callable[[], linear_model.LogisticRegression]
+
+
+def river(rate: float, **arguments: float) -> Oracle:
+    """Makes river's model; each needs an optimizer of its own, which counts its steps."""
+    return lambda: linear_model.LogisticRegression(optim.SGD(rate), **arguments)
+
+
 # Each variant: our spec, and the river model that is its oracle, written out side by side.
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({}, {"optimizer": optim.SGD(0.01), "intercept_lr": 0.01}),
-    "l2": (
-        {"learning_rate": 0.05, "l2": 0.01},
-        {"optimizer": optim.SGD(0.05), "intercept_lr": 0.05, "l2": 0.01},
+VARIANTS: dict[str, tuple[Spec, Oracle]] = {
+    "plain": (Spec(), river(0.01, intercept_lr=0.01)),
+    "l2": (Spec(learning_rate=0.05, l2=0.01), river(0.05, intercept_lr=0.05, l2=0.01)),
+    "l1": (Spec(learning_rate=0.05, l1=0.003), river(0.05, intercept_lr=0.05, l1=0.003)),
+    "clip": (Spec(learning_rate=0.03, clip=0.2), river(0.03, intercept_lr=0.03, clip_gradient=0.2)),
+    "small learning rate": (Spec(learning_rate=1e-5), river(1e-5, intercept_lr=1e-5)),
+    "learning rate of a third": (Spec(learning_rate=1 / 3), river(1 / 3, intercept_lr=1 / 3)),
+    "large learning rate": (Spec(learning_rate=7.7), river(7.7, intercept_lr=7.7)),
+    "separate bias rate": (Spec(learning_rate=0.1, bias_learning_rate=0.007), river(0.1, intercept_lr=0.007)),
+    "bias left alone": (Spec(learning_rate=0.1, bias_learning_rate=0.0), river(0.1, intercept_lr=0.0)),
+    "l1 with clip and a separate bias rate": (
+        Spec(learning_rate=0.3, bias_learning_rate=0.01, l1=1e-4, clip=0.5),
+        river(0.3, intercept_lr=0.01, l1=1e-4, clip_gradient=0.5),
     ),
-    "l1": (
-        {"learning_rate": 0.05, "l1": 0.003},
-        {"optimizer": optim.SGD(0.05), "intercept_lr": 0.05, "l1": 0.003},
-    ),
-    "clip": (
-        {"learning_rate": 0.03, "clip": 0.2},
-        {"optimizer": optim.SGD(0.03), "intercept_lr": 0.03, "clip_gradient": 0.2},
-    ),
-    "small learning rate": ({"learning_rate": 1e-5}, {"optimizer": optim.SGD(1e-5), "intercept_lr": 1e-5}),
-    "learning rate of a third": ({"learning_rate": 1 / 3}, {"optimizer": optim.SGD(1 / 3), "intercept_lr": 1 / 3}),
-    "large learning rate": ({"learning_rate": 7.7}, {"optimizer": optim.SGD(7.7), "intercept_lr": 7.7}),
-    "separate bias rate": (
-        {"learning_rate": 0.1, "bias_learning_rate": 0.007},
-        {"optimizer": optim.SGD(0.1), "intercept_lr": 0.007},
-    ),
-    "bias left alone": (
-        {"learning_rate": 0.1, "bias_learning_rate": 0.0},
-        {"optimizer": optim.SGD(0.1), "intercept_lr": 0.0},
-    ),
-    "clip, l2 and a separate bias rate": (
-        {"learning_rate": 0.3, "bias_learning_rate": 0.01, "l2": 1e-4, "clip": 0.5},
-        {"optimizer": optim.SGD(0.3), "intercept_lr": 0.01, "l2": 1e-4, "clip_gradient": 0.5},
+    "l2 with clip and a separate bias rate": (
+        Spec(learning_rate=0.3, bias_learning_rate=0.01, l2=1e-4, clip=0.5),
+        river(0.3, intercept_lr=0.01, l2=1e-4, clip_gradient=0.5),
     ),
 }
 STREAMS = ["Phishing", "Bananas", "Shuttle"]
 
 
-def river_model(variant: str) -> linear_model.LogisticRegression:
-    """A fresh oracle: an optimizer of river's counts its steps."""
-    arguments = dict(VARIANTS[variant][1])
-    optimizer = optim.SGD(arguments.pop("optimizer").lr.learning_rate)
-    return linear_model.LogisticRegression(optimizer=optimizer, **arguments)
+def learner_and_oracle(variant: str) -> tuple[Learner, linear_model.LogisticRegression]:
+    """Both sides of a variant, fresh."""
+    spec, oracle = VARIANTS[variant]
+    return Learner(spec), oracle()
 
 
 def assert_equal_after(events: Sequence[Event], weights: Sequence[float], variant: str) -> None:
     """Both sides learn the same events; then every weight and the bias are equal, not close."""
-    ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+    ours, theirs = learner_and_oracle(variant)
     outcome = ours.learn_many([x for x, _ in events], [y for _, y in events], weights)
     for (x, y), w in zip(events, weights, strict=True):
         theirs.learn_one(x, y, w)
@@ -99,9 +94,9 @@ def test_rivers_own_defaults_are_ours() -> None:
     assert ours.bias == theirs.intercept
 
 
-@pytest.mark.parametrize("variant", ["plain", "l1", "clip, l2 and a separate bias rate"])
+@pytest.mark.parametrize("variant", ["plain", "l1", "l2 with clip and a separate bias rate"])
 def test_every_progressive_probability_equals_rivers(variant: str) -> None:
-    ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+    ours, theirs = learner_and_oracle(variant)
     for x, y in stream("Phishing"):
         assert ours.predict_proba_one(x) == theirs.predict_proba_one(x)
         ours.learn_one(x, y)
@@ -109,7 +104,7 @@ def test_every_progressive_probability_equals_rivers(variant: str) -> None:
 
 
 def test_the_probabilities_that_learning_reports_are_rivers_before_each_step() -> None:
-    events, theirs = stream("Bananas"), river_model("plain")
+    events, theirs = stream("Bananas"), VARIANTS["plain"][1]()
     reported = Learner().learn_many([x for x, _ in events], [y for _, y in events]).probabilities.tolist()
     for (x, y), p in zip(events, reported, strict=True):
         assert theirs.predict_proba_one(x)[True] == p
@@ -121,7 +116,7 @@ def test_events_with_few_of_many_features_in_any_order_equal_rivers() -> None:
     numbers = random.Random(11)
     names = [f"f{i}" for i in range(200)]
     for variant in VARIANTS:
-        ours, theirs = Learner(Spec(**VARIANTS[variant][0])), river_model(variant)
+        ours, theirs = learner_and_oracle(variant)
         for _ in range(400):
             x = {name: numbers.gauss(0, 2) for name in numbers.sample(names, numbers.randrange(0, 20))}
             y, w = numbers.randrange(2), numbers.choice([1.0, 0.3, 4.1])
@@ -149,7 +144,7 @@ def own_report(check: CrossCheck) -> Report:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_cross_check_finds_equality(variant: str) -> None:
     events, weights = stream("Phishing"), sample_weights(1250)
-    report = crosscheck(((x, y, w) for (x, y), w in zip(events, weights, strict=True)), Spec(**VARIANTS[variant][0]))
+    report = crosscheck(((x, y, w) for (x, y), w in zip(events, weights, strict=True)), VARIANTS[variant][0])
     assert report == Report(
         events=1250,
         not_taken=0,
@@ -173,7 +168,7 @@ def test_the_cross_check_learns_the_defaults_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_river_twin_is_the_oracle_of_these_tests(variant: str) -> None:
-    twin, oracle = river_twin(Spec(**VARIANTS[variant][0])), river_model(variant)
+    twin, oracle = river_twin(VARIANTS[variant][0]), VARIANTS[variant][1]()
     for x, y in stream("Phishing", 300):
         twin.learn_one(x, y)
         oracle.learn_one(x, y)
@@ -224,6 +219,12 @@ def test_a_missing_weight_and_one_too_many_are_differences() -> None:
     assert (report.equal, report.feature, report.max_abs_diff) == (False, "https", abs(weights["https"]))
     report = check.compare({**weights, "made up": 0.5}, check.learner.bias)
     assert (report.equal, report.feature, report.max_abs_diff) == (False, "made up", 0.5)
+
+
+def test_a_weight_that_is_not_a_number_is_a_difference() -> None:
+    check = checked(Spec(learning_rate=0.1))
+    report = check.compare({**check.learner.weights_by_name(), "https": math.nan}, check.learner.bias)
+    assert (report.equal, report.feature) == (False, "https")
 
 
 def test_the_cross_check_finds_a_model_of_another_spec() -> None:

@@ -35,7 +35,7 @@ def learned_stream(name: str, count: int | None = None) -> tuple[Outcome, Predic
 
 
 def random_predictions(count: int, seed: int = 5) -> Predictions:
-    """Probabilities over the whole range, some exactly at a threshold of the ROC curve, and labels that go with them."""
+    """Probabilities over the whole range, some exactly at a threshold of the ROC curve, and labels to go with them."""
     numbers, predictions = random.Random(seed), []
     for _ in range(count):
         p = numbers.choice([numbers.uniform(0.001, 0.999), numbers.randrange(1, 9) / 9, 0.5])

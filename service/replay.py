@@ -1,0 +1,350 @@
+"""A file streamed into a running service, exactly once.
+
+Every event gets an id, by default the file's name and the number of its row, and goes to the service in pieces, one at
+a time and in order. A piece whose reply did not come is sent again: what the service had learned of it, it answers as
+duplicates. So the same command, given again after an interruption of either side, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from service.client import Client, NoAnswer, Refused
+from service.files import Row, Source
+from service.terminal import Failed, say, show
+
+T = TypeVar("T")
+
+PASSING = (502, 503, 504, 507)
+"""Statuses that pass: the service recovers, stops, or waits for room on the disk; or a proxy misses it for a while."""
+NOTHING_LEARNED = ("not-ready", "queue-full", "disk-full")
+"""Those that say that the events were not learned. After any other, nobody knows until the service is asked again."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+BURST_SECONDS = 0.1
+SMALLEST_P = 1e-15
+"""A prediction of exactly 0 or 1 that is wrong would have an infinite log loss; scored as this far from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a stream is sent.
+
+    name: what the stream is called. batch: events of one request. id_prefix: what stands before the row number in an
+    event's id, by default the name. ids: whether events have ids at all. rate: events a second, None for as fast as it
+    goes. retry_seconds: how long to try again without progress. predict_first: ask for predictions of each piece
+    before it is learned.
+    """
+
+    name: str
+    batch: int = 1_000
+    id_prefix: str | None = None
+    ids: bool = True
+    rate: float | None = None
+    retry_seconds: float = 60.0
+    predict_first: bool = False
+
+    @property
+    def piece(self) -> int:
+        """Events of one request; with a rate, no more than come in a tenth of a second."""
+        return self.batch if self.rate is None else max(1, min(self.batch, int(self.rate * BURST_SECONDS)))
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that grows."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float, count: int = 1) -> None:
+        """Add `count` values whose mean is `value`."""
+        self.total += value * count
+        self.count += count
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the events so far. Losses are log losses, in nats."""
+
+    learned: int = 0
+    duplicates: int = 0
+    loss: Mean = field(default_factory=Mean)
+    """Of the predictions made just before each step."""
+    served_loss: Mean = field(default_factory=Mean)
+    """Of the predictions asked for before a piece was learned."""
+    served_accuracy: Mean = field(default_factory=Mean)
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def events(self) -> int:
+        return self.learned + self.duplicates
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.started
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / max(self.seconds, 1e-9)
+
+
+class Replay:
+    """Sends rows to a model of a service. `progress` is called after each piece, `notice` with what people should know.
+
+    Raises Failed where it cannot go on; the tally says how far it came.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        model: str,
+        options: Options,
+        tally: Tally,
+        progress: Callable[[Tally], None] = lambda _: None,
+        notice: Callable[[str], None] = say,
+    ) -> None:
+        self.tally = tally
+        self._client = client
+        self._model = model
+        self._options = options
+        self._progress = progress
+        self._notice = notice
+        self._sent = 0.0
+        """When rows were sent last, on the monotonic clock."""
+
+    def run(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Learn all rows; then what GET /models/{model} says. A piece with something wrong in it is not sent."""
+        self._client.alive()  # tried once: who starts a replay should know at once that there is no service
+        self._patiently(self._client.model, self._model)
+        pace = _Pace(self._options.rate)
+        waiting = iter(rows)
+        while piece := [self._with_id(row) for row in itertools.islice(waiting, self._options.piece)]:
+            pace.wait()
+            before = self.tally.learned
+            self._take(piece)
+            pace.add(self.tally.learned - before, self._sent)
+            self._progress(self.tally)
+        self.tally.ended = time.monotonic()
+        return self._patiently(self._client.model, self._model)
+
+    def _with_id(self, row: Row) -> Row:
+        if not self._options.ids:
+            row.event.id = None
+        elif row.event.id is None:
+            row.event.id = f"{self._options.id_prefix or self._options.name}:{row.number}"
+        return row
+
+    def _take(self, piece: Sequence[Row]) -> None:
+        """Predict a piece, if asked to, and learn it."""
+        learned, size = self.tally.learned, len(piece)
+        events = [row.event for row in piece]
+        served = self._patiently(self._client.predict, self._model, events) if self._options.predict_first else []
+        while piece:
+            piece = piece[self._patiently(self._learn, piece) :]
+        if self.tally.learned - learned == size:  # a prediction of what was learned before would be no prediction
+            for p, event in zip(served, events, strict=False):
+                y = int(event.y)
+                self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
+                self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
+
+    def _learn(self, piece: Sequence[Row]) -> int:
+        """Send rows; how many of them, from the first on, are learned now."""
+        self._sent = time.monotonic()
+        try:
+            reply = self._client.learn(self._model, [row.event for row in piece])
+        except Refused as refusal:
+            done = self._count(refusal.problem)
+            if done and _may_pass(refusal, harmless=self._options.ids):
+                return done  # what is wrong with the next, the next request tells
+            raise self._placed(refusal, piece) from None
+        if reply["loss"] is not None:
+            self.tally.loss.add(reply["loss"], reply["learned"])
+        self._count(reply)
+        return len(piece)
+
+    def _count(self, reply: dict[str, Any]) -> int:
+        learned, duplicates = int(reply.get("learned", 0)), int(reply.get("duplicates", 0))
+        self.tally.learned += learned
+        self.tally.duplicates += duplicates
+        return learned + duplicates
+
+    # -- when it does not go smoothly
+
+    def _patiently(self, request: Callable[..., T], *arguments: Any) -> T:
+        """Make a request, again and again while what is in its way may pass."""
+        harmless = self._options.ids or request != self._learn
+        started = time.monotonic()
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return request(*arguments)
+            except (NoAnswer, Refused) as failure:
+                if not _may_pass(failure, harmless):
+                    raise self._lost(failure) from None
+                left = started + self._options.retry_seconds - time.monotonic()
+                if left <= 0:
+                    raise Failed(f"{failure}. Tried for {self._options.retry_seconds:g} s") from None
+                if pause == FIRST_PAUSE_SECONDS:
+                    self._notice(f"{failure}; trying again for {left:.0f} s")
+                time.sleep(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _lost(self, failure: NoAnswer | Refused) -> Failed:
+        """The failure; without ids, it may be that nobody can tell whether the piece was learned."""
+        if isinstance(failure, Refused) and failure.status not in PASSING:
+            return failure
+        return Failed(
+            f"{failure}. Whether the service learned the piece that was on its way is not known here, and without ids "
+            f"it is not sent again, as it might be learned twice; the seq of `onestep models show {self._model}` tells"
+        )
+
+    def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
+        """The refusal with the line of the file; the service counts within the piece."""
+        line = refusal.problem.get("line")
+        if isinstance(line, int) and 0 < line <= len(piece):
+            row = piece[line - 1]
+            text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
+            refusal.args = (f"{self._options.name} line {row.line} (event {row.number}): {text}",)
+        return refusal
+
+
+def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
+    """Whether a request that failed may succeed later; unless it is `harmless` to repeat, only if it did nothing."""
+    if isinstance(failure, NoAnswer):
+        return harmless or not failure.sent
+    return failure.status in PASSING and (harmless or failure.kind in NOTHING_LEARNED)
+
+
+class _Pace:
+    """Holds events to a rate. It counts those that are learned: rows that were learned before pass at once."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._due = 0.0
+
+    def wait(self) -> None:
+        """Wait until the next events are due."""
+        now = time.monotonic()
+        if self._due > now:
+            time.sleep(self._due - now)
+
+    def add(self, events: int, sent: float) -> None:
+        """Count events; what was missed before they were `sent`, as the service was away, is not caught up in a burst."""
+        if self._rate is not None:
+            self._due = max(self._due, sent) + events / self._rate
+
+
+# -- the command
+
+
+def replay(source: Source, client: Client, model: str, options: Options) -> int:
+    """Stream a source into a model, show how it goes and what came of it; the exit code."""
+    tally = Tally()
+    with source.open() as opened:
+        try:
+            with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
+                state = Replay(client, model, options, tally, progress, notice).run(opened.rows())
+        except Failed as failure:
+            if tally.events or not isinstance(failure, NoAnswer):
+                failure.args = (f"{failure}. {_so_far(tally, options)}",)
+            raise
+        except KeyboardInterrupt:
+            say(f"interrupted. {_so_far(tally, options)}")
+            return 130
+    _report(model, tally, state, options)
+    return 0
+
+
+def _so_far(tally: Tally, options: Options) -> str:
+    """What was learned, and how to go on."""
+    learned = f"{tally.learned:,} event(s) were learned and stay learned"
+    if tally.duplicates:
+        learned += f", {tally.duplicates:,} had been learned before"
+    if not tally.events:
+        return "Nothing was learned"
+    if options.ids:
+        return f"{learned}; the same command goes on from there"
+    return f"{learned}; without ids the same command would learn them again"
+
+
+def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -> None:
+    scores = state.get("progressive", {}).get("total", {})
+    rows: list[tuple[str, float | str | None]] = [
+        ("events", tally.events),
+        ("learned", tally.learned),
+        ("duplicates", tally.duplicates),
+        ("seconds", f"{tally.seconds:.2f}"),
+        ("events/s", f"{tally.rate:,.0f}"),
+        ("progressive log loss", tally.loss.value),
+    ]
+    if options.predict_first:
+        rows += [
+            ("predictions served first", tally.served_loss.count),
+            ("their log loss", tally.served_loss.value),
+            ("their accuracy", tally.served_accuracy.value),
+        ]
+    rows += [
+        ("model's seq", state["seq"]),
+        ("model's accuracy", scores.get("accuracy")),
+        ("model's ROC AUC", scores.get("roc_auc")),
+    ]
+    show(f"{options.name} -> {model}", rows)
+
+
+Display = tuple[Callable[[Tally], None], Callable[[str], None]]
+
+
+@contextmanager
+def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> Iterator[Display]:
+    """What shows progress, of `completed` out of `total`, and what says something beside it."""
+    if not sys.stdout.isatty():
+        yield _lines(seconds=10.0), say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(name, total=total, counts="")
+
+        def progress(tally: Tally) -> None:
+            bar.update(task, completed=completed(tally), counts=_counts(tally))
+
+        yield progress, lambda message: bar.console.print(f"onestep: {message}", markup=False, highlight=False)
+
+
+def _lines(seconds: float) -> Callable[[Tally], None]:
+    """Progress as a line every so often."""
+    last = time.monotonic()
+
+    def progress(tally: Tally) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            print(_counts(tally), flush=True)
+
+    return progress
+
+
+def _counts(tally: Tally) -> str:
+    loss = "" if tally.loss.value is None else f", log loss {tally.loss.value:.4f}"
+    return f"{tally.events:,} events, {tally.rate:,.0f} events/s{loss}"

@@ -1,0 +1,93 @@
+"""What the commands say, tables on a terminal and plain lines elsewhere, and the two ways in which they fail."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+class Failed(Exception):
+    """A command that could not do what it was asked to; the text is the message."""
+
+    exit_code = 1
+
+
+class WrongUsage(Failed):
+    """A command that was asked for something that makes no sense."""
+
+    exit_code = 2
+
+
+def number(value: float | str | None) -> str:
+    """A number for people: 45,312 and 0.3321; "-" where there is none.
+
+    >>> number(45312), number(0.33214), number(None)
+    ('45,312', '0.3321', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(312), size(61440)
+    ('312 bytes', '60.0 KiB')
+    """
+    if count < 1024:
+        return f"{count:.0f} bytes"
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} GiB"
+
+
+def show(title: str, rows: Sequence[Sequence[float | str | None]], columns: Sequence[str] = ()) -> None:
+    """Print a table; without `columns` it has no header, and each row is a name and its value."""
+    cells = [[number(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _show_table(title, cells, rows, columns)
+        return
+    lines = [list(columns), *cells] if columns else cells
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(title)
+    for line in lines:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _show_table(
+    title: str, cells: list[list[str]], rows: Sequence[Sequence[float | str | None]], columns: Sequence[str]
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title, "bold"), title_justify="left", box=box.ROUNDED, show_header=bool(columns), header_style="bold"
+    )
+    for place in range(len(columns) or 2):
+        numeric = any(isinstance(row[place], int | float) for row in rows)
+        header = Text(columns[place]) if columns else ""
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for line in cells:
+        table.add_row(*map(Text, line))  # Text: a name with brackets is no markup
+    Console().print(table)
+
+
+def say(message: str) -> None:
+    """A line for people, apart from what a command prints for others to read."""
+    print(f"onestep: {message}", file=sys.stderr)
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """Whether to go on: `yes` says so already, else whoever sits at the terminal is asked."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise WrongUsage("there is no terminal to ask on; --yes says that it is meant")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

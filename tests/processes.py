@@ -1,0 +1,227 @@
+"""The real service as a process, an engine inside a test, and an oracle that replays a log in a process of its own.
+
+The oracle is plain: it reads the log's rows and gives their events, one at a time and by name, to `Learner.learn_one`.
+Run as a program it prints what a data folder's log comes to: `python tests/processes.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from core import Learner, Spec
+from core.features import Batch
+from service.engine import Engine
+from service.settings import Settings
+from service.store import LogReader
+
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+"""Until a service must be ready; the first start on a machine may compile."""
+STOP_SECONDS = 30.0
+_LIMITED = """
+import os, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+_LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
+
+
+# -- the service as a process
+
+
+class Service:
+    """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
+
+    def __init__(self, folder: Path, *flags: str, file_limit: int | None = None) -> None:
+        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk."""
+        onestep = str(Path(sys.executable).with_name("onestep"))
+        command = [onestep, "serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
+        if file_limit is not None:
+            command = [sys.executable, "-c", _LIMITED, str(file_limit), *command]
+        self.folder = folder
+        self._log_path = folder.with_name(f"{folder.name}.service-log")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=clean)
+        self.port = 0
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        """What the service has logged so far."""
+        return self._log_path.read_text()
+
+    def wait_until_ready(self) -> Service:
+        """Wait until it listens and has recovered; AssertionError with its log if it does not."""
+        self._wait(lambda: _LISTENS.search(self.log) is not None)
+        found = _LISTENS.search(self.log)
+        assert found is not None
+        self.port = int(found[1])
+        self._wait(lambda: self._answers("/readyz"))
+        return self
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not done():
+            assert self.process.poll() is None, f"the service ended: {self.process.returncode}\n{self.log}"
+            assert time.monotonic() < deadline, f"the service was not ready in time\n{self.log}"
+            time.sleep(0.005)
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return self.request("GET", path)[0] == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """kill -9, as a power cut would end it; nothing if it has ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(STOP_SECONDS)
+
+    def stop(self) -> int:
+        """Ask it to end; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(HOST, self.port, timeout=60)
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """One request on a connection of its own: status and reply."""
+        connection = self.connect()
+        try:
+            return exchange(connection, method, path, body)
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        status, reply = self.request("GET", path)
+        assert status == 200, reply
+        return reply
+
+    def learn(self, events: Sequence[Mapping[str, Any]], model: str = "default") -> Any:
+        """Learn an array of events: the reply."""
+        status, reply = self.request("POST", f"/models/{model}/learn", list(events))
+        assert status == 200, reply
+        return reply
+
+
+def exchange(connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One request on an open connection: status and reply."""
+    data = None if body is None else json.dumps(body).encode()
+    connection.request(method, path, data, {} if data is None else {"content-type": "application/json"})
+    response = connection.getresponse()
+    text = response.read()
+    return response.status, json.loads(text) if text else None
+
+
+# -- an engine inside the test
+
+
+def new_engine(folder: Path, **settings: Any) -> Engine:
+    """An engine on a folder, which is made if it is not there; not started."""
+    folder.mkdir(exist_ok=True)
+    return Engine(Settings(data=folder, **settings))
+
+
+async def started(folder: Path, **settings: Any) -> Engine:
+    """An engine on a folder that has recovered, or failed to."""
+    engine = new_engine(folder, **settings)
+    engine.start()
+    assert engine._recovery is not None
+    await asyncio.wait([engine._recovery])
+    return engine
+
+
+@asynccontextmanager
+async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[Engine]:
+    """An engine that is ready, stopped at the end."""
+    engine = await started(folder, **settings)
+    try:
+        assert engine.state == "ready", engine.failure
+        yield engine
+    finally:
+        await engine.stop(seconds=0)
+
+
+# -- data folders
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy of a data folder as it stands, also while it is open: what a kill would leave behind."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock", "*-shm"))
+    return to
+
+
+def events_of(batch: Batch, names: Sequence[str]) -> Iterator[tuple[dict[str, float], int, float]]:
+    """A batch's events as a caller would have sent them: x by name, y, weight."""
+    offsets, columns, values = batch.offsets.tolist(), batch.columns.tolist(), batch.values.tolist()
+    for i, (y, weight) in enumerate(zip(batch.labels.tolist(), batch.weights.tolist(), strict=True)):
+        event = slice(offsets[i], offsets[i + 1])
+        yield dict(zip([names[c] for c in columns[event]], values[event], strict=True)), y, weight
+
+
+def logged_events(folder: Path, model: str = "default") -> list[tuple[dict[str, float], int, float]]:
+    """Every event in the log of a model, in order of seq."""
+    log = LogReader(folder)
+    try:
+        (key,) = [stored.key for stored in log.models() if stored.name == model]
+        names = log.names(key)
+        return [event for batch in log.batches(key) for event in events_of(batch, names)]
+    finally:
+        log.close()
+
+
+# -- the oracle
+
+
+def replay(folder: Path) -> dict[str, dict[str, Any]]:
+    """For each model what its log comes to: seq, sha256."""
+    log = LogReader(folder)
+    replayed: dict[str, dict[str, Any]] = {}
+    for stored in log.models():
+        spec = dict(stored.spec)
+        hashed = spec.pop("hash_bits") is not None  # the names in the log are hashes already
+        learner = Learner(Spec(**spec))
+        names = log.names(stored.key)
+        if hashed:
+            assert all(name.startswith("#") for name in names)
+        for batch in log.batches(stored.key):
+            for x, y, weight in events_of(batch, names):
+                learner.learn_one(x, y, weight)
+        replayed[stored.name] = {"seq": learner.seq, "sha256": learner.sha256()}
+    log.close()
+    return replayed
+
+
+def replayed_elsewhere(folder: Path) -> dict[str, dict[str, Any]]:
+    """`replay` in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(replay(Path(sys.argv[1]))))

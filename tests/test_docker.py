@@ -1,0 +1,246 @@
+"""The container: what its files say, and, where an engine works, that the hardened image serves and keeps its events.
+
+`pytest -m long tests/test_docker.py` builds the image; ONESTEP_IMAGE=NAME takes one that is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import tomllib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+COMPOSE = (ROOT / "docker/compose.yaml").read_text()
+READY_SECONDS = 60.0
+
+
+# -- what the files say
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions with what follows them; continued lines joined."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
+    return [(line.split()[0], line.partition(" ")[2].strip()) for line in text.splitlines() if line.strip()]
+
+
+def last(name: str) -> str:
+    return [rest for instruction, rest in instructions() if instruction == name][-1]
+
+
+def test_the_image_runs_onestep_as_its_first_process() -> None:
+    assert json.loads(last("ENTRYPOINT")) == ["onestep"]  # a shell in between would keep SIGTERM to itself
+    assert json.loads(last("CMD")) == ["serve"]
+    assert "ONESTEP_HOST=0.0.0.0" in last("ENV")
+    assert "ONESTEP_DATA=/data" in last("ENV")
+    assert last("EXPOSE") == "8000"
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    uid, gid = last("USER").split(":")
+    assert int(uid) > 0
+    assert int(gid) > 0
+
+
+def test_the_data_folder_has_its_owner_before_it_becomes_a_volume() -> None:
+    steps = instructions()
+    made = next(i for i, (name, rest) in enumerate(steps) if name == "RUN" and "--owner onestep" in rest)
+    assert made < steps.index(("VOLUME", "/data"))
+
+
+def test_the_health_check_is_the_same_in_both_files() -> None:
+    command = last("HEALTHCHECK").partition("CMD ")[2]
+    assert f'test: ["CMD", {command[1:]}' in COMPOSE
+
+
+def test_everything_that_is_copied_is_in_the_build_context() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for name, rest in instructions()
+        if name == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert copied == let_in
+
+
+def test_every_dependency_has_its_version_in_the_image() -> None:
+    lines = (ROOT / "docker/requirements.txt").read_text().splitlines()
+    versions = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for dependency in map(Requirement, project["dependencies"]):
+        assert dependency.name in versions, f"{dependency.name} is missing in docker/requirements.txt"
+        assert versions[dependency.name] in dependency.specifier
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "context: ..",
+        "dockerfile: docker/Dockerfile",
+        'ports: ["127.0.0.1:8000:8000"]',
+        'volumes: ["data:/data"]',
+        "read_only: true",
+        "cap_drop: [ALL]",
+        'security_opt: ["no-new-privileges:true"]',
+        "stop_grace_period: 15s",
+        "restart: unless-stopped",
+    ],
+)
+def test_compose_says(line: str) -> None:
+    assert line in [each.strip() for each in COMPOSE.splitlines()]
+
+
+def test_compose_is_yaml() -> None:
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load(COMPOSE)
+    (service,) = compose["services"].values()
+    assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert {volume.partition(":")[0] for volume in service["volumes"]} == set(compose["volumes"])
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+
+
+# -- the image
+
+_ASK = """
+import sys, urllib.request as r
+method, path, body = sys.argv[1:]
+request = r.Request("http://127.0.0.1:8000" + path, body.encode() or None, {"content-type": "application/json"})
+request.method = method
+print(r.urlopen(request, timeout=60).read().decode())
+"""
+_NOT_FROM_CACHE = """
+import json, sys, core
+modules = [module for name, module in sys.modules.items() if name.startswith("core.")]
+kernels = {kernel for module in modules for kernel in vars(module).values() if hasattr(kernel, "py_func")}
+print(json.dumps([len(kernels), [kernel.__name__ for kernel in kernels if not kernel.stats.cache_hits]]))
+"""
+
+
+def run(*command: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def must(*command: str, seconds: float = 120.0) -> str:
+    done = run(*command, seconds=seconds)
+    assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr)[-4000:]}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container. Requests are made inside it: it has no network."""
+
+    engine: str
+    name: str
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run(self.engine, "exec", self.name, "python", *arguments)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self.python("-c", _ASK, method, path, "" if body is None else json.dumps(body))
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while self.python("/opt/onestep/healthcheck.py").returncode != 0:
+            assert time.monotonic() < deadline, run(self.engine, "logs", self.name)
+            time.sleep(0.1)
+
+    def stop(self) -> int:
+        must(self.engine, "stop", "-t", "15", self.name)
+        return int(must(self.engine, "inspect", "--format", "{{.State.ExitCode}}", self.name))
+
+
+@contextmanager
+def container(engine: str, image: str, volume: str) -> Iterator[Container]:
+    """The service with everything taken away that it does not need."""
+    name = f"onestep-test-{uuid.uuid4().hex[:12]}"
+    hardened = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
+    limits = ["--memory=512m", "--pids-limit=128"]
+    try:
+        must(engine, "run", "--detach", "--name", name, *hardened, *limits, "--volume", f"{volume}:/data", image)
+        started = Container(engine, name)
+        started.wait_until_ready()
+        yield started
+    finally:
+        run(engine, "rm", "--force", name)
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """A container engine that can run a Python image; without one the tests are skipped and say why."""
+    image = os.environ.get("ONESTEP_IMAGE") or last("ARG").partition("=")[2]
+    reason = "neither docker nor podman is installed"
+    for name in filter(shutil.which, ("docker", "podman")):
+        tried = run(name, "run", "--rm", "--network=none", "--entrypoint=python", image, "-c", "", seconds=600)
+        if tried.returncode == 0:
+            return name
+        why = tried.stderr.strip().rpartition("\n")[2]
+        reason = f"{name} cannot run {image}: {why}"
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def image(engine: str) -> str:
+    if given := os.environ.get("ONESTEP_IMAGE"):
+        return given
+    keep_health_check = ["--format=docker"] if engine == "podman" else []
+    build = [engine, "build", *keep_health_check, "--file", str(ROOT / "docker/Dockerfile"), "--tag", "onestep:test"]
+    must(*build, str(ROOT), seconds=1800)
+    return "onestep:test"
+
+
+@pytest.fixture
+def volume(engine: str) -> Iterator[str]:
+    name = f"onestep-test-{uuid.uuid4().hex[:12]}"
+    must(engine, "volume", "create", name)
+    yield name
+    run(engine, "volume", "rm", "--force", name)
+
+
+@pytest.mark.long
+def test_an_event_learned_in_a_hardened_container_is_there_in_the_next(engine: str, image: str, volume: str) -> None:
+    event = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77"}
+    with container(engine, image, volume) as first:
+        learned = first.ask("POST", "/learn", event)
+        assert (learned["seq"], learned["duplicate"]) == (1, False)
+        before = first.ask("GET", "/models/default")
+        assert first.stop() == 0
+
+    with container(engine, image, volume) as second:
+        after = second.ask("GET", "/models/default")
+        assert (after["seq"], after["sha256"]) == (1, before["sha256"])
+        assert second.ask("POST", "/learn", event)["duplicate"] is True
+        crosscheck = second.ask("GET", "/models/default/crosscheck")
+        assert (crosscheck["max_ulp"], crosscheck["replay_equal"]) == (0, True)
+        assert second.stop() == 0
+
+
+@pytest.mark.long
+def test_the_container_has_no_privileges_and_needs_no_compiler(engine: str, image: str, volume: str) -> None:
+    with container(engine, image, volume) as service:
+        status = service.python("-c", "print(open('/proc/1/status').read())").stdout
+        assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+        assert service.python("-c", "open('/opt/onestep/new', 'w')").returncode != 0
+        kernels, compiled_again = json.loads(service.python("-c", _NOT_FROM_CACHE).stdout)
+        assert kernels > 0
+        assert compiled_again == []
+        assert "http://0.0.0.0:8000" in "".join(run(engine, "logs", service.name).stderr)
+        assert service.stop() == 0

@@ -1,0 +1,524 @@
+"""The learner: what holds for any events, its state, and the specs that make sense."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from core import EventError, Learner, Spec, SpecError
+from core.features import BatchBuilder
+
+Event = tuple[Any, int, float]
+
+NAMES = st.sampled_from([*"abcdef", "city", "größe", "0", "1", "city=Rome"])
+USUAL = st.floats(-1e3, 1e3)
+EXTREME = st.one_of(
+    st.floats(-1e100, 1e100),
+    st.sampled_from([0.0, -0.0, 1e100, -1e100, 5e-324, -5e-324, 2.2e-308, 1e-200, 1e50]),
+)
+
+
+def xs(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
+    values = st.one_of(numbers, numbers, st.booleans(), st.integers(-1000, 1000), st.sampled_from(["Rome", "Oslo", ""]))
+    return st.one_of(st.dictionaries(NAMES, values, max_size=6), st.lists(numbers, max_size=4))
+
+
+def streams(numbers: st.SearchStrategy[float], weights: st.SearchStrategy[float]) -> st.SearchStrategy[list[Event]]:
+    return st.lists(st.tuples(xs(numbers), st.integers(0, 1), weights), max_size=15)
+
+
+EVENTS = streams(USUAL, st.floats(0.01, 10.0))
+EXTREME_EVENTS = streams(EXTREME, st.one_of(st.floats(5e-324, 1.7e308), st.just(1.0)))
+SPECS = st.sampled_from(
+    [
+        Spec(),
+        Spec(learning_rate=0.3, l1=0.01),
+        Spec(learning_rate=0.3, l2=0.1, clip=0.2),
+        Spec(learning_rate=1.0, bias_learning_rate=0.0),
+        Spec(learning_rate=0.1, hash_bits=2),
+    ]
+)
+EXTREME_SPECS = st.sampled_from(
+    [
+        Spec(),
+        Spec(learning_rate=1e100),
+        Spec(learning_rate=1e300, clip=1e308),
+        Spec(learning_rate=1e-300),
+        Spec(learning_rate=1e200, l1=1e100),
+        Spec(learning_rate=1e3, l1=1e306),
+        Spec(learning_rate=1e150, l2=1e150),
+        Spec(bias_learning_rate=1e308, clip=1e308),
+        Spec(learning_rate=1e100, max_value=1e300, hash_bits=1),
+    ]
+)
+
+
+def learned(spec: Spec, events: Sequence[Event]) -> Learner:
+    learner = Learner(spec)
+    for x, y, w in events:
+        learner.learn_one(x, y, w)
+    return learner
+
+
+def state_bytes(learner: Learner) -> bytes:
+    """Everything the learner is, to the bit."""
+    state = learner.state()
+    arrays = {name: state.pop(name) for name in ("weights", "paid", "scalars")}
+    return json.dumps(state).encode() + b"".join(name.encode() + array.tobytes() for name, array in arrays.items())
+
+
+# -- learning and predicting
+
+
+@settings(deadline=None, max_examples=60)
+@given(EVENTS)
+def test_learning_and_predicting_never_change_their_input(events: list[Event]) -> None:
+    before = copy.deepcopy(events)
+    learner = learned(Spec(), events)
+    learner.learn_many([x for x, _, _ in events], [y for _, y, _ in events], [w for _, _, w in events])
+    for x, _, _ in events:
+        learner.predict_proba_one(x)
+    assert events == before
+    assert [list(x) for x, _, _ in events] == [list(x) for x, _, _ in before]  # the order of features too
+
+
+def test_learning_a_batch_does_not_change_its_arrays() -> None:
+    learner = Learner(Spec(learning_rate=0.5, l1=0.1))
+    builder = BatchBuilder(learner.features)
+    for i in range(5):
+        builder.add({"a": float(i), "b": 1.0}, i % 2, 0.5)
+    batch = builder.build()
+    arrays = (batch.offsets, batch.columns, batch.values, batch.labels, batch.weights)
+    before = [array.tobytes() for array in arrays]
+    learner.learn_batch(batch)
+    assert [array.tobytes() for array in arrays] == before
+
+
+@settings(deadline=None, max_examples=60)
+@given(SPECS, EVENTS, xs(EXTREME))
+def test_a_prediction_changes_nothing(spec: Spec, events: list[Event], x: Any) -> None:
+    learner = learned(spec, events)
+    before, sha256, names = state_bytes(learner), learner.sha256(), list(learner.features.names)
+    first = learner.predict_proba_one(x)
+    assert learner.predict_proba_one(x) == first
+    assert state_bytes(learner) == before
+    assert learner.sha256() == sha256
+    assert learner.features.names == names
+
+
+@settings(deadline=None, max_examples=60)
+@given(EVENTS, xs(EXTREME))
+def test_the_probabilities_of_the_two_labels_sum_to_one(events: list[Event], x: Any) -> None:
+    proba = learned(Spec(), events).predict_proba_one(x)
+    assert list(proba) == [False, True]
+    assert 0.0 <= proba[True] <= 1.0
+    assert proba[False] == 1.0 - proba[True]
+
+
+@settings(deadline=None, max_examples=80)
+@given(SPECS, EVENTS)
+def test_learning_many_is_learning_one_after_the_other_to_the_bit(spec: Spec, events: list[Event]) -> None:
+    one_by_one, at_once = Learner(spec), Learner(spec)
+    probabilities = []
+    for x, y, w in events:
+        probabilities.append(one_by_one.predict_proba_one(x)[True])
+        one_by_one.learn_one(x, y, w)
+    outcome = at_once.learn_many([x for x, _, _ in events], [y for _, y, _ in events], [w for _, _, w in events])
+    assert state_bytes(at_once) == state_bytes(one_by_one)
+    assert at_once.sha256() == one_by_one.sha256()
+    assert outcome.probabilities.tolist() == probabilities  # each made before its step
+    assert outcome.labels.tolist() == [y for _, y, _ in events]
+    assert outcome.learned.all()
+    assert at_once.seq == len(events)
+
+
+def test_learning_many_is_n_steps_and_not_one_averaged_step() -> None:
+    learner = Learner(Spec(learning_rate=0.5))
+    outcome = learner.learn_many([{"a": 2.0}, {"a": 2.0}], [1, 1])
+    # The first step: w = 1/2·1/2·2 = 1/2 and b = 1/4; the second prediction is made from them.
+    second = 1 / (1 + math.exp(-1.25))
+    assert outcome.probabilities.tolist() == [0.5, second]
+    assert outcome.losses.tolist() == pytest.approx([math.log(2), -math.log(second)], rel=1e-15)
+    assert learner.weights_by_name() == {"a": pytest.approx(0.5 + 0.5 * (1 - second) * 2.0, rel=1e-15)}
+    assert learner.bias == pytest.approx(0.25 + 0.5 * (1 - second), rel=1e-15)
+
+
+def test_sample_weights_are_one_where_none_are_given() -> None:
+    given_ones, given_none = Learner(), Learner()
+    given_ones.learn_many([{"a": 2.0}, [1.0]], [1, 0], [1.0, 1.0])
+    given_none.learn_many([{"a": 2.0}, [1.0]], [1, 0])
+    assert state_bytes(given_ones) == state_bytes(given_none)
+
+
+def test_an_event_without_features_moves_the_bias_alone() -> None:
+    learner = Learner(Spec(learning_rate=0.5))
+    learner.learn_one({}, 1)
+    assert (learner.bias, learner.weights_by_name(), learner.seq) == (0.25, {}, 1)
+    learner.learn_one([], 0)
+    assert learner.bias < 0.25
+    assert learner.weights_by_name() == {}
+
+
+def test_a_feature_that_was_never_learned_predicts_the_bias() -> None:
+    learner = Learner(Spec(learning_rate=0.5))
+    learner.learn_one({"a": 2.0}, 1)
+    assert learner.score({"never seen": 1e100}) == learner.bias == 0.25
+
+
+def test_learning_nothing_is_nothing() -> None:
+    learner = Learner()
+    before = state_bytes(learner)
+    assert len(learner.learn_many([], []).labels) == 0
+    assert state_bytes(learner) == before
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 400), st.integers(1, 60), st.sampled_from([0.0, 1e-3]))
+def test_a_model_grows_with_its_features_and_keeps_every_weight(features: int, per_event: int, l1: float) -> None:
+    """The room for weights doubles now and then; nothing of that is to be seen."""
+    learner, expected = Learner(Spec(learning_rate=0.5, l1=l1)), {}
+    for start in range(0, features, per_event):
+        x = {f"f{i}": 1.0 + i for i in range(start, min(start + per_event, features))}
+        learner.learn_one(x, start % 2)
+        expected |= {name: learner.weights_by_name()[name] for name in x}  # no later event has these
+    assert list(learner.weights_by_name().items()) == list(expected.items())
+    assert any(expected.values())
+    assert len(learner.weights) == learner.n_features == features
+
+
+@settings(deadline=None, max_examples=150)
+@given(EXTREME_SPECS, EXTREME_EVENTS, xs(EXTREME))
+@example(Spec(), [], {})
+@example(Spec(learning_rate=1e100), [({"a": 1e100}, 1, 1e300), ({"a": 1e100, "b": -1e100}, 0, 1.0)], {"a": -1e100})
+@example(Spec(learning_rate=1e3, l1=1e306), [({"a": 1.0}, 1, 1.0)], {"a": 1.0})
+@example(Spec(learning_rate=1e-300), [({"a": 5e-324}, 1, 5e-324)], {"a": 5e-324})
+def test_extreme_events_never_leave_a_number_that_is_not_finite(spec: Spec, events: list[Event], x: Any) -> None:
+    learner = Learner(spec)
+    outcome = learner.learn_many([x for x, _, _ in events], [y for _, y, _ in events], [w for _, _, w in events])
+    assert ((outcome.probabilities >= 0.0) & (outcome.probabilities <= 1.0)).all()
+    assert (np.isfinite(outcome.losses) & (outcome.losses >= 0.0))[outcome.learned].all()
+    state = learner.state()
+    for array in (state["weights"], state["paid"], state["scalars"]):
+        assert np.isfinite(array).all()
+    assert learner.seq == len(events)
+    assert learner.not_taken == len(events) - int(outcome.learned.sum())
+    assert 0.0 <= learner.predict_proba_one(x)[True] <= 1.0
+
+
+def test_a_step_that_is_not_taken_counts_as_an_event_and_changes_nothing_else() -> None:
+    learner = Learner(Spec(learning_rate=1e250))
+    learner.learn_one({"a": 1.0}, 1)
+    sha256, bias = learner.sha256(), learner.bias
+    outcome = learner.learn_many([{"a": 1e99}], [0])
+    assert outcome.learned.tolist() == [False]
+    assert (learner.seq, learner.not_taken) == (2, 1)
+    assert (learner.sha256(), learner.bias) == (sha256, bias)
+
+
+# -- all or nothing
+
+BAD_EVENTS: dict[str, Event] = {
+    "x": ({"new": 1.0, "a": math.nan}, 1, 1.0),
+    "y": ({"new": 1.0}, 2, 1.0),
+    "weight": ({"new": 1.0}, 1, 0.0),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_EVENTS.values(), ids=BAD_EVENTS.keys())
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_learning_many_is_all_or_nothing(bad: Event, place: int) -> None:
+    learner = learned(Spec(l1=0.01), [({"a": 1.0}, 1, 1.0), ({"b": "x"}, 0, 1.0)])
+    before, names = state_bytes(learner), list(learner.features.names)
+    events: list[Event] = [({"other": 1.0}, 1, 1.0), ({"a": 2.0}, 0, 1.0), ({"one more": 3.0}, 1, 1.0)]
+    events.insert(place, bad)
+    with pytest.raises(EventError):
+        learner.learn_many([x for x, _, _ in events], [y for _, y, _ in events], [w for _, _, w in events])
+    assert state_bytes(learner) == before
+    assert learner.features.names == names
+
+
+def test_learning_as_many_labels_as_events_is_required_and_nothing_is_learned_otherwise() -> None:
+    learner = learned(Spec(), [({"a": 1.0}, 1, 1.0)])
+    before, names = state_bytes(learner), list(learner.features.names)
+    for ys, ws in (([1], None), ([1, 0, 1], None), ([1, 0], [1.0]), ([1, 0], [1.0, 1.0, 1.0])):
+        with pytest.raises(ValueError, match="argument"):
+            learner.learn_many([{"b": 1.0}, {"c": 1.0}], ys, ws)
+        assert state_bytes(learner) == before
+        assert learner.features.names == names
+
+
+def test_a_source_of_events_that_breaks_midway_leaves_nothing_behind() -> None:
+    def source() -> Any:
+        yield {"b": 1.0}
+        raise KeyboardInterrupt
+
+    learner = learned(Spec(), [({"a": 1.0}, 1, 1.0)])
+    before, names = state_bytes(learner), list(learner.features.names)
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn_many(source(), [1, 0])
+    assert state_bytes(learner) == before
+    assert learner.features.names == names
+
+
+def test_a_model_that_is_full_learns_events_of_its_own_features_only() -> None:
+    learner = learned(Spec(max_features=2), [({"a": 1.0, "b": 1.0}, 1, 1.0)])
+    before = state_bytes(learner)
+    with pytest.raises(EventError, match="max_features"):
+        learner.learn_many([{"a": 1.0}, {"c": 1.0}], [1, 1])
+    assert state_bytes(learner) == before
+    learner.learn_one({"b": 2.0, "a": 1.0}, 0)
+    assert learner.seq == 2
+
+
+# -- state
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(SPECS, EXTREME_SPECS), EVENTS, EVENTS)
+def test_a_learner_from_a_state_is_the_same_and_goes_on_learning_the_same(
+    spec: Spec, before: list[Event], after: list[Event]
+) -> None:
+    learner = learned(spec, before)
+    reopened = Learner.from_state(learner.state())
+    assert reopened.spec == learner.spec
+    assert state_bytes(reopened) == state_bytes(learner)
+    assert reopened.sha256() == learner.sha256()
+    for x, y, w in after:
+        assert reopened.predict_proba_one(x) == learner.predict_proba_one(x)
+        learner.learn_one(x, y, w)
+        reopened.learn_one(x, y, w)
+    assert state_bytes(reopened) == state_bytes(learner)
+    assert reopened.sha256() == learner.sha256()
+    assert reopened.features.names == learner.features.names
+
+
+@pytest.mark.parametrize("spec", [Spec(), Spec(l1=0.01), Spec(hash_bits=9)])
+def test_a_learner_of_many_features_comes_back_whole(spec: Spec) -> None:
+    numbers = random.Random(6)
+    events: list[Event] = [
+        ({f"f{numbers.randrange(500)}": numbers.gauss(0, 1) for _ in range(9)}, numbers.randrange(2), 1.0)
+        for _ in range(400)
+    ]
+    learner = learned(spec, events)
+    reopened = Learner.from_state(learner.state())
+    assert learner.n_features > 128  # more than one doubling of the room for weights
+    assert state_bytes(reopened) == state_bytes(learner)
+    reopened.learn_one({"f1": 1.0, "entirely new": 2.0}, 1)
+    learner.learn_one({"f1": 1.0, "entirely new": 2.0}, 1)
+    assert state_bytes(reopened) == state_bytes(learner)
+
+
+def test_a_state_is_a_copy_that_later_steps_leave_alone() -> None:
+    learner = learned(Spec(l1=0.01), [({"a": 1.0}, 1, 1.0)])
+    state, sha256 = learner.state(), learner.sha256()
+    learner.learn_many([{"a": 3.0}, {"b": 1.0}], [0, 1])
+    assert learner.sha256() != sha256
+    assert Learner.from_state(state).sha256() == sha256
+
+
+def test_a_learner_leaves_the_state_it_came_from_alone() -> None:
+    state = learned(Spec(l1=0.01), [({"a": 1.0}, 1, 1.0)]).state()
+    reopened = Learner.from_state(state)
+    sha256 = reopened.sha256()
+    reopened.learn_many([{"a": 3.0}, {"b": 1.0}], [0, 1])
+    assert Learner.from_state(state).sha256() == sha256
+
+
+def test_a_state_without_names_takes_them_from_who_keeps_them() -> None:
+    learner = learned(Spec(), [({"a": 1.0, "b": 2.0}, 1, 1.0)])
+    state = learner.state(names=False)
+    assert "names" not in state
+    assert state_bytes(Learner.from_state({**state, "names": ["a", "b"]})) == state_bytes(learner)
+
+
+def test_a_state_is_json_types_and_arrays_of_float64() -> None:
+    state = learned(Spec(l1=0.1), [({"a": 1.0}, 1, 1.0)]).state()
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    assert {value.dtype.str for value in arrays.values()} == {"<f8"}
+    rest = {name: value for name, value in state.items() if name not in arrays}
+    assert json.loads(json.dumps(rest)) == rest
+
+
+def test_the_names_of_a_batch_not_yet_learned_are_no_part_of_the_state() -> None:
+    learner = learned(Spec(l1=0.01), [({"a": 1.0}, 1, 1.0)])
+    before, sha256 = state_bytes(learner), learner.sha256()
+    builder = BatchBuilder(learner.features)
+    mark = builder.mark()
+    builder.add({"gathered": 1.0, "a": 2.0}, 1)
+    assert state_bytes(learner) == before
+    assert learner.sha256() == sha256
+    assert learner.weights_by_name().keys() == {"a"}
+    assert (learner.names, learner.n_features) == (["a"], 1)
+    builder.take_back(mark)
+    learner.learn_one({"instead": 1.0}, 1)
+    assert learner.names == ["a", "instead"]
+
+
+# -- sha256
+
+
+def sha256_as_defined(names: list[str], weights: Mapping[str, float], bias: float) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode("utf-8") + b"\x00")
+    for name in names:
+        digest.update(struct.pack("<d", weights[name]))
+    digest.update(struct.pack("<d", bias))
+    return digest.hexdigest()
+
+
+@settings(deadline=None, max_examples=60)
+@given(SPECS, EVENTS)
+def test_sha256_is_of_the_names_the_weights_and_the_bias(spec: Spec, events: list[Event]) -> None:
+    learner = learned(spec, events)
+    weights = learner.weights_by_name()
+    assert learner.sha256() == sha256_as_defined(list(weights), weights, learner.bias)
+
+
+def test_sha256_of_a_model_without_events_is_that_of_a_bias_of_zero() -> None:
+    assert Learner().sha256() == hashlib.sha256(bytes(8)).hexdigest()
+
+
+def test_sha256_of_a_model_by_hand() -> None:
+    learner = Learner(Spec(learning_rate=0.5))
+    learner.learn_one({"größe": 2.0, "x": -4.0}, 1)  # w = 1/2 and -1, b = 1/4: see test_logistic
+    content = b"gr\xc3\xb6\xc3\x9fe\0x\0" + struct.pack("<3d", 0.5, -1.0, 0.25)
+    assert learner.sha256() == hashlib.sha256(content).hexdigest()
+
+
+def test_sha256_changes_with_the_smallest_change_of_a_weight_the_bias_or_a_name() -> None:
+    state = learned(Spec(learning_rate=0.5), [({"a": 2.0, "b": 3.0}, 1, 1.0)]).state()
+    hashes = {Learner.from_state(state).sha256()}
+    for field, place in (("weights", 0), ("weights", 1), ("scalars", 0)):
+        changed = copy.deepcopy(state)
+        changed[field][place] = math.nextafter(changed[field][place], math.inf)
+        hashes.add(Learner.from_state(changed).sha256())
+    for names in (["a", "c"], ["b", "a"], ["ab", ""]):
+        hashes.add(Learner.from_state({**state, "names": names}).sha256())
+    assert len(hashes) == 7
+
+
+# -- specs
+
+
+def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:
+    assert Spec().as_dict() == {
+        "rule": "sgd",
+        "learning_rate": 0.01,
+        "bias_learning_rate": 0.01,
+        "l1": 0.0,
+        "l2": 0.0,
+        "clip": 1e12,
+        "max_features": 1_000_000,
+        "hash_bits": None,
+        "max_value": 1e100,
+    }
+
+
+def test_the_bias_moves_at_the_rate_of_the_weights_unless_another_is_given() -> None:
+    assert Spec(learning_rate=0.3).bias_rate == 0.3
+    assert Spec(learning_rate=0.3, bias_learning_rate=0.1).bias_rate == 0.1
+    assert Spec(learning_rate=0.3, bias_learning_rate=0.0).bias_rate == 0.0
+
+
+NONSENSE = [
+    *[("learning_rate", value) for value in (0, -0.1, math.nan, math.inf, -math.inf)],
+    *[("clip", value) for value in (0, -1.0, math.nan, math.inf)],
+    *[("max_value", value) for value in (0, -1.0, math.nan, math.inf, 1.0000001e300)],
+    *[("bias_learning_rate", value) for value in (-1e-9, math.nan, math.inf)],
+    *[("l1", value) for value in (-0.1, math.nan, math.inf)],
+    *[("l2", value) for value in (-0.1, math.nan, math.inf)],
+    *[("max_features", value) for value in (0, -1, 2**30 + 1)],
+    *[("hash_bits", value) for value in (0, -1, 31)],
+    *[("rule", value) for value in ("adam", "", "SGD", None, 1)],
+]
+WRONG_TYPES = [
+    *[(field, "much") for field in ("learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_value")],
+    *[(field, None) for field in ("learning_rate", "l1", "l2", "clip", "max_value", "max_features")],
+    *[(field, [0.1]) for field in ("learning_rate", "l1", "max_features", "hash_bits")],
+    *[(field, {}) for field in ("learning_rate", "max_features", "hash_bits", "rule")],
+    *[(field, "8") for field in ("learning_rate", "l2", "max_features", "hash_bits")],
+    *[(field, 4.5) for field in ("max_features", "hash_bits")],
+    *[(field, math.nan) for field in ("max_features", "hash_bits")],
+    *[(field, 10**400) for field in ("learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_value")],
+]
+
+
+def short(value: Any) -> str | None:
+    """An id for a test that is not hundreds of digits long."""
+    return "huge" if isinstance(value, int) and value > 2**64 else None
+
+
+@pytest.mark.parametrize(("field", "value"), NONSENSE)
+def test_a_value_that_makes_no_sense_in_a_spec_names_its_field(field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as refusal:
+        Spec(**{field: value})
+    assert refusal.value.field == field
+    assert str(refusal.value).startswith(field + " ")
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_TYPES, ids=short)
+def test_a_value_of_a_wrong_type_in_a_spec_names_its_field(field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as refusal:
+        Spec.from_dict({field: value})
+    assert refusal.value.field == field
+    assert str(refusal.value).startswith(field + " ")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 5e-324, "bias_learning_rate": 0, "clip": 1e-300},
+        {"learning_rate": 1.7e308, "max_value": 1e300, "l1": 1e308},
+        {"max_features": 1, "hash_bits": None},
+        {"max_features": 2**30, "hash_bits": 1},
+        {"hash_bits": 30, "l2": 0.1, "l1": 0},
+    ],
+)
+def test_values_at_the_limits_make_sense(values: dict[str, Any]) -> None:
+    spec = Spec(**values)
+    assert {name: getattr(spec, name) for name in values} == values
+
+
+def test_l1_and_l2_together_are_refused_as_in_river() -> None:
+    with pytest.raises(SpecError) as refusal:
+        Spec(l1=0.1, l2=0.1)
+    assert refusal.value.field == "l2"
+
+
+@pytest.mark.parametrize("name", ["learning_rat", "lr", "intercept_lr", "", "__class__", "bias_rate"])
+def test_a_field_that_does_not_exist_is_refused_by_name(name: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        Spec.from_dict({"learning_rate": 0.1, name: 1})
+    assert refusal.value.field == name
+
+
+@pytest.mark.parametrize("spec", [Spec(), Spec(learning_rate=0.5, l1=0.1), Spec(hash_bits=8)])
+def test_a_spec_survives_json(spec: Spec) -> None:
+    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+def test_whole_numbers_and_floats_make_the_same_spec() -> None:
+    one, other = Spec.from_dict({"learning_rate": 1, "clip": 5}), Spec.from_dict({"learning_rate": 1.0, "clip": 5.0})
+    assert one == other
+    assert json.dumps(one.as_dict()) == json.dumps(other.as_dict())
+
+
+def test_a_spec_of_its_defaults_written_out_is_the_default_spec() -> None:
+    assert Spec.from_dict({}) == Spec.from_dict({"learning_rate": 0.01, "bias_learning_rate": 0.01}) == Spec()
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Spec().learning_rate = 0.5  # type: ignore[misc]

@@ -1,0 +1,297 @@
+"""The OpenAPI document: it has every route, and what it says is true of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Service, assert_problem
+from fastapi.routing import APIRoute
+
+from service import app
+from service.settings import Settings
+
+Document = dict[str, Any]
+METHODS = {"get", "put", "post", "delete", "patch", "head", "options"}
+ROUTES = {
+    ("post", "/learn"),
+    ("post", "/predict"),
+    ("post", "/models/{model}/learn"),
+    ("post", "/models/{model}/predict"),
+    ("get", "/models"),
+    ("get", "/models/{model}"),
+    ("put", "/models/{model}"),
+    ("delete", "/models/{model}"),
+    ("get", "/models/{model}/weights"),
+    ("get", "/models/{model}/crosscheck"),
+    ("get", "/livez"),
+    ("get", "/readyz"),
+}
+
+
+@pytest.fixture(scope="module")
+def document(shared: Service) -> Document:
+    """The document, as the service serves it."""
+    return shared.get("/openapi.json")
+
+
+@pytest.fixture(scope="module")
+def starting(tmp_path_factory: pytest.TempPathFactory) -> app.Service:
+    """The application, not started: as it is before it has begun to recover."""
+    return app.Service(Settings(data=tmp_path_factory.mktemp("data")))
+
+
+def operations(document: Document) -> dict[tuple[str, str], Any]:
+    return {
+        (method, path): operation
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    }
+
+
+def resolved(document: Document, node: Any) -> Any:
+    """The node, or what its `$ref` names."""
+    while isinstance(node, dict) and "$ref" in node:
+        target: Any = document
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part.replace("~1", "/").replace("~0", "~")]
+        node = target
+    return node
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object below a node, and the node."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from nodes(inner)
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "null": (type(None),),
+}
+
+
+def misfits(document: Document, value: Any, schema: Any, at: str = "") -> list[str]:
+    """Where a value does not fit a schema."""
+    schema = resolved(document, schema)
+    if "anyOf" in schema:
+        found = [misfits(document, value, option, at) for option in schema["anyOf"]]
+        return [] if [] in found else found[0]
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(
+        isinstance(value, KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool)) for kind in kinds
+    ):
+        return [f"{at}: {value!r} is no {kinds}"]
+    if isinstance(value, dict):
+        properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        wrong = [f"{at}.{name} is missing" for name in schema.get("required", []) if name not in value]
+        for name, inner in value.items():
+            if name in properties:
+                wrong += misfits(document, inner, properties[name], f"{at}.{name}")
+            elif isinstance(more, dict):
+                wrong += misfits(document, inner, more, f"{at}.{name}")
+            elif not more:
+                wrong.append(f"{at}.{name} is not expected")
+        return wrong
+    if isinstance(value, list) and "items" in schema:
+        return list(
+            itertools.chain.from_iterable(
+                misfits(document, inner, schema["items"], f"{at}[{i}]") for i, inner in enumerate(value)
+            )
+        )
+    return []
+
+
+def assert_documented(document: Document, method: str, path: str, response: httpx.Response) -> None:
+    """That the document tells of this reply: its status, its content type, its shape."""
+    responses = operations(document)[method, path]["responses"]
+    assert str(response.status_code) in responses, response.text
+    told = responses[str(response.status_code)]
+    if response.status_code == 204:
+        assert "content" not in told
+        assert not response.content
+        return
+    content_type = response.headers["content-type"]
+    assert content_type in told["content"]
+    if content_type in ("application/json", "application/problem+json"):
+        assert misfits(document, response.json(), told["content"][content_type]["schema"]) == []
+
+
+def test_the_check_of_shapes_finds_what_does_not_fit() -> None:
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": ["integer", "null"]}}}
+    assert misfits({}, {"a": None, "b": 1}, schema) == []
+    assert misfits({}, {"b": 1}, schema) == [".a is missing"]
+    assert misfits({}, {"a": "1"}, schema) == [".a: '1' is no ['integer', 'null']"]
+    assert misfits({}, [{"a": True}], {"items": schema}) == ["[0].a: True is no ['integer', 'null']"]
+
+
+# -- the document
+
+
+def test_it_has_every_route_of_the_service(document: Document, starting: app.Service) -> None:
+    built = {
+        (method.lower(), route.path)
+        for route in starting.api.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+        for method in route.methods or ()
+    }
+    assert built <= operations(document).keys()
+    assert operations(document).keys() >= ROUTES
+
+
+def test_every_route_in_it_is_there(document: Document, shared: Service) -> None:
+    for method, path in operations(document):
+        response = shared.http.request(method, path.replace("{model}", "nobody"))
+        assert response.status_code != 405
+        assert "nothing at" not in response.text
+
+
+def test_it_is_put_together_well(document: Document) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert document["info"]["title"] == "onestep"
+    for node in nodes(document):
+        if "$ref" in node:
+            assert isinstance(resolved(document, node), dict)
+    names = [operation["operationId"] for operation in operations(document).values()]
+    assert len(names) == len(set(names))
+    for (_, path), operation in operations(document).items():
+        parameters = [p["name"] for p in operation.get("parameters", []) if p["in"] == "path"]
+        assert parameters == (["model"] if "{model}" in path else [])
+        assert set(operation["responses"]) & {"200", "201", "204"}
+
+
+def test_every_operation_has_a_summary_and_an_example(document: Document) -> None:
+    for key, operation in operations(document).items():
+        assert operation["summary"], key
+        assert operation["responses"]
+        assert any(node.keys() & {"example", "examples"} for node in nodes(operation)), key
+        for status, response in operation["responses"].items():
+            assert response["description"], key
+            for content_type, content in response.get("content", {}).items():
+                assert "schema" in content, (key, status)
+                if content_type != "application/problem+json":
+                    assert content.keys() & {"example", "examples"}, (key, status)
+
+
+def test_every_example_fits_its_schema(document: Document) -> None:
+    for key, operation in operations(document).items():
+        contents = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for content in (inner for outer in contents for inner in outer.get("content", {}).values()):
+            examples = [example["value"] for example in content.get("examples", {}).values()]
+            examples += [content["example"]] if "example" in content else []
+            for example in examples:
+                assert misfits(document, example, content["schema"]) == [], key
+
+
+def test_every_error_in_it_is_a_problem_document(document: Document) -> None:
+    """What FastAPI adds by itself (422 with a `detail` that is a list) the service never answers."""
+    for key, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(response["content"]) == ["application/problem+json"], (key, status)
+                schema = response["content"]["application/problem+json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Problem"}
+
+
+# -- held to the service
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/{model}"])
+@pytest.mark.parametrize("verb", ["learn", "predict"])
+def test_the_examples_of_the_hot_paths_work(document: Document, shared: Service, prefix: str, verb: str) -> None:
+    path = f"{prefix}/{verb}"
+    content = operations(document)["post", path]["requestBody"]["content"]
+    assert content.keys() == {"application/json", "application/x-ndjson"}
+    bodies = [("application/json", json.dumps(e["value"])) for e in content["application/json"]["examples"].values()]
+    assert len(bodies) == 2
+    bodies.append(("application/x-ndjson", content["application/x-ndjson"]["example"]))
+    for content_type, body in bodies:
+        response = shared.http.post(
+            path.replace("{model}", "default"), content=body, headers={"content-type": content_type}
+        )
+        assert response.status_code == 200, response.text
+        assert_documented(document, "post", path, response)
+
+
+def test_the_example_of_a_spec_works(document: Document, shared: Service) -> None:
+    body = operations(document)["put", "/models/{model}"]["requestBody"]["content"]["application/json"]["example"]
+    for status in (201, 200):
+        response = shared.http.put("/models/from-the-example", json=body)
+        assert response.status_code == status
+        assert_documented(document, "put", "/models/{model}", response)
+    conflict = shared.http.put("/models/from-the-example", json={})
+    assert_problem(conflict, 409)
+    assert_documented(document, "put", "/models/{model}", conflict)
+    gone = shared.http.delete("/models/from-the-example")
+    assert_documented(document, "delete", "/models/{model}", gone)
+
+
+def test_the_schema_of_a_spec_has_every_part_of_a_spec(document: Document, shared: Service) -> None:
+    schema = document["components"]["schemas"]["Spec"]
+    assert schema["properties"].keys() == shared.model().state()["spec"].keys()
+
+
+GETS = sorted(path for method, path in ROUTES if method == "get")
+UNTESTED = {"429", "500"}
+"""429 is tested with the cross-checks, and 500 is a mistake that nobody knows of."""
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_each_status_that_the_document_tells_of_for_a_get_is_there(
+    document: Document, shared: Service, starting: app.Service, path: str
+) -> None:
+    replies = [shared.http.get(path.replace("{model}", "default"))]
+    if "{model}" in path:
+        replies.append(shared.http.get(path.replace("{model}", "nobody")))
+    if path.endswith("/weights"):
+        replies.append(shared.http.get(path.replace("{model}", "default"), params={"top": "none"}))
+
+    async def not_started() -> httpx.Response:
+        transport = httpx.ASGITransport(starting)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path.replace("{model}", "default"))
+
+    replies.append(asyncio.run(not_started()))
+    for reply in replies:
+        assert_documented(document, "get", path, reply)
+    told = set(operations(document)["get", path]["responses"])
+    assert {str(reply.status_code) for reply in replies} >= told - UNTESTED
+
+
+def test_refusals_of_the_hot_paths_are_in_it(document: Document, shared: Service) -> None:
+    bodies = {"400": "{", "415": "{}", "422": "{}", "404": "{}", "405": "", "413": ""}
+    for verb, status in itertools.product(("learn", "predict"), bodies):
+        with shared.connect() as connection:
+            connection.send_head(
+                f"/models/{'nobody' if status == '404' else 'default'}/{verb}",
+                "PUT" if status == "405" else "POST",
+                content_type="text/plain" if status == "415" else "application/json",
+                content_length=10**9 if status == "413" else len(bodies[status]),
+            )
+            connection.send(bodies[status].encode())
+            problem = assert_problem(connection.reply(), int(status))
+        responses = operations(document)["post", f"/models/{{model}}/{verb}"]["responses"]
+        schema = responses[status]["content"]["application/problem+json"]["schema"]
+        assert misfits(document, problem, schema) == []
+
+
+def test_a_second_copy_of_the_document_is_the_same(document: Document, shared: Service, tmp_path: Path) -> None:
+    assert shared.get("/openapi.json") == document
+    assert app.Service(Settings(data=tmp_path)).api.openapi() == document

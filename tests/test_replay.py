@@ -1,0 +1,551 @@
+"""A file streamed into a service: what is read from it, and that each event is learned once, whatever is killed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ONESTEP, PATIENCE, Model, Service, Start, eventually
+from streams import stream
+
+from service import cli, wire
+from service.client import Client, NoAnswer, Refused
+from service.files import Row, Source
+from service.replay import Options, Replay, Tally
+from service.terminal import Failed, WrongUsage
+
+EVENTS = stream("Phishing")
+NAMES = list(EVENTS[0][0])
+
+# -- helpers
+
+
+def as_csv(events: Iterable[Any], delimiter: str = ",") -> str:
+    """Events as CSV, the label last."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow([*NAMES, "label"])
+    writer.writerows([*x.values(), y] for x, y in events)
+    return text.getvalue()
+
+
+@pytest.fixture
+def phishing(tmp_path: Path) -> Path:
+    """The Phishing stream as a CSV file."""
+    path = tmp_path / "phishing.csv"
+    path.write_text(as_csv(EVENTS))
+    return path
+
+
+def url(service: Service) -> str:
+    return f"--url=http://127.0.0.1:{service.port}"
+
+
+Run = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Start `onestep replay` with arguments; whatever still runs is killed at the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_replay(*arguments: str | Path) -> subprocess.Popen[str]:
+        command = [ONESTEP, "replay", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        return processes[-1]
+
+    yield start_replay
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for a command: exit code, standard output, standard error."""
+    output, error = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in error
+    assert "\x1b" not in output + error, "control codes, and no terminal"
+    return process.returncode, output, error
+
+
+def counts(output: str) -> dict[str, str]:
+    """The table at the end of a replay."""
+    rows = [line.strip().split("  ", 1) for line in output.splitlines() if line.startswith("  ")]
+    return {name: value.strip() for name, value in rows}
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """The command in this process: exit code, standard output, standard error."""
+    code = cli.main([*map(str, arguments)])
+    output, error = capsys.readouterr()
+    assert "\x1b" not in output
+    return code, output, error
+
+
+# -- interruptions
+
+
+def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, run: Run, phishing: Path) -> None:
+    service = start()
+    replay = run(phishing, "--label", "label", url(service), "--batch", "50", "--rate", "800")
+    eventually(lambda: service.model().state()["seq"] >= 300, "a part to be learned")
+    service.kill()
+    assert replay.poll() is None
+    again = start("--port", str(service.port), folder=service.folder)
+    code, output, error = finish(replay)
+    assert code == 0, error
+    assert "trying again" in error
+    assert again.model().state()["seq"] == len(EVENTS)
+    found = counts(output)
+    assert found["events"] == f"{len(EVENTS):,}"
+    assert int(found["learned"].replace(",", "")) + int(found["duplicates"]) == len(EVENTS)
+    report = again.model().crosscheck().json()
+    assert report["equal"]
+    assert report["replay_equal"]
+
+
+def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(
+    start: Start, run: Run, phishing: Path
+) -> None:
+    service = start()
+    command = (phishing, "--label", "label", url(service))
+    first = run(*command, "--rate", "800")
+    eventually(lambda: service.model().state()["seq"] >= 300, "a part to be learned")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = service.model().state()["seq"]
+    assert before < len(EVENTS)
+    code, output, _ = finish(run(*command))
+    assert code == 0
+    assert service.model().state()["seq"] == len(EVENTS)
+    found = counts(output)
+    assert 300 <= int(found["duplicates"]) <= before + 1000
+    assert int(found["learned"]) == len(EVENTS) - int(found["duplicates"])
+    assert service.model().crosscheck().json()["equal"]
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(shared: Service, model: Model, run: Run, phishing: Path) -> None:
+    replay = run(phishing, "--label", "label", url(shared), "--model", model.name, "--rate", "100")
+    eventually(lambda: model.state()["seq"] > 0, "a part to be learned")
+    replay.send_signal(signal.SIGINT)
+    code, _, error = finish(replay)
+    assert code == 130
+    assert "the same command goes on from there" in error
+
+
+def test_a_second_replay_learns_nothing(
+    shared: Service, model: Model, phishing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", phishing, "--label", "label", url(shared), "--model", model.name)
+    code, first, _ = call(capsys, *command)
+    assert code == 0
+    mark = model.mark()
+    code, second, _ = call(capsys, *command)
+    assert code == 0
+    assert (counts(first)["learned"], counts(first)["duplicates"]) == ("1,250", "0")
+    assert (counts(second)["learned"], counts(second)["duplicates"]) == ("0", "1,250")
+    assert counts(second)["progressive log loss"] == "-"
+    assert model.mark() == mark
+    scores = model.state()["progressive"]["total"]
+    assert counts(first)["progressive log loss"] == f"{scores['log_loss']:.4f}"
+    assert counts(first)["model's accuracy"] == f"{scores['accuracy']:.4f}"
+    assert counts(first)["model's ROC AUC"] == f"{scores['roc_auc']:.4f}"
+
+
+def test_another_prefix_and_no_ids_learn_again(
+    shared: Service, model: Model, phishing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", phishing, "--label", "label", url(shared), "--model", model.name)
+    for times, flags in enumerate([(), ("--id-prefix", "second epoch"), ("--no-ids",), ("--no-ids",)], 1):
+        assert call(capsys, *command, *flags)[0] == 0
+        assert model.state()["seq"] == times * len(EVENTS)
+
+
+# -- what is wrong with a file, found by the service
+
+
+def test_a_refusal_names_the_line_of_the_file_and_what_was_learned(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"x": x, "y": y}) + "\n\n" for x, y in EVENTS[:400]]  # every second line is blank
+    lines[350] = '{"x": {"a": 1e200}, "y": 1}\n'
+    path = tmp_path / "events.ndjson"
+    path.write_text("".join(lines))
+    command = ("replay", path, url(shared), "--model", model.name, "--batch", "100")
+    code, _, error = call(capsys, *command)
+    assert code == 1
+    assert "events.ndjson line 701 (event 351): x.a: must be within" in error
+    assert "350 event(s) were learned" in error
+    assert model.state()["seq"] == 350
+    lines[350] = lines[0]
+    path.write_text("".join(lines))
+    code, output, _ = call(capsys, *command)
+    assert code == 0
+    assert counts(output)["duplicates"] == "350"
+
+
+def test_another_event_under_the_same_id_is_refused_with_its_line(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "events.csv"
+    command = ("replay", path, "--label", "y", "--id-column", "id", url(shared), "--model", model.name)
+    path.write_text("id,a,y\none,1,1\ntwo,2,0\n")
+    assert call(capsys, *command)[0] == 0
+    path.write_text("id,a,y\none,1,1\ntwo,3,0\n")
+    code, _, error = call(capsys, *command)
+    assert code == 1
+    assert "events.csv line 3 (event 2): id: the id 'two' was learned before" in error
+
+
+def test_an_unknown_model_is_told(shared: Service, phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = call(capsys, "replay", phishing, "--label", "label", url(shared), "--model", "nobody")
+    assert code == 1
+    assert "no model 'nobody'" in error
+
+
+def test_no_service_is_one_clear_line(phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = call(capsys, "replay", phishing, "--label", "label", "--url=http://127.0.0.1:1")
+    assert code == 1
+    assert error.startswith("onestep: no service answers at http://127.0.0.1:1; start one with `onestep serve`")
+    assert error.count("\n") == 1
+
+
+# -- other ways in and out
+
+
+def test_standard_input_and_predictions_before_learning(
+    shared: Service, model: Model, run: Run, phishing: Path
+) -> None:
+    command = ("-", "--format", "csv", "--label", "label", url(shared), "--model", model.name, "--predict-first")
+    replay = run(*command, "--batch", "1")
+    output, error = replay.communicate(as_csv(EVENTS[:100]), timeout=PATIENCE)
+    assert replay.returncode == 0, error
+    found = counts(output)
+    assert found["predictions served first"] == "100"
+    # In pieces of one event, what was served before each is what progressive validation scores.
+    assert found["their log loss"] == found["progressive log loss"]
+    assert found["their accuracy"] == found["model's accuracy"]
+    again = run(*command)
+    output, _ = again.communicate(as_csv(EVENTS[:100]), timeout=PATIENCE)
+    assert counts(output)["predictions served first"] == "0", "an event learned before is not predicted"
+
+
+def test_a_terminal_gets_a_bar_and_a_table(shared: Service, model: Model, phishing: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [ONESTEP, "replay", str(phishing), "--label", "label", url(shared), "--model", model.name, "--batch=50"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment) as replay:
+        os.close(theirs)
+        output = b"".join(_read(ours))
+    os.close(ours)
+    assert replay.returncode == 0
+    assert b"events/s, log loss" in output
+    assert "╭".encode() in output
+
+
+def _read(descriptor: int) -> Iterator[bytes]:
+    """What is written to a terminal until the other side closes."""
+    while select.select([descriptor], [], [], PATIENCE)[0]:
+        try:
+            yield os.read(descriptor, 65_536)
+        except OSError:  # Linux's way to say that nobody has the other side open
+            return
+
+
+def test_a_rate_is_kept(shared: Service, model: Model, phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phishing.write_text(as_csv(EVENTS[:200]))
+    command = ("replay", phishing, "--label", "label", url(shared), "--model", model.name)
+    started = time.monotonic()
+    assert call(capsys, *command, "--rate", "200")[0] == 0
+    assert time.monotonic() - started > 0.9, "200 events at 200 a second"
+    started = time.monotonic()
+    assert call(capsys, *command, "--rate", "10")[0] == 0
+    assert time.monotonic() - started < 15, "what was learned before passes at once"
+
+
+# -- a service that fails in every way, made up
+
+
+class Script:
+    """A client whose replies are written down; it remembers what was sent."""
+
+    def __init__(self, *replies: Any) -> None:
+        self.replies = list(replies)
+        self.sent: list[list[str | None]] = []
+
+    def alive(self) -> None:
+        pass
+
+    def model(self, name: str) -> dict[str, Any]:
+        return {"model": name, "seq": 0}
+
+    def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
+        batch = list(events)
+        self.sent.append([event.id for event in batch])
+        reply = self.replies.pop(0) if self.replies else {"learned": len(batch), "duplicates": 0, "loss": 0.5}
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+def lost(kind: type[httpx.TransportError] = httpx.ReadError) -> NoAnswer:
+    return NoAnswer("http://service", kind("it went away"))
+
+
+def refused(status: int, kind: str = "", retry_after: str | None = None, **members: Any) -> Refused:
+    problem = {"type": f"urn:onestep:{kind}", "detail": "it does not go", "status": status, **members}
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    return Refused("http://service", httpx.Response(status, json=problem, headers=headers))
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that passes only where the replay sleeps; how long it slept each time."""
+    pauses: list[float] = []
+    monkeypatch.setattr("service.replay.time.sleep", pauses.append)
+    monkeypatch.setattr("service.replay.time.monotonic", lambda: sum(pauses))
+    return pauses
+
+
+def play(script: Script, count: int = 6, **options: Any) -> Tally:
+    rows = (Row(n, n + 1, wire.Event({"a": float(n)}, 1)) for n in range(1, count + 1))
+    tally = Tally()
+    made = Options("stream", **{"batch": 3, **options})
+    Replay(script, "default", made, tally, notice=lambda _: None).run(rows)  # type: ignore[arg-type]
+    return tally
+
+
+FIRST = ["stream:1", "stream:2", "stream:3"]
+SECOND = ["stream:4", "stream:5", "stream:6"]
+
+
+def test_a_piece_without_a_reply_is_sent_again(slept: list[float]) -> None:
+    script = Script(lost(), lost(httpx.ConnectError), {"learned": 1, "duplicates": 2, "loss": 0.25})
+    tally = play(script)
+    assert script.sent == [FIRST, FIRST, FIRST, SECOND]
+    assert (tally.learned, tally.duplicates) == (4, 2)
+    assert tally.loss.value == (0.25 + 3 * 0.5) / 4
+    assert slept[:2] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, "not-ready"), (507, "disk-full"), (503, "storage-failed")])
+def test_after_a_refusal_that_passes_it_goes_on_where_the_service_stopped(
+    slept: list[float], status: int, kind: str
+) -> None:
+    script = Script(refused(status, kind, "7", learned=1, duplicates=1), refused(status, kind, "7", learned=0))
+    tally = play(script)
+    assert script.sent == [FIRST, FIRST[2:], FIRST[2:], SECOND]
+    assert (tally.learned, tally.duplicates) == (5, 1)
+    assert slept[0] == 7, "Retry-After"
+
+
+def test_it_gives_up_after_a_time_without_progress(slept: list[float]) -> None:
+    script = Script({"learned": 3, "duplicates": 0, "loss": 0.5}, *[lost(httpx.ConnectError) for _ in range(100)])
+    with pytest.raises(Failed, match="Tried for 20 s"):
+        play(script, retry_seconds=20)
+    assert sum(slept) == pytest.approx(20)
+    assert slept == sorted(slept[:-1]) + slept[-1:], "the pauses grow"
+
+
+def test_without_ids_a_piece_that_may_have_been_learned_is_not_sent_again(slept: list[float]) -> None:
+    for failure in (lost(), refused(503, "storage-failed"), refused(502)):
+        script = Script(failure)
+        with pytest.raises(Failed, match="might be learned twice"):
+            play(script, ids=False)
+        assert script.sent == [[None] * 3]
+
+
+def test_without_ids_a_piece_that_was_not_learned_is_sent_again(slept: list[float]) -> None:
+    script = Script(lost(httpx.ConnectError), refused(507, "disk-full", learned=1), refused(503, "not-ready"))
+    assert play(script, ids=False).learned == 6
+    assert [len(piece) for piece in script.sent] == [3, 3, 2, 2, 3]
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 413, 422, 500])
+def test_other_errors_end_it_at_once(slept: list[float], status: int) -> None:
+    script = Script(refused(status, line=2, learned=1))
+    with pytest.raises(Refused, match=r"stream line 3 \(event 2\): it does not go"):
+        play(script)
+    assert len(script.sent) == 1
+
+
+def test_a_rate_sends_no_more_than_a_tenth_of_a_second_at_once(slept: list[float]) -> None:
+    script = Script()
+    play(script, count=100, rate=50.0, batch=1000)
+    assert {len(piece) for piece in script.sent} == {5}
+    assert sum(slept) == pytest.approx(95 / 50)
+
+
+def test_a_rate_is_not_caught_up_after_a_pause(slept: list[float]) -> None:
+    script = Script(lost(), refused(503, "not-ready", "5"))
+    play(script, count=20, rate=50.0)
+    assert slept == pytest.approx([0.1, 5, 0.1, 0.1, 0.1])
+
+
+# -- reading
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[wire.Event]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with Source(str(path), **how).open() as opened:
+        return [row.event for row in opened.rows()]
+
+
+def plain(events: Iterable[wire.Event]) -> list[Any]:
+    return [(dict(event.x), event.y) for event in events]  # type: ignore[arg-type]
+
+
+def test_every_format_reads_the_same_events(tmp_path: Path) -> None:
+    expected = [({name: float(value) for name, value in x.items()}, y) for x, y in EVENTS]
+    flat = "".join(json.dumps({**x, "label": bool(y)}) + "\n" for x, y in EVENTS)
+    nested = "".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in EVENTS)
+    files: dict[str, tuple[str, dict[str, str]]] = {
+        "a.csv": (as_csv(EVENTS), {"label": "label"}),
+        "a.tsv": (as_csv(EVENTS, "\t"), {"label": "label"}),
+        "a.jsonl": (flat, {"label": "label"}),
+        "a.ndjson": (nested, {}),
+        "a": (as_csv(EVENTS), {"label": "label", "format": "csv"}),
+    }
+    for name, (content, how) in files.items():
+        assert plain(read(tmp_path, name, content, **how)) == expected, name
+        if "." in name:
+            assert plain(read(tmp_path, name + ".gz", gzip.compress(content.encode()), **how)) == expected, name
+    numbered = "".join(
+        ("+1" if y else "-1") + "".join(f" {i}:{value!r}" for i, value in enumerate(x.values())) + " # note\n"
+        for x, y in EVENTS
+    )
+    expected = [({str(i): value for i, value in enumerate(x.values())}, y) for x, y in expected]
+    assert plain(read(tmp_path, "a.libsvm", "# a comment\n" + numbered)) == expected
+
+
+def test_cells_are_numbers_text_or_nothing(tmp_path: Path) -> None:
+    content = '\ufeffa,b,c,d,e,y\n1,-2.5e3, 7 ,,"x, ""y""\nz",1\n\n1_000,nan,1e999,0x1F,true,0\n'
+    first, second = read(tmp_path, "a.csv", content, label="y")
+    assert first.x == {"a": 1.0, "b": -2500.0, "c": 7.0, "e": 'x, "y"\nz'}
+    assert second.x == {"a": "1_000", "b": "nan", "c": "1e999", "d": "0x1F", "e": "true"}
+
+
+def test_objects_keep_their_types_and_null_is_left_out(tmp_path: Path) -> None:
+    (event,) = read(tmp_path, "a.ndjson", '{"a": 1, "b": "1", "c": true, "d": null, "k": 17, "y": 0}', **KEYS)
+    assert event.x == {"a": 1, "b": "1", "c": True}
+    assert (event.y, event.id) == (0, "17")
+
+
+KEYS = {"label": "y", "id_column": "k"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive", "expected"),
+    [
+        ("0 1 1.0 0.0 +1 -1 true False", None, [0, 1, 1, 0, 1, 0, 1, 0]),
+        ("up down UP up", "up", [1, 0, 1, 1]),
+        ("1 2 3 2.0", "2", [0, 1, 0, 1]),
+    ],
+)
+def test_labels(tmp_path: Path, labels: str, positive: str | None, expected: list[int]) -> None:
+    content = "y,a\n" + "".join(f"{label},1\n" for label in labels.split())
+    assert [event.y for event in read(tmp_path, "a.csv", content, label="y", positive=positive)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "how", "message"),
+    [
+        ("a.csv", "a,y\n1,1\n1,perhaps\n", {"label": "y"}, "a.csv line 3: the label 'perhaps' is not 0, 1"),
+        ("a.csv", "a,y\n1,\n", {"label": "y", "positive": "up"}, "a.csv line 2: it has no label"),
+        ("a.csv", "a,y\n1,1\n1\n", {"label": "y"}, "a.csv line 3: it has 1 cells, and the header 2"),
+        ("a.csv", "a,y\n1,1\n", {"label": "z"}, "a.csv has no column 'z'; it has a, y"),
+        ("a.csv", "a,y\n1,1\n", {"label": "y", "id_column": "k"}, "a.csv has no column 'k'"),
+        ("a.csv", "a,k,y\n1,,1\n", KEYS, "a.csv line 2: it has no id"),
+        ("a.csv", "a,y\n1,1\n", {}, "--label COLUMN says which column of a.csv"),
+        ("a.csv", "", {"label": "y"}, "a.csv is empty"),
+        ("a.csv", ",y\n1,1\n", {"label": "y"}, "a.csv: column 1 has no name"),
+        ("a.csv", "a,a,y\n1,1,1\n", {"label": "y"}, "a.csv: two columns have the name 'a'"),
+        ("a.csv", b"a,y\n\xff,1\n", {"label": "y"}, "a.csv, after line 1: it is not text in UTF-8"),
+        ("a.csv.gz", b"a,y\n1,1\n", {"label": "y"}, "its compression is broken"),
+        ("a.csv.gz", gzip.compress(as_csv(EVENTS).encode())[:-9], {"label": "label"}, "its compression is broken"),
+        ("a.parquet", "", {"label": "y"}, "the name 'a.parquet' does not tell a format"),
+        ("a.ndjson", '{"a": 1, "y": 1}\n{"a": \n', {"label": "y"}, "a.ndjson line 2: it is not JSON"),
+        ("a.ndjson", '{"a": 1, "y": 1}\n\n[1]\n', {"label": "y"}, "a.ndjson line 3: it is not a JSON object"),
+        ("a.ndjson", '{"a": 1}\n', {"label": "y"}, "a.ndjson line 1: it has no 'y'"),
+        ("a.ndjson", '{"a": [1], "y": 1}\n', {"label": "y"}, "a.ndjson line 1: a: must be a number"),
+        ("a.ndjson", '{"a": 1, "y": 1}\n', {}, "a.ndjson line 1: a: is not a field"),
+        ("a.ndjson", '{"x": {}, "y": 1}\n', {"id_column": "k"}, "--id-column goes with"),
+        ("a.ndjson", "nonsense\n", {}, "a.ndjson line 1: it is not valid JSON"),
+        ("a.libsvm", "1 1:1\n1 1:2 b\n", {}, "a.libsvm line 2: 'b' is not index:value"),
+        ("a.libsvm", "1 qid:1\n", {}, "a.libsvm line 1: 'qid:1' is not index:value"),
+        ("a.libsvm", "7 1:1\n", {}, "a.libsvm line 1: the label '7' is not"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, how: dict[str, str], message: str
+) -> None:
+    with pytest.raises(WrongUsage) as wrong:
+        read(tmp_path, name, content, **how)
+    assert message in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["absent.csv", "--label", "y"],
+        [".", "--label", "y", "--format", "csv"],
+        ["-", "--label", "y"],
+        ["a.csv", "--label", "y", "--format", "xml"],
+        ["a.csv", "--label", "y", "--batch", "0"],
+        ["a.csv", "--label", "y", "--rate", "0"],
+        ["a.csv", "--label", "y", "--retry-seconds", "long"],
+        ["a.csv", "--label", "y", "--url", "localhost:8000"],
+        ["a.csv", "--label", "y", "--no-ids", "--id-prefix", "a"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = cli.main(["replay", *arguments])
+    except SystemExit as left:  # argparse's way
+        code = left.code  # type: ignore[assignment]
+    assert code == 2
+    assert capsys.readouterr().err
+
+
+def test_a_piece_with_something_wrong_in_it_is_not_sent(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,y\n" + "1,1\n" * 250 + "1,2\n")
+    code, _, error = call(capsys, "replay", path, "--label", "y", url(shared), "--model", model.name, "--batch", "100")
+    assert code == 2
+    assert "a.csv line 252: the label '2'" in error
+    assert "200 event(s) were learned and stay learned; the same command goes on" in error
+    assert model.state()["seq"] == 200
+
+
+def test_the_client_says_when_what_answers_is_no_onestep(tmp_path: Path) -> None:
+    stranger = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text="<html>")))
+    client = Client("http://stranger")
+    client._http.close()
+    client._http = stranger
+    with client, pytest.raises(Refused, match="not as a onestep service would"):
+        client.alive()
+
+
+def test_rows_are_numbered_without_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,y\n\n1,1\n\n\n2,0\n")
+    with Source(str(path), label="y").open() as opened:
+        assert [(row.number, row.line) for row in itertools.islice(opened.rows(), 5)] == [(1, 3), (2, 6)]

@@ -1,0 +1,223 @@
+"""Bytes to events and back: shapes, places in messages, and lines however they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service import errors, wire
+
+
+def lines_of(chunks: list[bytes], limit: int = 1_000) -> list[tuple[int, bytes]]:
+    """All lines that `split_lines` finds in a body that arrives in these chunks."""
+
+    async def arriving() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    async def gather() -> list[tuple[int, bytes]]:
+        return [line async for lines in wire.split_lines(arriving(), limit) for line in lines]
+
+    return asyncio.run(gather())
+
+
+# -- one event
+
+
+def test_an_event_with_everything() -> None:
+    event = wire.decode_event(b'{"x": {"a": 1, "b": "t", "c": true}, "y": 1, "id": "i", "weight": 2.5}')
+    assert (event.x, event.y, event.id, event.weight) == ({"a": 1.0, "b": "t", "c": True}, 1, "i", 2.5)
+
+
+def test_an_event_with_nothing_but_what_it_must_have() -> None:
+    event = wire.decode_event(b'{"x": [1, 0.5, false], "y": false}')
+    assert (event.x, event.y, event.id, event.weight) == ([1.0, 0.5, False], False, None, 1.0)
+
+
+def test_features_keep_their_order_and_of_one_name_the_last_value_counts() -> None:
+    event = wire.decode_event(b'{"y": 1, "x": {"b": 1, "a": 2, "c": 3, "a": 4}}')
+    assert isinstance(event.x, dict)
+    assert list(event.x.items()) == [("b", 1.0), ("a", 4.0), ("c", 3.0)]
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+@example(value=5e-324)
+@example(value=-0.0)
+@example(value=0.1 + 0.2)
+@example(value=1.7976931348623157e308)
+def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: float) -> None:
+    reply = wire.encode(wire.Learned("m", 1, value, value, False))
+    assert math.copysign(1, json.loads(reply)["p"]) == math.copysign(1, value)
+    assert json.loads(reply)["p"] == value
+    event = wire.decode_event(b'{"y": 1, "x": [%b]}' % msgspec.json.encode(value))
+    assert event.x == [value]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"y": 1}', "x"),
+        (b'{"x": {}}', "y"),
+        (b'{"x": {"a": null}, "y": 1}', "x.a"),
+        (b'{"x": {"a": {"b": 1}}, "y": 1}', "x.a"),
+        (b'{"x": [1, 2, "c"], "y": 1}', "x[2]"),
+        (b'{"x": {}, "y": "1"}', "y"),
+        (b'{"x": {}, "y": 1, "id": 1}', "id"),
+        (b'{"x": {}, "y": 1, "id": ""}', "id"),
+        (b'{"x": {}, "y": 1, "weight": "1"}', "weight"),
+        (b'{"x": {}, "y": 1, "z": 1}', "z"),
+        (b'{"x": {"a": null}, "y": null, "z": 1}', "z"),
+    ],
+)
+@pytest.mark.parametrize(("at", "before"), [("", ""), ("[3]", "[3]."), ("line 7", "line 7: ")])
+def test_what_is_wrong_with_an_event_is_told_with_its_place(body: bytes, field: str, at: str, before: str) -> None:
+    with pytest.raises(errors.InvalidEvent) as refused:
+        wire.decode_event(body, at)
+    assert refused.value.members["field"] == before + field
+    assert refused.value.problem()["field"] == before + field
+    assert str(refused.value).startswith(f"{before}{field}: ")
+
+
+@pytest.mark.parametrize("body", [b"5", b"null", b"[]", b'"x"', b"true"])
+def test_what_is_no_object_is_told_what_it_should_be(body: bytes) -> None:
+    for decode in (wire.decode_event, wire.decode_question):
+        with pytest.raises(errors.InvalidEvent, match=r'body: must be an object like \{"x"'):
+            decode(body)
+        with pytest.raises(errors.InvalidEvent, match=r"^line 2: must be an object"):
+            decode(body, "line 2")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "truncated"),
+        (b'{"x": {}', "truncated"),
+        (b'{"x": {}, "y": 1} 2', "trailing"),
+        (b'{"x": {"\xff": 1}, "y": 1}', "it is not UTF-8"),
+        (b'{"x": ' + b"[" * 100_000, "it is nested too deeply"),
+        (b'{"x": {"a": nan}, "y": 1}', "invalid"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_what_is_no_json_is_told_why(body: bytes, reason: str) -> None:
+    with pytest.raises(errors.MalformedJson, match=f"^The body is not valid JSON: .*{reason}"):
+        wire.decode_event(body)
+    with pytest.raises(errors.MalformedJson, match=f"^line 9 is not valid JSON: .*{reason}"):
+        wire.decode_event(body, "line 9")
+
+
+@given(body=st.binary(max_size=40) | st.text(alphabet='{}[]":,xyid01.-e \\u', max_size=40).map(str.encode))
+def test_whatever_is_decoded_is_an_event_or_an_error_that_says_why(body: bytes) -> None:
+    for decode in (wire.decode_event, wire.decode_question):
+        try:
+            decode(body)
+        except (errors.InvalidEvent, errors.MalformedJson) as refused:
+            assert str(refused)  # noqa: PT017  # whether there is one is what is not known
+
+
+def test_a_question_has_features_alone() -> None:
+    assert wire.decode_question(b'{"x": {"a": 1}}').x == {"a": 1.0}
+    for field in (b'"y": 1', b'"id": "i"', b'"weight": 1'):
+        with pytest.raises(errors.InvalidEvent, match="is not a field; the fields are x"):
+            wire.decode_question(b'{"x": {}, %b}' % field)
+
+
+@pytest.mark.parametrize("length", [1, 256])
+def test_an_id_has_1_to_256_characters(length: int) -> None:
+    assert wire.decode_event(json.dumps({"x": {}, "y": 1, "id": "é" * length}).encode()).id == "é" * length
+
+
+@pytest.mark.parametrize("id_", ["", "i" * 257, "a\0b", "\0"], ids=ascii)
+def test_an_id_that_cannot_be_one(id_: str) -> None:
+    with pytest.raises(errors.InvalidEvent, match=r"^id: must have 1 to 256 characters, none a zero byte"):
+        wire.decode_event(json.dumps({"x": {}, "y": 1, "id": id_}).encode())
+
+
+# -- an array
+
+
+@pytest.mark.parametrize("body", [b"[]", b" \r\n\t[1]", b"[", b"[[]]"])
+def test_an_array_is_known_by_its_first_character(body: bytes) -> None:
+    assert wire.is_array(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"  ", b"{}", b'"["', b"1[", b"\xef\xbb\xbf[]", b"\x0b[]"], ids=repr)
+def test_what_is_no_array(body: bytes) -> None:
+    assert not wire.is_array(body)
+
+
+@given(elements=st.lists(st.none() | st.integers() | st.text() | st.lists(st.text())))
+def test_an_array_is_split_into_its_elements(elements: list[Any]) -> None:
+    pieces = wire.split_array(json.dumps(elements, indent=1).encode())
+    assert [json.loads(bytes(piece)) for piece in pieces] == elements
+
+
+@pytest.mark.parametrize("body", [b"[", b"[1,]", b"[1 2]", b"[1]]", b"[" * 100_000], ids=lambda body: repr(body[:9]))
+def test_an_array_that_is_none(body: bytes) -> None:
+    with pytest.raises(errors.MalformedJson, match=r"^The body is not valid JSON"):
+        wire.split_array(body)
+
+
+# -- lines
+
+_bodies = st.text(alphabet="ab \r\n\t", max_size=40).map(str.encode)
+
+
+@given(body=_bodies, cuts=st.lists(st.integers(0, 40)))
+@example(body=b"a\r\nb", cuts=[2])
+@example(body=b"", cuts=[])
+def test_the_lines_of_a_body_are_the_same_however_it_arrives(body: bytes, cuts: list[int]) -> None:
+    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    chunks = [body[start:stop] for start, stop in itertools.pairwise(edges)]
+    expected = [(n, line) for n, line in enumerate(body.split(b"\n"), 1) if line.strip()]
+    assert lines_of(chunks) == expected
+
+
+def test_blank_lines_count_and_are_left_out() -> None:
+    assert lines_of([b"\n\na\n \r\n\nb"]) == [(3, b"a"), (6, b"b")]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [b"ok\n123456\nok\n"],
+        [b"ok\n1234", b"56\nok\n"],
+        [b"ok\n123456"],
+        [b"ok\n", b"1234", b"56"],
+        [b"o", b"k\n      "],
+    ],
+)
+def test_the_lines_before_one_that_is_too_long_are_given_first(chunks: list[bytes]) -> None:
+    found: list[tuple[int, bytes]] = []
+
+    async def arriving() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    async def gather() -> None:
+        async for lines in wire.split_lines(arriving(), 5):
+            found.extend(lines)
+
+    with pytest.raises(errors.LineTooLong) as refused:
+        asyncio.run(gather())
+    assert found == [(1, b"ok")]
+    assert (refused.value.members["line"], refused.value.status) == (2, 413)
+
+
+def test_a_line_of_just_the_limit_is_not_too_long() -> None:
+    assert lines_of([b"12345\n", b"123", b"45"], limit=5) == [(1, b"12345"), (2, b"12345")]
+
+
+def test_places_in_a_body() -> None:
+    assert wire.path("", "x.a") == "x.a"
+    assert wire.path("[3]", "x.a") == "[3].x.a"
+    assert wire.path("line 7", "x.a") == "line 7: x.a"
