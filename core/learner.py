@@ -4,115 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from core import logistic
+from core import logistic, rules
 from core.features import Batch, BatchBuilder, Features, X
 from core.logistic import Floats, Labels
+from core.spec import InverseScaling, Optimal, Rate, Spec
 
 MIN_CAPACITY = 64
 """Weights to make room for at first; the room doubles when it is used up."""
-
-
-class SpecError(ValueError):
-    """A spec that makes no sense: `field` names the part of it, the message says why."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
-        self.message = message
-
-
-_ABOVE_ZERO = ("learning_rate", "clip", "max_value")
-_ZERO_OR_MORE = ("bias_learning_rate", "l1", "l2")
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """How a model learns. Names and meaning are those of river's `LogisticRegression`.
-
-    rule
-        How a gradient moves the weights. `sgd`: w <- w - learning_rate * gradient.
-    learning_rate
-        Step size for the weights, above 0. Default 0.01.
-    bias_learning_rate
-        Step size for the bias, 0 or more; 0 leaves it at 0. Default: `learning_rate` (river's `intercept_lr` is 0.01).
-    l1
-        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0.
-    l2
-        L2 penalty, 0 or more, on the weights of the event's own features; the bias is not penalised. Default 0.
-        Not together with `l1`, as in river.
-    clip
-        The residual p - y times the sample weight is clipped to ±clip, above 0. Default 1e12.
-    max_features
-        How many features the model may have; past it an event with a new one is refused. Default 1,000,000.
-    hash_bits
-        With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Default None: no hashing.
-    max_value
-        Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
-
-    Raises SpecError, which names the field.
-
-    >>> Spec(learning_rate=0.1).bias_learning_rate
-    0.1
-    >>> Spec(learning_rate=0)
-    Traceback (most recent call last):
-        ...
-    core.learner.SpecError: learning_rate must be a number above 0
-    """
-
-    rule: Literal["sgd"] = "sgd"
-    learning_rate: float = 0.01
-    bias_learning_rate: float | None = None
-    l1: float = 0.0
-    l2: float = 0.0
-    clip: float = 1e12
-    max_features: int = 1_000_000
-    hash_bits: int | None = None
-    max_value: float = 1e100
-
-    def __post_init__(self) -> None:
-        if self.bias_learning_rate is None:
-            object.__setattr__(self, "bias_learning_rate", self.learning_rate)
-        for field in (*_ABOVE_ZERO, *_ZERO_OR_MORE):
-            object.__setattr__(self, field, float(getattr(self, field)))  # 1 and 1.0 are the same spec
-        for field, good, message in self._checks():
-            if not good:
-                raise SpecError(field, message)
-
-    def _checks(self) -> Iterator[tuple[str, bool, str]]:
-        yield "rule", self.rule == "sgd", "must be 'sgd'"
-        for field in _ABOVE_ZERO:
-            yield field, 0 < getattr(self, field) < math.inf, "must be a number above 0"
-        for field in _ZERO_OR_MORE:
-            yield field, 0 <= getattr(self, field) < math.inf, "must be a number, 0 or more"
-        yield "l2", not (self.l1 and self.l2), "cannot be used together with l1"
-        yield "max_value", self.max_value <= 1e300, "must be at most 1e300"
-        yield "max_features", 1 <= self.max_features <= 2**30, "must be from 1 to 2^30"
-        yield "hash_bits", self.hash_bits is None or 1 <= self.hash_bits <= 30, "must be from 1 to 30, or null"
-
-    @property
-    def bias_rate(self) -> float:
-        """`bias_learning_rate`, which is `learning_rate` where it was not given."""
-        return self.learning_rate if self.bias_learning_rate is None else self.bias_learning_rate
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Spec:
-        """The spec that `asdict` wrote; SpecError for a field that does not exist."""
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise SpecError(name, "is not a field of a spec")
-        return cls(**values)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The spec as JSON types, every default written out."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +55,20 @@ class Learner:
         self.not_taken = 0
         """Events whose step would have left a number that is not finite, and was not taken."""
         self._n_features = 0
+        self._codes, self._q = _codes(self.spec), _parameters(self.spec)
+        keeps = rules.RULES[self.spec.rule].keeps
+        pays = self.spec.l1 > 0 and self.spec.rule != "ftrl"
+        # A row for each feature: its weight, what the rule keeps, what the scaler keeps, the L1 penalty it has paid.
         self._weights = np.zeros(MIN_CAPACITY)
-        self._paid = np.zeros(MIN_CAPACITY if self.spec.l1 else 0)
-        self._scalars = np.zeros(logistic.SCALARS)
+        self._kept = np.zeros((MIN_CAPACITY, keeps))
+        self._scaler = np.zeros((MIN_CAPACITY, _SCALER_KEEPS[self.spec.scale]))
+        self._paid = np.zeros(MIN_CAPACITY if pays else 0)
+        self._scalars = np.zeros(rules.SCALARS)
+        self._scalars[rules.FINAL_LR] = self.spec.final_lr or 0.0
 
     @property
     def bias(self) -> float:
-        return float(self._scalars[logistic.BIAS])
+        return float(self._scalars[rules.BIAS])
 
     @property
     def n_features(self) -> int:
@@ -191,7 +103,16 @@ class Learner:
     def score(self, x: X) -> float:
         """w·x + b. Changes nothing; features that the model does not know add nothing."""
         columns, values = self.features.encode(x)
-        return logistic.score(np.array(columns, np.int32), np.array(values), self._weights, self.bias)
+        return rules.predict_score(
+            np.array(columns, np.int32),
+            np.array(values),
+            self._weights,
+            self._scaler,
+            self._scalars,
+            self._codes,
+            self._q,
+            np.empty(len(columns)),
+        )
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x."""
@@ -227,20 +148,20 @@ class Learner:
         if len(batch.columns):
             self._n_features = max(self._n_features, int(batch.columns.max()) + 1)
         self._make_room(self._n_features)
-        logistic.learn_many(
+        rules.learn_many(
             batch.offsets,
             batch.columns,
             batch.values,
             batch.labels,
             batch.weights,
+            float(self.seq - self.not_taken),
             self._weights,
+            self._kept,
+            self._scaler,
             self._paid,
             self._scalars,
-            self.spec.learning_rate,
-            self.spec.bias_rate,
-            self.spec.l1,
-            self.spec.l2,
-            self.spec.clip,
+            self._codes,
+            self._q,
             scores,
             learned,
         )
@@ -251,13 +172,15 @@ class Learner:
         return Outcome(probabilities, losses, batch.labels, learned)
 
     def _make_room(self, features: int) -> None:
-        """Room for the weights of `features` columns; new weights are 0."""
+        """Room for `features` columns; what is new is 0."""
         if features <= len(self._weights):
             return
         room = max(features, 2 * len(self._weights))
-        self._weights = np.concatenate([self._weights, np.zeros(room - len(self._weights))])
-        if self.spec.l1:
-            self._paid = np.concatenate([self._paid, np.zeros(room - len(self._paid))])
+        self._weights = _grown(self._weights, room)
+        self._kept = _grown(self._kept, room)
+        self._scaler = _grown(self._scaler, room)
+        if len(self._paid):
+            self._paid = _grown(self._paid, room)
 
     # -- state
 
@@ -272,6 +195,8 @@ class Learner:
             "seq": self.seq,
             "not_taken": self.not_taken,
             "weights": self.weights.copy(),
+            "kept": self._kept[: self._n_features].ravel(),
+            "scaler": self._scaler[: self._n_features].ravel(),
             "paid": self._paid[: self._n_features].copy(),
             "scalars": self._scalars.copy(),
         }
@@ -287,7 +212,64 @@ class Learner:
         learner.seq, learner.not_taken = state["seq"], state["not_taken"]
         learner._n_features = len(state["weights"])
         learner._make_room(learner._n_features)
-        learner._weights[: len(state["weights"])] = state["weights"]
+        count = learner._n_features
+        learner._weights[:count] = state["weights"]
+        learner._kept[:count] = state["kept"].reshape(count, -1) if count else 0.0
+        learner._scaler[:count] = state["scaler"].reshape(count, -1) if count else 0.0
         learner._paid[: len(state["paid"])] = state["paid"]
         learner._scalars[:] = state["scalars"]
         return learner
+
+
+_SCALER_KEEPS = {"none": 0, "standard": 3, "maxabs": 1}
+
+
+def _grown(array: Floats, room: int) -> Floats:
+    """The array with zeros after it, so that it has `room` rows."""
+    grown = np.zeros((room, *array.shape[1:]))
+    grown[: len(array)] = array
+    return grown
+
+
+def _codes(spec: Spec) -> npt.NDArray[np.int64]:
+    """A spec's choices, as the kernels take them."""
+    codes = np.zeros(5, np.int64)
+    codes[rules.RULE] = rules.RULES[spec.rule].code
+    codes[rules.SCALE] = {"none": rules.UNSCALED, "standard": rules.STANDARD, "maxabs": rules.MAXABS}[spec.scale]
+    codes[rules.SCHEDULE] = _schedule(spec.rate)[0]
+    codes[rules.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
+    codes[rules.PENALTY] = spec.rule != "ftrl"  # its l1 and l2 are its own
+    return codes
+
+
+def _parameters(spec: Spec) -> Floats:
+    """A spec's numbers, as the kernels take them."""
+    q = np.zeros(rules.PARAMETERS)
+    q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
+    q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
+    q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
+    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.rate)
+    q[rules.FIRST_RATE] = rules.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
+    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
+    for place, value in (
+        (rules.RHO, spec.rho),
+        (rules.EPS, spec.eps),
+        (rules.BETA_1, spec.beta_1),
+        (rules.BETA_2, spec.beta_2),
+        (rules.GAMMA, spec.gamma),
+        (rules.BETA, spec.beta),
+        (rules.LAG, spec.lag),
+        (rules.CORRECT_BIAS, spec.correct_bias),
+    ):
+        q[place] = 0.0 if value is None else float(value)
+    return q
+
+
+def _schedule(rate: Rate | None) -> tuple[int, float, float]:
+    """A learning rate as its code and the two numbers that `rules.scheduled` takes."""
+    if isinstance(rate, InverseScaling):
+        return rules.INVERSE_SCALING, rate.learning_rate, rate.power
+    if isinstance(rate, Optimal):
+        first = math.sqrt(1.0 / math.sqrt(rate.alpha))  # Bottou's eta_0: the size of a typical weight
+        return rules.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
+    return rules.CONSTANT, rate or 0.0, 0.0
