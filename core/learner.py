@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core import logistic, rules
+from core import logistic
+from core.auto import Auto
 from core.features import Batch, BatchBuilder, Features, X
+from core.linear import Linear
 from core.logistic import Floats, Labels
-from core.spec import InverseScaling, Optimal, Rate, Spec
-
-MIN_CAPACITY = 64
-"""Weights to make room for at first; the room doubles when it is used up."""
+from core.spec import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,13 @@ class Outcome:
     losses: Floats
     labels: Labels
     learned: npt.NDArray[np.bool_]
+
+
+class NoWeights(AttributeError):
+    """`auto` is many models at once: it has no weights of its own, and no river twin."""
+
+    def __init__(self) -> None:
+        super().__init__("a model with the rule auto has no weights of its own")
 
 
 class Learner:
@@ -55,20 +60,7 @@ class Learner:
         self.not_taken = 0
         """Events whose step would have left a number that is not finite, and was not taken."""
         self._n_features = 0
-        self._codes, self._q = _codes(self.spec), _parameters(self.spec)
-        keeps = rules.RULES[self.spec.rule].keeps
-        pays = self.spec.l1 > 0 and self.spec.rule != "ftrl"
-        # A row for each feature: its weight, what the rule keeps, what the scaler keeps, the L1 penalty it has paid.
-        self._weights = np.zeros(MIN_CAPACITY)
-        self._kept = np.zeros((MIN_CAPACITY, keeps))
-        self._scaler = np.zeros((MIN_CAPACITY, _SCALER_KEEPS[self.spec.scale]))
-        self._paid = np.zeros(MIN_CAPACITY if pays else 0)
-        self._scalars = np.zeros(rules.SCALARS)
-        self._scalars[rules.FINAL_LR] = self.spec.final_lr or 0.0
-
-    @property
-    def bias(self) -> float:
-        return float(self._scalars[rules.BIAS])
+        self._model = Auto(self.spec) if self.spec.rule == "auto" else Linear(self.spec)
 
     @property
     def n_features(self) -> int:
@@ -81,38 +73,52 @@ class Learner:
         return self.features.names[: self._n_features]
 
     @property
+    def linear(self) -> Linear:
+        """The model where it is one logistic regression; NoWeights where it is not."""
+        if isinstance(self._model, Auto):
+            raise NoWeights
+        return self._model
+
+    @property
+    def auto(self) -> Auto | None:
+        """The model where its rule is `auto`."""
+        return self._model if isinstance(self._model, Auto) else None
+
+    @property
+    def bias(self) -> float:
+        """b; NoWeights for `auto`."""
+        return self.linear.bias
+
+    @property
     def weights(self) -> Floats:
-        """The weights in column order, (n_features,) float64: a view, not a copy."""
-        return self._weights[: self._n_features]
+        """The weights in column order, (n_features,) float64: a view, not a copy. NoWeights for `auto`."""
+        return self.linear.weights[: self._n_features]
 
     def weights_by_name(self) -> dict[str, float]:
-        """Feature name -> weight."""
+        """Feature name -> weight. NoWeights for `auto`."""
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 
     def sha256(self) -> str:
         """Of the UTF-8 names in column order, each ended by a zero byte, then the weights in that order and the bias
-        as little-endian float64."""
-        names = "".join(name + "\0" for name in self.names)
-        digest = hashlib.sha256(names.encode())
-        digest.update(self.weights.astype("<f8").tobytes())
-        digest.update(np.array([self.bias], "<f8").tobytes())
+        as little-endian float64; for `auto`, all arrays of its state instead, in the order of their names."""
+        digest = hashlib.sha256("".join(name + "\0" for name in self.names).encode())
+        if isinstance(self._model, Auto):
+            for _, array in sorted(self._model.arrays(self._n_features).items()):
+                digest.update(array.astype("<f8").tobytes())
+        else:
+            digest.update(self.weights.astype("<f8").tobytes())
+            digest.update(np.array([self.bias], "<f8").tobytes())
         return digest.hexdigest()
 
     # -- predicting
 
     def score(self, x: X) -> float:
-        """w·x + b. Changes nothing; features that the model does not know add nothing."""
+        """The log odds of label 1: w·x + b, or the mixture's for `auto`. Changes nothing.
+
+        Features that the model does not know add nothing.
+        """
         columns, values = self.features.encode(x)
-        return rules.predict_score(
-            np.array(columns, np.int32),
-            np.array(values),
-            self._weights,
-            self._scaler,
-            self._scalars,
-            self._codes,
-            self._q,
-            np.empty(len(columns)),
-        )
+        return self._model.score(np.array(columns, np.int32), np.array(values))
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x."""
@@ -147,40 +153,13 @@ class Learner:
         scores, learned = np.empty(n), np.empty(n, np.bool_)
         if len(batch.columns):
             self._n_features = max(self._n_features, int(batch.columns.max()) + 1)
-        self._make_room(self._n_features)
-        rules.learn_many(
-            batch.offsets,
-            batch.columns,
-            batch.values,
-            batch.labels,
-            batch.weights,
-            float(self.seq - self.not_taken),
-            self._weights,
-            self._kept,
-            self._scaler,
-            self._paid,
-            self._scalars,
-            self._codes,
-            self._q,
-            scores,
-            learned,
-        )
+        self._model.make_room(self._n_features)
+        self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
         probabilities, losses = np.empty(n), np.empty(n)
         logistic.assess(scores, batch.labels, probabilities, losses)
         return Outcome(probabilities, losses, batch.labels, learned)
-
-    def _make_room(self, features: int) -> None:
-        """Room for `features` columns; what is new is 0."""
-        if features <= len(self._weights):
-            return
-        room = max(features, 2 * len(self._weights))
-        self._weights = _grown(self._weights, room)
-        self._kept = _grown(self._kept, room)
-        self._scaler = _grown(self._scaler, room)
-        if len(self._paid):
-            self._paid = _grown(self._paid, room)
 
     # -- state
 
@@ -194,11 +173,8 @@ class Learner:
             "spec": self.spec.as_dict(),
             "seq": self.seq,
             "not_taken": self.not_taken,
-            "weights": self.weights.copy(),
-            "kept": self._kept[: self._n_features].ravel(),
-            "scaler": self._scaler[: self._n_features].ravel(),
-            "paid": self._paid[: self._n_features].copy(),
-            "scalars": self._scalars.copy(),
+            "n_features": self._n_features,
+            "arrays": self._model.arrays(self._n_features),
         }
         if names:
             state["names"] = self.names
@@ -209,67 +185,6 @@ class Learner:
         """The learner that `state()` described, to the last bit."""
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
-        learner.seq, learner.not_taken = state["seq"], state["not_taken"]
-        learner._n_features = len(state["weights"])
-        learner._make_room(learner._n_features)
-        count = learner._n_features
-        learner._weights[:count] = state["weights"]
-        learner._kept[:count] = state["kept"].reshape(count, -1) if count else 0.0
-        learner._scaler[:count] = state["scaler"].reshape(count, -1) if count else 0.0
-        learner._paid[: len(state["paid"])] = state["paid"]
-        learner._scalars[:] = state["scalars"]
+        learner.seq, learner.not_taken, learner._n_features = state["seq"], state["not_taken"], state["n_features"]
+        learner._model.load(state["arrays"], learner._n_features)
         return learner
-
-
-_SCALER_KEEPS = {"none": 0, "standard": 3, "maxabs": 1}
-
-
-def _grown(array: Floats, room: int) -> Floats:
-    """The array with zeros after it, so that it has `room` rows."""
-    grown = np.zeros((room, *array.shape[1:]))
-    grown[: len(array)] = array
-    return grown
-
-
-def _codes(spec: Spec) -> npt.NDArray[np.int64]:
-    """A spec's choices, as the kernels take them."""
-    codes = np.zeros(5, np.int64)
-    codes[rules.RULE] = rules.RULES[spec.rule].code
-    codes[rules.SCALE] = {"none": rules.UNSCALED, "standard": rules.STANDARD, "maxabs": rules.MAXABS}[spec.scale]
-    codes[rules.SCHEDULE] = _schedule(spec.rate)[0]
-    codes[rules.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
-    codes[rules.PENALTY] = spec.rule != "ftrl"  # its l1 and l2 are its own
-    return codes
-
-
-def _parameters(spec: Spec) -> Floats:
-    """A spec's numbers, as the kernels take them."""
-    q = np.zeros(rules.PARAMETERS)
-    q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
-    q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
-    q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
-    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.rate)
-    q[rules.FIRST_RATE] = rules.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
-    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
-    for place, value in (
-        (rules.RHO, spec.rho),
-        (rules.EPS, spec.eps),
-        (rules.BETA_1, spec.beta_1),
-        (rules.BETA_2, spec.beta_2),
-        (rules.GAMMA, spec.gamma),
-        (rules.BETA, spec.beta),
-        (rules.LAG, spec.lag),
-        (rules.CORRECT_BIAS, spec.correct_bias),
-    ):
-        q[place] = 0.0 if value is None else float(value)
-    return q
-
-
-def _schedule(rate: Rate | None) -> tuple[int, float, float]:
-    """A learning rate as its code and the two numbers that `rules.scheduled` takes."""
-    if isinstance(rate, InverseScaling):
-        return rules.INVERSE_SCALING, rate.learning_rate, rate.power
-    if isinstance(rate, Optimal):
-        first = math.sqrt(1.0 / math.sqrt(rate.alpha))  # Bottou's eta_0: the size of a typical weight
-        return rules.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
-    return rules.CONSTANT, rate or 0.0, 0.0

@@ -59,10 +59,16 @@ _OPTIMIZERS = {
 }
 
 
+class NoTwin(ValueError):
+    """River has nothing that does what a spec says."""
+
+
 def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.LogisticRegression]:
-    """River's scaler, if any, and model that do what `spec` says; ValueError if river has no such."""
+    """River's scaler, if any, and model that do what `spec` says; NoTwin if river has none."""
+    if spec.rule == "auto":
+        raise NoTwin("auto is many models at once, and river has no such")
     if spec.rule == "ftrl" and not spec.lag:
-        raise ValueError("river has no ftrl without lag")
+        raise NoTwin("river's ftrl makes its weights of the sums with a lag; this model's spec says lag: false")
     loss = optim.losses.Log(weight_pos=spec.class_weights["1"], weight_neg=spec.class_weights["0"])
     model = linear_model.LogisticRegression(
         optimizer=_optimizer(spec, loss),

@@ -497,3 +497,10 @@ def learn_many(
         else:
             learned[i] = False
             restore(c, w, s, scaler, paid, scalars, saved)
+
+
+def grown(array: Table, rows: int) -> Table:
+    """The array with zeros after it, so that it has that many rows."""
+    larger = np.zeros((rows, *array.shape[1:]))
+    larger[: len(array)] = array
+    return larger

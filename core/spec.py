@@ -11,7 +11,7 @@ from core.rules import RULES
 
 RuleName = Literal[
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta",
-    "adam", "amsgrad", "nadam", "adamax", "adabound", "ftrl",
+    "adam", "amsgrad", "nadam", "adamax", "adabound", "ftrl", "auto",
 ]  # fmt: skip
 
 
@@ -70,6 +70,7 @@ class Spec:
 
     rule
         How a gradient moves the weights: a name in `core.rules.RULES`. Default `sgd`: w <- w - learning_rate gradient.
+        Or `auto` (core/auto.py), which needs no tuning and takes none of the fields on rates, scale and penalties.
     learning_rate
         Step size for the weights, above 0: a number or a schedule. Default: the rule's (sgd 0.01, adabound 0.001, ftrl
         0.05, which is its alpha, the others 0.1; adadelta has none).
@@ -135,23 +136,46 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Check, and write every default out, so that the same model has the same spec however it was said."""
-        if self.rule not in RULES:
-            raise SpecError("rule", f"must be one of {', '.join(RULES)}")
-        defaults = RULES[self.rule].defaults
+        if self.rule != "auto" and self.rule not in RULES:
+            raise SpecError("rule", f"must be one of {', '.join(RULES)}, auto")
+        self._check_types()
+        self._fill_in({} if self.rule == "auto" else RULES[self.rule].defaults)
+        self._normalise()
+        for name, good, message in self._checks():
+            if not good:
+                raise SpecError(name, message)
+
+    def _fill_in(self, defaults: dict[str, Any]) -> None:
+        """The rule's defaults where nothing is said; refuses what the rule does not have."""
         for name in _OF_RULES:
             if getattr(self, name) is not None and name not in defaults:
                 raise SpecError(name, f"is not a parameter of {self.rule}")
-        if self.rule == "adadelta" and self.learning_rate is not None:
-            raise SpecError("learning_rate", "is not a parameter of adadelta, which finds its own")
+        for name in ("learning_rate", "bias_learning_rate")[: 2 if self.rule == "auto" else 1]:
+            if self.rule in ("adadelta", "auto") and getattr(self, name) is not None:
+                raise SpecError(name, f"is not a parameter of {self.rule}, which finds its own")
         for name, default in {"l2": 0.0, **defaults}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         if self.bias_learning_rate is None:
             object.__setattr__(self, "bias_learning_rate", self.learning_rate)
-        self._normalise()
-        for name, good, message in self._checks():
-            if not good:
-                raise SpecError(name, message)
+
+    def _check_types(self) -> None:
+        """Here, because a spec may come from anywhere: a stored one, a caller's dict."""
+        for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
+            if getattr(self, name) is None and name in ("clip", "max_value", "l1"):
+                raise SpecError(name, "must be a number")
+            _check_number(name, getattr(self, name))
+        for name in ("lag", "correct_bias"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise SpecError(name, "must be true or false")
+        for name in ("max_features", "hash_bits"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name == "hash_bits"):
+                raise SpecError(name, "must be a whole number")
+        if not isinstance(self.class_weights, dict):
+            raise SpecError("class_weights", 'must be an object: {"0": 1, "1": 1}')
+        for weight in self.class_weights.values():
+            _check_number("class_weights", weight)
 
     def _normalise(self) -> None:
         """1 and 1.0 are the same spec; so are a constant schedule and its number."""
@@ -176,6 +200,11 @@ class Spec:
         yield "class_weights", self.class_weights.keys() == {"0", "1"}, 'has the classes "0" and "1" only'
         yield "class_weights", all(0 < w < math.inf for w in self.class_weights.values()), "must be numbers above 0"
         yield "scale", self.scale in ("none", "standard", "maxabs"), "must be 'none', 'standard' or 'maxabs'"
+        if self.rule == "auto":
+            yield "scale", self.scale == "none", "must be 'none' with auto, which tries every scaling"
+            yield "l1", not self.l1, "must be 0 with auto"
+            yield "l2", not self.l2, "must be 0 with auto"
+            yield "max_value", self.max_value <= 1e100, "must be at most 1e100 with auto"
         yield "l2", self.rule == "ftrl" or not (self.l1 and self.l2), "cannot be used together with l1"
         yield (
             "learning_rate",
@@ -201,7 +230,7 @@ class Spec:
     def from_dict(cls, values: dict[str, Any]) -> Spec:
         """The spec that `as_dict` wrote; SpecError for a field that does not exist."""
         known = {known.name for known in fields(cls)}
-        for name in values:
+        for name in dict(values):
             if name not in known:
                 raise SpecError(name, "is not a field of a spec")
         return cls(**values)
@@ -213,6 +242,18 @@ class Spec:
 
 def _within(value: float | None, good: Callable[[float], bool]) -> bool:
     return value is None or good(value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    """A number of JSON that a float64 can hold, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(name, "must be a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise SpecError(name, "must be a number that a 64-bit float can hold") from None
 
 
 def _as_rate(name: str, rate: Any) -> Rate:
@@ -227,12 +268,15 @@ def _as_rate(name: str, rate: Any) -> Rate:
         except TypeError:
             allowed = [known.name for known in fields(kind)]
             raise SpecError(name, f"of this schedule has the fields {', '.join(allowed)}") from None
+    for number in ("learning_rate", "power", "alpha"):
+        _check_number(name, getattr(rate, number, None))
     if isinstance(rate, Constant):
         return float(rate.learning_rate)
     if isinstance(rate, InverseScaling):
         return replace(rate, learning_rate=float(rate.learning_rate), power=float(rate.power))
     if isinstance(rate, Optimal):
         return replace(rate, alpha=float(rate.alpha))
+    _check_number(name, rate)
     return float(rate)
 
 
