@@ -5,7 +5,8 @@ predicts does not pay for it.
 """
 
 from core.features import EventError, Features
-from core.learner import Learner, Spec, SpecError
+from core.learner import Learner
 from core.progressive import Progressive
+from core.spec import Spec, SpecError
 
 __all__ = ["EventError", "Features", "Learner", "Progressive", "Spec", "SpecError"]

@@ -64,6 +64,11 @@ if not config.CACHE_LOCATOR_CLASSES:
     )
 
 
+# A division by zero gives infinity or NaN, as everywhere in numpy, and a step that leaves such a number is not taken. A
+# check for it in each loop would keep the compiler from making vector instructions of the loop.
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
 def compiled(signature: str) -> Callable[[F], F]:
     """Compile a function for `signature` now, or load it from the cache.
 
@@ -72,11 +77,11 @@ def compiled(signature: str) -> Callable[[F], F]:
 
     def compile_now(function: F) -> F:
         try:
-            kernel: F = numba.njit(signature, nogil=True, cache=True)(function)
+            kernel: F = numba.njit(signature, cache=True, **_OPTIONS)(function)
         except Exception:
             # Whatever is wrong with the cache (no folder, a full disk, a damaged file), the kernel can be had without
             # it; what is wrong with the function itself is raised again here.
-            kernel = numba.njit(signature, nogil=True)(function)
+            kernel = numba.njit(signature, **_OPTIONS)(function)
         return kernel
 
     return compile_now

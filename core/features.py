@@ -13,6 +13,7 @@ A feature that an event leaves out is 0. Where two names of an object meet (`{"a
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ Bits = npt.NDArray[np.uint64]
 
 MAX_NAME = 256
 """Characters of a feature's name, and of a string value."""
+MAX_FLOAT = sys.float_info.max
 
 
 class EventError(ValueError):
@@ -122,6 +124,8 @@ def _text_to_features(x: Mapping[str, Value]) -> dict[str, float]:
                 features[name] = float(value)
             except (TypeError, ValueError):
                 raise EventError(f"x.{_shown(name)}", "must be a number, a string, true or false") from None
+            except OverflowError:
+                raise EventError(f"x.{_shown(name)}", "is too large for a 64-bit float") from None
     return features
 
 
@@ -153,11 +157,11 @@ def _shown(name: str) -> str:
     return name if len(name) <= 64 else name[:61] + "..."
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, longest: int = MAX_NAME) -> None:
     """Raise EventError unless `name` may be a feature's."""
     if not name:
         raise EventError("x", "a feature's name must not be empty")
-    if len(name) > MAX_NAME:
+    if len(name) > longest:
         raise EventError(f"x.{_shown(name)}", f"a feature's name has at most {MAX_NAME} characters")
     if "\0" in name:
         raise EventError("x", "a feature's name must not contain a zero byte")  # it ends a name in the state's SHA-256
@@ -265,13 +269,8 @@ def _hashed(names: Iterable[str], values: Iterable[float], mask: int) -> tuple[I
 
 
 def _check_flat_name(name: str) -> None:
-    """`check_name` for a name that may be a feature and its string value ("country=FR")."""
-    feature, equals, text = name.partition("=")
-    if equals and feature and len(text) <= MAX_NAME:
-        check_name(feature)
-        check_name(text or "-")
-    else:
-        check_name(name)
+    """`check_name` for a name that may be made of a feature and its string value ("country=FR")."""
+    check_name(name, 2 * MAX_NAME + 1 if "=" in name else MAX_NAME)
 
 
 class BatchBuilder:
@@ -301,7 +300,7 @@ class BatchBuilder:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
         if y not in (0, 1):
             raise EventError("y", "must be 0, 1, true or false")
-        if not (weight > 0.0 and math.isfinite(weight)):
+        if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
             raise EventError("weight", "must be a number above 0")
         columns, values = self.features.encode(x, add=True)
         self._columns.extend(columns)
@@ -352,7 +351,7 @@ def _fingerprints(
     offsets: Offsets, columns: Ints, values: Bits, labels: Labels, weights: Bits, fingerprints: Bits
 ) -> None:
     for i in range(len(labels)):
-        mixed = _mixed(weights[i] + np.uint64(labels[i]))
+        mixed = _mixed(_mixed(weights[i]) + np.uint64(labels[i]))
         for j in range(offsets[i], offsets[i + 1]):
             # A sum, so that the order of the features does not count.
             mixed += _mixed(_mixed(np.uint64(columns[j]) + np.uint64(1)) ^ values[j])

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from river import linear_model, optim
+from river import base, linear_model, optim, preprocessing
 
 from core.features import Batch, BatchBuilder, X
-from core.learner import Learner, Spec
+from core.learner import Learner
+from core.rules import RULES
+from core.spec import InverseScaling, Optimal, Rate, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,61 @@ class Report:
         return asdict(self)
 
 
-def river_twin(spec: Spec) -> linear_model.LogisticRegression:
-    """River's model that does what `spec` says."""
-    return linear_model.LogisticRegression(
-        optimizer=optim.SGD(spec.learning_rate),
-        l2=spec.l2,
-        l1=spec.l1,
-        intercept_lr=spec.bias_rate,
+_OPTIMIZERS = {
+    "sgd": optim.SGD,
+    "momentum": optim.Momentum,
+    "nesterov": optim.NesterovMomentum,
+    "adagrad": optim.AdaGrad,
+    "rmsprop": optim.RMSProp,
+    "adadelta": optim.AdaDelta,
+    "adam": optim.Adam,
+    "amsgrad": optim.AMSGrad,
+    "nadam": optim.Nadam,
+    "adamax": optim.AdaMax,
+    "adabound": optim.AdaBound,
+    "ftrl": optim.FTRLProximal,
+}
+
+
+class NoTwin(ValueError):
+    """River has nothing that does what a spec says."""
+
+
+def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.LogisticRegression]:
+    """River's scaler, if any, and model that do what `spec` says; NoTwin if river has none."""
+    if spec.rule == "auto":
+        raise NoTwin("auto is many models at once, and river has no such")
+    if spec.rule == "ftrl" and not spec.lag:
+        raise NoTwin("river's ftrl makes its weights of the sums with a lag; this model's spec says lag: false")
+    loss = optim.losses.Log(weight_pos=spec.class_weights["1"], weight_neg=spec.class_weights["0"])
+    model = linear_model.LogisticRegression(
+        optimizer=_optimizer(spec, loss),
+        loss=loss,
+        l2=0.0 if spec.rule == "ftrl" else spec.l2,
+        l1=0.0 if spec.rule == "ftrl" else spec.l1,
+        intercept_lr=_rate(spec.bias_rate, loss),
         clip_gradient=spec.clip,
     )
+    scalers = {"standard": preprocessing.StandardScaler, "maxabs": preprocessing.MaxAbsScaler}
+    return (scalers[spec.scale]() if spec.scale in scalers else None), model
+
+
+def _rate(rate: Rate | None, loss: optim.losses.Log) -> Any:
+    if isinstance(rate, InverseScaling):
+        return optim.schedulers.InverseScaling(rate.learning_rate, rate.power)
+    if isinstance(rate, Optimal):
+        return optim.schedulers.Optimal(loss, rate.alpha)
+    return rate
+
+
+def _optimizer(spec: Spec, loss: optim.losses.Log) -> optim.base.Optimizer:
+    own = {name: getattr(spec, name) for name in RULES[spec.rule].defaults if not name.endswith("learning_rate")}
+    own.pop("lag", None)
+    rate = _rate(spec.rate, loss)
+    if rate is not None:
+        own["alpha" if spec.rule == "ftrl" else "lr"] = rate
+    optimizer: optim.base.Optimizer = _OPTIMIZERS[spec.rule](**own)
+    return optimizer
 
 
 def ulp_distance(a: float, b: float) -> int:
@@ -80,7 +128,7 @@ class CrossCheck:
 
     def __init__(self, spec: Spec) -> None:
         self.learner = Learner(spec)
-        self._river = river_twin(spec)
+        self._scaler, self._river = river_twin(spec)
 
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
         """One event."""
@@ -100,6 +148,9 @@ class CrossCheck:
             if learned[i]:
                 event = slice(offsets[i], offsets[i + 1])
                 x = dict(zip([names[c] for c in columns[event]], values[event], strict=True))
+                if self._scaler is not None:
+                    self._scaler.learn_one(x)
+                    x = self._scaler.transform_one(x)
                 self._river.learn_one(x, bool(y), w)
 
     def compare(self, weights: Mapping[str, float], bias: float) -> Report:

@@ -126,6 +126,8 @@ class Progressive:
 
     def __init__(self, window: int = 1_000) -> None:
         self.window = window
+        self._forgotten = 0
+        """Events from before the ring's oldest: those that a smaller window had dropped when the state was kept."""
         self._total = _Scores()
         self._last = _ring(window)
 
@@ -146,7 +148,7 @@ class Progressive:
     def _recent(self) -> tuple[Floats, Floats, Labels]:
         """The last events, oldest first."""
         events = int(self._total.sums[EVENTS])
-        count = min(events, self.window)
+        count = min(events - self._forgotten, self.window)
         places = np.arange(events - count, events) % self.window
         probabilities, losses, labels = self._last
         return probabilities[places], losses[places], labels[places]
@@ -170,6 +172,7 @@ class Progressive:
         scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
         events = int(scores._total.sums[EVENTS])
         count = min(len(state["last_labels"]), window)
+        scores._forgotten = events - count
         places = np.arange(events - count, events) % window
         start = len(state["last_labels"]) - count
         probabilities, losses, labels = scores._last

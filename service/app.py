@@ -15,7 +15,7 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
-from core.learner import Spec, SpecError
+from core.spec import Spec, SpecError
 from service import errors, openapi
 from service.crosscheck import CrossChecks
 from service.engine import Engine, Model
@@ -147,6 +147,8 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         top: Annotated[str | None, Query(description="Only the k weights of the largest magnitude.")] = None,
     ) -> Response:
         learner = engine.model(name).learner
+        if learner.auto is not None:
+            raise errors.NoWeights(model=name)
         weights = learner.weights_by_name()
         if top is not None:
             if not top.isdecimal() or not 1 <= len(top) <= 9 or int(top) < 1:
@@ -174,6 +176,7 @@ def problem(error: errors.OnestepError) -> Response:
 def describe(model: Model) -> dict[str, Any]:
     """What `GET /models/{model}` says."""
     learner = model.learner
+    mixture = {} if learner.auto is None else {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
     return {
         "model": model.name,
         "spec": learner.spec.as_dict(),
@@ -183,6 +186,7 @@ def describe(model: Model) -> dict[str, Any]:
         "snapshot_seq": model.snapshot_seq,
         "progressive": model.scores.summary(),
         "sha256": learner.sha256(),
+        **mixture,
     }
 
 
@@ -197,19 +201,24 @@ async def read_spec(request: Request, limit: int) -> Spec:
         if len(body) > limit:
             raise errors.BodyTooLarge(limit=limit)
     try:
-        msgspec.json.decode(body)
+        values = msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise errors.InvalidSpec(field="body", reason="has a number that is out of range") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
     try:
-        return _spec.validate_json(body, strict=True)
-    except SpecError as error:
-        raise errors.InvalidSpec(field=error.field, reason=error.message) from None
+        return _spec.validate_python(values, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, SpecError):
-            raise errors.InvalidSpec(field=cause.field, reason=cause.message) from None
-        field = ".".join(map(str, first["loc"])) or "body"
-        raise errors.InvalidSpec(field=field[:100], reason=first["msg"]) from None
+        raise _what_is_wrong(values, error) from None
+
+
+def _what_is_wrong(values: Any, error: ValidationError) -> errors.InvalidSpec:
+    """What pydantic found, in the spec's own words where it has some."""
+    try:
+        Spec.from_dict(values)
+    except SpecError as own:
+        return errors.InvalidSpec(field=own.field[:100], reason=own.message)
+    except (TypeError, AttributeError):
+        return errors.InvalidSpec(field="body", reason='must be an object like {"learning_rate": 0.05}')
+    first = error.errors(include_url=False)[0]
+    return errors.InvalidSpec(field=".".join(map(str, first["loc"]))[:100] or "body", reason=first["msg"])

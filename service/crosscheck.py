@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from core.learner import Spec
+from core.spec import Spec
 from service import errors
 from service.engine import Engine, Model
 from service.store import LogReader
@@ -35,6 +35,7 @@ class CrossChecks:
     async def run(self, name: str) -> dict[str, Any]:
         """The report for a model at the seq where it was asked for."""
         model = self._engine.model(name)
+        require_twin(model.learner.spec)
         if self._child is not None:
             raise errors.CrossCheckBusy()
         question = self._question(model)
@@ -68,6 +69,14 @@ class CrossChecks:
             self._child.kill()
 
 
+def require_twin(spec: Spec) -> None:
+    """Raise NoRiverTwin for a spec of which river has none."""
+    if spec.rule == "auto":
+        raise errors.NoRiverTwin(reason="auto is many learners at once")
+    if spec.lag is False:
+        raise errors.NoRiverTwin(reason="its ftrl makes weights with a lag, and this spec says lag: false")
+
+
 def check(
     folder: Path, name: str, key: int | None = None, seq: int | None = None, served: bytes = b""
 ) -> dict[str, Any]:
@@ -83,6 +92,7 @@ def check(
         stored = next((m for m in log.models() if m.name == name and key in (None, m.key)), None)
         if stored is None:
             raise errors.UnknownModel(model=name)
+        require_twin(Spec.from_dict(stored.spec))
         replay = CrossCheck(Spec.from_dict(stored.spec))
         replay.learner.features.extend(log.names(stored.key))
         for batch in log.batches(stored.key, up_to=seq):

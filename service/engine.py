@@ -23,8 +23,9 @@ import numpy as np
 
 from core import logistic
 from core.features import Batch, BatchBuilder, EventError, Features, X, fingerprints
-from core.learner import Learner, Spec
+from core.learner import Learner
 from core.progressive import Progressive
+from core.spec import Spec
 from service import errors
 from service.settings import Settings
 from service.store import ModelBatch, NewId, Snapshot, Store, StoredModel
@@ -391,7 +392,7 @@ class Engine:
         for seq in self._opened.snapshot_seqs(model.stored.key):
             try:
                 state = self._opened.snapshot(model.stored.key, seq).state
-                known = len(state["learner"]["weights"])
+                known = state["learner"]["n_features"]
                 if known > len(names):
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
                 model.learner = Learner.from_state({**state["learner"], "names": names[:known]})

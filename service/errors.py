@@ -120,6 +120,21 @@ class SpecConflict(OnestepError):
     title = "Spec conflict"
 
 
+class NoWeights(OnestepError):
+    """Model {model!r} has the rule auto: it is many learners at once and has no weights of its own. GET /models/{model}
+    shows which learners carry the weight."""
+
+    status = 409
+    title = "No weights"
+
+
+class NoRiverTwin(OnestepError):
+    """River has nothing to check this model against: {reason}."""
+
+    status = 409
+    title = "No river twin"
+
+
 class TooManyModels(OnestepError):
     """There are {limit} models, and no more are allowed (ONESTEP_MAX_MODELS)."""
 

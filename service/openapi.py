@@ -11,7 +11,7 @@ import msgspec
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from core.learner import Spec
+from core.spec import Spec
 from service import wire
 
 _PROBLEM = {
@@ -151,7 +151,7 @@ DELETE_MODEL: dict[str, Any] = {
 }
 GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
-    "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 422, 503)},
+    "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
 }
 CROSSCHECK: dict[str, Any] = {
     "summary": "Replay the model's log through river and compare every weight, in another process",
@@ -174,7 +174,7 @@ CROSSCHECK: dict[str, Any] = {
                 "sha256": _MODEL["sha256"],
             },
         ),
-        **_problems(404, 429, 500, 503),
+        **_problems(404, 409, 429, 500, 503),
     },
 }
 

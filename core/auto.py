@@ -1,0 +1,513 @@
+"""The learner that needs no tuning.
+
+Many learners run side by side on every event: views of the data x rules x learning rates. Their probabilities are mixed
+by a Bayesian mixture under log loss: the weight of learner k is proportional to exp(-its cumulative log loss), and
+after each event a small share is given back evenly, so that the mixture follows a stream that drifts (fixed share,
+Herbster and Warmuth 1998). For any learner k of the first bank, after n events and A alarms (below),
+
+    log loss of the mixture <= log loss of k + (ln M + A ln 2) / n - ln(1 - share)
+
+with M learners: no tuning, with a proof.
+
+Three of the M are stackers: each learns, by AdaGrad, to add up the scores of the others, which gives what none of them
+has alone. They stand in the mixture like any other, so that the bound holds where they do not help.
+
+An alarm: log loss has the entropy of the prediction for its mean as long as predictions are honest. Where its excess,
+event by event, adds up too fast (a CUSUM, Page 1954), the stream has changed all at once. Then a second bank of the
+same learners starts from nothing, with half of the weight. Slow old learners, whose rates have shrunk, and quick new
+ones then compete; the next alarm restarts the second bank again, never the first.
+
+Views, each from running statistics of the feature's own values: raw; divided by the root mean square; less the mean and
+divided by the standard deviation; divided by the largest magnitude. The statistics a value is seen through have taken
+it up already; a prediction does that on a copy, so that it is the same whether its label comes or not.
+
+An event costs K numbers or so for each of its features, and the model likewise for each it knows; see the README.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.compiled import compiled
+from core.features import Batch
+from core.logistic import Floats, Ints, Labels, Offsets
+from core.rules import Table, grown
+from core.spec import Spec
+
+Chances = npt.NDArray[np.float64]
+
+VIEWS = ("raw", "rms", "standard", "maxabs")
+RAW, RMS, STANDARD, MAXABS = range(4)
+
+# The learners, by rule: (view, learning rate). Chosen on the README's streams for breadth: each rule on each view over
+# the rates that were ever best, a factor of three to ten apart.
+SGD = [
+    (RAW, 0.01),
+    (RAW, 0.1),
+    (RMS, 0.03),
+    (RMS, 0.3),
+    (STANDARD, 0.01),
+    (STANDARD, 0.1),
+    (MAXABS, 0.1),
+    (MAXABS, 1.0),
+]
+ADAGRAD = [
+    (RAW, 0.1),
+    (RMS, 0.03), (RMS, 0.1), (RMS, 0.3),
+    (STANDARD, 0.03), (STANDARD, 0.1), (STANDARD, 0.3),
+    (MAXABS, 0.3), (MAXABS, 3.0),
+]  # fmt: skip
+FTRL = [
+    (RAW, 0.3),
+    (RMS, 0.1), (RMS, 0.2), (RMS, 0.3), (RMS, 0.5), (RMS, 1.0),
+    (STANDARD, 0.1), (STANDARD, 0.3), (STANDARD, 1.0),
+]  # fmt: skip
+STACKERS = [0.003, 0.02, 0.1]
+"""The stackers' learning rates."""
+
+SHARE = 3e-4
+"""Given back evenly after each event. Its price is at most this much log loss an event."""
+MAX_SCORE = 30.0
+"""Scores of single learners are kept within ± this: no probability is 0, no loss infinite."""
+ALARM = 12.0
+"""Nats of excess log loss that raise the alarm."""
+ALARM_CAP = 5.0
+"""Most nats that one event may add to it: a single wrong label is no change."""
+ALARM_SLACK = 0.1
+"""Nats that are forgiven each event."""
+
+_LEARNERS = SGD + ADAGRAD + FTRL
+K = len(_LEARNERS)
+M = K + len(STACKERS)
+_views = np.array([view for view, _ in _LEARNERS], np.int64)
+_rates = np.array([rate for _, rate in _LEARNERS])
+_stack_rates = np.array(STACKERS)
+_A, _F = len(SGD), len(SGD) + len(ADAGRAD)  # where the AdaGrad learners begin, and the FTRL learners
+_EPS = 1e-8
+_MIN_ROWS = 64
+
+# Columns of a feature's statistics: count, mean, variance, mean square, largest magnitude.
+STATISTICS = 5
+
+
+@compiled("void(float64, float64[::1], float64[::1], int64[::1], float64[::1], float64[::1])")
+def look(x: float, before: Floats, after: Floats, views: npt.NDArray[np.int64], four: Floats, seen: Floats) -> None:
+    """`after` <- the statistics `before` with the value x taken up; `seen[k]` <- x as learner k sees it through them.
+
+    `four` is room for the four views.
+
+    Mean and population variance are Welford's.
+    """
+    count = before[0] + 1.0
+    mean = before[1] + (x - before[1]) / count
+    variance = before[2] + ((x - before[1]) * (x - mean) - before[2]) / count
+    square = before[3] + (x * x - before[3]) / count
+    largest = max(before[4], abs(x))
+    after[0], after[1], after[2], after[3], after[4] = count, mean, variance, square, largest
+    four[RAW] = x
+    four[RMS] = x / math.sqrt(square) if square > 0.0 else 0.0
+    four[STANDARD] = (x - mean) / math.sqrt(variance) if variance > 0.0 else 0.0
+    four[MAXABS] = x / largest if largest > 0.0 else 0.0
+    for k in range(K):
+        seen[k] = four[views[k]]
+
+
+@compiled("void(int32[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
+def bank_scores(c: Ints, seen: Table, w: Table, stack: Table, z: Floats) -> None:
+    """`z` <- the scores of a bank: of its K learners, then of its stackers.
+
+    Row 0 of `w` has the biases, row i + 1 the weights of column i; `stack[s]` has a stacker's weight for each learner
+    and its bias.
+    """
+    for k in range(K):
+        z[k] = w[0, k]
+    for j in range(len(c)):
+        i = c[j] + 1
+        if 0 < i < len(w):
+            for k in range(K):
+                z[k] += w[i, k] * seen[j, k]
+    for k in range(K):
+        z[k] = min(max(z[k], -MAX_SCORE), MAX_SCORE)
+    for s in range(len(stack)):
+        total = stack[s, K]
+        for k in range(K):
+            total += stack[s, k] * z[k]
+        z[K + s] = min(max(total, -MAX_SCORE), MAX_SCORE)
+
+
+@compiled("void(float64[::1], float64[::1], float64[:, ::1], float64[::1])")
+def mixed(z: Floats, shares: Floats, chances: Table, sides: Floats) -> None:
+    """`chances[y, k]` <- the probability that learner k gives to label y; to `sides[y]` add the mixture's.
+
+    Each label's is computed by itself, so that neither is lost in rounding next to the other.
+    """
+    for k in range(len(z)):
+        e = math.exp(-abs(z[k]))
+        low, high = e / (1.0 + e), 1.0 / (1.0 + e)
+        chances[0, k] = low if z[k] >= 0.0 else high
+        chances[1, k] = high if z[k] >= 0.0 else low
+        sides[0] += shares[k] * chances[0, k]
+        sides[1] += shares[k] * chances[1, k]
+
+
+@compiled("void(int64, float64[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
+def move(i: int, g: Floats, x: Floats, w: Table, squares: Table, sums: Table, rates: Floats) -> None:
+    """One step of each learner for row i of its weights: g[k] = p_k - y, x[k] the value as learner k sees it."""
+    for k in range(_A):  # SGD: w <- w - rate g x
+        w[i, k] -= rates[k] * (g[k] * x[k])
+    for k in range(_A, _F):  # AdaGrad: n <- n + (g x)²;  w <- w - rate g x / sqrt(n)
+        gradient = g[k] * x[k]
+        squares[i, k - _A] += gradient * gradient
+        w[i, k] -= rates[k] * gradient / math.sqrt(squares[i, k - _A] + _EPS)
+    for k in range(_F, K):  # FTRL-proximal (McMahan 2013), beta 1, no penalties: w = -z rate / (1 + sqrt(n))
+        gradient = g[k] * x[k]
+        root = math.sqrt(squares[i, k - _A])
+        squares[i, k - _A] += gradient * gradient
+        new_root = math.sqrt(squares[i, k - _A])
+        sums[i, k - _F] += gradient - (new_root - root) / rates[k] * w[i, k]
+        w[i, k] = -sums[i, k - _F] * rates[k] / (1.0 + new_root)
+
+
+@compiled(
+    "void(int32[::1], float64[:, ::1], float64[::1], float64[:, ::1], uint8, float64, float64, float64[:, ::1], "
+    "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[::1], "
+    "float64[::1])"
+)
+def bank_learn(
+    c: Ints,
+    seen: Table,
+    z: Floats,
+    chances: Table,
+    y: int,
+    weight: float,
+    clip: float,
+    w: Table,
+    squares: Table,
+    sums: Table,
+    stack: Table,
+    stack_squares: Table,
+    rates: Floats,
+    stack_rates: Floats,
+    ones: Floats,
+    g: Floats,
+) -> None:
+    """One step of each learner and stacker of a bank, for an event whose scores are z. `g` is room for their p - y."""
+    for k in range(len(z)):
+        g[k] = (-chances[0, k] if y else chances[1, k]) * weight  # dL/dz = p - y
+        g[k] = max(min(g[k], clip), -clip)
+    for s in range(len(stack)):
+        for k in range(K + 1):
+            gradient = g[K + s] * (z[k] if k < K else 1.0)
+            stack_squares[s, k] += gradient * gradient
+            stack[s, k] -= stack_rates[s] * gradient / math.sqrt(stack_squares[s, k] + _EPS)
+    move(0, g, ones, w, squares, sums, rates)
+    for j in range(len(c)):
+        move(c[j] + 1, g, seen[j], w, squares, sums, rates)
+
+
+@compiled("void(float64[:, :, ::1], float64[:, ::1], uint8, float64, int64, float64)")
+def reweigh(chances: Chances, shares: Table, y: int, weight: float, banks: int, share: float) -> None:
+    """share_k <- share_k exp(-weight loss_k), which is share_k P_k(y)^weight, normalised; then a small share is given
+    back evenly.
+
+    Relative to the largest probability, so that a heavy event does not take every share to 0.
+    """
+    largest = 0.0
+    for bank in range(banks):
+        for k in range(M):
+            largest = max(largest, chances[bank, y, k])
+    total = 0.0
+    for bank in range(banks):
+        for k in range(M):
+            ratio = chances[bank, y, k] / largest
+            shares[bank, k] *= ratio if weight == 1.0 else math.pow(ratio, weight)
+            total += shares[bank, k]
+    for bank in range(banks):
+        for k in range(M):
+            shares[bank, k] = (1.0 - share) * (shares[bank, k] / total) + share / (banks * M)
+
+
+# Positions in the array of scalars.
+EXCESS, ALARMS = 0, 1
+SCALARS = 2
+
+_BANK = "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1]"
+
+
+@compiled(
+    "float64(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
+    "float64[:, ::1], float64[:, ::1], int64, int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
+    "float64[:, :, ::1])"
+)
+def event_score(
+    c: Ints,
+    x: Floats,
+    statistics: Table,
+    first_w: Table,
+    first_stack: Table,
+    second_w: Table,
+    second_stack: Table,
+    shares: Table,
+    banks: int,
+    views: npt.NDArray[np.int64],
+    fresh: Table,
+    seen: Table,
+    z: Table,
+    chances: Chances,
+) -> float:
+    """The mixture's score for an event, log p / (1 - p).
+
+    Changes nothing but the room it is given: `fresh`, the statistics with the event taken up; `seen`, its values as
+    each learner sees them; `z` and `chances`, what each learner of each bank says.
+    """
+    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
+    for j in range(len(c)):
+        known = 0 <= c[j] < len(statistics)
+        look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
+    sides = np.zeros(2)
+    bank_scores(c, seen, first_w, first_stack, z[0])
+    mixed(z[0], shares[0], chances[0], sides)
+    if banks == 2:
+        bank_scores(c, seen, second_w, second_stack, z[1])
+        mixed(z[1], shares[1], chances[1], sides)
+    return math.log(sides[1]) - math.log(sides[0])
+
+
+@compiled("float64(float64, uint8, float64)")
+def excess_loss(z: float, y: int, so_far: float) -> float:
+    """CUSUM of log loss less what the prediction itself expects, its entropy; never below 0."""
+    a = abs(z)
+    e = math.exp(-a)
+    entropy = math.log1p(e) + a * e / (1.0 + e)  # -p log p - (1-p) log(1-p)
+    loss = math.log1p(e) + (0.0 if (z > 0.0) == (y == 1) else a)
+    return max(0.0, so_far + min(loss - entropy, ALARM_CAP) - ALARM_SLACK)
+
+
+@compiled(
+    "int64(int64, int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], "
+    f"float64[:, ::1], {_BANK}, {_BANK}, float64[:, ::1], int64, float64[::1], int64[::1], float64[::1], "
+    "float64[::1], float64[::1])"
+)
+def learn_many(
+    start: int,
+    offsets: Offsets,
+    columns: Ints,
+    values: Floats,
+    labels: Labels,
+    sample_weights: Floats,
+    clip: float,
+    class_weights: Floats,
+    statistics: Table,
+    first_w: Table,
+    first_squares: Table,
+    first_sums: Table,
+    first_stack: Table,
+    first_stack_squares: Table,
+    second_w: Table,
+    second_squares: Table,
+    second_sums: Table,
+    second_stack: Table,
+    second_stack_squares: Table,
+    shares: Table,
+    banks: int,
+    scalars: Floats,
+    views: npt.NDArray[np.int64],
+    rates: Floats,
+    stack_rates: Floats,
+    scores: Floats,
+) -> int:
+    """Learn the events from `start` on, in order; fills `scores` with the score before each.
+
+    Returns how many events are learned: all, or fewer where an alarm was raised, after the event that raised it.
+    """
+    longest = 0
+    for i in range(len(labels)):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    fresh, seen = np.empty((longest, STATISTICS)), np.empty((longest, K))
+    z, chances, g, ones = np.empty((2, M)), np.empty((2, 2, M)), np.empty(M), np.ones(K)
+    for i in range(start, len(labels)):
+        c = columns[offsets[i] : offsets[i + 1]]
+        x = values[offsets[i] : offsets[i + 1]]
+        y = labels[i]
+        scores[i] = event_score(
+            c,
+            x,
+            statistics,
+            first_w,
+            first_stack,
+            second_w,
+            second_stack,
+            shares,
+            banks,
+            views,
+            fresh,
+            seen,
+            z,
+            chances,
+        )
+        weight = sample_weights[i] * class_weights[y]
+        bank_learn(
+            c, seen, z[0], chances[0], y, weight, clip, first_w, first_squares, first_sums, first_stack,
+            first_stack_squares, rates, stack_rates, ones, g,
+        )  # fmt: skip
+        if banks == 2:
+            bank_learn(
+                c, seen, z[1], chances[1], y, weight, clip, second_w, second_squares, second_sums, second_stack,
+                second_stack_squares, rates, stack_rates, ones, g,
+            )  # fmt: skip
+        for j in range(len(c)):
+            statistics[c[j]] = fresh[j]
+        reweigh(chances, shares, y, weight, banks, SHARE)
+        scalars[EXCESS] = excess_loss(scores[i], y, scalars[EXCESS])
+        if scalars[EXCESS] > ALARM:
+            return i + 1
+    return len(labels)
+
+
+class _Bank:
+    """K learners and their stackers, over `rows` rows: the bias, then the features."""
+
+    def __init__(self, rows: int) -> None:
+        self.w = np.zeros((rows, K))
+        self.squares = np.zeros((rows, K - _A))
+        self.sums = np.zeros((rows, K - _F))
+        self.stack = np.full((len(STACKERS), K + 1), 1.0 / K)  # a stacker starts as the mean of the scores
+        self.stack[:, K] = 0.0
+        self.stack_squares = np.zeros((len(STACKERS), K + 1))
+
+    def arrays(self) -> tuple[Table, Table, Table, Table, Table]:
+        return self.w, self.squares, self.sums, self.stack, self.stack_squares
+
+    def grow(self, rows: int) -> None:
+        self.w, self.squares, self.sums = (grown(array, rows) for array in (self.w, self.squares, self.sums))
+
+
+class Auto:
+    """The state of an `auto` model: what `Learner` holds for it."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._clip = spec.clip
+        self._class_weights = np.array([spec.class_weights["0"], spec.class_weights["1"]])
+        self._rows = _MIN_ROWS
+        self._statistics = np.zeros((self._rows, STATISTICS))
+        self._first, self._second = _Bank(self._rows), _Bank(1)
+        self._banks = 1
+        self._shares = np.zeros((2, M))
+        self._shares[0] = 1.0 / M
+        self._scalars = np.zeros(SCALARS)
+
+    def score(self, columns: Ints, values: Floats) -> float:
+        """The mixture's score for one event; changes nothing."""
+        room = np.empty((len(columns), STATISTICS)), np.empty((len(columns), K)), np.empty((2, M)), np.empty((2, 2, M))
+        banks = (self._first.w, self._first.stack, self._second.w, self._second.stack)
+        score: float = event_score(
+            columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room
+        )  # fmt: skip
+        return score
+
+    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
+        """n events, in order. Every step is taken: scores are bounded, and so is what a value can do."""
+        learned[:] = True
+        at = 0
+        while at < len(batch):
+            at = learn_many(
+                at,
+                batch.offsets,
+                batch.columns,
+                batch.values,
+                batch.labels,
+                batch.weights,
+                self._clip,
+                self._class_weights,
+                self._statistics,
+                *self._first.arrays(),
+                *self._second.arrays(),
+                self._shares,
+                self._banks,
+                self._scalars,
+                _views,
+                _rates,
+                _stack_rates,
+                scores,
+            )
+            if self._scalars[EXCESS] > ALARM:
+                self._restart_second()
+
+    def _restart_second(self) -> None:
+        """The second bank starts from nothing with half of the weight; the first bank's learners share the rest."""
+        self._scalars[EXCESS] = 0.0
+        self._scalars[ALARMS] += 1.0
+        self._second = _Bank(self._rows)
+        self._banks = 2
+        self._shares[0] *= 0.5 / self._shares[0].sum()
+        self._shares[1] = 0.5 / M
+
+    def make_room(self, features: int) -> None:
+        """Room for `features` columns; what is new is 0."""
+        if features + 1 <= self._rows:
+            return
+        self._rows = max(features + 1, 2 * self._rows)
+        self._statistics = grown(self._statistics, self._rows)
+        self._first.grow(self._rows)
+        if self._banks == 2:
+            self._second.grow(self._rows)
+
+    def learners(self) -> list[dict[str, Any]]:
+        """Every learner with its weight in the mixture now, the heaviest first."""
+        rules = ["sgd"] * len(SGD) + ["adagrad"] * len(ADAGRAD) + ["ftrl"] * len(FTRL)
+        named = [(VIEWS[view], rule, rate) for (view, rate), rule in zip(_LEARNERS, rules, strict=True)]
+        named += [("all", "stack", rate) for rate in STACKERS]
+        weights = [
+            {
+                "bank": bank + 1,
+                "view": view,
+                "rule": rule,
+                "learning_rate": rate,
+                "weight": float(self._shares[bank, k]),
+            }
+            for bank in range(self._banks)
+            for k, (view, rule, rate) in enumerate(named)
+        ]
+        return sorted(weights, key=lambda learner: -float(learner["weight"]))
+
+    @property
+    def alarms(self) -> int:
+        """How often the second bank was started or restarted."""
+        return int(self._scalars[ALARMS])
+
+    def arrays(self, features: int) -> dict[str, Table]:
+        """Everything, as arrays over the bias and the first `features` columns: copies."""
+        arrays = {
+            "banks": np.array([float(self._banks)]),
+            "statistics": self._statistics[:features].ravel(),
+            "shares": self._shares.flatten(),
+            "scalars": self._scalars.copy(),
+        }
+        for name, bank in (("first", self._first), ("second", self._second))[: self._banks]:
+            w, squares, sums, stack, stack_squares = bank.arrays()
+            arrays[f"{name}_w"] = w[: features + 1].flatten()
+            arrays[f"{name}_squares"] = squares[: features + 1].flatten()
+            arrays[f"{name}_sums"] = sums[: features + 1].flatten()
+            arrays[f"{name}_stack"] = stack.flatten()
+            arrays[f"{name}_stack_squares"] = stack_squares.flatten()
+        return arrays
+
+    def load(self, arrays: dict[str, Table], features: int) -> None:
+        """What `arrays` gave."""
+        self.make_room(features)
+        self._banks = int(arrays["banks"][0])
+        self._statistics[:features] = arrays["statistics"].reshape(features, STATISTICS)
+        self._shares[:] = arrays["shares"].reshape(self._shares.shape)
+        self._scalars[:] = arrays["scalars"]
+        if self._banks == 2:
+            self._second = _Bank(self._rows)
+        for name, bank in (("first", self._first), ("second", self._second))[: self._banks]:
+            bank.w[: features + 1] = arrays[f"{name}_w"].reshape(features + 1, -1)
+            bank.squares[: features + 1] = arrays[f"{name}_squares"].reshape(features + 1, -1)
+            bank.sums[: features + 1] = arrays[f"{name}_sums"].reshape(features + 1, -1)
+            bank.stack[:] = arrays[f"{name}_stack"].reshape(bank.stack.shape)
+            bank.stack_squares[:] = arrays[f"{name}_stack_squares"].reshape(bank.stack.shape)

@@ -1,0 +1,135 @@
+"""The state of a model that is one logistic regression: what `Learner` holds for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from core import rules
+from core.features import Batch
+from core.logistic import Floats, Ints
+from core.spec import InverseScaling, Optimal, Rate, Spec
+
+_MIN_ROWS = 64
+_SCALER_KEEPS = {"none": 0, "standard": 3, "maxabs": 1}
+
+
+class Linear:
+    """Weights, bias, and what rule, scaler and penalty keep of each feature."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._codes, self._q = _codes(spec), _parameters(spec)
+        pays = spec.l1 > 0 and spec.rule != "ftrl"
+        # A row for each feature: its weight, what the rule keeps, what the scaler keeps, the L1 penalty it has paid.
+        self.weights = np.zeros(_MIN_ROWS)
+        self._kept = np.zeros((_MIN_ROWS, rules.RULES[spec.rule].keeps))
+        self._scaler = np.zeros((_MIN_ROWS, _SCALER_KEEPS[spec.scale]))
+        self._paid = np.zeros(_MIN_ROWS if pays else 0)
+        self._scalars = np.zeros(rules.SCALARS)
+        self._scalars[rules.FINAL_LR] = spec.final_lr or 0.0
+
+    @property
+    def bias(self) -> float:
+        return float(self._scalars[rules.BIAS])
+
+    def score(self, columns: Ints, values: Floats) -> float:
+        """w·x + b for one event; changes nothing."""
+        state = (self.weights, self._scaler, self._scalars, self._codes, self._q)
+        score: float = rules.predict_score(columns, values, *state, np.empty(len(columns)))
+        return score
+
+    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
+        """n events, n steps, in order, after `taken` steps; fills the score before each, and whether it was taken."""
+        rules.learn_many(
+            batch.offsets,
+            batch.columns,
+            batch.values,
+            batch.labels,
+            batch.weights,
+            float(taken),
+            self.weights,
+            self._kept,
+            self._scaler,
+            self._paid,
+            self._scalars,
+            self._codes,
+            self._q,
+            scores,
+            learned,
+        )
+
+    def make_room(self, features: int) -> None:
+        """Room for `features` columns; what is new is 0."""
+        if features <= len(self.weights):
+            return
+        rows = max(features, 2 * len(self.weights))
+        self.weights = rules.grown(self.weights, rows)
+        self._kept = rules.grown(self._kept, rows)
+        self._scaler = rules.grown(self._scaler, rows)
+        if len(self._paid):
+            self._paid = rules.grown(self._paid, rows)
+
+    def arrays(self, features: int) -> dict[str, Floats]:
+        """Everything, as arrays over the first `features` columns: copies."""
+        return {
+            "weights": self.weights[:features].copy(),
+            "kept": self._kept[:features].flatten(),
+            "scaler": self._scaler[:features].flatten(),
+            "paid": self._paid[:features].copy(),
+            "scalars": self._scalars.copy(),
+        }
+
+    def load(self, arrays: dict[str, Floats], features: int) -> None:
+        """What `arrays` gave."""
+        self.make_room(features)
+        self.weights[:features] = arrays["weights"]
+        self._kept[:features] = arrays["kept"].reshape(features, self._kept.shape[1])
+        self._scaler[:features] = arrays["scaler"].reshape(features, self._scaler.shape[1])
+        self._paid[: len(arrays["paid"])] = arrays["paid"]
+        self._scalars[:] = arrays["scalars"]
+
+
+def _codes(spec: Spec) -> npt.NDArray[np.int64]:
+    """A spec's choices, as the kernels take them."""
+    codes = np.zeros(5, np.int64)
+    codes[rules.RULE] = rules.RULES[spec.rule].code
+    codes[rules.SCALE] = {"none": rules.UNSCALED, "standard": rules.STANDARD, "maxabs": rules.MAXABS}[spec.scale]
+    codes[rules.SCHEDULE] = _schedule(spec.rate)[0]
+    codes[rules.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
+    codes[rules.PENALTY] = spec.rule != "ftrl"  # its l1 and l2 are its own
+    return codes
+
+
+def _parameters(spec: Spec) -> Floats:
+    """A spec's numbers, as the kernels take them."""
+    q = np.zeros(rules.PARAMETERS)
+    q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
+    q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
+    q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
+    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.rate)
+    q[rules.FIRST_RATE] = rules.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
+    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
+    for place, value in (
+        (rules.RHO, spec.rho),
+        (rules.EPS, spec.eps),
+        (rules.BETA_1, spec.beta_1),
+        (rules.BETA_2, spec.beta_2),
+        (rules.GAMMA, spec.gamma),
+        (rules.BETA, spec.beta),
+        (rules.LAG, spec.lag),
+        (rules.CORRECT_BIAS, spec.correct_bias),
+    ):
+        q[place] = 0.0 if value is None else float(value)
+    return q
+
+
+def _schedule(rate: Rate | None) -> tuple[int, float, float]:
+    """A learning rate as its code and the two numbers that `rules.scheduled` takes."""
+    if isinstance(rate, InverseScaling):
+        return rules.INVERSE_SCALING, rate.learning_rate, rate.power
+    if isinstance(rate, Optimal):
+        first = math.sqrt(1.0 / math.sqrt(rate.alpha))  # Bottou's eta_0: the size of a typical weight
+        return rules.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
+    return rules.CONSTANT, rate or 0.0, 0.0

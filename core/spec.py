@@ -1,0 +1,292 @@
+"""What a model is told: its rule, its rates, its penalties, its scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from core.rules import RULES
+
+RuleName = Literal[
+    "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta",
+    "adam", "amsgrad", "nadam", "adamax", "adabound", "ftrl", "auto",
+]  # fmt: skip
+
+
+class SpecError(ValueError):
+    """A spec that makes no sense: `field` names the part of it, the message says why."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same learning rate for every event; the number alone says the same."""
+
+    schedule: Literal["constant"]
+    learning_rate: float
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it; a dataclass field it is not
+
+
+@dataclass(frozen=True, slots=True)
+class InverseScaling:
+    """learning_rate / t^power for the t-th event (river's `InverseScaling`)."""
+
+    schedule: Literal["inverse_scaling"]
+    learning_rate: float
+    power: float = 0.5
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+
+@dataclass(frozen=True, slots=True)
+class Optimal:
+    """1 / (alpha (t0 + n)) after n events (Bottou 2012, river's `Optimal`)."""
+
+    schedule: Literal["optimal"]
+    alpha: float = 1e-4
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+
+Rate = float | InverseScaling | Optimal
+
+
+_ABOVE_ZERO = ("clip", "max_value", "eps", "gamma", "final_lr")
+_ZERO_OR_MORE = ("l1", "l2", "beta")
+_BELOW_ONE = ("rho", "beta_1", "beta_2")
+_OF_RULES = ("rho", "eps", "beta_1", "beta_2", "gamma", "final_lr", "beta", "lag", "correct_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How a model learns. Names, meaning and defaults are river's where river has the thing.
+
+    rule
+        How a gradient moves the weights: a name in `core.rules.RULES`. Default `sgd`: w <- w - learning_rate gradient.
+        Or `auto` (core/auto.py), which needs no tuning and takes none of the fields on rates, scale and penalties.
+    learning_rate
+        Step size for the weights, above 0: a number or a schedule. Default: the rule's (sgd 0.01, adabound 0.001, ftrl
+        0.05, which is its alpha, the others 0.1; adadelta has none).
+    bias_learning_rate
+        Step size for the bias, which always moves by plain gradient descent; 0 leaves it at 0. Default: `learning_rate`
+        (river's `intercept_lr` is 0.01); with adadelta 0.01.
+    l1
+        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0. For ftrl its own.
+    l2
+        L2 penalty, 0 or more, on the weights of the event's own features; the bias is not penalised. Default 0. Not
+        together with `l1`, as in river. For ftrl its own, default 1, and together with `l1`.
+    clip
+        The residual p - y times the sample weight is clipped to ±clip, above 0. Default 1e12.
+    scale
+        What is done to values before they are learned: `none`, `standard` (less the mean, divided by the standard
+        deviation, both running) or `maxabs` (divided by the largest magnitude so far). Default `none`.
+    class_weights
+        What an event's gradient is multiplied by, by its label: {"0": 1, "1": 1}.
+    rho, eps, beta_1, beta_2, gamma, final_lr, beta, correct_bias
+        The parameters of those rules that have them, under river's names and with river's defaults.
+    lag
+        Of ftrl. True (default): weights are made of the sums when a feature is seen again, as in river. False: at once,
+        as in the paper (McMahan et al. 2013).
+    max_features
+        How many features the model may have; past it an event with a new one is refused. Default 1,000,000.
+    hash_bits
+        With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Default None: no hashing.
+    max_value
+        Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
+
+    Raises SpecError, which names the field.
+
+    >>> Spec(rule="adam").learning_rate
+    0.1
+    >>> Spec(learning_rate=0)
+    Traceback (most recent call last):
+        ...
+    core.spec.SpecError: learning_rate must be a number above 0
+    """
+
+    rule: RuleName = "sgd"
+    learning_rate: Rate | Constant | None = None
+    bias_learning_rate: Rate | Constant | None = None
+    l1: float = 0.0
+    l2: float | None = None
+    clip: float = 1e12
+    scale: Literal["none", "standard", "maxabs"] = "none"
+    class_weights: dict[Literal["0", "1"], float] = field(default_factory=dict)
+    rho: float | None = None
+    eps: float | None = None
+    beta_1: float | None = None
+    beta_2: float | None = None
+    gamma: float | None = None
+    final_lr: float | None = None
+    beta: float | None = None
+    lag: bool | None = None
+    correct_bias: bool | None = None
+    max_features: int = 1_000_000
+    hash_bits: int | None = None
+    max_value: float = 1e100
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        """Check, and write every default out, so that the same model has the same spec however it was said."""
+        if self.rule != "auto" and self.rule not in RULES:
+            raise SpecError("rule", f"must be one of {', '.join(RULES)}, auto")
+        self._check_types()
+        self._fill_in({} if self.rule == "auto" else RULES[self.rule].defaults)
+        self._normalise()
+        for name, good, message in self._checks():
+            if not good:
+                raise SpecError(name, message)
+
+    def _fill_in(self, defaults: dict[str, Any]) -> None:
+        """The rule's defaults where nothing is said; refuses what the rule does not have."""
+        for name in _OF_RULES:
+            if getattr(self, name) is not None and name not in defaults:
+                raise SpecError(name, f"is not a parameter of {self.rule}")
+        for name in ("learning_rate", "bias_learning_rate")[: 2 if self.rule == "auto" else 1]:
+            if self.rule in ("adadelta", "auto") and getattr(self, name) is not None:
+                raise SpecError(name, f"is not a parameter of {self.rule}, which finds its own")
+        for name, default in {"l2": 0.0, **defaults}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if self.bias_learning_rate is None:
+            object.__setattr__(self, "bias_learning_rate", self.learning_rate)
+
+    def _check_types(self) -> None:
+        """Here, because a spec may come from anywhere: a stored one, a caller's dict."""
+        for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
+            if getattr(self, name) is None and name in ("clip", "max_value", "l1"):
+                raise SpecError(name, "must be a number")
+            _check_number(name, getattr(self, name))
+        for name in ("lag", "correct_bias"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise SpecError(name, "must be true or false")
+        for name in ("max_features", "hash_bits"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name == "hash_bits"):
+                raise SpecError(name, "must be a whole number")
+        if not isinstance(self.class_weights, dict):
+            raise SpecError("class_weights", 'must be an object: {"0": 1, "1": 1}')
+        for weight in self.class_weights.values():
+            _check_number("class_weights", weight)
+
+    def _normalise(self) -> None:
+        """1 and 1.0 are the same spec; so are a constant schedule and its number."""
+        for name in ("learning_rate", "bias_learning_rate"):
+            rate = getattr(self, name)
+            object.__setattr__(self, name, _as_rate(name, rate) if rate is not None else None)
+        for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        weights = {str(label): float(weight) for label, weight in self.class_weights.items()}
+        object.__setattr__(self, "class_weights", {"0": 1.0, "1": 1.0, **weights})
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        for name in ("learning_rate", "bias_learning_rate"):
+            yield from _rate_checks(name, getattr(self, name))
+        for name in _ABOVE_ZERO:
+            yield name, _within(getattr(self, name), lambda value: 0 < value < math.inf), "must be a number above 0"
+        for name in _ZERO_OR_MORE:
+            yield name, _within(getattr(self, name), lambda value: 0 <= value < math.inf), "must be a number, 0 or more"
+        for name in _BELOW_ONE:
+            yield name, _within(getattr(self, name), lambda value: 0 <= value < 1), "must be from 0 to below 1"
+        yield "class_weights", self.class_weights.keys() == {"0", "1"}, 'has the classes "0" and "1" only'
+        yield "class_weights", all(0 < w < math.inf for w in self.class_weights.values()), "must be numbers above 0"
+        yield "scale", self.scale in ("none", "standard", "maxabs"), "must be 'none', 'standard' or 'maxabs'"
+        if self.rule == "auto":
+            yield "scale", self.scale == "none", "must be 'none' with auto, which tries every scaling"
+            yield "l1", not self.l1, "must be 0 with auto"
+            yield "l2", not self.l2, "must be 0 with auto"
+            yield "max_value", self.max_value <= 1e100, "must be at most 1e100 with auto"
+        yield "l2", self.rule == "ftrl" or not (self.l1 and self.l2), "cannot be used together with l1"
+        yield (
+            "learning_rate",
+            self.rule != "ftrl" or isinstance(self.learning_rate, float),
+            "must be a number with ftrl",
+        )
+        yield "max_value", self.max_value <= 1e300, "must be at most 1e300"
+        yield "max_features", 1 <= self.max_features <= 2**30, "must be from 1 to 2^30"
+        yield "hash_bits", self.hash_bits is None or 1 <= self.hash_bits <= 30, "must be from 1 to 30, or null"
+
+    @property
+    def rate(self) -> Rate | None:
+        """`learning_rate`; None where the rule has none."""
+        return None if isinstance(self.learning_rate, Constant) else self.learning_rate
+
+    @property
+    def bias_rate(self) -> Rate:
+        """`bias_learning_rate`."""
+        rate = self.bias_learning_rate
+        return 0.0 if rate is None or isinstance(rate, Constant) else rate
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
+        """The spec that `as_dict` wrote; SpecError for a field that does not exist."""
+        known = {known.name for known in fields(cls)}
+        for name in dict(values):
+            if name not in known:
+                raise SpecError(name, "is not a field of a spec")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec as JSON types: every default written out, without the parameters that its rule does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name == "hash_bits"}
+
+
+def _within(value: float | None, good: Callable[[float], bool]) -> bool:
+    return value is None or good(value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    """A number of JSON that a float64 can hold, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(name, "must be a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise SpecError(name, "must be a number that a 64-bit float can hold") from None
+
+
+def _as_rate(name: str, rate: Any) -> Rate:
+    """A number or a schedule, also where it comes as a dict."""
+    if isinstance(rate, dict):
+        schedules = {"constant": Constant, "inverse_scaling": InverseScaling, "optimal": Optimal}
+        kind = schedules.get(str(rate.get("schedule")))
+        if kind is None:
+            raise SpecError(name, f"must be a number or a schedule: {', '.join(schedules)}")
+        try:
+            rate = kind(**rate)
+        except TypeError:
+            allowed = [known.name for known in fields(kind)]
+            raise SpecError(name, f"of this schedule has the fields {', '.join(allowed)}") from None
+    for number in ("learning_rate", "power", "alpha"):
+        _check_number(name, getattr(rate, number, None))
+    if isinstance(rate, Constant):
+        return float(rate.learning_rate)
+    if isinstance(rate, InverseScaling):
+        return replace(rate, learning_rate=float(rate.learning_rate), power=float(rate.power))
+    if isinstance(rate, Optimal):
+        return replace(rate, alpha=float(rate.alpha))
+    _check_number(name, rate)
+    return float(rate)
+
+
+def _rate_checks(name: str, rate: Rate | None) -> Iterator[tuple[str, bool, str]]:
+    if isinstance(rate, InverseScaling):
+        yield name, 0 < rate.learning_rate < math.inf, "must have a learning_rate above 0"
+        yield name, 0 <= rate.power <= 10, "must have a power from 0 to 10"
+    elif isinstance(rate, Optimal):
+        yield name, 0 < rate.alpha < math.inf, "must have an alpha above 0"
+    elif name == "bias_learning_rate":
+        yield name, rate is None or 0 <= rate < math.inf, "must be a number, 0 or more"
+    else:
+        yield name, rate is None or 0 < rate < math.inf, "must be a number above 0"
