@@ -66,7 +66,7 @@ if not config.CACHE_LOCATOR_CLASSES:
 
 # A division by zero gives infinity or NaN, as everywhere in numpy, and a step that leaves such a number is not taken. A
 # check for it in each loop would keep the compiler from making vector instructions of the loop.
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def compiled(signature: str) -> Callable[[F], F]:

@@ -78,6 +78,10 @@ class Batch:
                 self.weights[start:stop],
             )
 
+    def first(self, events: int) -> Batch:
+        """The first `events` of them, or all if there are no more."""
+        return self if len(self) <= events else next(iter(self.slices(events)))
+
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:
         """One batch of the events of several, in order."""
@@ -252,7 +256,8 @@ class Features:
         if values:
             beyond = _first_beyond(np.frombuffer(values), self.max_value)
             if beyond >= 0:
-                raise EventError(f"x.{_shown(list(names)[beyond])}", f"must be within ±{self.max_value:g}")
+                name = f"x.{_shown(list(names)[beyond])}" if isinstance(x, Mapping) else f"x[{beyond}]"
+                raise EventError(name, f"must be within ±{self.max_value:g}")
         if self._hash_mask is not None:
             names, values = _hashed(names, values, self._hash_mask)
         return self.columns_of(names, add), values
@@ -271,6 +276,14 @@ def _hashed(names: Iterable[str], values: Iterable[float], mask: int) -> tuple[I
 def _check_flat_name(name: str) -> None:
     """`check_name` for a name that may be made of a feature and its string value ("country=FR")."""
     check_name(name, 2 * MAX_NAME + 1 if "=" in name else MAX_NAME)
+
+
+def check_label(y: float, weight: float) -> None:
+    """Raise EventError unless `y` is a label and `weight` a sample weight."""
+    if y not in (0, 1):
+        raise EventError("y", "must be 0, 1, true or false")
+    if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
+        raise EventError("weight", "must be a number above 0")
 
 
 class BatchBuilder:
@@ -298,10 +311,7 @@ class BatchBuilder:
 
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
-        if y not in (0, 1):
-            raise EventError("y", "must be 0, 1, true or false")
-        if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
-            raise EventError("weight", "must be a number above 0")
+        check_label(y, weight)
         columns, values = self.features.encode(x, add=True)
         self._columns.extend(columns)
         self._values.extend(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
 import logging
 import re
@@ -12,11 +14,12 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from core.spec import Spec, SpecError
-from service import errors, openapi
+from service import errors, openapi, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine, Model
 from service.hot import Hot, Receive, Scope, Send, send_problem
@@ -53,25 +56,35 @@ class Service:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self.engine.start()
         yield
-        self.crosschecks.stop()
         await self.engine.stop(seconds=2.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            found = self._hot.match(scope["path"])
-            if found is not None:
-                endpoint, model = found
-                try:
-                    if scope["method"] != "POST":
-                        raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
-                    await endpoint(model, scope, receive, send)
-                except errors.OnestepError as error:
-                    await send_problem(send, error)
-                except Exception:
-                    logger.exception("a mistake in onestep itself")
-                    await send_problem(send, errors.OnestepError())
-                return
-        await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+        if scope["type"] != "http":
+            await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+            return
+        try:
+            await self._answer(scope, receive, send)
+        except errors.OnestepError as error:
+            await send_problem(send, error)
+        except asyncio.CancelledError:  # the service stops, and this took longer than it waits
+            with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
+                await send_problem(send, errors.NotReady(state="stopping"))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._hot.match(scope["path"])
+        if found is None:
+            await self.api(scope, receive, send)  # type: ignore[arg-type]  # the same
+            return
+        endpoint, model = found
+        if scope["method"] != "POST":
+            raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
+        try:
+            await endpoint(model, scope, receive, send)
+        except errors.OnestepError:
+            raise
+        except Exception as mistake:
+            logger.exception("a mistake in onestep itself")
+            raise errors.OnestepError from mistake
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
@@ -88,7 +101,10 @@ def add_error_replies(api: FastAPI) -> None:
     async def not_routed(request: Request, error: HTTPException) -> Response:
         path = request.url.path[:100]
         if error.status_code == 405:
-            allow = (error.headers or {}).get("Allow", "another method")
+            routes = [route for route in api.routes if isinstance(route, APIRoute)]
+            allow = ", ".join(
+                sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
+            )
             return problem(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
         return problem(errors.NotFound(path=path))
 
@@ -151,7 +167,7 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             raise errors.NoWeights(model=name)
         weights = learner.weights_by_name()
         if top is not None:
-            if not top.isdecimal() or not 1 <= len(top) <= 9 or int(top) < 1:
+            if not (top.isascii() and top.isdecimal()) or not 1 <= len(top) <= 9 or int(top) < 1:
                 raise errors.InvalidParameter(field="top", reason="must be a whole number above 0")
             weights = dict(heapq.nlargest(int(top), weights.items(), key=lambda item: abs(item[1])))
         state = {"model": name, "seq": learner.seq, "bias": learner.bias}
@@ -203,7 +219,8 @@ async def read_spec(request: Request, limit: int) -> Spec:
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:
-        raise errors.InvalidSpec(field="body", reason="has a number that is out of range") from None
+        field = wire.out_of_range(body)
+        raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server's own handler is there
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
     from service.lock import FolderLock
 
@@ -256,8 +258,9 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
 
 def _crosscheck_file(source: Source, spec: str | None) -> dict[str, Any]:
     """The report on the events of a file, learned here and by river."""
-    from core.learner import Spec, SpecError
     from core.parity import crosscheck
+    from core.spec import Spec, SpecError
+    from service.crosscheck import require_twin
 
     try:
         parsed = Spec.from_dict(json.loads(_json(spec or "{}")))
@@ -265,6 +268,7 @@ def _crosscheck_file(source: Source, spec: str | None) -> dict[str, Any]:
         raise WrongUsage(f"--spec: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise WrongUsage(f"--spec is not a spec: {error}") from None
+    require_twin(parsed)
     line = 0
     with source.open() as opened:
 

@@ -30,43 +30,48 @@ class CrossChecks:
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
         self._folder = folder
-        self._child: asyncio.subprocess.Process | None = None
+        self._busy = False
 
     async def run(self, name: str) -> dict[str, Any]:
         """The report for a model at the seq where it was asked for."""
         model = self._engine.model(name)
         require_twin(model.learner.spec)
-        if self._child is not None:
+        if self._busy:
             raise errors.CrossCheckBusy()
-        question = self._question(model)
-        starting = asyncio.create_subprocess_exec(
+        self._busy = True
+        try:
+            report = await self._ask_child(self._question(model))
+        finally:
+            self._busy = False
+        if "unknown_model" in report:
+            raise errors.UnknownModel(model=name)  # deleted meanwhile
+        return {"model": name, **report}
+
+    async def _ask_child(self, question: bytes) -> dict[str, Any]:
+        child = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "service.crosscheck"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        self._child = await starting
         try:
-            output, error = await self._child.communicate(question)
-            if self._child.returncode != 0:
-                last_line = error.decode(errors="replace").strip().rpartition("\n")[2]
-                raise errors.CrossCheckFailed(reason=last_line or f"exit code {self._child.returncode}")
+            output, error = await child.communicate(question)
         finally:
-            self._child = None
+            if child.returncode is None:  # the request was cancelled
+                child.kill()
+                await child.wait()
+        if child.returncode != 0:
+            last_line = error.decode(errors="replace").strip().rpartition("\n")[2]
+            raise errors.CrossCheckFailed(reason=last_line or f"exit code {child.returncode}")
         report: dict[str, Any] = msgspec.json.decode(output)
-        return {"model": name, **report}
+        return report
 
     def _question(self, model: Model) -> bytes:
         learner = model.learner
         header = {"folder": str(self._folder), "model": model.name, "key": model.stored.key, "seq": learner.seq}
         state = [learner.weights.astype("<f8").tobytes(), np.array([learner.bias], "<f8").tobytes()]
         return json.dumps(header).encode() + b"\n" + b"".join(state)
-
-    def stop(self) -> None:
-        """End the child that is running, if any."""
-        if self._child is not None and self._child.returncode is None:
-            self._child.kill()
 
 
 def require_twin(spec: Spec) -> None:
@@ -119,8 +124,10 @@ def main() -> int:
     served = sys.stdin.buffer.read()
     try:
         report = check(Path(header["folder"]), header["model"], header["key"], header["seq"], served)
+    except errors.UnknownModel:
+        report = {"unknown_model": True}
     except errors.OnestepError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.members.get('reason', error)}\n")
         return 1
     sys.stdout.write(json.dumps(report))
     return 0

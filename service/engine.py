@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from core import logistic
-from core.features import Batch, BatchBuilder, EventError, Features, X, fingerprints
+from core.features import Batch, BatchBuilder, EventError, Features, X, check_label, fingerprints
 from core.learner import Learner
 from core.progressive import Progressive
 from core.spec import Spec
@@ -145,8 +145,8 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self.state = "starting"
         """starting, recovering, ready, draining, stopped or failed"""
-        self.streams_end = False
-        """Whether streams are ended between two pieces, because the service stops."""
+        self.streams_end = asyncio.Event()
+        """Set when streams are to be ended between two pieces, because the service stops."""
         self.failure: errors.OnestepError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._settings = settings
@@ -160,6 +160,7 @@ class Engine:
         self._writer: asyncio.Task[None] | None = None
         self._store: Store | None = None
         self._recovery: asyncio.Task[None] | None = None
+        self._abandon = False  # whether a recovery under way is to be given up
         self._purging = True
         self._snapshot: tuple[Model, int, Iterator[None]] | None = None
         self._tidy_after = 0.0
@@ -187,6 +188,7 @@ class Engine:
 
         Where the queue is full, QueueFull; with `wait`, as for a stream that can be read more slowly, it waits.
         """
+        self._check_open()
         self.model(model)
         while self._waiting_events and self._waiting_events + len(events) > self._settings.queue_events:
             if not wait:
@@ -195,7 +197,7 @@ class Engine:
             self._room.clear()
             await self._room.wait()
         self._check_open()
-        if wait and self.streams_end:
+        if wait and self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append(_Request(model, events, atomic, answer))
@@ -204,6 +206,8 @@ class Engine:
         return await answer
 
     def _check_open(self) -> None:
+        if self.state in ("starting", "recovering"):
+            raise errors.NotReady(state="recovering: replaying its log")
         if self.failure is not None:
             raise self.failure
         if self.state == "stopped":
@@ -363,6 +367,8 @@ class Engine:
         started = time.perf_counter()
         self._store = await self._on_disk(Store, self._settings.data)
         self._models = await self._on_disk(self._replay)
+        if self._abandon:
+            return
         if DEFAULT not in self._models:
             self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
         events = sum(model.learner.seq for model in self.models)
@@ -383,6 +389,8 @@ class Engine:
             for batch in self._opened.batches(stored.key, after=model.learner.seq):
                 if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
                     raise self._damaged("an event has a feature without a name")
+                if self._abandon:
+                    return {}
                 model.learn(batch)
                 model.count_replay(batch)
         return models
@@ -451,6 +459,7 @@ class Engine:
     async def stop(self, seconds: float) -> None:
         """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
         deadline = time.monotonic() + seconds
+        self._abandon = True
         if self._recovery is not None:
             await asyncio.wait([self._recovery])
         if self._writer is not None:
@@ -543,6 +552,7 @@ def _draft_request(draft: _Draft, request: _Request, known: Known) -> None:
 def _place(draft: _Draft, request: _Request, event: Event, known: Known) -> tuple[bool, int]:
     """(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
     if event.id is not None:
+        check_label(event.y, event.weight)
         before = known.get((draft.model.stored.key, event.id))
         if before is not None:
             seq, fingerprint = before

@@ -58,7 +58,7 @@ class Hot:
         """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
         self._engine.model(model)
         if _content_type(scope) in _STREAMS:
-            await _reply(send, await self._learn_stream(model, _chunks(receive)))
+            await _reply(send, await self._learn_stream(model, self._stream(receive)))
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
@@ -112,7 +112,7 @@ class Hot:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
         if _content_type(scope) in _STREAMS:
-            await self._predict_stream(found, _chunks(receive), send)
+            await self._predict_stream(found, self._stream(receive), send)
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
@@ -145,6 +145,23 @@ class Hot:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
+    async def _stream(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a stream as it arrives, until the service stops."""
+        stop = asyncio.ensure_future(self._engine.streams_end.wait())
+        try:
+            while True:
+                message = asyncio.ensure_future(receive())
+                await asyncio.wait({message, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    message.cancel()
+                    raise errors.NotReady(state="stopping, and streams end here")
+                chunk, more = _chunk(message.result())
+                yield chunk
+                if not more:
+                    return
+        finally:
+            stop.cancel()
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole. Refused before it is read where its length is told and too large."""
         if _content_type(scope) != JSON:
@@ -156,13 +173,18 @@ class Hot:
         message = await receive()
         if not message.get("more_body") and message["type"] == "http.request":
             whole: bytes = message["body"]  # nearly every body comes in one piece
+            if len(whole) > limit:
+                raise errors.BodyTooLarge(limit=limit)
             return whole
-        body = bytearray(message.get("body", b""))
-        async for chunk in _chunks(receive):
+        body = bytearray()
+        while True:
+            chunk, more = _chunk(message)
             body += chunk
             if len(body) > limit:
                 raise errors.BodyTooLarge(limit=limit)
-        return bytes(body)
+            if not more:
+                return bytes(body)
+            message = await receive()
 
 
 class _Tally:
@@ -218,16 +240,11 @@ def _content_type(scope: Scope) -> bytes:
     return b""
 
 
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it arrives."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise errors.BodyIncomplete()
-        if chunk := message.get("body"):
-            yield chunk
-        if not message.get("more_body"):
-            return
+def _chunk(message: Message) -> tuple[bytes, bool]:
+    """A piece of a body, and whether more will come."""
+    if message["type"] == "http.disconnect":
+        raise errors.BodyIncomplete()
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _batched(

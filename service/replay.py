@@ -243,7 +243,7 @@ class _Pace:
             time.sleep(self._due - now)
 
     def add(self, events: int, sent: float) -> None:
-        """Count events; what was missed before they were `sent`, as the service was away, is not caught up in a burst."""
+        """Count events. What was missed before they were `sent`, the service being away, is not made up in a burst."""
         if self._rate is not None:
             self._due = max(self._due, sent) + events / self._rate
 

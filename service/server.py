@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
 
     def _stop_now(self) -> None:
         self._service.engine.drain()
-        self._service.engine.streams_end = True
+        self._service.engine.streams_end.set()
         self.should_exit = True
 
 
@@ -74,11 +74,12 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        timeout_graceful_shutdown=settings.shutdown_seconds,
         backlog=2048,
     )
     try:
-        listener = socket.create_server((settings.host, settings.port), backlog=2048)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise errors.CannotListen(host=settings.host, port=settings.port, reason=error.strerror) from None
     host, port = listener.getsockname()[:2]

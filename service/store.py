@@ -217,7 +217,8 @@ class LogReader:
             for row in rows:
                 if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
                     break
-                joined.append(self._batch(model, last + 1, *row))
+                batch = self._batch(model, last + 1, *row)
+                joined.append(batch if up_to is None else batch.first(up_to - last))
                 last += len(joined[-1])
             rows.close()
             if not joined:

@@ -95,7 +95,7 @@ def split_array(body: bytes) -> list[msgspec.Raw]:
     try:
         return _pieces.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error, "") from None
+        raise _malformed(error, "", body) from None
 
 
 async def split_lines(chunks: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[tuple[int, bytes]]]:
@@ -128,8 +128,10 @@ def path(at: str, field: str) -> str:
     return field if not at else f"{at}.{field}" if at.startswith("[") else f"{at}: {field}"
 
 
-def _malformed(error: Exception, at: str) -> errors.MalformedJson:
+def _malformed(error: Exception, at: str, data: bytes = b"") -> errors.MalformedJson:
     reason = str(error)
+    if b"\\ud" in data.lower() and "truncated" in reason:
+        reason = "it has half of a surrogate pair"
     if isinstance(error, RecursionError):
         reason = "it is nested too deeply"
     elif isinstance(error, UnicodeDecodeError):
@@ -141,16 +143,25 @@ def _malformed(error: Exception, at: str) -> errors.MalformedJson:
 def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.OnestepError:
     """The error that names the first field that is wrong."""
     if not isinstance(error, msgspec.ValidationError):
-        return _malformed(error, at)
+        return _malformed(error, at, data)
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         return errors.InvalidEvent(field=at or "body", reason='must be an object like {"x": {"age": 31}, "y": 1}')
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
-        return _malformed(malformed, at)
+        return _malformed(malformed, at, data)
     for field, reason in _wrong_fields(fields, shape):
         return errors.InvalidEvent(field=path(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
+
+
+def out_of_range(body: bytes) -> str:
+    """The first field of a JSON object whose value has a number that no float64 can hold; else "body"."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        return "body"
+    return next((name[:100] for name, value in fields.items() if not _is(value, Any)), "body")
 
 
 def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,8 @@
 
 For each stream: the log loss of every prediction made before its event was learned, over all rows. The peers are what
 people try: river's SGD on raw values; river's StandardScaler with SGD 0.01, SGD 0.1, AdaGrad 0.1, Adam 0.01 and FTRL
-(each with river's default `intercept_lr` and with the optimizer's own rate: the better of the two counts); Vowpal Wabbit
-with its defaults, `--sgd`, `--ftrl` and `--coin`. `auto` is compared with the best of them *in hindsight*.
+(each with river's default `intercept_lr` and with the optimizer's own rate: the better of the two counts); Vowpal
+Wabbit with its defaults, `--sgd`, `--ftrl` and `--coin`. `auto` is compared with the best of them *in hindsight*.
 
 Without `--data`, the streams are those that river ships: Phishing, Bananas, Shuttle. With it, also `elec.csv` (label
 `class`), `sms.tsv` (label, tab, text; the words are the features) and `a9a.libsvm` from that folder, if there.
