@@ -224,7 +224,7 @@ async def read_spec(request: Request, limit: int) -> Spec:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
     try:
-        return _spec.validate_python(values, strict=True)
+        return _spec.validate_json(body, strict=True)
     except ValidationError as error:
         raise _what_is_wrong(values, error) from None
 
@@ -235,7 +235,7 @@ def _what_is_wrong(values: Any, error: ValidationError) -> errors.InvalidSpec:
         Spec.from_dict(values)
     except SpecError as own:
         return errors.InvalidSpec(field=own.field[:100], reason=own.message)
-    except (TypeError, AttributeError):
+    except (TypeError, ValueError):
         return errors.InvalidSpec(field="body", reason='must be an object like {"learning_rate": 0.05}')
     first = error.errors(include_url=False)[0]
     return errors.InvalidSpec(field=".".join(map(str, first["loc"]))[:100] or "body", reason=first["msg"])

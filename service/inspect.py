@@ -161,7 +161,7 @@ def inspect(folder: Path) -> int:
     for wrong in findings.wrong:
         print(f"DAMAGED: {wrong}")
     if not findings.wrong:
-        print("whole: every row has its checksum, no event is missing, and the log ends where it should")
+        print("whole: every checksum fits, no event is missing, the log ends where it should")
         return 0
     print(_advice(folder, findings))
     return 1

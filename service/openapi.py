@@ -98,6 +98,16 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_MODEL_SCHEMA = _schema_of(_MODEL)
+_MODEL_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
+_MODEL_SCHEMA["properties"] |= {
+    "learners": {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "Of `auto`: the weight of each learner now.",
+    },
+    "alarms": {"type": "integer", "description": "Of `auto`: how often the stream changed all at once."},
+}
 _WEIGHTS_EXAMPLE = {
     "model": "default",
     "seq": 2,
@@ -125,13 +135,13 @@ LIST_MODELS: dict[str, Any] = {
 }
 GET_MODEL: dict[str, Any] = {
     "summary": "A model: spec, seq, number of features, progressive scores, SHA-256 of its state",
-    "responses": {200: _ok("The model", _MODEL), **_problems(404, 503)},
+    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 503)},
 }
 PUT_MODEL: dict[str, Any] = {
     "summary": "Create a model with a spec; what the spec leaves out has its default",
     "responses": {
-        200: _ok("It existed with this spec", _MODEL),
-        201: _ok("Created", {**_MODEL, "seq": 0}),
+        200: _ok("It existed with this spec", _MODEL, _MODEL_SCHEMA),
+        201: _ok("Created", {**_MODEL, "seq": 0}, _MODEL_SCHEMA),
         **_problems(400, 409, 413, 415, 422, 503, 507),
     },
     "openapi_extra": {
@@ -231,7 +241,8 @@ def extend(api: FastAPI) -> None:
             _, schemas = msgspec.json.schema_components(
                 [wire.Event, wire.Question], ref_template="#/components/schemas/{name}"
             )
-            spec = TypeAdapter(Spec).json_schema()
+            spec = TypeAdapter(Spec).json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= spec.pop("$defs", {})
             whole.setdefault("components", {}).setdefault("schemas", {}).update(
                 {**schemas, "Spec": spec, "Problem": _PROBLEM}
             )

@@ -74,7 +74,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it takes fractions too
         backlog=2048,
     )
     try:

@@ -39,8 +39,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."
     )
-    shutdown_seconds: int = Field(
-        5, ge=1, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
+    shutdown_seconds: float = Field(
+        5.0, gt=0, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
     )
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="What is logged: debug, info, warning or error."

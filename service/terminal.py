@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+LONGEST_NUMBER = 24
+"""Characters. A column with numbers stands to the right, but for one that has a longer text too."""
+
 
 class Failed(Exception):
     """A command that could not do what it was asked to; the text is the message."""
@@ -67,16 +70,17 @@ def _show_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=Text(title, "bold"), title_justify="left", box=box.ROUNDED, show_header=bool(columns), header_style="bold"
-    )
+    table = Table(box=box.ROUNDED, show_header=bool(columns), header_style="bold")
     for place in range(len(columns) or 2):
         numeric = any(isinstance(row[place], int | float) for row in rows)
+        short = all(len(line[place]) <= LONGEST_NUMBER for line in cells)
         header = Text(columns[place]) if columns else ""
-        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(header, justify="right" if numeric and short else "left", overflow="fold")
     for line in cells:
         table.add_row(*map(Text, line))  # Text: a name with brackets is no markup
-    Console().print(table)
+    console = Console()
+    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(table)
 
 
 def say(message: str) -> None:

@@ -169,7 +169,7 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[Engine]
 
 
 def copied(folder: Path, to: Path) -> Path:
-    """A copy of a data folder as it stands, also while it is open: what a kill would leave behind."""
+    """A copy of a data folder as it stands, also while it is open but not writing: what a kill would leave behind."""
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock", "*-shm"))
     return to
 
@@ -203,7 +203,7 @@ def replay(folder: Path) -> dict[str, dict[str, Any]]:
     for stored in log.models():
         spec = dict(stored.spec)
         hashed = spec.pop("hash_bits") is not None  # the names in the log are hashes already
-        learner = Learner(Spec(**spec))
+        learner = Learner(Spec.from_dict(spec))
         names = log.names(stored.key)
         if hashed:
             assert all(name.startswith("#") for name in names)

@@ -23,7 +23,7 @@ from service.inspect import examine
 from service.lock import FolderLock
 from service.store import read_mark
 
-WHOLE = "whole: every row has its checksum"
+WHOLE = "whole: every checksum fits"
 
 # -- helpers
 

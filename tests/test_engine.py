@@ -16,6 +16,8 @@ import pytest
 from processes import copied, logged_events, new_engine, replay, running_engine, started
 
 from core import Learner, Spec
+from core.rules import RULES
+from core.spec import InverseScaling, Optimal
 from service import engine as engine_module
 from service import errors
 from service.engine import Engine, Model, Result
@@ -56,9 +58,15 @@ def commits(engine: Engine) -> int:
 
 def whole_state(model: Model) -> dict[str, Any]:
     """All that a model is, for comparing: the learner to the last bit, its scores, its names."""
-    state = model.learner.state()
-    plain = {name: value.tobytes() if isinstance(value, np.ndarray) else value for name, value in state.items()}
-    return {**plain, "sha256": model.learner.sha256(), "scores": model.scores.summary()}
+    state: dict[str, Any] = plain(model.learner.state())
+    return {**state, "sha256": model.learner.sha256(), "scores": model.scores.summary()}
+
+
+def plain(value: Any) -> Any:
+    """A state with its arrays as bytes."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 class Gate:
@@ -107,6 +115,11 @@ def failing_commits(error: Exception, times: int = 1) -> Iterator[list[int]]:
 async def gathered(*tasks: Coroutine[Any, Any, Result]) -> list[Any]:
     """What became of each, errors too; in the order in which they were begun."""
     return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+
+async def as_a_kill_would_leave_it(engine: Engine, to: Path) -> Path:
+    """A copy of the folder of a running engine, made between two of its commits."""
+    return await engine._on_disk(copied, engine._settings.data, to)
 
 
 async def reopened(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -261,7 +274,7 @@ def test_a_full_disk_is_told_to_all_who_wait_and_leaves_the_model_as_it_was(tmp_
             assert result.seq == [21, 22]
             assert result.duplicate == [False, False]
             after = whole_state(engine.model("default"))
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         assert (await reopened(left))["default"] == after
         assert after["names"] == [*before["names"], "new-4", "a"]
         assert replay(left)["default"]["sha256"] == after["sha256"]
@@ -282,7 +295,7 @@ def test_a_disk_that_is_really_full_refuses_and_then_goes_on(tmp_path: Path) -> 
             db.execute("PRAGMA max_page_count = 1000000")
             await engine.learn("default", [event(1.0, feature="other")])
             after = whole_state(engine.model("default"))
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         assert (await reopened(left))["default"] == after
 
     run(story())
@@ -665,7 +678,7 @@ def test_a_step_that_would_not_stay_finite_is_logged_and_not_taken_on_replay_eit
             assert [loss is None for loss in result.loss] == [False, True, False]
             assert engine.model("steep").learner.not_taken == 1
             after = whole_state(engine.model("steep"))
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         assert (await reopened(left))["steep"] == after
 
     run(story())
@@ -714,7 +727,7 @@ def test_learns_that_wait_for_default_when_it_is_deleted_are_learned_by_the_new_
             assert (await waiting).seq == [1]
             assert engine.model("default").learner.weights_by_name().keys() == {"new"}
             after = whole_state(engine.model("default"))
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         assert (await reopened(left))["default"] == after
 
     run(story())
@@ -733,7 +746,7 @@ def test_the_rows_of_a_deleted_model_go_while_the_engine_runs_or_after_its_next_
             await engine.learn("m", [event(1.0, id_="x")])
             await engine.learn("default", [event(1.0)])
             await engine.delete("m")
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
             await until(lambda: rows(tmp_path / "a", "SELECT * FROM purges") == [])
             assert rows(tmp_path / "a", "SELECT model FROM batches") == [(1,)]
             assert rows(tmp_path / "a", "SELECT model FROM ids") == []
@@ -858,13 +871,18 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
 # -- snapshots and recovery
 
 SPECS = {
-    "plain": Spec(learning_rate=0.1),
+    **{f"rule-{rule}": Spec(rule=rule) for rule in (*RULES, "auto")},
     "l1": Spec(learning_rate=0.1, l1=0.001),
     "l2": Spec(learning_rate=0.1, l2=0.01, bias_learning_rate=0.0),
     "hashed": Spec(learning_rate=0.1, hash_bits=3),
     "hashed-l1": Spec(learning_rate=0.1, hash_bits=3, l1=0.001),
+    "hashed-auto": Spec(rule="auto", hash_bits=4),
     "clipped": Spec(learning_rate=0.5, clip=0.2),
     "steep": Spec(learning_rate=1e250),
+    "standard": Spec(rule="adam", scale="standard", class_weights={"0": 1.0, "1": 3.0}),
+    "maxabs": Spec(rule="ftrl", scale="maxabs", l1=0.1),
+    "slower": Spec(learning_rate=InverseScaling("inverse_scaling", 0.5)),
+    "optimal": Spec(learning_rate=Optimal("optimal", 0.01)),
 }
 
 
@@ -896,7 +914,7 @@ def test_recovery_from_a_snapshot_and_the_events_after_it_equals_recovery_from_t
             assert engine.model("steep").learner.not_taken > 0
             await gathered(*[engine.learn(model.name, some_events(3)) for model in engine.models])
             running = {model.name: whole_state(model) for model in engine.models}
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         alone = without_snapshots(left, tmp_path / "c")
         async with running_engine(left, window=50, snapshot_seconds=1000) as engine:
             assert all(0 < model.snapshot_seq < model.learner.seq for model in engine.models)
@@ -957,7 +975,7 @@ def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
                 await engine.learn("default", some_events(1))
             assert model.learner.seq > 3010  # many learns fitted between the pieces
             after = whole_state(model)
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         async with running_engine(left, snapshot_seconds=1000) as engine:
             assert 3000 <= engine.model("default").snapshot_seq < after["seq"]
             assert whole_state(engine.model("default")) == after
@@ -972,7 +990,7 @@ def test_the_window_of_the_scores_may_change_between_starts(tmp_path: Path, befo
             await engine.learn("default", some_events(200))
             await until(lambda: engine.model("default").snapshot_seq == 200)
             total = engine.model("default").scores.summary()["total"]
-            left = copied(tmp_path / "a", tmp_path / "b")
+            left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         async with running_engine(left, window=after, snapshot_seconds=1000) as engine:
             scores = engine.model("default").scores.summary()
             assert scores["total"] == total

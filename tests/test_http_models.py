@@ -111,7 +111,7 @@ def test_another_spec_for_a_model_that_is_there_is_409(absent: Model, other: dic
         ('{"learning_rate": 0}', "learning_rate"),
         ('{"learning_rate": -1}', "learning_rate"),
         ('{"learning_rate": "a"}', "learning_rate"),
-        ('{"learning_rate": null}', "learning_rate"),
+        ('{"clip": null}', "clip"),
         ('{"learning_rate": true}', "learning_rate"),
         ('{"learning_rate": [1]}', "learning_rate"),
         ('{"learning_rate": 1e999}', "learning_rate"),

@@ -18,6 +18,10 @@ SPECS: dict[str, dict[str, Any]] = {
     "bias-stays": {"learning_rate": 0.1, "bias_learning_rate": 0},
     "clipped": {"learning_rate": 0.5, "clip": 0.25},
     "steep": {"learning_rate": 1e250},
+    "adam": {"rule": "adam", "scale": "standard"},
+    "ftrl": {"rule": "ftrl", "l1": 0.1, "class_weights": {"1": 2.0}},
+    "slower": {"learning_rate": {"schedule": "inverse_scaling", "learning_rate": 0.5}},
+    "auto": {"rule": "auto"},
     "untouched": {},
 }
 
