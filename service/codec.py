@@ -92,7 +92,10 @@ def decode_state(data: bytes) -> dict[str, Any]:
             return {key: rich(inner) for key, inner in value.items()}
         return value
 
-    state = rich(json.loads(header))
+    try:
+        state = rich(json.loads(header))
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is not a state: {error}") from None
     if not isinstance(state, dict):
         raise ValueError("it is not a state")  # noqa: TRY004  # damaged data, not a caller's mistake
     return state

@@ -139,6 +139,16 @@ class _Draft:
         return ModelBatch(self.model.stored.key, self.first_seq, batch, self.builder.first_feature, names, ids)
 
 
+@dataclass(slots=True)
+class _SnapshotUnderWay:
+    """A copy of a model's state at a seq that is being written, and the seconds of replay that it will save."""
+
+    model: Model
+    seq: int
+    saves_seconds: float
+    pieces: Iterator[None]
+
+
 class Engine:
     """Named models over one store. Made and used on the event loop."""
 
@@ -162,7 +172,7 @@ class Engine:
         self._recovery: asyncio.Task[None] | None = None
         self._abandon = False  # whether a recovery under way is to be given up
         self._purging = True
-        self._snapshot: tuple[Model, int, Iterator[None]] | None = None
+        self._snapshot: _SnapshotUnderWay | None = None
         self._tidy_after = 0.0
 
     # -- predicting and looking
@@ -219,12 +229,24 @@ class Engine:
             self._work.clear()  # before looking, so that what comes while it looks wakes it
             if self._queue:
                 async with self._turn:
-                    await self._learn_turn(self._take())
+                    await self._take_turn()
                 await self._tidy()
-            elif self.state == "stopped":
+            elif self.state in ("stopped", "failed"):
                 return
             elif not await self._tidy():
                 await self._work.wait()
+
+    async def _take_turn(self) -> None:
+        """A turn for what waits; nobody is left waiting, whatever happens."""
+        requests = self._take()
+        try:
+            put_off = await self._learn_turn(requests)
+        except BaseException:
+            for request in requests:
+                _refuse(request, self.failure or _mistake())
+            raise
+        self._queue.extendleft(reversed(put_off))
+        self._waiting_events += sum(len(request.events) for request in put_off)
 
     def _take(self) -> list[_Request]:
         """All that waits, up to the size of a commit."""
@@ -237,20 +259,20 @@ class Engine:
         self._room.set()
         return taken
 
-    async def _learn_turn(self, requests: list[_Request]) -> None:
-        """One turn: arrays, commit, step, wake."""
+    async def _learn_turn(self, requests: list[_Request]) -> list[_Request]:
+        """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
+        drafts, put_off = await self._draft(requests)
+        batches = [draft.builder.build() for draft in drafts]
         try:
-            drafts = await self._draft(requests)
-            batches = [draft.builder.build() for draft in drafts]
             await self._commit(drafts, batches)
-        except errors.OnestepError as error:
-            for request in requests:
-                _refuse(request, error)
-            if isinstance(error, errors.StorageFailed):
-                raise
+        except errors.DiskFull as error:
+            for draft in drafts:
+                for request, _, _ in draft.answers:
+                    _refuse(request, error)
         else:
             for draft, batch in zip(drafts, batches, strict=True):
                 await self._step(draft, batch)
+        return put_off
 
     async def _commit(self, drafts: list[_Draft], batches: list[Batch]) -> None:
         """Write and sync what the drafts add; if that fails, take back the names that their events brought."""
@@ -264,10 +286,15 @@ class Engine:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
             raise
 
-    async def _draft(self, requests: list[_Request]) -> list[_Draft]:
-        """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned."""
+    async def _draft(self, requests: list[_Request]) -> tuple[list[_Draft], list[_Request]]:
+        """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
+
+        Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
+        a duplicate, or it failed, and this is tried itself.
+        """
         known = await self._find_ids(requests)
         drafts: dict[str, _Draft] = {}
+        put_off: list[_Request] = []
         encoded = 0
         for request in requests:
             model = self._models.get(request.model)
@@ -278,16 +305,14 @@ class Engine:
             if draft is None:
                 draft = drafts[request.model] = _Draft(model, BatchBuilder(model.learner.features))
             elif draft.ids and any(event.id in draft.ids for event in request.events if event.id is not None):
-                # Its first is in this turn: by the next it is learned, and this is a duplicate, or it failed.
-                self._queue.appendleft(request)
-                self._waiting_events += len(request.events)
+                put_off.append(request)
                 continue
             _draft_request(draft, request, known)
             encoded += len(request.events)
             if encoded >= ENCODE_EVENTS:
                 encoded = 0
                 await asyncio.sleep(0)
-        return list(drafts.values())
+        return list(drafts.values()), put_off
 
     async def _find_ids(self, requests: list[_Request]) -> Known:
         """Which of the requests' ids were learned: (model key, id) -> (seq, fingerprint)."""
@@ -397,7 +422,10 @@ class Engine:
 
     def _load_snapshot(self, model: Model, names: list[str]) -> None:
         """Bring the model to its newest snapshot that is whole, and say which are not."""
+        last = self._opened.last_seq(model.stored.key)
         for seq in self._opened.snapshot_seqs(model.stored.key):
+            if seq > last:
+                raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")
             try:
                 state = self._opened.snapshot(model.stored.key, seq).state
                 known = state["learner"]["n_features"]
@@ -435,21 +463,22 @@ class Engine:
             if not self._models or sum(model.replay_seconds for model in self.models) < due_seconds:
                 return False
             self._snapshot = self._begin_snapshot(max(self.models, key=lambda model: model.replay_seconds))
-        model, seq, pieces = self._snapshot
-        if self._models.get(model.name) is not model:  # deleted meanwhile
+        under_way = self._snapshot
+        if self._models.get(under_way.model.name) is not under_way.model:  # deleted meanwhile
             self._snapshot = None
-        elif await self._on_disk(next, pieces, _END) is _END:
+        elif await self._on_disk(next, under_way.pieces, _END) is _END:
             self._snapshot = None
-            model.snapshot_seq = seq
-            logger.debug("model %r: snapshot at seq %d", model.name, seq)
+            under_way.model.snapshot_seq = under_way.seq
+            under_way.model.replay_seconds -= under_way.saves_seconds
+            logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
         return True
 
-    def _begin_snapshot(self, model: Model) -> tuple[Model, int, Iterator[None]]:
+    def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
         """Copy the model's state as it stands, and the iterator that writes the copy."""
         seq = model.learner.seq
-        model.replay_seconds = 0.0
         state = {"learner": model.learner.state(names=False), "scores": model.scores.state()}
-        return model, seq, self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
+        pieces = self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
+        return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
 
     def drain(self) -> None:
         """Say that the service is about to stop; requests are still served."""
@@ -516,10 +545,14 @@ class Engine:
             self._fail(error)
         elif error is not None:
             logger.error("a mistake in onestep itself", exc_info=error)
-            self._fail(errors.StorageFailed(reason="a mistake in onestep itself, see its log"))
+            self._fail(_mistake())
 
 
 _END = object()
+
+
+def _mistake() -> errors.OnestepError:
+    return errors.StorageFailed(reason="a mistake in onestep itself, see its log")
 
 
 def _refuse(request: _Request, error: Exception) -> None:

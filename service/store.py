@@ -32,6 +32,7 @@ needs a second writer or checkpointer.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -146,7 +147,11 @@ class LogReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._db = self._connect()
-        self._check_format()
+        try:
+            self._check_format()
+        except BaseException:
+            self._db.close()
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         path = self.folder / "log.db"
@@ -170,7 +175,9 @@ class LogReader:
 
     def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
         try:
-            yield from self._db.execute(query, values)
+            # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
+            for row in self._db.execute(query, values):  # noqa: UP028
+                yield row
         except sqlite3.DatabaseError as error:
             raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
 
@@ -294,51 +301,67 @@ class Store(LogReader):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._mark_path = folder / "last-commit"
+        path, self._mark_path = folder / "log.db", folder / "last-commit"
+        if not path.exists():
+            self._create(path)
+        self._check(folder)
         super().__init__(folder)
         self._number, self._checksum = self.log_end()
         self._mark = self._open_mark()
 
+    def _create(self, path: Path) -> None:
+        """A new log, made under another name and renamed: a crash on the way leaves no half-made one."""
+        for left in (self._mark_path, path.with_name("log.db-wal")):
+            if left.exists():
+                raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} is there")
+        new = path.with_name("log.db.new")
+        new.unlink(missing_ok=True)
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.executescript(
+                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
+                f"BEGIN; {_SCHEMA} COMMIT;"
+            )
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+        finally:
+            db.close()
+        new.rename(path)
+        sync_folder(path.parent)
+
+    @staticmethod
+    def _check(folder: Path) -> None:
+        """Refuse a folder whose log has become shorter, by reading alone: a connection that may write would throw away
+        the damaged write-ahead log when it is closed, and with it what could still be saved."""
+        log = LogReader(folder)
+        try:
+            number, checksum = log.log_end()
+        finally:
+            log.close()
+        marked = read_mark(folder)
+        if marked is None and number > 0:
+            raise errors.LogDamaged(folder=str(folder), reason="its file last-commit is missing or unreadable")
+        if marked is not None and marked[0] > number:
+            raise errors.LogEndsEarly(folder=str(folder), log=number, mark=marked[0])
+        if marked is not None and marked[0] == number and marked[1] != checksum:
+            raise errors.LogDamaged(folder=str(folder), reason="its last commit is not the one that was acknowledged")
+
     def _connect(self) -> sqlite3.Connection:
-        path = self.folder / "log.db"
-        if not path.exists():
-            self._create(path)
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        db = sqlite3.connect(
+            self._mark_path.with_name("log.db"), isolation_level=None, check_same_thread=False, cached_statements=64
+        )
         try:
             # FULL: a commit is synced before it returns.
             db.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
             )
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from None
+        except sqlite3.Error as error:
+            db.close()
+            raise _failure(error) from error
         return db
 
-    def _create(self, path: Path) -> None:
-        """A new log, made under another name and renamed: a crash on the way leaves no half-made one."""
-        if self._mark_path.exists():
-            raise self._damaged("log.db is missing, but last-commit is there")
-        new = path.with_name("log.db.new")
-        new.unlink(missing_ok=True)
-        db = sqlite3.connect(new, isolation_level=None)
-        db.executescript(
-            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-            f"BEGIN; {_SCHEMA} COMMIT;"
-        )
-        db.close()
-        new.rename(path)
-        sync_folder(self.folder)
-
-    # -- the file beside the log that remembers how far it went
-
     def _open_mark(self) -> int:
-        """Check that the log has not become shorter, and open the file for the commits to come."""
-        marked = read_mark(self.folder)
-        if marked is None and self._number > 0:
-            raise errors.LogDamaged(folder=str(self.folder), reason="its file last-commit is missing or unreadable")
-        if marked is not None and marked[0] > self._number:
-            raise errors.LogEndsEarly(folder=str(self.folder), log=self._number, mark=marked[0])
-        if marked is not None and marked[0] == self._number and marked[1] != self._checksum:
-            raise self._damaged("its last commit is not the one that was acknowledged")
+        """Open the file that remembers how far the log went, for the commits to come."""
         fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(fd, encode_mark(self._number, self._checksum), 0)
         os.fsync(fd)
@@ -360,17 +383,14 @@ class Store(LogReader):
             # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
             os.pwrite(self._mark, encode_mark(number, checksum), 0)
         except (sqlite3.Error, OSError) as error:
-            raise self._failed(error) from error
+            failure = _failure(error)
+            if isinstance(failure, errors.DiskFull):
+                self._roll_back()
+            raise failure from error
         except BaseException:
             self._roll_back()
             raise
         self._number, self._checksum = number, checksum
-
-    def _failed(self, error: sqlite3.Error | OSError) -> errors.OnestepError:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            self._roll_back()
-            return errors.DiskFull()
-        return errors.StorageFailed(reason=str(error))
 
     def _roll_back(self) -> None:
         if self._db.in_transaction:
@@ -482,6 +502,13 @@ class Store(LogReader):
     def close(self) -> None:
         super().close()
         os.close(self._mark)
+
+
+def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
+    """What a caller is told: that there was no room, or that nothing more can be trusted to be written."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
+        return errors.DiskFull()
+    return errors.StorageFailed(reason=str(error))
 
 
 # -- the file last-commit

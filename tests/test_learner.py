@@ -1,4 +1,4 @@
-"""The learner: what holds for any events, its state, and the specs that make sense."""
+"""The learner: what holds for any events of any model, and its state."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from core import EventError, Learner, Spec, SpecError
+from core import EventError, Learner, Spec
 from core.features import BatchBuilder
+from core.rules import BIAS
 
 Event = tuple[Any, int, float]
 
@@ -74,7 +75,7 @@ def learned(spec: Spec, events: Sequence[Event]) -> Learner:
 def state_bytes(learner: Learner) -> bytes:
     """Everything the learner is, to the bit."""
     state = learner.state()
-    arrays = {name: state.pop(name) for name in ("weights", "paid", "scalars")}
+    arrays = state.pop("arrays")
     return json.dumps(state).encode() + b"".join(name.encode() + array.tobytes() for name, array in arrays.items())
 
 
@@ -208,8 +209,9 @@ def test_extreme_events_never_leave_a_number_that_is_not_finite(spec: Spec, even
     outcome = learner.learn_many([x for x, _, _ in events], [y for _, y, _ in events], [w for _, _, w in events])
     assert ((outcome.probabilities >= 0.0) & (outcome.probabilities <= 1.0)).all()
     assert (np.isfinite(outcome.losses) & (outcome.losses >= 0.0))[outcome.learned].all()
-    state = learner.state()
-    for array in (state["weights"], state["paid"], state["scalars"]):
+    arrays = learner.state()["arrays"]
+    assert arrays.keys() == {"weights", "kept", "scaler", "paid", "scalars"}
+    for array in arrays.values():
         assert np.isfinite(array).all()
     assert learner.seq == len(events)
     assert learner.not_taken == len(events) - int(outcome.learned.sum())
@@ -342,12 +344,12 @@ def test_a_state_without_names_takes_them_from_who_keeps_them() -> None:
     assert state_bytes(Learner.from_state({**state, "names": ["a", "b"]})) == state_bytes(learner)
 
 
-def test_a_state_is_json_types_and_arrays_of_float64() -> None:
-    state = learned(Spec(l1=0.1), [({"a": 1.0}, 1, 1.0)]).state()
-    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-    assert {value.dtype.str for value in arrays.values()} == {"<f8"}
-    rest = {name: value for name, value in state.items() if name not in arrays}
-    assert json.loads(json.dumps(rest)) == rest
+@pytest.mark.parametrize("spec", KINDS, ids=str_of)
+def test_a_state_is_json_types_and_arrays_of_float64(spec: Spec) -> None:
+    state = learned(spec, [({"a": 1.0}, 1, 1.0)]).state()
+    arrays = state.pop("arrays")
+    assert {(type(value), value.dtype.str, value.ndim) for value in arrays.values()} == {(np.ndarray, "<f8", 1)}
+    assert json.loads(json.dumps(state)) == state
 
 
 def test_the_names_of_a_batch_not_yet_learned_are_no_part_of_the_state() -> None:
@@ -400,125 +402,10 @@ def test_sha256_of_a_model_by_hand() -> None:
 def test_sha256_changes_with_the_smallest_change_of_a_weight_the_bias_or_a_name() -> None:
     state = learned(Spec(learning_rate=0.5), [({"a": 2.0, "b": 3.0}, 1, 1.0)]).state()
     hashes = {Learner.from_state(state).sha256()}
-    for field, place in (("weights", 0), ("weights", 1), ("scalars", 0)):
+    for field, place in (("weights", 0), ("weights", 1), ("scalars", BIAS)):
         changed = copy.deepcopy(state)
-        changed[field][place] = math.nextafter(changed[field][place], math.inf)
+        changed["arrays"][field][place] = math.nextafter(changed["arrays"][field][place], math.inf)
         hashes.add(Learner.from_state(changed).sha256())
     for names in (["a", "c"], ["b", "a"], ["ab", ""]):
         hashes.add(Learner.from_state({**state, "names": names}).sha256())
     assert len(hashes) == 7
-
-
-# -- specs
-
-
-def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:
-    assert Spec().as_dict() == {
-        "rule": "sgd",
-        "learning_rate": 0.01,
-        "bias_learning_rate": 0.01,
-        "l1": 0.0,
-        "l2": 0.0,
-        "clip": 1e12,
-        "max_features": 1_000_000,
-        "hash_bits": None,
-        "max_value": 1e100,
-    }
-
-
-def test_the_bias_moves_at_the_rate_of_the_weights_unless_another_is_given() -> None:
-    assert Spec(learning_rate=0.3).bias_rate == 0.3
-    assert Spec(learning_rate=0.3, bias_learning_rate=0.1).bias_rate == 0.1
-    assert Spec(learning_rate=0.3, bias_learning_rate=0.0).bias_rate == 0.0
-
-
-NONSENSE = [
-    *[("learning_rate", value) for value in (0, -0.1, math.nan, math.inf, -math.inf)],
-    *[("clip", value) for value in (0, -1.0, math.nan, math.inf)],
-    *[("max_value", value) for value in (0, -1.0, math.nan, math.inf, 1.0000001e300)],
-    *[("bias_learning_rate", value) for value in (-1e-9, math.nan, math.inf)],
-    *[("l1", value) for value in (-0.1, math.nan, math.inf)],
-    *[("l2", value) for value in (-0.1, math.nan, math.inf)],
-    *[("max_features", value) for value in (0, -1, 2**30 + 1)],
-    *[("hash_bits", value) for value in (0, -1, 31)],
-    *[("rule", value) for value in ("adam", "", "SGD", None, 1)],
-]
-WRONG_TYPES = [
-    *[(field, "much") for field in ("learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_value")],
-    *[(field, None) for field in ("learning_rate", "l1", "l2", "clip", "max_value", "max_features")],
-    *[(field, [0.1]) for field in ("learning_rate", "l1", "max_features", "hash_bits")],
-    *[(field, {}) for field in ("learning_rate", "max_features", "hash_bits", "rule")],
-    *[(field, "8") for field in ("learning_rate", "l2", "max_features", "hash_bits")],
-    *[(field, 4.5) for field in ("max_features", "hash_bits")],
-    *[(field, math.nan) for field in ("max_features", "hash_bits")],
-    *[(field, 10**400) for field in ("learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_value")],
-]
-
-
-def short(value: Any) -> str | None:
-    """An id for a test that is not hundreds of digits long."""
-    return "huge" if isinstance(value, int) and value > 2**64 else None
-
-
-@pytest.mark.parametrize(("field", "value"), NONSENSE)
-def test_a_value_that_makes_no_sense_in_a_spec_names_its_field(field: str, value: Any) -> None:
-    with pytest.raises(SpecError) as refusal:
-        Spec(**{field: value})
-    assert refusal.value.field == field
-    assert str(refusal.value).startswith(field + " ")
-
-
-@pytest.mark.parametrize(("field", "value"), WRONG_TYPES, ids=short)
-def test_a_value_of_a_wrong_type_in_a_spec_names_its_field(field: str, value: Any) -> None:
-    with pytest.raises(SpecError) as refusal:
-        Spec.from_dict({field: value})
-    assert refusal.value.field == field
-    assert str(refusal.value).startswith(field + " ")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"learning_rate": 5e-324, "bias_learning_rate": 0, "clip": 1e-300},
-        {"learning_rate": 1.7e308, "max_value": 1e300, "l1": 1e308},
-        {"max_features": 1, "hash_bits": None},
-        {"max_features": 2**30, "hash_bits": 1},
-        {"hash_bits": 30, "l2": 0.1, "l1": 0},
-    ],
-)
-def test_values_at_the_limits_make_sense(values: dict[str, Any]) -> None:
-    spec = Spec(**values)
-    assert {name: getattr(spec, name) for name in values} == values
-
-
-def test_l1_and_l2_together_are_refused_as_in_river() -> None:
-    with pytest.raises(SpecError) as refusal:
-        Spec(l1=0.1, l2=0.1)
-    assert refusal.value.field == "l2"
-
-
-@pytest.mark.parametrize("name", ["learning_rat", "lr", "intercept_lr", "", "__class__", "bias_rate"])
-def test_a_field_that_does_not_exist_is_refused_by_name(name: str) -> None:
-    with pytest.raises(SpecError) as refusal:
-        Spec.from_dict({"learning_rate": 0.1, name: 1})
-    assert refusal.value.field == name
-
-
-@pytest.mark.parametrize("spec", [Spec(), Spec(learning_rate=0.5, l1=0.1), Spec(hash_bits=8)])
-def test_a_spec_survives_json(spec: Spec) -> None:
-    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
-
-
-def test_whole_numbers_and_floats_make_the_same_spec() -> None:
-    one, other = Spec.from_dict({"learning_rate": 1, "clip": 5}), Spec.from_dict({"learning_rate": 1.0, "clip": 5.0})
-    assert one == other
-    assert json.dumps(one.as_dict()) == json.dumps(other.as_dict())
-
-
-def test_a_spec_of_its_defaults_written_out_is_the_default_spec() -> None:
-    assert Spec.from_dict({}) == Spec.from_dict({"learning_rate": 0.01, "bias_learning_rate": 0.01}) == Spec()
-
-
-def test_a_spec_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError):
-        Spec().learning_rate = 0.5  # type: ignore[misc]
