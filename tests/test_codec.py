@@ -135,7 +135,7 @@ def test_a_batch_with_bytes_after_its_end_is_refused(events: Events, more: bytes
         codec.decode_batch(codec.encode_batch(batch_of(events)) + more)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(any_events, st.data())
 def test_bytes_changed_at_random_are_refused_or_a_batch_as_long_as_they_say(
     events: Events, data: st.DataObject
@@ -150,7 +150,7 @@ def test_bytes_changed_at_random_are_refused_or_a_batch_as_long_as_they_say(
         assert len(batch.columns) == int.from_bytes(changed[4:8], "little")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_a_batch(data: bytes) -> None:
     decoded_or_refused(data)
@@ -265,7 +265,7 @@ def test_a_state_cut_short_is_refused_or_has_lost_nothing_it_needs(state: dict[s
             assert refused(data[:length])
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_a_state_changed_at_random_is_refused_or_is_a_state(data: st.DataObject) -> None:
     changed = bytearray(codec.encode_state(learned_state()))

@@ -932,7 +932,7 @@ def test_recovery_from_a_snapshot_and_the_events_after_it_equals_recovery_from_t
 
 def test_a_snapshot_is_due_when_replaying_would_take_long_and_not_before(tmp_path: Path) -> None:
     async def story() -> None:
-        async with running_engine(tmp_path, snapshot_seconds=0.05) as engine:
+        async with running_engine(tmp_path, snapshot_seconds=0.005) as engine:
             await engine.learn("default", some_events(100))
             await asyncio.sleep(0.05)
             assert rows(tmp_path, "SELECT * FROM snapshots") == []
@@ -940,7 +940,7 @@ def test_a_snapshot_is_due_when_replaying_would_take_long_and_not_before(tmp_pat
             while model.snapshot_seq == 0:
                 await engine.learn("default", some_events(2000))
             assert model.learner.seq > 10_000
-            assert model.replay_seconds < 0.05
+            assert model.replay_seconds < 0.005
 
     run(story())
 
@@ -1101,7 +1101,7 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
     monkeypatch.setattr(Store, "write_snapshot", full_at_first)
 
     async def story() -> None:
-        async with running_engine(tmp_path, snapshot_seconds=0.01) as engine:
+        async with running_engine(tmp_path, snapshot_seconds=0.005) as engine:
             while not tries:
                 await engine.learn("default", some_events(1000))
                 await asyncio.sleep(0)
