@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 from core.spec import Spec, SpecError
 from service import errors, openapi, wire
 from service.crosscheck import CrossChecks
-from service.engine import Engine, Model
+from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.model import Model
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")

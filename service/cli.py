@@ -21,6 +21,7 @@ from service.terminal import Failed, WrongUsage, confirm, number, say, show
 if TYPE_CHECKING:
     from service.client import Client
     from service.files import Source
+    from service.replay import GivenSpec, Target
 
 URL = "http://127.0.0.1:8000"
 DEFAULT = "default"
@@ -86,7 +87,13 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input")
     _add_source(parser)
     _add_url(parser)
-    _add_model(parser)
+    _add_model(parser, default=None)
+    parser.add_argument(
+        "--spec",
+        action="append",
+        metavar="SPEC",
+        help="learn into a new model with this spec, a file or JSON; several are learned side by side and compared",
+    )
     parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events of one request (1000)")
     parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
     parser.add_argument(
@@ -108,7 +115,7 @@ def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
     _add_url(where, default=None)
     where.add_argument("--data", type=Path, metavar="DIR", help="of the log in this data folder, which is only read")
     _add_model(parser)
-    parser.add_argument("--spec", metavar="JSON", help="with FILE: the model's spec, as JSON or @file")
+    parser.add_argument("--spec", metavar="SPEC", help="with FILE: the model's spec, a file or JSON")
     parser.set_defaults(run=_crosscheck)
 
 
@@ -124,7 +131,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         if name != "list":
             verb.add_argument("name", metavar="NAME")
         if name == "create":
-            verb.add_argument("--spec", metavar="JSON", default="{}", help="its spec, as JSON or @file")
+            verb.add_argument("--spec", metavar="SPEC", default="{}", help="its spec, a file or JSON")
         if name == "delete":
             verb.add_argument("--yes", action="store_true", help="do not ask")
         _add_url(verb)
@@ -142,8 +149,9 @@ def _add_url(parser: Any, default: str | None = URL) -> None:
     parser.add_argument("--url", type=_url, default=default, help=f"of the service ({URL})")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"({DEFAULT})")
+def _add_model(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
+    named = f"({DEFAULT})" if default else f"({DEFAULT}; with --spec made of the file's name and the spec's)"
+    parser.add_argument("--model", default=default, metavar="NAME", help=named)
 
 
 def _url(text: str) -> str:
@@ -222,6 +230,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from service.replay import Options, replay
 
     source = _source(arguments)
+    targets = _targets(source, arguments.model, arguments.spec or [])
     options = Options(
         name=source.name,
         batch=arguments.batch,
@@ -232,7 +241,31 @@ def _replay(arguments: argparse.Namespace) -> int:
         predict_first=arguments.predict_first,
     )
     with Client(arguments.url) as client:
-        return replay(source, client, arguments.model, options)
+        return replay(source, client, targets, options)
+
+
+def _targets(source: Source, model: str | None, texts: list[str]) -> list[Target]:
+    """The models to learn into: one for each spec, else the one that is there."""
+    from service.replay import Target, model_names
+
+    if not texts:
+        return [Target(DEFAULT if model is None else model)]
+    if model is not None and len(texts) > 1:
+        raise WrongUsage("--model names one model, and each --spec makes one; their names are made of the files'")
+    specs = [_given_spec(text) for text in texts]
+    names = model_names(source.name, specs) if model is None else [model]
+    return [Target(name, spec) for name, spec in zip(names, specs, strict=True)]
+
+
+def _given_spec(text: str) -> GivenSpec:
+    from service.replay import GivenSpec
+
+    data, file = _json(text), _spec_file(text)
+    if file is not None:
+        return GivenSpec(str(file), file.stem, data)
+    found = json.loads(data)
+    rule = found.get("rule", "sgd") if isinstance(found, dict) else "spec"
+    return GivenSpec(text, str(rule), data)
 
 
 def _crosscheck(arguments: argparse.Namespace) -> int:
@@ -324,19 +357,25 @@ def _client(url: str) -> Client:
 
 
 def _json(text: str) -> bytes:
-    """The JSON that a flag's value is, or, after an @, the file has that it names."""
-    if text.startswith("@"):
-        try:
-            data = Path(text[1:]).read_bytes()
-        except OSError as error:
-            raise WrongUsage(f"cannot read {text[1:]}: {error.strerror}") from None
-    else:
-        data = text.encode()
+    """The JSON that a --spec is, or that the file has that it names."""
+    file = _spec_file(text)
+    try:
+        data = text.encode() if file is None else file.read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"cannot read {file}: {error.strerror}") from None
     try:
         json.loads(data)
-    except ValueError as error:
-        raise WrongUsage(f"--spec is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise WrongUsage(f"{file or '--spec'} is not JSON: {error}") from None
     return data
+
+
+def _spec_file(text: str) -> Path | None:
+    """The file that a --spec names, with or without an @; None where it is JSON itself.
+
+    A list is no spec, but it was meant as one.
+    """
+    return None if text.lstrip().startswith(("{", "[")) else Path(text.removeprefix("@"))
 
 
 def _models_list(arguments: argparse.Namespace) -> int:

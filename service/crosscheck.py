@@ -20,8 +20,9 @@ import numpy as np
 
 from core.spec import Spec
 from service import errors
-from service.engine import Engine, Model
-from service.store import LogReader
+from service.engine import Engine
+from service.log import LogReader
+from service.model import Model
 
 
 class CrossChecks:

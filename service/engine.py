@@ -16,19 +16,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
-from core import logistic
-from core.features import Batch, BatchBuilder, EventError, Features, X, check_label, fingerprints
+from core.features import Batch, BatchBuilder
 from core.learner import Learner
 from core.progressive import Progressive
 from core.spec import Spec
 from service import errors
+from service.log import Snapshot, StoredModel
+from service.model import Model
 from service.settings import Settings
-from service.store import ModelBatch, NewId, Snapshot, Store, StoredModel
+from service.store import Store
+from service.turn import Draft, Known, Request, Result, draft_request
 from service.wire import Event
 
 logger = logging.getLogger("onestep")
@@ -39,104 +39,11 @@ STEP_EVENTS = 4_096
 ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
-# What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
-REPLAY_SECONDS_PER_ROW = 10e-6
-REPLAY_SECONDS_PER_EVENT = 0.1e-6
-REPLAY_SECONDS_PER_VALUE = 0.02e-6
-
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown a snapshot is worth writing when it saves this much of the next start."""
 
 T = TypeVar("T")
-Known = dict[tuple[int, str], tuple[int, int]]
-"""(model key, event id) -> (seq, fingerprint)"""
-
-
-class Model:
-    """A named model: what is stored of it, its learner, its progressive scores."""
-
-    def __init__(self, stored: StoredModel, window: int) -> None:
-        self.stored = stored
-        self.learner = Learner(Spec.from_dict(stored.spec))
-        self.scores = Progressive(window)
-        self.snapshot_seq = 0
-        self.replay_seconds = 0.0
-        """What replaying the log after the last snapshot would cost, about."""
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    def learn(self, batch: Batch) -> tuple[list[float], list[float | None]]:
-        """Step for each event; the prediction before the step, and its loss (None where the step was not taken)."""
-        outcome = self.learner.learn_batch(batch)
-        self.scores.add(outcome)
-        losses: list[float | None] = list(outcome.losses.tolist())
-        if not outcome.learned.all():
-            losses = [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
-        return outcome.probabilities.tolist(), losses
-
-    def count_replay(self, batch: Batch) -> None:
-        """Remember what replaying one more row of the log would cost."""
-        self.replay_seconds += (
-            REPLAY_SECONDS_PER_ROW
-            + REPLAY_SECONDS_PER_EVENT * len(batch)
-            + REPLAY_SECONDS_PER_VALUE * len(batch.values)
-        )
-
-    def predict(self, x: X) -> float:
-        """The probability of label 1. Changes nothing."""
-        return logistic.sigmoid(self.learner.score(x))
-
-
-@dataclass(slots=True)
-class Result:
-    """What became of the events of one request.
-
-    `seq`, `p`, `loss` and `duplicate` have an entry for each event that was answered. Only a request that is not
-    `atomic` can have an `error` and entries as well: those of the events before the one that was refused.
-    """
-
-    seq: list[int] = field(default_factory=list)
-    p: list[float | None] = field(default_factory=list)
-    loss: list[float | None] = field(default_factory=list)
-    duplicate: list[bool] = field(default_factory=list)
-    error: errors.OnestepError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """Events that wait to be learned. Atomic: all or none of them; else those before the first that is refused."""
-
-    model: str
-    events: Sequence[Event]
-    atomic: bool
-    answer: asyncio.Future[Result]
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What a turn will commit to one model. `places[i]` says for event i of a request where it stands in the batch, or,
-    for a duplicate, its seq."""
-
-    model: Model
-    builder: BatchBuilder
-    ids: dict[str, int] = field(default_factory=dict)
-    answers: list[tuple[_Request, list[tuple[bool, int]], errors.OnestepError | None]] = field(default_factory=list)
-
-    @property
-    def first_seq(self) -> int:
-        return self.model.learner.seq + 1
-
-    def to_store(self, batch: Batch) -> ModelBatch:
-        """The draft as the store takes it."""
-        ids: list[NewId] = []
-        if self.ids:
-            marks = fingerprints(batch).tolist()
-            ids = [NewId(id_, self.first_seq + place, marks[place]) for id_, place in self.ids.items()]
-        names = self.builder.new_names()
-        return ModelBatch(self.model.stored.key, self.first_seq, batch, self.builder.first_feature, names, ids)
 
 
 @dataclass(slots=True)
@@ -161,7 +68,7 @@ class Engine:
         self.on_failure: Callable[[], None] = lambda: None
         self._settings = settings
         self._models: dict[str, Model] = {}
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._waiting_events = 0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -210,7 +117,7 @@ class Engine:
         if wait and self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(model, events, atomic, answer))
+        self._queue.append(Request(model, events, atomic, answer))
         self._waiting_events += len(events)
         self._work.set()
         return await answer
@@ -243,14 +150,14 @@ class Engine:
             put_off = await self._learn_turn(requests)
         except BaseException:
             for request in requests:
-                _refuse(request, self.failure or _mistake())
+                request.refuse(self.failure or _mistake())
             raise
         self._queue.extendleft(reversed(put_off))
         self._waiting_events += sum(len(request.events) for request in put_off)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[Request]:
         """All that waits, up to the size of a commit."""
-        taken: list[_Request] = []
+        taken: list[Request] = []
         events = 0
         while self._queue and (not taken or events + len(self._queue[0].events) <= self._settings.commit_events):
             taken.append(self._queue.popleft())
@@ -259,7 +166,7 @@ class Engine:
         self._room.set()
         return taken
 
-    async def _learn_turn(self, requests: list[_Request]) -> list[_Request]:
+    async def _learn_turn(self, requests: list[Request]) -> list[Request]:
         """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
         drafts, put_off = await self._draft(requests)
         batches = [draft.builder.build() for draft in drafts]
@@ -268,13 +175,13 @@ class Engine:
         except errors.DiskFull as error:
             for draft in drafts:
                 for request, _, _ in draft.answers:
-                    _refuse(request, error)
+                    request.refuse(error)
         else:
             for draft, batch in zip(drafts, batches, strict=True):
                 await self._step(draft, batch)
         return put_off
 
-    async def _commit(self, drafts: list[_Draft], batches: list[Batch]) -> None:
+    async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
         """Write and sync what the drafts add; if that fails, take back the names that their events brought."""
         added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if len(batch)]
         if not added:
@@ -286,35 +193,35 @@ class Engine:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
             raise
 
-    async def _draft(self, requests: list[_Request]) -> tuple[list[_Draft], list[_Request]]:
+    async def _draft(self, requests: list[Request]) -> tuple[list[Draft], list[Request]]:
         """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
 
         Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
         a duplicate, or it failed, and this is tried itself.
         """
         known = await self._find_ids(requests)
-        drafts: dict[str, _Draft] = {}
-        put_off: list[_Request] = []
+        drafts: dict[str, Draft] = {}
+        put_off: list[Request] = []
         encoded = 0
         for request in requests:
             model = self._models.get(request.model)
             if model is None:
-                _refuse(request, errors.UnknownModel(model=request.model))
+                request.refuse(errors.UnknownModel(model=request.model))
                 continue
             draft = drafts.get(request.model)
             if draft is None:
-                draft = drafts[request.model] = _Draft(model, BatchBuilder(model.learner.features))
+                draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features))
             elif draft.ids and any(event.id in draft.ids for event in request.events if event.id is not None):
                 put_off.append(request)
                 continue
-            _draft_request(draft, request, known)
+            draft_request(draft, request, known)
             encoded += len(request.events)
             if encoded >= ENCODE_EVENTS:
                 encoded = 0
                 await asyncio.sleep(0)
         return list(drafts.values()), put_off
 
-    async def _find_ids(self, requests: list[_Request]) -> Known:
+    async def _find_ids(self, requests: list[Request]) -> Known:
         """Which of the requests' ids were learned: (model key, id) -> (seq, fingerprint)."""
         wanted: dict[int, list[str]] = {}
         for request in requests:
@@ -323,7 +230,7 @@ class Engine:
                 wanted.setdefault(self._models[request.model].stored.key, []).extend(ids)
         return await self._on_disk(self._opened.find_ids, wanted) if wanted else {}
 
-    async def _step(self, draft: _Draft, batch: Batch) -> None:
+    async def _step(self, draft: Draft, batch: Batch) -> None:
         """Take the steps of a committed batch, then wake those who wait for them."""
         first_seq = draft.first_seq
         p: list[float] = []
@@ -533,7 +440,7 @@ class Engine:
         self.failure, self.state = failure, "failed"
         logger.error("%s", failure)
         while self._queue:
-            _refuse(self._queue.popleft(), failure)
+            self._queue.popleft().refuse(failure)
         self._room.set()
         self._work.set()
         self.on_failure()
@@ -553,67 +460,3 @@ _END = object()
 
 def _mistake() -> errors.OnestepError:
     return errors.StorageFailed(reason="a mistake in onestep itself, see its log")
-
-
-def _refuse(request: _Request, error: Exception) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(error)
-
-
-def _draft_request(draft: _Draft, request: _Request, known: Known) -> None:
-    """Add a request's events to the draft; where one cannot be learned, none of them, or those before it."""
-    mark, ids = draft.builder.mark(), len(draft.ids)
-    places: list[tuple[bool, int]] = []
-    refusal: errors.OnestepError | None = None
-    try:
-        for event in request.events:
-            places.append(_place(draft, request, event, known))
-    except EventError as error:
-        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
-    except errors.IdConflict as error:
-        refusal = error
-    if refusal is not None:
-        refusal.index = len(places)
-        if request.atomic:
-            draft.builder.take_back(mark)
-            draft.ids = dict(list(draft.ids.items())[:ids])
-            _refuse(request, refusal)
-            return
-    draft.answers.append((request, places, refusal))
-
-
-def _place(draft: _Draft, request: _Request, event: Event, known: Known) -> tuple[bool, int]:
-    """(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
-    if event.id is not None:
-        check_label(event.y, event.weight)
-        before = known.get((draft.model.stored.key, event.id))
-        if before is not None:
-            seq, fingerprint = before
-            if _fingerprint(draft.model.learner.features, event) != fingerprint:
-                raise errors.IdConflict(field="id", id=event.id, before=f"before, at seq {seq},")
-            return True, seq
-        if event.id in draft.ids:  # of this request: others with this id were put off to the next turn
-            first = next(other for other in request.events if other.id == event.id)
-            if (first.x, first.y, first.weight) != (event.x, event.y, event.weight):
-                raise errors.IdConflict(field="id", id=event.id, before="earlier in the same body")
-            return True, draft.first_seq + draft.ids[event.id]
-    draft.builder.add(event.x, event.y, event.weight)
-    place = len(draft.builder) - 1
-    if event.id is not None:
-        draft.ids[event.id] = place
-    return False, place
-
-
-def _fingerprint(features: Features, event: Event) -> int | None:
-    """The fingerprint of an event, None if it has features that the model does not know."""
-    columns, values = features.encode(event.x)
-    if -1 in columns or event.y not in (0, 1):
-        return None
-    batch = Batch(
-        np.array([0, len(columns)], np.int64),
-        np.array(columns, np.int32),
-        np.array(values, np.float64),
-        np.array([event.y], np.uint8),
-        np.array([event.weight], np.float64),
-    )
-    return int(fingerprints(batch)[0])

@@ -15,8 +15,10 @@ import msgspec
 
 from core.features import EventError
 from service import errors, wire
-from service.engine import DEFAULT, Engine, Model, Result
+from service.engine import DEFAULT, Engine
+from service.model import Model
 from service.settings import Settings
+from service.turn import Result
 
 Scope = dict[str, Any]
 Message = dict[str, Any]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from service import errors
 from service.lock import FolderLock
-from service.store import LogReader, StoredModel, encode_mark, read_mark, sync_folder
+from service.log import LogReader, StoredModel, encode_mark, read_mark
+from service.store import sync_folder
 from service.terminal import Failed, confirm, number, say, show, size
 
 _UNCOPIED = ("lock", "log.db-shm")

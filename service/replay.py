@@ -1,8 +1,11 @@
-"""A file streamed into a running service, exactly once.
+"""A file streamed into a running service, exactly once, into one model or several side by side.
 
 Every event gets an id, by default the file's name and the number of its row, and goes to the service in pieces, one at
 a time and in order. A piece whose reply did not come is sent again: what the service had learned of it, it answers as
 duplicates. So the same command, given again after an interruption of either side, goes on where it was.
+
+Every model gets a piece, and has learned it, before the next piece is read: models are compared on the same events in
+one pass over the file.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+from service import wire
 from service.client import Client, NoAnswer, Refused
 from service.files import Row, Source
 from service.terminal import Failed, say, show
@@ -31,6 +36,24 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 BURST_SECONDS = 0.1
 SMALLEST_P = 1e-15
 """A prediction of exactly 0 or 1 that is wrong would have an infinite log loss; scored as this far from it."""
+LONGEST_NAME = 64
+"""Characters of a model's name."""
+
+
+class GivenSpec(NamedTuple):
+    """A spec that a model is created with. text: what people call it, its file or the JSON itself. stem: what the
+    model's name takes from it. json: what the service gets."""
+
+    text: str
+    stem: str
+    json: bytes
+
+
+class Target(NamedTuple):
+    """A model to learn into; without a `spec` it is there already."""
+
+    name: str
+    spec: GivenSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +99,9 @@ class Mean:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the events so far. Losses are log losses, in nats."""
+    """What became of the events so far. Losses are log losses, in nats. `model`: its name, where there are several."""
 
+    model: str = ""
     learned: int = 0
     duplicates: int = 0
     loss: Mean = field(default_factory=Mean)
@@ -103,7 +127,8 @@ class Tally:
 
 
 class Replay:
-    """Sends rows to a model of a service. `progress` is called after each piece, `notice` with what people should know.
+    """Sends rows to a model of a service, which it creates if there is a `spec`. `progress` is called after each piece,
+    `notice` with what people should know.
 
     Raises Failed where it cannot go on; the tally says how far it came.
     """
@@ -116,56 +141,65 @@ class Replay:
         tally: Tally,
         progress: Callable[[Tally], None] = lambda _: None,
         notice: Callable[[str], None] = say,
+        spec: GivenSpec | None = None,
     ) -> None:
+        self.model = model
         self.tally = tally
+        self.sent = 0.0
+        """When rows were sent last, on the monotonic clock."""
         self._client = client
-        self._model = model
         self._options = options
         self._progress = progress
         self._notice = notice
-        self._sent = 0.0
-        """When rows were sent last, on the monotonic clock."""
+        self._spec = spec
 
     def run(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Learn all rows; then what GET /models/{model} says. A piece with something wrong in it is not sent."""
+        """Learn all rows; then what GET /models/{model} says."""
+        (state,) = learn_side_by_side([self], rows, self._options)
+        return state
+
+    def prepare(self) -> None:
+        """Create the model, or see that it is there."""
         self._client.alive()  # tried once: who starts a replay should know at once that there is no service
-        self._patiently(self._client.model, self._model)
-        pace = _Pace(self._options.rate)
-        waiting = iter(rows)
-        while piece := [self._with_id(row) for row in itertools.islice(waiting, self._options.piece)]:
-            pace.wait()
-            before = self.tally.learned
-            self._take(piece)
-            pace.add(self.tally.learned - before, self._sent)
-            self._progress(self.tally)
-        self.tally.ended = time.monotonic()
-        return self._patiently(self._client.model, self._model)
+        if self._spec is None:
+            self.state()
+            return
+        try:
+            self._patiently(self._client.create, self.model, self._spec.json)
+        except Refused as refusal:
+            refusal.args = (f"{self._spec.text}: {refusal}",)
+            raise
 
-    def _with_id(self, row: Row) -> Row:
-        if not self._options.ids:
-            row.event.id = None
-        elif row.event.id is None:
-            row.event.id = f"{self._options.id_prefix or self._options.name}:{row.number}"
-        return row
+    def state(self) -> dict[str, Any]:
+        """What GET /models/{model} says."""
+        return self._patiently(self._client.model, self.model)
 
-    def _take(self, piece: Sequence[Row]) -> None:
-        """Predict a piece, if asked to, and learn it."""
-        learned, size = self.tally.learned, len(piece)
+    def show_progress(self) -> None:
+        self._progress(self.tally)
+
+    def take(self, piece: Sequence[Row]) -> int:
+        """Predict a piece, if asked to, and learn all of it; how many events of it were new."""
+        before, size = self.tally.learned, len(piece)
         events = [row.event for row in piece]
-        served = self._patiently(self._client.predict, self._model, events) if self._options.predict_first else []
+        served = self._patiently(self._client.predict, self.model, events) if self._options.predict_first else []
         while piece:
             piece = piece[self._patiently(self._learn, piece) :]
-        if self.tally.learned - learned == size:  # a prediction of what was learned before would be no prediction
-            for p, event in zip(served, events, strict=False):
-                y = int(event.y)
-                self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
-                self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
+        new = self.tally.learned - before
+        if new == size:  # a prediction of what was learned before would be no prediction
+            self._score(served, events)
+        return new
+
+    def _score(self, served: Sequence[float], events: Sequence[wire.Event]) -> None:
+        for p, event in zip(served, events, strict=False):
+            y = int(event.y)
+            self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
+            self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
 
     def _learn(self, piece: Sequence[Row]) -> int:
         """Send rows; how many of them, from the first on, are learned now."""
-        self._sent = time.monotonic()
+        self.sent = time.monotonic()
         try:
-            reply = self._client.learn(self._model, [row.event for row in piece])
+            reply = self._client.learn(self.model, [row.event for row in piece])
         except Refused as refusal:
             done = self._count(refusal.problem)
             if done and _may_pass(refusal, harmless=self._options.ids):
@@ -209,7 +243,7 @@ class Replay:
             return failure
         return Failed(
             f"{failure}. Whether the service learned the piece that was on its way is not known here, and without ids "
-            f"it is not sent again, as it might be learned twice; the seq of `onestep models show {self._model}` tells"
+            f"it is not sent again, as it might be learned twice; the seq of `onestep models show {self.model}` tells"
         )
 
     def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
@@ -227,6 +261,51 @@ def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
     if isinstance(failure, NoAnswer):
         return harmless or not failure.sent
     return failure.status in PASSING and (harmless or failure.kind in NOTHING_LEARNED)
+
+
+# -- one pass, one model or several
+
+
+def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: Options) -> list[dict[str, Any]]:
+    """Learn all rows into each model; then what GET /models/{model} says of each.
+
+    A piece with something wrong in it is not sent.
+    """
+    for replay in replays:
+        replay.prepare()
+    pace = _Pace(options.rate)
+    waiting = iter(rows)
+    while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
+        pace.wait()
+        new = [_take(replay, piece, named=len(replays) > 1) for replay in replays]
+        pace.add(max(new), min(replay.sent for replay in replays))
+        min(replays, key=_loss).show_progress()
+    for replay in replays:
+        replay.tally.ended = time.monotonic()
+    return [replay.state() for replay in replays]
+
+
+def _with_id(row: Row, options: Options) -> Row:
+    if not options.ids:
+        row.event.id = None
+    elif row.event.id is None:
+        row.event.id = f"{options.id_prefix or options.name}:{row.number}"
+    return row
+
+
+def _take(replay: Replay, piece: Sequence[Row], named: bool) -> int:
+    """Have a model take a piece; a refusal is `named` after the model, as another one may have taken the same event."""
+    try:
+        return replay.take(piece)
+    except Refused as refusal:
+        if named:
+            refusal.args = (f"model {replay.model}: {refusal}",)
+        raise
+
+
+def _loss(replay: Replay) -> float:
+    loss = replay.tally.loss.value
+    return math.inf if loss is None else loss
 
 
 class _Pace:
@@ -251,34 +330,65 @@ class _Pace:
 # -- the command
 
 
-def replay(source: Source, client: Client, model: str, options: Options) -> int:
-    """Stream a source into a model, show how it goes and what came of it; the exit code."""
-    tally = Tally()
+def replay(source: Source, client: Client, targets: Sequence[Target], options: Options) -> int:
+    """Stream a source into models, show how it goes and what came of it; the exit code."""
+    tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
     with source.open() as opened:
         try:
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
-                state = Replay(client, model, options, tally, progress, notice).run(opened.rows())
+                replays = [
+                    Replay(client, target.name, options, tally, progress, notice, target.spec)
+                    for target, tally in zip(targets, tallies, strict=True)
+                ]
+                states = learn_side_by_side(replays, opened.rows(), options)
         except Failed as failure:
-            if tally.events or not isinstance(failure, NoAnswer):
-                failure.args = (f"{failure}. {_so_far(tally, options)}",)
+            if any(tally.events for tally in tallies) or not isinstance(failure, NoAnswer):
+                failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options)}",)
             raise
         except KeyboardInterrupt:
-            say(f"interrupted. {_so_far(tally, options)}")
+            say(f"interrupted. {_so_far(tallies, options)}")
             return 130
-    _report(model, tally, state, options)
+    if len(states) == 1:
+        _report(targets[0].name, tallies[0], states[0], options)
+    else:
+        _compare(tallies, states, options)
     return 0
 
 
-def _so_far(tally: Tally, options: Options) -> str:
+def model_names(file: str, specs: Sequence[GivenSpec]) -> list[str]:
+    """A name for the model of each spec, always the same ones, so that the same command finds its models again.
+
+    >>> model_names("elec.csv.gz", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
+    ['elec-sgd', 'elec-my-spec', 'elec-sgd-2']
+    """
+    stem = Path(file.removesuffix(".gz")).stem
+    names: list[str] = []
+    for spec in specs:
+        # A name begins with a letter or a digit.
+        base = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{stem}-{spec.stem}").lstrip("_.-") or "model"
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        choices = (base[: LONGEST_NAME - len(ending)] + ending for ending in endings)
+        names.append(next(name for name in choices if name not in names))
+    return names
+
+
+def _so_far(tallies: Sequence[Tally], options: Options) -> str:
     """What was learned, and how to go on."""
-    learned = f"{tally.learned:,} event(s) were learned and stay learned"
-    if tally.duplicates:
-        learned += f", {tally.duplicates:,} had been learned before"
-    if not tally.events:
+    if not any(tally.events for tally in tallies):
         return "Nothing was learned"
+    each = " by each model" if len(tallies) > 1 else ""
+    learned = f"{_span([tally.learned for tally in tallies])} event(s) were learned{each} and stay learned"
+    if any(tally.duplicates for tally in tallies):
+        learned += f", {_span([tally.duplicates for tally in tallies])} had been learned before"
     if options.ids:
         return f"{learned}; the same command goes on from there"
     return f"{learned}; without ids the same command would learn them again"
+
+
+def _span(counts: Sequence[int]) -> str:
+    """From the least to the most; one number where all are equal."""
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -> None:
@@ -303,6 +413,44 @@ def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -
         ("model's ROC AUC", scores.get("roc_auc")),
     ]
     show(f"{options.name} -> {model}", rows)
+
+
+COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
+SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
+
+
+def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
+    """A row for each model. The scores are the service's, of all that a model has learned: those of a run that was
+    interrupted and went on are those of one that was not."""
+    total = [state["progressive"]["total"] for state in states]
+    losses = [scores["log_loss"] for scores in total if scores["log_loss"] is not None]
+    same = len({state["seq"] for state in states}) == 1
+    rows: list[tuple[float | str | None, ...]] = []
+    for tally, state, scores in zip(tallies, states, total, strict=True):
+        windowed = state["progressive"]["window"]["log_loss"]
+        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
+        rows.append(
+            (
+                *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
+                *(scores["log_loss"], windowed, scores["accuracy"], scores["roc_auc"]),
+                *(served if options.predict_first else ()),
+                "best" if same and losses and scores["log_loss"] == min(losses) else "",
+            )
+        )
+    first = tallies[0]
+    show(
+        f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
+        rows,
+        (*COLUMNS, *(SERVED_COLUMNS if options.predict_first else ()), ""),
+    )
+    if not same:
+        seqs = _span([state["seq"] for state in states])
+        say(f"none is best: the models have learned different numbers of events ({seqs}), not the same stream")
+
+
+def _rule(spec: dict[str, Any]) -> str:
+    """ "adagrad", or with a scale "adagrad, standard"."""
+    return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
 
 
 Display = tuple[Callable[[Tally], None], Callable[[str], None]]
@@ -346,5 +494,9 @@ def _lines(seconds: float) -> Callable[[Tally], None]:
 
 
 def _counts(tally: Tally) -> str:
-    loss = "" if tally.loss.value is None else f", log loss {tally.loss.value:.4f}"
-    return f"{tally.events:,} events, {tally.rate:,.0f} events/s{loss}"
+    counts = f"{tally.events:,} events, {tally.rate:,.0f} events/s"
+    if tally.loss.value is None:
+        return counts
+    if tally.model:
+        return f"{counts}, best log loss {tally.loss.value:.4f} ({tally.model})"
+    return f"{counts}, log loss {tally.loss.value:.4f}"

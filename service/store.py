@@ -36,10 +36,8 @@ import errno
 import json
 import os
 import sqlite3
-import struct
 import time
-import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +45,11 @@ from typing import Any
 
 from core.features import Batch
 from service import codec, errors
+from service.log import APPLICATION_ID, FORMAT, LogReader, Snapshot, StoredModel, crc, encode_mark, read_mark
 
-APPLICATION_ID = 0x0E57E901
-FORMAT = 1
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
 PURGE_ROWS = 200
-JOINED_EVENTS = 20_000
 
 _SCHEMA = """
 CREATE TABLE log_end (
@@ -91,15 +87,6 @@ _PURGED = {"batches": "rowid", "names": "rowid", "snapshots": "rowid", "snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class StoredModel:
-    """A model as the store knows it: its key, its name, and its spec as JSON types."""
-
-    key: int
-    name: str
-    spec: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class NewId:
     """The id of an event, the seq that it gets, and its fingerprint (`core.features.fingerprints`)."""
 
@@ -118,179 +105,6 @@ class ModelBatch:
     first_column: int
     names: Sequence[str]
     ids: Sequence[NewId]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A learner's state at a seq."""
-
-    seq: int
-    state: dict[str, Any]
-
-
-def _crc(*parts: bytes | int | str | float) -> int:
-    """CRC-32 of the parts, each with its kind of fixed width or its length before it."""
-    crc = 0
-    for part in parts:
-        if isinstance(part, str):
-            part = part.encode()  # noqa: PLW2901
-        if isinstance(part, bytes):
-            crc = zlib.crc32(part, zlib.crc32(struct.pack("<Q", len(part)), crc))
-        else:
-            crc = zlib.crc32(struct.pack("<d" if isinstance(part, float) else "<q", part), crc)
-    return crc
-
-
-class LogReader:
-    """Reads a data folder, also one that a service is using, and changes nothing in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._db = self._connect()
-        try:
-            self._check_format()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _connect(self) -> sqlite3.Connection:
-        path = self.folder / "log.db"
-        if not path.is_file():
-            raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
-
-    def _check_format(self) -> None:
-        try:
-            (application,) = self._db.execute("PRAGMA application_id").fetchone()
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
-        if application != APPLICATION_ID:
-            raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
-        if found > FORMAT:
-            raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
-
-    def close(self) -> None:
-        self._db.close()
-
-    def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
-        try:
-            # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
-            for row in self._db.execute(query, values):  # noqa: UP028
-                yield row
-        except sqlite3.DatabaseError as error:
-            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
-
-    def _damaged(self, reason: str) -> errors.LogDamaged:
-        return errors.LogDamaged(folder=str(self.folder), reason=reason)
-
-    def models(self) -> list[StoredModel]:
-        """Every model, in order of creation."""
-        models = []
-        for key, name, spec, checksum in self._rows("SELECT model, name, spec, checksum FROM models ORDER BY model"):
-            if checksum != _crc(key, name, spec):
-                raise self._damaged(f"the row of model {name!r} has a wrong checksum")
-            models.append(StoredModel(key, name, json.loads(spec)))
-        return models
-
-    def names(self, model: int) -> list[str]:
-        """A model's feature names, in column order."""
-        names: list[str] = []
-        query = "SELECT first_column, count, names, checksum FROM names WHERE model = ? ORDER BY first_column"
-        for first_column, count, data, checksum in self._rows(query, model):
-            if checksum != _crc(model, first_column, count, data):
-                raise self._damaged(f"the feature names from column {first_column} on have a wrong checksum")
-            if first_column != len(names):
-                raise self._damaged(f"the feature names of columns {len(names)} to {first_column - 1} are missing")
-            names += data.decode().split("\0")[:-1]
-        return names
-
-    def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
-        """The events of a model with seq > `after` (and, with `up_to`, <= that), in order; damage and gaps are refused.
-
-        Rows are joined to batches of thousands of events: learning them a row at a time would cost more than the steps.
-        """
-        last = after
-        while True:
-            joined: list[Batch] = []
-            first = last
-            # A query for each batch: one that stayed open would keep SQLite from reusing its write-ahead log.
-            rows = self._rows(
-                "SELECT first_seq, events, written_at, payload, checksum FROM batches "
-                "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
-                model,
-                last,
-            )
-            for row in rows:
-                if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
-                    break
-                batch = self._batch(model, last + 1, *row)
-                joined.append(batch if up_to is None else batch.first(up_to - last))
-                last += len(joined[-1])
-            rows.close()
-            if not joined:
-                return
-            yield Batch.concatenate(joined)
-
-    def _batch(
-        self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
-    ) -> Batch:
-        if first_seq != expected:
-            raise self._damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
-        if checksum != _crc(model, first_seq, events, written_at, payload):
-            raise self._damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")
-        try:
-            batch = codec.decode_batch(payload)
-        except ValueError as error:
-            raise self._damaged(f"the events from seq {first_seq} on cannot be read: {error}") from None
-        if len(batch) != events:
-            raise self._damaged(f"there are {len(batch)} events at seq {first_seq}, not {events}")
-        return batch
-
-    def last_seq(self, model: int) -> int:
-        """The seq of a model's newest event, 0 without one."""
-        query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
-        return next((seq for (seq,) in self._rows(query, model)), 0)
-
-    def ids(self, model: int) -> tuple[int, int]:
-        """How many ids a model has, and the largest seq of one of them, 0 without one."""
-        query = "SELECT count(*), ifnull(max(seq), 0) FROM ids WHERE model = ?"
-        return next((count, seq) for count, seq in self._rows(query, model))
-
-    def snapshot_seqs(self, model: int) -> list[int]:
-        """The seqs of a model's snapshots, the newest first."""
-        return [seq for (seq,) in self._rows("SELECT seq FROM snapshots WHERE model = ? ORDER BY seq DESC", model)]
-
-    def snapshot(self, model: int, seq: int) -> Snapshot:
-        """The snapshot of a model at a seq; LogDamaged if it cannot be used."""
-        what = f"the snapshot at seq {seq}"
-        for chunks, checksum in self._rows(
-            "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?", model, seq
-        ):
-            parts = []
-            query = "SELECT chunk, data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? ORDER BY chunk"
-            for chunk, data, chunk_checksum in self._rows(query, model, seq):
-                if chunk_checksum != _crc(model, seq, chunk, data):
-                    raise self._damaged(f"{what} has a wrong checksum")
-                parts.append(data)
-            if len(parts) != chunks or checksum != _crc(model, seq, chunks):
-                raise self._damaged(f"{what} is not whole")
-            try:
-                return Snapshot(seq, codec.decode_state(b"".join(parts)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise self._damaged(f"{what} cannot be read: {error}") from None
-        raise self._damaged(f"{what} is not there")
-
-    def log_end(self) -> tuple[int, int]:
-        """The number of the last commit, and the checksum over all."""
-        for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
-            return number, checksum
-        raise self._damaged("the row of its last commit is missing")
-
-    def integrity(self) -> list[str]:
-        """What SQLite's own check finds wrong; empty if nothing."""
-        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
-        return [] if found == ["ok"] else found
 
 
 class Store(LogReader):
@@ -377,7 +191,7 @@ class Store(LogReader):
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield checksums
-            number, checksum = self._number + 1, _crc(self._checksum, *checksums)
+            number, checksum = self._number + 1, crc(self._checksum, *checksums)
             self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
             self._db.execute("COMMIT")
             # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
@@ -404,7 +218,7 @@ class Store(LogReader):
                 if part.names:
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
                 payload = codec.encode_batch(part.batch)
-                checksum = _crc(part.model, part.first_seq, len(part.batch), written_at, payload)
+                checksum = crc(part.model, part.first_seq, len(part.batch), written_at, payload)
                 row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
                 self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
                 checksums.append(checksum)
@@ -413,7 +227,7 @@ class Store(LogReader):
 
     def _insert_names(self, model: int, first_column: int, names: Sequence[str]) -> int:
         data = "".join(name + "\0" for name in names).encode()
-        checksum = _crc(model, first_column, len(names), data)
+        checksum = crc(model, first_column, len(names), data)
         self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", (model, first_column, len(names), data, checksum))
         return checksum
 
@@ -445,7 +259,7 @@ class Store(LogReader):
         text = json.dumps(spec, separators=(",", ":"))
         insert = "INSERT INTO models (name, spec, checksum) VALUES (?, ?, 0) RETURNING model"
         ((key,),) = self._db.execute(insert, (name, text)).fetchall()
-        checksums.append(_crc(key, name, text))
+        checksums.append(crc(key, name, text))
         self._db.execute("UPDATE models SET checksum = ? WHERE model = ?", (checksums[-1], key))
         return StoredModel(key, name, spec)
 
@@ -485,13 +299,13 @@ class Store(LogReader):
         for chunk, start in enumerate(chunks):
             part = data[start : start + SNAPSHOT_CHUNK]
             with self._transaction() as checksums:
-                checksums.append(_crc(*key, chunk, part))
+                checksums.append(crc(*key, chunk, part))
                 self._db.execute(
                     "INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, part, checksums[0])
                 )
             yield
         with self._transaction() as checksums:
-            checksums.append(_crc(*key, len(chunks)))
+            checksums.append(crc(*key, len(chunks)))
             self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (*key, len(chunks), checksums[0]))
             older = self.snapshot_seqs(model)[KEPT_SNAPSHOTS:]
             for seq in older:
@@ -509,29 +323,6 @@ def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return errors.DiskFull()
     return errors.StorageFailed(reason=str(error))
-
-
-# -- the file last-commit
-
-_MARK = struct.Struct("<QI")
-
-
-def encode_mark(number: int, checksum: int) -> bytes:
-    """The bytes of `last-commit`: number and checksum of a commit, and a checksum of the two."""
-    body = _MARK.pack(number, checksum)
-    return body + struct.pack("<I", zlib.crc32(body))
-
-
-def read_mark(folder: Path) -> tuple[int, int] | None:
-    """Number and checksum of the last commit that was acknowledged; None if the file is not there or damaged."""
-    try:
-        data = (folder / "last-commit").read_bytes()
-    except FileNotFoundError:
-        return None
-    if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
-        return None
-    number, checksum = _MARK.unpack_from(data)
-    return number, checksum
 
 
 def sync_folder(folder: Path) -> None:

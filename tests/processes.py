@@ -25,8 +25,8 @@ from typing import Any
 from core import Learner, Spec
 from core.features import Batch
 from service.engine import Engine
+from service.log import LogReader
 from service.settings import Settings
-from service.store import LogReader
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0

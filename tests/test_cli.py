@@ -21,7 +21,7 @@ from streams import stream
 from service import cli, errors
 from service.inspect import examine
 from service.lock import FolderLock
-from service.store import read_mark
+from service.log import read_mark
 
 WHOLE = "whole: every checksum fits"
 

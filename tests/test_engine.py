@@ -20,8 +20,11 @@ from core.rules import RULES
 from core.spec import InverseScaling, Optimal
 from service import engine as engine_module
 from service import errors
-from service.engine import Engine, Model, Result
-from service.store import LogReader, ModelBatch, Snapshot, Store
+from service.engine import Engine
+from service.log import LogReader, Snapshot
+from service.model import Model
+from service.store import ModelBatch, Store
+from service.turn import Result
 from service.wire import Event
 
 PATIENCE = 30.0

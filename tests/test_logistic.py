@@ -6,16 +6,19 @@ import math
 import random
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from typing import Any
 
 import numpy as np
 import pytest
 from river import optim
 from river.utils.math import sigmoid as river_sigmoid
 
-from core import logistic
-from core.logistic import BIAS, L1_TOTAL, SCALARS, log_loss, residual, score, sigmoid, step
+from core import Learner, Spec, logistic
+from core.features import Batch
+from core.linear import Linear
+from core.logistic import Floats, log_loss, residual, score, sigmoid
+from core.rules import BIAS, L1_TOTAL
 
-NO_CLIP = 1e12
 MODERATE_SCORES = [-6.0, -2.5, -1.0, -0.1, 0.0, 0.3, 1.0, 2.0, 5.5]
 X = np.array([0.5, -2.0, 3.0])
 W = np.array([0.7, 0.2, -0.4])
@@ -40,52 +43,52 @@ def grid_of_scores() -> list[float]:
 
 
 class Model:
-    """Arrays for `step`, and `step` with the arguments that the tests leave alone."""
+    """A model with given weights, bias and penalties paid, and one step of it."""
 
-    def __init__(self, weights: list[float], bias: float = 0.0, paid: list[float] | None = None) -> None:
-        self.weights = np.array(weights, np.float64)
-        self.paid = np.zeros(len(weights)) if paid is None else np.array(paid)
-        self.scalars = np.zeros(SCALARS)
-        self.scalars[BIAS] = bias
+    def __init__(
+        self, weights: list[float], bias: float = 0.0, paid: list[float] | None = None, owed: float = 0.0, **spec: Any
+    ) -> None:
+        self.size = len(weights)
+        self.linear = Linear(Spec(**spec))
+        arrays = self.linear.arrays(self.size)
+        arrays["weights"][:] = weights
+        arrays["scalars"][BIAS], arrays["scalars"][L1_TOTAL] = bias, owed
+        if paid is not None:
+            arrays["paid"][:] = paid
+        self.linear.load(arrays, self.size)
 
-    def step(  # the names are those of the kernel
-        self,
-        x: list[float],
-        y: int,
-        rate: float,
-        *,
-        z: float | None = None,
-        sample_weight: float = 1.0,
-        bias_rate: float | None = None,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        clip: float = NO_CLIP,
-    ) -> bool:
-        columns, values = np.arange(len(x), dtype=np.int32), np.array(x, np.float64)
-        if z is None:
-            z = score(columns, values, self.weights, self.bias)
-        return step(
-            columns,
-            values,
-            y,
-            z,
-            sample_weight,
-            self.weights,
-            self.paid,
-            self.scalars,
-            rate,
-            rate if bias_rate is None else bias_rate,
-            l1,
-            l2,
-            clip,
+    def step(self, x: list[float], y: int, sample_weight: float = 1.0) -> bool:
+        """Whether the step was taken."""
+        scores, learned = np.empty(1), np.empty(1, np.bool_)
+        batch = Batch(
+            np.array([0, len(x)]),
+            np.arange(len(x), dtype=np.int32),
+            np.array(x, np.float64),
+            np.array([y], np.uint8),
+            np.array([sample_weight]),
         )
+        self.linear.learn(batch, 0, scores, learned)
+        return bool(learned[0])
+
+    @property
+    def weights(self) -> Floats:
+        return self.linear.arrays(self.size)["weights"]
+
+    @property
+    def paid(self) -> Floats:
+        return self.linear.arrays(self.size)["paid"]
+
+    @property
+    def owed(self) -> float:
+        """What every weight owes of the L1 penalty so far."""
+        return float(self.linear.arrays(self.size)["scalars"][L1_TOTAL])
 
     @property
     def bias(self) -> float:
-        return float(self.scalars[BIAS])
+        return self.linear.bias
 
     def bits(self) -> bytes:
-        return self.weights.tobytes() + self.paid.tobytes() + self.scalars.tobytes()
+        return b"".join(array.tobytes() for array in self.linear.arrays(self.size).values())
 
 
 # -- the chain rule, factor by factor
@@ -123,8 +126,8 @@ def test_dz_db_is_one() -> None:
 @pytest.mark.parametrize("y", [0, 1])
 @pytest.mark.parametrize("z", MODERATE_SCORES)
 def test_dl_dz_is_the_residual_p_minus_y(z: float, y: int) -> None:
-    assert slope(lambda at: log_loss(at, y), z) == pytest.approx(residual(z, y), rel=1e-6, abs=1e-9)
-    assert residual(z, y) == pytest.approx(sigmoid(z) - y, rel=1e-12)
+    assert slope(lambda at: log_loss(at, y), z) == pytest.approx(residual(z, y, 1.0), rel=1e-6, abs=1e-9)
+    assert residual(z, y, 1.0) == pytest.approx(sigmoid(z) - y, rel=1e-12)
 
 
 @pytest.mark.parametrize("y", [0, 1])
@@ -147,8 +150,8 @@ def test_dl_db_is_the_residual(y: int) -> None:
 
 @pytest.mark.parametrize("y", [0, 1])
 def test_a_step_goes_against_the_measured_gradient_of_the_loss(y: int) -> None:
-    rate, model = 0.1, Model(W.tolist(), B)
-    assert model.step(X.tolist(), y, rate)
+    rate, model = 0.1, Model(W.tolist(), B, learning_rate=0.1)
+    assert model.step(X.tolist(), y)
     for i in range(3):
 
         def loss(w: float, i: int = i) -> float:
@@ -213,11 +216,12 @@ def test_sigmoid_of_infinities_is_certain_and_of_nan_undecided() -> None:
     assert [sigmoid(math.inf), sigmoid(-math.inf), sigmoid(math.nan)] == [1.0, 0.0, 0.5]
 
 
-def test_the_residual_equals_the_gradient_of_rivers_log_loss_bit_for_bit() -> None:
-    river = optim.losses.Log()
+@pytest.mark.parametrize(("weight_0", "weight_1"), [(1.0, 1.0), (0.3, 7.7)])
+def test_the_residual_equals_the_gradient_of_rivers_log_loss_bit_for_bit(weight_0: float, weight_1: float) -> None:
+    river = optim.losses.Log(weight_pos=weight_1, weight_neg=weight_0)
     for z in grid_of_scores():
         for y in (0, 1):
-            assert residual(z, y) == river.gradient(y_true=y, y_pred=z), (z, y)
+            assert residual(z, y, weight_1 if y else weight_0) == river.gradient(y_true=y, y_pred=z), (z, y)
 
 
 @pytest.mark.parametrize("y", [0, 1])
@@ -231,7 +235,7 @@ def test_the_residual_is_p_minus_y_without_cancellation(y: int) -> None:
             exact = (-1 if y else 1) / (m.exp() + 1)
             # Beyond 18 river leaves the "+ 1" out, which is less than exp(-18) of the whole.
             tolerance = Decimal("1e-15") if abs(z) <= 18 else (Decimal(-18)).exp()
-            assert abs(Decimal(residual(z, y)) / exact - 1) <= tolerance, z
+            assert abs(Decimal(residual(z, y, 1.0)) / exact - 1) <= tolerance, z
 
 
 @pytest.mark.parametrize("y", [0, 1])
@@ -249,8 +253,8 @@ def test_the_log_loss_is_right_to_the_last_digits_at_any_score(y: int) -> None:
 def test_extreme_scores_give_extreme_losses_and_never_infinities(size: float) -> None:
     assert log_loss(size, 0) == log_loss(-size, 1) == size
     assert log_loss(size, 1) == log_loss(-size, 0) == 0.0
-    assert (residual(size, 0), residual(-size, 1)) == (1.0, -1.0)
-    assert residual(size, 1) == residual(-size, 0) == 0.0
+    assert (residual(size, 0, 1.0), residual(-size, 1, 1.0)) == (1.0, -1.0)
+    assert residual(size, 1, 1.0) == residual(-size, 0, 1.0) == 0.0
     assert (sigmoid(size), sigmoid(-size)) == (1.0, 0.0)
 
 
@@ -267,121 +271,160 @@ def test_the_log_loss_of_an_undecided_prediction_is_log_two() -> None:
 
 
 def test_a_step_by_hand_towards_a_one() -> None:
-    model = Model([0.0, 0.0])
-    assert model.step([2.0, -4.0], 1, rate=0.5)
+    model = Model([0.0, 0.0], learning_rate=0.5)
+    assert model.step([2.0, -4.0], 1)
     # p - y = -1/2; gradients -1 and 2; w = 0 - 1/2·(-1), 0 - 1/2·2; b = 0 - 1/2·(-1/2)
     assert model.weights.tolist() == [0.5, -1.0]
     assert model.bias == 0.25
 
 
 def test_a_step_by_hand_towards_a_zero() -> None:
-    model = Model([0.0, 0.0])
-    assert model.step([2.0, -4.0], 0, rate=0.5)
+    model = Model([0.0, 0.0], learning_rate=0.5)
+    assert model.step([2.0, -4.0], 0)
     # p - y = 1/2: everything the other way
     assert model.weights.tolist() == [-0.5, 1.0]
     assert model.bias == -0.25
 
 
 def test_a_step_by_hand_starts_from_the_weights_and_bias_it_finds() -> None:
-    model = Model([1.0, 1.0], bias=2.0)
-    assert model.step([2.0, -4.0], 1, rate=0.5)
+    model = Model([1.0, 1.0], bias=2.0, learning_rate=0.5)
+    assert model.step([2.0, -4.0], 1)
     # z = 2 - 4 + 2 = 0
     assert model.weights.tolist() == [1.5, 0.0]
     assert model.bias == 2.25
 
 
 def test_a_step_by_hand_with_a_sample_weight() -> None:
-    model = Model([0.0, 0.0])
-    assert model.step([2.0, -4.0], 1, rate=0.5, sample_weight=4.0)
+    model = Model([0.0, 0.0], learning_rate=0.5)
+    assert model.step([2.0, -4.0], 1, sample_weight=4.0)
     # 4·(p - y) = -2; gradients -4 and 8
     assert model.weights.tolist() == [2.0, -4.0]
     assert model.bias == 1.0
 
 
 def test_a_step_by_hand_with_a_separate_bias_rate() -> None:
-    model = Model([0.0])
-    assert model.step([2.0], 1, rate=0.5, bias_rate=0.125)
+    model = Model([0.0], learning_rate=0.5, bias_learning_rate=0.125)
+    assert model.step([2.0], 1)
     assert model.weights.tolist() == [0.5]
     assert model.bias == 0.0625  # 1/8 · 1/2
 
 
 def test_a_bias_rate_of_zero_leaves_the_bias_alone() -> None:
-    model = Model([0.0])
-    assert model.step([2.0], 1, rate=0.5, bias_rate=0.0)
+    model = Model([0.0], learning_rate=0.5, bias_learning_rate=0.0)
+    assert model.step([2.0], 1)
     assert model.weights.tolist() == [0.5]
     assert model.bias == 0.0
 
 
 def test_a_step_by_hand_with_l2_penalises_the_events_weights_and_not_the_bias() -> None:
-    model = Model([2.0, 1.0, 8.0])
-    assert model.step([2.0, -4.0], 1, rate=0.5, l2=0.25)
+    model = Model([2.0, 1.0, 8.0], learning_rate=0.5, l2=0.25)
+    assert model.step([2.0, -4.0], 1)
     # z = 4 - 4 = 0; gradients 2·(-1/2) + 1/4·2 = -1/2 and -4·(-1/2) + 1/4·1 = 9/4; the third weight is not in the event
     assert model.weights.tolist() == [2.25, -0.125, 8.0]
     assert model.bias == 0.25
 
 
 def test_a_step_by_hand_with_clip_clips_the_weighted_residual() -> None:
-    model = Model([0.0, 0.0])
-    assert model.step([2.0, -4.0], 1, rate=0.5, sample_weight=8.0, clip=1.0)
+    model = Model([0.0, 0.0], learning_rate=0.5, clip=1.0)
+    assert model.step([2.0, -4.0], 1, sample_weight=8.0)
     # 8·(-1/2) = -4, clipped to -1; gradients -2 and 4, which are not clipped
     assert model.weights.tolist() == [1.0, -2.0]
     assert model.bias == 0.5
 
 
 def test_clip_works_on_both_sides() -> None:
-    model = Model([0.0])
-    assert model.step([2.0], 0, rate=0.5, sample_weight=8.0, clip=1.0)
+    model = Model([0.0], learning_rate=0.5, clip=1.0)
+    assert model.step([2.0], 0, sample_weight=8.0)
     assert model.weights.tolist() == [-1.0]
     assert model.bias == -0.5
 
 
 def test_a_step_by_hand_with_l1_moves_weights_towards_zero_from_both_sides() -> None:
-    model = Model([4.0, -2.0])
-    assert model.step([2.0, 4.0], 1, rate=0.5, l1=0.25)
+    model = Model([4.0, -2.0], learning_rate=0.5, l1=0.25)
+    assert model.step([2.0, 4.0], 1)
     # z = 8 - 8 = 0; after the gradient: 4 + 1/2, -2 + 1; everyone owes 1/4·1/2 = 1/8
     assert model.weights.tolist() == [4.375, -0.875]
     assert model.paid.tolist() == [-0.125, 0.125]
     assert model.bias == 0.25
-    assert model.scalars[L1_TOTAL] == 0.125
+    assert model.owed == 0.125
 
 
 def test_l1_by_hand_never_takes_a_weight_past_zero() -> None:
-    model = Model([0.0, 0.0])
-    assert model.step([2.0, -8.0], 1, rate=0.5, l1=2.0)
+    model = Model([0.0, 0.0], learning_rate=0.5, l1=2.0)
+    assert model.step([2.0, -8.0], 1)
     # after the gradient: 1/2 and -2; everyone owes 2·1/2 = 1: the first can pay a half only
     assert model.weights.tolist() == [0.0, -1.0]
     assert model.paid.tolist() == [-0.5, 1.0]
 
 
 def test_l1_by_hand_is_cumulative_and_paid_when_the_feature_comes_again() -> None:
-    model = Model([8.0, 0.0])
-    model.scalars[L1_TOTAL] = 1.0  # what earlier events, without this feature, added
-    model.paid[:] = [-0.25, 0.0]
-    assert model.step([0.0], 1, rate=0.5, l1=2.0)
+    # 1 is owed for earlier events, without this feature
+    model = Model([8.0, 0.0], paid=[-0.25, 0.0], owed=1.0, learning_rate=0.5, l1=2.0)
+    assert model.step([0.0], 1)
     # 1 + 2·1/2 = 2 owed, 1/4 paid: 8 - 7/4; the other weight is not in the event
     assert model.weights.tolist() == [6.25, 0.0]
     assert model.paid.tolist() == [-2.0, 0.0]
-    assert model.scalars[L1_TOTAL] == 2.0
+    assert model.owed == 2.0
 
 
-def test_without_l1_the_list_of_penalties_paid_may_be_empty() -> None:
-    model = Model([0.0], paid=[])
-    assert model.step([2.0], 1, rate=0.5)
+def test_without_l1_nothing_is_kept_of_penalties_paid() -> None:
+    model = Model([0.0], learning_rate=0.5)
+    assert model.step([2.0], 1)
     assert model.weights.tolist() == [0.5]
+    assert (model.paid.tolist(), model.owed) == ([], 0.0)
+
+
+def test_a_step_by_hand_with_class_weights() -> None:
+    for y, weight in ((0, 0.5), (1, 4.0)):
+        model = Model([0.0, 0.0], learning_rate=0.5, class_weights={"0": 0.5, "1": 4.0})
+        assert model.step([2.0, -4.0], y, sample_weight=2.0)
+        # 2·weight·(p - y) with p - y = 1/2 for y = 0 and -1/2 for y = 1
+        towards = 1 if y else -1
+        assert model.weights.tolist() == [towards * weight, towards * -2 * weight]
+        assert model.bias == towards * weight / 2
+
+
+def test_clip_clips_after_the_class_weight() -> None:
+    model = Model([0.0], learning_rate=0.5, class_weights={"1": 100.0}, clip=1.0)
+    assert model.step([2.0], 1)
+    assert model.weights.tolist() == [1.0]
+
+
+def test_a_step_by_hand_behind_the_maxabs_scaler() -> None:
+    learner = Learner(Spec(learning_rate=0.5, scale="maxabs"))
+    learner.learn_one({"a": -8.0, "b": 0.0}, 1)
+    # a is -8/8 = -1, b is 0; gradients -1·(-1/2) and 0
+    assert learner.weights_by_name() == {"a": -0.25, "b": 0.0}
+    assert learner.bias == 0.25
+    assert learner.score({"a": 4.0, "b": 1e9, "new": 5.0}) == 0.125  # 4/8·(-1/4) + 0 + 1/4
+
+
+def test_a_step_by_hand_behind_the_standard_scaler() -> None:
+    learner = Learner(Spec(learning_rate=0.5, scale="standard"))
+    learner.learn_one({"a": 1.0}, 1)
+    # one value has no variance: a is 0; only the bias moves
+    assert learner.weights_by_name() == {"a": 0.0}
+    assert learner.bias == 0.25
+    learner.learn_one({"a": 5.0}, 0)
+    # mean 3, variance 4: a is 1; z = 1/4
+    g = residual(0.25, 0, 1.0)
+    assert learner.weights_by_name() == {"a": -(0.5 * g)}
+    assert learner.bias == 0.25 - 0.5 * g
+    assert learner.score({"a": 2.0, "new": 5.0}) == -(0.5 * g) * -0.5 + learner.bias
 
 
 def test_the_products_are_grouped_as_rate_times_x_times_residual() -> None:
     """`(rate * x) * residual` differs in the last bit in about a third of the cases, and river does it this way."""
     numbers, other_grouping_differs = random.Random(3), 0
     for _ in range(500):
-        w, x, rate, z = numbers.gauss(0, 1), numbers.gauss(0, 3), numbers.uniform(0.001, 1), numbers.gauss(0, 2)
+        w, x, rate, b = numbers.gauss(0, 1), numbers.gauss(0, 3), numbers.uniform(0.001, 1), numbers.gauss(0, 2)
         l2, sample_weight = numbers.choice([0.0, 0.37]), numbers.uniform(0.1, 3)
-        model = Model([w], bias=w)
-        assert model.step([x], 1, rate, z=z, l2=l2, sample_weight=sample_weight)
-        g = residual(z, 1) * sample_weight
+        model = Model([w], bias=b, learning_rate=rate, l2=l2)
+        assert model.step([x], 1, sample_weight=sample_weight)
+        g = residual(w * x + b, 1, 1.0) * sample_weight
         gradient = x * g + l2 * w if l2 else x * g
         assert model.weights[0] == w - rate * gradient
-        assert model.bias == w - rate * g
+        assert model.bias == b - rate * g
         other_grouping_differs += rate * (x * g) != (rate * x) * g
     assert other_grouping_differs > 50
 
@@ -389,69 +432,75 @@ def test_the_products_are_grouped_as_rate_times_x_times_residual() -> None:
 @pytest.mark.parametrize("z", [1e3, -1e3, 1e5, -1e5, 1e300, -1e300])
 @pytest.mark.parametrize("y", [0, 1])
 def test_a_step_from_an_extreme_score_is_a_whole_step_or_none_at_all(z: float, y: int) -> None:
-    model = Model([1.0], bias=-1.0)
-    assert model.step([2.0], y, rate=0.5, z=z)
+    model = Model([1.0, z], bias=-1.0, learning_rate=0.5)  # the second weight makes the score: z + 1
+    assert model.step([2.0, 1.0], y)
     wrong = (z > 0) != (y == 1)
     whole = 0.5 * (1 if z > 0 else -1) if wrong else 0.0
-    assert model.weights.tolist() == [1.0 - 2 * whole]
+    assert model.weights[0] == 1.0 - 2 * whole
+    assert model.weights[1] == z - whole
     assert model.bias == -1.0 - whole
 
 
 # -- steps that are not taken
 
 
-@pytest.mark.parametrize("z", [math.inf, -math.inf, math.nan])
-def test_a_step_from_a_score_that_is_not_finite_is_not_taken_and_changes_nothing(z: float) -> None:
-    model = Model([1.0, 2.0], bias=3.0, paid=[0.5, -0.5])
+@pytest.mark.parametrize(
+    ("weights", "x", "z"),
+    [
+        ([1e300, 0.0], [1e100, 0.0], math.inf),
+        ([-1e300, 0.0], [1e100, 0.0], -math.inf),
+        ([1e300, -1e300], [1e100, 1e100], math.nan),
+    ],
+)
+def test_a_step_from_a_score_that_is_not_finite_is_not_taken_and_changes_nothing(
+    weights: list[float], x: list[float], z: float
+) -> None:
+    model = Model(weights, bias=3.0, paid=[0.5, -0.5], learning_rate=0.1, l1=0.1)
     before = model.bits()
-    assert not model.step([1.0, 1.0], 0, rate=0.1, z=z, l1=0.1)
+    assert repr(model.linear.score(np.arange(2, dtype=np.int32), np.array(x))) == repr(z)
+    assert not model.step(x, 0)
     assert model.bits() == before
 
 
-NOT_FINITE = {
-    "a weight overflows": {"x": [1.0, 1e200], "rate": 1e200, "bias_rate": 0.1},
-    "a weight overflows with l1": {"x": [1.0, 1e200], "rate": 1e200, "bias_rate": 0.1, "l1": 0.1},
-    "the gradient overflows": {"x": [1.0, 1e300], "rate": 0.1, "sample_weight": 1e20, "clip": 1e30},
-    "the penalty overflows": {"x": [1.0, 1.0], "rate": 0.1, "l2": 1e308},
-    "the bias overflows": {"x": [1.0, 1.0], "rate": 0.1, "bias_rate": 1e300, "sample_weight": 1e12},
-    "a value is infinite": {"x": [1.0, math.inf], "rate": 0.1},
-    "a value is not a number": {"x": [1.0, math.nan], "rate": 0.1},
-    "the sum of the l1 penalties overflows": {"x": [1.0, 1.0], "rate": 1e3, "l1": 1e306},
+# Each: the event's values, its sample weight, and the spec.
+NOT_FINITE: dict[str, tuple[list[float], float, dict[str, float]]] = {
+    "a weight overflows": ([1.0, 1e200], 1.0, {"learning_rate": 1e200, "bias_learning_rate": 0.1}),
+    "a weight overflows with l1": (
+        [1.0, 1e200],
+        1.0,
+        {"learning_rate": 1e200, "bias_learning_rate": 0.1, "l1": 0.1},
+    ),
+    "the gradient overflows": ([1.0, 1e300], 1e20, {"learning_rate": 0.1, "clip": 1e30}),
+    "the penalty overflows": ([1.0, 1.0], 1.0, {"learning_rate": 0.1, "l2": 1e308}),
+    "the bias overflows": ([1.0, 1.0], 1e12, {"learning_rate": 0.1, "bias_learning_rate": 1e300}),
+    "a value is infinite": ([1.0, math.inf], 1.0, {"learning_rate": 0.1}),
+    "a value is not a number": ([1.0, math.nan], 1.0, {"learning_rate": 0.1}),
+    "the sum of the l1 penalties overflows": ([1.0, 1.0], 1.0, {"learning_rate": 1e3, "l1": 1e306}),
 }
 
 
-@pytest.mark.parametrize("case", NOT_FINITE.values(), ids=NOT_FINITE.keys())
+@pytest.mark.parametrize(("x", "sample_weight", "spec"), NOT_FINITE.values(), ids=NOT_FINITE.keys())
 def test_a_step_that_would_leave_a_number_that_is_not_finite_is_not_taken_and_changes_nothing(
-    case: dict[str, float],
+    x: list[float], sample_weight: float, spec: dict[str, float]
 ) -> None:
-    model = Model([1.0, 20.0], bias=3.0, paid=[0.5, -0.5])
+    model = Model([1.0, 20.0], bias=3.0, paid=[0.5, -0.5] if "l1" in spec else None, **spec)
     before = model.bits()
-    assert not model.step(y=0, z=0.0, **case)
+    if all(map(math.isfinite, x)):  # it is the step that overflows, not the score
+        assert math.isfinite(model.linear.score(np.arange(2, dtype=np.int32), np.array(x)))
+    assert not model.step(x, 0, sample_weight)
     assert model.bits() == before
 
 
-def test_an_event_whose_step_is_not_taken_leaves_the_events_around_it_as_if_it_had_not_been() -> None:
-    def learn(values: list[float]) -> tuple[list[bool], list[float], list[float]]:
-        n, weights, scalars = len(values), np.zeros(1), np.zeros(SCALARS)
+@pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
+def test_an_event_whose_step_is_not_taken_leaves_the_events_around_it_as_if_it_had_not_been(scale: str) -> None:
+    def learn(values: list[float]) -> tuple[list[bool], list[float], bytes]:
+        n, linear = len(values), Linear(Spec(learning_rate=0.5, scale=scale))
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        logistic.learn_many(
-            np.arange(n + 1),
-            np.zeros(n, np.int32),
-            np.array(values),
-            np.ones(n, np.uint8),
-            np.ones(n),
-            weights,
-            np.zeros(0),
-            scalars,
-            0.5,
-            0.5,
-            0.0,
-            0.0,
-            NO_CLIP,
-            scores,
-            learned,
-        )
-        return learned.tolist(), scores.tolist(), [*weights, *scalars]
+        batch = Batch(
+            np.arange(n + 1), np.zeros(n, np.int32), np.array(values), np.ones(n, np.uint8), np.ones(n)
+        )  # fmt: skip
+        linear.learn(batch, 0, scores, learned)
+        return learned.tolist(), scores.tolist(), b"".join(array.tobytes() for array in linear.arrays(1).values())
 
     learned, scores, state = learn([2.0, math.inf, -1.0])
     learned_without, scores_without, state_without = learn([2.0, -1.0])

@@ -24,7 +24,8 @@ from core import Spec
 from core.features import Batch, BatchBuilder, Features, fingerprints
 from service import codec, errors, store
 from service.lock import FolderLock
-from service.store import LogReader, ModelBatch, NewId, Snapshot, Store, StoredModel
+from service.log import LogReader, Snapshot, StoredModel
+from service.store import ModelBatch, NewId, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -298,7 +299,7 @@ def test_what_a_crash_left_of_a_snapshot_is_not_one_and_does_not_hinder_the_next
 def test_batches_joins_rows_and_leaves_none_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_in_a_batch: int
 ) -> None:
-    monkeypatch.setattr(store, "JOINED_EVENTS", rows_in_a_batch)
+    monkeypatch.setattr("service.log.JOINED_EVENTS", rows_in_a_batch)
     with writing(tmp_path) as writer:
         writer.commit_rows(25)
         batches = list(writer.store.batches(writer.model.key))
@@ -326,7 +327,7 @@ def test_reading_the_log_does_not_keep_a_transaction_open_between_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that stayed open would keep SQLite from reusing its write-ahead log."""
-    monkeypatch.setattr(store, "JOINED_EVENTS", 4)
+    monkeypatch.setattr("service.log.JOINED_EVENTS", 4)
     with writing(tmp_path) as writer:
         writer.commit_rows(10)
         with closing(LogReader(tmp_path)) as reader:
@@ -497,7 +498,7 @@ def test_a_missing_first_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gap_where_two_joined_batches_meet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "JOINED_EVENTS", 4)
+    monkeypatch.setattr("service.log.JOINED_EVENTS", 4)
     writer = log_of_batches(tmp_path)
     sql(tmp_path, "DELETE FROM batches WHERE first_seq = 5")
     assert "from seq 5 to 6 are missing" in str(reading_fails(tmp_path, writer.model.key))

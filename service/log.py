@@ -1,0 +1,228 @@
+"""Reading a data folder, also one that a service is writing to; store.py says what stands in it.
+
+Nothing here changes anything. Damage is refused, never learned: LogDamaged says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+import zlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.features import Batch
+from service import codec, errors
+
+APPLICATION_ID = 0x0E57E901
+FORMAT = 1
+JOINED_EVENTS = 20_000
+"""Events that are read as one batch, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model as the store knows it: its key, its name, and its spec as JSON types."""
+
+    key: int
+    name: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A learner's state at a seq."""
+
+    seq: int
+    state: dict[str, Any]
+
+
+def crc(*parts: bytes | int | str | float) -> int:
+    """CRC-32 of the parts, each with its kind of fixed width or its length before it."""
+    checksum = 0
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode()  # noqa: PLW2901
+        if isinstance(part, bytes):
+            checksum = zlib.crc32(part, zlib.crc32(struct.pack("<Q", len(part)), checksum))
+        else:
+            checksum = zlib.crc32(struct.pack("<d" if isinstance(part, float) else "<q", part), checksum)
+    return checksum
+
+
+class LogReader:
+    """Reads a data folder, also one that a service is using, and changes nothing in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = self._connect()
+        try:
+            self._check_format()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / "log.db"
+        if not path.is_file():
+            raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+
+    def _check_format(self) -> None:
+        try:
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+        if application != APPLICATION_ID:
+            raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
+        if found > FORMAT:
+            raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
+        try:
+            # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
+            for row in self._db.execute(query, values):  # noqa: UP028
+                yield row
+        except sqlite3.DatabaseError as error:
+            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self.folder), reason=reason)
+
+    def models(self) -> list[StoredModel]:
+        """Every model, in order of creation."""
+        models = []
+        for key, name, spec, checksum in self._rows("SELECT model, name, spec, checksum FROM models ORDER BY model"):
+            if checksum != crc(key, name, spec):
+                raise self._damaged(f"the row of model {name!r} has a wrong checksum")
+            models.append(StoredModel(key, name, json.loads(spec)))
+        return models
+
+    def names(self, model: int) -> list[str]:
+        """A model's feature names, in column order."""
+        names: list[str] = []
+        query = "SELECT first_column, count, names, checksum FROM names WHERE model = ? ORDER BY first_column"
+        for first_column, count, data, checksum in self._rows(query, model):
+            if checksum != crc(model, first_column, count, data):
+                raise self._damaged(f"the feature names from column {first_column} on have a wrong checksum")
+            if first_column != len(names):
+                raise self._damaged(f"the feature names of columns {len(names)} to {first_column - 1} are missing")
+            names += data.decode().split("\0")[:-1]
+        return names
+
+    def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
+        """The events of a model with seq > `after` (and, with `up_to`, <= that), in order; damage and gaps are refused.
+
+        Rows are joined to batches of thousands of events: learning them a row at a time would cost more than the steps.
+        """
+        last = after
+        while True:
+            joined: list[Batch] = []
+            first = last
+            # A query for each batch: one that stayed open would keep SQLite from reusing its write-ahead log.
+            rows = self._rows(
+                "SELECT first_seq, events, written_at, payload, checksum FROM batches "
+                "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
+                model,
+                last,
+            )
+            for row in rows:
+                if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
+                    break
+                batch = self._batch(model, last + 1, *row)
+                joined.append(batch if up_to is None else batch.first(up_to - last))
+                last += len(joined[-1])
+            rows.close()
+            if not joined:
+                return
+            yield Batch.concatenate(joined)
+
+    def _batch(
+        self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
+    ) -> Batch:
+        if first_seq != expected:
+            raise self._damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
+        if checksum != crc(model, first_seq, events, written_at, payload):
+            raise self._damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")
+        try:
+            batch = codec.decode_batch(payload)
+        except ValueError as error:
+            raise self._damaged(f"the events from seq {first_seq} on cannot be read: {error}") from None
+        if len(batch) != events:
+            raise self._damaged(f"there are {len(batch)} events at seq {first_seq}, not {events}")
+        return batch
+
+    def last_seq(self, model: int) -> int:
+        """The seq of a model's newest event, 0 without one."""
+        query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
+        return next((seq for (seq,) in self._rows(query, model)), 0)
+
+    def ids(self, model: int) -> tuple[int, int]:
+        """How many ids a model has, and the largest seq of one of them, 0 without one."""
+        query = "SELECT count(*), ifnull(max(seq), 0) FROM ids WHERE model = ?"
+        return next((count, seq) for count, seq in self._rows(query, model))
+
+    def snapshot_seqs(self, model: int) -> list[int]:
+        """The seqs of a model's snapshots, the newest first."""
+        return [seq for (seq,) in self._rows("SELECT seq FROM snapshots WHERE model = ? ORDER BY seq DESC", model)]
+
+    def snapshot(self, model: int, seq: int) -> Snapshot:
+        """The snapshot of a model at a seq; LogDamaged if it cannot be used."""
+        what = f"the snapshot at seq {seq}"
+        for chunks, checksum in self._rows(
+            "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?", model, seq
+        ):
+            parts = []
+            query = "SELECT chunk, data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? ORDER BY chunk"
+            for chunk, data, chunk_checksum in self._rows(query, model, seq):
+                if chunk_checksum != crc(model, seq, chunk, data):
+                    raise self._damaged(f"{what} has a wrong checksum")
+                parts.append(data)
+            if len(parts) != chunks or checksum != crc(model, seq, chunks):
+                raise self._damaged(f"{what} is not whole")
+            try:
+                return Snapshot(seq, codec.decode_state(b"".join(parts)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._damaged(f"{what} cannot be read: {error}") from None
+        raise self._damaged(f"{what} is not there")
+
+    def log_end(self) -> tuple[int, int]:
+        """The number of the last commit, and the checksum over all."""
+        for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
+            return number, checksum
+        raise self._damaged("the row of its last commit is missing")
+
+    def integrity(self) -> list[str]:
+        """What SQLite's own check finds wrong; empty if nothing."""
+        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
+# -- the file last-commit
+
+_MARK = struct.Struct("<QI")
+
+
+def encode_mark(number: int, checksum: int) -> bytes:
+    """The bytes of `last-commit`: number and checksum of a commit, and a checksum of the two."""
+    body = _MARK.pack(number, checksum)
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def read_mark(folder: Path) -> tuple[int, int] | None:
+    """Number and checksum of the last commit that was acknowledged; None if the file is not there or damaged."""
+    try:
+        data = (folder / "last-commit").read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
+        return None
+    number, checksum = _MARK.unpack_from(data)
+    return number, checksum

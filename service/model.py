@@ -1,0 +1,52 @@
+"""A named model in the service: what is stored of it, its learner, its progressive scores."""
+
+from __future__ import annotations
+
+from core import logistic
+from core.features import Batch, X
+from core.learner import Learner
+from core.progressive import Progressive
+from core.spec import Spec
+from service.log import StoredModel
+
+# What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
+REPLAY_SECONDS_PER_ROW = 10e-6
+REPLAY_SECONDS_PER_EVENT = 0.1e-6
+REPLAY_SECONDS_PER_VALUE = 0.02e-6
+
+
+class Model:
+    """A named model: what is stored of it, its learner, its progressive scores."""
+
+    def __init__(self, stored: StoredModel, window: int) -> None:
+        self.stored = stored
+        self.learner = Learner(Spec.from_dict(stored.spec))
+        self.scores = Progressive(window)
+        self.snapshot_seq = 0
+        self.replay_seconds = 0.0
+        """What replaying the log after the last snapshot would cost, about."""
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    def learn(self, batch: Batch) -> tuple[list[float], list[float | None]]:
+        """Step for each event; the prediction before the step, and its loss (None where the step was not taken)."""
+        outcome = self.learner.learn_batch(batch)
+        self.scores.add(outcome)
+        losses: list[float | None] = list(outcome.losses.tolist())
+        if not outcome.learned.all():
+            losses = [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
+        return outcome.probabilities.tolist(), losses
+
+    def count_replay(self, batch: Batch) -> None:
+        """Remember what replaying one more row of the log would cost."""
+        self.replay_seconds += (
+            REPLAY_SECONDS_PER_ROW
+            + REPLAY_SECONDS_PER_EVENT * len(batch)
+            + REPLAY_SECONDS_PER_VALUE * len(batch.values)
+        )
+
+    def predict(self, x: X) -> float:
+        """The probability of label 1. Changes nothing."""
+        return logistic.sigmoid(self.learner.score(x))
