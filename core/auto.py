@@ -483,7 +483,7 @@ class Auto:
         """Everything, as arrays over the bias and the first `features` columns: copies."""
         arrays = {
             "banks": np.array([float(self._banks)]),
-            "statistics": self._statistics[:features].ravel(),
+            "statistics": self._statistics[:features].flatten(),
             "shares": self._shares.flatten(),
             "scalars": self._scalars.copy(),
         }

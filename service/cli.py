@@ -275,7 +275,7 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
         raise WrongUsage("--spec goes with FILE; a service and a data folder know their models' specs")
     if arguments.file is not None:
         source = _source(arguments)
-        what, report = source.name, _crosscheck_file(source, arguments.spec)
+        what, report = source.name, _crosscheck_file(source, arguments.spec or "{}")
     elif arguments.data is not None:
         from service.crosscheck import check
 
@@ -289,18 +289,19 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] and report.get("replay_equal", True) else 1
 
 
-def _crosscheck_file(source: Source, spec: str | None) -> dict[str, Any]:
+def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
     """The report on the events of a file, learned here and by river."""
     from core.parity import crosscheck
     from core.spec import Spec, SpecError
     from service.crosscheck import require_twin
 
+    data, named = _json(spec), _spec_file(spec) or "--spec"
     try:
-        parsed = Spec.from_dict(json.loads(_json(spec or "{}")))
+        parsed = Spec.from_dict(json.loads(data))
     except SpecError as error:
-        raise WrongUsage(f"--spec: {error}") from None
+        raise WrongUsage(f"{named}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise WrongUsage(f"--spec is not a spec: {error}") from None
+        raise WrongUsage(f"{named} is not a spec: {error}") from None
     require_twin(parsed)
     line = 0
     with source.open() as opened:

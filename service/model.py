@@ -10,7 +10,7 @@ from core.spec import Spec
 from service.log import StoredModel
 
 # What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
-REPLAY_SECONDS_PER_ROW = 10e-6
+REPLAY_SECONDS_PER_ROW = 3e-6
 REPLAY_SECONDS_PER_EVENT = 0.1e-6
 REPLAY_SECONDS_PER_VALUE = 0.02e-6
 

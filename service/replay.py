@@ -420,36 +420,38 @@ SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
 
 
 def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
-    """A row for each model. The scores are the service's, of all that a model has learned: those of a run that was
-    interrupted and went on are those of one that was not."""
-    total = [state["progressive"]["total"] for state in states]
-    losses = [scores["log_loss"] for scores in total if scores["log_loss"] is not None]
-    same = len({state["seq"] for state in states}) == 1
-    rows: list[tuple[float | str | None, ...]] = []
-    for tally, state, scores in zip(tallies, states, total, strict=True):
-        windowed = state["progressive"]["window"]["log_loss"]
-        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
-        rows.append(
-            (
-                *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
-                *(scores["log_loss"], windowed, scores["accuracy"], scores["roc_auc"]),
-                *(served if options.predict_first else ()),
-                "best" if same and losses and scores["log_loss"] == min(losses) else "",
-            )
-        )
+    """A row for each model, the best one marked; none, where they have not learned the same events."""
+    seqs = [int(state["seq"]) for state in states]
+    losses = [state["progressive"]["total"]["log_loss"] for state in states]
+    best = min((loss for loss in losses if loss is not None), default=None) if len(set(seqs)) == 1 else None
+    rows = [
+        (*_scores(tally, state, options), "best" if best is not None and loss == best else "")
+        for tally, state, loss in zip(tallies, states, losses, strict=True)
+    ]
     first = tallies[0]
     show(
         f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
         rows,
         (*COLUMNS, *(SERVED_COLUMNS if options.predict_first else ()), ""),
     )
-    if not same:
-        seqs = _span([state["seq"] for state in states])
-        say(f"none is best: the models have learned different numbers of events ({seqs}), not the same stream")
+    if len(set(seqs)) > 1:
+        say(f"none is best: the models have learned different numbers of events ({_span(seqs)})")
+
+
+def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[float | str | None, ...]:
+    """A model's row. The scores are the service's, of all that the model has learned: after a run that was interrupted
+    and went on they are those of a run that was not."""
+    total, window = state["progressive"]["total"], state["progressive"]["window"]
+    served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
+    return (
+        *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
+        *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
+        *(served if options.predict_first else ()),
+    )
 
 
 def _rule(spec: dict[str, Any]) -> str:
-    """ "adagrad", or with a scale "adagrad, standard"."""
+    """What a spec is in short: "adagrad", or with a scale "adagrad, standard"."""
     return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
 
 

@@ -5,7 +5,7 @@ each model in it, however many events, because an event a row costs three times 
 
     models           name and spec of each model
     names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
-    batches          the log: n events as arrays (codec.py), from `first_seq` on; rows of a model join without a gap
+    batches          the log: n events (core/packed.py) from `first_seq` on; rows of a model join without a gap
     ids              event id -> seq and fingerprint: what makes an event with an id learned once
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
@@ -44,8 +44,9 @@ from pathlib import Path
 from typing import Any
 
 from core.features import Batch
+from core.packed import pack
 from service import codec, errors
-from service.log import APPLICATION_ID, FORMAT, LogReader, Snapshot, StoredModel, crc, encode_mark, read_mark
+from service.log import APPLICATION_ID, FORMAT, LogReader, Snapshot, StoredModel, batch_crc, crc, encode_mark, read_mark
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
@@ -217,8 +218,8 @@ class Store(LogReader):
             for part in batches:
                 if part.names:
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
-                payload = codec.encode_batch(part.batch)
-                checksum = crc(part.model, part.first_seq, len(part.batch), written_at, payload)
+                payload = pack(part.batch)
+                checksum = batch_crc(part.model, part.first_seq, len(part.batch), written_at, payload)
                 row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
                 self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
                 checksums.append(checksum)

@@ -271,6 +271,42 @@ def test_a_cross_check_that_fails_is_exit_code_1_and_says_where(call: Call, monk
     assert "a replay of the log does not give the weights" in output
 
 
+def test_the_cross_check_says_which_specs_river_has_no_twin_of(start: Start, tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "events.ndjson"
+    path.write_text('{"x": {"a": 1}, "y": 1}\n')
+    service = start()
+    for name, spec, reason in (
+        ("auto", {"rule": "auto"}, "auto is many learners at once"),
+        ("paper", {"rule": "ftrl", "lag": False}, "this spec says lag: false"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(spec))
+        model = service.model(name)
+        assert model.create(spec).status_code == 201
+        assert model.learn({"x": {"a": 1}, "y": 1}).status_code == 200
+        of_file = [[path, "--spec", given] for given in (json.dumps(spec), tmp_path / f"{name}.json")]
+        of_model = [[where, "--model", name] for where in (f"--data={service.folder}", url(service))]
+        for command in (*of_file, *of_model):
+            code, output, error = call("crosscheck", *command)
+            assert (code, output) == (1, "")
+            assert "River has nothing to check this model against" in error
+            assert reason in error
+            assert error.count("\n") == 1
+
+
+def test_the_cross_check_of_a_file_takes_a_spec_as_json_and_as_a_file(tmp_path: Path, call: Call) -> None:
+    path, spec = tmp_path / "events.ndjson", tmp_path / "spec.json"
+    path.write_text("".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in stream("Phishing", 50)))
+    spec.write_text('{"rule": "adagrad", "scale": "standard"}')
+    for given in (spec.read_text(), spec, f"@{spec}"):
+        code, output, _ = call("crosscheck", path, "--spec", given)
+        assert code == 0
+        assert output.endswith("to the last bit on 50 events\n")
+    spec.write_text('{"rule": "adagrad", "rho": 1}')
+    code, _, error = call("crosscheck", path, "--spec", spec)
+    assert code == 2
+    assert f"{spec}: rho is not a parameter of adagrad" in error
+
+
 def test_the_cross_check_of_a_file_names_the_line_that_cannot_be_learned(tmp_path: Path, call: Call) -> None:
     path = tmp_path / "events.ndjson"
     path.write_text('{"x": {"a": 1}, "y": 1}\n{"x": {"a": 1}, "y": 0.5}\n')

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
 from core.features import Batch, BatchBuilder, Features
+from core.packed import pack, unpack
 from service import codec
 
 Events = list[tuple[list[tuple[int, float]], int, float]]
@@ -69,7 +70,7 @@ def assert_whole(batch: Batch) -> None:
 def decoded_or_refused(data: bytes) -> Batch | None:
     """The batch of these bytes if they are one. Anything but ValueError fails the test."""
     try:
-        batch = codec.decode_batch(data)
+        batch = unpack([data])
     except ValueError:
         return None
     assert_whole(batch)
@@ -88,7 +89,7 @@ def decoded_or_refused(data: bytes) -> Batch | None:
 @example([([(0, float("inf"))], 1, 1.0), ([(1, 5e-324)], 0, 1.0 + 2**-52)])
 def test_a_batch_comes_back_equal_in_every_bit(events: Events) -> None:
     batch = batch_of(events)
-    assert_same(codec.decode_batch(codec.encode_batch(batch)), batch)
+    assert_same(unpack([pack(batch)]), batch)
 
 
 def test_what_a_builder_built_comes_back_equal() -> None:
@@ -97,24 +98,24 @@ def test_what_a_builder_built_comes_back_equal() -> None:
     builder.add({}, 0)
     builder.add([0.5, True], 1, 2.5)
     batch = builder.build()
-    assert_same(codec.decode_batch(codec.encode_batch(batch)), batch)
+    assert_same(unpack([pack(batch)]), batch)
 
 
 def test_a_slice_of_a_batch_comes_back_equal() -> None:
     batch = batch_of([([(i, float(i)), (i + 1, -1.0)], i % 2, 1.0) for i in range(10)])
     for piece in batch.slices(3):
-        assert_same(codec.decode_batch(codec.encode_batch(piece)), piece)
+        assert_same(unpack([pack(piece)]), piece)
 
 
 def test_weights_are_left_out_where_all_are_one_and_cost_eight_bytes_an_event_else() -> None:
-    plain = codec.encode_batch(batch_of([([(0, 1.0)], 1, 1.0)] * 5))
-    one_differs = codec.encode_batch(batch_of([([(0, 1.0)], 1, 1.0)] * 4 + [([(0, 1.0)], 1, 2.0)]))
+    plain = pack(batch_of([([(0, 1.0)], 1, 1.0)] * 5))
+    one_differs = pack(batch_of([([(0, 1.0)], 1, 1.0)] * 4 + [([(0, 1.0)], 1, 2.0)]))
     assert len(plain) == HEADER + 5 * (4 + 1) + 5 * (4 + 8)
     assert len(one_differs) == len(plain) + 5 * 8
 
 
 def test_a_decoded_batch_does_not_hold_on_to_the_bytes_it_came_from() -> None:
-    batch = codec.decode_batch(codec.encode_batch(batch_of([([(0, 1.0)], 1, 2.0)])))
+    batch = unpack([pack(batch_of([([(0, 1.0)], 1, 2.0)]))])
     for array in arrays_of(batch):
         assert array.base is None
 
@@ -122,17 +123,17 @@ def test_a_decoded_batch_does_not_hold_on_to_the_bytes_it_came_from() -> None:
 @settings(deadline=None, max_examples=50)
 @given(any_events)
 def test_a_batch_cut_short_anywhere_is_refused(events: Events) -> None:
-    data = codec.encode_batch(batch_of(events))
+    data = pack(batch_of(events))
     for length in range(len(data)):
         with pytest.raises(ValueError, match=r"cut short|length does not fit|do not add up"):
-            codec.decode_batch(data[:length])
+            unpack([data[:length]])
 
 
 @settings(deadline=None)
 @given(any_events, st.binary(min_size=1, max_size=40))
 def test_a_batch_with_bytes_after_its_end_is_refused(events: Events, more: bytes) -> None:
     with pytest.raises(ValueError, match="length does not fit"):
-        codec.decode_batch(codec.encode_batch(batch_of(events)) + more)
+        unpack([pack(batch_of(events)) + more])
 
 
 @settings(deadline=None, max_examples=200)
@@ -140,7 +141,7 @@ def test_a_batch_with_bytes_after_its_end_is_refused(events: Events, more: bytes
 def test_bytes_changed_at_random_are_refused_or_a_batch_as_long_as_they_say(
     events: Events, data: st.DataObject
 ) -> None:
-    changed = bytearray(codec.encode_batch(batch_of(events)))
+    changed = bytearray(pack(batch_of(events)))
     places = st.tuples(st.integers(0, len(changed) - 1), st.integers(0, 255))
     for place, byte in data.draw(st.lists(places, min_size=1, max_size=6)):
         changed[place] = byte
@@ -162,7 +163,7 @@ def test_any_bytes_are_refused_or_a_batch(data: bytes) -> None:
 @example([([(0, 1.0)], 1, 1.0)], 2**32 - 1, 0, 255)
 @example([([(0, 1.0)], 1, 1.0)], 0, 2**32 - 1, 0)
 def test_a_header_that_promises_more_than_there_is_takes_no_memory(events: Events, n: int, m: int, flag: int) -> None:
-    data = codec.encode_batch(batch_of(events))
+    data = pack(batch_of(events))
     lying = n.to_bytes(4, "little") + m.to_bytes(4, "little") + bytes([flag]) + data[HEADER:]
     tracemalloc.start()
     try:
@@ -174,10 +175,10 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(events: Event
 
 
 def test_counts_that_do_not_add_up_are_refused() -> None:
-    data = bytearray(codec.encode_batch(batch_of([([(0, 1.0)], 1, 1.0), ([(1, 1.0)], 0, 1.0)])))
+    data = bytearray(pack(batch_of([([(0, 1.0)], 1, 1.0), ([(1, 1.0)], 0, 1.0)])))
     data[HEADER] = 2  # the first event's count: 2 + 1 features, and there are 2
     with pytest.raises(ValueError, match="do not add up"):
-        codec.decode_batch(bytes(data))
+        unpack([bytes(data)])
 
 
 # -- states

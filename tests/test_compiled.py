@@ -1,4 +1,4 @@
-"""The compile cache costs time, never the start. Each start is a process of its own, with a copy of a part of `core`."""
+"""The compile cache costs time, never the start. Each start is a process of its own, with a copy of some of `core`."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -19,13 +20,13 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, PATIENCE, Model, Service, Start, eventually
+from conftest import ONESTEP, PATIENCE, Model, NewModel, Service, Start, eventually
 from streams import stream
 
 from service import cli, wire
 from service.client import Client, NoAnswer, Refused
 from service.files import Row, Source
-from service.replay import Options, Replay, Tally
+from service.replay import GivenSpec, Options, Replay, Tally, learn_side_by_side, model_names
 from service.terminal import Failed, WrongUsage
 
 EVENTS = stream("Phishing")
@@ -246,16 +247,28 @@ def test_standard_input_and_predictions_before_learning(
 
 
 def test_a_terminal_gets_a_bar_and_a_table(shared: Service, model: Model, phishing: Path) -> None:
+    output = on_a_terminal(phishing, "--label", "label", url(shared), "--model", model.name, "--batch=50")
+    assert "events/s, log loss" in output
+    assert "╭" in output
+
+
+def test_a_terminal_shows_the_best_model_so_far(shared: Service, stem: str, specs: list[str], tmp_path: Path) -> None:
+    output = on_a_terminal(tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--batch=50", *specs)
+    assert re.search(rf"events/s, best log loss 0\.\d{{4}} \({stem}-(sgd|scaled|auto)\)", output)
+    assert "│ best │" in output
+
+
+def on_a_terminal(*arguments: str | Path) -> str:
+    """What `onestep replay` writes to a terminal of 120 columns."""
     ours, theirs = pty.openpty()
-    command = [ONESTEP, "replay", str(phishing), "--label", "label", url(shared), "--model", model.name, "--batch=50"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    command = [ONESTEP, "replay", *map(str, arguments)]
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment) as replay:
         os.close(theirs)
-        output = b"".join(_read(ours))
+        output = b"".join(_read(ours)).decode()
     os.close(ours)
-    assert replay.returncode == 0
-    assert b"events/s, log loss" in output
-    assert "╭".encode() in output
+    assert replay.returncode == 0, output
+    return output
 
 
 def _read(descriptor: int) -> Iterator[bytes]:
@@ -278,15 +291,240 @@ def test_a_rate_is_kept(shared: Service, model: Model, phishing: Path, capsys: p
     assert time.monotonic() - started < 15, "what was learned before passes at once"
 
 
+# -- several models side by side
+
+
+SPECS: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.1},
+    "scaled": {"rule": "adagrad", "scale": "standard"},
+    "auto": {"rule": "auto"},
+}
+
+
+@pytest.fixture
+def specs(tmp_path: Path) -> list[str]:
+    """The flags for SPECS: a file, a file after an @, and a file."""
+    for name, spec in SPECS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(spec))
+    return [f"--spec={at}{tmp_path / name}.json" for at, name in zip(("", "@", ""), SPECS, strict=True)]
+
+
+@pytest.fixture
+def stem(shared: Service, tmp_path: Path) -> Iterator[str]:
+    """The stem of `<stem>.csv`, the Phishing stream, after which models are named; they are deleted at the end."""
+    name = f"phishing-{next(_numbers)}"
+    (tmp_path / f"{name}.csv").write_text(as_csv(EVENTS))
+    yield name
+    for found in shared.get("/models")["models"]:
+        if found["model"].startswith(name):
+            assert shared.model(found["model"]).delete().status_code == 204
+
+
+_numbers = itertools.count(1)
+
+
+def comparison(output: str) -> dict[str, dict[str, str]]:
+    """The table that compares models: columns by model."""
+    _, header, *rows = (re.split(r"  +", line.strip()) for line in output.splitlines())
+    return {row[0]: dict(zip([*header, ""], row, strict=False)) for row in rows}
+
+
+def test_one_pass_teaches_every_model_what_it_would_learn_alone(
+    shared: Service,
+    new_model: NewModel,
+    stem: str,
+    specs: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--batch", "300", *specs)
+    code, output, error = call(capsys, *command)
+    assert (code, error) == (0, "")
+    assert output.startswith(f"{stem}.csv -> 3 models: 1,250 events in ")
+    found = comparison(output)
+    alone = {name: new_model(**spec) for name, spec in SPECS.items()}
+    for name, other in alone.items():
+        other.learn_lines(as_ndjson(EVENTS))
+        state, row = other.state(), found[f"{stem}-{name}"]
+        assert shared.model(f"{stem}-{name}").state()["sha256"] == state["sha256"]
+        total, window = state["progressive"]["total"], state["progressive"]["window"]
+        scores = total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]
+        columns = ("log loss", "in window", "accuracy", "ROC AUC")
+        assert [row[column] for column in columns] == [f"{score:.4f}" for score in scores]
+        assert (row["learned"], row["duplicates"]) == ("1,250", "0")
+    assert [row["rule"] for row in found.values()] == ["sgd", "adagrad, standard", "auto"]
+    losses = {name: other.state()["progressive"]["total"]["log_loss"] for name, other in alone.items()}
+    assert [name for name, row in found.items() if row.get("") == "best"] == [f"{stem}-{min(losses, key=losses.get)}"]  # type: ignore[arg-type]
+
+    code, output, _ = call(capsys, *command)
+    assert code == 0
+    again = comparison(output)
+    assert {(row["learned"], row["duplicates"]) for row in again.values()} == {("0", "1,250")}
+    assert [row["log loss"] for row in again.values()] == [row["log loss"] for row in found.values()]
+
+
+def as_ndjson(events: Iterable[Any]) -> bytes:
+    return "".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in events).encode()
+
+
+def test_models_side_by_side_survive_a_kill_of_the_service(
+    start: Start, run: Run, specs: list[str], phishing: Path
+) -> None:
+    service = start()
+    replay = run(phishing, "--label", "label", url(service), "--batch", "50", "--rate", "800", *specs)
+    eventually(lambda: _seq(service, "phishing-auto") >= 300, "a part to be learned")
+    service.kill()
+    again = start("--port", str(service.port), folder=service.folder)
+    code, output, error = finish(replay)
+    assert code == 0, error
+    assert "trying again" in error
+    for name, row in comparison(output).items():
+        assert again.model(name).state()["seq"] == len(EVENTS)
+        assert int(row["learned"].replace(",", "")) + int(row["duplicates"]) == len(EVENTS)
+    for name in ("phishing-sgd", "phishing-scaled"):
+        assert again.model(name).crosscheck().json()["equal"]
+
+
+def _seq(service: Service, name: str) -> int:
+    """A model's seq; 0 while it is not there."""
+    found = service.http.get(f"/models/{name}").json()
+    return int(found.get("seq", 0))
+
+
+def test_after_ctrl_c_the_same_command_goes_on_with_every_model(
+    shared: Service, run: Run, stem: str, specs: list[str], tmp_path: Path
+) -> None:
+    command = (tmp_path / f"{stem}.csv", "--label", "label", url(shared), *specs)
+    replay = run(*command, "--rate", "400")
+    eventually(lambda: _seq(shared, f"{stem}-auto") > 0, "a part to be learned")
+    replay.send_signal(signal.SIGINT)
+    code, _, error = finish(replay)
+    assert code == 130
+    assert "event(s) were learned by each model and stay learned; the same command goes on from there" in error
+    code, output, _ = finish(run(*command))
+    assert code == 0
+    for name, row in comparison(output).items():
+        assert shared.model(name).state()["seq"] == len(EVENTS)
+        assert int(row["duplicates"]) > 0
+
+
+def test_one_spec_makes_one_model_with_the_name_that_is_asked_for(
+    shared: Service, stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--spec", '{"rule": "adam"}')
+    for flags, name in (((), f"{stem}-adam"), (("--model", f"{stem}.own"), f"{stem}.own")):
+        code, output, _ = call(capsys, *command, *flags)
+        assert code == 0
+        assert output.startswith(f"{stem}.csv -> {name}\n")
+        assert counts(output)["learned"] == "1,250"
+        assert shared.model(name).state()["spec"]["rule"] == "adam"
+
+
+def test_predictions_before_learning_are_scored_for_every_model(
+    shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{stem}.csv").write_text(as_csv(EVENTS[:100]))
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), *specs)
+    code, output, _ = call(capsys, *command, "--predict-first", "--batch", "1")
+    assert code == 0
+    for row in comparison(output).values():
+        assert row["served first"] == "100"
+        assert row["their accuracy"] == row["accuracy"]
+
+
+def test_none_is_best_where_the_models_have_not_learned_the_same(
+    shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
+    assert call(capsys, *command, specs[0])[0] == 0
+    code, output, error = call(capsys, *command, *specs, "--id-prefix", "second epoch")
+    assert code == 0
+    assert "best" not in output
+    assert "different numbers of events (1,250 to 2,500)" in error
+
+
+def test_a_name_that_has_another_spec_is_told(
+    shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared.model(f"{stem}-scaled").create({"rule": "adam"})
+    code, _, error = call(capsys, "replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), *specs)
+    assert code == 1
+    assert f"scaled.json: Model '{stem}-scaled' exists with another spec" in error
+    assert "Nothing was learned" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ('{"learning_rate": 0}', 1, "wrong.json: learning_rate: must be a number above 0"),
+        ('{"rule": "magic"}', 1, "wrong.json: rule: must be one of sgd"),
+        ('{"speed": 1}', 1, "wrong.json: speed: is not a field"),
+        ("[1]", 1, "wrong.json: body: must be an object"),
+        ("{learning_rate: 1}", 2, "wrong.json is not JSON"),
+        ("[" * 100_000, 2, "wrong.json is not JSON"),
+        (None, 2, "wrong.json: No such file"),
+    ],
+)
+def test_a_wrong_spec_is_told_with_its_file(
+    shared: Service,
+    stem: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    code: int,
+    message: str,
+) -> None:
+    if content is not None:
+        (tmp_path / "wrong.json").write_text(content)
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
+    found, _, error = call(capsys, *command, "--spec", "{}", "--spec", tmp_path / "wrong.json")
+    assert found == code
+    assert message in error
+    assert error.count("\n") == 1
+    assert _seq(shared, f"{stem}-sgd") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ('{"learning_rate": 0}', 1, '{"learning_rate": 0}: learning_rate: must be a number above 0'),
+        ('{"learning_rate": }', 2, "--spec is not JSON"),
+        ("[]", 1, "[]: body: must be an object"),
+    ],
+)
+def test_a_wrong_spec_of_the_command_line_is_told(
+    shared: Service, phishing: Path, capsys: pytest.CaptureFixture[str], text: str, code: int, message: str
+) -> None:
+    found, _, error = call(capsys, "replay", phishing, "--label", "label", url(shared), "--model=m", "--spec", text)
+    assert found == code
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("file", "stems", "names"),
+    [
+        ("a.csv", ["sgd", "auto"], ["a-sgd", "a-auto"]),
+        ("a.b.csv.gz", ["my spec"], ["a.b-my-spec"]),
+        ("stdin", ["sgd", "sgd", "sgd-2", "sgd"], ["stdin-sgd", "stdin-sgd-2", "stdin-sgd-2-2", "stdin-sgd-3"]),
+        ("_é_.csv", ["ü"], ["model"]),
+        (f"{'a' * 80}.csv", ["sgd", "auto"], ["a" * 64, "a" * 62 + "-2"]),
+    ],
+)
+def test_names_are_names_and_no_two_are_equal(file: str, stems: list[str], names: list[str]) -> None:
+    assert model_names(file, [GivenSpec("", stem, b"{}") for stem in stems]) == names
+
+
 # -- a service that fails in every way, made up
 
 
 class Script:
-    """A client whose replies are written down; it remembers what was sent."""
+    """A client whose replies are written down; it remembers what was sent, and to which models."""
 
-    def __init__(self, *replies: Any) -> None:
+    def __init__(self, *replies: Any, creations: Iterable[Any] = ()) -> None:
         self.replies = list(replies)
+        self.creations = list(creations)
         self.sent: list[list[str | None]] = []
+        self.models: list[str] = []
 
     def alive(self) -> None:
         pass
@@ -294,9 +532,15 @@ class Script:
     def model(self, name: str) -> dict[str, Any]:
         return {"model": name, "seq": 0}
 
+    def create(self, name: str, spec: bytes) -> tuple[dict[str, Any], bool]:
+        if self.creations and isinstance(reply := self.creations.pop(0), Exception):
+            raise reply
+        return {"model": name, "seq": 0}, True
+
     def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
         batch = list(events)
         self.sent.append([event.id for event in batch])
+        self.models.append(name)
         reply = self.replies.pop(0) if self.replies else {"learned": len(batch), "duplicates": 0, "loss": 0.5}
         if isinstance(reply, Exception):
             raise reply
@@ -322,12 +566,30 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
+def rows(count: int) -> Iterator[Row]:
+    return (Row(n, n + 1, wire.Event({"a": float(n)}, 1)) for n in range(1, count + 1))
+
+
 def play(script: Script, count: int = 6, **options: Any) -> Tally:
-    rows = (Row(n, n + 1, wire.Event({"a": float(n)}, 1)) for n in range(1, count + 1))
     tally = Tally()
     made = Options("stream", **{"batch": 3, **options})
-    Replay(script, "default", made, tally, notice=lambda _: None).run(rows)  # type: ignore[arg-type]
+    Replay(script, "default", made, tally, notice=lambda _: None).run(rows(count))  # type: ignore[arg-type]
     return tally
+
+
+def play_two(script: Script, shown: list[str] | None = None, count: int = 6, **options: Any) -> tuple[Tally, Tally]:
+    """Two models, `a` and `b`; `shown` gets the name of the one whose progress is shown, each time."""
+    tallies = Tally("a"), Tally("b")
+    made = Options("stream", **{"batch": 3, **options})
+    spec = GivenSpec("spec.json", "spec", b"{}")
+
+    def show(tally: Tally) -> None:
+        if shown is not None:
+            shown.append(tally.model)
+
+    replays = [Replay(script, tally.model, made, tally, show, lambda _: None, spec) for tally in tallies]  # type: ignore[arg-type]
+    learn_side_by_side(replays, rows(count), made)
+    return tallies
 
 
 FIRST = ["stream:1", "stream:2", "stream:3"]
@@ -395,6 +657,56 @@ def test_a_rate_is_not_caught_up_after_a_pause(slept: list[float]) -> None:
     script = Script(lost(), refused(503, "not-ready", "5"))
     play(script, count=20, rate=50.0, batch=1000)
     assert slept == pytest.approx([0.1, 5, 0.1, 0.1, 0.1])
+
+
+def test_every_model_has_a_piece_before_the_next_is_read(slept: list[float]) -> None:
+    script = Script(*[{"learned": 3, "duplicates": 0, "loss": loss} for loss in (0.4, 0.5, 0.4, 0.1)])
+    shown: list[str] = []
+    tallies = play_two(script, shown)
+    assert list(zip(script.models, script.sent, strict=True)) == [
+        ("a", FIRST),
+        ("b", FIRST),
+        ("a", SECOND),
+        ("b", SECOND),
+    ]
+    assert [tally.learned for tally in tallies] == [6, 6]
+    assert shown == ["a", "b"], "the best so far"
+
+
+def test_a_model_that_falls_behind_gets_each_piece_once(slept: list[float]) -> None:
+    part = refused(503, "not-ready", learned=1)
+    script = Script({"learned": 3, "duplicates": 0, "loss": 0.5}, lost(httpx.ConnectError), part)
+    tallies = play_two(script, ids=False)
+    assert script.models == ["a", "b", "b", "b", "a", "b"]
+    assert [len(piece) for piece in script.sent] == [3, 3, 3, 2, 3, 3]
+    assert [tally.learned for tally in tallies] == [6, 6]
+
+
+def test_a_refusal_names_the_model_where_there_are_two(slept: list[float]) -> None:
+    script = Script({"learned": 3, "duplicates": 0, "loss": 0.5}, refused(422, line=2, learned=1))
+    with pytest.raises(Refused, match=r"model b: stream line 3 \(event 2\): it does not go"):
+        play_two(script)
+    assert script.models == ["a", "b"]
+
+
+def test_without_ids_the_model_that_may_have_learned_is_named(slept: list[float]) -> None:
+    script = Script({"learned": 3, "duplicates": 0, "loss": 0.5}, lost())
+    with pytest.raises(Failed, match="`onestep models show b` tells"):
+        play_two(script, ids=False)
+
+
+def test_a_creation_without_a_reply_is_asked_for_again(slept: list[float]) -> None:
+    play_two(Script(creations=[lost(), refused(503, "not-ready", "3"), None]), ids=False)
+    assert slept[:2] == [0.1, 3]
+    with pytest.raises(Refused, match=r"spec\.json: it does not go"):
+        play_two(Script(creations=[None, refused(422)]))
+
+
+def test_a_rate_is_of_the_events_of_the_file_however_many_models_there_are(slept: list[float]) -> None:
+    script = Script()
+    play_two(script, count=100, rate=50.0, batch=1000)
+    assert {len(piece) for piece in script.sent} == {5}
+    assert sum(slept) == pytest.approx(95 / 50)
 
 
 # -- reading
@@ -512,6 +824,10 @@ def test_what_is_wrong_is_told_with_its_line(
         ["a.csv", "--label", "y", "--retry-seconds", "long"],
         ["a.csv", "--label", "y", "--url", "localhost:8000"],
         ["a.csv", "--label", "y", "--no-ids", "--id-prefix", "a"],
+        ["a.csv", "--label", "y", "--spec", "{}", "--spec", '{"rule": "auto"}', "--model", "default"],
+        ["a.csv", "--label", "y", "--spec", "absent.json"],
+        ["a.csv", "--label", "y", "--spec", "@absent.json"],
+        ["a.csv", "--label", "y", "--spec", "{"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

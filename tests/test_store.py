@@ -22,6 +22,7 @@ from processes import copied, events_of
 
 from core import Spec
 from core.features import Batch, BatchBuilder, Features, fingerprints
+from core.packed import pack
 from service import codec, errors, store
 from service.lock import FolderLock
 from service.log import LogReader, Snapshot, StoredModel
@@ -416,7 +417,7 @@ def reading_fails(folder: Path, model: int) -> errors.LogDamaged:
 
 def test_a_flipped_bit_in_a_batch_is_refused_and_its_seqs_named(tmp_path: Path) -> None:
     writer = log_of_batches(tmp_path)
-    payload = codec.encode_batch(writer.batches[1])
+    payload = pack(writer.batches[1])
     flip_in_database(tmp_path, payload, len(payload) - 5)
     assert "from seq 3 to 4 have a wrong checksum" in str(reading_fails(tmp_path, writer.model.key))
 
