@@ -7,6 +7,7 @@ needs it, so that help, and a second service on a folder, answer at once.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -211,9 +212,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     from service.lock import FolderLock
 
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
+    if not _kernels_are_kept():
+        say("compiling, which the first start does: some 15 seconds")
     from service.server import serve
 
     return serve(settings, lock)
+
+
+def _kernels_are_kept() -> bool:
+    """Whether an earlier start left its compiled kernels; without importing core, which would compile them."""
+    core = importlib.util.find_spec("core")
+    beside = Path(core.origin).parent / "__pycache__" if core and core.origin else Path()
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or beside)
+    return any(folder.rglob("*.nbi"))
 
 
 # -- replay and cross-check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -50,13 +51,16 @@ def size(count: float) -> str:
 
 
 def show(title: str, rows: Sequence[Sequence[float | str | None]], columns: Sequence[str] = ()) -> None:
-    """Print a table; without `columns` it has no header, and each row is a name and its value."""
+    """Print a table; without `columns` it has no header, and each row is a name and its value.
+
+    Plain lines where there is no terminal, or one too narrow for the table's frames: words folded in them are ugly.
+    """
     cells = [[number(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _show_table(title, cells, rows, columns)
-        return
     lines = [list(columns), *cells] if columns else cells
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + 3 * len(widths) + 1 <= shutil.get_terminal_size().columns:
+        _show_table(title, cells, rows, columns)
+        return
     print(title)
     for line in lines:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
