@@ -69,6 +69,8 @@ FTRL = [
 STACKERS = [0.003, 0.02, 0.1]
 """The stackers' learning rates."""
 
+MAX_CLIP = 1e12
+"""Residuals are clipped to this whatever the spec says: their squares times those of values stay finite numbers."""
 SHARE = 3e-4
 """Given back evenly after each event. Its price is at most this much log loss an event."""
 MAX_SCORE = 30.0
@@ -390,7 +392,7 @@ class Auto:
     """The state of an `auto` model: what `Learner` holds for it."""
 
     def __init__(self, spec: Spec) -> None:
-        self._clip = spec.clip
+        self._clip = min(spec.clip, MAX_CLIP)
         self._class_weights = np.array([spec.class_weights["0"], spec.class_weights["1"]])
         self._rows = _MIN_ROWS
         self._statistics = np.zeros((self._rows, STATISTICS))

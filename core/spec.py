@@ -136,7 +136,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Check, and write every default out, so that the same model has the same spec however it was said."""
-        if self.rule != "auto" and self.rule not in RULES:
+        if not isinstance(self.rule, str) or (self.rule != "auto" and self.rule not in RULES):
             raise SpecError("rule", f"must be one of {', '.join(RULES)}, auto")
         self._check_types()
         self._fill_in({} if self.rule == "auto" else RULES[self.rule].defaults)
@@ -162,9 +162,8 @@ class Spec:
     def _check_types(self) -> None:
         """Here, because a spec may come from anywhere: a stored one, a caller's dict."""
         for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
-            if getattr(self, name) is None and name in ("clip", "max_value", "l1"):
-                raise SpecError(name, "must be a number")
-            _check_number(name, getattr(self, name))
+            if getattr(self, name) is not None or name in ("clip", "max_value", "l1"):
+                _check_number(name, getattr(self, name))
         for name in ("lag", "correct_bias"):
             if not isinstance(getattr(self, name), bool | None):
                 raise SpecError(name, "must be true or false")
@@ -245,9 +244,7 @@ def _within(value: float | None, good: Callable[[float], bool]) -> bool:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """A number of JSON that a float64 can hold, or None."""
-    if value is None:
-        return
+    """SpecError unless the value is a number of JSON that a float64 can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SpecError(name, "must be a number")
     try:
@@ -269,7 +266,8 @@ def _as_rate(name: str, rate: Any) -> Rate:
             allowed = [known.name for known in fields(kind)]
             raise SpecError(name, f"of this schedule has the fields {', '.join(allowed)}") from None
     for number in ("learning_rate", "power", "alpha"):
-        _check_number(name, getattr(rate, number, None))
+        if hasattr(rate, number):
+            _check_number(name, getattr(rate, number))
     if isinstance(rate, Constant):
         return float(rate.learning_rate)
     if isinstance(rate, InverseScaling):

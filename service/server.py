@@ -83,7 +83,8 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     except OSError as error:
         raise errors.CannotListen(host=settings.host, port=settings.port, reason=error.strerror) from None
     host, port = listener.getsockname()[:2]
-    logger.info("onestep serves http://%s:%d from %s", host, port, settings.data)
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("onestep serves http://%s:%d from %s", shown, port, settings.data)
     Server(config, service).run(sockets=[listener])
     lock.release()
     return 0 if service.engine.failure is None else 1
