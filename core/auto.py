@@ -7,7 +7,7 @@ Herbster and Warmuth 1998). For any learner k of the first bank, after n events 
 
     log loss of the mixture <= log loss of k + (ln M + A ln 2) / n - ln(1 - share)
 
-with M learners: no tuning, with a proof.
+with M learners, for events of weight 1 or less: no tuning, with a proof.
 
 Three of the M are stackers: each learns, by AdaGrad, to add up the scores of the others, which gives what none of them
 has alone. They stand in the mixture like any other, so that the bound holds where they do not help.

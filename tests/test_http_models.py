@@ -364,7 +364,7 @@ def test_the_default_model_is_there_from_the_start_and_back_empty_when_deleted(s
 
 
 def test_a_deleted_model_leaves_no_row_behind(start: Start) -> None:
-    service = start("--snapshot-seconds", "0.00001")
+    service = start("--snapshot-seconds", "0.000001")
     model, other = service.model("doomed"), service.model()
     model.create({})
     other.learn({"x": {"kept": 1}, "y": 1, "id": "kept"})
