@@ -125,14 +125,15 @@ def bank_scores(c: Ints, seen: Table, w: Table, stack: Table, z: Floats) -> None
     Row 0 of `w` has the biases, row i + 1 the weights of column i; `stack[s]` has a stacker's weight for each learner
     and its bias.
     """
-    for k in range(K):
+    learners = seen.shape[1]  # K; but a loop to a constant is unrolled, and then not made of vector instructions
+    for k in range(learners):
         z[k] = w[0, k]
     for j in range(len(c)):
         i = c[j] + 1
         if 0 < i < len(w):
-            for k in range(K):
+            for k in range(learners):
                 z[k] += w[i, k] * seen[j, k]
-    for k in range(K):
+    for k in range(learners):
         z[k] = min(max(z[k], -MAX_SCORE), MAX_SCORE)
     for s in range(len(stack)):
         total = stack[s, K]
@@ -167,9 +168,9 @@ def move(i: int, g: Floats, x: Floats, w: Table, squares: Table, sums: Table, ra
         w[i, k] -= rates[k] * gradient / math.sqrt(squares[i, k - _A] + _EPS)
     for k in range(_F, K):  # FTRL-proximal (McMahan 2013), beta 1, no penalties: w = -z rate / (1 + sqrt(n))
         gradient = g[k] * x[k]
-        root = math.sqrt(squares[i, k - _A])
-        squares[i, k - _A] += gradient * gradient
-        new_root = math.sqrt(squares[i, k - _A])
+        root = squares[i, k - _A]  # of n, kept as it is, which saves a square root
+        new_root = math.sqrt(root * root + gradient * gradient)
+        squares[i, k - _A] = new_root
         sums[i, k - _F] += gradient - (new_root - root) / rates[k] * w[i, k]
         w[i, k] = -sums[i, k - _F] * rates[k] / (1.0 + new_root)
 
