@@ -85,8 +85,9 @@ class Hot:
             async for lines in _batched(wire.split_lines(chunks, self._settings.max_line_bytes), self._settings):
                 await self._learn_lines(tally, lines)
         except errors.OnestepError as error:
-            error.members |= {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
-            raise
+            # A new error: this one may have been told to others too, whose counts are not these.
+            told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
+            raise type(error)(**{**error.members, **told}) from None
         return wire.encode(tally.reply())
 
     async def _learn_lines(self, tally: _Tally, lines: list[tuple[int, bytes]]) -> None:
