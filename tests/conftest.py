@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 
 ONESTEP = str(Path(sys.executable).with_name("onestep"))
@@ -26,6 +27,12 @@ JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
 PATIENCE = 30.0
 """Seconds after which a test gives up waiting for something that should long have happened."""
+
+# The project's checks try the same examples each time, so that a change and not chance makes them fail; elsewhere each
+# run tries others.
+hypothesis.settings.register_profile("checks", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("checks")
 
 Content = str | bytes | Iterable[bytes]
 
