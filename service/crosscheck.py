@@ -3,7 +3,7 @@
 The child reads the log itself, read-only, and gets nothing from the service but the weights to be checked. It says two
 things: whether a replay of the log gives those weights bit for bit, and how far they are from river's.
 
-The first line of its standard input is a JSON object (folder, model, seq, and whether weights follow), then the weights
+The first line of its standard input is a JSON object (folder, model, key and seq), then the weights
 and the bias as little-endian float64. It prints the report as JSON.
 """
 
