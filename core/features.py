@@ -49,13 +49,35 @@ class TooManyFeatures(EventError):
     """The event has names that the model has no room for."""
 
 
+ORDINARY, JOINED, EXPIRED, LATE = range(4)
+"""How an event came by its label: with its features; by id, after a prediction from them was served; not in time, so
+that it is taken to be 0; or by id after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """For each of n events the prediction that was served from its features, where there was one.
+
+    `kinds` (uint8): how the event came by its label. For those that are not ORDINARY, `scores` (float64): the score
+    served; `delays` (float64): seconds from then to the label, or to the timeout.
+    """
+
+    kinds: Labels
+    scores: Floats
+    delays: Floats
+
+    def part(self, start: int, stop: int) -> Served:
+        """The same of the events `start` to `stop`."""
+        return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """n events as arrays, in order.
 
     Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32) with `values` (float64) at the same places;
     `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64, the sample
-    weights) have n.
+    weights) have n. `served` is None where all events are ordinary.
     """
 
     offsets: Offsets
@@ -63,6 +85,7 @@ class Batch:
     values: Floats
     labels: Labels
     weights: Floats
+    served: Served | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,19 +93,23 @@ class Batch:
     def slices(self, events: int) -> Iterable[Batch]:
         """The same events in pieces of at most `events`, without copying the features."""
         for start in range(0, len(self), events):
-            stop = min(start + events, len(self))
-            first, last = self.offsets[start], self.offsets[stop]
-            yield Batch(
-                self.offsets[start : stop + 1] - first,
-                self.columns[first:last],
-                self.values[first:last],
-                self.labels[start:stop],
-                self.weights[start:stop],
-            )
+            yield self.part(start, min(start + events, len(self)))
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The events from `start` to before `stop`, without copying the features."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return Batch(
+            self.offsets[start : stop + 1] - first,
+            self.columns[first:last],
+            self.values[first:last],
+            self.labels[start:stop],
+            self.weights[start:stop],
+            self.served and self.served.part(start, stop),
+        )
 
     def first(self, events: int) -> Batch:
         """The first `events` of them, or all if there are no more."""
-        return self if len(self) <= events else next(iter(self.slices(events)))
+        return self if len(self) <= events else self.part(0, events)
 
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:
@@ -329,7 +356,11 @@ class BatchBuilder:
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
         check_label(y, weight)
-        columns, values = self.features.encode(x, add=True)
+        self.add_columns(*self.features.encode(x, add=True), y, weight)
+
+    def add_columns(self, columns: Sequence[int], values: Sequence[float], y: float, weight: float = 1.0) -> None:
+        """Add one event whose columns are known: one that was learned before."""
+        check_label(y, weight)
         self._columns.extend(columns)
         self._values.extend(values)
         self._ends.append(len(self._columns))
@@ -403,3 +434,14 @@ def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
     values, weights = batch.values + 0.0, batch.weights  # + 0.0: -0.0 is 0.0
     _fingerprints(batch.offsets, batch.columns, values.view(np.uint64), batch.labels, weights.view(np.uint64), result)
     return result.view(np.int64)
+
+
+def label_fingerprints(labels: Labels, weights: Floats) -> npt.NDArray[np.int64]:
+    """64 bits for each pair of a label and a sample weight: equal for equal pairs.
+
+    >>> same = label_fingerprints(np.array([1, 1, 0], np.uint8), np.array([2.0, 2.0, 2.0]))
+    >>> bool(same[0] == same[1]), bool(same[1] == same[2])
+    (True, False)
+    """
+    none = np.zeros(0)
+    return fingerprints(Batch(np.zeros(len(labels) + 1, np.int64), np.zeros(0, np.int32), none, labels, weights))

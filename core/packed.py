@@ -3,12 +3,16 @@
 A batch of n events with m feature values:
 
     n, m            2 x uint32
-    weighted        uint8: whether sample weights follow (they are left out where all are 1)
+    parts           uint8: 1 where sample weights follow (they are left out where all are 1), plus 2 where events have a
+                    prediction that was served
     counts          n x uint32: features of each event
     columns         m x uint32
     values          m x float64
     labels          n x uint8
-    weights         n x float64, where weighted
+    weights         n x float64, where parts has 1
+    kinds           n x uint8: how the label came (core/features.py); this and the next two where parts has 2
+    scores          n x float64: the score that was served
+    delays          n x float64: seconds from then to the label
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from core.compiled import compiled
-from core.features import Batch
+from core.features import LATE, Batch, Served
 
 _HEADER = struct.Struct("<IIB")
+WEIGHTED, SERVED = 1, 2
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
@@ -32,7 +37,7 @@ def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     weighted = bool((batch.weights != 1.0).any())
     parts = [
-        _HEADER.pack(len(batch), len(batch.columns), weighted),
+        _HEADER.pack(len(batch), len(batch.columns), WEIGHTED * weighted + SERVED * (batch.served is not None)),
         np.diff(batch.offsets).astype("<u4").tobytes(),
         batch.columns.astype("<u4").tobytes(),
         batch.values.astype("<f8", copy=False).tobytes(),
@@ -40,17 +45,21 @@ def pack(batch: Batch) -> bytes:
     ]
     if weighted:
         parts.append(batch.weights.astype("<f8", copy=False).tobytes())
+    if batch.served is not None:
+        parts.append(batch.served.kinds.tobytes())
+        parts += [column.astype("<f8", copy=False).tobytes() for column in (batch.served.scores, batch.served.delays)]
     return b"".join(parts)
 
 
-def _header(packed: bytes) -> tuple[int, int, bool]:
-    """Events, feature values, and whether weighted; ValueError if the length of the bytes does not fit."""
+def _header(packed: bytes) -> tuple[int, int, int]:
+    """Events, feature values, and which parts there are; ValueError if the length of the bytes does not fit."""
     if len(packed) < _HEADER.size:
         raise ValueError("it is cut short")
-    n, m, weighted = _HEADER.unpack_from(packed)
-    if weighted > 1 or len(packed) != _HEADER.size + n * (5 + 8 * weighted) + m * 12:
+    n, m, parts = _HEADER.unpack_from(packed)
+    an_event = 5 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED)
+    if parts > WEIGHTED + SERVED or len(packed) != _HEADER.size + n * an_event + m * 12:
         raise ValueError("its length does not fit its header")
-    return n, m, bool(weighted)
+    return n, m, parts
 
 
 def unpack(packed: Sequence[bytes]) -> Batch:
@@ -67,16 +76,21 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     starts = np.zeros(len(packed), np.int64)
     np.cumsum([len(one) for one in packed[:-1]], out=starts[1:])
     n, m = int(ns.sum()), int(ms.sum())
-    batch = Batch(np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
+    served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n)) if (headers[:, 2] & SERVED).any() else None
+    rooms = served or Served(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0))
+    batch = Batch(
+        np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n), served
+    )
     places = (batch.columns.view(np.uint8), batch.values.view(np.uint8), batch.labels, batch.weights.view(np.uint8))
-    if not _unpack(np.frombuffer(bytearray().join(packed), np.uint8), starts, ns, ms, batch.offsets, *places):
-        raise ValueError("its counts do not add up, or it has a label that is none")
+    later = (rooms.kinds, rooms.scores.view(np.uint8), rooms.delays.view(np.uint8))
+    if not _unpack(np.frombuffer(bytearray().join(packed), np.uint8), starts, ns, ms, batch.offsets, *places, *later):
+        raise ValueError("its counts do not add up, or it has a label or a kind that is none")
     return batch
 
 
 @compiled(
     "boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], uint8[::1], uint8[::1], "
-    "uint8[::1])"
+    "uint8[::1], uint8[::1], uint8[::1], uint8[::1])"
 )
 def _unpack(
     data: Bytes,
@@ -88,12 +102,15 @@ def _unpack(
     values: Bytes,
     labels: Bytes,
     weights: Bytes,
+    kinds: Bytes,
+    scores: Bytes,
+    delays: Bytes,
 ) -> bool:
-    """Copy each batch's parts to their places; False if the counts do not add up or a label is neither 0 nor 1."""
+    """Copy each batch's parts to their places; False if the counts do not add up, or a label or kind is none."""
     event, value = 0, 0
     for row in range(len(starts)):
         n, m, at = ns[row], ms[row], starts[row]
-        weighted = data[at + 8]
+        parts = data[at + 8]
         at += 9
         last = value
         for i in range(n):
@@ -111,7 +128,17 @@ def _unpack(
                 return False
             labels[event + i] = data[at + i]
         at += n
-        if weighted:
+        if parts & WEIGHTED:
             weights[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
+            at += 8 * n
+        if parts & SERVED:
+            for i in range(n):
+                if data[at + i] > LATE:
+                    return False
+                kinds[event + i] = data[at + i]
+            at += n
+            scores[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
+            at += 8 * n
+            delays[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
         event, value = event + n, last
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -57,6 +58,72 @@ class Optimal:
 
 Rate = float | InverseScaling | Optimal
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LONGEST_KEEP = 3650 * _UNITS["d"]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What becomes of a prediction with an id until its label comes.
+
+    keep
+        How long it waits for its label: a number and a unit, s, m, h or d, like "90s" or "7d". Default "24h".
+    on_timeout
+        What is done then: `drop` it, or learn it as y = 0 (`negative`, the usual choice for clicks). Default `drop`.
+    max_waiting
+        How many predictions may wait; past it one is served, but not kept. Default 1,000,000.
+    ack
+        Whether a prediction with an id is answered after it is on `disk`, or from `memory`, before. Default `disk`.
+    late
+        Whether a label 1 after the timeout, of what was learned as y = 0, is refused (`refuse`) or is one more step
+        (`learn`). Default `refuse`.
+
+    >>> Join(keep="7d").keep_seconds
+    604800.0
+    """
+
+    keep: str = "24h"
+    on_timeout: Literal["drop", "negative"] = "drop"
+    max_waiting: int = 1_000_000
+    ack: Literal["disk", "memory"] = "disk"
+    late: Literal["refuse", "learn"] = "refuse"
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        for name, good, message in self._checks():
+            if not good:
+                raise SpecError(f"join.{name}", message)
+        object.__setattr__(self, "keep", _shortest(self.keep_seconds))
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        known = isinstance(self.keep, str) and _DURATION.fullmatch(self.keep)
+        yield "keep", bool(known) and 0 < self.keep_seconds <= LONGEST_KEEP, 'must be a time like "90s", "24h" or "7d"'
+        yield "on_timeout", self.on_timeout in ("drop", "negative"), "must be 'drop' or 'negative'"
+        yield "max_waiting", type(self.max_waiting) is int, "must be a whole number"
+        yield "max_waiting", 0 <= self.max_waiting <= 2**40, "must be from 0 to 2^40"
+        yield "ack", self.ack in ("disk", "memory"), "must be 'disk' or 'memory'"
+        yield "late", self.late in ("refuse", "learn"), "must be 'refuse' or 'learn'"
+        yield (
+            "late",
+            self.late == "refuse" or self.on_timeout == "negative",
+            "can be 'learn' only where on_timeout is 'negative': what was dropped is gone",
+        )
+
+    @property
+    def keep_seconds(self) -> float:
+        """`keep` in seconds."""
+        return float(self.keep[:-1]) * _UNITS[self.keep[-1]]
+
+
+_DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?[smhd]")
+
+
+def _shortest(seconds: float) -> str:
+    """A time in the largest unit up to hours that gives a whole number: "1d" and "1440m" are "24h"."""
+    unit = next((unit for unit in "hm" if seconds % _UNITS[unit] == 0), "s")
+    return f"{seconds / _UNITS[unit]:.6f}".rstrip("0").rstrip(".") + unit
+
 
 _ABOVE_ZERO = ("clip", "max_value", "eps", "gamma", "final_lr")
 _ZERO_OR_MORE = ("l1", "l2", "beta")
@@ -100,6 +167,8 @@ class Spec:
         With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Default None: no hashing.
     max_value
         Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
+    join
+        What becomes of predictions with an id, whose labels come later: see `Join`.
 
     Raises SpecError, which names the field.
 
@@ -131,6 +200,7 @@ class Spec:
     max_features: int = 1_000_000
     hash_bits: int | None = None
     max_value: float = 1e100
+    join: Join = field(default_factory=Join)
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -175,6 +245,8 @@ class Spec:
             raise SpecError("class_weights", 'must be an object: {"0": 1, "1": 1}')
         for weight in self.class_weights.values():
             _check_number("class_weights", weight)
+        if not isinstance(self.join, Join | dict):
+            raise SpecError("join", 'must be an object like {"keep": "24h"}')
 
     def _normalise(self) -> None:
         """1 and 1.0 are the same spec; so are a constant schedule and its number."""
@@ -184,6 +256,8 @@ class Spec:
         for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
+        if isinstance(self.join, dict):
+            object.__setattr__(self, "join", _as_join(self.join))
         weights = {str(label): float(weight) for label, weight in self.class_weights.items()}
         object.__setattr__(self, "class_weights", {"0": 1.0, "1": 1.0, **weights})
 
@@ -251,6 +325,15 @@ def _check_number(name: str, value: Any) -> None:
         float(value)
     except OverflowError:
         raise SpecError(name, "must be a number that a 64-bit float can hold") from None
+
+
+def _as_join(values: dict[str, Any]) -> Join:
+    """The join that a dict describes, as a stored spec has it."""
+    known = [known.name for known in fields(Join)]
+    for name in values:
+        if name not in known:
+            raise SpecError(f"join.{name}", f"is not a field of it; the fields are {', '.join(known)}")
+    return Join(**values)
 
 
 def _as_rate(name: str, rate: Any) -> Rate:

@@ -202,6 +202,14 @@ def describe(model: Model) -> dict[str, Any]:
         "not_taken": learner.not_taken,
         "snapshot_seq": model.snapshot_seq,
         "progressive": model.scores.summary(),
+        "served": model.joins.scores.summary(),
+        "join": {
+            "waiting": model.waiting,
+            **model.joins.counts(),
+            "dropped": model.dropped,
+            "not_kept": model.not_kept,
+            "delay_s": model.joins.delays(),
+        },
         "sha256": learner.sha256(),
         **mixture,
     }

@@ -1,14 +1,26 @@
-"""Learner states <-> the bytes of a snapshot. Arrays and JSON, never pickle; little-endian.
+"""Learner states and waiting predictions <-> bytes. Arrays, JSON and MessagePack, never pickle; little-endian.
 
 A state is one line of JSON, in which an array stands as {"array": [offset, length]}, then the arrays' float64.
+
+A waiting prediction is the number of float64 that say what was served (uint32), these, then its x as it was sent, in
+MessagePack: names and not columns, because what is never labelled must not give its features columns.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
+import msgspec
 import numpy as np
+
+from core.features import X
+from core.logistic import Floats
+
+_COUNT = struct.Struct("<I")
+_to_x = msgspec.msgpack.Decoder(dict[str, float | bool | str] | list[float | bool])
+_from_x = msgspec.msgpack.Encoder()
 
 
 def encode_state(state: dict[str, Any]) -> bytes:
@@ -47,3 +59,27 @@ def decode_state(data: bytes) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError("it is not a state")  # noqa: TRY004  # damaged data, not a caller's mistake
     return state
+
+
+def encode_prediction(served: Floats, x: X) -> bytes:
+    """The bytes of a waiting prediction: the numbers that say what was served, and the x that it was made from."""
+    return b"".join([_COUNT.pack(len(served)), served.astype("<f8", copy=False).tobytes(), _from_x.encode(x)])
+
+
+def decode_prediction(data: bytes) -> tuple[Floats, X]:
+    """What was served, and x; ValueError if these bytes are none.
+
+    >>> decode_prediction(encode_prediction(np.array([0.5]), {"age": 31.0, "country": "FR"}))
+    (array([0.5]), {'age': 31.0, 'country': 'FR'})
+    """
+    if len(data) < _COUNT.size:
+        raise ValueError("it is cut short")
+    (count,) = _COUNT.unpack_from(data)
+    end = _COUNT.size + 8 * count
+    if not count or end >= len(data):
+        raise ValueError("its length does not fit its header")
+    try:
+        x: X = _to_x.decode(memoryview(data)[end:])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is not a prediction: {error}") from None
+    return np.frombuffer(data, "<f8", count, _COUNT.size).astype(np.float64), x

@@ -11,7 +11,9 @@ after the next, never in between. What touches the disk runs in one thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from core.features import Batch, BatchBuilder
+from core.features import EXPIRED, Batch, BatchBuilder
+from core.joins import Joins
 from core.learner import Learner
 from core.progressive import Progressive
 from core.spec import Spec
 from service import errors
 from service.log import Snapshot, StoredModel
-from service.model import Model
+from service.model import Model, Prediction
 from service.settings import Settings
-from service.store import Store
-from service.turn import Draft, Known, Request, Result, draft_request
-from service.wire import Event
+from service.store import KnownId, Store
+from service.turn import Draft, Item, Known, Request, Result, draft_request, draft_timeouts
+from service.wire import Event, Label, PredictedKept
 
 logger = logging.getLogger("onestep")
 
@@ -39,6 +42,13 @@ STEP_EVENTS = 4_096
 ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
+TIMEOUTS = 500
+"""Predictions that time out in one commit: others wait while it is made."""
+
+MAX_SLEEP_SECONDS = 60.0
+"""How long the writer sleeps while predictions wait: not longer, because the clock may be set."""
+SPACE_PAUSE_SECONDS = 5
+"""How often to look whether the file has much free room."""
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown a snapshot is worth writing when it saves this much of the next start."""
@@ -81,6 +91,8 @@ class Engine:
         self._purging = True
         self._snapshot: _SnapshotUnderWay | None = None
         self._tidy_after = 0.0
+        self._due = math.inf  # when the first prediction times out, or sooner: seconds since 1970
+        self._space_after = 0.0
 
     # -- predicting and looking
 
@@ -99,14 +111,34 @@ class Engine:
 
     # -- learning
 
-    async def learn(self, model: str, events: Sequence[Event], *, atomic: bool = True, wait: bool = False) -> Result:
+    async def learn(
+        self, model: str, events: Sequence[Event | Label], *, atomic: bool = True, wait: bool = False
+    ) -> Result:
         """Learn events, in order. Returns when they are on disk and the steps are taken.
 
         Where the queue is full, QueueFull; with `wait`, as for a stream that can be read more slowly, it waits.
         """
+        return await self._submit(model, events, atomic, wait)
+
+    async def keep(
+        self, model: str, predictions: Sequence[Prediction], *, atomic: bool = True, wait: bool = False
+    ) -> tuple[list[PredictedKept], errors.OnestepError | None]:
+        """Keep predictions until their labels come: the replies, and what is wrong with the next where not `atomic`.
+
+        Returns when they are on disk, or, where the model's spec says so, when they will be next. The rest as `learn`.
+        """
+        result = await self._submit(model, predictions, atomic, wait)
+        return result.predicted, result.error
+
+    async def find_waiting(self, name: str, id_: str) -> KnownId | None:
+        """What an id of a model stands for."""
+        key = self.model(name).stored.key
+        return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
+
+    async def _submit(self, model: str, items: Sequence[Item], atomic: bool, wait: bool) -> Result:
         self._check_open()
         self.model(model)
-        while self._waiting_events and self._waiting_events + len(events) > self._settings.queue_events:
+        while self._waiting_events and self._waiting_events + len(items) > self._settings.queue_events:
             if not wait:
                 raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
             self._check_open()
@@ -116,8 +148,8 @@ class Engine:
         if wait and self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append(Request(model, events, atomic, answer))
-        self._waiting_events += len(events)
+        self._queue.append(Request(model, items, atomic, answer))
+        self._waiting_events += len(items)
         self._work.set()
         return await answer
 
@@ -143,7 +175,15 @@ class Engine:
             elif self.state in ("stopped", "failed"):
                 return
             elif not await self._tidy():
-                await self._work.wait()
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Until there is work, or a prediction times out."""
+        seconds = self._due - time.time()
+        if seconds > MAX_SLEEP_SECONDS:
+            seconds = MAX_SLEEP_SECONDS if self._due < math.inf else math.inf
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), None if seconds == math.inf else max(0.0, seconds))
 
     async def _take_turn(self) -> None:
         """A turn for what waits; nobody is left waiting, whatever happens."""
@@ -155,15 +195,15 @@ class Engine:
                 request.refuse(self.failure or _mistake())
             raise
         self._queue.extendleft(reversed(put_off))
-        self._waiting_events += sum(len(request.events) for request in put_off)
+        self._waiting_events += sum(len(request.items) for request in put_off)
 
     def _take(self) -> list[Request]:
         """All that waits, up to the size of a commit."""
         taken: list[Request] = []
         events = 0
-        while self._queue and (not taken or events + len(self._queue[0].events) <= self._settings.commit_events):
+        while self._queue and (not taken or events + len(self._queue[0].items) <= self._settings.commit_events):
             taken.append(self._queue.popleft())
-            events += len(taken[-1].events)
+            events += len(taken[-1].items)
         self._waiting_events -= events
         self._room.set()
         return taken
@@ -171,21 +211,27 @@ class Engine:
     async def _learn_turn(self, requests: list[Request]) -> list[Request]:
         """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
         drafts, put_off = await self._draft(requests)
-        batches = [draft.builder.build() for draft in drafts]
         try:
-            await self._commit(drafts, batches)
+            await self._finish(drafts)
         except errors.DiskFull as error:
             for draft in drafts:
                 for request, _, _ in draft.answers:
                     request.refuse(error)
-        else:
-            for draft, batch in zip(drafts, batches, strict=True):
-                await self._step(draft, batch)
         return put_off
 
+    async def _finish(self, drafts: list[Draft]) -> None:
+        """Commit drafts, step the learners, wake those who wait. DiskFull: there is no room, and nothing changed."""
+        batches = [draft.build() for draft in drafts]
+        for draft in drafts:
+            draft.answer_from_memory()
+        await self._commit(drafts, batches)
+        for draft, batch in zip(drafts, batches, strict=True):
+            self._count_waiting(draft)
+            await self._step(draft, batch)
+
     async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
-        """Write and sync what the drafts add; if that fails, take back the names that their events brought."""
-        added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if len(batch)]
+        """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
+        added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if not draft.empty]
         if not added:
             return
         try:
@@ -195,6 +241,16 @@ class Engine:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
             raise
 
+    def _count_waiting(self, draft: Draft) -> None:
+        """Count the predictions that wait now, after a commit."""
+        model = draft.model
+        if draft.kept and not model.waiting:
+            model.due = draft.now / 1e6 + model.learner.spec.join.keep_seconds
+            self._due = min(self._due, model.due)
+        model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
+        model.next_number += len(draft.kept)
+        model.dropped += len(draft.dropped)
+
     async def _draft(self, requests: list[Request]) -> tuple[list[Draft], list[Request]]:
         """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
 
@@ -202,6 +258,7 @@ class Engine:
         a duplicate, or it failed, and this is tried itself.
         """
         known = await self._find_ids(requests)
+        now = _now()
         drafts: dict[str, Draft] = {}
         put_off: list[Request] = []
         encoded = 0
@@ -212,31 +269,44 @@ class Engine:
                 continue
             draft = drafts.get(request.model)
             if draft is None:
-                draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features))
-            elif draft.ids and any(event.id in draft.ids for event in request.events if event.id is not None):
+                draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
+            elif (draft.ids or draft.kept) and any(map(draft.has, request.items)):
                 put_off.append(request)
                 continue
             draft_request(draft, request, known)
-            encoded += len(request.events)
+            encoded += len(request.items)
             if encoded >= ENCODE_EVENTS:
                 encoded = 0
                 await asyncio.sleep(0)
         return list(drafts.values()), put_off
 
     async def _find_ids(self, requests: list[Request]) -> Known:
-        """Which of the requests' ids were learned: (model key, id) -> (seq, fingerprint)."""
+        """What is on disk under the requests' ids."""
         wanted: dict[int, list[str]] = {}
+        corrected: set[tuple[int, str]] = set()
         for request in requests:
-            ids = [event.id for event in request.events if event.id is not None]
-            if ids and request.model in self._models:
-                wanted.setdefault(self._models[request.model].stored.key, []).extend(ids)
-        return await self._on_disk(self._opened.find_ids, wanted) if wanted else {}
+            ids = [item.id for item in request.items if item.id is not None]
+            model = self._models.get(request.model)
+            if ids and model is not None:
+                wanted.setdefault(model.stored.key, []).extend(ids)
+                if model.learner.spec.join.late == "learn":
+                    corrected.update((model.stored.key, id_) for id_ in ids)
+        return await self._on_disk(self._look_up, wanted, corrected) if wanted else Known()
+
+    def _look_up(self, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> Known:
+        """Runs in the thread of the disk. `corrected`: ids whose event is wanted too, if it was taken to be 0."""
+        known = Known(self._opened.find_ids(wanted))
+        for model, id_ in corrected & known.ids.keys():
+            found = known.ids[model, id_]
+            if found.kind == EXPIRED and (logged := self._opened.event(model, found.seq)) is not None:
+                known.expired[model, id_] = logged
+        return known
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Take the steps of a committed batch, then wake those who wait for them."""
-        first_seq = draft.first_seq
         p: list[float] = []
         loss: list[float | None] = []
+        first_seq = draft.first_seq
         for piece in batch.slices(STEP_EVENTS):
             if p:
                 await asyncio.sleep(0)
@@ -245,15 +315,30 @@ class Engine:
             loss += more_loss
         if len(batch):
             draft.model.count_replay(batch)
-        for request, places, error in draft.answers:
-            result = Result(error=error)
-            for duplicate, place in places:
-                result.seq.append(place if duplicate else first_seq + place)
-                result.p.append(None if duplicate else p[place])
-                result.loss.append(None if duplicate else loss[place])
-                result.duplicate.append(duplicate)
-            if not request.answer.done():
-                request.answer.set_result(result)
+        draft.answer(first_seq, p, loss)
+
+    # -- predictions whose label does not come
+
+    async def _time_out(self) -> bool:
+        """Learn as 0, or drop, some predictions of a model that waited too long; whether there were any."""
+        now = _now()
+        if now / 1e6 < self._due:
+            return False
+        async with self._turn:
+            model = min(self.models, key=lambda model: model.due)
+            keep = model.learner.spec.join.keep_seconds
+            oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
+            late = [row for row in oldest if row[2] / 1e6 + keep <= now / 1e6]
+            if late:
+                draft = Draft(model, BatchBuilder(model.learner.features), now)
+                draft_timeouts(draft, late)
+                await self._finish([draft])
+            if len(late) < len(oldest):
+                model.due = oldest[len(late)][2] / 1e6 + keep
+            elif len(oldest) < TIMEOUTS:
+                model.due = math.inf
+        self._due = min(other.due for other in self.models)
+        return bool(late)
 
     # -- models
 
@@ -319,6 +404,7 @@ class Engine:
             model = models[stored.name] = Model(stored, self._settings.window)
             names = self._opened.names(stored.key)
             self._load_snapshot(model, names)
+            self._load_waiting(model)
             model.learner.features.extend(names[model.learner.n_features :])
             for batch in self._opened.batches(stored.key, after=model.learner.seq):
                 if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
@@ -328,6 +414,15 @@ class Engine:
                 model.learn(batch)
                 model.count_replay(batch)
         return models
+
+    def _load_waiting(self, model: Model) -> None:
+        """Count the predictions that wait; they stay on disk."""
+        model.waiting = self._opened.waiting_count(model.stored.key)
+        model.dropped = self._opened.dropped(model.stored.key)
+        model.next_number = self._opened.last_number(model.stored.key) + 1
+        if model.waiting:
+            model.due = 0.0  # the first look tells
+            self._due = 0.0
 
     def _load_snapshot(self, model: Model, names: list[str]) -> None:
         """Bring the model to its newest snapshot that is whole, and say which are not."""
@@ -342,6 +437,8 @@ class Engine:
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
                 model.learner = Learner.from_state({**state["learner"], "names": names[:known]})
                 model.scores = Progressive.from_state(state["scores"], self._settings.window)
+                if "joins" in state:  # not in a snapshot of the first format
+                    model.joins = Joins.from_state(state["joins"], self._settings.window)
             except errors.LogDamaged as damage:
                 logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
             else:
@@ -352,13 +449,19 @@ class Engine:
         return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
 
     async def _tidy(self) -> bool:
-        """A piece of a snapshot that is due, or of the rows of deleted models; whether there was one."""
+        """Some timeouts, or a piece of a snapshot that is due, or of what is to be removed; whether there was one."""
         if time.monotonic() < self._tidy_after:
             return False
         try:
+            if await self._time_out():
+                return True
             if self._purging:
                 self._purging = await self._on_disk(self._opened.purge)
                 return True
+            if time.monotonic() > self._space_after:
+                if await self._on_disk(self._opened.give_back):
+                    return True
+                self._space_after = time.monotonic() + SPACE_PAUSE_SECONDS
             return await self._snapshot_piece(self._settings.snapshot_seconds)
         except errors.DiskFull:
             logger.warning("no room on the disk for a snapshot; trying again in %d s", TIDY_PAUSE_SECONDS)
@@ -385,7 +488,11 @@ class Engine:
     def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
         """Copy the model's state as it stands, and the iterator that writes the copy."""
         seq = model.learner.seq
-        state = {"learner": model.learner.state(names=False), "scores": model.scores.state()}
+        state = {
+            "learner": model.learner.state(names=False),
+            "scores": model.scores.state(),
+            "joins": model.joins.state(),
+        }
         pieces = self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
         return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
 
@@ -458,6 +565,11 @@ class Engine:
 
 
 _END = object()
+
+
+def _now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1_000
 
 
 def _mistake() -> errors.OnestepError:

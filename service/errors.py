@@ -106,8 +106,32 @@ class MethodNotAllowed(OnestepError):
         return (("allow", self.members["allow"]),)
 
 
+class UnknownId(OnestepError):
+    """{field}: no prediction waits under the id {id!r}. A label without x is for a prediction that was served with its
+    id."""
+
+    status = 404
+    title = "Unknown id"
+
+
+class ExpiredId(OnestepError):
+    """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
+    learned as y = 0, at seq {seq}. With "late": "learn" a label 1 would correct that."""
+
+    status = 404
+    title = "Expired id"
+
+
+class DroppedId(OnestepError):
+    """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
+    dropped; send the label with its x."""
+
+    status = 404
+    title = "Dropped id"
+
+
 class IdConflict(OnestepError):
-    """{field}: the id {id!r} was learned {before} with another x, y or weight."""
+    """{field}: the id {id!r} {reason}."""
 
     status = 409
     title = "Id conflict"
@@ -182,6 +206,14 @@ class CrossCheckFailed(OnestepError):
     title = "Cross-check failed"
 
 
+class PredictionDamaged(OnestepError):
+    """{field}: what was kept under the id {id!r} is damaged on the disk, and is not learned; send the label with its x
+    under another id. `onestep inspect` shows what else is damaged."""
+
+    status = 500
+    title = "Prediction damaged"
+
+
 class NotReady(OnestepError):
     """The service is {state}; try again in a moment."""
 
@@ -208,8 +240,8 @@ class StorageFailed(OnestepError):
 
 
 class DiskFull(OnestepError):
-    """There is no room on the disk. The event was not learned; predictions go on, and so does learning when there is
-    room again."""
+    """There is no room on the disk. The event was not learned, or the prediction not kept; predictions without an id go
+    on, and so does learning when there is room again."""
 
     status = 507
     title = "Disk full"

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from core.features import EventError
 from service import errors, wire
 from service.engine import DEFAULT, Engine
-from service.model import Model
+from service.model import Model, Prediction
 from service.settings import Settings
 from service.turn import Result
 
+Body = TypeVar("Body")
 Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -64,19 +65,20 @@ class Hot:
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            result = await self._engine.learn(model, [wire.decode_event(body)])
-            await _reply(send, wire.encode(_learned(model, result, 0)))
+            event = wire.decode_learn(body)
+            result = await self._engine.learn(model, [event])
+            await _reply(send, wire.encode(_learned(model, event, result, 0)))
             return
         events = []
         for i, piece in enumerate(wire.split_array(body)):
-            events.append(wire.decode_event(piece, f"[{i}]"))
+            events.append(wire.decode_learn(piece, f"[{i}]"))
             if i % _PAUSE == _PAUSE - 1:
                 await asyncio.sleep(0)
         try:
             result = await self._engine.learn(model, events)
         except errors.OnestepError as error:
             raise _placed(error, f"[{error.index}]") from None
-        await _reply(send, wire.encode([_learned(model, result, i) for i in range(len(events))]))
+        await _reply(send, wire.encode([_learned(model, event, result, i) for i, event in enumerate(events)]))
 
     async def _learn_stream(self, model: str, chunks: AsyncIterator[bytes]) -> bytes:
         """Learn line by line, in pieces; an error says what was learned before it, and that stays learned."""
@@ -92,21 +94,16 @@ class Hot:
 
     async def _learn_lines(self, tally: _Tally, lines: list[tuple[int, bytes]]) -> None:
         """Learn these lines, up to the first that is wrong; then raise what is wrong with it."""
-        events: list[wire.Event] = []
-        wrong: errors.OnestepError | None = None
-        try:
-            for number, line in lines:
-                events.append(wire.decode_event(line, f"line {number}"))
-        except errors.OnestepError as error:
-            wrong, wrong_line = error, lines[len(events)][0]
+        events, wrong = _decoded(wire.decode_learn, lines)
+        done = len(events)
         if events:
             result = await self._engine.learn(tally.model, events, atomic=False, wait=True)
-            tally.add(result)
+            tally.add(events, result)
             if result.error is not None:
-                wrong_line = lines[result.error.index][0]
-                wrong = _placed(result.error, f"line {wrong_line}")
+                done = result.error.index
+                wrong = _placed(result.error, f"line {lines[done][0]}")
         if wrong is not None:
-            wrong.members["line"] = wrong_line
+            wrong.members["line"] = lines[done][0]
             raise wrong
 
     # -- predict
@@ -119,11 +116,49 @@ class Hot:
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            await _reply(send, wire.encode(_predicted(found, wire.decode_question(body))))
+            question = wire.decode_question(body)
+            if question.id is None:  # the shortest way for what most ask for
+                await _reply(send, wire.encode(_predicted(found, question)))
+                return
+            replies, _ = await self._predict(found, [question], [""])
+            await _reply(send, wire.encode(replies[0]))
             return
-        questions = [wire.decode_question(piece, f"[{i}]") for i, piece in enumerate(wire.split_array(body))]
-        predictions = [_predicted(found, question, f"[{i}]") for i, question in enumerate(questions)]
-        await _reply(send, wire.encode(predictions))
+        pieces = wire.split_array(body)
+        places = [f"[{i}]" for i in range(len(pieces))]
+        questions = [wire.decode_question(piece, at) for piece, at in zip(pieces, places, strict=True)]
+        replies, _ = await self._predict(found, questions, places)
+        await _reply(send, wire.encode(replies))
+
+    async def _predict(
+        self, model: Model, questions: Sequence[wire.Question], places: Sequence[str], stream: bool = False
+    ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
+        """Predict, and keep what has an id. `places` says where each question stands, for the message.
+
+        All or nothing; but of a `stream` what stands before the first that is wrong, and what is wrong with that.
+        """
+        made: list[wire.Predicted | Prediction] = []
+        wrong: errors.OnestepError | None = None
+        for question, at in zip(questions, places, strict=False):
+            try:
+                made.append(_predicted(model, question, at))
+            except errors.OnestepError as error:
+                if not stream:
+                    raise
+                wrong = error
+                break
+        kept_at = [i for i, prediction in enumerate(made) if isinstance(prediction, Prediction)]
+        to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
+        if to_keep:
+            try:
+                kept, refused = await self._engine.keep(model.name, to_keep, atomic=not stream, wait=stream)
+            except errors.OnestepError as error:
+                raise _placed(error, places[kept_at[error.index]]) from None
+            if refused is not None:
+                wrong = _placed(refused, places[kept_at[len(kept)]])
+                del made[kept_at[len(kept)] :]
+            for i, reply in zip(kept_at, kept, strict=False):
+                made[i] = reply
+        return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
     async def _predict_stream(self, model: Model, chunks: AsyncIterator[bytes], send: Send) -> None:
         """Predict line by line.
@@ -134,13 +169,13 @@ class Hot:
         """
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._settings.data)) as spool:
             async for lines in _batched(wire.split_lines(chunks, self._settings.max_line_bytes), self._settings):
-                for number, line in lines:
-                    try:
-                        reply = _predicted(model, wire.decode_question(line, f"line {number}"), f"line {number}")
-                    except errors.OnestepError as error:
-                        error.members["line"] = number
-                        raise
-                    spool.write(wire.encode(reply) + b"\n")
+                questions, wrong = _decoded(wire.decode_question, lines)
+                replies, refused = await self._predict(model, questions, [f"line {n}" for n, _ in lines], stream=True)
+                wrong = refused or wrong
+                if wrong is not None:
+                    wrong.members["line"] = lines[len(replies)][0]
+                    raise wrong
+                spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
             length = spool.tell()
             spool.seek(0)
             await send(_start(200, NDJSON, length))
@@ -199,8 +234,11 @@ class _Tally:
         self.first_seq: int | None = None
         self.last_seq: int | None = None
         self._loss = 0.0
+        self._has_labels = False
+        self._joined = self._late = 0
+        self._served_loss = 0.0
 
-    def add(self, result: Result) -> None:
+    def add(self, events: Sequence[wire.Event | wire.Label], result: Result) -> None:
         fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
         self.learned += len(fresh)
         self.duplicates += len(result.seq) - len(fresh)
@@ -210,22 +248,53 @@ class _Tally:
         losses = [loss for loss in result.loss if loss is not None]
         self._loss += sum(losses)
         self._scored += len(losses)
+        self._has_labels = self._has_labels or any(isinstance(event, wire.Label) for event in events)
+        for label in result.late_labels.values():
+            self._joined += not label.late
+            self._late += label.late
+            self._served_loss += label.served_loss
 
     def reply(self) -> wire.LearnedMany:
         loss = self._loss / self._scored if self._scored else None
-        return wire.LearnedMany(self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
+        plain = (self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
+        labels = self._joined + self._late
+        if not (self._has_labels or labels):
+            return wire.LearnedMany(*plain)
+        return wire.LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
 
 
-def _learned(model: str, result: Result, i: int) -> wire.Learned:
-    return wire.Learned(model, result.seq[i], result.p[i], result.loss[i], result.duplicate[i])
+def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int) -> wire.Learned:
+    plain = (model, result.seq[i], result.p[i], result.loss[i], result.duplicate[i])
+    late_label = result.late_labels.get(i)
+    if late_label is not None:
+        return wire.LearnedLate(*plain, *late_label)
+    if isinstance(event, wire.Label):
+        return wire.LearnedLate(*plain, served_p=None, served_loss=None, delay_s=None, late=False)
+    return wire.Learned(*plain)
 
 
-def _predicted(model: Model, question: wire.Question, at: str = "") -> wire.Predicted:
+def _predicted(model: Model, question: wire.Question, at: str = "") -> wire.Predicted | Prediction:
+    """The reply, or, where there is an id, what is to be kept."""
     try:
+        if question.id is not None:
+            return model.predict_to_keep(question.id, question.x)
         p = model.predict(question.x)
     except EventError as error:
         raise errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message) from None
     return wire.Predicted(model.name, p, p > 0.5, model.learner.seq)
+
+
+def _decoded(
+    decode: Callable[[bytes, str], Body], lines: Sequence[tuple[int, bytes]]
+) -> tuple[list[Body], errors.OnestepError | None]:
+    """The lines up to the first that is wrong, and what is wrong with it."""
+    decoded: list[Body] = []
+    try:
+        for number, line in lines:
+            decoded.append(decode(line, f"line {number}"))
+    except errors.OnestepError as error:
+        return decoded, error
+    return decoded, None
 
 
 def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.features import Batch
+from core.features import LATE, Batch, X
+from core.logistic import Floats
 from core.packed import unpack
 from service import codec, errors
 
 APPLICATION_ID = 0x0E57E901
-FORMAT = 1
+FORMAT = 2
+"""1: without predictions that wait for their labels. A service that opens such a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 
@@ -31,6 +33,27 @@ class StoredModel:
     key: int
     name: str
     spec: dict[str, Any]
+
+
+WAITING, DROPPED = LATE + 1, LATE + 2
+"""What an id stands for that has no event: a prediction that waits, or one that waited too long. An event's id has the
+kind of the event (core/features.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A prediction that waits for its label.
+
+    number: its place among those that the model kept. kept_at: microseconds since 1970. seq: the model's when it was
+    made. served: float64 that say what was served, the score first (core/explain.py). x: what it was made from.
+    """
+
+    number: int
+    id: str
+    kept_at: int
+    seq: int
+    served: Floats
+    x: X
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +78,13 @@ def crc(*parts: bytes | int | str | float) -> int:
 
 
 _BATCH = struct.Struct("<qqqdQ")
+_WAITING = struct.Struct("<qqqqQ")
+
+
+def waiting_crc(model: int, number: int, id_: bytes, kept_at: int, seq: int, payload: bytes) -> int:
+    """`crc` of a waiting prediction, in three calls."""
+    header = _WAITING.pack(model, number, kept_at, seq, len(id_))
+    return zlib.crc32(payload, zlib.crc32(id_, zlib.crc32(header)))
 
 
 def batch_crc(model: int, first_seq: int, events: int, written_at: float, payload: bytes) -> int:
@@ -90,6 +120,7 @@ class LogReader:
             raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
         if found > FORMAT:
             raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
+        self.format = int(found)
 
     def close(self) -> None:
         self._db.close()
@@ -177,10 +208,61 @@ class LogReader:
         query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
         return next((seq for (seq,) in self._rows(query, model)), 0)
 
+    def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
+        """The event of a model at a seq, and when it was written (seconds since 1970); None if it is not there."""
+        for first_seq, events, *row in self._rows(
+            "SELECT first_seq, events, written_at, payload, checksum FROM batches "
+            "WHERE model = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1",
+            model,
+            seq,
+        ):
+            if seq < first_seq + events:
+                payload = self._checked(model, first_seq, first_seq, events, *row)
+                batch = self._unpacked([payload], first_seq, first_seq + events - 1)
+                return row[0], batch.part(seq - first_seq, seq - first_seq + 1)
+        return None
+
     def ids(self, model: int) -> tuple[int, int]:
-        """How many ids a model has, and the largest seq of one of them, 0 without one."""
-        query = "SELECT count(*), ifnull(max(seq), 0) FROM ids WHERE model = ?"
+        """How many ids a model has, and the largest seq of an event with one, 0 without one."""
+        events = f"kind <= {LATE}" if self.format > 1 else "true"
+        query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE {events}), 0) FROM ids WHERE model = ?"  # noqa: S608
         return next((count, seq) for count, seq in self._rows(query, model))
+
+    def waiting(self, model: int) -> Iterator[Waiting]:
+        """The predictions of a model that wait, the oldest first; damage is refused."""
+        if self.format > 1:
+            query = "SELECT number, id, kept_at, seq, payload, checksum FROM waiting WHERE model = ? ORDER BY number"
+            for row in self._rows(query, model):
+                yield self.waiting_row(model, *row)
+
+    def waiting_row(
+        self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: bytes, checksum: int
+    ) -> Waiting:
+        """A waiting prediction of its row; LogDamaged if it is damaged."""
+        what = f"the prediction that waits under the id {id_!r}"
+        if checksum != waiting_crc(model, number, id_.encode(), kept_at, seq, payload):
+            raise self._damaged(f"{what} has a wrong checksum")
+        try:
+            return Waiting(number, id_, kept_at, seq, *codec.decode_prediction(payload))
+        except ValueError as error:
+            raise self._damaged(f"{what} cannot be read: {error}") from None
+
+    def waiting_count(self, model: int) -> int:
+        """How many predictions of a model wait."""
+        if self.format == 1:
+            return 0
+        return next(int(count) for (count,) in self._rows("SELECT count(*) FROM waiting WHERE model = ?", model))
+
+    def dropped(self, model: int) -> int:
+        """How many predictions of a model waited too long, and were dropped."""
+        dropped = 0
+        if self.format > 1:
+            query = "SELECT number, seq, dropped_at, predictions, checksum FROM drops WHERE model = ?"
+            for number, seq, dropped_at, predictions, checksum in self._rows(query, model):
+                if checksum != crc(model, number, seq, dropped_at, predictions):
+                    raise self._damaged(f"the row of {predictions} dropped prediction(s) has a wrong checksum")
+                dropped += predictions
+        return dropped
 
     def snapshot_seqs(self, model: int) -> list[int]:
         """The seqs of a model's snapshots, the newest first."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import numpy as np
+
 from core import logistic
 from core.features import Batch, X
+from core.joins import Joins
 from core.learner import Learner
+from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
 from service.log import StoredModel
@@ -15,13 +22,34 @@ REPLAY_SECONDS_PER_EVENT = 0.1e-6
 REPLAY_SECONDS_PER_VALUE = 0.02e-6
 
 
+class Prediction(NamedTuple):
+    """A prediction that is to be kept until its label comes. served: float64 that say what was served, the score first
+    (core/explain.py). seq: the model's when it was made."""
+
+    id: str
+    x: X
+    seq: int
+    served: Floats
+
+
 class Model:
-    """A named model: what is stored of it, its learner, its progressive scores."""
+    """A named model: what is stored of it, its learner, its progressive scores, and what waits for labels."""
 
     def __init__(self, stored: StoredModel, window: int) -> None:
         self.stored = stored
         self.learner = Learner(Spec.from_dict(stored.spec))
         self.scores = Progressive(window)
+        self.joins = Joins(window)
+        self.waiting = 0
+        """Predictions that wait for their labels."""
+        self.next_number = 1
+        """The number of the next one."""
+        self.due = math.inf
+        """When the oldest of them times out, or sooner: seconds since 1970."""
+        self.dropped = 0
+        """Predictions whose labels did not come in time, and that were dropped."""
+        self.not_kept = 0
+        """Predictions with an id that were served and not kept since the start, because too many waited."""
         self.snapshot_seq = 0
         self.replay_seconds = 0.0
         """What replaying the log after the last snapshot would cost, about."""
@@ -34,6 +62,7 @@ class Model:
         """Step for each event; the prediction before the step, and its loss (None where the step was not taken)."""
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)
+        self.joins.add(batch)
         losses: list[float | None] = list(outcome.losses.tolist())
         if not outcome.learned.all():
             losses = [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
@@ -50,3 +79,7 @@ class Model:
     def predict(self, x: X) -> float:
         """The probability of label 1. Changes nothing."""
         return logistic.sigmoid(self.learner.score(x))
+
+    def predict_to_keep(self, id_: str, x: X) -> Prediction:
+        """A prediction to be kept until its label comes. Changes nothing."""
+        return Prediction(id_, x, self.learner.seq, np.array([self.learner.score(x)]))

@@ -6,7 +6,10 @@ each model in it, however many events, because an event a row costs three times 
     models           name and spec of each model
     names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
     batches          the log: n events (core/packed.py) from `first_seq` on; rows of a model join without a gap
-    ids              event id -> seq and fingerprint: what makes an event with an id learned once
+    ids              id -> kind, seq and fingerprint of its event: what makes an event with an id learned once; for a
+                     prediction that waits its number, for one that was dropped its kind alone
+    waiting          predictions that wait for their labels, by number; a row goes when its label comes, or too late
+    drops            how many predictions were dropped, and after which seq
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
     log_end          one row: the number of the last commit, and a checksum over all commits so far
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -43,14 +47,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.features import Batch
+import msgspec
+
+from core.features import EXPIRED, LATE, ORDINARY, Batch
 from core.packed import pack
 from service import codec, errors
-from service.log import APPLICATION_ID, FORMAT, LogReader, Snapshot, StoredModel, batch_crc, crc, encode_mark, read_mark
+from service.log import (
+    APPLICATION_ID,
+    DROPPED,
+    FORMAT,
+    WAITING,
+    LogReader,
+    Snapshot,
+    StoredModel,
+    Waiting,
+    batch_crc,
+    crc,
+    encode_mark,
+    read_mark,
+    waiting_crc,
+)
+
+logger = logging.getLogger("onestep")
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
 PURGE_ROWS = 200
+FREE_PAGES = 4_096
+"""Free pages (16 MiB) that are left for what comes, or a quarter of the file if that is more. More are given back."""
+RETURNED_PAGES = 500
+"""Pages that are given back in one short commit."""
 
 _SCHEMA = """
 CREATE TABLE log_end (
@@ -82,23 +108,79 @@ CREATE TABLE snapshot_chunks (
 ) STRICT;
 CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
 """
+_SECOND_FORMAT = """
+ALTER TABLE ids ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE ids ADD COLUMN label INTEGER;
+CREATE TABLE waiting (
+    model INTEGER NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL, kept_at INTEGER NOT NULL, seq INTEGER NOT NULL,
+    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE drops (
+    model INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, dropped_at INTEGER NOT NULL,
+    predictions INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
+) STRICT;
+"""
+"""What the first format did not have."""
 
-_PURGED = {"batches": "rowid", "names": "rowid", "snapshots": "rowid", "snapshot_chunks": "rowid", "ids": "id"}
+_PURGED = {
+    "batches": "rowid",
+    "names": "rowid",
+    "snapshots": "rowid",
+    "snapshot_chunks": "rowid",
+    "drops": "rowid",
+    "ids": "id",
+    "waiting": "number",
+}
 """Tables with rows of a model, and what tells those rows apart."""
+
+_FIND = """
+SELECT json_group_array(json_array(
+    ids.id, kind, ids.seq, fingerprint, label, kept_at, waiting.seq, hex(payload), waiting.checksum))
+FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
+WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
+"""
+_INSERT_IDS = """
+INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2) WHERE true
+ON CONFLICT (model, id) DO UPDATE SET
+    seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
+WHERE kind IN (?3, ?4) OR (kind = ?5 AND excluded.kind = ?6)
+"""
+_OLDEST = """
+SELECT json_group_array(json_array(number, id, kept_at, seq, hex(payload), checksum))
+FROM (SELECT * FROM waiting WHERE model = ? ORDER BY number LIMIT ?)
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class NewId:
-    """The id of an event, the seq that it gets, and its fingerprint (`core.features.fingerprints`)."""
+    """An id and what it stands for from now on: an event's kind, seq, fingerprint (`core.features.fingerprints`) and
+    that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped."""
 
     id: str
     seq: int
+    fingerprint: int = 0
+    label: int | None = None
+    kind: int = ORDINARY
+
+
+@dataclass(frozen=True, slots=True)
+class KnownId:
+    """What an id stands for, as in NewId. waiting: the prediction, None too where it is damaged."""
+
+    kind: int
+    seq: int
     fingerprint: int
+    label: int | None
+    waiting: Waiting | None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelBatch:
-    """What one commit adds to one model: events from `first_seq` on, the feature names that they bring, their ids."""
+    """What one commit changes of one model.
+
+    Events from `first_seq` on, the feature names that they bring, their ids; predictions that wait from now on, and the
+    numbers of those that do no more: `done`, being among the events now, or `dropped`, with their ids.
+    """
 
     model: int
     first_seq: int
@@ -106,6 +188,9 @@ class ModelBatch:
     first_column: int
     names: Sequence[str]
     ids: Sequence[NewId]
+    kept: Sequence[Waiting] = ()
+    done: Sequence[int] = ()
+    dropped: Sequence[tuple[int, str]] = ()
 
 
 class Store(LogReader):
@@ -121,6 +206,8 @@ class Store(LogReader):
             self._create(path)
         self._check(folder)
         super().__init__(folder)
+        if self.format < FORMAT:
+            self._upgrade()
         self._number, self._checksum = self.log_end()
         self._mark = self._open_mark()
 
@@ -135,7 +222,7 @@ class Store(LogReader):
         try:
             db.executescript(
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} COMMIT;"
+                f"PRAGMA auto_vacuum = INCREMENTAL; BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
             )
         except sqlite3.Error as error:
             raise _failure(error) from error
@@ -143,6 +230,15 @@ class Store(LogReader):
             db.close()
         new.rename(path)
         sync_folder(path.parent)
+
+    def _upgrade(self) -> None:
+        """Add what the first format does not have, in one transaction; all that is there stays as it is."""
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SECOND_FORMAT} PRAGMA user_version = {FORMAT}; COMMIT;")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _failure(error) from error
+        self.format = FORMAT
 
     @staticmethod
     def _check(folder: Path) -> None:
@@ -218,13 +314,23 @@ class Store(LogReader):
             for part in batches:
                 if part.names:
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
-                payload = pack(part.batch)
-                checksum = batch_crc(part.model, part.first_seq, len(part.batch), written_at, payload)
-                row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
-                self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
-                checksums.append(checksum)
+                if len(part.batch):
+                    checksums.append(self._insert_batch(part, written_at))
                 if part.ids:
                     self._insert_ids(part.model, part.ids)
+                if part.kept:
+                    checksums.append(self._insert_waiting(part.model, part.kept))
+                if part.dropped:
+                    checksums.append(self._insert_drop(part, written_at))
+                if part.done or part.dropped:
+                    self._delete_waiting(part.model, [*part.done, *(number for number, _ in part.dropped)])
+
+    def _insert_batch(self, part: ModelBatch, written_at: float) -> int:
+        payload = pack(part.batch)
+        checksum = batch_crc(part.model, part.first_seq, len(part.batch), written_at, payload)
+        row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
+        self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+        return checksum
 
     def _insert_names(self, model: int, first_column: int, names: Sequence[str]) -> int:
         data = "".join(name + "\0" for name in names).encode()
@@ -233,23 +339,107 @@ class Store(LogReader):
         return checksum
 
     def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
-        # One statement for all: each statement gives up the GIL and must win it back.
-        rows = json.dumps([[new.id, new.seq, new.fingerprint] for new in ids])
+        # One statement for all: each statement gives up the GIL and must win it back. An id that stands for an event
+        # never changes, but for one that was taken to be 0 and is corrected.
+        rows = json.dumps([[new.id, new.seq, new.fingerprint, new.kind, new.label] for new in ids])
+        changed = self._db.execute(_INSERT_IDS, (model, rows, WAITING, DROPPED, EXPIRED, LATE)).rowcount
+        if changed != len(ids):
+            raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
+
+    def _insert_waiting(self, model: int, kept: Sequence[Waiting]) -> int:
+        """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
+        payloads = [codec.encode_prediction(new.served, new.x) for new in kept]
+        rows: list[list[Any]] = []
+        checksums: list[int] = []
+        at = 1  # SQLite counts bytes from 1
+        for new, payload in zip(kept, payloads, strict=True):
+            checksums.append(waiting_crc(model, new.number, new.id.encode(), new.kept_at, new.seq, payload))
+            rows.append([new.number, new.id, new.kept_at, new.seq, at, len(payload), checksums[-1]])
+            at += len(payload)
         self._db.execute(
-            "INSERT INTO ids SELECT ?, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)", (model, rows)
+            "INSERT INTO waiting SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, "
+            "substr(?2, value ->> 4, value ->> 5), value ->> 6 FROM json_each(?3)",
+            (model, b"".join(payloads), json.dumps(rows)),
+        )
+        self._insert_ids(model, [NewId(new.id, new.number, kind=WAITING) for new in kept])
+        return crc(*checksums)
+
+    def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
+        """One entry for all that were dropped at once."""
+        row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
+        checksum = crc(*row)
+        self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
+        self._insert_ids(part.model, [NewId(id_, 0, kind=DROPPED) for _, id_ in part.dropped])
+        return checksum
+
+    def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
+        self._db.execute(
+            "DELETE FROM waiting WHERE model = ? AND number IN (SELECT value FROM json_each(?))",
+            (model, json.dumps(numbers)),
         )
 
-    def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], tuple[int, int]]:
-        """(model, id) -> (seq, fingerprint) for those of the wanted ids that were learned."""
-        query = "SELECT id, seq, fingerprint FROM ids WHERE model = ? AND id IN (SELECT value FROM json_each(?))"
+    def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], KnownId]:
+        """(model, id) -> what it stands for, for those of the wanted ids that stand for something."""
+        found = {}
+        for model, ids in wanted.items():
+            # One row with all in it: each row gives up the GIL.
+            for id_, kind, seq, fingerprint, label, kept_at, made_at, payload, checksum in self._json_rows(
+                _FIND, model, json.dumps(ids), WAITING
+            ):
+                waiting = None
+                if kind == WAITING and kept_at is not None:
+                    waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
+                found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
+        return found
+
+    def oldest_waiting(self, model: int, count: int) -> list[tuple[int, str, int, Waiting | None]]:
+        """Number, id and kept_at of the oldest predictions that wait, and each whole, or None where it is damaged."""
+        return [
+            (number, id_, kept_at, self._whole(model, number, id_, kept_at, *rest))
+            for number, id_, kept_at, *rest in self._json_rows(_OLDEST, model, count)
+        ]
+
+    def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
+        """The rows of a query that gives all of them as one JSON array."""
         try:
-            return {
-                (model, found): (seq, fingerprint)
-                for model, ids in wanted.items()
-                for found, seq, fingerprint in self._db.execute(query, (model, json.dumps(ids)))
-            }
+            ((rows,),) = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise errors.StorageFailed(reason=str(error)) from error
+        try:
+            decoded: list[list[Any]] = msgspec.json.decode(rows)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._damaged(f"an id cannot be read: {error}") from None
+        return decoded
+
+    def _whole(
+        self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: str, checksum: int
+    ) -> Waiting | None:
+        try:
+            return self.waiting_row(model, number, id_, kept_at, seq, bytes.fromhex(payload), checksum)
+        except errors.LogDamaged as damage:
+            logger.warning("%s", damage.members["reason"])
+            return None
+
+    def last_number(self, model: int) -> int:
+        """The largest number of a prediction that waits or was dropped, 0 without one; others may come again."""
+        query = (
+            "SELECT max(ifnull((SELECT max(number) FROM waiting WHERE model = ?1), 0), "
+            "ifnull((SELECT max(number) FROM drops WHERE model = ?1), 0))"
+        )
+        return next(int(number) for (number,) in self._rows(query, model))
+
+    def give_back(self) -> bool:
+        """Give a piece of the file's free room back to the file system, where there is much; whether there is more."""
+        try:
+            ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
+            ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
+            if free <= max(FREE_PAGES, pages // 4):
+                return False
+            self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_PAGES})").fetchall()
+            ((left,),) = self._db.execute("PRAGMA freelist_count").fetchall()
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+        return bool(left < free)  # a file of the first format gives nothing back
 
     def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
         """A new model."""

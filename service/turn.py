@@ -1,48 +1,88 @@
 """What a turn of the writer makes of the requests that wait: arrays to commit, and who is to be told what.
 
-Events that cannot be learned are refused here, before anything is changed; an event whose id was learned before is
-answered as a duplicate.
+Events, labels and predictions that cannot be taken are refused here, before anything is changed; what was learned or
+kept before under the same id is answered as a duplicate.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.features import Batch, BatchBuilder, EventError, Features, check_label, fingerprints
+from core import logistic
+from core.features import (
+    EXPIRED,
+    JOINED,
+    LATE,
+    ORDINARY,
+    Batch,
+    BatchBuilder,
+    EventError,
+    Features,
+    Served,
+    X,
+    check_label,
+    fingerprints,
+    flatten,
+    label_fingerprints,
+)
 from service import errors
-from service.model import Model
-from service.store import ModelBatch, NewId
-from service.wire import Event
+from service.log import DROPPED, WAITING, Waiting
+from service.model import Model, Prediction
+from service.store import KnownId, ModelBatch, NewId
+from service.wire import Event, Label, PredictedKept
 
-Known = dict[tuple[int, str], tuple[int, int]]
-"""(model key, event id) -> (seq, fingerprint)"""
+Item = Event | Label | Prediction
+"""What a request asks to be learned, or to be kept until its label comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is on disk under the ids of a turn: by (model key, id) what each stands for, and the logged events, with the
+    time of writing, that labels which come after the timeout correct."""
+
+    ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
+    expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
+
+
+class LateLabel(NamedTuple):
+    """What a label that came after its features tells: p and log loss as served, seconds from then to the label."""
+
+    served_p: float
+    served_loss: float
+    delay_s: float
+    late: bool
 
 
 @dataclass(slots=True)
 class Result:
-    """What became of the events of one request.
+    """What became of the items of one request.
 
-    `seq`, `p`, `loss` and `duplicate` have an entry for each event that was answered. Only a request that is not
-    `atomic` can have an `error` and entries as well: those of the events before the one that was refused.
+    `seq`, `p`, `loss` and `duplicate` have an entry for each event or label that was answered, `late_labels` one for
+    each that was joined to a prediction, by its place; `predicted` an entry for each prediction. Only a request that is
+    not `atomic` can have an `error` and entries as well: those of the items before the one that was refused.
     """
 
     seq: list[int] = field(default_factory=list)
     p: list[float | None] = field(default_factory=list)
     loss: list[float | None] = field(default_factory=list)
     duplicate: list[bool] = field(default_factory=list)
+    late_labels: dict[int, LateLabel] = field(default_factory=dict)
+    predicted: list[PredictedKept] = field(default_factory=list)
     error: errors.OnestepError | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Events that wait to be learned. Atomic: all or none of them; else those before the first that is refused."""
+    """Items that wait for the writer. Atomic: all or none of them; else those before the first that is refused."""
 
     model: str
-    events: Sequence[Event]
+    items: Sequence[Item]
     atomic: bool
     answer: asyncio.Future[Result]
 
@@ -51,73 +91,195 @@ class Request:
         if not self.answer.done():
             self.answer.set_exception(error)
 
+    def accept(self, result: Result) -> None:
+        """Answer, unless it was answered before."""
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+
+Place = tuple[bool, int]
+"""(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
+
 
 @dataclass(slots=True)
 class Draft:
-    """What a turn will commit to one model. `places[i]` says for event i of a request where it stands in the batch, or,
-    for a duplicate, its seq."""
+    """What a turn will commit to one model.
+
+    ids: of its events, with their places in the batch. served: by place what was served from an event's features, as
+    (kind, score, delay in seconds). kept: predictions to keep, by id. done: numbers of predictions that wait no more.
+    dropped: number and id of those whose label did not come. answers: for each request where its events stand, or its
+    predictions, and what was refused.
+    """
 
     model: Model
     builder: BatchBuilder
+    now: int
+    """Microseconds since 1970."""
     ids: dict[str, int] = field(default_factory=dict)
-    answers: list[tuple[Request, list[tuple[bool, int]], errors.OnestepError | None]] = field(default_factory=list)
+    served: dict[int, tuple[int, float, float]] = field(default_factory=dict)
+    kept: dict[str, Waiting] = field(default_factory=dict)
+    done: list[int] = field(default_factory=list)
+    dropped: list[tuple[int, str]] = field(default_factory=list)
+    answers: list[tuple[Request, list[Place | PredictedKept], errors.OnestepError | None]] = field(default_factory=list)
 
     @property
     def first_seq(self) -> int:
         return self.model.learner.seq + 1
+
+    @property
+    def key(self) -> int:
+        return self.model.stored.key
+
+    def has(self, item: Item) -> bool:
+        """Whether it has an item with the same id already."""
+        return item.id is not None and (item.id in self.ids or item.id in self.kept)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Where it stands now, for `take_back`."""
+        return self.builder.mark(), len(self.ids), len(self.served), len(self.kept), len(self.done)
+
+    def take_back(self, mark: tuple[Any, ...]) -> None:
+        """Take back all that came since `mark`."""
+        builder, ids, served, kept, done = mark
+        self.builder.take_back(builder)
+        self.ids = dict(list(self.ids.items())[:ids])
+        self.served = dict(list(self.served.items())[:served])
+        self.kept = dict(list(self.kept.items())[:kept])
+        del self.done[done:]
+
+    def build(self) -> Batch:
+        """The events as arrays."""
+        batch = self.builder.build()
+        if not self.served:
+            return batch
+        n = len(batch)
+        served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n))
+        for place, entry in self.served.items():
+            served.kinds[place], served.scores[place], served.delays[place] = entry
+        return replace(batch, served=served)
 
     def to_store(self, batch: Batch) -> ModelBatch:
         """The draft as the store takes it."""
         ids: list[NewId] = []
         if self.ids:
             marks = fingerprints(batch).tolist()
-            ids = [NewId(id_, self.first_seq + place, marks[place]) for id_, place in self.ids.items()]
+            labels = label_fingerprints(batch.labels, batch.weights).tolist()
+            for id_, place in self.ids.items():
+                kind = self.served[place][0] if place in self.served else ORDINARY
+                ids.append(NewId(id_, self.first_seq + place, marks[place], labels[place], kind))
         names = self.builder.new_names()
-        return ModelBatch(self.model.stored.key, self.first_seq, batch, self.builder.first_feature, names, ids)
+        return ModelBatch(
+            self.key, self.first_seq, batch, self.builder.first_feature, names, ids,
+            list(self.kept.values()), self.done, self.dropped,
+        )  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return not (len(self.builder) or self.kept or self.dropped)
+
+    def answer(self, first_seq: int, p: list[float], loss: list[float | None]) -> None:
+        """Tell everyone what became of their items: the batch's first seq, and the predictions before the steps."""
+        for request, places, error in self.answers:
+            result = Result(error=error)
+            for i, place in enumerate(places):
+                if isinstance(place, PredictedKept):
+                    result.predicted.append(place)
+                    self.model.not_kept += not place.kept
+                    continue
+                duplicate, at = place
+                result.seq.append(at if duplicate else first_seq + at)
+                result.p.append(None if duplicate else p[at])
+                result.loss.append(None if duplicate else loss[at])
+                result.duplicate.append(duplicate)
+                if self.served and not duplicate and at in self.served:
+                    result.late_labels[i] = self._late_label(request.items[i], at)
+            request.accept(result)
+
+    def _late_label(self, item: Item, place: int) -> LateLabel:
+        kind, score, delay = self.served[place]
+        y = int(item.y)  # type: ignore[union-attr]  # a prediction has no place in the batch
+        return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
+
+    def answer_from_memory(self) -> None:
+        """Tell those who asked for predictions, before anything is on disk, where the spec says so."""
+        if self.model.learner.spec.join.ack == "memory":
+            for request, places, error in self.answers:
+                if places and isinstance(places[0], PredictedKept):
+                    request.accept(Result(predicted=list(places), error=error))  # type: ignore[arg-type]
+
+
+# -- what the requests ask for
 
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
-    """Add a request's events to the draft; where one cannot be learned, none of them, or those before it."""
-    mark, ids = draft.builder.mark(), len(draft.ids)
-    places: list[tuple[bool, int]] = []
+    """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
+    mark = draft.mark()
+    places: list[Place | PredictedKept] = []
     refusal: errors.OnestepError | None = None
     try:
-        for event in request.events:
-            places.append(_place(draft, request, event, known))
+        for item in request.items:
+            places.append(_place(draft, request, item, known))
     except EventError as error:
         refusal = errors.InvalidEvent(field=error.field, reason=error.message)
-    except errors.IdConflict as error:
+    except errors.OnestepError as error:
         refusal = error
     if refusal is not None:
         refusal.index = len(places)
         if request.atomic:
-            draft.builder.take_back(mark)
-            draft.ids = dict(list(draft.ids.items())[:ids])
+            draft.take_back(mark)
             request.refuse(refusal)
             return
     draft.answers.append((request, places, refusal))
 
 
-def _place(draft: Draft, request: Request, event: Event, known: Known) -> tuple[bool, int]:
-    """(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
-    if event.id is not None:
-        check_label(event.y, event.weight)
-        before = known.get((draft.model.stored.key, event.id))
-        if before is not None:
-            seq, fingerprint = before
-            if _fingerprint(draft.model.learner.features, event) != fingerprint:
-                raise errors.IdConflict(field="id", id=event.id, before=f"before, at seq {seq},")
-            return True, seq
-        if event.id in draft.ids:  # of this request: others with this id were put off to the next turn
-            first = next(other for other in request.events if other.id == event.id)
-            if (first.x, first.y, first.weight) != (event.x, event.y, event.weight):
-                raise errors.IdConflict(field="id", id=event.id, before="earlier in the same body")
-            return True, draft.first_seq + draft.ids[event.id]
-    draft.builder.add(event.x, event.y, event.weight)
+def _place(draft: Draft, request: Request, item: Item, known: Known) -> Place | PredictedKept:
+    if isinstance(item, Prediction):
+        return _keep(draft, item, known.ids.get((draft.key, item.id)))
+    if item.id is not None:
+        check_label(item.y, item.weight)
+        found = known.ids.get((draft.key, item.id))
+        if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
+            return _learned_here(draft, request, item, found)
+        if isinstance(item, Label):
+            return _join(draft, item, found, known)
+        if found is not None and found.kind != DROPPED:
+            return _learned_before(draft, item, found, known)
+    draft.builder.add(item.x, item.y, item.weight)
     place = len(draft.builder) - 1
-    if event.id is not None:
-        draft.ids[event.id] = place
+    if item.id is not None:
+        draft.ids[item.id] = place
     return False, place
+
+
+def _learned_here(draft: Draft, request: Request, item: Event | Label, found: KnownId | None) -> Place:
+    """An event whose id an earlier one of its request has: the same again, or in conflict."""
+    first = next(other for other in request.items if other.id == item.id and not isinstance(other, Prediction))
+    waiting = None if found is None or found.waiting is None else found.waiting.x
+    x = first.x if isinstance(first, Event) else waiting
+    same = (first.y, first.weight) == (item.y, item.weight)
+    if not same or (isinstance(item, Event) and (x is None or not same_x(x, item.x))):
+        raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
+    return True, draft.first_seq + draft.ids[item.id]  # type: ignore[index]  # it has an id
+
+
+_LEARNED = "was learned {} with another x, y or weight"
+
+
+def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) -> Place:
+    """An event with features whose id stands for something."""
+    assert event.id is not None  # noqa: S101  # by the caller
+    if found.kind == WAITING:
+        if same_x(_waiting_x(event.id, found), event.x):
+            return _join(draft, Label(event.id, event.y, event.weight), found, known)
+        reason = "waits for its label, with another x; a label is sent without x"
+        raise errors.IdConflict(field="id", id=event.id, reason=reason)
+    features = draft.model.learner.features
+    if found.kind == EXPIRED and _fingerprint(features, Event(event.x, 0)) == found.fingerprint:
+        return _join(draft, Label(event.id, event.y, event.weight), found, known)
+    if _fingerprint(features, event) != found.fingerprint:
+        raise errors.IdConflict(field="id", id=event.id, reason=_LEARNED.format(f"before, at seq {found.seq},"))
+    return True, found.seq
 
 
 def _fingerprint(features: Features, event: Event) -> int | None:
@@ -133,3 +295,102 @@ def _fingerprint(features: Features, event: Event) -> int | None:
         np.array([event.weight], np.float64),
     )
     return int(fingerprints(batch)[0])
+
+
+def same_x(a: X, b: X) -> bool:
+    """Whether two x are the same features, in whatever order and however they are written.
+
+    >>> same_x({"vip": True, "age": 31}, {"age": 31.0, "vip": 1}), same_x([1.0], {"0": 2.0})
+    (True, False)
+    """
+    return dict(zip(*flatten(a), strict=True)) == dict(zip(*flatten(b), strict=True))
+
+
+# -- predictions, and the labels that come later
+
+
+def _keep(draft: Draft, prediction: Prediction, found: KnownId | None) -> PredictedKept:
+    """Keep a prediction until its label comes; one that waits already is answered again."""
+    id_, model = prediction.id, draft.model
+    waiting = draft.kept.get(id_)
+    if waiting is None and found is not None and found.kind != DROPPED:
+        if found.kind != WAITING:
+            reason = f"was learned before, at seq {found.seq}: a prediction needs an id of its own"
+            raise errors.IdConflict(field="id", id=id_, reason=reason)
+        _waiting_x(id_, found)
+        waiting = found.waiting
+    if waiting is not None:
+        if not same_x(waiting.x, prediction.x):
+            raise errors.IdConflict(field="id", id=id_, reason="waits for its label, with another x")
+        p = logistic.sigmoid(float(waiting.served[0]))
+        return PredictedKept(model.name, p, p > 0.5, waiting.seq, kept=True, duplicate=True)
+    kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
+    if kept:
+        number = model.next_number + len(draft.kept)
+        draft.kept[id_] = Waiting(number, id_, draft.now, prediction.seq, prediction.served, prediction.x)
+    p = logistic.sigmoid(float(prediction.served[0]))
+    return PredictedKept(model.name, p, p > 0.5, prediction.seq, kept, duplicate=False)
+
+
+def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Place:
+    """Learn a label from what was kept under its id."""
+    if found is None:
+        raise errors.UnknownId(field="id", id=label.id)
+    if found.kind == DROPPED:
+        raise errors.DroppedId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep)
+    if found.kind == WAITING:
+        draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
+        assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
+        draft.done.append(found.waiting.number)
+        return _joined(draft, label.id, JOINED, found.waiting)
+    if found.kind == EXPIRED:
+        if draft.model.learner.spec.join.late == "refuse":
+            raise errors.ExpiredId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep, seq=found.seq)
+        if label.y:
+            return _correct(draft, label, known.expired.get((draft.key, label.id)))
+        return True, found.seq  # 0, as it was taken to be
+    mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
+    if found.label != mark:
+        reason = f"was learned before, at seq {found.seq}, with another y or weight"
+        raise errors.IdConflict(field="id", id=label.id, reason=reason)
+    return True, found.seq
+
+
+def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
+    """One more step, with y = 1, for an event that was taken to be 0 when its label did not come in time."""
+    if logged is None or logged[1].served is None:
+        raise errors.UnknownId(field="id", id=label.id)
+    written_at, batch = logged
+    draft.builder.add_columns(batch.columns.tolist(), batch.values.tolist(), label.y, label.weight)
+    served = batch.served
+    assert served is not None  # noqa: S101  # seen above
+    kept_at = int((written_at - float(served.delays[0])) * 1e6)
+    return _joined(draft, label.id, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
+
+
+def _joined(draft: Draft, id_: str, kind: int, waiting: Waiting) -> Place:
+    place = len(draft.builder) - 1
+    draft.ids[id_] = place
+    draft.served[place] = kind, float(waiting.served[0]), max(0, draft.now - waiting.kept_at) / 1e6
+    return False, place
+
+
+def _waiting_x(id_: str, found: KnownId) -> X:
+    if found.waiting is None:
+        raise errors.PredictionDamaged(field="id", id=id_)
+    return found.waiting.x
+
+
+def draft_timeouts(draft: Draft, oldest: Sequence[tuple[int, str, int, Waiting | None]]) -> None:
+    """What becomes of predictions whose labels did not come in time: learned as y = 0, or dropped.
+
+    Dropped too is one that cannot be learned: the model has no room for its features, or it is damaged on disk.
+    """
+    for number, id_, _, waiting in oldest:
+        if waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
+            with contextlib.suppress(EventError):
+                draft.builder.add(waiting.x, 0)
+                draft.done.append(number)
+                _joined(draft, id_, EXPIRED, waiting)
+                continue
+        draft.dropped.append((number, id_))

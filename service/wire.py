@@ -25,10 +25,19 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     weight: float = 1.0
 
 
+class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A label that comes after its features: of the prediction that was served under the id."""
+
+    id: str
+    y: float | bool
+    weight: float = 1.0
+
+
 class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What to predict, as `/predict` takes it."""
+    """What to predict, as `/predict` takes it. With an id it is kept until its label comes."""
 
     x: dict[str, float | bool | str] | list[float | bool]
+    id: str | None = None
 
 
 class Learned(msgspec.Struct):
@@ -39,6 +48,15 @@ class Learned(msgspec.Struct):
     p: float | None
     loss: float | None
     duplicate: bool
+
+
+class LearnedLate(Learned):
+    """The reply to a label that came after its features. late: whether it corrects a 0 that was learned meanwhile."""
+
+    served_p: float | None
+    served_loss: float | None
+    delay_s: float | None
+    late: bool
 
 
 class LearnedMany(msgspec.Struct):
@@ -52,6 +70,14 @@ class LearnedMany(msgspec.Struct):
     loss: float | None
 
 
+class LearnedManyLate(LearnedMany):
+    """The same, where labels were in the stream that came after their features."""
+
+    joined: int
+    late: int
+    served_loss: float | None
+
+
 class Predicted(msgspec.Struct):
     """The reply to one prediction."""
 
@@ -61,7 +87,14 @@ class Predicted(msgspec.Struct):
     seq: int
 
 
-Body = TypeVar("Body", Event, Question)
+class PredictedKept(Predicted):
+    """The reply to a prediction with an id. kept: whether it waits for its label; not, where too many do."""
+
+    kept: bool
+    duplicate: bool
+
+
+Body = TypeVar("Body", Event, Label, Question)
 
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
@@ -69,20 +102,43 @@ encode = _encoder.encode
 
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
 _event = msgspec.json.Decoder(Event)
+_label = msgspec.json.Decoder(Label)
 _question = msgspec.json.Decoder(Question)
 
 
 def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
-    """One event of `/learn`. `at` says where it stands, for the message: "[3]" or "line 7"."""
+    """One event, with its features. `at` says where it stands, for the message: "[3]" or "line 7"."""
     event = _decode(_event, data, at)
-    if event.id is not None and (not 0 < len(event.id) <= MAX_ID or "\0" in event.id):
-        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters, none a zero byte")
+    if event.id is not None:
+        _check_id(event.id, at)
     return event
+
+
+def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
+    """What `/learn` takes: an event, or a label without features."""
+    data = bytes(data)
+    found: Event | Label
+    try:
+        found = _event.decode(data) if b'"x"' in data else _label.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # It is wrong, or the bytes deceived: an id "x", a name with escapes.
+        found = _label.decode(data) if _is(data, Label) else _decode(_event, data, at)
+    if found.id is not None:
+        _check_id(found.id, at)
+    return found
 
 
 def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
     """One question of `/predict`."""
-    return _decode(_question, data, at)
+    question = _decode(_question, data, at)
+    if question.id is not None:
+        _check_id(question.id, at)
+    return question
+
+
+def _check_id(id_: str, at: str) -> None:
+    if not 0 < len(id_) <= MAX_ID or "\0" in id_:
+        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters, none a zero byte")
 
 
 def is_array(body: bytes) -> bool:
@@ -150,6 +206,8 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Ones
         return errors.InvalidEvent(field=at or "body", reason='must be an object like {"x": {"age": 31}, "y": 1}')
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
         return _malformed(malformed, at, data)
+    if shape is Event and "x" not in fields and "id" in fields:
+        shape = Label  # that was meant
     for field, reason in _wrong_fields(fields, shape):
         return errors.InvalidEvent(field=path(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
@@ -164,6 +222,9 @@ def out_of_range(body: bytes) -> str:
     return next((name[:100] for name, value in fields.items() if not _is(value, Any)), "body")
 
 
+_NO_X = "is missing; only a label for a prediction that was served with an id has none, and it has that id"
+
+
 def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:
     known = {field.name: field for field in msgspec.structs.fields(shape)}
     for name in fields:
@@ -172,7 +233,7 @@ def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[
     for name, field in known.items():
         if name not in fields:
             if field.required:
-                yield name, "is missing"
+                yield name, "is missing" if name != "x" or "y" not in fields else _NO_X
         elif name == "x":
             yield from _wrong_features(fields["x"])
         elif not _is(fields[name], field.type):
@@ -204,7 +265,7 @@ def _wrong_features(x: msgspec.Raw) -> Iterator[tuple[str, str]]:
             yield f"x.{name[:64]}", "must be a finite number, a string, true or false"
 
 
-def _is(data: msgspec.Raw, kind: Any) -> bool:
+def _is(data: bytes | msgspec.Raw, kind: Any) -> bool:
     try:
         msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

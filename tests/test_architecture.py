@@ -72,7 +72,7 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
         ("log", {"service.errors", "service.codec"}),
         ("store", {"service.errors", "service.codec", "service.log"}),
         ("model", {"service.log"}),
-        ("turn", {"service.errors", "service.model", "service.store", "service.wire"}),
+        ("turn", {"service.errors", "service.log", "service.model", "service.store", "service.wire"}),
         (
             "engine",
             {f"service.{part}" for part in ("errors", "settings", "log", "store", "model", "turn", "wire")},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
-from core.features import Batch, BatchBuilder, TooManyFeatures, fingerprints, flatten
+from core.features import Batch, BatchBuilder, Served, TooManyFeatures, fingerprints, flatten
 
 
 def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:
@@ -33,10 +33,17 @@ def batch_of(*events: tuple[Any, int] | tuple[Any, int, float], features: Featur
 
 
 def assert_same_batch(a: Batch, b: Batch) -> None:
-    for field in dataclasses.fields(Batch):
-        ours, theirs = getattr(a, field.name), getattr(b, field.name)
-        assert ours.dtype == theirs.dtype, field.name
-        assert ours.tolist() == theirs.tolist(), field.name
+    assert (a.served is None) == (b.served is None)
+    for part_a, part_b in ((a, b), (a.served, b.served)):
+        for name in arrays_of(part_a):
+            ours, theirs = getattr(part_a, name), getattr(part_b, name)
+            assert ours.dtype == theirs.dtype, name
+            assert ours.tolist() == theirs.tolist(), name
+
+
+def arrays_of(batch: Batch | Served | None) -> list[str]:
+    """The names of the arrays in it."""
+    return [] if batch is None else [field.name for field in dataclasses.fields(batch) if field.name != "served"]
 
 
 # -- names and columns
@@ -414,7 +421,7 @@ def test_a_batch_without_events_has_the_same_types() -> None:
     batch = batch_of()
     assert len(batch) == 0
     assert batch.offsets.tolist() == [0]
-    dtypes = [getattr(batch, field.name).dtype for field in dataclasses.fields(Batch)]
+    dtypes = [getattr(batch, name).dtype for name in arrays_of(batch)]
     assert dtypes == [np.int64, np.int32, np.float64, np.uint8, np.float64]
 
 

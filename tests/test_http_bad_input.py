@@ -374,6 +374,9 @@ def test_whatever_is_sent_is_never_the_services_fault(
     shared: Service, verb: str, body: bytes, headers: dict[str, str]
 ) -> None:
     response = shared.http.post(f"/{verb}", content=body, headers=headers)
+    if response.status_code == 404:  # a label, and nothing was predicted under its id
+        assert (verb, response.json()["title"]) == ("learn", "Unknown id")
+        return
     assert response.status_code in {200, 400, 409, 413, 422}, response.text
     if response.status_code != 200:
         assert_problem(response, response.status_code)

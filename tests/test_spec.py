@@ -59,6 +59,9 @@ def test_the_rules_are_rivers_and_auto() -> None:
     assert set(get_args(RuleName)) == {*RULES, "auto"} == {*RIVERS, "auto"}
 
 
+JOIN = {"keep": "24h", "on_timeout": "drop", "max_waiting": 1_000_000, "ack": "disk", "late": "refuse"}
+
+
 def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:
     assert Spec().as_dict() == {
         "rule": "sgd",
@@ -72,6 +75,7 @@ def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:
         "max_features": 1_000_000,
         "hash_bits": None,
         "max_value": 1e100,
+        "join": JOIN,
     }
 
 
@@ -299,7 +303,8 @@ def test_auto_takes_no_rates_no_penalties_and_no_scale(field: str, value: Any) -
 
 def test_auto_takes_what_has_nothing_to_do_with_tuning() -> None:
     said = {"clip": 5.0, "max_features": 7, "hash_bits": 3, "max_value": 10.0, "class_weights": {"0": 2.0, "1": 1.0}}
-    assert Spec(rule="auto", **said).as_dict() == {"rule": "auto", "l1": 0.0, "l2": 0.0, "scale": "none", **said}
+    expected = {"rule": "auto", "l1": 0.0, "l2": 0.0, "scale": "none", "join": JOIN, **said}
+    assert Spec(rule="auto", **said).as_dict() == expected
     assert Spec(rule="auto", l1=0, l2=0, scale="none") == Spec(rule="auto")
 
 

@@ -21,12 +21,12 @@ import pytest
 from processes import copied, events_of
 
 from core import Spec
-from core.features import Batch, BatchBuilder, Features, fingerprints
+from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
 from core.packed import pack
 from service import codec, errors, store
 from service.lock import FolderLock
 from service.log import LogReader, Snapshot, StoredModel
-from service.store import ModelBatch, NewId, Store
+from service.store import KnownId, ModelBatch, NewId, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -225,9 +225,9 @@ def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Pa
         marks = [fingerprints(part.batch).tolist() for part in parts]
         keys = {one.model.key: ["x", "y"], two.model.key: ["x", "y"]}
         assert one.store.find_ids(keys) == {
-            (one.model.key, "x"): (1, marks[0][0]),
-            (two.model.key, "x"): (1, marks[1][0]),
-            (two.model.key, "y"): (2, marks[1][1]),
+            (one.model.key, "x"): KnownId(ORDINARY, 1, marks[0][0], None, None),
+            (two.model.key, "x"): KnownId(ORDINARY, 1, marks[1][0], None, None),
+            (two.model.key, "y"): KnownId(ORDINARY, 2, marks[1][1], None, None),
         }
     assert events_in(tmp_path, one.model.key) == [({"a": 1.0}, 1, 1.0)]
     assert events_in(tmp_path, two.model.key) == [({"b": 2.0}, 0, 1.0), ({"c": 3.0}, 1, 1.0)]
@@ -248,7 +248,9 @@ def test_a_fingerprint_reads_back_to_the_last_bit(tmp_path: Path, fingerprint: i
         part = writer.draft(({"a": 1.0}, 1))
         ids = [NewId("x", 1, fingerprint)]
         writer.store.commit([ModelBatch(part.model, 1, part.batch, 0, part.names, ids)])
-        assert writer.store.find_ids({part.model: ["x"]}) == {(part.model, "x"): (1, fingerprint)}
+        assert writer.store.find_ids({part.model: ["x"]}) == {
+            (part.model, "x"): KnownId(ORDINARY, 1, fingerprint, None, None)
+        }
 
 
 def test_a_snapshot_reads_back_equal_also_when_it_takes_several_chunks(tmp_path: Path) -> None:
@@ -984,7 +986,7 @@ def test_the_file_tells_what_it_is(tmp_path: Path) -> None:
 def test_every_table_is_strict(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     tables = sql(tmp_path, "SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'")
-    assert len(tables) == 8
+    assert len(tables) == 10
     assert all(strict for _, strict in tables)
 
 

@@ -124,10 +124,11 @@ def test_whatever_is_decoded_is_an_event_or_an_error_that_says_why(body: bytes) 
             assert str(refused)  # noqa: PT017  # whether there is one is what is not known
 
 
-def test_a_question_has_features_alone() -> None:
+def test_a_question_has_features_and_perhaps_an_id() -> None:
     assert wire.decode_question(b'{"x": {"a": 1}}').x == {"a": 1.0}
-    for field in (b'"y": 1', b'"id": "i"', b'"weight": 1'):
-        with pytest.raises(errors.InvalidEvent, match="is not a field; the fields are x"):
+    assert wire.decode_question(b'{"x": {"a": 1}, "id": "i"}').id == "i"
+    for field in (b'"y": 1', b'"weight": 1'):
+        with pytest.raises(errors.InvalidEvent, match="is not a field; the fields are x, id"):
             wire.decode_question(b'{"x": {}, %b}' % field)
 
 
