@@ -410,18 +410,33 @@ def _models_show(arguments: argparse.Namespace) -> int:
     with _client(arguments.url) as client:
         model = client.model(arguments.name)
     spec = {name: value for name, value in model.pop("spec").items() if value is not None}
-    scores = model.pop("progressive")
+    scores, served, join = model.pop("progressive"), model.pop("served"), model.pop("join")
     show(
         f"Model {model.pop('model')}",
         [(name.replace("_", " "), value) for name, value in model.items()],
     )
     show("Spec", [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in spec.items()])
-    show(
-        "Progressive scores",
-        [(name, scores["total"][name], scores["window"][name]) for name in scores["total"]],
-        ("", "total", "window"),
-    )
+    for title, shown in (("Progressive scores", scores), ("Scores of the predictions served by id", served)):
+        rows = [(name, shown["total"][name], shown["window"][name]) for name in shown["total"]]
+        if shown is scores or shown["total"]["events"]:
+            show(title, rows, ("", "total", "window"))
+    _show_join(join)
     return 0
+
+
+def _show_join(join: dict[str, Any]) -> None:
+    """What became of predictions with an id, where there were any."""
+    delays = join.pop("delay_s")
+    if any(join.values()):
+        counts = [(name.replace("_", " "), count) for name, count in join.items()]
+        show("Predictions by id", [*counts, ("mean delay of the label, s", delays["mean"])])
+        buckets = [(_up_to(bucket["up_to"]), bucket["count"]) for bucket in delays["buckets"] if bucket["count"]]
+        if buckets:
+            show("Delays of labels", buckets, ("up to", "labels"))
+
+
+def _up_to(seconds: float | None) -> str:
+    return "more" if seconds is None else f"{seconds:g} s"
 
 
 def _models_delete(arguments: argparse.Namespace) -> int:

@@ -22,13 +22,15 @@ _UNCOPIED = ("lock", "log.db-shm")
 
 @dataclass(slots=True)
 class ModelFindings:
-    """What a folder has of a model. snapshots: seq of each, and whether it reads back whole."""
+    """What a folder has of a model. waiting: predictions whose label has not come. snapshots: seq of each, and whether
+    it reads back whole."""
 
     name: str
     rule: str
     seq: int = 0
     features: int = 0
     ids: int = 0
+    waiting: int = 0
     snapshots: list[tuple[int, bool]] = field(default_factory=list)
 
 
@@ -132,6 +134,10 @@ def _examine_model(
     found.features = len(log.names(model.key))
     if largest_column >= found.features:
         damage.append("an event has a feature without a name")
+    with _noting(damage):
+        for _ in log.waiting(model.key):
+            found.waiting += 1
+        log.dropped(model.key)
     if last_id_seq > found.seq:
         damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:
@@ -158,7 +164,7 @@ def inspect(folder: Path) -> int:
     show(f"Data folder {folder}", _folder_rows(folder, findings))
     if findings.models:
         rows = [_model_row(model) for model in findings.models]
-        show("Models", rows, ("model", "rule", "seq", "features", "ids", "snapshots"))
+        show("Models", rows, ("model", "rule", "seq", "features", "ids", "waiting", "snapshots"))
     for wrong in findings.wrong:
         print(f"DAMAGED: {wrong}")
     if not findings.wrong:
@@ -185,9 +191,9 @@ def _size(path: Path) -> str:
         return "-"
 
 
-def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, str]:
+def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, str]:
     snapshots = ", ".join(f"{number(seq)}{'' if whole else ' DAMAGED'}" for seq, whole in model.snapshots)
-    return model.name, model.rule, model.seq, model.features, model.ids, snapshots or "-"
+    return model.name, model.rule, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
 
 
 def _advice(folder: Path, findings: Findings) -> str:

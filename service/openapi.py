@@ -5,7 +5,7 @@ The two hot paths are not FastAPI's, so their part of the document stands here; 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from core.spec import Spec
 from service import wire
 
+NDJSON = "application/x-ndjson"
 _PROBLEM = {
     "type": "object",
     "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
@@ -36,7 +37,7 @@ _PROBLEM = {
 }
 _ERRORS = {
     400: "Malformed JSON, or a body that ended too soon",
-    404: "Unknown model",
+    404: "Unknown model; or a label for an id that is unknown, expired or dropped",
     405: "Another method",
     409: "In conflict with what is there",
     413: "Body or line too large",
@@ -56,12 +57,25 @@ _MODEL = {
     "not_taken": 0,
     "snapshot_seq": 40000,
     "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
+    "served": {"total": {**_SCORES, "events": 30000}, "window": {**_SCORES, "events": 1000}},
+    "join": {
+        "waiting": 812,
+        "joined": 29000,
+        "expired": 1000,
+        "late": 12,
+        "dropped": 0,
+        "not_kept": 0,
+        "delay_s": {"count": 29012, "mean": 31.2, "buckets": [{"up_to": 60.0, "count": 25000}]},
+    },
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 }
 _EVENT = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77", "weight": 1.0}
 _QUESTION = {"x": {"age": 31, "country": "FR", "vip": True}}
 _LEARNED = {"model": "default", "seq": 1042, "p": 0.731, "loss": 0.313, "duplicate": False}
 _PREDICTED = {"model": "default", "p": 0.731, "y": True, "seq": 1042}
+_LABEL = {"id": "imp-7", "y": 1}
+_LEARNED_LATE = {**_LEARNED, "served_p": 0.702, "served_loss": 0.354, "delay_s": 31.2, "late": False}
+_KEPT = {**_PREDICTED, "kept": True, "duplicate": False}
 _LEARNED_MANY = {"model": "default", "learned": 2, "duplicates": 0, "first_seq": 1, "last_seq": 2, "loss": 0.693}
 
 
@@ -190,26 +204,33 @@ CROSSCHECK: dict[str, Any] = {
 }
 
 
-def _hot(verb: str, summary: str, description: str, body: Any, one: Any, lines: Any) -> dict[str, Any]:
-    """The operation of a hot path: one, an array, or a stream."""
-    example = _EVENT if verb == "learn" else _QUESTION
-    ndjson = "\n".join(msgspec.json.encode(example).decode() for _ in range(2)) + "\n"
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    stream_reply = {"schema": {"type": "string"}, "example": lines} if isinstance(lines, str) else None
+class _Example(NamedTuple):
+    """A body that a hot path takes, its type, and the reply."""
+
+    name: str
+    kind: type
+    body: Any
+    reply: Any
+
+
+def _hot(verb: str, summary: str, description: str, given: list[_Example], lines: Any) -> dict[str, Any]:
+    """The operation of a hot path; `lines` is the reply to a stream."""
+    examples = {example.name: {"value": example.body} for example in given}
+    replies = {example.name: {"value": example.reply} for example in given}
+    ndjson = "".join(msgspec.json.encode(example.body).decode() + "\n" for example in given)
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in sorted({one.kind.__name__ for one in given})]
+    reply_schemas = [_schema_of(example.reply) for example in given]
     reply: dict[str, Any] = {
         "application/json": {
-            "schema": {
-                "anyOf": [_schema_of(one), {"type": "array", "items": _schema_of(one)}]
-                + ([] if stream_reply else [_schema_of(lines)])
-            },
-            "examples": {"one": {"value": one}, "array": {"value": [one]}},
+            "schema": {"anyOf": [*reply_schemas, {"type": "array", "items": {"anyOf": reply_schemas}}]},
+            "examples": {**replies, "array": {"value": [one["value"] for one in replies.values()]}},
         }
     }
-    if stream_reply:
-        reply["application/x-ndjson"] = stream_reply
+    if isinstance(lines, str):
+        reply[NDJSON] = {"schema": {"type": "string"}, "example": lines}
     else:
+        reply["application/json"]["schema"]["anyOf"].append(_schema_of(lines))
         reply["application/json"]["examples"]["stream"] = {"value": lines}
-    learn_only = (409, 507) if verb == "learn" else ()
     return {
         "tags": [verb],
         "summary": summary,
@@ -218,15 +239,15 @@ def _hot(verb: str, summary: str, description: str, body: Any, one: Any, lines: 
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"anyOf": [schema, {"type": "array", "items": schema}]},
-                    "examples": {"one": {"value": example}, "array": {"value": [example]}},
+                    "schema": {"anyOf": [*schemas, {"type": "array", "items": {"anyOf": schemas}}]},
+                    "examples": {**examples, "array": {"value": [one["value"] for one in examples.values()]}},
                 },
-                "application/x-ndjson": {"schema": {"type": "string"}, "example": ndjson},
+                NDJSON: {"schema": {"type": "string"}, "example": ndjson},
             },
         },
         "responses": {
             "200": {"description": "Learned, and on disk" if verb == "learn" else "Predicted", "content": reply},
-            **{str(k): v for k, v in _problems(400, 404, 405, 413, 415, 422, 500, 503, *learn_only).items()},
+            **{str(k): v for k, v in _problems(400, 404, 405, 409, 413, 415, 422, 500, 503, 507).items()},
         },
     }
 
@@ -239,7 +260,7 @@ def extend(api: FastAPI) -> None:
         if api.openapi_schema is None:
             whole = original()
             _, schemas = msgspec.json.schema_components(
-                [wire.Event, wire.Question], ref_template="#/components/schemas/{name}"
+                [wire.Event, wire.Label, wire.Question], ref_template="#/components/schemas/{name}"
             )
             spec = TypeAdapter(Spec).json_schema(ref_template="#/components/schemas/{model}")
             schemas |= spec.pop("$defs", {})
@@ -271,19 +292,26 @@ def _hot_paths() -> dict[str, Any]:
         "Learn: one gradient step for each event, durable when the reply comes",
         "`p` and `loss` are of the prediction made before the step. With an `id` an event is learned once, however "
         "often it is sent. An array is all or nothing; a stream of NDJSON stops at the first line that is wrong, and "
-        "what stood before it stays learned. If a name stands twice in one JSON object, the last wins.",
-        wire.Event,
-        _LEARNED,
+        "what stood before it stays learned. If a name stands twice in one JSON object, the last wins. A label without "
+        "features is for the prediction that was served under its id; `served_p` and `served_loss` are of that, "
+        "`delay_s` is how long the label took.",
+        [
+            _Example("event", wire.Event, _EVENT, _LEARNED),
+            _Example("label", wire.Label, _LABEL, _LEARNED_LATE),
+        ],
         _LEARNED_MANY,
     )
     predict = _hot(
         "predict",
         "Predict from the model as it stands",
         "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not "
-        "seen add nothing.",
-        wire.Question,
-        _PREDICTED,
-        msgspec.json.encode(_PREDICTED).decode() + "\n",
+        "seen add nothing. With an `id` the prediction and its features are kept until the label comes: then /learn "
+        "takes the id and the label alone.",
+        [
+            _Example("prediction", wire.Question, _QUESTION, _PREDICTED),
+            _Example("kept", wire.Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),
+        ],
+        "".join(msgspec.json.encode(reply).decode() + "\n" for reply in (_PREDICTED, _KEPT)),
     )
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "default"}
     return {

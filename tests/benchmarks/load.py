@@ -1,7 +1,8 @@
 """Load generation: requests per second and latencies of one URL at a fixed number of keep-alive connections.
 
 Closed loop: each connection sends its next request as soon as the reply to the last one is there. The bodies are the
-same few hundred events of ten numeric features in turn, without ids. Two generators give the same `LoadResult`:
+same few hundred events of ten numeric features in turn, without ids, or each with a new one. Two generators give the
+same `LoadResult`:
 
 - `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission: a stall counts for the
   requests that it held back, too.
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -77,14 +79,15 @@ def describe_generator(generator: str) -> str:
     return " ".join(words[:2])
 
 
-def measure(generator: str, port: int, path: str, connections: int, seconds: int) -> LoadResult:
-    """Load `path` on the loopback `port` for `seconds` and return what the generator saw."""
+def measure(generator: str, port: int, path: str, connections: int, seconds: int, ids: bool = False) -> LoadResult:
+    """Load `path` on the loopback `port` for `seconds` and return what the generator saw. With `ids` each request has
+    an id that no other has, in no order."""
     probe(port, path)
     if generator == "python":
-        return run_generator(python_command(port, path, connections, seconds), seconds)
+        return run_generator(python_command(port, path, connections, seconds, ids), seconds)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "load.lua")
-        script.write_text(wrk_script(path))
+        script.write_text(wrk_script(path, ids))
         return run_generator(wrk_command(script, port, path, connections, seconds), seconds)
 
 
@@ -120,6 +123,10 @@ def event_json(rng: random.Random, truth: list[float], labelled: bool) -> str:
     return json.dumps(event)
 
 
+def with_id(body: str, id_: str) -> str:
+    return f'{body[:-1]}, "id": "{id_}"}}'
+
+
 def request_bytes(port: int, path: str, body: str, connection: str = "keep-alive") -> bytes:
     return (
         f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: {connection}\r\n"
@@ -153,9 +160,17 @@ def wrk_command(script: Path, port: int, path: str, connections: int, seconds: i
     return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={REPLY_TIMEOUT:.0f}s", f"-s{script}", url]
 
 
-def wrk_script(path: str) -> str:
+def wrk_script(path: str, ids: bool) -> str:
     """Lua: format every request once, send them in turn, print the result as one line of JSON (wrk counts in us)."""
     lines = ",\n".join(f"[[{body}]]" for body in bodies(path))
+    request = (
+        """
+  local id = string.format('%08x-%08x', math.random(0, 4294967295), math.random(0, 4294967295))
+  return wrk.format(nil, nil, nil, bodies[last]:sub(1, -2) .. ', "id": "' .. id .. '"}')"""
+        if ids
+        else """
+  return requests[last]"""
+    )
     return f"""local bodies = {{
 {lines}
 }}
@@ -164,12 +179,12 @@ wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 
 function init()
+  math.randomseed(os.time())
   for i, body in ipairs(bodies) do requests[i] = wrk.format(nil, nil, nil, body) end
 end
 
 function request()
-  last = last % #requests + 1
-  return requests[last]
+  last = last % #requests + 1{request}
 end
 
 function done(summary, latency)
@@ -185,16 +200,24 @@ end
 # Python
 
 
-def python_command(port: int, path: str, connections: int, seconds: int) -> list[str]:
+def python_command(port: int, path: str, connections: int, seconds: int, ids: bool) -> list[str]:
     numbers = [f"--port={port}", f"--connections={connections}", f"--seconds={seconds}"]
-    return [sys.executable, __file__, f"--path={path}", *numbers]
+    return [sys.executable, __file__, f"--path={path}", *numbers, *(["--ids"] if ids else [])]
+
+
+def endless_requests(port: int, path: str, ids: bool) -> Iterator[bytes]:
+    """The requests in turn; with `ids` each with an id of its own."""
+    if not ids:
+        yield from cycle([request_bytes(port, path, body) for body in bodies(path)])
+    for body in cycle(bodies(path)):
+        yield request_bytes(port, path, with_id(body, uuid.uuid4().hex[:17]))
 
 
 class Run:
     """What the connections of one run share: the requests in turn, and what came of them."""
 
-    def __init__(self, requests: list[bytes]) -> None:
-        self.requests: Iterator[bytes] = cycle(requests)
+    def __init__(self, requests: Iterator[bytes]) -> None:
+        self.requests = requests
         self.latencies: list[float] = []
         self.errors = 0
         self.running = False
@@ -268,9 +291,9 @@ def reply_length(received: bytes) -> int | None:
     return len(head) + len(end) + int(rest.partition(b"\r\n")[0])
 
 
-async def generate(port: int, path: str, connections: int, seconds: float) -> LoadResult:
+async def generate(port: int, path: str, connections: int, seconds: float, ids: bool) -> LoadResult:
     """Open all connections, then count the replies of `seconds`."""
-    run = Run([request_bytes(port, path, body) for body in bodies(path)])
+    run = Run(endless_requests(port, path, ids))
     loop = asyncio.get_running_loop()
     opened = [(await loop.create_connection(lambda: Connection(run), HOST, port))[1] for _ in range(connections)]
     run.running = True
@@ -291,9 +314,10 @@ def main() -> None:
     parser.add_argument("--path", required=True, help="ends in learn or predict")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--ids", action="store_true", help="an id in each request")
     options = parser.parse_args()
     try:
-        result = uvloop.run(generate(options.port, options.path, options.connections, options.seconds))
+        result = uvloop.run(generate(options.port, options.path, options.connections, options.seconds, options.ids))
     except OSError as error:
         sys.exit(f"cannot connect to port {options.port}: {error}")
     print(json.dumps(asdict(result)))
