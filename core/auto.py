@@ -27,6 +27,7 @@ An event costs K numbers or so for each of its features, and the model likewise 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,15 @@ def look(x: float, before: Floats, after: Floats, views: npt.NDArray[np.int64], 
     four[MAXABS] = x / largest if largest > 0.0 else 0.0
     for k in range(K):
         seen[k] = four[views[k]]
+
+
+@compiled("void(int32[::1], float64[::1], float64[:, ::1], int64[::1], float64[:, ::1], float64[:, ::1])")
+def look_at(c: Ints, x: Floats, statistics: Table, views: npt.NDArray[np.int64], fresh: Table, seen: Table) -> None:
+    """`look` for each feature of an event: fills `fresh`, their statistics, and `seen`."""
+    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
+    for j in range(len(c)):
+        known = 0 <= c[j] < len(statistics)
+        look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
 
 
 @compiled("void(int32[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
@@ -267,10 +277,7 @@ def event_score(
     Changes nothing but the room it is given: `fresh`, the statistics with the event taken up; `seen`, its values as
     each learner sees them; `z` and `chances`, what each learner of each bank says.
     """
-    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
-    for j in range(len(c)):
-        known = 0 <= c[j] < len(statistics)
-        look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
+    look_at(c, x, statistics, views, fresh, seen)
     sides = np.zeros(2)
     bank_scores(c, seen, first_w, first_stack, z[0])
     mixed(z[0], shares[0], chances[0], sides)
@@ -389,6 +396,21 @@ class _Bank:
         self.w, self.squares, self.sums = (grown(array, rows) for array in (self.w, self.squares, self.sums))
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the score for an event of n features is made of, for each of B banks.
+
+    `biases` (B, K); `products` (n, B, K): the weight of each feature times its value as the learner sees it; `stack`
+    (B, len(STACKERS), K + 1): a stacker's weight for each learner, and its bias; `shares` (B, M): the weights of
+    learners and stackers in the mixture. All float64.
+    """
+
+    biases: Table
+    products: Chances
+    stack: Chances
+    shares: Table
+
+
 class Auto:
     """The state of an `auto` model: what `Learner` holds for it."""
 
@@ -411,6 +433,22 @@ class Auto:
             columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room
         )  # fmt: skip
         return score
+
+    def served(self, columns: Ints, values: Floats, features: int) -> Floats:
+        """The score for one event alone, as `Learner.served` has it."""
+        return np.array([self.score(columns, values)])
+
+    def terms(self, columns: Ints, values: Floats) -> Terms:
+        """What the score for one event is made of, for n features that the model has learned; copies."""
+        seen = np.empty((len(columns), K))
+        look_at(columns, values, self._statistics, _views, np.empty((len(columns), STATISTICS)), seen)
+        banks = (self._first, self._second)[: self._banks]
+        return Terms(
+            np.stack([bank.w[0] for bank in banks]),
+            np.stack([bank.w[columns + 1] * seen for bank in banks], axis=1),
+            np.stack([bank.stack for bank in banks]),
+            self._shares[: self._banks].copy(),
+        )
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
         """n events, in order. Every step is taken: scores are bounded, and so is what a value can do."""
