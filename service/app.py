@@ -7,8 +7,9 @@ import contextlib
 import heapq
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -18,6 +19,9 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
+from core import logistic
+from core.explain import Explanation
+from core.features import EventError
 from core.spec import Spec, SpecError
 from service import errors, openapi, wire
 from service.crosscheck import CrossChecks
@@ -51,6 +55,7 @@ class Service:
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
+        add_explanations(self.api, self.engine, settings)
         openapi.extend(self.api)
 
     @asynccontextmanager
@@ -179,6 +184,30 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         return reply(await crosschecks.run(name))
 
 
+def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
+    """Why a prediction is what it is."""
+
+    @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
+    async def explain_prediction(name: ModelName, request: Request) -> Response:
+        model = engine.model(name)
+        asked = wire.decode_explain(await read_json(request, settings.max_body_bytes))
+        if asked.id is None:
+            return reply(_explained(model, model.explain, asked.x))
+        found = await engine.find_id(name, asked.id)
+        if found is None or found.waiting is None:
+            raise errors.NothingWaits(field="id", id=asked.id)
+        waiting = found.waiting
+        served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
+        return reply({**_explained(model, model.explain_waiting, waiting), **served})
+
+
+def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
+    try:
+        return {"model": model.name, **asdict(explain(asked))}
+    except EventError as error:
+        raise errors.InvalidEvent(field=error.field, reason=error.message) from None
+
+
 def reply(content: Any, status: int = 200) -> Response:
     """A JSON reply; floats as the shortest text that reads back to the same float64."""
     return Response(msgspec.json.encode(content), status, media_type="application/json")
@@ -215,8 +244,8 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-async def read_spec(request: Request, limit: int) -> Spec:
-    """The spec in a request's body; what is wrong with it names the field."""
+async def read_json(request: Request, limit: int) -> bytes:
+    """The JSON body of a request that nobody makes often."""
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise errors.UnsupportedMediaType(content_type=content_type[:100])
@@ -225,6 +254,12 @@ async def read_spec(request: Request, limit: int) -> Spec:
         body += chunk
         if len(body) > limit:
             raise errors.BodyTooLarge(limit=limit)
+    return body
+
+
+async def read_spec(request: Request, limit: int) -> Spec:
+    """The spec in a request's body; what is wrong with it names the field."""
+    body = await read_json(request, limit)
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:

@@ -130,7 +130,7 @@ class Engine:
         result = await self._submit(model, predictions, atomic, wait)
         return result.predicted, result.error
 
-    async def find_waiting(self, name: str, id_: str) -> KnownId | None:
+    async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""
         key = self.model(name).stored.key
         return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))

@@ -114,6 +114,14 @@ class UnknownId(OnestepError):
     title = "Unknown id"
 
 
+class NothingWaits(OnestepError):
+    """{field}: no prediction waits under the id {id!r}: it was never made, or its label or its timeout came. Send its x
+    for an explanation by the model as it stands."""
+
+    status = 404
+    title = "Unknown id"
+
+
 class ExpiredId(OnestepError):
     """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
     learned as y = 0, at seq {seq}. With "late": "learn" a label 1 would correct that."""

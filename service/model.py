@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
-
 from core import logistic
+from core.explain import Explanation, explain, explain_served
 from core.features import Batch, X
 from core.joins import Joins
 from core.learner import Learner
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
-from service.log import StoredModel
+from service.log import StoredModel, Waiting
 
 # What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
 REPLAY_SECONDS_PER_ROW = 3e-6
@@ -80,6 +79,17 @@ class Model:
         """The probability of label 1. Changes nothing."""
         return logistic.sigmoid(self.learner.score(x))
 
+    def explain(self, x: X) -> Explanation:
+        """Where the score of x comes from, from the model as it stands."""
+        return explain(self.learner, x)
+
+    def explain_waiting(self, waiting: Waiting) -> Explanation:
+        """Where the score of a prediction that waits came from when it was served; for `auto`, which is too many
+        learners to keep, from the model as it stands."""
+        if self.learner.auto is not None:
+            return explain(self.learner, waiting.x)
+        return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
+
     def predict_to_keep(self, id_: str, x: X) -> Prediction:
         """A prediction to be kept until its label comes. Changes nothing."""
-        return Prediction(id_, x, self.learner.seq, np.array([self.learner.score(x)]))
+        return Prediction(id_, x, self.learner.seq, self.learner.served(x))

@@ -132,6 +132,38 @@ _WEIGHTS_EXAMPLE = {
 _WEIGHTS_SCHEMA = _schema_of({key: value for key, value in _WEIGHTS_EXAMPLE.items() if key != "weights"})
 _WEIGHTS_SCHEMA["properties"]["weights"] = {"type": "object", "additionalProperties": {"type": "number"}}
 
+_EXPLAINED = {
+    "model": "default",
+    "seq": 1042,
+    "score": 0.853,
+    "p": 0.701,
+    "bias": 0.043,
+    "features": [{"name": "age", "value": 31.0, "seen": 31.0, "weight": 0.025, "contribution": 0.775}],
+    "unknown": ["country=FR"],
+    "method": "A feature contributes its weight times its value; ...",
+}
+EXPLAIN: dict[str, Any] = {
+    "summary": "Why a prediction is what it is: what each feature adds to the score",
+    "description": "Of an x, by the model as it stands; or, while it waits for its label, of the prediction that was "
+    "served under an id, by the model as it was then (for `auto`, as it stands). Bias and contributions add up to the "
+    "score. `seen` is the value as the model sees it, scaled where it scales. `unknown` are features that the model "
+    "has not learned; they add nothing.",
+    "responses": {
+        200: _ok("The explanation", _EXPLAINED),
+        **_problems(400, 404, 413, 415, 422, 500, 503),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/Explain"},
+                    "examples": {"x": {"value": _QUESTION}, "id": {"value": {"id": "imp-7"}}},
+                }
+            },
+        }
+    },
+}
 LIVEZ: dict[str, Any] = {
     "summary": "Whether the process is alive",
     "responses": {200: _ok("Alive", {"status": "alive"})},
@@ -260,7 +292,7 @@ def extend(api: FastAPI) -> None:
         if api.openapi_schema is None:
             whole = original()
             _, schemas = msgspec.json.schema_components(
-                [wire.Event, wire.Label, wire.Question], ref_template="#/components/schemas/{name}"
+                [wire.Event, wire.Label, wire.Question, wire.Explain], ref_template="#/components/schemas/{name}"
             )
             spec = TypeAdapter(Spec).json_schema(ref_template="#/components/schemas/{model}")
             schemas |= spec.pop("$defs", {})

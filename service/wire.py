@@ -40,6 +40,13 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str | None = None
 
 
+class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What to explain, as `/explain` takes it: x, or the id of a prediction that waits for its label."""
+
+    x: dict[str, float | bool | str] | list[float | bool] | None = None
+    id: str | None = None
+
+
 class Learned(msgspec.Struct):
     """The reply to one learned event."""
 
@@ -94,7 +101,7 @@ class PredictedKept(Predicted):
     duplicate: bool
 
 
-Body = TypeVar("Body", Event, Label, Question)
+Body = TypeVar("Body", Event, Label, Question, Explain)
 
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
@@ -103,6 +110,7 @@ encode = _encoder.encode
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
 _event = msgspec.json.Decoder(Event)
 _label = msgspec.json.Decoder(Label)
+_explain = msgspec.json.Decoder(Explain)
 _question = msgspec.json.Decoder(Question)
 
 
@@ -134,6 +142,17 @@ def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
     if question.id is not None:
         _check_id(question.id, at)
     return question
+
+
+def decode_explain(data: bytes) -> Explain:
+    """The body of `/explain`."""
+    asked = _decode(_explain, data, "")
+    if (asked.x is None) == (asked.id is None):
+        reason = 'must be an object with either x or id, like {"x": {"age": 31}} or {"id": "imp-7"}'
+        raise errors.InvalidEvent(field="body", reason=reason)
+    if asked.id is not None:
+        _check_id(asked.id, "")
+    return asked
 
 
 def _check_id(id_: str, at: str) -> None:

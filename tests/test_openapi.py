@@ -26,6 +26,7 @@ ROUTES = {
     ("post", "/predict"),
     ("post", "/models/{model}/learn"),
     ("post", "/models/{model}/predict"),
+    ("post", "/models/{model}/explain"),
     ("get", "/models"),
     ("get", "/models/{model}"),
     ("put", "/models/{model}"),
