@@ -268,6 +268,18 @@ class Features:
 
         EventError where x cannot be learned or predicted from, and then nothing is changed.
         """
+        names, values = self.flat(x)
+        return self.columns_of(names, add), values
+
+    def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
+        """The names that the model calls an event's features by, and their values, in the event's own order.
+
+        EventError where a value cannot be learned or predicted from; names are looked at by `columns_of`.
+
+        >>> names, values = Features(hash_bits=4).flat({"age": 31, "country": "FR"})
+        >>> list(names), list(values)
+        (['#2', '#a'], [31.0, 1.0])
+        """
         names, values = flatten(x)
         # The sum of the magnitudes is within the limit, or it is worth a closer look: half the time of looking at once.
         if not sum(map(abs, values)) <= self.max_value:
@@ -277,7 +289,7 @@ class Features:
                 raise EventError(name, f"must be within ±{self.max_value:g}")
         if self._hash_mask is not None:
             names, values = _hashed(names, values, self._hash_mask)
-        return self.columns_of(names, add), values
+        return names, values
 
 
 def _hashed(names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:

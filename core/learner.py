@@ -120,6 +120,22 @@ class Learner:
         columns, values = self.features.encode(x)
         return self._model.score(np.array(columns, np.int32), np.array(values))
 
+    def served(self, x: X) -> Floats:
+        """The score and, but for `auto`, what it is made of: kept with x, it lets `core.explain.explain_served` say how
+        the score came about when the model has moved on. Changes nothing.
+
+        float64: the score, the bias, the weight of each of x's n features in x's own order (NaN where the model has
+        not learned the feature) and, where the model scales, their n scaled values. For `auto`, which is too many
+        models to keep, the score alone.
+
+        >>> learner = Learner(Spec(learning_rate=0.5))
+        >>> learner.learn_one({"x": 2.0}, 1)
+        >>> learner.served({"x": 3.0, "new": 1.0}).tolist()
+        [1.75, 0.25, 0.5, nan]
+        """
+        columns, values = self.features.encode(x)
+        return self._model.served(np.array(columns, np.int32), np.array(values), self._n_features)
+
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x."""
         p = logistic.sigmoid(self.score(x))

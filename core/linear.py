@@ -29,6 +29,7 @@ class Linear:
         self._paid = np.zeros(_MIN_ROWS if pays else 0)
         self._scalars = np.zeros(rules.SCALARS)
         self._scalars[rules.FINAL_LR] = spec.final_lr or 0.0
+        self._scales = spec.scale != "none"
 
     @property
     def bias(self) -> float:
@@ -39,6 +40,17 @@ class Linear:
         state = (self.weights, self._scaler, self._scalars, self._codes, self._q)
         score: float = rules.predict_score(columns, values, *state, np.empty(len(columns)))
         return score
+
+    def served(self, columns: Ints, values: Floats, features: int) -> Floats:
+        """The score for one event, and what it is made of, as `Learner.served` has it; changes nothing.
+
+        `features`: how many columns the model has learned.
+        """
+        n = len(columns)
+        numbers = np.empty(2 + (2 * n if self._scales else n))
+        state = (self.weights, self._scaler, self._scalars, self._codes, self._q)
+        rules.serve_into(columns, values, features, *state, numbers)
+        return numbers
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
         """n events, n steps, in order, after `taken` steps; fills the score before each, and whether it was taken."""

@@ -449,6 +449,33 @@ def predict_score(
 
 
 @compiled(
+    "void(int32[::1], float64[::1], int64, float64[::1], float64[:, ::1], float64[::1], int64[::1], float64[::1], "
+    "float64[::1])"
+)
+def serve_into(
+    c: Ints,
+    x: Floats,
+    features: int,
+    w: Floats,
+    scaler: Table,
+    scalars: Floats,
+    codes: npt.NDArray[np.int64],
+    q: Floats,
+    numbers: Floats,
+) -> None:
+    """`numbers` <- all that z = w·x + b is made of and x does not say: z, b, the w_i and, where the model scales, the
+    scaled x_i.
+
+    A w_i is NaN, which no weight ever is, where the feature is none of the model's `features` first ones.
+    """
+    n = len(c)
+    numbers[0] = predict_score(c, x, w, scaler, scalars, codes, q, numbers[2 + n :])
+    numbers[1] = scalars[BIAS]
+    for k in range(n):
+        numbers[2 + k] = w[c[k]] if 0 <= c[k] < features else math.nan
+
+
+@compiled(
     "void(int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], float64[:, ::1], "
     "float64[:, ::1], float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], boolean[::1])"
 )
