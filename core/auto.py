@@ -427,12 +427,32 @@ class Auto:
 
     def score(self, columns: Ints, values: Floats) -> float:
         """The mixture's score for one event; changes nothing."""
-        room = np.empty((len(columns), STATISTICS)), np.empty((len(columns), K)), np.empty((2, M)), np.empty((2, 2, M))
+        return self._score_and_seen(columns, values)[0]
+
+    def _score_and_seen(self, columns: Ints, values: Floats) -> tuple[float, Table]:
+        """The score, and (n, K) the values as each learner sees them."""
+        seen = np.empty((len(columns), K))
+        room = np.empty((len(columns), STATISTICS)), seen, np.empty((2, M)), np.empty((2, 2, M))
         banks = (self._first.w, self._first.stack, self._second.w, self._second.stack)
         score: float = event_score(
             columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room
         )  # fmt: skip
-        return score
+        return score, seen
+
+    def served(self, columns: Ints, values: Floats, features: int) -> Floats:
+        """The score for one event alone, as `Learner.served` has it."""
+        return np.array([self.score(columns, values)])
+
+    def terms(self, columns: Ints, values: Floats) -> Terms:
+        """What the score for one event is made of, for n features that the model has learned; copies."""
+        _, seen = self._score_and_seen(columns, values)
+        banks = (self._first, self._second)[: self._banks]
+        return Terms(
+            np.stack([bank.w[0] for bank in banks]),
+            np.stack([bank.w[columns + 1] * seen for bank in banks], axis=1),
+            np.stack([bank.stack for bank in banks]),
+            self._shares[: self._banks].copy(),
+        )
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event alone, as `Learner.served` has it."""

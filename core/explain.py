@@ -21,7 +21,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from core import logistic
 from core.auto import MAX_SCORE, Auto, K, Terms
@@ -161,8 +160,6 @@ def _explain_auto(learner: Learner, auto: Auto, x: X) -> Explanation:
 
 # -- the path from no features to all of them. a: how far along; arrays have an axis of as many a first, then of banks
 
-Array = npt.NDArray[np.float64]
-
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _STRIDE = 2.0
 """Furthest that any z moves in one piece of the path. The score has no singularity before |Im z| = pi / 2, and 16 nodes
@@ -188,29 +185,29 @@ def aumann_shapley(terms: Terms) -> Floats:
     return result
 
 
-def _unclamped(terms: Terms, a: Array) -> tuple[Array, Array]:
+def _unclamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
     """The scores of learners (a, B, K), and of stackers (a, B, stackers) from clamped ones, before they are clamped."""
     z = terms.biases + a[:, None, None] * terms.products.sum(axis=0)  # b_k + a sum of c_ki
     stacked = np.einsum("abk,bsk->abs", z.clip(-MAX_SCORE, MAX_SCORE), terms.stack[:, :, :K]) + terms.stack[:, :, K]
     return z, stacked
 
 
-def _clamped(terms: Terms, a: Array) -> tuple[Array, Array]:
+def _clamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
     z, stacked = _unclamped(terms, a)
     return z.clip(-MAX_SCORE, MAX_SCORE), stacked.clip(-MAX_SCORE, MAX_SCORE)
 
 
-def _score_gradient(z: Array, shares: Array) -> Array:
+def _score_gradient(z: Floats, shares: Floats) -> Floats:
     """dF/dz_k = share_k s'(z_k) (1/p + 1/(1 - p)), each side computed by itself as in auto.py; (a, B, M)."""
     e = np.exp(-abs(z))
     high, low = 1 / (1 + e), e / (1 + e)
     p = (shares * np.where(z < 0, low, high)).sum(axis=(1, 2), keepdims=True)
     q = (shares * np.where(z < 0, high, low)).sum(axis=(1, 2), keepdims=True)
-    gradient: Array = shares * (high * low) * (1 / p + 1 / q)
+    gradient: Floats = shares * (high * low) * (1 / p + 1 / q)
     return gradient
 
 
-def _cuts(terms: Terms) -> Array:
+def _cuts(terms: Terms) -> Floats:
     """From 0 to 1, rising: between two of them every score is a straight line, and no longer than `_STRIDE`."""
     ends = np.array([0.0, 1.0])
     cuts = _with_crossings(ends, _unclamped(terms, ends)[0])
@@ -221,10 +218,10 @@ def _cuts(terms: Terms) -> Array:
     return np.concatenate([*(np.linspace(start, stop, n, endpoint=False) for start, stop, n in spans), ends[1:]])
 
 
-def _with_crossings(cuts: Array, z: Array) -> Array:
+def _with_crossings(cuts: Floats, z: Floats) -> Floats:
     """The cuts, and where scores that are z at them and straight between them pass ± MAX_SCORE."""
     start, run = cuts[:-1, None, None], np.diff(cuts)[:, None, None]
     rise = np.diff(z, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # what does not rise does not cross
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what does not rise, or hardly, does not cross
         at = np.stack([(bound - z[:-1]) / rise for bound in (-MAX_SCORE, MAX_SCORE)])
-    return np.union1d(cuts, (start + at * run)[(at > 0) & (at < 1)])
+        return np.union1d(cuts, (start + at * run)[(at > 0) & (at < 1)])
