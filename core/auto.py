@@ -119,15 +119,6 @@ def look(x: float, before: Floats, after: Floats, views: npt.NDArray[np.int64], 
         seen[k] = four[views[k]]
 
 
-@compiled("void(int32[::1], float64[::1], float64[:, ::1], int64[::1], float64[:, ::1], float64[:, ::1])")
-def look_at(c: Ints, x: Floats, statistics: Table, views: npt.NDArray[np.int64], fresh: Table, seen: Table) -> None:
-    """`look` for each feature of an event: fills `fresh`, their statistics, and `seen`."""
-    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
-    for j in range(len(c)):
-        known = 0 <= c[j] < len(statistics)
-        look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
-
-
 @compiled("void(int32[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
 def bank_scores(c: Ints, seen: Table, w: Table, stack: Table, z: Floats) -> None:
     """`z` <- the scores of a bank: of its K learners, then of its stackers.
@@ -277,7 +268,10 @@ def event_score(
     Changes nothing but the room it is given: `fresh`, the statistics with the event taken up; `seen`, its values as
     each learner sees them; `z` and `chances`, what each learner of each bank says.
     """
-    look_at(c, x, statistics, views, fresh, seen)
+    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
+    for j in range(len(c)):
+        known = 0 <= c[j] < len(statistics)
+        look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
     sides = np.zeros(2)
     bank_scores(c, seen, first_w, first_stack, z[0])
     mixed(z[0], shares[0], chances[0], sides)
@@ -446,22 +440,6 @@ class Auto:
     def terms(self, columns: Ints, values: Floats) -> Terms:
         """What the score for one event is made of, for n features that the model has learned; copies."""
         _, seen = self._score_and_seen(columns, values)
-        banks = (self._first, self._second)[: self._banks]
-        return Terms(
-            np.stack([bank.w[0] for bank in banks]),
-            np.stack([bank.w[columns + 1] * seen for bank in banks], axis=1),
-            np.stack([bank.stack for bank in banks]),
-            self._shares[: self._banks].copy(),
-        )
-
-    def served(self, columns: Ints, values: Floats, features: int) -> Floats:
-        """The score for one event alone, as `Learner.served` has it."""
-        return np.array([self.score(columns, values)])
-
-    def terms(self, columns: Ints, values: Floats) -> Terms:
-        """What the score for one event is made of, for n features that the model has learned; copies."""
-        seen = np.empty((len(columns), K))
-        look_at(columns, values, self._statistics, _views, np.empty((len(columns), STATISTICS)), seen)
         banks = (self._first, self._second)[: self._banks]
         return Terms(
             np.stack([bank.w[0] for bank in banks]),
