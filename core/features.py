@@ -28,6 +28,7 @@ from core.logistic import Floats, Ints, Labels, Offsets
 Value = float | bool | str
 X = Mapping[str, Value] | Sequence[float]
 Bits = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 
 MAX_NAME = 256
 """Characters of a feature's name, and of a string value."""
@@ -38,6 +39,9 @@ MAX_FLOAT = sys.float_info.max
 
 class EventError(ValueError):
     """An event that cannot be learned or predicted: `field` is the path in it ("x.age"), the message says why."""
+
+    row: int = 0
+    """Which row of a table it is, from 0."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -262,6 +266,15 @@ class Features:
         del self.names[count:]
         self._shapes.clear()
 
+    def known(self, names: Iterable[str]) -> list[int]:
+        """The columns of `names`, -1 for one that is not known, whether it could be or not."""
+        return [self._column.get(name, -1) for name in names]
+
+    @property
+    def hashed(self) -> bool:
+        """Whether names are replaced by their hashes."""
+        return self._hash_mask is not None
+
     def columns_of(self, names: Iterable[str], add: bool = False) -> list[int]:
         """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column."""
         shape = tuple(names)
@@ -288,7 +301,7 @@ class Features:
                     "see max_features and hash_bits in the model's spec",
                 )
             self.extend(new)
-        return [self._column.get(name, -1) for name in names]
+        return self.known(names)
 
     def encode(self, x: X, add: bool = False) -> tuple[list[int], array[float]]:
         """The columns and values of an event's x, in its own order. Unknown names as in `columns_of`.
@@ -342,6 +355,30 @@ def check_label(y: float, weight: float) -> None:
         raise EventError("weight", "must be a number above 0")
 
 
+@compiled("boolean(float64[:, ::1], boolean[:, ::1], int32[::1], float64, int64[::1], int32[::1], float64[::1])")
+def _gather(
+    table: npt.NDArray[np.float64],
+    present: Mask,
+    of_column: Ints,
+    limit: float,
+    offsets: Offsets,
+    columns: Ints,
+    values: Floats,
+) -> bool:
+    """The values that are present, row by row, to `columns` and `values`; False if one is not within ±limit."""
+    at = 0
+    for i in range(table.shape[0]):
+        for j in range(table.shape[1]):
+            if present[i, j]:
+                if not abs(table[i, j]) <= limit:
+                    return False
+                columns[at] = of_column[j]
+                values[at] = table[i, j]
+                at += 1
+        offsets[i + 1] = at
+    return True
+
+
 class BatchBuilder:
     """Gathers events for one model into a `Batch`. What cannot be learned is refused, and changes nothing.
 
@@ -356,6 +393,12 @@ class BatchBuilder:
     def __init__(self, features: Features) -> None:
         self.features = features
         self.first_feature = len(features)
+        # Events are added one by one to the open part; a table is a part of its own.
+        self._closed: list[Batch] = []
+        self._in_closed = 0
+        self._open()
+
+    def _open(self) -> None:
         self._columns: list[int] = []
         self._values = array("d")
         self._ends = array("q", [0])
@@ -363,7 +406,7 @@ class BatchBuilder:
         self._weights = array("d")
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return self._in_closed + len(self._labels)
 
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
@@ -379,6 +422,77 @@ class BatchBuilder:
         self._labels.append(int(y))
         self._weights.append(weight)
 
+    def add_table(
+        self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats | None = None
+    ) -> None:
+        """Add n events at once: the same as `add` for each row, in a fiftieth of the time.
+
+        Row i is the event with the features `names` in this order, of the values `values[i]` (n, m), and without those
+        that `present` (n, m) says are absent (None: all are there). `labels` and `weights` have n (None: all are 1).
+        The arrays are kept, not copied.
+
+        EventError where a row cannot be learned, `row` says which, from 0; and then nothing is changed.
+
+        >>> builder = BatchBuilder(Features())
+        >>> builder.add_table(["a", "b"], np.array([[1.0, 2.0], [3.0, 4.0]]), None, np.array([0, 1], np.uint8))
+        >>> builder.build().columns.tolist()
+        [0, 1, 0, 1]
+        """
+        shape = (len(labels), len(names))
+        if values.shape != shape or (present is not None and present.shape != shape):
+            raise ValueError(f"{len(labels)} labels and {len(names)} names make a table of shape {shape}")
+        weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+        part = None
+        if not self.features.hashed and len(set(names)) == len(names) and _can_be_learned(labels, weights):
+            part = self._encode_table(names, np.ascontiguousarray(values, np.float64), present, labels, weights)
+        if part is None:
+            self._add_rows(names, values, present, labels, weights)
+        else:
+            self._close()
+            self._closed.append(part)
+            self._in_closed += len(part)
+
+    def _encode_table(
+        self, names: Sequence[str], table: Floats, present: Mask | None, labels: Labels, weights: Floats
+    ) -> Batch | None:
+        """The rows as a batch, their new names added; None, and nothing is changed, if a row is not to be learned."""
+        n, m = table.shape
+        found = self.features.known(names)
+        new = _by_appearance([j for j in range(m) if found[j] < 0], present) if n else []
+        for place, j in enumerate(new, len(self.features)):
+            found[j] = place
+        of_column = np.array(found, np.int32)
+        limit = self.features.max_value
+        if present is None:
+            if _first_beyond(table.reshape(-1), limit) >= 0:
+                return None
+            offsets, columns, values = np.arange(n + 1, dtype=np.int64) * m, np.tile(of_column, n), table.reshape(-1)
+        else:
+            count = int(np.count_nonzero(present))
+            offsets, columns, values = np.zeros(n + 1, np.int64), np.empty(count, np.int32), np.empty(count)
+            if not _gather(table, np.ascontiguousarray(present), of_column, limit, offsets, columns, values):
+                return None
+        try:
+            self.features.columns_of([names[j] for j in new], add=True)
+        except EventError:
+            return None
+        return Batch(offsets, columns, values, np.asarray(labels, np.uint8), weights)
+
+    def _add_rows(
+        self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats
+    ) -> None:
+        """`add_table` row by row: where names are hashed, and to find out which row is wrong and why."""
+        mark = self.mark()
+        there = [[True] * len(names)] * len(labels) if present is None else present.tolist()
+        rows = zip(values.tolist(), there, labels.tolist(), weights.tolist(), strict=True)
+        for i, (row, has, label, weight) in enumerate(rows):
+            try:
+                self.add({names[j]: value for j, value in enumerate(row) if has[j]}, label, weight)
+            except EventError as error:
+                self.take_back(mark)
+                error.row = i
+                raise
+
     def mark(self) -> tuple[int, int]:
         """Where the batch stands now, for `take_back`."""
         return len(self), len(self.features)
@@ -386,24 +500,59 @@ class BatchBuilder:
     def take_back(self, mark: tuple[int, int]) -> None:
         """Take back every event, and every new name, since `mark`."""
         events, features = mark
-        end = self._ends[events]
-        del self._columns[end:], self._values[end:], self._ends[events + 1 :]
-        del self._labels[events:], self._weights[events:]
+        while events < self._in_closed:
+            self._open()
+            part = self._closed.pop()
+            self._in_closed -= len(part)
+            if events > self._in_closed:
+                self._closed.append(part.first(events - self._in_closed))
+                self._in_closed = events
+        kept = events - self._in_closed
+        end = self._ends[kept]
+        del self._columns[end:], self._values[end:], self._ends[kept + 1 :]
+        del self._labels[kept:], self._weights[kept:]
         self.features.truncate(features)
 
     def new_names(self) -> list[str]:
         """The names that these events brought."""
         return self.features.names[self.first_feature :]
 
-    def build(self) -> Batch:
-        """The events as arrays. They share memory with the builder, which takes no more events then."""
-        return Batch(
+    def _close(self) -> None:
+        """Make arrays of the open part, if it has events. They share memory with what it was gathered in."""
+        if not self._labels:
+            return
+        part = Batch(
             np.frombuffer(self._ends, np.int64),
             np.array(self._columns, np.int32),
             np.frombuffer(self._values) if self._values else np.zeros(0),
-            np.frombuffer(self._labels, np.uint8) if self._labels else np.zeros(0, np.uint8),
-            np.frombuffer(self._weights) if self._weights else np.zeros(0),
+            np.frombuffer(self._labels, np.uint8),
+            np.frombuffer(self._weights),
         )
+        self._closed.append(part)
+        self._in_closed += len(part)
+        self._open()
+
+    def build(self) -> Batch:
+        """The events as arrays."""
+        self._close()
+        if not self._closed:
+            return Batch(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0))
+        return Batch.concatenate(self._closed)
+
+
+def _can_be_learned(labels: Labels, weights: Floats) -> bool:
+    """`check_label` for many at once."""
+    good_labels = ((labels == 0) | (labels == 1)).all()
+    return bool(good_labels and ((weights > 0.0) & (weights <= MAX_FLOAT)).all())
+
+
+def _by_appearance(columns: list[int], present: Mask | None) -> list[int]:
+    """Those of a table's columns that are ever there, in the order in which they first are, row by row."""
+    if present is None or not columns:
+        return columns
+    there = present[:, columns]
+    first = there.argmax(axis=0).tolist()
+    return [j for _, j in sorted((first[k], j) for k, j in enumerate(columns) if there[first[k], k])]
 
 
 @compiled("uint64(uint64)")

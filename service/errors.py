@@ -1,7 +1,7 @@
 """Every error a caller can meet. The docstring is the message; the words in braces are filled in.
 
 An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, and what else is known:
-`field`, `line`, `learned`, `last_seq`.
+`field`, `line`, `row`, `learned`, `last_seq`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-_SHOWN = ("field", "line", "learned", "duplicates", "last_seq")
+_SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
 
 
 class OnestepError(Exception):
@@ -44,6 +44,21 @@ class MalformedJson(OnestepError):
 
     status = 400
     title = "Malformed JSON"
+
+
+class MalformedArrow(OnestepError):
+    """The body is not an Arrow IPC stream: {reason}."""
+
+    status = 400
+    title = "Malformed Arrow"
+
+
+class ArrowTooLarge(OnestepError):
+    """In the Arrow stream, {what} takes {size} bytes and no more than {limit} are read at once; write it in smaller
+    batches (with pyarrow: writer.write_table(table, max_chunksize=10_000)). The stream itself has no limit."""
+
+    status = 413
+    title = "Arrow batch too large"
 
 
 class BodyIncomplete(OnestepError):

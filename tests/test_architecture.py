@@ -68,6 +68,7 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
         ("errors", set()),
         ("settings", set()),
         ("wire", {"service.errors", "service.codec"}),
+        ("arrow", {"service.errors", "service.wire"}),
         ("codec", {"service.errors", "service.wire"}),
         ("log", {"service.errors", "service.codec"}),
         ("store", {"service.errors", "service.codec", "service.log"}),
@@ -114,4 +115,9 @@ def test_nothing_asks_numba_for_fast_math(name: str) -> None:
 
 def test_a_process_that_serves_does_not_load_river() -> None:
     program = "import sys, service.app, service.server; sys.exit('river' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+def test_arrow_is_loaded_when_the_first_stream_of_it_comes_and_not_before() -> None:
+    program = "import sys, service.app, service.server, service.arrow; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0
