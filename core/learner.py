@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,20 @@ class Outcome:
     losses: Floats
     labels: Labels
     learned: npt.NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """One outcome of the events of several, in order."""
+        if len(outcomes) == 1:
+            return outcomes[0]
+        if not outcomes:
+            return cls(np.zeros(0), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0, np.bool_))
+        return cls(
+            np.concatenate([outcome.probabilities for outcome in outcomes]),
+            np.concatenate([outcome.losses for outcome in outcomes]),
+            np.concatenate([outcome.labels for outcome in outcomes]),
+            np.concatenate([outcome.learned for outcome in outcomes]),
+        )
 
 
 class NoWeights(AttributeError):

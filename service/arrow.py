@@ -1,4 +1,4 @@
-"""An Arrow IPC stream <-> events: tables of rows, as they arrive.
+"""An Arrow IPC stream to events: tables of rows, as they arrive.
 
 The stream is cut into its messages here, on the event loop, and pyarrow is only given whole ones: so it never waits for
 the network, no thread does either, and what a message would take is known before it is read.
@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import compress
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from core.features import Mask, Value
+from core.features import Mask
 from core.logistic import Floats, Labels
 from service import errors, wire
+from service.table import Array, Table, strings, valid
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_ROWS = 8_192
@@ -38,120 +38,6 @@ MIN_ROWS = 16
 HERE_BYTES = 2**18
 HERE_COLUMNS = 256
 """What is larger is read in a thread, because it takes longer than the event loop should wait."""
-
-Array = Any
-"""A pyarrow.Array; pyarrow has no types."""
-
-
-class ArrowLabel(NamedTuple):
-    """A row with an id and a label and no feature: the label of a prediction that was kept."""
-
-    id: str
-    y: int
-    weight: float
-
-
-class ArrowQuestion(NamedTuple):
-    """What to predict; with an id, the prediction is kept."""
-
-    x: dict[str, Value]
-    id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of a stream, checked but for what depends on the model.
-
-    first_row
-        The number of the first row in its stream; rows count from 1.
-    names
-        The m features, in the order of the columns, which is that of every event.
-    values
-        (n, m) float64, row by row; 0 where there is none, 1 in a column of text.
-    present
-        (n, m) bool: where there is a value. None: everywhere.
-    labels
-        (n,) uint8, 0 or 1. None in questions.
-    weights
-        (n,) float64, above 0. None: all are 1.
-    ids
-        n, None for a row without. None: no row has one.
-    texts
-        The columns of text, by their position.
-    """
-
-    first_row: int
-    names: list[str]
-    values: Floats
-    present: Mask | None = None
-    labels: Labels | None = None
-    weights: Floats | None = None
-    ids: list[str | None] | None = None
-    texts: dict[int, Array] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the arrays say all: numbers only, and no ids. Then `BatchBuilder.add_table` takes them."""
-        return self.ids is None and not self.texts
-
-    def part(self, start: int, stop: int) -> Table:
-        """The rows from `start` to before `stop`, counted from 0 in this table; the arrays are not copied."""
-
-        def cut(whole: Any) -> Any:
-            return None if whole is None else whole[start:stop]
-
-        return Table(
-            self.first_row + start,
-            self.names,
-            self.values[start:stop],
-            cut(self.present),
-            cut(self.labels),
-            cut(self.weights),
-            cut(self.ids),
-            {j: cut(text) for j, text in self.texts.items()},
-        )
-
-    def place(self, i: int) -> str:
-        """Where row i of this table stands in the stream, for a message."""
-        return f"row {self.first_row + i}"
-
-    def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
-        """The error that says what is wrong with a field of row i of this table."""
-        return errors.InvalidEvent(field=wire.path(self.place(i), field), reason=reason, row=self.first_row + i)
-
-    def events(self, start: int, stop: int) -> list[wire.Event | ArrowLabel]:
-        """Rows to learn, one by one; a thousand or so at a time are made faster than all at once."""
-        if self.labels is None:
-            raise TypeError("these are rows to predict from; they have no labels")
-        xs = self._xs(start, stop)
-        labels = self.labels[start:stop].tolist()
-        weights = [1.0] * len(xs) if self.weights is None else self.weights[start:stop].tolist()
-        return [
-            ArrowLabel(id_, y, weight) if id_ is not None and not x else wire.Event(x, y, id_, weight)
-            for x, y, id_, weight in zip(xs, labels, self._ids(start, stop), weights, strict=True)
-        ]
-
-    def questions(self, start: int, stop: int) -> list[ArrowQuestion]:
-        """Rows to predict from, one by one."""
-        return [ArrowQuestion(*row) for row in zip(self._xs(start, stop), self._ids(start, stop), strict=True)]
-
-    def _ids(self, start: int, stop: int) -> Sequence[str | None]:
-        return [None] * len(self.values[start:stop]) if self.ids is None else self.ids[start:stop]
-
-    def _xs(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """The features of each row."""
-        cells: npt.NDArray[Any] = self.values[start:stop]
-        if self.texts:
-            cells = cells.astype(object)
-            for j, text in self.texts.items():
-                cells[:, j] = _strings(text[start:stop])
-        pairs = (zip(self.names, row, strict=True) for row in cells.tolist())
-        if self.present is None:
-            return [dict(row) for row in pairs]
-        return [dict(compress(row, has)) for row, has in zip(pairs, self.present[start:stop].tolist(), strict=True)]
 
 
 async def read_tables(
@@ -576,15 +462,10 @@ def _is_there(column: Array) -> Mask:
     import pyarrow as pa
 
     if not pa.types.is_dictionary(column.type):
-        return _valid(column)
-    there = _valid(column.indices)  # and where the word itself is not null; not every pyarrow looks there
-    there[there] = _valid(column.dictionary)[column.indices.drop_null().to_numpy()]
+        return valid(column)
+    there = valid(column.indices)  # and where the word itself is not null; not every pyarrow looks there
+    there[there] = valid(column.dictionary)[column.indices.drop_null().to_numpy()]
     return there
-
-
-def _valid(column: Array) -> Mask:
-    valid: Mask = np.array(column.is_valid().to_numpy(zero_copy_only=False))
-    return valid
 
 
 def _numbers(column: Array) -> npt.NDArray[Any]:
@@ -597,21 +478,6 @@ def _numbers(column: Array) -> npt.NDArray[Any]:
         column = column.cast(pa.uint8())
     numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return numbers
-
-
-def _strings(column: Array) -> list[str | None]:
-    """The values of a column of text; None for null."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        strings: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
-        return strings
-    # Only the words that are used, each once: a long word in every row would take more memory than the stream had.
-    used, places = np.unique(column.indices.drop_null().to_numpy(), return_inverse=True)
-    result: npt.NDArray[np.object_] = np.full(len(column), None, object)
-    result[_valid(column.indices)] = column.dictionary.take(pa.array(used)).to_numpy(zero_copy_only=False)[places]
-    words: list[str | None] = result.tolist()
-    return words
 
 
 def _first_wrong(good: Mask, field: str, reason: str, wrong: list[Wrong]) -> None:
@@ -640,7 +506,7 @@ def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
 
     if pa.types.is_null(column.type) or column.null_count == len(column):
         return None
-    ids = _strings(column)
+    ids = strings(column)
     good = (id_ is None or (0 < len(id_) <= wire.MAX_ID and "\0" not in id_) for id_ in ids)
     _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", _ONE_ID, wrong)
     return ids

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from core.features import EXPIRED, Batch, BatchBuilder
 from core.joins import Joins
-from core.learner import Learner
+from core.learner import Learner, Outcome
 from core.progressive import Progressive
 from core.spec import Spec
 from service import errors
@@ -31,7 +31,8 @@ from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.settings import Settings
 from service.store import KnownId, Store
-from service.turn import Draft, Item, Known, Request, Result, draft_request, draft_timeouts
+from service.table import Table
+from service.turn import Draft, Items, Known, Request, Result, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
 
 logger = logging.getLogger("onestep")
@@ -112,7 +113,7 @@ class Engine:
     # -- learning
 
     async def learn(
-        self, model: str, events: Sequence[Event | Label], *, atomic: bool = True, wait: bool = False
+        self, model: str, events: Sequence[Event | Label] | Table, *, atomic: bool = True, wait: bool = False
     ) -> Result:
         """Learn events, in order. Returns when they are on disk and the steps are taken.
 
@@ -135,7 +136,7 @@ class Engine:
         key = self.model(name).stored.key
         return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
 
-    async def _submit(self, model: str, items: Sequence[Item], atomic: bool, wait: bool) -> Result:
+    async def _submit(self, model: str, items: Items, atomic: bool, wait: bool) -> Result:
         self._check_open()
         self.model(model)
         while self._waiting_events and self._waiting_events + len(items) > self._settings.queue_events:
@@ -270,11 +271,11 @@ class Engine:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            elif (draft.ids or draft.kept) and any(map(draft.has, request.items)):
+            elif draft.has_id_of(request):
                 put_off.append(request)
                 continue
             draft_request(draft, request, known)
-            encoded += len(request.items)
+            encoded += 0 if isinstance(request.items, Table) else len(request.items)
             if encoded >= ENCODE_EVENTS:
                 encoded = 0
                 await asyncio.sleep(0)
@@ -285,7 +286,7 @@ class Engine:
         wanted: dict[int, list[str]] = {}
         corrected: set[tuple[int, str]] = set()
         for request in requests:
-            ids = [item.id for item in request.items if item.id is not None]
+            ids = request.ids()
             model = self._models.get(request.model)
             if ids and model is not None:
                 wanted.setdefault(model.stored.key, []).extend(ids)
@@ -304,18 +305,15 @@ class Engine:
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Take the steps of a committed batch, then wake those who wait for them."""
-        p: list[float] = []
-        loss: list[float | None] = []
         first_seq = draft.first_seq
+        outcomes: list[Outcome] = []
         for piece in batch.slices(STEP_EVENTS):
-            if p:
+            if outcomes:
                 await asyncio.sleep(0)
-            more_p, more_loss = draft.model.learn(piece)
-            p += more_p
-            loss += more_loss
+            outcomes.append(draft.model.learn(piece))
         if len(batch):
             draft.model.count_replay(batch)
-        draft.answer(first_seq, p, loss)
+        draft.answer(first_seq, Outcome.joined(outcomes))
 
     # -- predictions whose label does not come
 

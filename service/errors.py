@@ -204,8 +204,8 @@ class LineTooLong(OnestepError):
 
 
 class UnsupportedMediaType(OnestepError):
-    """The content type {content_type!r} is not understood; send application/json or application/x-ndjson (with curl:
-    -H 'content-type: application/json')."""
+    """The content type {content_type!r} is not understood; send application/json, application/x-ndjson or
+    application/vnd.apache.arrow.stream (with curl: -H 'content-type: application/json')."""
 
     status = 415
     title = "Unsupported media type"

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from core.features import EventError
-from service import errors, wire
+from service import arrow, errors, pieces, wire
 from service.engine import DEFAULT, Engine
 from service.model import Model, Prediction
 from service.settings import Settings
-from service.turn import Result
+from service.table import Table
+from service.turn import Result, Run
 
-Body = TypeVar("Body")
 Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -28,7 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
-_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl")
+ARROW = arrow.CONTENT_TYPE
+_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
 _PAUSE = 1_000
 """Events of an array to decode before the loop may serve others."""
@@ -61,7 +62,7 @@ class Hot:
         """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
         self._engine.model(model)
         if _content_type(scope) in _STREAMS:
-            await _reply(send, await self._learn_stream(model, self._stream(receive)))
+            await _reply(send, await self._learn_stream(model, scope, receive))
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
@@ -70,8 +71,8 @@ class Hot:
             await _reply(send, wire.encode(_learned(model, event, result, 0)))
             return
         events = []
-        for i, piece in enumerate(wire.split_array(body)):
-            events.append(wire.decode_learn(piece, f"[{i}]"))
+        for i, element in enumerate(wire.split_array(body)):
+            events.append(wire.decode_learn(element, f"[{i}]"))
             if i % _PAUSE == _PAUSE - 1:
                 await asyncio.sleep(0)
         try:
@@ -80,31 +81,33 @@ class Hot:
             raise _placed(error, f"[{error.index}]") from None
         await _reply(send, wire.encode([_learned(model, event, result, i) for i, event in enumerate(events)]))
 
-    async def _learn_stream(self, model: str, chunks: AsyncIterator[bytes]) -> bytes:
-        """Learn line by line, in pieces; an error says what was learned before it, and that stays learned."""
+    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> bytes:
+        """Learn piece by piece; an error says what was learned before it, and that stays learned."""
         tally = _Tally(model)
+        chunks = self._stream(receive)
+        arriving: AsyncIterator[pieces.Piece[Any]] = (
+            pieces.events_of_rows(chunks, self._settings)
+            if _content_type(scope) == ARROW
+            else pieces.lines_of(chunks, wire.decode_learn, self._settings)
+        )
         try:
-            async for lines in _batched(wire.split_lines(chunks, self._settings.max_line_bytes), self._settings):
-                await self._learn_lines(tally, lines)
+            async for piece in arriving:
+                await self._learn_piece(tally, piece)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
         return wire.encode(tally.reply())
 
-    async def _learn_lines(self, tally: _Tally, lines: list[tuple[int, bytes]]) -> None:
-        """Learn these lines, up to the first that is wrong; then raise what is wrong with it."""
-        events, wrong = _decoded(wire.decode_learn, lines)
-        done = len(events)
-        if events:
-            result = await self._engine.learn(tally.model, events, atomic=False, wait=True)
-            tally.add(events, result)
+    async def _learn_piece(self, tally: _Tally, piece: pieces.Piece[Any]) -> None:
+        """Learn these items, up to the first that is wrong; then raise what is wrong with it."""
+        if len(piece.items):
+            result = await self._engine.learn(tally.model, piece.items, atomic=False, wait=True)
+            tally.add(piece.items, result)
             if result.error is not None:
-                done = result.error.index
-                wrong = _placed(result.error, f"line {lines[done][0]}")
-        if wrong is not None:
-            wrong.members["line"] = lines[done][0]
-            raise wrong
+                raise piece.located(result.error, result.error.index)
+        if piece.wrong is not None:
+            raise piece.wrong
 
     # -- predict
 
@@ -112,7 +115,13 @@ class Hot:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
         if _content_type(scope) in _STREAMS:
-            await self._predict_stream(found, self._stream(receive), send)
+            chunks = self._stream(receive)
+            arriving = (
+                pieces.questions_of_rows(chunks, self._settings)
+                if _content_type(scope) == ARROW
+                else pieces.lines_of(chunks, wire.decode_question, self._settings)
+            )
+            await self._predict_stream(found, arriving, send)
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
@@ -123,9 +132,9 @@ class Hot:
             replies, _ = await self._predict(found, [question], [""])
             await _reply(send, wire.encode(replies[0]))
             return
-        pieces = wire.split_array(body)
-        places = [f"[{i}]" for i in range(len(pieces))]
-        questions = [wire.decode_question(piece, at) for piece, at in zip(pieces, places, strict=True)]
+        elements = wire.split_array(body)
+        places = [f"[{i}]" for i in range(len(elements))]
+        questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
         replies, _ = await self._predict(found, questions, places)
         await _reply(send, wire.encode(replies))
 
@@ -160,21 +169,22 @@ class Hot:
                 made[i] = reply
         return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
-    async def _predict_stream(self, model: Model, chunks: AsyncIterator[bytes], send: Send) -> None:
-        """Predict line by line.
+    async def _predict_stream(
+        self, model: Model, arriving: AsyncIterator[pieces.Piece[list[wire.Question]]], send: Send
+    ) -> None:
+        """Predict piece by piece; the reply has a line for each.
 
         The reply starts when the body has been read: until then the status is not known, and a client that sends all of
         a long body before it reads would wait for the service while the service waits for it. What does not fit in
         memory is kept in a file without a name.
         """
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._settings.data)) as spool:
-            async for lines in _batched(wire.split_lines(chunks, self._settings.max_line_bytes), self._settings):
-                questions, wrong = _decoded(wire.decode_question, lines)
-                replies, refused = await self._predict(model, questions, [f"line {n}" for n, _ in lines], stream=True)
-                wrong = refused or wrong
-                if wrong is not None:
-                    wrong.members["line"] = lines[len(replies)][0]
-                    raise wrong
+            async for piece in arriving:
+                replies, refused = await self._predict(model, piece.items, piece.places(), stream=True)
+                if refused is not None:
+                    raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
+                if piece.wrong is not None:
+                    raise piece.wrong
                 spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
             length = spool.tell()
             spool.seek(0)
@@ -238,7 +248,11 @@ class _Tally:
         self._joined = self._late = 0
         self._served_loss = 0.0
 
-    def add(self, events: Sequence[wire.Event | wire.Label], result: Result) -> None:
+    def add(self, events: Sequence[wire.Event | wire.Label] | Table, result: Result) -> None:
+        if isinstance(events, Table):
+            assert result.run is not None  # noqa: S101  # the answer to a table
+            self._add_run(result.run)
+            return
         fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
         self.learned += len(fresh)
         self.duplicates += len(result.seq) - len(fresh)
@@ -253,6 +267,15 @@ class _Tally:
             self._joined += not label.late
             self._late += label.late
             self._served_loss += label.served_loss
+
+    def _add_run(self, run: Run) -> None:
+        count = len(run.losses)
+        self.learned += count
+        if count:
+            self.first_seq = run.first_seq if self.first_seq is None else self.first_seq
+            self.last_seq = run.first_seq + count - 1
+        self._loss += float(run.losses[run.taken].sum())
+        self._scored += int(run.taken.sum())
 
     def reply(self) -> wire.LearnedMany:
         loss = self._loss / self._scored if self._scored else None
@@ -284,19 +307,6 @@ def _predicted(model: Model, question: wire.Question, at: str = "") -> wire.Pred
     return wire.Predicted(model.name, p, p > 0.5, model.learner.seq)
 
 
-def _decoded(
-    decode: Callable[[bytes, str], Body], lines: Sequence[tuple[int, bytes]]
-) -> tuple[list[Body], errors.OnestepError | None]:
-    """The lines up to the first that is wrong, and what is wrong with it."""
-    decoded: list[Body] = []
-    try:
-        for number, line in lines:
-            decoded.append(decode(line, f"line {number}"))
-    except errors.OnestepError as error:
-        return decoded, error
-    return decoded, None
-
-
 def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
     """The same error, its field told with the place of the event in the body."""
     if "field" not in error.members:
@@ -317,25 +327,6 @@ def _chunk(message: Message) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise errors.BodyIncomplete()
     return message.get("body", b""), message.get("more_body", False)
-
-
-async def _batched(
-    arriving: AsyncIterator[list[tuple[int, bytes]]], settings: Settings
-) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """Lines in pieces of `stream_events`; the last is smaller, and so is one that is followed by an error."""
-    gathered: list[tuple[int, bytes]] = []
-    try:
-        async for lines in arriving:
-            gathered += lines
-            while len(gathered) >= settings.stream_events:
-                yield gathered[: settings.stream_events]
-                del gathered[: settings.stream_events]
-    except errors.OnestepError:
-        if gathered:
-            yield gathered
-        raise
-    if gathered:
-        yield gathered
 
 
 def _start(status: int, content_type: bytes, length: int, headers: list[tuple[bytes, bytes]] | None = None) -> Message:

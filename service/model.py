@@ -9,7 +9,7 @@ from core import logistic
 from core.explain import Explanation, explain, explain_served
 from core.features import Batch, X
 from core.joins import Joins
-from core.learner import Learner
+from core.learner import Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
@@ -57,15 +57,12 @@ class Model:
     def name(self) -> str:
         return self.stored.name
 
-    def learn(self, batch: Batch) -> tuple[list[float], list[float | None]]:
-        """Step for each event; the prediction before the step, and its loss (None where the step was not taken)."""
+    def learn(self, batch: Batch) -> Outcome:
+        """Step for each event; what was found before each step."""
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)
         self.joins.add(batch)
-        losses: list[float | None] = list(outcome.losses.tolist())
-        if not outcome.learned.all():
-            losses = [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
-        return outcome.probabilities.tolist(), losses
+        return outcome
 
     def count_replay(self, batch: Batch) -> None:
         """Remember what replaying one more row of the log would cost."""

@@ -16,6 +16,7 @@ from core.spec import Spec
 from service import wire
 
 NDJSON = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
 _PROBLEM = {
     "type": "object",
     "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
@@ -27,6 +28,7 @@ _PROBLEM = {
         "detail": {"type": "string"},
         "field": {"type": "string", "description": "The path of what is wrong in the body."},
         "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
+        "row": {"type": "integer", "description": "The row of an Arrow stream that is wrong."},
         "learned": {
             "type": "integer",
             "description": "Events of a stream learned before the error; they stay learned.",
@@ -41,7 +43,7 @@ _ERRORS = {
     405: "Another method",
     409: "In conflict with what is there",
     413: "Body or line too large",
-    415: "Another content type than JSON or NDJSON",
+    415: "Another content type than JSON, NDJSON or Arrow",
     422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
     429: "Another cross-check is running",
     500: "A mistake in the service",
@@ -275,6 +277,7 @@ def _hot(verb: str, summary: str, description: str, given: list[_Example], lines
                     "examples": {**examples, "array": {"value": [one["value"] for one in examples.values()]}},
                 },
                 NDJSON: {"schema": {"type": "string"}, "example": ndjson},
+                ARROW: {"schema": {"type": "string", "contentMediaType": ARROW}},
             },
         },
         "responses": {
@@ -323,7 +326,8 @@ def _hot_paths() -> dict[str, Any]:
         "learn",
         "Learn: one gradient step for each event, durable when the reply comes",
         "`p` and `loss` are of the prediction made before the step. With an `id` an event is learned once, however "
-        "often it is sent. An array is all or nothing; a stream of NDJSON stops at the first line that is wrong, and "
+        "often it is sent. An array is all or nothing; a stream of NDJSON or Arrow stops at the first line or row that "
+        "is wrong, and "
         "what stood before it stays learned. If a name stands twice in one JSON object, the last wins. A label without "
         "features is for the prediction that was served under its id; `served_p` and `served_loss` are of that, "
         "`delay_s` is how long the label took.",

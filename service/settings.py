@@ -20,6 +20,11 @@ class Settings(BaseSettings):
         16 * 2**20, ge=1024, description="Largest JSON body, in bytes; past it 413. NDJSON is not limited by it."
     )
     max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
+    max_batch_bytes: int = Field(
+        64 * 2**20,
+        ge=65_536,
+        description="Largest record batch of an Arrow stream, in bytes, as it is and decompressed; past it 413.",
+    )
     max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
     queue_events: int = Field(
         65_536,
@@ -31,7 +36,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Events in one commit, about: more share the price of a sync, fewer are sooner learned.",
     )
-    stream_events: int = Field(1_000, ge=1, description="Events of an NDJSON body that are learned in one piece.")
+    stream_events: int = Field(
+        1_000, ge=1, description="Events of an NDJSON or Arrow body that are learned in one piece."
+    )
     window: int = Field(1_000, ge=1, description="Last events that the windowed scores cover.")
     snapshot_seconds: float = Field(
         1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."

@@ -24,6 +24,7 @@ from core.features import (
     BatchBuilder,
     EventError,
     Features,
+    Mask,
     Served,
     X,
     check_label,
@@ -31,14 +32,19 @@ from core.features import (
     flatten,
     label_fingerprints,
 )
+from core.learner import Outcome
+from core.logistic import Floats
 from service import errors
 from service.log import DROPPED, WAITING, Waiting
 from service.model import Model, Prediction
 from service.store import KnownId, ModelBatch, NewId
+from service.table import Table
 from service.wire import Event, Label, PredictedKept
 
 Item = Event | Label | Prediction
 """What a request asks to be learned, or to be kept until its label comes."""
+Items = Sequence[Item] | Table
+"""A table is of events without ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,15 @@ class Known:
 
     ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
     expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
+
+
+class Run(NamedTuple):
+    """What became of the events of a table: the seq of the first, the log losses before their steps, and which were
+    taken."""
+
+    first_seq: int
+    losses: Floats
+    taken: Mask
 
 
 class LateLabel(NamedTuple):
@@ -64,8 +79,9 @@ class Result:
     """What became of the items of one request.
 
     `seq`, `p`, `loss` and `duplicate` have an entry for each event or label that was answered, `late_labels` one for
-    each that was joined to a prediction, by its place; `predicted` an entry for each prediction. Only a request that is
-    not `atomic` can have an `error` and entries as well: those of the items before the one that was refused.
+    each that was joined to a prediction, by its place; `predicted` an entry for each prediction; `run` says it of a
+    table. Only a request that is not `atomic` can have an `error` and entries as well: those of the items before the
+    one that was refused.
     """
 
     seq: list[int] = field(default_factory=list)
@@ -74,6 +90,7 @@ class Result:
     duplicate: list[bool] = field(default_factory=list)
     late_labels: dict[int, LateLabel] = field(default_factory=dict)
     predicted: list[PredictedKept] = field(default_factory=list)
+    run: Run | None = None
     error: errors.OnestepError | None = None
 
 
@@ -82,7 +99,7 @@ class Request:
     """Items that wait for the writer. Atomic: all or none of them; else those before the first that is refused."""
 
     model: str
-    items: Sequence[Item]
+    items: Items
     atomic: bool
     answer: asyncio.Future[Result]
 
@@ -90,6 +107,10 @@ class Request:
         """Answer with an error, unless it was answered before."""
         if not self.answer.done():
             self.answer.set_exception(error)
+
+    def ids(self) -> list[str]:
+        """The ids of its items."""
+        return [] if isinstance(self.items, Table) else [item.id for item in self.items if item.id is not None]
 
     def accept(self, result: Result) -> None:
         """Answer, unless it was answered before."""
@@ -99,6 +120,8 @@ class Request:
 
 Place = tuple[bool, int]
 """(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
+Places = Sequence[Place | PredictedKept] | range
+"""A range has the places of a table's events in the batch."""
 
 
 @dataclass(slots=True)
@@ -120,7 +143,7 @@ class Draft:
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
     dropped: list[tuple[int, str]] = field(default_factory=list)
-    answers: list[tuple[Request, list[Place | PredictedKept], errors.OnestepError | None]] = field(default_factory=list)
+    answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
 
     @property
     def first_seq(self) -> int:
@@ -130,9 +153,11 @@ class Draft:
     def key(self) -> int:
         return self.model.stored.key
 
-    def has(self, item: Item) -> bool:
-        """Whether it has an item with the same id already."""
-        return item.id is not None and (item.id in self.ids or item.id in self.kept)
+    def has_id_of(self, request: Request) -> bool:
+        """Whether it has an item with an id of the request's already."""
+        if not (self.ids or self.kept):
+            return False
+        return any(id_ in self.ids or id_ in self.kept for id_ in request.ids())
 
     def mark(self) -> tuple[Any, ...]:
         """Where it stands now, for `take_back`."""
@@ -178,10 +203,19 @@ class Draft:
         """Whether there is nothing to commit."""
         return not (len(self.builder) or self.kept or self.dropped)
 
-    def answer(self, first_seq: int, p: list[float], loss: list[float | None]) -> None:
-        """Tell everyone what became of their items: the batch's first seq, and the predictions before the steps."""
+    def answer(self, first_seq: int, outcome: Outcome) -> None:
+        """Tell everyone what became of their items, given the batch's first seq and what was found before its steps."""
+        p: list[float] = []
+        loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
+            if isinstance(places, range):
+                of_table = slice(places.start, places.stop)
+                result.run = Run(first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
+                request.accept(result)
+                continue
+            if not p:
+                p, loss = outcome.probabilities.tolist(), _losses(outcome)
             for i, place in enumerate(places):
                 if isinstance(place, PredictedKept):
                     result.predicted.append(place)
@@ -193,7 +227,7 @@ class Draft:
                 result.loss.append(None if duplicate else loss[at])
                 result.duplicate.append(duplicate)
                 if self.served and not duplicate and at in self.served:
-                    result.late_labels[i] = self._late_label(request.items[i], at)
+                    result.late_labels[i] = self._late_label(request.items[i], at)  # type: ignore[index]
             request.accept(result)
 
     def _late_label(self, item: Item, place: int) -> LateLabel:
@@ -205,8 +239,17 @@ class Draft:
         """Tell those who asked for predictions, before anything is on disk, where the spec says so."""
         if self.model.learner.spec.join.ack == "memory":
             for request, places, error in self.answers:
-                if places and isinstance(places[0], PredictedKept):
-                    request.accept(Result(predicted=list(places), error=error))  # type: ignore[arg-type]
+                predicted = [place for place in places if isinstance(place, PredictedKept)]
+                if predicted:
+                    request.accept(Result(predicted=predicted, error=error))
+
+
+def _losses(outcome: Outcome) -> list[float | None]:
+    """The log losses, None where a step was not taken."""
+    losses: list[float | None] = list(outcome.losses.tolist())
+    if outcome.learned.all():
+        return losses
+    return [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
 
 
 # -- what the requests ask for
@@ -214,12 +257,32 @@ class Draft:
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
     """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
+    if isinstance(request.items, Table):
+        draft.answers.append((request, *_add_table(draft.builder, request.items)))
+    else:
+        _add_items(draft, request, request.items, known)
+
+
+def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.OnestepError | None]:
+    """The places of a table's events, or of those before the one that cannot be learned, and what is wrong with it."""
+    start = len(builder)
+    try:
+        builder.add_table(*table.arrays())
+    except EventError as error:
+        builder.add_table(*table.part(0, error.row).arrays())
+        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
+        refusal.index = error.row
+        return range(start, start + error.row), refusal
+    return range(start, start + len(table)), None
+
+
+def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Known) -> None:
     mark = draft.mark()
     places: list[Place | PredictedKept] = []
     refusal: errors.OnestepError | None = None
     try:
-        for item in request.items:
-            places.append(_place(draft, request, item, known))
+        for item in items:
+            places.append(_place(draft, items, item, known))
     except EventError as error:
         refusal = errors.InvalidEvent(field=error.field, reason=error.message)
     except errors.OnestepError as error:
@@ -233,14 +296,14 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
     draft.answers.append((request, places, refusal))
 
 
-def _place(draft: Draft, request: Request, item: Item, known: Known) -> Place | PredictedKept:
+def _place(draft: Draft, items: Sequence[Item], item: Item, known: Known) -> Place | PredictedKept:
     if isinstance(item, Prediction):
         return _keep(draft, item, known.ids.get((draft.key, item.id)))
     if item.id is not None:
         check_label(item.y, item.weight)
         found = known.ids.get((draft.key, item.id))
         if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
-            return _learned_here(draft, request, item, found)
+            return _learned_here(draft, items, item, found)
         if isinstance(item, Label):
             return _join(draft, item, found, known)
         if found is not None and found.kind != DROPPED:
@@ -252,9 +315,9 @@ def _place(draft: Draft, request: Request, item: Item, known: Known) -> Place | 
     return False, place
 
 
-def _learned_here(draft: Draft, request: Request, item: Event | Label, found: KnownId | None) -> Place:
+def _learned_here(draft: Draft, items: Sequence[Item], item: Event | Label, found: KnownId | None) -> Place:
     """An event whose id an earlier one of its request has: the same again, or in conflict."""
-    first = next(other for other in request.items if other.id == item.id and not isinstance(other, Prediction))
+    first = next(other for other in items if other.id == item.id and not isinstance(other, Prediction))
     waiting = None if found is None or found.waiting is None else found.waiting.x
     x = first.x if isinstance(first, Event) else waiting
     same = (first.y, first.weight) == (item.y, item.weight)

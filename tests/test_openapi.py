@@ -222,7 +222,7 @@ def test_the_examples_of_the_hot_paths_work(document: Document, shared: Service,
     for verb in ("predict", "learn"):  # what is predicted with an id, its label is learned of
         path = f"{prefix}/{verb}"
         content = operations(document)["post", path]["requestBody"]["content"]
-        assert content.keys() == {"application/json", "application/x-ndjson"}
+        assert content.keys() == {"application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"}
         examples = content["application/json"]["examples"].values()
         bodies = [("application/json", json.dumps(example["value"])) for example in examples]
         assert len(bodies) == 3

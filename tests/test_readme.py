@@ -120,6 +120,9 @@ def test_its_set_up_is_two_lines_that_name_what_exists() -> None:
             assert shlex.split(part)[0] in ("python3", ".venv/bin/pip", ".venv/bin/onestep", ".venv/bin/pytest")
 
 
-def test_the_example_of_the_learner_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def test_its_examples_in_python_run(start: Start) -> None:
+    service = start()
+    arrow, learner = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for example in (arrow.replace("localhost:8000", f"localhost:{service.port}"), learner):
+        exec(compile(example, "README.md", "exec"), {})
+    assert service.get("/models/default")["seq"] == 40

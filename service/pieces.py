@@ -1,0 +1,101 @@
+"""Bodies of any length, in pieces as they arrive: the lines of NDJSON, the rows of an Arrow stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from service import arrow, errors, wire
+from service.settings import Settings
+from service.table import Table
+
+Items = TypeVar("Items")
+Item = TypeVar("Item")
+Chunks = AsyncIterator[bytes]
+Lines = list[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Generic[Items]):
+    """Some items of a stream, in order.
+
+    unit: what they are in the body, "line" or "row". numbers: that of each, from 1. wrong: what is wrong with the one
+    after them, which ends the stream.
+    """
+
+    items: Items
+    unit: str
+    numbers: Sequence[int]
+    wrong: errors.OnestepError | None = None
+
+    def places(self) -> list[str]:
+        """Where each stands, for a message: "line 7"."""
+        return [f"{self.unit} {number}" for number in self.numbers]
+
+    def located(self, error: errors.OnestepError, i: int) -> errors.OnestepError:
+        """What is wrong with item i, told with its place in the body."""
+        number = self.numbers[i]
+        field = error.members.get("field")
+        told = {} if field is None else {"field": wire.path(f"{self.unit} {number}", field)}
+        return type(error)(**{**error.members, **told, self.unit: number})
+
+
+async def lines_of(
+    chunks: Chunks, decode: Callable[[bytes, str], Item], settings: Settings
+) -> AsyncIterator[Piece[list[Item]]]:
+    """The lines of NDJSON, decoded."""
+    async for lines in _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events):
+        items: list[Item] = []
+        wrong: errors.OnestepError | None = None
+        try:
+            for number, line in lines:
+                items.append(decode(line, f"line {number}"))
+        except errors.OnestepError as error:
+            wrong = error
+            wrong.members["line"] = lines[len(items)][0]
+        yield Piece(items, "line", [number for number, _ in lines], wrong)
+
+
+async def events_of_rows(
+    chunks: Chunks, settings: Settings
+) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+    """The rows of an Arrow stream to learn; numbers without ids as they are, arrays."""
+    async for table in arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes):
+        if table.is_plain:
+            yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
+            continue
+        for start, stop, rows in _cuts(table, settings.stream_events):
+            yield Piece(table.events(start, stop), "row", rows)
+
+
+async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncIterator[Piece[list[wire.Question]]]:
+    """The rows of an Arrow stream to predict from."""
+    async for table in arrow.read_tables(chunks, learn=False, max_batch_bytes=settings.max_batch_bytes):
+        for start, stop, rows in _cuts(table, settings.stream_events):
+            yield Piece(table.questions(start, stop), "row", rows)
+
+
+def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
+    """From where to where a table is cut into pieces of so many rows, and their numbers in the stream."""
+    starts = range(0, len(table), rows)
+    ends = [min(start + rows, len(table)) for start in starts]
+    first = table.first_row
+    return [(start, end, range(first + start, first + end)) for start, end in zip(starts, ends, strict=True)]
+
+
+async def _batched(arriving: AsyncIterator[Lines], size: int) -> AsyncIterator[Lines]:
+    """Lines in pieces of `size`; the last is smaller, and so is one that is followed by an error."""
+    gathered: Lines = []
+    try:
+        async for lines in arriving:
+            gathered += lines
+            while len(gathered) >= size:
+                yield gathered[:size]
+                del gathered[:size]
+    except errors.OnestepError:
+        if gathered:
+            yield gathered
+        raise
+    if gathered:
+        yield gathered
