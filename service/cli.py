@@ -21,6 +21,7 @@ from service.terminal import Failed, WrongUsage, confirm, number, say, show
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.delays import Delay
     from service.files import Source
     from service.replay import GivenSpec, Target
 
@@ -99,6 +100,15 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
     parser.add_argument(
         "--predict-first", action="store_true", help="ask for predictions of each piece before it is learned"
+    )
+    parser.add_argument(
+        "--delay",
+        metavar="TIME",
+        help="with --predict-first: send each label so long after its prediction: exp(30s), uniform(1s,60s) or 30s",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random delays (0)")
+    parser.add_argument(
+        "--speed-up", type=_above_zero, metavar="X", help="with --delay: X times faster, both the delays and the --rate"
     )
     parser.add_argument(
         "--retry-seconds", type=_seconds, default=60.0, metavar="S", help="how long to try without progress (60)"
@@ -238,21 +248,39 @@ def _source(arguments: argparse.Namespace) -> Source:
 
 def _replay(arguments: argparse.Namespace) -> int:
     from service.client import Client
-    from service.replay import Options, replay
+    from service.late import LateReplay
+    from service.replay import Options, Replay, replay
 
     source = _source(arguments)
+    delay = _delay(arguments)
     targets = _targets(source, arguments.model, arguments.spec or [])
     options = Options(
         name=source.name,
         batch=arguments.batch,
         id_prefix=arguments.id_prefix,
         ids=not arguments.no_ids,
-        rate=arguments.rate,
+        rate=arguments.rate and arguments.rate * (arguments.speed_up or 1.0),
         retry_seconds=arguments.retry_seconds,
         predict_first=arguments.predict_first,
+        delay=delay,
     )
     with Client(arguments.url) as client:
-        return replay(source, client, targets, options)
+        return replay(source, client, targets, options, LateReplay if delay else Replay)
+
+
+def _delay(arguments: argparse.Namespace) -> Delay | None:
+    """How long labels take to come, where they come later."""
+    from service.delays import Delay
+
+    if arguments.delay is None:
+        if arguments.seed is not None or arguments.speed_up is not None:
+            raise WrongUsage("--seed and --speed-up go with --delay")
+        return None
+    if not arguments.predict_first:
+        raise WrongUsage("--delay is the time from a prediction to its label: it goes with --predict-first")
+    if arguments.no_ids:
+        raise WrongUsage("--delay needs ids: a label that comes later names its prediction by its id; drop --no-ids")
+    return Delay.parse(arguments.delay, arguments.seed or 0, arguments.speed_up or 1.0)
 
 
 def _targets(source: Source, model: str | None, texts: list[str]) -> list[Target]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -13,7 +13,11 @@ import msgspec
 from service import wire
 from service.terminal import Failed
 
+Predicted = TypeVar("Predicted", wire.Predicted, wire.PredictedKept)
+
 _encode_lines = msgspec.json.Encoder().encode_lines
+_predicted = msgspec.json.Decoder(wire.Predicted)
+_predicted_kept = msgspec.json.Decoder(wire.PredictedKept)
 
 TIMEOUT_SECONDS = 60.0
 """How long a service may be silent over one request before it counts as not answering."""
@@ -50,6 +54,12 @@ class Refused(Failed):
     def kind(self) -> str:
         """What the error is called: "not-ready"."""
         return str(self.problem.get("type", "")).rpartition(":")[2]
+
+    @property
+    def line(self) -> int:
+        """The line of a stream that it is about, from 1; 0 where it names none."""
+        line = self.problem.get("line")
+        return line if isinstance(line, int) else 0
 
 
 class Client:
@@ -96,18 +106,26 @@ class Client:
         """The report on a model's log replayed through river. Takes as long as river does."""
         return self._call("equal", "GET", f"{_path(name)}/crosscheck", timeout=httpx.Timeout(None, connect=5.0))
 
-    def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
-        """Have events learned, in order; the reply counts them."""
+    def learn(self, name: str, events: Iterable[wire.Event | wire.Label]) -> dict[str, Any]:
+        """Have events, and labels of predictions that wait, learned in order; the reply counts them."""
         body = _encode_lines(map(_plain, events))
         return self._call("learned", "POST", f"{_path(name)}/learn", body, "application/x-ndjson")
 
     def predict(self, name: str, events: Iterable[wire.Event]) -> list[float]:
         """The probability of label 1 for each event."""
-        body = _encode_lines({"x": event.x} for event in events)
-        reply = self._send("POST", f"{_path(name)}/predict", body, "application/x-ndjson")
+        return [reply.p for reply in self._predict(name, ({"x": event.x} for event in events), _predicted)]
+
+    def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
+        """Predict events under their ids: each waits then for its label, if the service keeps it."""
+        return self._predict(name, ({"x": event.x, "id": event.id} for event in events), _predicted_kept)
+
+    def _predict(
+        self, name: str, questions: Iterable[dict[str, Any]], decoder: msgspec.json.Decoder[Predicted]
+    ) -> list[Predicted]:
+        reply = self._send("POST", f"{_path(name)}/predict", _encode_lines(questions), "application/x-ndjson")
         try:
-            return [float(msgspec.json.decode(line)["p"]) for line in reply.content.splitlines()]
-        except (msgspec.DecodeError, TypeError, KeyError):
+            return decoder.decode_lines(reply.content)
+        except msgspec.DecodeError:
             raise Refused(self.url, reply) from None
 
     # -- one request
@@ -147,9 +165,10 @@ def _path(model: str) -> str:
     return f"/models/{quote(model, safe='')}"
 
 
-def _plain(event: wire.Event) -> dict[str, Any]:
-    """An event as JSON types, without what is left at its default."""
-    plain: dict[str, Any] = {"x": event.x, "y": event.y}
+def _plain(event: wire.Event | wire.Label) -> dict[str, Any]:
+    """An event, or a label, as JSON types, without what is left at its default."""
+    plain: dict[str, Any] = {"x": event.x} if isinstance(event, wire.Event) else {}
+    plain["y"] = event.y
     if event.id is not None:
         plain["id"] = event.id
     if event.weight != 1.0:

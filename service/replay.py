@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from service import wire
 from service.client import Client, NoAnswer, Refused
+from service.delays import Delay
 from service.files import Row, Source
 from service.terminal import Failed, say, show
 
@@ -63,7 +64,8 @@ class Options:
     name: what the stream is called. batch: events of one request. id_prefix: what stands before the row number in an
     event's id, by default the name. ids: whether events have ids at all. rate: events a second, None for as fast as it
     goes. retry_seconds: how long to try again without progress. predict_first: ask for predictions of each piece
-    before it is learned.
+    before it is learned. delay: how long after its prediction the label of a row comes, None for the whole event at
+    once.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Options:
     rate: float | None = None
     retry_seconds: float = 60.0
     predict_first: bool = False
+    delay: Delay | None = None
 
     @property
     def piece(self) -> int:
@@ -109,6 +112,12 @@ class Tally:
     served_loss: Mean = field(default_factory=Mean)
     """Of the predictions asked for before a piece was learned."""
     served_accuracy: Mean = field(default_factory=Mean)
+    served: int = 0
+    """Predictions whose labels come later (service/late.py)."""
+    waiting: int = 0
+    """Labels that are not due yet."""
+    too_late: int = 0
+    """Labels that came when their predictions were not kept any more."""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
@@ -177,6 +186,14 @@ class Replay:
     def show_progress(self) -> None:
         self._progress(self.tally)
 
+    @property
+    def next_due(self) -> float:
+        """When it wants its next turn, on the monotonic clock."""
+        return math.inf
+
+    def turn(self, now: float) -> None:
+        """Do what is due between two pieces."""
+
     def take(self, piece: Sequence[Row]) -> int:
         """Predict a piece, if asked to, and learn all of it; how many events of it were new."""
         before, size = self.tally.learned, len(piece)
@@ -197,18 +214,29 @@ class Replay:
 
     def _learn(self, piece: Sequence[Row]) -> int:
         """Send rows; how many of them, from the first on, are learned now."""
-        self.sent = time.monotonic()
         try:
-            reply = self._client.learn(self.model, [row.event for row in piece])
+            return self._send(piece)
         except Refused as refusal:
-            done = self._count(refusal.problem)
-            if done and _may_pass(refusal, harmless=self._options.ids):
-                return done  # what is wrong with the next, the next request tells
-            raise self._placed(refusal, piece) from None
+            return self._part(self._count(refusal.problem), refusal, piece)
+
+    def _send(self, piece: Sequence[Row]) -> int:
+        """Send rows to be learned, and count them."""
+        self.sent = time.monotonic()
+        reply = self._client.learn(self.model, map(self._told, piece))
         if reply["loss"] is not None:
             self.tally.loss.add(reply["loss"], reply["learned"])
         self._count(reply)
         return len(piece)
+
+    def _told(self, row: Row) -> wire.Event | wire.Label:
+        """What the service is told of a row."""
+        return row.event
+
+    def _part(self, done: int, refusal: Refused, piece: Sequence[Row]) -> int:
+        """How many rows were `done` before a refusal that passes; else the refusal is the end."""
+        if done and _may_pass(refusal, harmless=self._options.ids):
+            return done  # what is wrong with the next, the next request tells
+        raise self._placed(refusal, piece) from None
 
     def _count(self, reply: dict[str, Any]) -> int:
         learned, duplicates = int(reply.get("learned", 0)), int(reply.get("duplicates", 0))
@@ -248,8 +276,8 @@ class Replay:
 
     def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
         """The refusal with the line of the file; the service counts within the piece."""
-        line = refusal.problem.get("line")
-        if isinstance(line, int) and 0 < line <= len(piece):
+        line = refusal.line
+        if 0 < line <= len(piece):
             row = piece[line - 1]
             text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
             refusal.args = (f"{self._options.name} line {row.line} (event {row.number}): {text}",)
@@ -276,13 +304,33 @@ def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: 
     pace = _Pace(options.rate)
     waiting = iter(rows)
     while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
-        pace.wait()
+        _turns(replays, until=pace.due)
         new = [_take(replay, piece, named=len(replays) > 1) for replay in replays]
         pace.add(max(new), min(replay.sent for replay in replays))
+        min(replays, key=_loss).show_progress()
+    _turns(replays, until=0.0)  # what the last piece brought is due from now on
+    while (due := min(replay.next_due for replay in replays)) < math.inf:
+        _turns(replays, until=due)
         min(replays, key=_loss).show_progress()
     for replay in replays:
         replay.tally.ended = time.monotonic()
     return [replay.state() for replay in replays]
+
+
+def _turns(replays: Sequence[Replay], until: float) -> None:
+    """Wait until a time on the monotonic clock; each model gets a turn at least once, and whenever it is due.
+
+    All get it with the same time, so that the same is due to all of them: they learn in the same order.
+    """
+    while True:
+        now = time.monotonic()
+        for replay in replays:
+            replay.turn(now)
+        if now >= until:
+            return
+        pause = min(until, *(replay.next_due for replay in replays)) - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
 
 
 def _with_id(row: Row, options: Options) -> Row:
@@ -313,36 +361,33 @@ class _Pace:
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
-        self._due = 0.0
-
-    def wait(self) -> None:
-        """Wait until the next events are due."""
-        now = time.monotonic()
-        if self._due > now:
-            time.sleep(self._due - now)
+        self.due = 0.0
+        """When the next events are due, on the monotonic clock."""
 
     def add(self, events: int, sent: float) -> None:
         """Count events. What was missed before they were `sent`, the service being away, is not made up in a burst."""
         if self._rate is not None:
-            self._due = max(self._due, sent) + events / self._rate
+            self.due = max(self.due, sent) + events / self._rate
 
 
 # -- the command
 
 
-def replay(source: Source, client: Client, targets: Sequence[Target], options: Options) -> int:
+def replay(
+    source: Source, client: Client, targets: Sequence[Target], options: Options, kind: type[Replay] = Replay
+) -> int:
     """Stream a source into models, show how it goes and what came of it; the exit code."""
     tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
     with source.open() as opened:
         try:
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 replays = [
-                    Replay(client, target.name, options, tally, progress, notice, target.spec)
+                    kind(client, target.name, options, tally, progress, notice, target.spec)
                     for target, tally in zip(targets, tallies, strict=True)
                 ]
                 states = learn_side_by_side(replays, opened.rows(), options)
         except Failed as failure:
-            if any(tally.events for tally in tallies) or not isinstance(failure, NoAnswer):
+            if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
                 failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options)}",)
             raise
         except KeyboardInterrupt:
@@ -374,12 +419,14 @@ def model_names(file: str, specs: Sequence[GivenSpec]) -> list[str]:
 
 def _so_far(tallies: Sequence[Tally], options: Options) -> str:
     """What was learned, and how to go on."""
-    if not any(tally.events for tally in tallies):
+    if not any(tally.events or tally.served for tally in tallies):
         return "Nothing was learned"
     each = " by each model" if len(tallies) > 1 else ""
     learned = f"{_span([tally.learned for tally in tallies])} event(s) were learned{each} and stay learned"
     if any(tally.duplicates for tally in tallies):
         learned += f", {_span([tally.duplicates for tally in tallies])} had been learned before"
+    if options.delay is not None:
+        learned += f", {_span([tally.waiting for tally in tallies])} prediction(s) wait for their labels"
     if options.ids:
         return f"{learned}; the same command goes on from there"
     return f"{learned}; without ids the same command would learn them again"
@@ -401,7 +448,9 @@ def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -
         ("events/s", f"{tally.rate:,.0f}"),
         ("progressive log loss", tally.loss.value),
     ]
-    if options.predict_first:
+    if options.delay is not None:
+        rows += _late_rows(tally, state)
+    elif options.predict_first:
         rows += [
             ("predictions served first", tally.served_loss.count),
             ("their log loss", tally.served_loss.value),
@@ -415,8 +464,23 @@ def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -
     show(f"{options.name} -> {model}", rows)
 
 
+def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | str | None]]:
+    """What became of predictions and their labels. The model's are the service's, over all runs, as in `_scores`."""
+    join = state["join"]
+    return [
+        ("predictions served", tally.served),
+        ("labels too late", tally.too_late),
+        ("model's labels joined", join["joined"]),
+        ("model's late corrections", join["late"]),
+        ("model's expired, dropped", f"{join['expired']:,}, {join['dropped']:,}"),
+        ("model's mean delay, s", join["delay_s"]["mean"]),
+        ("model's log loss as served", state["served"]["total"]["log_loss"]),
+    ]
+
+
 COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
 SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
+LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
 
 
 def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
@@ -432,21 +496,30 @@ def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options
     show(
         f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
         rows,
-        (*COLUMNS, *(SERVED_COLUMNS if options.predict_first else ()), ""),
+        (*COLUMNS, *_more_columns(options), ""),
     )
     if len(set(seqs)) > 1:
         say(f"none is best: the models have learned different numbers of events ({_span(seqs)})")
+
+
+def _more_columns(options: Options) -> Sequence[str]:
+    return LATE_COLUMNS if options.delay is not None else SERVED_COLUMNS if options.predict_first else ()
 
 
 def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[float | str | None, ...]:
     """A model's row. The scores are the service's, of all that the model has learned: after a run that was interrupted
     and went on they are those of a run that was not."""
     total, window = state["progressive"]["total"], state["progressive"]["window"]
-    served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
+    served: tuple[float | None, ...] = ()
+    if options.delay is not None:
+        loss = state["served"]["total"]["log_loss"]
+        served = (tally.served, tally.too_late, state["join"]["joined"], loss)
+    elif options.predict_first:
+        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
     return (
         *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
         *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
-        *(served if options.predict_first else ()),
+        *served,
     )
 
 
@@ -497,6 +570,8 @@ def _lines(seconds: float) -> Callable[[Tally], None]:
 
 def _counts(tally: Tally) -> str:
     counts = f"{tally.events:,} events, {tally.rate:,.0f} events/s"
+    if tally.waiting:
+        counts += f", {tally.waiting:,} labels wait"
     if tally.loss.value is None:
         return counts
     if tally.model:
