@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from service.terminal import WrongUsage
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TIME = r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)"
+_TIME = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)"
 _FORMS = {
     "exp": re.compile(rf"exp\( *{_TIME} *\)"),
     "uniform": re.compile(rf"uniform\( *{_TIME} *, *{_TIME} *\)"),

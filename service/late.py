@@ -34,7 +34,7 @@ class LateReplay(Replay):
         self._behind = False
         """Whether the rows that come now may be those of an earlier run."""
         self._predicted: list[Row] = []
-        """Rows whose labels are not due at any time yet."""
+        """Rows since the last turn, whose delays have not begun."""
         self._labels: list[tuple[float, int, Row]] = []
         """A heap: when a label is due on the monotonic clock, the row's number, the row."""
         self._whole: set[int] = set()
@@ -49,7 +49,7 @@ class LateReplay(Replay):
         return self._labels[0][0] if self._labels else math.inf
 
     def take(self, piece: Sequence[Row]) -> int:
-        """Ask for a prediction of each row; how many were not asked for before."""
+        """Ask for a prediction of each row; how many got one, not having been learned before."""
         before = self.tally.served
         while piece:
             step = self._go_on if self._behind else self._predict
@@ -58,7 +58,7 @@ class LateReplay(Replay):
 
     def turn(self, now: float) -> None:
         """Send the labels that are due. Delays begin at the first turn after a prediction: for all models at once."""
-        assert self._options.delay is not None  # noqa: S101  # by the constructor
+        assert self._options.delay is not None  # noqa: S101  # see above
         for row in self._predicted:
             heapq.heappush(self._labels, (now + self._options.delay.of(row.number), row.number, row))
         self._predicted.clear()
@@ -78,15 +78,16 @@ class LateReplay(Replay):
             replies = self._client.predict_to_keep(self.model, [row.event for row in rows])
         except Refused as refusal:
             place = refusal.line - 1
-            if not _learned_before(refusal) or not 0 <= place < len(rows) or rows[place].number == self._unknown:
+            learned = _learned_before(refusal) and 0 <= place < len(rows)
+            if not learned or rows[place].number == self._unknown:  # neither learned nor new: it would never end
                 raise self._placed(refusal, rows) from None
             self._behind = True
             return self._predict(rows[:place]) if place else 0  # they are kept, but the refusal was all the reply
         for row, reply in zip(rows, replies, strict=True):
-            self.tally.served += not reply.duplicate
             if not reply.kept:
                 self._send_whole(row, "no more are kept (join.max_waiting in the model's spec)")
         self._predicted += rows
+        self.tally.served += len(rows)
         return len(rows)
 
     def _go_on(self, rows: Sequence[Row]) -> int:

@@ -305,8 +305,11 @@ def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: 
     waiting = iter(rows)
     while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
         _turns(replays, until=pace.due)
-        new = [_take(replay, piece, named=len(replays) > 1) for replay in replays]
-        pace.add(max(new), min(replay.sent for replay in replays))
+        new = 0
+        for replay in replays:
+            with _named(replay):
+                new = max(new, replay.take(piece))
+        pace.add(new, min(replay.sent for replay in replays))
         min(replays, key=_loss).show_progress()
     _turns(replays, until=0.0)  # what the last piece brought is due from now on
     while (due := min(replay.next_due for replay in replays)) < math.inf:
@@ -325,7 +328,8 @@ def _turns(replays: Sequence[Replay], until: float) -> None:
     while True:
         now = time.monotonic()
         for replay in replays:
-            replay.turn(now)
+            with _named(replay):
+                replay.turn(now)
         if now >= until:
             return
         pause = min(until, *(replay.next_due for replay in replays)) - time.monotonic()
@@ -341,12 +345,13 @@ def _with_id(row: Row, options: Options) -> Row:
     return row
 
 
-def _take(replay: Replay, piece: Sequence[Row], named: bool) -> int:
-    """Have a model take a piece; a refusal is `named` after the model, as another one may have taken the same event."""
+@contextmanager
+def _named(replay: Replay) -> Iterator[None]:
+    """Where there are several models a refusal names the one, as another may have taken the same event."""
     try:
-        return replay.take(piece)
+        yield
     except Refused as refusal:
-        if named:
+        if replay.tally.model:
             refusal.args = (f"model {replay.model}: {refusal}",)
         raise
 
