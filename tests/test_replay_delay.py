@@ -185,13 +185,17 @@ def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(start: 
 def test_ctrl_c_says_how_many_wait_and_that_the_same_command_goes_on(
     shared: Service, model: Model, few: Path, tmp_path: Path
 ) -> None:
-    arguments = [ONESTEP, *map(str, command(few, shared, model, "--delay=1h"))]
+    arguments = [ONESTEP, *map(str, command(few, shared, model, "--delay=1h", "--rate=100"))]
     replay = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    eventually(lambda: model.state()["join"]["waiting"] == 300, "predictions")
+    eventually(lambda: model.state()["join"]["waiting"] >= 50, "predictions")
     replay.send_signal(2)
     code, _, error = finish(replay)
     assert code == 130
-    assert "0 event(s) were learned and stay learned, 300 prediction(s) wait for their labels; the same" in error
+    told = re.search(
+        r"0 event\(s\) were learned and stay learned, (\d+) prediction\(s\) wait for their labels; the same", error
+    )
+    assert told is not None
+    assert 40 <= int(told[1]) <= 300
 
 
 class Counted(Client):
