@@ -379,6 +379,12 @@ class BatchBuilder:
         self._labels.append(int(y))
         self._weights.append(weight)
 
+    def event(self, place: int) -> tuple[dict[int, float], int, float]:
+        """An event that was added: its values by column, its label and its weight."""
+        start, end = self._ends[place], self._ends[place + 1]
+        values = dict(zip(self._columns[start:end], self._values[start:end], strict=True))
+        return values, self._labels[place], self._weights[place]
+
     def mark(self) -> tuple[int, int]:
         """Where the batch stands now, for `take_back`."""
         return len(self), len(self.features)

@@ -219,7 +219,7 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
     refusal: errors.OnestepError | None = None
     try:
         for item in request.items:
-            places.append(_place(draft, request, item, known))
+            places.append(_place(draft, item, known))
     except EventError as error:
         refusal = errors.InvalidEvent(field=error.field, reason=error.message)
     except errors.OnestepError as error:
@@ -233,14 +233,14 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
     draft.answers.append((request, places, refusal))
 
 
-def _place(draft: Draft, request: Request, item: Item, known: Known) -> Place | PredictedKept:
+def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
     if isinstance(item, Prediction):
         return _keep(draft, item, known.ids.get((draft.key, item.id)))
     if item.id is not None:
         check_label(item.y, item.weight)
         found = known.ids.get((draft.key, item.id))
         if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
-            return _learned_here(draft, request, item, found)
+            return _learned_here(draft, item)
         if isinstance(item, Label):
             return _join(draft, item, found, known)
         if found is not None and found.kind != DROPPED:
@@ -252,15 +252,16 @@ def _place(draft: Draft, request: Request, item: Item, known: Known) -> Place | 
     return False, place
 
 
-def _learned_here(draft: Draft, request: Request, item: Event | Label, found: KnownId | None) -> Place:
-    """An event whose id an earlier one of its request has: the same again, or in conflict."""
-    first = next(other for other in request.items if other.id == item.id and not isinstance(other, Prediction))
-    waiting = None if found is None or found.waiting is None else found.waiting.x
-    x = first.x if isinstance(first, Event) else waiting
-    same = (first.y, first.weight) == (item.y, item.weight)
-    if not same or (isinstance(item, Event) and (x is None or not same_x(x, item.x))):
+def _learned_here(draft: Draft, item: Event | Label) -> Place:
+    """An event or label whose id an earlier one of its request has: the same again, or in conflict."""
+    place = draft.ids[item.id]  # type: ignore[index]  # it has an id
+    values, y, weight = draft.builder.event(place)
+    same = (y, weight) == (item.y, item.weight)
+    if same and isinstance(item, Event):
+        same = values == dict(zip(*draft.builder.features.encode(item.x), strict=True))
+    if not same:
         raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
-    return True, draft.first_seq + draft.ids[item.id]  # type: ignore[index]  # it has an id
+    return True, draft.first_seq + place
 
 
 _LEARNED = "was learned {} with another x, y or weight"
