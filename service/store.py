@@ -221,8 +221,9 @@ class Store(LogReader):
         db = sqlite3.connect(new, isolation_level=None)
         try:
             db.executescript(
+                "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"PRAGMA auto_vacuum = INCREMENTAL; BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
             )
         except sqlite3.Error as error:
             raise _failure(error) from error
