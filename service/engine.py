@@ -179,7 +179,8 @@ class Engine:
 
     async def _sleep(self) -> None:
         """Until there is work, or a prediction times out."""
-        seconds = self._due - time.time()
+        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
+        seconds = max(self._due - time.time(), self._tidy_after - time.monotonic())
         if seconds > MAX_SLEEP_SECONDS:
             seconds = MAX_SLEEP_SECONDS if self._due < math.inf else math.inf
         with contextlib.suppress(TimeoutError):
