@@ -299,8 +299,11 @@ class Engine:
         known = Known(self._opened.find_ids(wanted))
         for model, id_ in corrected & known.ids.keys():
             found = known.ids[model, id_]
-            if found.kind == EXPIRED and (logged := self._opened.event(model, found.seq)) is not None:
-                known.expired[model, id_] = logged
+            if found.kind == EXPIRED:
+                with contextlib.suppress(errors.LogDamaged):  # then this one label is refused
+                    logged = self._opened.event(model, found.seq)
+                    if logged is not None:
+                        known.expired[model, id_] = logged
         return known
 
     async def _step(self, draft: Draft, batch: Batch) -> None:

@@ -360,7 +360,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
 def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
     """One more step, with y = 1, for an event that was taken to be 0 when its label did not come in time."""
     if logged is None or logged[1].served is None:
-        raise errors.UnknownId(field="id", id=label.id)
+        raise errors.PredictionDamaged(field="id", id=label.id)
     written_at, batch = logged
     draft.builder.add_columns(batch.columns.tolist(), batch.values.tolist(), label.y, label.weight)
     served = batch.served
