@@ -30,7 +30,7 @@ from service import errors
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.settings import Settings
-from service.store import KnownId, Store
+from service.store import KnownId, OldWaiting, Store
 from service.turn import Draft, Item, Known, Request, Result, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
 
@@ -332,13 +332,13 @@ class Engine:
             model = min(self.models, key=lambda model: model.due)
             keep = model.learner.spec.join.keep_seconds
             oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
-            late = [row for row in oldest if row[2] / 1e6 + keep <= now / 1e6]
+            late = [old for old in oldest if _too_late(old, now, keep)]
             if late:
                 draft = Draft(model, BatchBuilder(model.learner.features), now)
                 draft_timeouts(draft, late)
                 await self._finish([draft])
             if len(late) < len(oldest):
-                model.due = oldest[len(late)][2] / 1e6 + keep
+                model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
             elif len(oldest) < TIMEOUTS:
                 model.due = math.inf
         self._due = min(other.due for other in self.models)
@@ -574,6 +574,11 @@ _END = object()
 def _now() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1_000
+
+
+def _too_late(old: OldWaiting, now: int, keep: float) -> bool:
+    """Whether it waited longer than `keep` seconds; or is damaged, with a time that never comes."""
+    return old.kept_at / 1e6 + keep <= now / 1e6 or (old.waiting is None and old.kept_at > now)
 
 
 def _mistake() -> errors.OnestepError:

@@ -34,7 +34,7 @@ from core.features import (
 from service import errors
 from service.log import DROPPED, WAITING, Waiting
 from service.model import Model, Prediction
-from service.store import KnownId, ModelBatch, NewId
+from service.store import KnownId, ModelBatch, NewId, OldWaiting
 from service.wire import Event, Label, PredictedKept
 
 Item = Event | Label | Prediction
@@ -119,7 +119,7 @@ class Draft:
     served: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
-    dropped: list[tuple[int, str]] = field(default_factory=list)
+    dropped: list[tuple[int, str | None]] = field(default_factory=list)
     answers: list[tuple[Request, list[Place | PredictedKept], errors.OnestepError | None]] = field(default_factory=list)
 
     @property
@@ -382,16 +382,16 @@ def _waiting_x(id_: str, found: KnownId) -> X:
     return found.waiting.x
 
 
-def draft_timeouts(draft: Draft, oldest: Sequence[tuple[int, str, int, Waiting | None]]) -> None:
+def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
     """What becomes of predictions whose labels did not come in time: learned as y = 0, or dropped.
 
     Dropped too is one that cannot be learned: the model has no room for its features, or it is damaged on disk.
     """
-    for number, id_, _, waiting in oldest:
-        if waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
+    for old in oldest:
+        if old.waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
             with contextlib.suppress(EventError):
-                draft.builder.add(waiting.x, 0)
-                draft.done.append(number)
-                _joined(draft, id_, EXPIRED, waiting)
+                draft.builder.add(old.waiting.x, 0)
+                draft.done.append(old.number)
+                _joined(draft, old.waiting.id, EXPIRED, old.waiting)
                 continue
-        draft.dropped.append((number, id_))
+        draft.dropped.append((old.number, old.id))
