@@ -918,7 +918,7 @@ def test_a_time_is_shown_in_the_largest_unit_that_fits(new_model: NewModel, keep
 @pytest.mark.parametrize(
     ("join", "field", "message"),
     [
-        ({"keep": keep}, "join.keep", '"90s", "24h" or "7d"')
+        ({"keep": keep}, "join.keep", '"90s", "24h" or "7d", above 0 and at most 3650d')
         for keep in ("24", "", "h", "-1h", "1e3s", "24 h", "24H", "0s", "0.0d", "inf", 24, None, [], "1w", "3651d")
     ]
     + [
