@@ -245,8 +245,8 @@ class Engine:
     def _count_waiting(self, draft: Draft) -> None:
         """Count the predictions that wait now, after a commit."""
         model = draft.model
-        if draft.kept and not model.waiting:
-            model.due = draft.now / 1e6 + model.learner.spec.join.keep_seconds
+        if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
+            model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
             self._due = min(self._due, model.due)
         model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
         model.next_number += len(draft.kept)
