@@ -493,6 +493,13 @@ class BatchBuilder:
                 error.row = i
                 raise
 
+    def event(self, place: int) -> tuple[dict[int, float], int, float]:
+        """An event that was added since the last table: its values by column, its label and its weight."""
+        i = place - self._in_closed
+        start, end = self._ends[i], self._ends[i + 1]
+        values = dict(zip(self._columns[start:end], self._values[start:end], strict=True))
+        return values, self._labels[i], self._weights[i]
+
     def mark(self) -> tuple[int, int]:
         """Where the batch stands now, for `take_back`."""
         return len(self), len(self.features)

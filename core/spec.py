@@ -98,7 +98,7 @@ class Join:
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         known = isinstance(self.keep, str) and _DURATION.fullmatch(self.keep)
-        yield "keep", bool(known) and 0 < self.keep_seconds <= LONGEST_KEEP, 'must be a time like "90s", "24h" or "7d"'
+        yield "keep", bool(known) and 0 < self.keep_seconds <= LONGEST_KEEP, _A_TIME
         yield "on_timeout", self.on_timeout in ("drop", "negative"), "must be 'drop' or 'negative'"
         yield "max_waiting", type(self.max_waiting) is int, "must be a whole number"
         yield "max_waiting", 0 <= self.max_waiting <= 2**40, "must be from 0 to 2^40"
@@ -116,6 +116,7 @@ class Join:
         return float(self.keep[:-1]) * _UNITS[self.keep[-1]]
 
 
+_A_TIME = 'must be a time like "90s", "24h" or "7d", above 0 and at most 3650d'
 _DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?[smhd]")
 
 

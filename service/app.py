@@ -27,6 +27,7 @@ from service import errors, openapi, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.log import WAITING
 from service.model import Model
 from service.settings import Settings
 
@@ -194,8 +195,10 @@ def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
         if asked.id is None:
             return reply(_explained(model, model.explain, asked.x))
         found = await engine.find_id(name, asked.id)
-        if found is None or found.waiting is None:
+        if found is None or found.kind != WAITING:
             raise errors.NothingWaits(field="id", id=asked.id)
+        if found.waiting is None:
+            raise errors.PredictionDamaged(field="id", id=asked.id)
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
         return reply({**_explained(model, model.explain_waiting, waiting), **served})

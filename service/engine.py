@@ -30,7 +30,7 @@ from service import errors
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.settings import Settings
-from service.store import KnownId, Store
+from service.store import KnownId, OldWaiting, Store
 from service.table import Table
 from service.turn import Draft, Items, Known, Request, Result, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
@@ -180,7 +180,8 @@ class Engine:
 
     async def _sleep(self) -> None:
         """Until there is work, or a prediction times out."""
-        seconds = self._due - time.time()
+        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
+        seconds = max(self._due - time.time(), self._tidy_after - time.monotonic())
         if seconds > MAX_SLEEP_SECONDS:
             seconds = MAX_SLEEP_SECONDS if self._due < math.inf else math.inf
         with contextlib.suppress(TimeoutError):
@@ -245,8 +246,8 @@ class Engine:
     def _count_waiting(self, draft: Draft) -> None:
         """Count the predictions that wait now, after a commit."""
         model = draft.model
-        if draft.kept and not model.waiting:
-            model.due = draft.now / 1e6 + model.learner.spec.join.keep_seconds
+        if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
+            model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
             self._due = min(self._due, model.due)
         model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
         model.next_number += len(draft.kept)
@@ -299,8 +300,11 @@ class Engine:
         known = Known(self._opened.find_ids(wanted))
         for model, id_ in corrected & known.ids.keys():
             found = known.ids[model, id_]
-            if found.kind == EXPIRED and (logged := self._opened.event(model, found.seq)) is not None:
-                known.expired[model, id_] = logged
+            if found.kind == EXPIRED:
+                with contextlib.suppress(errors.LogDamaged):  # then this one label is refused
+                    logged = self._opened.event(model, found.seq)
+                    if logged is not None:
+                        known.expired[model, id_] = logged
         return known
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
@@ -326,13 +330,13 @@ class Engine:
             model = min(self.models, key=lambda model: model.due)
             keep = model.learner.spec.join.keep_seconds
             oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
-            late = [row for row in oldest if row[2] / 1e6 + keep <= now / 1e6]
+            late = [old for old in oldest if _too_late(old, now, keep)]
             if late:
                 draft = Draft(model, BatchBuilder(model.learner.features), now)
                 draft_timeouts(draft, late)
                 await self._finish([draft])
             if len(late) < len(oldest):
-                model.due = oldest[len(late)][2] / 1e6 + keep
+                model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
             elif len(oldest) < TIMEOUTS:
                 model.due = math.inf
         self._due = min(other.due for other in self.models)
@@ -568,6 +572,11 @@ _END = object()
 def _now() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1_000
+
+
+def _too_late(old: OldWaiting, now: int, keep: float) -> bool:
+    """Whether it waited longer than `keep` seconds; or is damaged, with a time that never comes."""
+    return old.kept_at / 1e6 + keep <= now / 1e6 or (old.waiting is None and old.kept_at > now)
 
 
 def _mistake() -> errors.OnestepError:

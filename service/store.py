@@ -146,8 +146,10 @@ ON CONFLICT (model, id) DO UPDATE SET
 WHERE kind IN (?3, ?4) OR (kind = ?5 AND excluded.kind = ?6)
 """
 _OLDEST = """
-SELECT json_group_array(json_array(number, id, kept_at, seq, hex(payload), checksum))
-FROM (SELECT * FROM waiting WHERE model = ? ORDER BY number LIMIT ?)
+SELECT json_group_array(json_array(
+    number, hex(id), kept_at, seq, hex(payload), checksum,
+    EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
+FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 """
 
 
@@ -190,7 +192,20 @@ class ModelBatch:
     ids: Sequence[NewId]
     kept: Sequence[Waiting] = ()
     done: Sequence[int] = ()
-    dropped: Sequence[tuple[int, str]] = ()
+    dropped: Sequence[tuple[int, str | None]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OldWaiting:
+    """A prediction that may have waited too long.
+
+    waiting: all of it, None where it is damaged on disk. id: the one that leads to it, None where none does.
+    """
+
+    number: int
+    id: str | None
+    kept_at: int
+    waiting: Waiting | None
 
 
 class Store(LogReader):
@@ -221,8 +236,9 @@ class Store(LogReader):
         db = sqlite3.connect(new, isolation_level=None)
         try:
             db.executescript(
+                "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"PRAGMA auto_vacuum = INCREMENTAL; BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
             )
         except sqlite3.Error as error:
             raise _failure(error) from error
@@ -369,7 +385,7 @@ class Store(LogReader):
         row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
         checksum = crc(*row)
         self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self._insert_ids(part.model, [NewId(id_, 0, kind=DROPPED) for _, id_ in part.dropped])
+        self._insert_ids(part.model, [NewId(id_, 0, kind=DROPPED) for _, id_ in part.dropped if id_ is not None])
         return checksum
 
     def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
@@ -392,12 +408,20 @@ class Store(LogReader):
                 found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
         return found
 
-    def oldest_waiting(self, model: int, count: int) -> list[tuple[int, str, int, Waiting | None]]:
-        """Number, id and kept_at of the oldest predictions that wait, and each whole, or None where it is damaged."""
-        return [
-            (number, id_, kept_at, self._whole(model, number, id_, kept_at, *rest))
-            for number, id_, kept_at, *rest in self._json_rows(_OLDEST, model, count)
-        ]
+    def oldest_waiting(self, model: int, count: int) -> list[OldWaiting]:
+        """The oldest predictions that wait."""
+        oldest = []
+        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
+            # An id that does not lead here is damaged: it may be another's.
+            id_ = _text(id_hex) if known else self._id_of(model, number)
+            waiting = None if id_ is None else self._whole(model, number, id_, *rest)
+            oldest.append(OldWaiting(number, id_, rest[0], waiting))
+        return oldest
+
+    def _id_of(self, model: int, number: int) -> str | None:
+        """The id under which a prediction of this number waits; it looks at all ids."""
+        query = "SELECT hex(id) FROM ids WHERE model = ? AND kind = ? AND seq = ?"
+        return next((_text(id_hex) for (id_hex,) in self._rows(query, model, WAITING, number)), None)
 
     def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
         """The rows of a query that gives all of them as one JSON array."""
@@ -507,6 +531,14 @@ class Store(LogReader):
     def close(self) -> None:
         super().close()
         os.close(self._mark)
+
+
+def _text(in_hex: str) -> str | None:
+    """The text of these bytes, None where they are none."""
+    try:
+        return bytes.fromhex(in_hex).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:

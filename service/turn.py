@@ -37,7 +37,7 @@ from core.logistic import Floats
 from service import errors
 from service.log import DROPPED, WAITING, Waiting
 from service.model import Model, Prediction
-from service.store import KnownId, ModelBatch, NewId
+from service.store import KnownId, ModelBatch, NewId, OldWaiting
 from service.table import Table
 from service.wire import Event, Label, PredictedKept
 
@@ -142,7 +142,7 @@ class Draft:
     served: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
-    dropped: list[tuple[int, str]] = field(default_factory=list)
+    dropped: list[tuple[int, str | None]] = field(default_factory=list)
     answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
 
     @property
@@ -282,7 +282,7 @@ def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Kno
     refusal: errors.OnestepError | None = None
     try:
         for item in items:
-            places.append(_place(draft, items, item, known))
+            places.append(_place(draft, item, known))
     except EventError as error:
         refusal = errors.InvalidEvent(field=error.field, reason=error.message)
     except errors.OnestepError as error:
@@ -296,14 +296,14 @@ def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Kno
     draft.answers.append((request, places, refusal))
 
 
-def _place(draft: Draft, items: Sequence[Item], item: Item, known: Known) -> Place | PredictedKept:
+def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
     if isinstance(item, Prediction):
         return _keep(draft, item, known.ids.get((draft.key, item.id)))
     if item.id is not None:
         check_label(item.y, item.weight)
         found = known.ids.get((draft.key, item.id))
         if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
-            return _learned_here(draft, items, item, found)
+            return _learned_here(draft, item)
         if isinstance(item, Label):
             return _join(draft, item, found, known)
         if found is not None and found.kind != DROPPED:
@@ -315,15 +315,16 @@ def _place(draft: Draft, items: Sequence[Item], item: Item, known: Known) -> Pla
     return False, place
 
 
-def _learned_here(draft: Draft, items: Sequence[Item], item: Event | Label, found: KnownId | None) -> Place:
-    """An event whose id an earlier one of its request has: the same again, or in conflict."""
-    first = next(other for other in items if other.id == item.id and not isinstance(other, Prediction))
-    waiting = None if found is None or found.waiting is None else found.waiting.x
-    x = first.x if isinstance(first, Event) else waiting
-    same = (first.y, first.weight) == (item.y, item.weight)
-    if not same or (isinstance(item, Event) and (x is None or not same_x(x, item.x))):
+def _learned_here(draft: Draft, item: Event | Label) -> Place:
+    """An event or label whose id an earlier one of its request has: the same again, or in conflict."""
+    place = draft.ids[item.id]  # type: ignore[index]  # it has an id
+    values, y, weight = draft.builder.event(place)
+    same = (y, weight) == (item.y, item.weight)
+    if same and isinstance(item, Event):
+        same = values == dict(zip(*draft.builder.features.encode(item.x), strict=True))
+    if not same:
         raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
-    return True, draft.first_seq + draft.ids[item.id]  # type: ignore[index]  # it has an id
+    return True, draft.first_seq + place
 
 
 _LEARNED = "was learned {} with another x, y or weight"
@@ -422,7 +423,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
 def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
     """One more step, with y = 1, for an event that was taken to be 0 when its label did not come in time."""
     if logged is None or logged[1].served is None:
-        raise errors.UnknownId(field="id", id=label.id)
+        raise errors.PredictionDamaged(field="id", id=label.id)
     written_at, batch = logged
     draft.builder.add_columns(batch.columns.tolist(), batch.values.tolist(), label.y, label.weight)
     served = batch.served
@@ -444,16 +445,16 @@ def _waiting_x(id_: str, found: KnownId) -> X:
     return found.waiting.x
 
 
-def draft_timeouts(draft: Draft, oldest: Sequence[tuple[int, str, int, Waiting | None]]) -> None:
+def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
     """What becomes of predictions whose labels did not come in time: learned as y = 0, or dropped.
 
     Dropped too is one that cannot be learned: the model has no room for its features, or it is damaged on disk.
     """
-    for number, id_, _, waiting in oldest:
-        if waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
+    for old in oldest:
+        if old.waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
             with contextlib.suppress(EventError):
-                draft.builder.add(waiting.x, 0)
-                draft.done.append(number)
-                _joined(draft, id_, EXPIRED, waiting)
+                draft.builder.add(old.waiting.x, 0)
+                draft.done.append(old.number)
+                _joined(draft, old.waiting.id, EXPIRED, old.waiting)
                 continue
-        draft.dropped.append((number, id_))
+        draft.dropped.append((old.number, old.id))

@@ -19,8 +19,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
+
+import pytest
 
 from core import Learner, Spec
 from core.features import Batch
@@ -163,6 +165,33 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[Engine]
         yield engine
     finally:
         await engine.stop(seconds=0)
+
+
+class Clock:
+    """The time of day for engines in a test, which can be set; elapsed time stays as it is.
+
+    It stands in the place of the module `time` in `modules`.
+    """
+
+    monotonic = staticmethod(time.monotonic)
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
+        self.ahead = 0.0
+        for module in modules:
+            monkeypatch.setattr(module, "time", self)
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self.ahead * 1e9)
+
+    def advance(self, seconds: float, *engines: Engine) -> None:
+        """Set it forward (or back), and wake the engines that sleep until a time that has come."""
+        self.ahead += seconds
+        for engine in engines:
+            engine._work.set()
 
 
 # -- data folders
