@@ -227,3 +227,147 @@ def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_k
 @pytest.mark.long
 def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_twelve_kills(tmp_path: Path) -> None:
     killed_clients(tmp_path / "data", 12, seeded())
+
+
+# -- predictions first, their labels later
+
+
+@dataclass(frozen=True)
+class Row:
+    """An event that is told in two parts: its features under an id, and later its label."""
+
+    id: str
+    x: dict[str, float]
+    y: int
+
+
+class LateClient(threading.Thread):
+    """Asks for predictions of its rows, and sends each label when a random delay is over, so in random order.
+
+    What gets no reply is sent again to the next service, whole. One label in ten has the features with it once more.
+    """
+
+    def __init__(self, service: Service, rows: list[Row], delay: float, numbers: random.Random) -> None:
+        super().__init__(daemon=True)
+        self.rows, self.delay, self.numbers = rows, delay, numbers
+        self.service = service
+        self.due: list[tuple[float, Row]] = []
+        self.seqs: dict[str, int] = {}
+        self.sent_twice = 0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            at = 0
+            while at < len(self.rows) or self.due:
+                ready = [entry for entry in self.due if entry[0] <= time.monotonic()]
+                if at < len(self.rows) and (not ready or self.numbers.random() < 0.5):
+                    piece = self.rows[at : at + self.numbers.choice((1, 20, 200))]
+                    self.predict(piece)
+                    at += len(piece)
+                elif ready:
+                    self.due = [entry for entry in self.due if entry not in ready]
+                    self.label([row for _, row in sorted(ready, key=lambda entry: entry[0])])
+                else:
+                    time.sleep(0.001)
+        except BaseException as error:
+            self.error = error  # raised again by `check`
+
+    def predict(self, rows: list[Row]) -> None:
+        reply = self.send("/predict", [{"id": row.id, "x": row.x} for row in rows])
+        assert all(told["kept"] for told in reply), reply
+        now = time.monotonic()
+        self.due += [(now + self.numbers.expovariate(1 / self.delay), row) for row in rows]
+
+    def label(self, rows: list[Row]) -> None:
+        events = [{"id": row.id, "y": row.y, **self.x_or_none(row)} for row in rows]
+        reply = self.send("/learn", events)
+        for row, told in zip(rows, reply, strict=True):
+            assert self.seqs.setdefault(row.id, told["seq"]) == told["seq"]
+
+    def x_or_none(self, row: Row) -> dict[str, Any]:
+        return {"x": row.x} if self.numbers.random() < 0.1 else {}
+
+    def send(self, path: str, items: list[dict[str, Any]]) -> Any:
+        """Until there is a reply."""
+        for attempt in range(100):
+            service = self.service
+            try:
+                status, reply = service.request("POST", path, items)
+            except LOST:
+                service.process.wait(60)
+                while self.service is service:
+                    time.sleep(0.001)
+                continue
+            assert status == 200, reply
+            self.sent_twice += len(items) if attempt else 0
+            return reply
+        raise AssertionError("no reply from any of 100 services")
+
+
+def check(clients: list[LateClient]) -> None:
+    for client in clients:
+        if client.error is not None:
+            raise client.error
+
+
+def killed_joins(folder: Path, rows: list[Row], kills: int, numbers: random.Random) -> None:
+    places = sorted(numbers.sample(range(len(rows)), kills))
+    service = Service(folder, "--snapshot-seconds", "0.01").wait_until_ready()
+    clients = [LateClient(service, rows[i::4], 0.1, random.Random(numbers.random())) for i in range(4)]
+    try:
+        for client in clients:
+            client.start()
+        for place in places:
+            while sum(len(client.seqs) for client in clients) < place:
+                check(clients)
+                time.sleep(0.001)
+            time.sleep(numbers.uniform(0, 0.03))
+            service.kill()
+            assert service.process.returncode == -signal.SIGKILL
+            assert "Traceback" not in service.log
+            service = Service(folder, "--snapshot-seconds", "0.01").wait_until_ready()
+            for client in clients:
+                client.service = service
+        for client in clients:
+            client.join(120)
+            assert not client.is_alive()
+        check(clients)
+        sent_twice = sum(client.sent_twice for client in clients)
+        print(f"killed {kills} times, at labels {places}; {sent_twice} predictions or labels were sent twice")
+        assert_rivers_in_order_of_labels(
+            service, rows, {k: seq for client in clients for k, seq in client.seqs.items()}
+        )
+    finally:
+        service.kill()
+
+
+def assert_rivers_in_order_of_labels(service: Service, rows: list[Row], seqs: dict[str, int]) -> None:
+    assert sorted(seqs.values()) == list(range(1, len(rows) + 1))  # each label once, and no gap
+    learned = sorted(rows, key=lambda row: seqs[row.id])
+    assert learned != rows
+    theirs = linear_model.LogisticRegression()
+    for row in learned:
+        theirs.learn_one(row.x, bool(row.y))
+    state = service.get("/models/default/weights")
+    assert state["weights"] == dict(theirs.weights)  # equal floats: 0 ULP
+    assert state["bias"] == theirs.intercept
+    told = service.get("/models/default")["join"]
+    assert (told["waiting"], told["joined"], told["dropped"]) == (0, len(rows), 0)
+    service.kill()
+    folder = service.folder
+    assert [(x, y) for x, y, _ in logged_events(folder)] == [(row.x, row.y) for row in learned]
+    assert replayed_elsewhere(folder)["default"] == {"seq": len(rows), "sha256": state["sha256"]}
+
+
+def shuttle_rows(count: int | None = None) -> list[Row]:
+    return [Row(f"shuttle-{i}", dict(x), y) for i, (x, y) in enumerate(stream("Shuttle", count))]
+
+
+def test_predictions_and_late_labels_survive_kills_and_end_with_rivers_weights(tmp_path: Path) -> None:
+    killed_joins(tmp_path / "data", shuttle_rows(4_000), 2, seeded())
+
+
+@pytest.mark.long
+def test_predictions_and_late_labels_survive_twenty_kills_and_end_with_rivers_weights(tmp_path: Path) -> None:
+    killed_joins(tmp_path / "data", shuttle_rows(), 20, seeded())
