@@ -30,7 +30,7 @@ from service import errors
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.settings import Settings
-from service.store import KnownId, OldWaiting, Store
+from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
 from service.turn import Draft, Items, Known, Request, Result, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
@@ -212,33 +212,47 @@ class Engine:
 
     async def _learn_turn(self, requests: list[Request]) -> list[Request]:
         """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
-        drafts, put_off = await self._draft(requests)
+        try:
+            # Nearly every id is new, and the commit finds the one that is not: looking first cost a fifth of the rate.
+            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=False))
+        except IdsTakenError:
+            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=True))
+
+    async def _try_turn(self, requests: list[Request], known: Known) -> list[Request]:
+        """The turn, if the ids that are not `known` are new; IdsTakenError, and nothing is changed, if not."""
+        drafts, put_off = await self._draft(requests, known)
         try:
             await self._finish(drafts)
         except errors.DiskFull as error:
             for draft in drafts:
+                draft.refuse()
                 for request, _, _ in draft.answers:
                     request.refuse(error)
         return put_off
 
     async def _finish(self, drafts: list[Draft]) -> None:
-        """Commit drafts, step the learners, wake those who wait. DiskFull: there is no room, and nothing changed."""
+        """Commit drafts, step the learners, wake those who wait.
+
+        DiskFull, IdsTakenError: nothing is changed, and nobody was told anything.
+        """
         batches = [draft.build() for draft in drafts]
         for draft in drafts:
             draft.answer_from_memory()
         await self._commit(drafts, batches)
         for draft, batch in zip(drafts, batches, strict=True):
+            draft.refuse()
             self._count_waiting(draft)
             await self._step(draft, batch)
 
     async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
         """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
         added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if not draft.empty]
-        if not added:
-            return
         try:
-            await self._on_disk(self._opened.commit, added)
-        except errors.OnestepError:
+            if any(draft.unsure for draft in drafts):
+                raise IdsTakenError
+            if added:
+                await self._on_disk(self._opened.commit, added)
+        except (errors.OnestepError, IdsTakenError):
             for draft in drafts:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
             raise
@@ -253,13 +267,12 @@ class Engine:
         model.next_number += len(draft.kept)
         model.dropped += len(draft.dropped)
 
-    async def _draft(self, requests: list[Request]) -> tuple[list[Draft], list[Request]]:
+    async def _draft(self, requests: list[Request], known: Known) -> tuple[list[Draft], list[Request]]:
         """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
 
         Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
         a duplicate, or it failed, and this is tried itself.
         """
-        known = await self._find_ids(requests)
         now = _now()
         drafts: dict[str, Draft] = {}
         put_off: list[Request] = []
@@ -282,22 +295,28 @@ class Engine:
                 await asyncio.sleep(0)
         return list(drafts.values()), put_off
 
-    async def _find_ids(self, requests: list[Request]) -> Known:
-        """What is on disk under the requests' ids."""
+    async def _find_ids(self, requests: list[Request], *, all_of_them: bool) -> Known:
+        """What is on disk under the requests' ids, all of them or those that cannot be taken to be new."""
         wanted: dict[int, list[str]] = {}
         corrected: set[tuple[int, str]] = set()
         for request in requests:
-            ids = request.ids()
             model = self._models.get(request.model)
-            if ids and model is not None:
+            if model is None:
+                continue
+            # What is answered before the commit must be known before it.
+            ids = request.ids(labels_alone=not (all_of_them or model.learner.spec.join.ack == "memory"))
+            if ids:
                 wanted.setdefault(model.stored.key, []).extend(ids)
                 if model.learner.spec.join.late == "learn":
                     corrected.update((model.stored.key, id_) for id_ in ids)
-        return await self._on_disk(self._look_up, wanted, corrected) if wanted else Known()
+        known = Known(all_of_them)
+        if wanted:
+            await self._on_disk(self._look_up, known, wanted, corrected)
+        return known
 
-    def _look_up(self, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> Known:
+    def _look_up(self, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
         """Runs in the thread of the disk. `corrected`: ids whose event is wanted too, if it was taken to be 0."""
-        known = Known(self._opened.find_ids(wanted))
+        known.ids.update(self._opened.find_ids(wanted))
         for model, id_ in corrected & known.ids.keys():
             found = known.ids[model, id_]
             if found.kind == EXPIRED:
@@ -305,7 +324,6 @@ class Engine:
                     logged = self._opened.event(model, found.seq)
                     if logged is not None:
                         known.expired[model, id_] = logged
-        return known
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Take the steps of a committed batch, then wake those who wait for them."""

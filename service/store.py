@@ -41,7 +41,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +140,13 @@ FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waitin
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
 """
 _INSERT_IDS = """
-INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2) WHERE true
+INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
+"""
+# An id that stands for an event never changes, but for one that was taken to be 0 and is corrected.
+_CHANGE_IDS = f"""{_INSERT_IDS} WHERE true
 ON CONFLICT (model, id) DO UPDATE SET
     seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
-WHERE kind IN (?3, ?4) OR (kind = ?5 AND excluded.kind = ?6)
+WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
 """
 _OLDEST = """
 SELECT json_group_array(json_array(
@@ -156,13 +159,19 @@ FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 @dataclass(frozen=True, slots=True)
 class NewId:
     """An id and what it stands for from now on: an event's kind, seq, fingerprint (`core.features.fingerprints`) and
-    that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped."""
+    that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped. known: whether it stood
+    for something before."""
 
     id: str
     seq: int
     fingerprint: int = 0
     label: int | None = None
     kind: int = ORDINARY
+    known: bool = False
+
+
+class IdsTakenError(Exception):
+    """An id that was taken to be new stands for something; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +189,9 @@ class KnownId:
 class ModelBatch:
     """What one commit changes of one model.
 
-    Events from `first_seq` on, the feature names that they bring, their ids; predictions that wait from now on, and the
-    numbers of those that do no more: `done`, being among the events now, or `dropped`, with their ids.
+    Events from `first_seq` on, the feature names that they bring, their ids; predictions that wait from now on, under
+    ids that are new, or `known`; and the numbers of those that wait no more: `done`, being among the events now, or
+    `dropped`, with their ids.
     """
 
     model: int
@@ -193,6 +203,7 @@ class ModelBatch:
     kept: Sequence[Waiting] = ()
     done: Sequence[int] = ()
     dropped: Sequence[tuple[int, str | None]] = ()
+    known: Container[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +335,7 @@ class Store(LogReader):
             self._db.execute("ROLLBACK")
 
     def commit(self, batches: Sequence[ModelBatch]) -> None:
-        """Write what one turn of the writer gathered, and sync it."""
+        """Write what one turn of the writer gathered, and sync it. IdsTakenError: nothing was written."""
         written_at = time.time()
         with self._transaction() as checksums:
             for part in batches:
@@ -335,7 +346,7 @@ class Store(LogReader):
                 if part.ids:
                     self._insert_ids(part.model, part.ids)
                 if part.kept:
-                    checksums.append(self._insert_waiting(part.model, part.kept))
+                    checksums.append(self._insert_waiting(part.model, part.kept, part.known))
                 if part.dropped:
                     checksums.append(self._insert_drop(part, written_at))
                 if part.done or part.dropped:
@@ -355,14 +366,18 @@ class Store(LogReader):
         return checksum
 
     def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
-        # One statement for all: each statement gives up the GIL and must win it back. An id that stands for an event
-        # never changes, but for one that was taken to be 0 and is corrected.
-        rows = json.dumps([[new.id, new.seq, new.fingerprint, new.kind, new.label] for new in ids])
-        changed = self._db.execute(_INSERT_IDS, (model, rows, WAITING, DROPPED, EXPIRED, LATE)).rowcount
-        if changed != len(ids):
-            raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
+        # One statement for all: each statement gives up the GIL and must win it back.
+        if fresh := [new for new in ids if not new.known]:
+            try:
+                self._db.execute(_INSERT_IDS, (model, _as_json(fresh)))
+            except sqlite3.IntegrityError:
+                raise IdsTakenError from None
+        if known := [new for new in ids if new.known]:
+            changed = self._db.execute(_CHANGE_IDS, (model, _as_json(known))).rowcount
+            if changed != len(known):
+                raise sqlite3.IntegrityError(f"{len(known) - changed} id(s) stand for events already")
 
-    def _insert_waiting(self, model: int, kept: Sequence[Waiting]) -> int:
+    def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
         """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
         payloads = [codec.encode_prediction(new.served, new.x) for new in kept]
         rows: list[list[Any]] = []
@@ -377,7 +392,7 @@ class Store(LogReader):
             "substr(?2, value ->> 4, value ->> 5), value ->> 6 FROM json_each(?3)",
             (model, b"".join(payloads), json.dumps(rows)),
         )
-        self._insert_ids(model, [NewId(new.id, new.number, kind=WAITING) for new in kept])
+        self._insert_ids(model, [NewId(w.id, w.number, kind=WAITING, known=w.id in known) for w in kept])
         return crc(*checksums)
 
     def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
@@ -385,7 +400,7 @@ class Store(LogReader):
         row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
         checksum = crc(*row)
         self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self._insert_ids(part.model, [NewId(id_, 0, kind=DROPPED) for _, id_ in part.dropped if id_ is not None])
+        self._insert_ids(part.model, [NewId(i, 0, kind=DROPPED, known=True) for _, i in part.dropped if i is not None])
         return checksum
 
     def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
@@ -531,6 +546,10 @@ class Store(LogReader):
     def close(self) -> None:
         super().close()
         os.close(self._mark)
+
+
+def _as_json(ids: Sequence[NewId]) -> str:
+    return json.dumps([[new.id, new.seq, new.fingerprint, new.kind, new.label] for new in ids])
 
 
 def _text(in_hex: str) -> str | None:

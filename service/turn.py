@@ -49,9 +49,11 @@ Items = Sequence[Item] | Table
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is on disk under the ids of a turn: by (model key, id) what each stands for, and the logged events, with the
-    time of writing, that labels which come after the timeout correct."""
+    """What is on disk under ids of a turn: by (model key, id) what each stands for, and the logged events, with the
+    time of writing, that labels which come after the timeout correct. all_of_them: whether all ids were looked up; else
+    those that are not here are taken to be new."""
 
+    all_of_them: bool
     ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
     expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
 
@@ -108,9 +110,13 @@ class Request:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def ids(self) -> list[str]:
-        """The ids of its items."""
-        return [] if isinstance(self.items, Table) else [item.id for item in self.items if item.id is not None]
+    def ids(self, *, labels_alone: bool = False) -> list[str]:
+        """The ids of its items, or of those that are labels alone: they stand for something already."""
+        if isinstance(self.items, Table):
+            return []
+        if labels_alone:
+            return [item.id for item in self.items if isinstance(item, Label)]
+        return [item.id for item in self.items if item.id is not None]
 
     def accept(self, result: Result) -> None:
         """Answer, unless it was answered before."""
@@ -130,8 +136,9 @@ class Draft:
 
     ids: of its events, with their places in the batch. served: by place what was served from an event's features, as
     (kind, score, delay in seconds). kept: predictions to keep, by id. done: numbers of predictions that wait no more.
-    dropped: number and id of those whose label did not come. answers: for each request where its events stand, or its
-    predictions, and what was refused.
+    dropped: number and id of those whose label did not come. known: ids that stood for something before, of all these.
+    answers: for each request where its events stand, or its predictions, and what was refused. refused: requests of
+    which nothing is taken.
     """
 
     model: Model
@@ -143,7 +150,11 @@ class Draft:
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
     dropped: list[tuple[int, str | None]] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
     answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
+    refused: list[tuple[Request, errors.OnestepError]] = field(default_factory=list)
+    unsure: bool = False
+    """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
 
     @property
     def first_seq(self) -> int:
@@ -191,11 +202,12 @@ class Draft:
             labels = label_fingerprints(batch.labels, batch.weights).tolist()
             for id_, place in self.ids.items():
                 kind = self.served[place][0] if place in self.served else ORDINARY
-                ids.append(NewId(id_, self.first_seq + place, marks[place], labels[place], kind))
+                known = id_ in self.known
+                ids.append(NewId(id_, self.first_seq + place, marks[place], labels[place], kind, known))
         names = self.builder.new_names()
         return ModelBatch(
             self.key, self.first_seq, batch, self.builder.first_feature, names, ids,
-            list(self.kept.values()), self.done, self.dropped,
+            list(self.kept.values()), self.done, self.dropped, self.known,
         )  # fmt: skip
 
     @property
@@ -234,6 +246,11 @@ class Draft:
         kind, score, delay = self.served[place]
         y = int(item.y)  # type: ignore[union-attr]  # a prediction has no place in the batch
         return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
+
+    def refuse(self) -> None:
+        """Tell those of whom nothing is taken. Not before a commit: what ids stand for may be looked up again."""
+        for request, error in self.refused:
+            request.refuse(error)
 
     def answer_from_memory(self) -> None:
         """Tell those who asked for predictions, before anything is on disk, where the spec says so."""
@@ -291,14 +308,15 @@ def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Kno
         refusal.index = len(places)
         if request.atomic:
             draft.take_back(mark)
-            request.refuse(refusal)
+            draft.refused.append((request, refusal))
+            draft.unsure = draft.unsure or not known.all_of_them
             return
     draft.answers.append((request, places, refusal))
 
 
 def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
     if isinstance(item, Prediction):
-        return _keep(draft, item, known.ids.get((draft.key, item.id)))
+        return _keep(draft, item, known)
     if item.id is not None:
         check_label(item.y, item.weight)
         found = known.ids.get((draft.key, item.id))
@@ -306,8 +324,10 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
             return _learned_here(draft, item)
         if isinstance(item, Label):
             return _join(draft, item, found, known)
-        if found is not None and found.kind != DROPPED:
-            return _learned_before(draft, item, found, known)
+        if found is not None:
+            if found.kind != DROPPED:
+                return _learned_before(draft, item, found, known)
+            draft.known.add(item.id)
     draft.builder.add(item.x, item.y, item.weight)
     place = len(draft.builder) - 1
     if item.id is not None:
@@ -373,10 +393,13 @@ def same_x(a: X, b: X) -> bool:
 # -- predictions, and the labels that come later
 
 
-def _keep(draft: Draft, prediction: Prediction, found: KnownId | None) -> PredictedKept:
+def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
     """Keep a prediction until its label comes; one that waits already is answered again."""
     id_, model = prediction.id, draft.model
+    found = known.ids.get((draft.key, id_))
     waiting = draft.kept.get(id_)
+    if found is not None:
+        draft.known.add(id_)
     if waiting is None and found is not None and found.kind != DROPPED:
         if found.kind != WAITING:
             reason = f"was learned before, at seq {found.seq}: a prediction needs an id of its own"
@@ -392,6 +415,8 @@ def _keep(draft: Draft, prediction: Prediction, found: KnownId | None) -> Predic
     if kept:
         number = model.next_number + len(draft.kept)
         draft.kept[id_] = Waiting(number, id_, draft.now, prediction.seq, prediction.served, prediction.x)
+    elif not known.all_of_them:
+        draft.unsure = True
     p = logistic.sigmoid(float(prediction.served[0]))
     return PredictedKept(model.name, p, p > 0.5, prediction.seq, kept, duplicate=False)
 
@@ -435,6 +460,7 @@ def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> 
 def _joined(draft: Draft, id_: str, kind: int, waiting: Waiting) -> Place:
     place = len(draft.builder) - 1
     draft.ids[id_] = place
+    draft.known.add(id_)
     draft.served[place] = kind, float(waiting.served[0]), max(0, draft.now - waiting.kept_at) / 1e6
     return False, place
 

@@ -25,7 +25,7 @@ from service.log import LogReader, Snapshot
 from service.model import Model
 from service.store import ModelBatch, Store
 from service.turn import Result
-from service.wire import Event
+from service.wire import Event, Label
 
 PATIENCE = 30.0
 """Seconds after which a test that waits in vain gives up."""
@@ -396,7 +396,7 @@ def test_a_failed_look_for_ids_is_a_failed_storage(tmp_path: Path, monkeypatch: 
 
         monkeypatch.setattr(Store, "find_ids", broken)
         with pytest.raises(errors.StorageFailed, match="cannot read"):
-            await engine.learn("default", [event(1.0, id_="x")])
+            await engine.learn("default", [Label("x", 1)])
         assert engine.state == "failed"
         await engine.stop(seconds=1)
 

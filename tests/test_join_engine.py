@@ -405,6 +405,47 @@ def test_a_prediction_in_the_turn_of_its_own_label_is_in_conflict(
     run(story())
 
 
+def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the_others_of_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    looked_up: list[str] = []
+    find_ids = Store.find_ids
+
+    def counted(store: Store, wanted: dict[int, list[str]]) -> Any:
+        for ids in wanted.values():
+            looked_up.extend(ids)
+        return find_ids(store, wanted)
+
+    monkeypatch.setattr(Store, "find_ids", counted)
+
+    async def story() -> None:
+        gate.opened.set()
+        async with running_engine(tmp_path) as engine:
+            model = engine.model("default")
+            await learned(engine, Event({"a": 1.0}, 1, "known"))
+            await kept(engine, ("waits", {"a": 1.0}))
+            assert looked_up == []
+            new, again, conflict, mixed, refused = await in_one_turn(
+                engine,
+                gate,
+                engine.learn("default", [Event({"b": 1.0}, 0, "new")]),
+                engine.learn("default", [Event({"a": 1.0}, 1, "known")]),
+                engine.keep("default", [model.predict_to_keep("known", {"c": 1.0})]),
+                engine.learn("default", [Event({"d": 1.0}, 1, "other"), Label("waits", 1)]),
+                engine.learn("default", [Event({"e": 1.0}, 1, "known-not"), Event({"f": 1e301}, 1)]),
+            )
+            assert (new.seq, new.duplicate) == ([3], [False])  # 2 is the gate's
+            assert (again.seq, again.duplicate) == ([1], [True])
+            assert isinstance(conflict, errors.IdConflict)
+            assert (mixed.seq, mixed.duplicate) == ([4, 5], [False, False])
+            assert isinstance(refused, errors.InvalidEvent)
+            assert list(model.learner.features.names)[-2:] == ["b", "d"]
+            assert {"new", "known", "other", "waits"} <= set(looked_up)
+
+    run(story())
+
+
 def test_answered_from_memory_a_prediction_does_not_wait_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

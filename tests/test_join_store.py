@@ -620,7 +620,7 @@ class Keeper:
         for _ in done:
             builder.add({"a": 1.0}, 1)
         batch = builder.build()
-        ids = [NewId(w.id, self.seq + i, 1, 1, JOINED) for i, w in enumerate(done, 1)]
+        ids = [NewId(w.id, self.seq + i, 1, 1, JOINED, known=True) for i, w in enumerate(done, 1)]
         self.commit(batch, ids=ids, done=[w.number for w in done])
 
     def drop(self, count: int) -> None:
