@@ -88,7 +88,7 @@ class Hot:
         arriving: AsyncIterator[pieces.Piece[Any]] = (
             pieces.events_of_rows(chunks, self._settings)
             if _content_type(scope) == ARROW
-            else pieces.lines_of(chunks, wire.decode_learn, self._settings)
+            else pieces.events_of_lines(chunks, self._settings)
         )
         try:
             async for piece in arriving:
@@ -249,8 +249,7 @@ class _Tally:
         self._served_loss = 0.0
 
     def add(self, events: Sequence[wire.Event | wire.Label] | Table, result: Result) -> None:
-        if isinstance(events, Table):
-            assert result.run is not None  # noqa: S101  # the answer to a table
+        if result.run is not None:
             self._add_run(result.run)
             return
         fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
@@ -262,7 +261,8 @@ class _Tally:
         losses = [loss for loss in result.loss if loss is not None]
         self._loss += sum(losses)
         self._scored += len(losses)
-        self._has_labels = self._has_labels or any(isinstance(event, wire.Label) for event in events)
+        if not isinstance(events, Table):
+            self._has_labels = self._has_labels or any(isinstance(event, wire.Label) for event in events)
         for label in result.late_labels.values():
             self._joined += not label.late
             self._late += label.late

@@ -8,12 +8,15 @@ from typing import Generic, TypeVar
 
 from service import arrow, errors, wire
 from service.settings import Settings
+from service.shape import Shape
 from service.table import Table
 
 Items = TypeVar("Items")
 Item = TypeVar("Item")
 Chunks = AsyncIterator[bytes]
 Lines = list[tuple[int, bytes]]
+WORTH_A_TABLE = 200
+"""Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +49,47 @@ async def lines_of(
 ) -> AsyncIterator[Piece[list[Item]]]:
     """The lines of NDJSON, decoded."""
     async for lines in _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events):
-        items: list[Item] = []
-        wrong: errors.OnestepError | None = None
-        try:
-            for number, line in lines:
-                items.append(decode(line, f"line {number}"))
-        except errors.OnestepError as error:
-            wrong = error
-            wrong.members["line"] = lines[len(items)][0]
-        yield Piece(items, "line", [number for number, _ in lines], wrong)
+        yield _decoded(lines, decode)
+
+
+def _decoded(lines: Lines, decode: Callable[[bytes, str], Item]) -> Piece[list[Item]]:
+    items: list[Item] = []
+    wrong: errors.OnestepError | None = None
+    try:
+        for number, line in lines:
+            items.append(decode(line, f"line {number}"))
+    except errors.OnestepError as error:
+        wrong = error
+        wrong.members["line"] = lines[len(items)][0]
+    return Piece(items, "line", [number for number, _ in lines], wrong)
+
+
+async def events_of_lines(
+    chunks: Chunks, settings: Settings
+) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+    """The lines of NDJSON to learn; those of one shape as tables."""
+    shape: Shape | None = None
+    async for lines in _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events):
+        rest = lines
+        while rest:
+            shape, table = _table(rest, shape, settings.max_line_bytes)
+            if table is None:
+                piece = _decoded(rest, wire.decode_learn)
+                yield Piece(piece.items, piece.unit, piece.numbers, piece.wrong)
+                break
+            yield Piece(table, "line", [number for number, _ in rest[: len(table)]])
+            rest = rest[len(table) :]
+
+
+def _table(lines: Lines, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None]:
+    """The first lines as a table, if they have the shape of those before them or of the first, and are enough."""
+    text = [line for _, line in lines]
+    for form in (shape, Shape.of(text[0])):
+        if form is not None:
+            table = form.read(text, longest)
+            if len(table) >= min(WORTH_A_TABLE, len(lines)):
+                return form, table
+    return shape, None
 
 
 async def events_of_rows(

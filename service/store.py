@@ -45,7 +45,7 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -156,8 +156,7 @@ FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 """
 
 
-@dataclass(frozen=True, slots=True)
-class NewId:
+class NewId(NamedTuple):
     """An id and what it stands for from now on: an event's kind, seq, fingerprint (`core.features.fingerprints`) and
     that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped. known: whether it stood
     for something before."""
@@ -165,8 +164,8 @@ class NewId:
     id: str
     seq: int
     fingerprint: int = 0
-    label: int | None = None
     kind: int = ORDINARY
+    label: int | None = None
     known: bool = False
 
 
@@ -549,7 +548,7 @@ class Store(LogReader):
 
 
 def _as_json(ids: Sequence[NewId]) -> str:
-    return json.dumps([[new.id, new.seq, new.fingerprint, new.kind, new.label] for new in ids])
+    return msgspec.json.encode(ids).decode()
 
 
 def _text(in_hex: str) -> str | None:

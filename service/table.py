@@ -54,13 +54,14 @@ class Table:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the arrays say all: numbers only, and no ids. Then `BatchBuilder.add_table` takes them."""
-        return self.ids is None and not self.texts
+        """Whether the arrays say all: events of numbers, each with an id or none. Then they are learned as they are."""
+        whole = self.present is None and bool(self.names)  # a row with an id and no feature is a label alone
+        return not self.texts and (self.ids is None or (whole and None not in self.ids))
 
     def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None]:
         """What `BatchBuilder.add_table` takes, of a plain table of events."""
-        if self.labels is None or not self.is_plain:
-            raise TypeError("these rows have no labels, or have ids or text")
+        if self.labels is None or self.texts:
+            raise TypeError("these rows have no labels, or have text")
         return self.names, self.values, self.present, self.labels, self.weights
 
     def part(self, start: int, stop: int) -> Table:

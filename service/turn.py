@@ -44,7 +44,7 @@ from service.wire import Event, Label, PredictedKept
 Item = Event | Label | Prediction
 """What a request asks to be learned, or to be kept until its label comes."""
 Items = Sequence[Item] | Table
-"""A table is of events without ids."""
+"""A table is a plain one, of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Request:
     def ids(self, *, labels_alone: bool = False) -> list[str]:
         """The ids of its items, or of those that are labels alone: they stand for something already."""
         if isinstance(self.items, Table):
-            return []
+            return [] if labels_alone or self.items.ids is None else self.items.ids  # type: ignore[return-value]
         if labels_alone:
             return [item.id for item in self.items if isinstance(item, Label)]
         return [item.id for item in self.items if item.id is not None]
@@ -135,7 +135,7 @@ class Draft:
     """What a turn will commit to one model.
 
     ids: of its events, with their places in the batch. served: by place what was served from an event's features, as
-    (kind, score, delay in seconds). kept: predictions to keep, by id. done: numbers of predictions that wait no more.
+    (kind, score, delay in seconds, label). kept: predictions to keep, by id. done: numbers of those that wait no more.
     dropped: number and id of those whose label did not come. known: ids that stood for something before, of all these.
     answers: for each request where its events stand, or its predictions, and what was refused. refused: requests of
     which nothing is taken.
@@ -146,7 +146,7 @@ class Draft:
     now: int
     """Microseconds since 1970."""
     ids: dict[str, int] = field(default_factory=dict)
-    served: dict[int, tuple[int, float, float]] = field(default_factory=dict)
+    served: dict[int, tuple[int, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
     dropped: list[tuple[int, str | None]] = field(default_factory=list)
@@ -191,7 +191,7 @@ class Draft:
         n = len(batch)
         served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n))
         for place, entry in self.served.items():
-            served.kinds[place], served.scores[place], served.delays[place] = entry
+            served.kinds[place], served.scores[place], served.delays[place], _ = entry
         return replace(batch, served=served)
 
     def to_store(self, batch: Batch) -> ModelBatch:
@@ -203,7 +203,7 @@ class Draft:
             for id_, place in self.ids.items():
                 kind = self.served[place][0] if place in self.served else ORDINARY
                 known = id_ in self.known
-                ids.append(NewId(id_, self.first_seq + place, marks[place], labels[place], kind, known))
+                ids.append(NewId(id_, self.first_seq + place, marks[place], kind, labels[place], known))
         names = self.builder.new_names()
         return ModelBatch(
             self.key, self.first_seq, batch, self.builder.first_feature, names, ids,
@@ -221,7 +221,7 @@ class Draft:
         loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
-            if isinstance(places, range):
+            if isinstance(places, range):  # of a table
                 of_table = slice(places.start, places.stop)
                 result.run = Run(first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
                 request.accept(result)
@@ -239,12 +239,11 @@ class Draft:
                 result.loss.append(None if duplicate else loss[at])
                 result.duplicate.append(duplicate)
                 if self.served and not duplicate and at in self.served:
-                    result.late_labels[i] = self._late_label(request.items[i], at)  # type: ignore[index]
+                    result.late_labels[i] = self._late_label(at)
             request.accept(result)
 
-    def _late_label(self, item: Item, place: int) -> LateLabel:
-        kind, score, delay = self.served[place]
-        y = int(item.y)  # type: ignore[union-attr]  # a prediction has no place in the batch
+    def _late_label(self, place: int) -> LateLabel:
+        kind, score, delay, y = self.served[place]
         return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
 
     def refuse(self) -> None:
@@ -274,10 +273,16 @@ def _losses(outcome: Outcome) -> list[float | None]:
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
     """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
-    if isinstance(request.items, Table):
-        draft.answers.append((request, *_add_table(draft.builder, request.items)))
+    items = request.items
+    if not isinstance(items, Table):
+        _add_items(draft, request, items, known)
+    elif items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)):
+        _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
     else:
-        _add_items(draft, request, request.items, known)
+        places, refusal = _add_table(draft.builder, items)
+        if items.ids is not None:
+            draft.ids.update(zip(items.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+        draft.answers.append((request, places, refusal))
 
 
 def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.OnestepError | None]:
@@ -431,7 +436,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
         draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
         assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
         draft.done.append(found.waiting.number)
-        return _joined(draft, label.id, JOINED, found.waiting)
+        return _joined(draft, label, JOINED, found.waiting)
     if found.kind == EXPIRED:
         if draft.model.learner.spec.join.late == "refuse":
             raise errors.ExpiredId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep, seq=found.seq)
@@ -454,14 +459,15 @@ def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> 
     served = batch.served
     assert served is not None  # noqa: S101  # seen above
     kept_at = int((written_at - float(served.delays[0])) * 1e6)
-    return _joined(draft, label.id, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
+    return _joined(draft, label, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
 
 
-def _joined(draft: Draft, id_: str, kind: int, waiting: Waiting) -> Place:
+def _joined(draft: Draft, label: Label, kind: int, waiting: Waiting) -> Place:
     place = len(draft.builder) - 1
-    draft.ids[id_] = place
-    draft.known.add(id_)
-    draft.served[place] = kind, float(waiting.served[0]), max(0, draft.now - waiting.kept_at) / 1e6
+    draft.ids[label.id] = place
+    draft.known.add(label.id)
+    delay = max(0, draft.now - waiting.kept_at) / 1e6
+    draft.served[place] = kind, float(waiting.served[0]), delay, int(label.y)
     return False, place
 
 
@@ -481,6 +487,6 @@ def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
             with contextlib.suppress(EventError):
                 draft.builder.add(old.waiting.x, 0)
                 draft.done.append(old.number)
-                _joined(draft, old.waiting.id, EXPIRED, old.waiting)
+                _joined(draft, Label(old.waiting.id, 0), EXPIRED, old.waiting)
                 continue
         draft.dropped.append((old.number, old.id))

@@ -1,0 +1,193 @@
+"""Lines of text that look alike -> arrays: what stands between the values is compared, the values are read.
+
+`read_lines` takes lines of one shape, at a nanosecond or so a byte, and stops at the first that is another's; that one,
+and every number that this does not read for certain, is left to a general decoder. A number that is read is the float64
+nearest to its decimal digits, as Python's `float` gives it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.compiled import compiled
+from core.logistic import Floats
+
+Bytes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+
+ID = -1
+"""A hole of a shape that holds an id, not a number."""
+
+_POWERS = np.array([float(10**k) for k in range(23)])
+"""Those powers of ten that a float64 holds exactly: 5**22 < 2**53."""
+_SPLITTER = 134217729.0
+"""2**27 + 1: cuts a float64 in two halves whose products are exact (Dekker 1971)."""
+
+
+@compiled("float64(float64, float64, float64)")
+def _product_error(a: float, b: float, product: float) -> float:
+    """a * b - product, exactly, for the rounded product of a and b (Dekker 1971)."""
+    t = _SPLITTER * a
+    a_high = t - (t - a)
+    a_low = a - a_high
+    t = _SPLITTER * b
+    b_high = t - (t - b)
+    b_low = b - b_high
+    return a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+
+
+@compiled("float64(uint64, int64)")
+def scaled(digits: np.uint64, exponent: int) -> float:
+    """The float64 nearest to digits * 10**exponent, for digits below 10**19; NaN where that is not certain.
+
+    The quotient or product is taken in twice the precision, as a rounded value and the correction that is missing. What
+    is left of an error could only matter at a tie of two float64, and there the answer is NaN: another decides.
+
+    >>> scaled(15, -1), scaled(17976931348623157, 3)
+    (1.5, 1.7976931348623157e+19)
+    """
+    if exponent < -22 or exponent > 22:
+        return np.nan
+    high = np.float64(digits)
+    low = np.float64(np.int64(digits - np.uint64(high)))  # below 2048 in magnitude: exact
+    power = _POWERS[abs(exponent)]
+    if exponent < 0:
+        value = high / power
+        product = value * power
+        rest = (high - product) - _product_error(value, power, product)  # of a division: exact
+        correction = (rest + low) / power
+        doubt = abs(correction)
+    else:
+        value = high * power
+        error = _product_error(high, power, value)
+        correction = error + low * power
+        doubt = abs(error) + abs(low * power)
+    doubt *= 2.0**-48
+    nearest = value + (correction - doubt)
+    return nearest if nearest == value + (correction + doubt) else np.nan
+
+
+@compiled("Tuple((uint64, int64))(uint8[::1], int64, int64, uint64)")
+def _read_digits(text: Bytes, at: int, end: int, before: Any) -> tuple[Any, int]:
+    """The decimal digits from `at` on, after those of `before`, and where they end; above 19 digits it wraps around."""
+    digits = before
+    while at < end:
+        digit = np.uint64(text[at]) ^ np.uint64(48)  # 0 to 9 of "0" to "9", more of all else
+        if digit > np.uint64(9):
+            break
+        digits = digits * np.uint64(10) + digit
+        at += 1
+    return digits, at
+
+
+@compiled("Tuple((float64, int64))(uint8[::1], int64, int64)")
+def _read_truth(text: Bytes, at: int, end: int) -> tuple[float, int]:
+    """1 for true and 0 for false, and where it ends; NaN if it is neither."""
+    if end - at >= 4 and text[at] == 116 and text[at + 1] == 114 and text[at + 2] == 117 and text[at + 3] == 101:
+        return 1.0, at + 4
+    if end - at >= 5 and text[at] == 102 and text[at + 1] == 97 and text[at + 2] == 108 and text[at + 3] == 115:
+        return (0.0, at + 5) if text[at + 4] == 101 else (np.nan, at)
+    return np.nan, at
+
+
+@compiled("boolean(uint8[::1], int64, int64)")
+def _overflows(text: Bytes, at: int, count: int) -> bool:
+    """Whether so many digits from `at` on are above 19, without the zeros before the first that counts."""
+    while count > 19 and (text[at] == 48 or text[at] == 46):  # 0 or .
+        count -= text[at] == 48
+        at += 1
+    return count > 19
+
+
+@compiled("Tuple((int64, int64))(uint8[::1], int64, int64)")
+def _read_exponent(text: Bytes, at: int, end: int) -> tuple[Any, int]:
+    """The exponent from the e on that may be here, 0 if there is none, and where it ends; -1 if it is wrong."""
+    if at == end or (text[at] != 101 and text[at] != 69):
+        return 0, at
+    at += 1
+    down = at < end and text[at] == 45
+    if at < end and (text[at] == 43 or text[at] == 45):
+        at += 1
+    power, last = _read_digits(text, at, end, np.uint64(0))
+    if last == at or last > at + 4:
+        return 0, -1
+    return (-np.int64(power) if down else np.int64(power)), last
+
+
+@compiled("Tuple((float64, int64))(uint8[::1], int64, int64)")
+def read_number(text: Bytes, at: int, end: int) -> tuple[float, int]:
+    """A number of JSON, or true (1) or false (0), from `at` on, and where it ends; NaN if it is none or not certain."""
+    if at < end and text[at] > 57:  # no digit, and no sign
+        return _read_truth(text, at, end)
+    negative = at < end and text[at] == 45  # -
+    start = at + 1 if negative else at
+    digits, at = _read_digits(text, start, end, np.uint64(0))
+    if at == start or (text[start] == 48 and at > start + 1):  # no digit, or a zero before others
+        return np.nan, at
+    count, fraction, whole = at - start, 0, at
+    if at < end and text[at] == 46:  # .
+        point = at + 1
+        digits, at = _read_digits(text, point, end, digits)
+        fraction = at - point
+        if fraction == 0:
+            return np.nan, at
+    exponent, last = _read_exponent(text, at, end)
+    # -0 is an integer, which has no sign: what becomes of it is not ours to say.
+    if last < 0 or _overflows(text, start, count + fraction) or (negative and digits == 0 and last == whole):
+        return np.nan, at
+    value = scaled(digits, exponent - fraction) if digits else 0.0
+    return (-value if negative else value), last
+
+
+@compiled("int64(uint8[::1], int64, uint8[::1], int64[::1], int64[::1], float64[::1], int64[::1])")
+def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Places, values: Floats, id_: Places) -> int:
+    """Where a line of the shape ends that begins at `at`, and what it holds; -1 if it has another shape."""
+    size, literal = len(text), 0
+    for hole in range(len(ends)):
+        while literal < ends[hole]:
+            if at >= size or text[at] != literals[literal]:
+                return -1
+            at += 1
+            literal += 1
+        if hole == len(holes):
+            break
+        if holes[hole] == ID:
+            id_[0] = at
+            while at < size and 32 <= text[at] < 127 and text[at] != 34 and text[at] != 92:  # no quote, no backslash
+                at += 1
+            id_[1] = at
+        else:
+            value, at = read_number(text, at, size)
+            if not np.isfinite(value):
+                return -1
+            values[holes[hole]] = value
+    return at if at < size and text[at] == 10 else -1  # line feed
+
+
+@compiled("int64(uint8[::1], uint8[::1], int64[::1], int64[::1], int64, float64[:, ::1], int64[:, ::1])")
+def read_lines(
+    text: Bytes, literals: Bytes, ends: Places, holes: Places, longest: int, values: Floats, ids: Places
+) -> int:
+    """Read the first lines of a text, as long as they have one shape; how many.
+
+    text
+        Lines, each ended by a line feed.
+    literals, ends
+        What stands before each hole of the shape, and after the last one, joined; and where each such piece ends.
+    holes
+        For each hole the place of its number among the values of a line, or ID.
+    longest
+        Bytes that a line may have.
+    values, ids
+        Filled in, a row for each line, not more than they have: the numbers, and from where to where the id stands.
+    """
+    at = 0
+    for line in range(len(values)):
+        end = _read_line(text, at, literals, ends, holes, values[line], ids[line])
+        if end < 0 or end - at > longest:
+            return line
+        at = end + 1
+    return len(values)

@@ -1,0 +1,209 @@
+"""Streams of events learned over HTTP, on disk and synced, beside Vowpal Wabbit reading the same events from a file.
+
+    NDJSON                     beside VW's --json
+    NDJSON, an id each         beside the same without ids
+    Arrow IPC                  beside VW's own text format
+
+One connection sends a whole body; the time is from its first byte to the reply, when every event is on disk. VW's time
+is that of the whole process less that of one with a single event: its start is not counted. Each round measures all
+sides in turn; shown are medians over the rounds, and the ratios of these medians.
+
+    python tests/benchmarks/streams.py --features 10,30 --events 100000 --arrow-events 1000000 --rounds 5
+
+Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+from http_benchmark import BenchmarkError, machine, positive, positives, running, sides
+from load import HOST
+
+NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Events:
+    """The same events in every format."""
+
+    features: int
+    values: list[list[float]]
+    labels: list[int]
+
+    @classmethod
+    def random(cls, count: int, features: int) -> "Events":
+        numbers = np.random.default_rng(1)
+        values = numbers.normal(size=(count, features))
+        labels = (values.sum(axis=1) + numbers.normal(size=count) > 0).astype(int)
+        return cls(features, values.tolist(), labels.tolist())
+
+    @property
+    def names(self) -> list[str]:
+        return [f"feature-{j}" for j in range(self.features)]
+
+    def ndjson(self, ids: bool = False) -> bytes:
+        lines = []
+        for row, label in zip(self.values, self.labels, strict=True):
+            event = {"x": dict(zip(self.names, row, strict=True)), "y": label}
+            if ids:
+                event["id"] = str(uuid.uuid4())
+            lines.append(json.dumps(event))
+        return "".join(line + "\n" for line in lines).encode()
+
+    def arrow(self) -> bytes:
+        columns = np.array(self.values).T
+        table = pa.table({**dict(zip(self.names, map(pa.array, columns), strict=True)), "y": pa.array(self.labels)})
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=BATCH_ROWS)
+        return sink.getvalue()
+
+    def vw_json(self) -> str:
+        rows = zip(self.values, self.labels, strict=True)
+        events = ({"_label": 2 * y - 1, "f": dict(zip(self.names, row, strict=True))} for row, y in rows)
+        return "".join(json.dumps(event) + "\n" for event in events)
+
+    def vw_text(self) -> str:
+        head = {0: "-1 |f ", 1: "1 |f "}
+        rows = zip(self.values, self.labels, strict=True)
+        return "".join(
+            head[y] + " ".join(f"{name}:{value!r}" for name, value in zip(self.names, row, strict=True)) + "\n"
+            for row, y in rows
+        )
+
+
+# The sides
+
+
+def vw_seconds(path: Path, *format_flags: str) -> float:
+    """Seconds that a Vowpal Wabbit process takes for a file of events."""
+    flags = ["--loss_function", "logistic", "--quiet", "--no_stdin", *format_flags]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "vowpalwabbit", "-d", str(path), *flags], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchmarkError(f"Vowpal Wabbit failed: {done.stderr[-500:]}")
+    return time.perf_counter() - started
+
+
+def onestep_seconds(port: int, body: bytes, content_type: str, expected: int) -> float:
+    """Seconds from the first byte of a body to the reply that its events are learned and on disk."""
+    connection = HTTPConnection(HOST, port, timeout=300)
+    try:
+        started = time.perf_counter()
+        connection.request("POST", "/learn", body, {"content-type": content_type})
+        reply = connection.getresponse()
+        text = reply.read()
+        seconds = time.perf_counter() - started
+    finally:
+        connection.close()
+    if reply.status != 200 or json.loads(text)["learned"] != expected:
+        raise BenchmarkError(f"the service did not learn them all: {text[:500]!r}")
+    return seconds
+
+
+@dataclass
+class Contest:
+    """A format of ours beside its peer; microseconds an event of each round."""
+
+    name: str
+    peer: str
+    events: int
+    ours: Callable[[int], float]
+    theirs: Callable[[], float] | None
+    our_times: list[float] = field(default_factory=list)
+    their_times: list[float] = field(default_factory=list)
+
+    def round(self, port: int) -> None:
+        self.our_times.append(self.ours(port) / self.events * 1e6)
+        if self.theirs is not None:
+            self.their_times.append(self.theirs() / self.events * 1e6)
+
+
+def contests(features: int, events: int, arrow_events: int, folder: Path) -> list[Contest]:
+    some, many = Events.random(events, features), Events.random(arrow_events, features)
+    paths = {name: folder / f"{features}-{name}" for name in ("json", "text", "one.json", "one.text")}
+    one = Events.random(1, features)
+    paths["json"].write_text(some.vw_json())
+    paths["text"].write_text(many.vw_text())
+    paths["one.json"].write_text(one.vw_json())
+    paths["one.text"].write_text(one.vw_text())
+
+    def ours(body: bytes, content_type: str, count: int) -> Callable[[int], float]:
+        return lambda port: onestep_seconds(port, body, content_type, count)
+
+    def theirs(kind: str, *flags: str) -> Callable[[], float]:
+        return lambda: vw_seconds(paths[kind], *flags) - vw_seconds(paths[f"one.{kind}"], *flags)
+
+    plain = Contest(
+        f"NDJSON, {features}", "VW --json", events, ours(some.ndjson(), NDJSON, events), theirs("json", "--json")
+    )
+    with_ids = Contest(
+        f"NDJSON with ids, {features}", "without ids", events, ours(some.ndjson(ids=True), NDJSON, events), None
+    )
+    with_ids.their_times = plain.our_times
+    arrow = Contest(
+        f"Arrow, {features}", "VW text", arrow_events, ours(many.arrow(), ARROW, arrow_events), theirs("text")
+    )
+    return [plain, with_ids, arrow]
+
+
+def report(found: list[Contest]) -> str:
+    head = f"{'format, features':<22}{'us an event':>12}{'a second':>12}   {'peer':<14}{'us an event':>12}{'ratio':>8}"
+    lines = [head, "-" * len(head)]
+    for contest in found:
+        mine, peer = median(contest.our_times), median(contest.their_times)
+        lines.append(
+            f"{contest.name:<22}{mine:>12.2f}{1e6 / mine:>12,.0f}   {contest.peer:<14}{peer:>12.2f}{peer / mine:>8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure streams of events beside Vowpal Wabbit.")
+    parser.add_argument("--features", type=positives, default=(10, 30), help="default 10,30")
+    parser.add_argument("--events", type=positive, default=100_000)
+    parser.add_argument("--arrow-events", type=positive, default=1_000_000)
+    parser.add_argument("--rounds", type=positive, default=5)
+    options = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="onestep-streams-") as name:
+            found = [
+                contest
+                for features in options.features
+                for contest in contests(features, options.events, options.arrow_events, Path(name))
+            ]
+            warm_up = Events.random(1_000, 2)
+            _, onestep = sides()
+            for number in range(1, options.rounds + 1):
+                print(f"round {number} of {options.rounds}", file=sys.stderr)
+                for contest in found:
+                    with running(onestep) as port:  # in a new folder, so that every body comes to an empty log
+                        onestep_seconds(port, warm_up.ndjson(), NDJSON, 1_000)
+                        onestep_seconds(port, warm_up.arrow(), ARROW, 1_000)
+                        contest.round(port)
+    except BenchmarkError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    print(machine("python"))
+    print(report(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
