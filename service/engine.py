@@ -32,7 +32,7 @@ from service.model import Model, Prediction
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
-from service.turn import Draft, Items, Known, Request, Result, draft_request, draft_timeouts
+from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
 
 logger = logging.getLogger("onestep")
@@ -112,23 +112,21 @@ class Engine:
 
     # -- learning
 
-    async def learn(
-        self, model: str, events: Sequence[Event | Label] | Table, *, atomic: bool = True, wait: bool = False
-    ) -> Result:
-        """Learn events, in order. Returns when they are on disk and the steps are taken.
+    async def learn(self, model: str, events: Sequence[Event | Label], stream: Stream | None = None) -> Result:
+        """Learn events, in order: all or none, or, of a stream, those before the first that is wrong.
 
-        Where the queue is full, QueueFull; with `wait`, as for a stream that can be read more slowly, it waits.
+        Returns when they are on disk and the steps are taken.
         """
-        return await self._submit(model, events, atomic, wait)
+        return await (await self.submit(model, events, stream))
 
     async def keep(
-        self, model: str, predictions: Sequence[Prediction], *, atomic: bool = True, wait: bool = False
+        self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
     ) -> tuple[list[PredictedKept], errors.OnestepError | None]:
-        """Keep predictions until their labels come: the replies, and what is wrong with the next where not `atomic`.
+        """Keep predictions until their labels come: the replies, and, of a stream, what is wrong with the next.
 
-        Returns when they are on disk, or, where the model's spec says so, when they will be next. The rest as `learn`.
+        Returns when they are on disk, or, where the model's spec says so, when they will be next.
         """
-        result = await self._submit(model, predictions, atomic, wait)
+        result = await (await self.submit(model, predictions, stream))
         return result.predicted, result.error
 
     async def find_id(self, name: str, id_: str) -> KnownId | None:
@@ -136,23 +134,24 @@ class Engine:
         key = self.model(name).stored.key
         return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
 
-    async def _submit(self, model: str, items: Items, atomic: bool, wait: bool) -> Result:
+    async def submit(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
+        """Put items in the queue of the writer. Where it is full, QueueFull; a stream waits, it can be read slowly."""
         self._check_open()
         self.model(model)
         while self._waiting_events and self._waiting_events + len(items) > self._settings.queue_events:
-            if not wait:
+            if stream is None:
                 raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
             self._check_open()
             self._room.clear()
             await self._room.wait()
         self._check_open()
-        if wait and self.streams_end.is_set():
+        if stream is not None and self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append(Request(model, items, atomic, answer))
+        self._queue.append(Request(model, items, stream, answer))
         self._waiting_events += len(items)
         self._work.set()
-        return await answer
+        return answer
 
     def _check_recovered(self) -> None:
         if self.state in ("starting", "recovering"):
@@ -271,7 +270,7 @@ class Engine:
         """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
 
         Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
-        a duplicate, or it failed, and this is tried itself.
+        a duplicate, or it failed, and this is tried itself. So is what comes after it in its stream.
         """
         now = _now()
         drafts: dict[str, Draft] = {}
@@ -285,7 +284,7 @@ class Engine:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            elif draft.has_id_of(request):
+            elif draft.has_id_of(request) or (request.stream and any(r.stream is request.stream for r in put_off)):
                 put_off.append(request)
                 continue
             draft_request(draft, request, known)

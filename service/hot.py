@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from service.engine import DEFAULT, Engine
 from service.model import Model, Prediction
 from service.settings import Settings
 from service.table import Table
-from service.turn import Result, Run
+from service.turn import Result, Run, Stream
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -31,6 +32,8 @@ NDJSON = b"application/x-ndjson"
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
+AHEAD = 8
+"""Pieces of a stream that wait for the writer at a time: as many as a commit takes."""
 _PAUSE = 1_000
 """Events of an array to decode before the loop may serve others."""
 
@@ -91,23 +94,30 @@ class Hot:
             else pieces.events_of_lines(chunks, self._settings)
         )
         try:
-            async for piece in arriving:
-                await self._learn_piece(tally, piece)
+            await self._learn_pieces(tally, arriving)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
         return wire.encode(tally.reply())
 
-    async def _learn_piece(self, tally: _Tally, piece: pieces.Piece[Any]) -> None:
-        """Learn these items, up to the first that is wrong; then raise what is wrong with it."""
-        if len(piece.items):
-            result = await self._engine.learn(tally.model, piece.items, atomic=False, wait=True)
-            tally.add(piece.items, result)
-            if result.error is not None:
-                raise piece.located(result.error, result.error.index)
-        if piece.wrong is not None:
-            raise piece.wrong
+    async def _learn_pieces(self, tally: _Tally, arriving: AsyncIterator[pieces.Piece[Any]]) -> None:
+        """Learn the items up to the first that is wrong; then raise what is wrong with it.
+
+        Some pieces wait for the writer at a time, so that it has the next when it has synced one.
+        """
+        stream = Stream()
+        waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
+        try:
+            async for piece in arriving:
+                if len(waiting) == AHEAD:
+                    await _settle_all(tally, deque([waiting.popleft()]))
+                if len(piece.items):
+                    waiting.append((piece, await self._engine.submit(tally.model, piece.items, stream)))
+                if piece.wrong is not None:
+                    raise piece.wrong
+        finally:
+            await _settle_all(tally, waiting)  # what is wrong here came before what was wrong above
 
     # -- predict
 
@@ -159,7 +169,7 @@ class Hot:
         to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
         if to_keep:
             try:
-                kept, refused = await self._engine.keep(model.name, to_keep, atomic=not stream, wait=stream)
+                kept, refused = await self._engine.keep(model.name, to_keep, Stream() if stream else None)
             except errors.OnestepError as error:
                 raise _placed(error, places[kept_at[error.index]]) from None
             if refused is not None:
@@ -233,6 +243,23 @@ class Hot:
             if not more:
                 return bytes(body)
             message = await receive()
+
+
+async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:
+    """Wait for all of them; then raise what was wrong first."""
+    wrong: errors.OnestepError | None = None
+    while waiting:
+        piece, answer = waiting.popleft()
+        try:
+            result = await answer
+        except errors.OnestepError as error:
+            wrong = wrong or error
+            continue
+        tally.add(piece.items, result)
+        if result.error is not None:
+            wrong = wrong or piece.located(result.error, result.error.index)
+    if wrong is not None:
+        raise wrong
 
 
 class _Tally:

@@ -82,8 +82,8 @@ class Result:
 
     `seq`, `p`, `loss` and `duplicate` have an entry for each event or label that was answered, `late_labels` one for
     each that was joined to a prediction, by its place; `predicted` an entry for each prediction; `run` says it of a
-    table. Only a request that is not `atomic` can have an `error` and entries as well: those of the items before the
-    one that was refused.
+    table. Only a request of a stream can have an `error` and entries as well: those of the items before the one that
+    was refused. All is empty where an earlier request of the stream was refused.
     """
 
     seq: list[int] = field(default_factory=list)
@@ -97,16 +97,25 @@ class Result:
 
 
 @dataclass(slots=True, eq=False)
+class Stream:
+    """What the requests of one stream share: once an event is refused, nothing that comes after it is learned."""
+
+    broken: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Request:
-    """Items that wait for the writer. Atomic: all or none of them; else those before the first that is refused."""
+    """Items that wait for the writer: all or none of them, or, of a stream, those before the first that is refused."""
 
     model: str
     items: Items
-    atomic: bool
+    stream: Stream | None
     answer: asyncio.Future[Result]
 
     def refuse(self, error: errors.OnestepError) -> None:
         """Answer with an error, unless it was answered before."""
+        if self.stream is not None:
+            self.stream.broken = True
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -153,6 +162,8 @@ class Draft:
     known: set[str] = field(default_factory=set)
     answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
     refused: list[tuple[Request, errors.OnestepError]] = field(default_factory=list)
+    broken: set[Stream] = field(default_factory=set)
+    """Streams of which an event is refused here."""
     unsure: bool = False
     """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
 
@@ -221,6 +232,8 @@ class Draft:
         loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
+            if error is not None and request.stream is not None:
+                request.stream.broken = True
             if isinstance(places, range):  # of a table
                 of_table = slice(places.start, places.stop)
                 result.run = Run(first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
@@ -274,7 +287,9 @@ def _losses(outcome: Outcome) -> list[float | None]:
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
     """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
     items = request.items
-    if not isinstance(items, Table):
+    if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
+        draft.answers.append((request, (), None))
+    elif not isinstance(items, Table):
         _add_items(draft, request, items, known)
     elif items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)):
         _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
@@ -282,7 +297,13 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         places, refusal = _add_table(draft.builder, items)
         if items.ids is not None:
             draft.ids.update(zip(items.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
-        draft.answers.append((request, places, refusal))
+        _answer(draft, request, places, refusal)
+
+
+def _answer(draft: Draft, request: Request, places: Places, refusal: errors.OnestepError | None) -> None:
+    draft.answers.append((request, places, refusal))
+    if refusal is not None and request.stream is not None:
+        draft.broken.add(request.stream)
 
 
 def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.OnestepError | None]:
@@ -311,12 +332,12 @@ def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Kno
         refusal = error
     if refusal is not None:
         refusal.index = len(places)
-        if request.atomic:
+        if request.stream is None:
             draft.take_back(mark)
             draft.refused.append((request, refusal))
             draft.unsure = draft.unsure or not known.all_of_them
             return
-    draft.answers.append((request, places, refusal))
+    _answer(draft, request, places, refusal)
 
 
 def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:

@@ -24,7 +24,7 @@ from service.engine import Engine
 from service.log import LogReader, Snapshot
 from service.model import Model
 from service.store import ModelBatch, Store
-from service.turn import Result
+from service.turn import Result, Stream
 from service.wire import Event, Label
 
 PATIENCE = 30.0
@@ -348,7 +348,7 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
         assert told == ["failed"]  # once
         for attempt in (
             engine.learn("default", [event(1.0)]),
-            engine.learn("default", [event(1.0)], atomic=False, wait=True),
+            engine.learn("default", [event(1.0)], Stream()),
             engine.create("other", Spec()),
             engine.delete("default"),
         ):
@@ -375,8 +375,8 @@ def test_a_stream_that_waits_for_room_is_told_that_the_storage_failed(
         engine = await started(tmp_path, queue_events=2)
         first = asyncio.create_task(engine.learn("default", [event(1.0)]))
         await gate.wait_until_entered()
-        waiting = asyncio.create_task(engine.learn("default", some_events(2), atomic=False, wait=True))
-        without_room = asyncio.create_task(engine.learn("default", some_events(2), atomic=False, wait=True))
+        waiting = asyncio.create_task(engine.learn("default", some_events(2), Stream()))
+        without_room = asyncio.create_task(engine.learn("default", some_events(2), Stream()))
         await asyncio.sleep(0.01)
         gate.opened.set()
         for task in (first, waiting, without_room):
@@ -462,7 +462,7 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
                 await engine.learn("default", some_events(3))
             fits = asyncio.create_task(engine.learn("default", some_events(2)))
             await asyncio.sleep(0)
-            stream = asyncio.create_task(engine.learn("default", some_events(3), atomic=False, wait=True))
+            stream = asyncio.create_task(engine.learn("default", some_events(3), Stream()))
             await asyncio.sleep(0.01)
             assert not stream.done()
             gate.opened.set()
@@ -661,11 +661,11 @@ def test_a_request_that_is_not_atomic_keeps_the_events_before_the_one_that_is_re
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             events = [event(1.0, id_="x"), event(2.0), event(1.0, id_="x"), event(3.0, y=2), event(4.0)]
-            result = await engine.learn("default", events, atomic=False, wait=True)
+            result = await engine.learn("default", events, Stream())
             assert (result.seq, result.duplicate) == ([1, 2, 1], [False, False, True])
             assert isinstance(result.error, errors.InvalidEvent)
             assert result.error.index == 3
-            conflict = await engine.learn("default", [event(5.0), event(9.0, id_="x")], atomic=False, wait=True)
+            conflict = await engine.learn("default", [event(5.0), event(9.0, id_="x")], Stream())
             assert conflict.seq == [3]
             assert isinstance(conflict.error, errors.IdConflict)
         assert [x["a"] for x, _, _ in logged_events(tmp_path)] == [1.0, 2.0, 5.0]

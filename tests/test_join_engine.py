@@ -24,7 +24,7 @@ from service import store as store_module
 from service.engine import Engine
 from service.model import Model
 from service.store import ModelBatch, Store
-from service.turn import Result
+from service.turn import Result, Stream
 from service.wire import Event, Label, PredictedKept
 
 PATIENCE = 120.0
@@ -212,7 +212,7 @@ def test_a_full_disk_keeps_and_joins_nothing_and_leaves_everything_as_it_was(tmp
                 told = await asyncio.gather(
                     engine.keep("m", [found("p2", {"c": 1.0}), found("p3", {"c": 1.0}), found("p4", {"c": 1.0})]),
                     engine.learn("m", [Label("p0", 1), Event({"new": 1.0}, 1, "e")]),
-                    engine.learn("m", [Label("p1", 1)], atomic=False),
+                    engine.learn("m", [Label("p1", 1)], Stream()),
                     return_exceptions=True,
                 )
                 assert [type(one) for one in told] == [errors.DiskFull] * 3
@@ -698,9 +698,9 @@ async def asked(engine: Engine, meaning: Meaning, requests: Sequence[Operation])
         if kind == "keep":
             questions[i] = [(id_, x, *meaning.predict(x)) for id_, x in things]
             predictions = [model.predict_to_keep(id_, x) for id_, x in things]
-            sent.append(engine.keep("m", predictions, atomic=atomic))
+            sent.append(engine.keep("m", predictions, None if atomic else Stream()))
         else:
-            sent.append(engine.learn("m", things, atomic=atomic))
+            sent.append(engine.learn("m", things, None if atomic else Stream()))
     answers = await asyncio.gather(*sent, return_exceptions=True)
     for i, ((kind, things, atomic), answer) in enumerate(zip(requests, answers, strict=True)):
         if kind == "keep":
