@@ -4,9 +4,9 @@ A batch of n events with m feature values:
 
     n, m            2 x uint32
     parts           uint8: 1 where sample weights follow (they are left out where all are 1), plus 2 where events have a
-                    prediction that was served
-    counts          n x uint32: features of each event
-    columns         m x uint32
+                    prediction that was served, plus 4 where all have the same features in the same order
+    counts          n x uint32: features of each event; not where parts has 4
+    columns         m x uint32; where parts has 4, those of one event, m / n
     values          m x float64
     labels          n x uint8
     weights         n x float64, where parts has 1
@@ -27,7 +27,7 @@ from core.compiled import compiled
 from core.features import LATE, Batch, Served
 
 _HEADER = struct.Struct("<IIB")
-WEIGHTED, SERVED = 1, 2
+WEIGHTED, SERVED, ALIKE = 1, 2, 4
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
@@ -36,10 +36,16 @@ Lengths = npt.NDArray[np.int64]
 def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     weighted = bool((batch.weights != 1.0).any())
+    n, m = len(batch), len(batch.columns)
+    counts = np.diff(batch.offsets)
+    alike = n > 1 and bool(
+        (counts == counts[0]).all() and (batch.columns.reshape(n, -1) == batch.columns[: m // n]).all()
+    )
+    kinds = WEIGHTED * weighted + SERVED * (batch.served is not None) + ALIKE * alike
     parts = [
-        _HEADER.pack(len(batch), len(batch.columns), WEIGHTED * weighted + SERVED * (batch.served is not None)),
-        np.diff(batch.offsets).astype("<u4").tobytes(),
-        batch.columns.astype("<u4").tobytes(),
+        _HEADER.pack(n, m, kinds),
+        b"" if alike else counts.astype("<u4").tobytes(),
+        (batch.columns[: m // n] if alike else batch.columns).astype("<u4").tobytes(),
         batch.values.astype("<f8", copy=False).tobytes(),
         batch.labels.tobytes(),
     ]
@@ -56,8 +62,11 @@ def _header(packed: bytes) -> tuple[int, int, int]:
     if len(packed) < _HEADER.size:
         raise ValueError("it is cut short")
     n, m, parts = _HEADER.unpack_from(packed)
-    an_event = 5 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED)
-    if parts > WEIGHTED + SERVED or len(packed) != _HEADER.size + n * an_event + m * 12:
+    an_event = 1 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED)
+    alike = bool(parts & ALIKE)
+    named = 4 * (m // n if alike and n else n + m)  # bytes of counts and columns
+    whole = not alike or (n > 0 and m % n == 0)
+    if parts > WEIGHTED + SERVED + ALIKE or not whole or len(packed) != _HEADER.size + n * an_event + m * 8 + named:
         raise ValueError("its length does not fit its header")
     return n, m, parts
 
@@ -88,6 +97,26 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     return batch
 
 
+@compiled("int64(uint8[::1], int64, int64[::1])")
+def _add_counts(counts: Bytes, value: int, ends: Lengths) -> int:
+    """Where each event ends whose feature values are so many, from the value on that the first begins with."""
+    for i in range(len(ends)):
+        at = 4 * i
+        value += counts[at] | counts[at + 1] << 8 | counts[at + 2] << 16 | counts[at + 3] << 24
+        ends[i] = value
+    return value
+
+
+@compiled("void(uint8[::1], int64, int64[::1], uint8[::1])")
+def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
+    """The same columns for each event, from the feature value on that the first begins with; and where each ends."""
+    size = len(an_event)
+    for i in range(len(ends)):
+        start = 4 * value + i * size
+        columns[start : start + size] = an_event
+        ends[i] = value + (i + 1) * (size // 4)
+
+
 @compiled(
     "boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], uint8[::1], uint8[::1], "
     "uint8[::1], uint8[::1], uint8[::1], uint8[::1])"
@@ -112,15 +141,17 @@ def _unpack(
         n, m, at = ns[row], ms[row], starts[row]
         parts = data[at + 8]
         at += 9
-        last = value
-        for i in range(n):
-            last += data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24
-            at += 4
-            offsets[event + i + 1] = last
-        if last != value + m:
-            return False
-        columns[4 * value : 4 * last] = data[at : at + 4 * m]
-        at += 4 * m
+        if parts & ALIKE:
+            last = value + m
+            _repeat(data[at : at + 4 * (m // n)], value, offsets[event + 1 : event + n + 1], columns)
+            at += 4 * (m // n)
+        else:
+            last = _add_counts(data[at : at + 4 * n], value, offsets[event + 1 : event + n + 1])
+            at += 4 * n
+            if last != value + m:
+                return False
+            columns[4 * value : 4 * last] = data[at : at + 4 * m]
+            at += 4 * m
         values[8 * value : 8 * last] = data[at : at + 8 * m]
         at += 8 * m
         for i in range(n):

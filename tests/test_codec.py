@@ -108,10 +108,34 @@ def test_a_slice_of_a_batch_comes_back_equal() -> None:
 
 
 def test_weights_are_left_out_where_all_are_one_and_cost_eight_bytes_an_event_else() -> None:
-    plain = pack(batch_of([([(0, 1.0)], 1, 1.0)] * 5))
-    one_differs = pack(batch_of([([(0, 1.0)], 1, 1.0)] * 4 + [([(0, 1.0)], 1, 2.0)]))
+    events = [([(i, 1.0)], 1, 1.0) for i in range(5)]
+    plain = pack(batch_of(events))
+    one_differs = pack(batch_of([*events[:4], ([(4, 1.0)], 1, 2.0)]))
     assert len(plain) == HEADER + 5 * (4 + 1) + 5 * (4 + 8)
     assert len(one_differs) == len(plain) + 5 * 8
+
+
+@settings(deadline=None)
+@given(st.lists(columns, max_size=4), st.integers(2, 6), st.floats(0.5, 2.0))
+@example([], 2, 1.0)
+def test_events_with_the_same_features_in_the_same_order_share_their_columns(
+    same: list[int], count: int, weight: float
+) -> None:
+    events = [([(column, float(i)) for column in same], i % 2, weight) for i in range(count)]
+    batch = batch_of(events)
+    data = pack(batch)
+    assert len(data) == HEADER + len(same) * (4 + 8 * count) + count * (9 if weight != 1.0 else 1)
+    other = batch_of([([(0, 1.0), (1, 2.0)], 1, 1.0)])
+    for joined, expected in (([data], [batch]), ([pack(other), data, data], [other, batch, batch])):
+        assert_same(unpack(joined), Batch.concatenate(expected))
+
+
+def test_columns_that_do_not_go_into_the_number_of_events_are_refused() -> None:
+    data = bytearray(pack(batch_of([([(7, 1.0)], 1, 1.0)] * 2)))
+    data[4] = 3  # three values for two events
+    assert decoded_or_refused(bytes(data) + bytes(8)) is None
+    data[0:8] = bytes(8)  # no events
+    assert decoded_or_refused(bytes(data[:HEADER])) is None
 
 
 def test_a_decoded_batch_does_not_hold_on_to_the_bytes_it_came_from() -> None:

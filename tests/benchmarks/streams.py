@@ -1,7 +1,7 @@
 """Streams of events learned over HTTP, on disk and synced, beside Vowpal Wabbit reading the same events from a file.
 
     NDJSON                     beside VW's --json
-    NDJSON, an id each         beside the same without ids
+    NDJSON, an id each         beside the same without ids; ids that count up, and random ones
     Arrow IPC                  beside VW's own text format
 
 One connection sends a whole body; the time is from its first byte to the reply, when every event is on disk. VW's time
@@ -55,12 +55,12 @@ class Events:
     def names(self) -> list[str]:
         return [f"feature-{j}" for j in range(self.features)]
 
-    def ndjson(self, ids: bool = False) -> bytes:
+    def ndjson(self, id_of: Callable[[int], str] | None = None) -> bytes:
         lines = []
-        for row, label in zip(self.values, self.labels, strict=True):
+        for i, (row, label) in enumerate(zip(self.values, self.labels, strict=True)):
             event = {"x": dict(zip(self.names, row, strict=True)), "y": label}
-            if ids:
-                event["id"] = str(uuid.uuid4())
+            if id_of is not None:
+                event["id"] = id_of(i)
             lines.append(json.dumps(event))
         return "".join(line + "\n" for line in lines).encode()
 
@@ -153,14 +153,17 @@ def contests(features: int, events: int, arrow_events: int, folder: Path) -> lis
     plain = Contest(
         f"NDJSON, {features}", "VW --json", events, ours(some.ndjson(), NDJSON, events), theirs("json", "--json")
     )
-    with_ids = Contest(
-        f"NDJSON with ids, {features}", "without ids", events, ours(some.ndjson(ids=True), NDJSON, events), None
-    )
-    with_ids.their_times = plain.our_times
+    count_up, random_ids = some.ndjson(lambda i: f"event-{i:09d}"), some.ndjson(lambda _: str(uuid.uuid4()))
+    with_ids = [
+        Contest(
+            f"NDJSON, {kind}, {features}", "without ids", events, ours(body, NDJSON, events), None, [], plain.our_times
+        )
+        for kind, body in (("ids", count_up), ("random ids", random_ids))
+    ]
     arrow = Contest(
         f"Arrow, {features}", "VW text", arrow_events, ours(many.arrow(), ARROW, arrow_events), theirs("text")
     )
-    return [plain, with_ids, arrow]
+    return [plain, *with_ids, arrow]
 
 
 def report(found: list[Contest]) -> str:
