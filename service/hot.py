@@ -32,8 +32,8 @@ NDJSON = b"application/x-ndjson"
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
-AHEAD = 8
-"""Pieces of a stream that wait for the writer at a time: as many as a commit takes."""
+AHEAD = 16
+"""Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
 _PAUSE = 1_000
 """Events of an array to decode before the loop may serve others."""
 

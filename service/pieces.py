@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -69,16 +70,41 @@ async def events_of_lines(
 ) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
     """The lines of NDJSON to learn; those of one shape as tables."""
     shape: Shape | None = None
-    async for lines in _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events):
+    arriving = _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events)
+    async for lines in _ahead(arriving):
         rest = lines
         while rest:
-            shape, table = _table(rest, shape, settings.max_line_bytes)
+            # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for the pieces before.
+            shape, table = await asyncio.to_thread(_table, rest, shape, settings.max_line_bytes)
             if table is None:
                 piece = _decoded(rest, wire.decode_learn)
                 yield Piece(piece.items, piece.unit, piece.numbers, piece.wrong)
                 break
             yield Piece(table, "line", [number for number, _ in rest[: len(table)]])
             rest = rest[len(table) :]
+
+
+async def _ahead(arriving: AsyncIterator[Lines]) -> AsyncIterator[Lines]:
+    """The same lines; while some are read, the next are received and split."""
+    queue: asyncio.Queue[Lines | Exception | None] = asyncio.Queue(1)
+
+    async def fill() -> None:
+        try:
+            async for lines in arriving:
+                await queue.put(lines)
+        except Exception as error:  # raised again where the lines are taken
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    filling = asyncio.create_task(fill())
+    try:
+        while (found := await queue.get()) is not None:
+            if isinstance(found, Exception):
+                raise found
+            yield found
+    finally:
+        filling.cancel()
 
 
 def _table(lines: Lines, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None]:
