@@ -160,6 +160,8 @@ def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Place
                 at += 1
             id_[1] = at
         else:
+            if holes[hole] == len(values) - 1 and at < size and text[at] > 57:
+                return -1
             value, at = read_number(text, at, size)
             if not np.isfinite(value):
                 return -1
@@ -178,7 +180,8 @@ def read_lines(
     literals, ends
         What stands before each hole of the shape, and after the last one, joined; and where each such piece ends.
     holes
-        For each hole the place of its number among the values of a line, or ID.
+        For each hole the place of its number among the values of a line, or ID. At the last place, that of a weight,
+        true and false are no numbers.
     longest
         Bytes that a line may have.
     values, ids
