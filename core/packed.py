@@ -28,6 +28,8 @@ from core.features import LATE, Batch, Served
 
 _HEADER = struct.Struct("<IIB")
 WEIGHTED, SERVED, ALIKE = 1, 2, 4
+WORTH_A_LOOK = 64
+"""Events from which on it is looked at whether they are alike; for fewer, looking costs more than it saves."""
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
@@ -38,7 +40,7 @@ def pack(batch: Batch) -> bytes:
     weighted = bool((batch.weights != 1.0).any())
     n, m = len(batch), len(batch.columns)
     counts = np.diff(batch.offsets)
-    alike = n > 1 and bool(
+    alike = n >= WORTH_A_LOOK and bool(
         (counts == counts[0]).all() and (batch.columns.reshape(n, -1) == batch.columns[: m // n]).all()
     )
     kinds = WEIGHTED * weighted + SERVED * (batch.served is not None) + ALIKE * alike

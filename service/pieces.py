@@ -121,13 +121,13 @@ def _table(lines: Lines, shape: Shape | None, longest: int) -> tuple[Shape | Non
 async def events_of_rows(
     chunks: Chunks, settings: Settings
 ) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
-    """The rows of an Arrow stream to learn; numbers without ids as they are, arrays."""
+    """The rows of an Arrow stream to learn; numbers as they are, arrays."""
     async for table in arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes):
-        if table.is_plain:
+        if table.is_plain and table.ids is None:
             yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
             continue
         for start, stop, rows in _cuts(table, settings.stream_events):
-            yield Piece(table.events(start, stop), "row", rows)
+            yield Piece(table.part(start, stop) if table.is_plain else table.events(start, stop), "row", rows)
 
 
 async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncIterator[Piece[list[wire.Question]]]:

@@ -21,11 +21,12 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,7 @@ class Events:
     """The same events in every format."""
 
     features: int
-    values: list[list[float]]
+    values: np.ndarray[tuple[int, int], np.dtype[np.float64]]
     labels: list[int]
 
     @classmethod
@@ -49,41 +50,43 @@ class Events:
         numbers = np.random.default_rng(1)
         values = numbers.normal(size=(count, features))
         labels = (values.sum(axis=1) + numbers.normal(size=count) > 0).astype(int)
-        return cls(features, values.tolist(), labels.tolist())
+        return cls(features, values, labels.tolist())
 
-    @property
-    def names(self) -> list[str]:
-        return [f"feature-{j}" for j in range(self.features)]
+    def rows(self) -> Iterator[tuple[dict[str, float], int]]:
+        """x and y of each event."""
+        names = [f"feature-{j}" for j in range(self.features)]
+        return (
+            (dict(zip(names, row.tolist(), strict=True)), y) for row, y in zip(self.values, self.labels, strict=True)
+        )
 
     def ndjson(self, id_of: Callable[[int], str] | None = None) -> bytes:
         lines = []
-        for i, (row, label) in enumerate(zip(self.values, self.labels, strict=True)):
-            event = {"x": dict(zip(self.names, row, strict=True)), "y": label}
+        for i, (x, y) in enumerate(self.rows()):
+            event: dict[str, Any] = {"x": x, "y": y}
             if id_of is not None:
                 event["id"] = id_of(i)
             lines.append(json.dumps(event))
         return "".join(line + "\n" for line in lines).encode()
 
     def arrow(self) -> bytes:
-        columns = np.array(self.values).T
-        table = pa.table({**dict(zip(self.names, map(pa.array, columns), strict=True)), "y": pa.array(self.labels)})
+        columns = {f"feature-{j}": pa.array(column) for j, column in enumerate(self.values.T.copy())}
+        table = pa.table({**columns, "y": pa.array(self.labels)})
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=BATCH_ROWS)
         return sink.getvalue()
 
-    def vw_json(self) -> str:
-        rows = zip(self.values, self.labels, strict=True)
-        events = ({"_label": 2 * y - 1, "f": dict(zip(self.names, row, strict=True))} for row, y in rows)
-        return "".join(json.dumps(event) + "\n" for event in events)
+    def vw_json(self) -> Iterator[str]:
+        return (json.dumps({"_label": 2 * y - 1, "f": x}) + "\n" for x, y in self.rows())
 
-    def vw_text(self) -> str:
-        head = {0: "-1 |f ", 1: "1 |f "}
-        rows = zip(self.values, self.labels, strict=True)
-        return "".join(
-            head[y] + " ".join(f"{name}:{value!r}" for name, value in zip(self.names, row, strict=True)) + "\n"
-            for row, y in rows
-        )
+    def vw_text(self) -> Iterator[str]:
+        heads = {0: "-1 |f ", 1: "1 |f "}
+        return (heads[y] + " ".join(f"{name}:{value!r}" for name, value in x.items()) + "\n" for x, y in self.rows())
+
+
+def write(path: Path, lines: Iterator[str]) -> None:
+    with path.open("w") as file:
+        file.writelines(lines)
 
 
 # The sides
@@ -139,10 +142,10 @@ def contests(features: int, events: int, arrow_events: int, folder: Path) -> lis
     some, many = Events.random(events, features), Events.random(arrow_events, features)
     paths = {name: folder / f"{features}-{name}" for name in ("json", "text", "one.json", "one.text")}
     one = Events.random(1, features)
-    paths["json"].write_text(some.vw_json())
-    paths["text"].write_text(many.vw_text())
-    paths["one.json"].write_text(one.vw_json())
-    paths["one.text"].write_text(one.vw_text())
+    write(paths["json"], some.vw_json())
+    write(paths["text"], many.vw_text())
+    write(paths["one.json"], one.vw_json())
+    write(paths["one.text"], one.vw_text())
 
     def ours(body: bytes, content_type: str, count: int) -> Callable[[int], float]:
         return lambda port: onestep_seconds(port, body, content_type, count)
