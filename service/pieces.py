@@ -16,6 +16,8 @@ Items = TypeVar("Items")
 Item = TypeVar("Item")
 Chunks = AsyncIterator[bytes]
 Lines = list[tuple[int, bytes]]
+PIECE_BYTES = 2 * 2**20
+"""Bytes of lines in a piece, about: many pieces wait at a time, and lines may be long."""
 WORTH_A_TABLE = 200
 """Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
 
@@ -146,14 +148,17 @@ def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
 
 
 async def _batched(arriving: AsyncIterator[Lines], size: int) -> AsyncIterator[Lines]:
-    """Lines in pieces of `size`; the last is smaller, and so is one that is followed by an error."""
+    """Lines in pieces of `size`; the last is smaller, and so are those of long lines, or before an error."""
     gathered: Lines = []
+    held = 0
     try:
         async for lines in arriving:
             gathered += lines
-            while len(gathered) >= size:
+            held += sum(len(line) for _, line in lines)
+            while len(gathered) >= size or held > PIECE_BYTES:
                 yield gathered[:size]
                 del gathered[:size]
+                held = sum(len(line) for _, line in gathered)
     except errors.OnestepError:
         if gathered:
             yield gathered

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from core import Learner, Spec
 from core.lines import read_number
-from service import wire
+from service import pieces, wire
+from service.settings import Settings
 from service.shape import Shape
 
 LONGEST = 1 << 20
@@ -301,6 +303,21 @@ def test_a_stream_of_whole_events_joins_what_waits_under_their_ids(new_model: Ne
     reply = model.learn_lines(ndjson(events)).json()
     assert (reply["learned"], reply["joined"]) == (COUNT, 100)
     assert_learned(model, events)
+
+
+def test_long_lines_are_learned_in_smaller_pieces() -> None:
+    line = json.dumps({"x": {f"feature-{j}": j for j in range(10_000)}, "y": 1}).encode() + b"\n"
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield line
+
+    async def sizes() -> list[int]:
+        return [len(piece.items) async for piece in pieces.events_of_lines(body(), Settings())]
+
+    found = asyncio.run(sizes())
+    assert sum(found) == 100
+    assert max(found) * len(line) <= pieces.PIECE_BYTES + 2 * len(line)
 
 
 def test_a_stream_that_breaks_off_keeps_what_was_whole(model: Model) -> None:
