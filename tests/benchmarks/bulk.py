@@ -8,7 +8,7 @@ One connection sends a whole body; the time is from its first byte to the reply,
 is that of the whole process less that of one with a single event: its start is not counted. Each round measures all
 sides in turn; shown are medians over the rounds, and the ratios of these medians.
 
-    python tests/benchmarks/streams.py --features 10,30 --events 100000 --arrow-events 1000000 --rounds 5
+    python tests/benchmarks/bulk.py --features 10,30 --events 100000 --arrow-events 1000000 --rounds 5
 
 Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
 """
