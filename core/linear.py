@@ -30,6 +30,9 @@ class Linear:
         self._scalars = np.zeros(rules.SCALARS)
         self._scalars[rules.FINAL_LR] = spec.final_lr or 0.0
         self._scales = spec.scale != "none"
+        constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
+        self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
+        """Whether it is plain SGD, which has a kernel of its own."""
 
     @property
     def bias(self) -> float:
@@ -54,6 +57,10 @@ class Linear:
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
         """n events, n steps, in order, after `taken` steps; fills the score before each, and whether it was taken."""
+        if self.plain:
+            events = (batch.offsets, batch.columns.view(np.uint32), batch.values, batch.labels, batch.weights)
+            rules.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned)
+            return
         rules.learn_many(
             batch.offsets,
             batch.columns,

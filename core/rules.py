@@ -526,6 +526,57 @@ def learn_many(
             restore(c, w, s, scaler, paid, scalars, saved)
 
 
+@compiled(
+    "void(int64[::1], uint32[::1], float64[::1], uint8[::1], float64[::1], float64[::1], float64[::1], float64[::1], "
+    "float64[::1], boolean[::1])"
+)
+def learn_many_sgd(
+    offsets: Offsets,
+    columns: npt.NDArray[np.uint32],
+    values: Floats,
+    labels: Labels,
+    sample_weights: Floats,
+    w: Floats,
+    scalars: Floats,
+    q: Floats,
+    scores: Floats,
+    learned: npt.NDArray[np.bool_],
+) -> None:
+    """`learn_many` for plain SGD: constant rates, no scaler, no penalty. The same numbers, to the last bit.
+
+    Most models are this, and an event of 10 features takes 32 ns, not 260. Columns without a sign are a fifth of it: of
+    others numba asks at each whether it counts from the end.
+    """
+    longest = 0
+    for i in range(len(labels)):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    before = np.empty(longest)
+    b, rate, bias_rate, clip = scalars[BIAS], q[RATE], q[BIAS_RATE], q[CLIP]
+    for i in range(len(labels)):
+        start, n = offsets[i], offsets[i + 1] - offsets[i]
+        z = 0.0
+        for k in range(n):
+            before[k] = w[columns[start + k]]
+            z += before[k] * values[start + k]
+        z += b  # z = w·x + b
+        dz = residual(z, labels[i], q[WEIGHT_1] if labels[i] else q[WEIGHT_0]) * sample_weights[i]  # p - y, weighted
+        dz = max(min(dz, clip), -clip)
+        b_after = b - bias_rate * dz  # b <- b - rate (p - y)
+        zero = 0.0 * z + 0.0 * b_after  # 0 * x is 0 for a finite x, else NaN
+        for k in range(n):
+            after = before[k] - rate * (values[start + k] * dz)  # w_i <- w_i - rate (p - y) x_i
+            w[columns[start + k]] = after
+            zero += 0.0 * after
+        scores[i] = z
+        learned[i] = zero == 0.0
+        if learned[i]:
+            b = b_after
+        else:
+            for k in range(n):
+                w[columns[start + k]] = before[k]
+    scalars[BIAS] = b
+
+
 def grown(array: Table, rows: int) -> Table:
     """The array with zeros after it, so that it has that many rows."""
     larger = np.zeros((rows, *array.shape[1:]))

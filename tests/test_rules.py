@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from river import base, linear_model, optim, preprocessing
 from streams import Event, sample_weights, stream
 
 from core import Learner, Spec
 from core.features import Batch, BatchBuilder
+from core.linear import Linear
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
 
@@ -491,3 +494,52 @@ def test_a_feature_whose_first_event_is_not_taken_is_as_if_it_had_never_come() -
             rows = array if name == "scalars" else array[:1]
             assert rows.tobytes() == before[name].tobytes(), (rule, name)
             assert name == "scalars" or not array[1:].any(), (rule, name)
+
+
+# -- the kernel for plain SGD
+
+
+@settings(max_examples=200)
+@given(
+    events=st.lists(
+        st.tuples(
+            st.dictionaries(st.integers(0, 6), st.floats(-1e100, 1e100) | st.floats(-3, 3), max_size=5),
+            st.integers(0, 1),
+            st.floats(1e-3, 1e3) | st.just(1e308),
+        ),
+        max_size=30,
+    ),
+    rate=st.sampled_from([0.01, 1.0, 1e200]),
+    clip=st.sampled_from([1e12, 0.25, 1e300]),
+    taken=st.integers(0, 3),
+)
+def test_the_kernel_for_plain_sgd_does_what_the_general_one_does(
+    events: list[tuple[dict[int, float], int, float]], rate: float, clip: float, taken: int
+) -> None:
+    spec = Spec(learning_rate=rate, bias_learning_rate=0.1, clip=clip, class_weights=CLASS_WEIGHTS)
+    rows = [({str(name): value for name, value in x.items()}, y) for x, y, _ in events]
+    batch = batch_for(Learner(spec), rows, [weight for _, _, weight in events])
+    plain, general = Linear(spec), Linear(spec)
+    assert plain.plain
+    general.plain = False
+    found = []
+    for model in (plain, general):
+        scores, learned = np.empty(len(batch)), np.empty(len(batch), np.bool_)
+        model.learn(batch, taken, scores, learned)
+        found.append([scores.tobytes(), learned.tolist(), {k: v.tobytes() for k, v in model.arrays(7).items()}])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(rule="adam"),
+        Spec(scale="standard"),
+        Spec(l1=0.1),
+        Spec(l2=0.1),
+        Spec(learning_rate=InverseScaling("inverse_scaling", 0.3, 0.6)),
+        Spec(learning_rate=0.1, bias_learning_rate=Optimal("optimal", 0.01)),
+    ],
+)
+def test_only_plain_sgd_takes_its_kernel(spec: Spec) -> None:
+    assert not Linear(spec).plain
