@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
     inspect.add_argument("folder", metavar="DIR", type=Path)
     inspect.set_defaults(run=_inspect)
+    backup = commands.add_parser("backup", help="a copy of a data folder, whole and checked, also while it is served")
+    backup.add_argument("folder", metavar="DIR", type=Path)
+    backup.add_argument("copy", metavar="OUT", type=Path, help="a new folder")
+    backup.set_defaults(run=_backup)
+    restore = commands.add_parser("restore", help="a data folder from a backup, checked")
+    restore.add_argument("copy", metavar="BACKUP", type=Path)
+    restore.add_argument("folder", metavar="DIR", type=Path, help="a folder without a log")
+    restore.set_defaults(run=_restore)
     repair = commands.add_parser("repair", help="accept that the end of a log is gone, after a copy")
     repair.add_argument("folder", metavar="DIR", type=Path)
     repair.add_argument("--yes", action="store_true", help="do not ask")
@@ -491,6 +499,18 @@ def _repair(arguments: argparse.Namespace) -> int:
     from service.inspect import repair
 
     return repair(arguments.folder, arguments.yes)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from service.backup import backup
+
+    return backup(arguments.folder, arguments.copy)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from service.backup import restore
+
+    return restore(arguments.copy, arguments.folder)
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -295,6 +295,10 @@ class LogDamaged(OnestepError):
     backup."""
 
 
+class CopyFailed(OnestepError):
+    """Writing the copy {path} failed ({reason}). Nothing was put in place, and what was copied is as it was."""
+
+
 class LogEndsEarly(OnestepError):
     """The log in {folder} is shorter than it was: it ends at commit {log}, but commit {mark} was acknowledged.
     Nothing was changed. Restore a backup, or accept the loss with `onestep repair {folder}`."""

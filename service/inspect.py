@@ -240,7 +240,7 @@ def _repair(folder: Path, yes: bool) -> int:
         say("nothing was changed")
         return 1
     copy = _copy(folder)
-    _write_mark(folder, findings.end)
+    write_mark(folder, findings.end)
     print(f"Done: the log ends at commit {findings.end[0]:,}. The files as they were are in {copy}.")
     return 0
 
@@ -252,21 +252,22 @@ def _copy(folder: Path) -> Path:
     for path in folder.iterdir():
         if path.is_file() and path.name not in _UNCOPIED:
             shutil.copy2(path, copy)
-            _sync(copy / path.name)
+            sync_file(copy / path.name)
     sync_folder(copy)
     sync_folder(folder)
     return copy
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Sync a file's contents."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _write_mark(folder: Path, end: tuple[int, int]) -> None:
+def write_mark(folder: Path, end: tuple[int, int]) -> None:
     """Write `last-commit` under another name, and rename: it is the old one or the new one, whenever the power goes."""
     new = folder / "last-commit.new"
     new.write_bytes(encode_mark(*end))
-    _sync(new)
+    sync_file(new)
     new.rename(folder / "last-commit")
     sync_folder(folder)
