@@ -131,7 +131,9 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     model._weights = VectorDict(_by_name(names, arrays["weights"]))
     model.intercept = scalars[rules.BIAS]
     optimizer.n_iterations = state["seq"] - state["not_taken"]
-    for attribute, numbers in zip(_KEPT[spec.rule], _columns(names, arrays["kept"]), strict=True):
+    for attribute, numbers in zip(
+        _KEPT[spec.rule], _columns(names, arrays["kept"], len(_KEPT[spec.rule])), strict=True
+    ):
         kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
         setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes its VectorDicts when it steps
     if spec.rule == "adabound":
@@ -139,18 +141,19 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     if model.l1:
         model.max_cum_l1 = scalars[rules.L1_TOTAL]
         model.cum_l1 = VectorDict(_by_name(names, arrays["paid"]), optim.initializers.Zeros())
-    kept = _columns(names, arrays["scaler"])
     if isinstance(scaler, preprocessing.StandardScaler):
-        for running, numbers in zip((scaler.counts, scaler.means, scaler.vars), kept, strict=True):
-            running.update(_by_name(names, numbers))
+        counts, means, variances = _columns(names, arrays["scaler"], 3)
+        scaler.counts.update(_by_name(names, counts))
+        scaler.means.update(_by_name(names, means))
+        scaler.vars.update(_by_name(names, variances))
     elif isinstance(scaler, preprocessing.MaxAbsScaler):
-        for name, largest in _by_name(names, *kept).items():
+        for name, largest in _by_name(names, arrays["scaler"]).items():
             scaler.abs_max[name].update(largest)
 
 
-def _columns(names: Sequence[str], flat: Floats) -> list[Floats]:
-    """Numbers kept of each feature, a row for each, as an array for each number."""
-    return list(flat.reshape(len(names), -1).T) if len(flat) else []
+def _columns(names: Sequence[str], flat: Floats, count: int) -> list[Floats]:
+    """`count` numbers of each feature, a row for each, as an array for each number."""
+    return list(flat.reshape(len(names), count).T)
 
 
 def _by_name(names: Sequence[str], numbers: Floats) -> dict[str, float]:

@@ -137,7 +137,7 @@ def _require_whole(folder: Path, findings: Findings) -> None:
 
 
 def _contents(findings: Findings, folder: Path, started: float) -> str:
-    models, events = len(findings.models), sum(model.seq for model in findings.models)
+    models, events = len(findings.models), sum(model.seq - model.gone for model in findings.models)
     bytes_ = size((folder / "log.db").stat().st_size)
     seconds = time.perf_counter() - started
     return f"{number(models)} model(s), {number(events)} event(s), {bytes_} in {seconds:.1f} s"

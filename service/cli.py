@@ -375,6 +375,8 @@ def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | Non
         ("largest difference", f"{report['max_abs_diff']:g}"),
         ("in units in the last place", report["max_ulp"]),
     ]
+    if report.get("from_seq"):
+        rows.insert(0, ("begins with the snapshot at seq", report["from_seq"]))
     if report["not_taken"]:
         rows.append(("steps not taken", report["not_taken"]))
     if "replay_equal" in report:
@@ -386,11 +388,14 @@ def verdict(report: dict[str, Any]) -> str:
     """A report in a sentence."""
     if not report.get("replay_equal", True):
         return "NOT EQUAL: a replay of the log does not give the weights of the model"
+    events = f"{number(report['events'])} events"
+    if report.get("from_seq"):
+        events += f" after seq {number(report['from_seq'])}, where the log begins (--keep-events)"
     if report["equal"]:
-        return f"equal to river {report['river']} to the last bit on {number(report['events'])} events"
+        return f"equal to river {report['river']} to the last bit on {events}"
     place = "in the bias" if report["feature"] is None else f"at the weight of {report['feature']!r}"
     return (
-        f"NOT EQUAL to river {report['river']} on {number(report['events'])} events: the largest difference is "
+        f"NOT EQUAL to river {report['river']} on {events}: the largest difference is "
         f"{report['max_ulp']:,} units in the last place, {place}"
     )
 

@@ -340,6 +340,13 @@ def test_every_schedule_goes_on_from_half_way(rule: str, rate: InverseScaling | 
     assert_the_same_from_half_way(Spec(rule=rule, learning_rate=rate, l1=1e-4), events)
 
 
+@pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_model_that_had_no_feature_half_way_goes_on_too(rule: str, scale: str) -> None:
+    events: list[tuple[X, int, float]] = [({}, 1, 1.0)] * 10 + [({"a": 1.0 + i}, i % 2, 1.0) for i in range(10)]
+    assert_the_same_from_half_way(Spec(rule=rule, scale=scale), events)
+
+
 def test_hashed_features_go_on_from_half_way() -> None:
     """The state has hashes for names, and so has the log."""
     spec, events = Spec(hash_bits=3), [({f"name {i % 37}": 1.0 + i / 50}, i % 2, 1.0) for i in range(200)]
