@@ -51,7 +51,7 @@ MAX_SLEEP_SECONDS = 60.0
 """How long the writer sleeps while predictions wait: not longer, because the clock may be set."""
 SPACE_PAUSE_SECONDS = 5
 """How often to look whether the file has much free room."""
-DROP_PAUSE_SECONDS = 5
+DROP_PAUSE_SECONDS = 1
 """How often to look for what need not be kept."""
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05

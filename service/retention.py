@@ -22,6 +22,8 @@ logger = logging.getLogger("onestep")
 
 FEATURES_PER_EVENT = 10
 """A snapshot takes as many bytes for so many features as the log for an event, about."""
+LOOK_AGAIN_SECONDS = 60.0
+"""How often to look at a model that has learned nothing since: its events grow old all the same."""
 
 
 class Limit(NamedTuple):
@@ -62,6 +64,7 @@ class Retention:
     def __init__(self, keep_events: str, keep_ids: str, least: int) -> None:
         self._events = Keep(keep_events, least)
         self._ids = Keep(keep_ids, least)
+        self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # model -> how it was at the last look, and when
         self._whole: dict[int, int] = {}  # model -> the seq of its snapshot that was read back whole
         self._swept: dict[int, int] = {}  # model -> the seq up to which its ids are gone
 
@@ -73,12 +76,23 @@ class Retention:
     def pieces(self, store: Store, models: list[Model]) -> Iterator[None]:
         """Look at each model once, and drop what need not be kept: a short commit or less for each step."""
         for model in models:
+            if not self._may_have_more(model):
+                continue
             try:
                 yield from self._drop_events(store, model)
                 yield from self._drop_ids(store, model.stored.key)
             except errors.LogDamaged as damage:
                 logger.warning("model %r: nothing is dropped, because %s", model.name, damage.members["reason"])
             yield
+
+    def _may_have_more(self, model: Model) -> bool:
+        """Whether there is a reason to look at a model again: with many models, most have not changed."""
+        state, now = (model.learner.seq, model.snapshot_seq), time.monotonic()
+        before, looked_at = self._looked.get(model.stored.key, (None, 0.0))
+        if state == before and now - looked_at < LOOK_AGAIN_SECONDS:
+            return False
+        self._looked[model.stored.key] = state, now
+        return True
 
     def _drop_events(self, store: Store, model: Model) -> Iterator[None]:
         key = model.stored.key

@@ -328,7 +328,8 @@ def killed(processes: Any, function: Any, arguments: tuple[Path, Path], seconds:
     return running
 
 
-@pytest.mark.parametrize(("command", "kills"), [("backup", 12), ("restore", 12)])
+@pytest.mark.parametrize("kills", [8, pytest.param(150, marks=pytest.mark.long)])
+@pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(
     large: Path, tmp_path: Path, processes: Any, command: str, kills: int
 ) -> None:
