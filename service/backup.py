@@ -28,7 +28,7 @@ def backup(folder: Path, out: Path) -> int:
     if out.is_mount():
         raise Failed(f"{out} is where a file system is mounted, which nothing can be renamed to; name a folder in it")
     _require_log(folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make(out.absolute().parent)
     started = time.perf_counter()
     staging = out.absolute().with_name(f"{out.absolute().name}.partial")
     with _emptied(staging):
@@ -45,6 +45,7 @@ def restore(copy: Path, folder: Path) -> int:
     _require_log(copy)
     started = time.perf_counter()
     made = not folder.exists()
+    _make(folder.absolute())
     lock = FolderLock(folder)
     try:
         findings = _restore(copy, folder)
@@ -76,6 +77,14 @@ def _restore(copy: Path, folder: Path) -> Findings:
 def _require_log(folder: Path) -> None:
     """Refuse what is no data folder before anything is made."""
     LogReader(folder).close()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there; they are there after a power cut too."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 @contextmanager

@@ -559,7 +559,8 @@ class Store(LogReader):
             if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
                 break
             end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
-        if end == gone or not any(stored.key == model for stored in self.models()):  # deleted meanwhile
+        deleted = not list(self._rows("SELECT 1 FROM models WHERE model = ?", model))
+        if end == gone or deleted:
             return False
         with self._transaction() as checksums:
             self._db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))

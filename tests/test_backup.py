@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -370,3 +371,31 @@ def test_a_backup_for_which_there_is_no_room_is_refused_before_it_fills_the_disk
     assert f"no room for a copy in {tmp_path}" in said.error
     assert "9.8 KiB are free" in said.error
     assert files(tmp_path) == ["data"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 1 MiB."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_while_it_is_copied_to_has_nothing_of_the_copy_left(
+    large: Path, small_disk: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = call("backup", large, small_disk / "out")
+    assert (said.code, files(small_disk)) == (1, [])
+    assert f"no room for a copy in {small_disk}" in said.error
+    monkeypatch.setattr(backups, "_require_room", lambda *_: None)  # others may take the room meanwhile
+    for command, target in (("backup", "out"), ("restore", "new")):
+        said = call(command, large, small_disk / target)
+        assert said.code == 1
+        assert "failed (database or disk is full). Nothing was put in place" in said.error
+        assert files(small_disk) == []

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import Clock, Service, copied, exchange, logged_events, replayed_elsewhere, running_engine, started
@@ -84,6 +85,13 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     pytest.fail(f"waited in vain for {what}")
 
 
+async def looked(engine: Engine, times: int = 5) -> None:
+    """Wait until an engine has looked so often for what need not be kept, with time for a snapshot between."""
+    for _ in range(times):
+        before = engine._drop_after
+        await until(lambda before=before: engine._drop_after != before, "a look")
+
+
 async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> None:
     """Learn events a few at a time, with a pause after each for the writer to tidy up."""
     for first in range(start, start + count, piece):
@@ -143,12 +151,14 @@ def test_a_start_from_a_shortened_log_gives_the_same_and_goes_on(tmp_path: Path)
                 assert set(again.duplicate) == {True}
                 assert again.seq == list(range(1, 1_001))
                 await learn(engine, 500, 1_000)
-                assert mark(engine)[0] == 1_500
+                if flags:
+                    await until(lambda: gone(tmp_path / "copy-2") > gone(folder), "a shorter log")
+                ends.append(mark(engine))
 
+    ends: list[tuple[int, str]] = []
     asyncio.run(run())
     assert gone(tmp_path / "copy-0") == gone(folder)  # without a limit nothing more goes
-    shas = {replayed_elsewhere(tmp_path / f"copy-{n}")["default"]["sha256"] for n in (0, 2)}
-    assert len(shas) == 1
+    assert ends[0] == ends[1]
 
 
 def test_a_model_that_has_not_changed_is_not_looked_at_again_at_once(tmp_path: Path) -> None:
@@ -223,9 +233,7 @@ def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for start in range(0, 1_200, 200):
                 await learn(engine, 200, start)
                 clock.advance(1_190)  # less than 20 minutes
-                await asyncio.sleep(0.02)
-            await until(lambda: gone(folder) >= 600, "a shorter log")
-            await asyncio.sleep(0.05)
+                await looked(engine)
 
     asyncio.run(run())
     assert gone(folder) == 600  # what came in the last hour stays
@@ -242,14 +250,14 @@ def test_a_clock_that_jumps_years_ahead_and_back_leaves_the_last_events_and_ids(
             for start in range(0, 2_000, 200):
                 await learn(engine, 200, start)
                 clock.advance(10 * YEAR)
-                await asyncio.sleep(0.03)
+                await looked(engine)
                 assert gone(folder) <= max(0, start + 200 - 400)
                 assert len(ids(folder)) >= min(400, start + 200)
             assert gone(folder) >= 1_000
             assert len(ids(folder)) <= 800
             clock.advance(-200 * YEAR)
             await learn(engine, 100, 2_000)
-            await asyncio.sleep(0.03)
+            await looked(engine)
 
     asyncio.run(run())
     assert logged_events(folder)[-400:] == [(event.x, event.y, 1.0) for event in events(400, 1_700)]
@@ -702,13 +710,15 @@ class Learning(threading.Thread):
 def killed_while_dropping(folder: Path, lives: int) -> None:
     numbers = random.Random(5)
     flags = ("--keep-events", "500", "--keep-min", "100", "--keep-ids", "2000", "--snapshot-seconds", "0.002")
-    acknowledged, begins = 0, []
+    acknowledged = 0
+    begins: list[int] = []
     for life in range(lives):
         with Service(folder, *flags).wait_until_ready() as service:
             assert acknowledged <= service.get("/models/default")["seq"]
             client = Learning(service, acknowledged)
             client.start()
-            time.sleep(numbers.uniform(1.5, 2.0))
+            eventually(lambda: gone(folder) > max(begins, default=0), "a shorter log")  # called here
+            time.sleep(numbers.uniform(0, 1))
             if life == lives - 1:
                 report = service.get("/models/default/crosscheck")
                 assert (report["equal"], report["replay_equal"]) == (True, True)
@@ -719,8 +729,6 @@ def killed_while_dropping(folder: Path, lives: int) -> None:
         assert client.slowest < 2.0
         assert examine(folder).wrong == []
         begins.append(gone(folder))
-    assert begins == sorted(begins)
-    assert begins[0] > 0
     with Service(folder, *flags).wait_until_ready() as service:
         model = service.get("/models/default")
         assert model["seq"] >= acknowledged
