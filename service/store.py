@@ -578,7 +578,7 @@ class Store(LogReader):
         return checksum
 
     def seq_written_before(self, model: int, time_: float) -> int:
-        """The last seq, about, whose event was written before a time; not beyond it, as far as the clock was right."""
+        """The last seq whose event was written before a time, or one before it, as far as the clock was right."""
         found = max((seq for seq, written_at in self._starts(model) if written_at < time_), default=0)
         low, high = self.gone(model), self.last_seq(model)
         while low < high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import math
 import random
@@ -24,8 +25,7 @@ from pydantic import ValidationError
 
 from core import Spec
 from core.features import BatchBuilder, Features
-from service import cli, engine, errors, retention, store
-from service.crosscheck import check
+from service import cli, crosscheck, engine, errors, retention, store
 from service.engine import Engine
 from service.inspect import examine
 from service.log import LogReader, Snapshot
@@ -619,7 +619,7 @@ def test_the_cross_check_of_a_shortened_log_begins_with_the_oldest_snapshot_and_
 
     asyncio.run(run(tmp_path / "all"))
     asyncio.run(run(tmp_path / "short", keep_events="300", keep_min=10))
-    whole, short = check(tmp_path / "all", "m"), check(tmp_path / "short", "m")
+    whole, short = crosscheck.check(tmp_path / "all", "m"), crosscheck.check(tmp_path / "short", "m")
     oldest = sql(tmp_path / "short", "SELECT min(seq) FROM snapshots JOIN models USING (model) WHERE name = 'm'")[0][0]
     assert (short["from_seq"], short["events"]) == (oldest, 1_000 - oldest)
     assert oldest >= gone(tmp_path / "short", "m")
@@ -641,6 +641,55 @@ def test_inspect_and_the_cross_check_say_where_a_log_begins(tmp_path: Path, caps
     assert f"events after seq {snapshots(folder)[-1]:,}, where the log begins (--keep-events)" in output
     assert cli.main(["backup", str(folder), str(tmp_path / "out")]) == 0
     assert f"{1_000 - gone(folder):,} event(s)" in capsys.readouterr().out
+
+
+@pytest.fixture
+def shortening(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder with all of its 1,500 events, and what drops all but a few of them."""
+    folder = tmp_path / "data"
+
+    async def run() -> None:
+        async with running_engine(folder, snapshot_seconds=0.001) as engine:
+            await learn(engine, 1_500, piece=1)
+
+    asyncio.run(run())
+    with closing(Store(folder)) as opened:
+        model = Model(opened.models()[0], 10)
+        yield folder, lambda: collections.deque(Retention("100", "all", 1).pieces(opened, [model]), maxlen=0)
+
+
+def test_a_cross_check_of_a_log_that_is_shortened_meanwhile_begins_again(
+    shortening: tuple[Path, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, shorten = shortening
+    begun, beginning = [], crosscheck._beginning
+
+    def begin(*arguments: Any) -> Any:
+        begun.append(beginning(*arguments))
+        shorten()
+        return begun[-1]
+
+    monkeypatch.setattr(crosscheck, "_beginning", begin)
+    report = crosscheck.check(folder, "default")
+    assert [check._from_seq for check in begun] == [0, report["from_seq"]]
+    assert (report["equal"], report["seq"], report["from_seq"]) == (True, 1_500, snapshots(folder)[-1])
+
+
+def test_a_log_that_is_shortened_while_it_is_inspected_is_whole(
+    shortening: tuple[Path, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, shorten = shortening
+    batches = LogReader.batches
+
+    def after_a_while(*arguments: Any, **named: Any) -> Any:
+        shorten()
+        return batches(*arguments, **named)
+
+    monkeypatch.setattr(LogReader, "batches", after_a_while)
+    findings = examine(folder)
+    assert findings.wrong == []
+    assert (findings.models[0].gone, findings.models[0].seq) == (gone(folder), 1_500)
+    assert gone(folder) > 0
 
 
 def test_a_folder_of_the_second_format_is_taken_over(tmp_path: Path) -> None:
