@@ -6,15 +6,20 @@ River is the oracle. It is slow and it is right; equal means equal in every bit 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from river import base, linear_model, optim, preprocessing
+from river.utils import VectorDict
 
+from core import rules
 from core.features import Batch, BatchBuilder, X
 from core.learner import Learner
+from core.logistic import Floats
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
@@ -23,13 +28,15 @@ from core.spec import InverseScaling, Optimal, Rate, Spec
 class Report:
     """What a cross-check found.
 
-    events: how many were compared. not_taken: how many of them neither side learned, because the step would have left
+    events: how many both sides learned. from_seq: the seq of the state that both began with, 0 where they began with
+    nothing. not_taken: how many of the events neither side learned, because the step would have left
     a number that is not finite. features: weights compared. max_abs_diff, max_ulp: the largest difference of a weight
     or the bias, absolutely and in units in the last place. feature: the name where max_ulp is, None if the weights are
     equal. bias_ulp: the bias's. equal: whether every weight and the bias are. river: its version.
     """
 
     events: int
+    from_seq: int
     not_taken: int
     features: int
     max_abs_diff: float
@@ -57,6 +64,23 @@ _OPTIMIZERS = {
     "adabound": optim.AdaBound,
     "ftrl": optim.FTRLProximal,
 }
+
+
+_KEPT = {
+    "sgd": (),
+    "momentum": ("s",),
+    "nesterov": ("s",),
+    "adagrad": ("g2",),
+    "rmsprop": ("g2",),
+    "adadelta": ("g2", "s2"),
+    "adam": ("m", "v"),
+    "amsgrad": ("m", "v", "v_hat"),
+    "nadam": ("m", "v"),
+    "adamax": ("m", "u"),
+    "adabound": ("m", "v"),
+    "ftrl": ("z", "n"),
+}
+"""What river's optimizers call the numbers that a rule keeps of each feature, in the order in which it keeps them."""
 
 
 class NoTwin(ValueError):
@@ -100,6 +124,42 @@ def _optimizer(spec: Spec, loss: optim.losses.Log) -> optim.base.Optimizer:
     return optimizer
 
 
+def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: linear_model.LogisticRegression) -> None:
+    """Bring a river twin that has learned nothing to what `Learner.state()` says, to the last bit."""
+    spec, names, arrays = Spec.from_dict(state["spec"]), state["names"], state["arrays"]
+    scalars, optimizer = arrays["scalars"].tolist(), model.optimizer
+    model._weights = VectorDict(_by_name(names, arrays["weights"]))
+    model.intercept = scalars[rules.BIAS]
+    optimizer.n_iterations = state["seq"] - state["not_taken"]
+    for attribute, numbers in zip(
+        _KEPT[spec.rule], _columns(names, arrays["kept"], len(_KEPT[spec.rule])), strict=True
+    ):
+        kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
+        setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes its VectorDicts when it steps
+    if spec.rule == "adabound":
+        optimizer.final_lr = scalars[rules.FINAL_LR]
+    if model.l1:
+        model.max_cum_l1 = scalars[rules.L1_TOTAL]
+        model.cum_l1 = VectorDict(_by_name(names, arrays["paid"]), optim.initializers.Zeros())
+    if isinstance(scaler, preprocessing.StandardScaler):
+        counts, means, variances = _columns(names, arrays["scaler"], 3)
+        scaler.counts.update(_by_name(names, counts))
+        scaler.means.update(_by_name(names, means))
+        scaler.vars.update(_by_name(names, variances))
+    elif isinstance(scaler, preprocessing.MaxAbsScaler):
+        for name, largest in _by_name(names, arrays["scaler"]).items():
+            scaler.abs_max[name].update(largest)
+
+
+def _columns(names: Sequence[str], flat: Floats, count: int) -> list[Floats]:
+    """`count` numbers of each feature, a row for each, as an array for each number."""
+    return list(flat.reshape(len(names), count).T)
+
+
+def _by_name(names: Sequence[str], numbers: Floats) -> dict[str, float]:
+    return dict(zip(names, numbers.tolist(), strict=True))
+
+
 def ulp_distance(a: float, b: float) -> int:
     """How many float64 lie between a and b, plus one; 0 if they are equal (and for 0.0 and -0.0).
 
@@ -129,6 +189,16 @@ class CrossCheck:
     def __init__(self, spec: Spec) -> None:
         self.learner = Learner(spec)
         self._scaler, self._river = river_twin(spec)
+        self._from_seq = self._not_taken_before = 0
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> CrossCheck:
+        """Both sides as `Learner.state()` says, for a log whose beginning is gone."""
+        check = cls(Spec.from_dict(state["spec"]))
+        check.learner = Learner.from_state(state)
+        check._from_seq, check._not_taken_before = state["seq"], state["not_taken"]
+        give_state(state, check._scaler, check._river)
+        return check
 
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
         """One event."""
@@ -166,8 +236,9 @@ class CrossCheck:
         river_bias = float(self._river.intercept)
         bias_ulp = ulp_distance(bias, river_bias)
         return Report(
-            events=self.learner.seq,
-            not_taken=self.learner.not_taken,
+            events=self.learner.seq - self._from_seq,
+            from_seq=self._from_seq,
+            not_taken=self.learner.not_taken - self._not_taken_before,
             features=len(weights),
             max_abs_diff=max(max_abs_diff, abs(bias - river_bias)),
             max_ulp=max(max_ulp, bias_ulp),

@@ -113,7 +113,16 @@ class Join:
     @property
     def keep_seconds(self) -> float:
         """`keep` in seconds."""
-        return float(self.keep[:-1]) * _UNITS[self.keep[-1]]
+        return duration_seconds(self.keep)
+
+
+def duration_seconds(text: str) -> float:
+    """The seconds of a number and a unit, s, m, h or d.
+
+    >>> duration_seconds("1.5h")
+    5400.0
+    """
+    return float(text[:-1]) * _UNITS[text[-1]]
 
 
 _A_TIME = 'must be a time like "90s", "24h" or "7d", above 0 and at most 3650d'

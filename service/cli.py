@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
     inspect.add_argument("folder", metavar="DIR", type=Path)
     inspect.set_defaults(run=_inspect)
+    backup = commands.add_parser("backup", help="a copy of a data folder, whole and checked, also while it is served")
+    backup.add_argument("folder", metavar="DIR", type=Path)
+    backup.add_argument("copy", metavar="OUT", type=Path, help="a new folder")
+    backup.set_defaults(run=_backup)
+    restore = commands.add_parser("restore", help="a data folder from a backup, checked")
+    restore.add_argument("copy", metavar="BACKUP", type=Path)
+    restore.add_argument("folder", metavar="DIR", type=Path, help="a folder without a log")
+    restore.set_defaults(run=_restore)
     repair = commands.add_parser("repair", help="accept that the end of a log is gone, after a copy")
     repair.add_argument("folder", metavar="DIR", type=Path)
     repair.add_argument("--yes", action="store_true", help="do not ask")
@@ -367,6 +375,8 @@ def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | Non
         ("largest difference", f"{report['max_abs_diff']:g}"),
         ("in units in the last place", report["max_ulp"]),
     ]
+    if report.get("from_seq"):
+        rows.insert(0, ("begins with the snapshot at seq", report["from_seq"]))
     if report["not_taken"]:
         rows.append(("steps not taken", report["not_taken"]))
     if "replay_equal" in report:
@@ -378,11 +388,14 @@ def verdict(report: dict[str, Any]) -> str:
     """A report in a sentence."""
     if not report.get("replay_equal", True):
         return "NOT EQUAL: a replay of the log does not give the weights of the model"
+    events = f"{number(report['events'])} events"
+    if report.get("from_seq"):
+        events += f" after seq {number(report['from_seq'])}, where the log begins (--keep-events)"
     if report["equal"]:
-        return f"equal to river {report['river']} to the last bit on {number(report['events'])} events"
+        return f"equal to river {report['river']} to the last bit on {events}"
     place = "in the bias" if report["feature"] is None else f"at the weight of {report['feature']!r}"
     return (
-        f"NOT EQUAL to river {report['river']} on {number(report['events'])} events: the largest difference is "
+        f"NOT EQUAL to river {report['river']} on {events}: the largest difference is "
         f"{report['max_ulp']:,} units in the last place, {place}"
     )
 
@@ -491,6 +504,18 @@ def _repair(arguments: argparse.Namespace) -> int:
     from service.inspect import repair
 
     return repair(arguments.folder, arguments.yes)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from service.backup import backup
+
+    return backup(arguments.folder, arguments.copy)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from service.backup import restore
+
+    return restore(arguments.copy, arguments.folder)
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -10,10 +10,11 @@ and the bias as little-endian float64. It prints the report as JSON.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -21,8 +22,14 @@ import numpy as np
 from core.spec import Spec
 from service import errors
 from service.engine import Engine
-from service.log import LogReader
+from service.log import LogReader, StoredModel
 from service.model import Model
+
+if TYPE_CHECKING:
+    from core.parity import CrossCheck
+
+ATTEMPTS = 3
+"""To read a log whose beginning is dropped meanwhile."""
 
 
 class CrossChecks:
@@ -39,11 +46,11 @@ class CrossChecks:
         require_twin(model.learner.spec)
         if self._busy:
             raise errors.CrossCheckBusy()
-        self._busy = True
+        self._busy = model.held = True
         try:
             report = await self._ask_child(self._question(model))
         finally:
-            self._busy = False
+            self._busy = model.held = False
         if "unknown_model" in report:
             raise errors.UnknownModel(model=name)  # deleted meanwhile
         return {"model": name, **report}
@@ -91,18 +98,13 @@ def check(
     `served` has the weights in column order and the bias as little-endian float64; without it, those of the replay are
     checked. `key` tells a model from one that took its name since.
     """
-    from core.parity import CrossCheck  # river is slow to import, and only this needs it
-
     log = LogReader(folder)
     try:
         stored = next((m for m in log.models() if m.name == name and key in (None, m.key)), None)
         if stored is None:
             raise errors.UnknownModel(model=name)
         require_twin(Spec.from_dict(stored.spec))
-        replay = CrossCheck(Spec.from_dict(stored.spec))
-        replay.learner.features.extend(log.names(stored.key))
-        for batch in log.batches(stored.key, up_to=seq):
-            replay.learn_batch(batch)
+        replay = _replayed(log, stored, seq)
     finally:
         log.close()
     learner = replay.learner
@@ -117,6 +119,43 @@ def check(
         "replay_equal": replayed.tobytes() == weights.astype(np.float64).tobytes(),
         "sha256": learner.sha256(),
     }
+
+
+def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
+    """The log up to a seq, learned on both sides. A service may drop the beginning of it meanwhile: then once more."""
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            replay = _beginning(log, stored, seq)
+            for batch in log.batches(stored.key, after=replay.learner.seq, up_to=seq):
+                replay.learn_batch(batch)
+        except errors.EventsGone as gone:
+            reason = gone.members["reason"]
+        else:
+            return replay
+    raise errors.CrossCheckFailed(reason=reason)
+
+
+def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
+    """Both sides as the log begins: with nothing or, where its first events are gone, with the oldest snapshot."""
+    from core.parity import CrossCheck  # river is slow to import, and only this needs it
+
+    gone, names = log.gone(stored.key), log.names(stored.key)
+    if not gone:
+        check = CrossCheck(Spec.from_dict(stored.spec))
+        check.learner.features.extend(names)
+        return check
+    for snapshot_seq in reversed(log.snapshot_seqs(stored.key)):
+        if seq is not None and snapshot_seq > seq:
+            break
+        with contextlib.suppress(errors.LogDamaged):  # or a newer one took its place meanwhile
+            state = log.snapshot(stored.key, snapshot_seq).state["learner"]
+            known = state["n_features"]
+            check = CrossCheck.from_state({**state, "names": names[:known]})
+            check.learner.features.extend(names[known:])
+            return check
+    reason = f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)"
+    raise errors.EventsGone(folder=str(log.folder), reason=reason)
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from core.spec import Spec
 from service import errors
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
+from service.retention import Retention
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
@@ -50,6 +51,8 @@ MAX_SLEEP_SECONDS = 60.0
 """How long the writer sleeps while predictions wait: not longer, because the clock may be set."""
 SPACE_PAUSE_SECONDS = 5
 """How often to look whether the file has much free room."""
+DROP_PAUSE_SECONDS = 1
+"""How often to look for what need not be kept."""
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown a snapshot is worth writing when it saves this much of the next start."""
@@ -94,6 +97,9 @@ class Engine:
         self._tidy_after = 0.0
         self._due = math.inf  # when the first prediction times out, or sooner: seconds since 1970
         self._space_after = 0.0
+        self._retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min)
+        self._dropping: Iterator[None] | None = None
+        self._drop_after = 0.0
 
     # -- predicting and looking
 
@@ -183,6 +189,8 @@ class Engine:
         seconds = max(self._due - time.time(), self._tidy_after - time.monotonic())
         if seconds > MAX_SLEEP_SECONDS:
             seconds = MAX_SLEEP_SECONDS if self._due < math.inf else math.inf
+        if self._retention.drops:
+            seconds = min(seconds, max(self._drop_after, self._tidy_after) - time.monotonic())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), None if seconds == math.inf else max(0.0, seconds))
 
@@ -323,6 +331,8 @@ class Engine:
                     logged = self._opened.event(model, found.seq)
                     if logged is not None:
                         known.expired[model, id_] = logged
+                    elif found.seq <= self._opened.gone(model):
+                        known.gone.add((model, id_))
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Take the steps of a committed batch, then wake those who wait for them."""
@@ -423,6 +433,9 @@ class Engine:
             model = models[stored.name] = Model(stored, self._settings.window)
             names = self._opened.names(stored.key)
             self._load_snapshot(model, names)
+            if (gone := self._opened.gone(stored.key)) > model.learner.seq:
+                reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
+                raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
             self._load_waiting(model)
             model.learner.features.extend(names[model.learner.n_features :])
             for batch in self._opened.batches(stored.key, after=model.learner.seq):
@@ -472,28 +485,53 @@ class Engine:
         if time.monotonic() < self._tidy_after:
             return False
         try:
-            if await self._time_out():
-                return True
-            if self._purging:
-                self._purging = await self._on_disk(self._opened.purge)
-                return True
-            if time.monotonic() > self._space_after:
-                if await self._on_disk(self._opened.give_back):
-                    return True
-                self._space_after = time.monotonic() + SPACE_PAUSE_SECONDS
-            return await self._snapshot_piece(self._settings.snapshot_seconds)
+            return (
+                await self._time_out()
+                or await self._purge()
+                or await self._give_back()
+                or await self._drop_piece()
+                or await self._snapshot_piece(self._settings.snapshot_seconds)
+            )
         except errors.DiskFull:
             logger.warning("no room on the disk for a snapshot; trying again in %d s", TIDY_PAUSE_SECONDS)
-            self._snapshot = None
+            self._snapshot = self._dropping = None
             self._tidy_after = time.monotonic() + TIDY_PAUSE_SECONDS
             return False
 
-    async def _snapshot_piece(self, due_seconds: float) -> bool:
-        """Write a chunk of the snapshot under way, or begin one if replaying the log would take `due_seconds`."""
-        if self._snapshot is None:
-            if not self._models or sum(model.replay_seconds for model in self.models) < due_seconds:
+    async def _purge(self) -> bool:
+        """Remove some rows of deleted models; whether there may be more."""
+        if self._purging:
+            self._purging = await self._on_disk(self._opened.purge)
+            return True
+        return False
+
+    async def _give_back(self) -> bool:
+        """Give some free room of the file back; whether there may be more."""
+        if time.monotonic() <= self._space_after:
+            return False
+        if await self._on_disk(self._opened.give_back):
+            return True
+        self._space_after = time.monotonic() + SPACE_PAUSE_SECONDS
+        return False
+
+    async def _drop_piece(self) -> bool:
+        """Drop some of what need not be kept, or begin to look for it; whether there was something to do."""
+        if self._dropping is None:
+            if not self._retention.drops or time.monotonic() < self._drop_after:
                 return False
-            self._snapshot = self._begin_snapshot(max(self.models, key=lambda model: model.replay_seconds))
+            self._dropping = self._retention.pieces(self._opened, self.models)
+        if await self._on_disk(next, self._dropping, _END) is _END:
+            self._dropping = None
+            self._drop_after = time.monotonic() + DROP_PAUSE_SECONDS
+        return True
+
+    async def _snapshot_piece(self, due_seconds: float) -> bool:
+        """Write a chunk of the snapshot under way, or begin one that is due."""
+        if self._snapshot is None:
+            model = self._due_for_snapshot(due_seconds)
+            if model is None:
+                return False
+            self._snapshot = self._begin_snapshot(model)
         under_way = self._snapshot
         if self._models.get(under_way.model.name) is not under_way.model:  # deleted meanwhile
             self._snapshot = None
@@ -504,8 +542,16 @@ class Engine:
             logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
         return True
 
+    def _due_for_snapshot(self, due_seconds: float) -> Model | None:
+        """The model that takes longest to replay, if all would take `due_seconds`; else one of which one is wanted."""
+        models = [model for model in self.models if not model.held]
+        if models and sum(model.replay_seconds for model in models) >= due_seconds:
+            return max(models, key=lambda model: model.replay_seconds)
+        return next((model for model in models if model.snapshot_wanted), None)
+
     def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
         """Copy the model's state as it stands, and the iterator that writes the copy."""
+        model.snapshot_wanted = False
         seq = model.learner.seq
         state = {
             "learner": model.learner.state(names=False),

@@ -153,6 +153,14 @@ class DroppedId(OnestepError):
     title = "Dropped id"
 
 
+class EventGone(OnestepError):
+    """{field}: the prediction under the id {id!r} was learned as y = 0 at seq {seq}, and that event is no longer in the
+    log (ONESTEP_KEEP_EVENTS): a label so late cannot correct it."""
+
+    status = 404
+    title = "Event gone"
+
+
 class IdConflict(OnestepError):
     """{field}: the id {id!r} {reason}."""
 
@@ -293,6 +301,14 @@ class NewerFormat(OnestepError):
 class LogDamaged(OnestepError):
     """The log in {folder} is damaged: {reason}. Nothing was changed. `onestep inspect {folder}` shows more; restore a
     backup."""
+
+
+class EventsGone(LogDamaged):
+    """In {folder} {reason}."""
+
+
+class CopyFailed(OnestepError):
+    """Writing the copy {path} failed ({reason}). Nothing was put in place, and what was copied is as it was."""
 
 
 class LogEndsEarly(OnestepError):

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,12 @@ _UNCOPIED = ("lock", "log.db-shm")
 
 @dataclass(slots=True)
 class ModelFindings:
-    """What a folder has of a model. waiting: predictions whose label has not come. snapshots: seq of each, and whether
-    it reads back whole."""
+    """What a folder has of a model. gone: the seq up to which its events are no longer in the log. waiting: predictions
+    whose label has not come. snapshots: seq of each, and whether it reads back whole."""
 
     name: str
     rule: str
+    gone: int = 0
     seq: int = 0
     features: int = 0
     ids: int = 0
@@ -117,20 +118,15 @@ def _examine(log: LogReader, findings: Findings) -> None:
 def _examine_model(
     log: LogReader, model: StoredModel, found: ModelFindings, damage: list[str], bad_snapshots: list[str]
 ) -> None:
-    # In this order a log that grows meanwhile looks whole: ids and snapshots before their events, names after them.
+    # In this order a log that grows meanwhile looks whole: ids and snapshots before their events, names after them. So
+    # does one that is shortened meanwhile: its start before the snapshots.
     found.ids, last_id_seq = log.ids(model.key)
-    for seq in log.snapshot_seqs(model.key):
-        wrong: list[str] = []
-        with _noting(wrong):
-            log.snapshot(model.key, seq)
-        if seq in log.snapshot_seqs(model.key):  # else a newer one took its place
-            found.snapshots.append((seq, not wrong))
-            bad_snapshots += wrong
-    last = log.last_seq(model.key)
-    largest_column = -1
-    for batch in log.batches(model.key, up_to=last):
-        found.seq += len(batch)
-        largest_column = max(largest_column, int(batch.columns.max(initial=-1)))
+    gone = log.gone(model.key)
+    found.snapshots, wrong = _snapshots(log, model)
+    bad_snapshots += wrong
+    if gone and not any(whole and seq >= gone for seq, whole in found.snapshots):
+        damage.append(f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)")
+    largest_column = _examine_events(log, model, found)
     found.features = len(log.names(model.key))
     if largest_column >= found.features:
         damage.append("an event has a feature without a name")
@@ -142,6 +138,34 @@ def _examine_model(
         damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:
         damage.append(f"there is a snapshot at seq {found.snapshots[0][0]}, but the events end at seq {found.seq}")
+
+
+def _snapshots(log: LogReader, model: StoredModel) -> tuple[list[tuple[int, bool]], list[str]]:
+    """The snapshots, as in ModelFindings, and what is wrong with them; once more if one is replaced meanwhile."""
+    while True:
+        seqs = log.snapshot_seqs(model.key)
+        found, wrong = [], []
+        for seq in seqs:
+            damage: list[str] = []
+            with _noting(damage):
+                log.snapshot(model.key, seq)
+            found.append((seq, not damage))
+            wrong += damage
+        if log.snapshot_seqs(model.key) == seqs:
+            return found, wrong
+
+
+def _examine_events(log: LogReader, model: StoredModel, found: ModelFindings) -> int:
+    """Read every event of a model, once more if the first are dropped meanwhile; their largest column, or -1."""
+    last = log.last_seq(model.key)
+    while True:
+        found.seq = found.gone = log.gone(model.key)
+        largest_column = -1
+        with suppress(errors.EventsGone):
+            for batch in log.batches(model.key, after=found.gone, up_to=last):
+                found.seq += len(batch)
+                largest_column = max(largest_column, int(batch.columns.max(initial=-1)))
+            return largest_column
 
 
 @contextmanager
@@ -164,7 +188,7 @@ def inspect(folder: Path) -> int:
     show(f"Data folder {folder}", _folder_rows(folder, findings))
     if findings.models:
         rows = [_model_row(model) for model in findings.models]
-        show("Models", rows, ("model", "rule", "seq", "features", "ids", "waiting", "snapshots"))
+        show("Models", rows, ("model", "rule", "from seq", "to seq", "features", "ids", "waiting", "snapshots"))
     for wrong in findings.wrong:
         print(f"DAMAGED: {wrong}")
     if not findings.wrong:
@@ -191,9 +215,10 @@ def _size(path: Path) -> str:
         return "-"
 
 
-def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, str]:
+def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int, str]:
     snapshots = ", ".join(f"{number(seq)}{'' if whole else ' DAMAGED'}" for seq, whole in model.snapshots)
-    return model.name, model.rule, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
+    first = model.gone + 1
+    return model.name, model.rule, first, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
 
 
 def _advice(folder: Path, findings: Findings) -> str:
@@ -240,7 +265,7 @@ def _repair(folder: Path, yes: bool) -> int:
         say("nothing was changed")
         return 1
     copy = _copy(folder)
-    _write_mark(folder, findings.end)
+    write_mark(folder, findings.end)
     print(f"Done: the log ends at commit {findings.end[0]:,}. The files as they were are in {copy}.")
     return 0
 
@@ -252,21 +277,22 @@ def _copy(folder: Path) -> Path:
     for path in folder.iterdir():
         if path.is_file() and path.name not in _UNCOPIED:
             shutil.copy2(path, copy)
-            _sync(copy / path.name)
+            sync_file(copy / path.name)
     sync_folder(copy)
     sync_folder(folder)
     return copy
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Sync a file's contents."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _write_mark(folder: Path, end: tuple[int, int]) -> None:
+def write_mark(folder: Path, end: tuple[int, int]) -> None:
     """Write `last-commit` under another name, and rename: it is the old one or the new one, whenever the power goes."""
     new = folder / "last-commit.new"
     new.write_bytes(encode_mark(*end))
-    _sync(new)
+    sync_file(new)
     new.rename(folder / "last-commit")
     sync_folder(folder)

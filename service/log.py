@@ -6,10 +6,12 @@ Nothing here changes anything. Damage is refused, never learned: LogDamaged says
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import struct
 import zlib
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from core.packed import unpack
 from service import codec, errors
 
 APPLICATION_ID = 0x0E57E901
-FORMAT = 2
-"""1: without predictions that wait for their labels. A service that opens such a folder adds what they need."""
+FORMAT = 3
+"""1: without predictions that wait for their labels. 2: without a note of where a log begins. A service that opens such
+a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
+COPIED_PAGES = 1_024
+"""Pages (4 MiB) that are copied and synced at a time: a sync of more would hold up those of a service on that disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,9 @@ class LogReader:
     ) -> bytes:
         """The payload of a row, if it is the next one and whole."""
         if first_seq != expected:
+            if self.gone(model) >= first_seq - 1:
+                reason = f"the events from seq {expected} to {first_seq - 1} are no longer in the log (--keep-events)"
+                raise errors.EventsGone(folder=str(self.folder), reason=reason)
             raise self._damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
         if checksum != batch_crc(model, first_seq, events, written_at, payload):
             raise self._damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")
@@ -202,6 +210,23 @@ class LogReader:
         if len(batch) != last_seq - first_seq + 1:
             raise self._damaged(f"from seq {first_seq} to {last_seq} there are {len(batch)} events")
         return batch
+
+    def gone(self, model: int) -> int:
+        """The seq up to which the events of a model are no longer in the log, 0 where it has all of them."""
+        starts = self._starts(model)
+        return starts[-1][0] if starts else 0
+
+    def _starts(self, model: int) -> list[tuple[int, float]]:
+        """Up to which seq events are gone and when the last of them was written (seconds since 1970): now, and, where
+        that is to be remembered, at times before."""
+        starts: list[tuple[int, float]] = []
+        if self.format > 2:
+            query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
+            for seq, written_at, checksum in self._rows(query, model):
+                if checksum != crc(model, seq, written_at):
+                    raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
+                starts.append((seq, written_at))
+        return starts
 
     def last_seq(self, model: int) -> int:
         """The seq of a model's newest event, 0 without one."""
@@ -270,23 +295,48 @@ class LogReader:
 
     def snapshot(self, model: int, seq: int) -> Snapshot:
         """The snapshot of a model at a seq; LogDamaged if it cannot be used."""
+        data = b"".join(self.snapshot_chunks(model, seq))
+        try:
+            return Snapshot(seq, codec.decode_state(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"the snapshot at seq {seq} cannot be read: {error}") from None
+
+    def snapshot_chunks(self, model: int, seq: int) -> Iterator[bytes]:
+        """The bytes of a snapshot, a chunk at a step; LogDamaged where one is damaged or missing."""
         what = f"the snapshot at seq {seq}"
-        for chunks, checksum in self._rows(
-            "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?", model, seq
-        ):
-            parts = []
-            query = "SELECT chunk, data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? ORDER BY chunk"
-            for chunk, data, chunk_checksum in self._rows(query, model, seq):
-                if chunk_checksum != crc(model, seq, chunk, data):
-                    raise self._damaged(f"{what} has a wrong checksum")
-                parts.append(data)
-            if len(parts) != chunks or checksum != crc(model, seq, chunks):
+        query = "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?"
+        chunks, checksum = next(self._rows(query, model, seq), (None, None))
+        if chunks is None:
+            raise self._damaged(f"{what} is not there")
+        if checksum != crc(model, seq, chunks):
+            raise self._damaged(f"{what} is not whole")
+        query = "SELECT data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? AND chunk = ?"
+        for chunk in range(chunks):
+            data, checksum = next(self._rows(query, model, seq, chunk), (None, None))
+            if data is None:
                 raise self._damaged(f"{what} is not whole")
+            if checksum != crc(model, seq, chunk, data):
+                raise self._damaged(f"{what} has a wrong checksum")
+            yield data
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the database as it stands at this moment to a new file, and sync it.
+
+        One read transaction holds the moment, so a service writes on meanwhile. It keeps SQLite from reusing the
+        write-ahead log, which grows until the copy is done.
+        """
+        with path.open("wb") as file, closing(sqlite3.connect(path, isolation_level=None)) as target:
             try:
-                return Snapshot(seq, codec.decode_state(b"".join(parts)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise self._damaged(f"{what} cannot be read: {error}") from None
-        raise self._damaged(f"{what} is not there")
+                target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+                self._db.execute("BEGIN")
+                self.log_end()  # a transaction begins with its first look
+                self._db.backup(target, pages=COPIED_PAGES, progress=lambda *_: os.fsync(file.fileno()))
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise self._damaged(str(error)) from None
+                raise errors.CopyFailed(path=str(path), reason=str(error)) from error
+            os.fsync(file.fileno())
 
     def log_end(self) -> tuple[int, int]:
         """The number of the last commit, and the checksum over all."""

@@ -50,6 +50,11 @@ class Model:
         self.not_kept = 0
         """Predictions with an id that were served and not kept since the start, because too many waited."""
         self.snapshot_seq = 0
+        self.snapshot_wanted = False
+        """Whether one is wanted so that the log before it need not be kept."""
+        self.held = False
+        """Whether its log is being read back from the snapshots that are there: then none is replaced, and no event is
+        dropped."""
         self.replay_seconds = 0.0
         """What replaying the log after the last snapshot would cost, about."""
 

@@ -221,6 +221,7 @@ CROSSCHECK: dict[str, Any] = {
                 "model": "default",
                 "seq": 45312,
                 "events": 45312,
+                "from_seq": 0,
                 "not_taken": 0,
                 "features": 6,
                 "max_abs_diff": 0.0,

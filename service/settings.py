@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _checked(keep: str) -> str:
+    if not re.fullmatch(r"all|[0-9]{1,12}|[0-9]{1,12}(\.[0-9]{1,6})?[smhd]", keep):
+        raise ValueError("must be all, a number of events like 1000000, or a time like 30d or 12h (units s, m, h, d)")
+    return keep
+
+
+Keep = Annotated[str, AfterValidator(_checked)]
+"""What is kept: all, so many of the last events of each model, or what was written in so much time."""
 
 
 class Settings(BaseSettings):
@@ -42,6 +54,22 @@ class Settings(BaseSettings):
     window: int = Field(1_000, ge=1, description="Last events that the windowed scores cover.")
     snapshot_seconds: float = Field(
         1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."
+    )
+    keep_events: Keep = Field(
+        "all",
+        description="Events that stay in the log: all, at least so many of each model (1000000), or those of the last "
+        "so much time (30d, 12h).",
+    )
+    keep_min: int = Field(
+        1_000,
+        ge=1,
+        description="Events of each model, and their ids, that stay whatever the clock says; as many as the windowed "
+        "scores cover, for whoever looks why a model went wrong.",
+    )
+    keep_ids: Keep = Field(
+        "all",
+        description="Ids that stay, so that what was learned under them is not learned twice: all, or those of events "
+        "as in --keep-events.",
     )
     drain_seconds: float = Field(
         1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."

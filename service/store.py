@@ -6,6 +6,8 @@ each model in it, however many events, because an event a row costs three times 
     models           name and spec of each model
     names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
     batches          the log: n events (core/packed.py) from `first_seq` on; rows of a model join without a gap
+    log_starts       up to which seq the events of a model are gone because they need not be kept; without a row all are
+                     there: so a log that lost its first rows is told from one that was to be shortened
     ids              id -> kind, seq and fingerprint of its event: what makes an event with an id learned once; for a
                      prediction that waits its number, for one that was dropped its kind alone
     waiting          predictions that wait for their labels, by number; a row goes when its label comes, or too late
@@ -73,6 +75,10 @@ logger = logging.getLogger("onestep")
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
 PURGE_ROWS = 200
+DROPPED_BYTES = 1 << 20
+"""Of events that are dropped in one short commit, about."""
+SCANNED_IDS = 2_000
+"""Ids that are looked at in one step, whether they are to be dropped."""
 FREE_PAGES = 4_096
 """Free pages (16 MiB) that are left for what comes, or a quarter of the file if that is more. More are given back."""
 RETURNED_PAGES = 500
@@ -121,6 +127,14 @@ CREATE TABLE drops (
 ) STRICT;
 """
 """What the first format did not have."""
+_THIRD_FORMAT = """
+CREATE TABLE log_starts (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, written_at REAL NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+"""
+"""What the second format did not have."""
+_UPGRADES = {1: _SECOND_FORMAT + _THIRD_FORMAT, 2: _THIRD_FORMAT}
 
 _PURGED = {
     "batches": "rowid",
@@ -128,6 +142,7 @@ _PURGED = {
     "snapshots": "rowid",
     "snapshot_chunks": "rowid",
     "drops": "rowid",
+    "log_starts": "rowid",
     "ids": "id",
     "waiting": "number",
 }
@@ -205,6 +220,14 @@ class ModelBatch:
     known: Container[str] = ()
 
 
+class LogRow(NamedTuple):
+    """A row of the log: the seq of its last event, when it was written (seconds since 1970), and its bytes."""
+
+    last_seq: int
+    written_at: float
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class OldWaiting:
     """A prediction that may have waited too long.
@@ -248,7 +271,7 @@ class Store(LogReader):
             db.executescript(
                 "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} COMMIT;"
             )
         except sqlite3.Error as error:
             raise _failure(error) from error
@@ -258,9 +281,10 @@ class Store(LogReader):
         sync_folder(path.parent)
 
     def _upgrade(self) -> None:
-        """Add what the first format does not have, in one transaction; all that is there stays as it is."""
+        """Add what an older format does not have, in one transaction; all that is there stays as it is."""
+        added = _UPGRADES[self.format]
         try:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SECOND_FORMAT} PRAGMA user_version = {FORMAT}; COMMIT;")
+            self._db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {FORMAT}; COMMIT;")
         except sqlite3.Error as error:
             self._db.close()
             raise _failure(error) from error
@@ -515,6 +539,71 @@ class Store(LogReader):
             self._db.execute("DELETE FROM purges WHERE model = ?", doomed)
         return True
 
+    def rows_after(self, model: int, seq: int, count: int) -> list[LogRow]:
+        """The first rows of a model's log after a seq, at most `count`."""
+        query = (
+            "SELECT first_seq + events - 1, written_at, length(payload) FROM batches "
+            "WHERE model = ? AND first_seq > ? ORDER BY first_seq LIMIT ?"
+        )
+        return [LogRow(*row) for row in self._rows(query, model, seq, count)]
+
+    def drop_events(self, model: int, up_to: int, written_before: float, remember: float) -> bool:
+        """Remove the oldest rows of a model's log that end at or before a seq and were written before a time, some in
+        one short commit; whether there were any.
+
+        `remember`: how many seconds back it stays known when the events were written that are gone.
+        """
+        gone, dropped = self.gone(model), 0
+        end, last_written_at = gone, 0.0
+        for row in self.rows_after(model, gone, PURGE_ROWS):
+            if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
+                break
+            end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
+        deleted = not list(self._rows("SELECT 1 FROM models WHERE model = ?", model))
+        if end == gone or deleted:
+            return False
+        with self._transaction() as checksums:
+            self._db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))
+            checksums.append(self._insert_start(model, end, last_written_at, remember))
+        return True
+
+    def _insert_start(self, model: int, seq: int, written_at: float, remember: float) -> int:
+        kept = [seq for seq, _ in _thinned(self._starts(model), remember)]
+        self._db.execute(
+            "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))",
+            (model, json.dumps(kept)),
+        )
+        checksum = crc(model, seq, written_at)
+        self._db.execute("INSERT INTO log_starts VALUES (?, ?, ?, ?)", (model, seq, written_at, checksum))
+        return checksum
+
+    def seq_written_before(self, model: int, time_: float) -> int:
+        """The last seq whose event was written before a time, or one before it, as far as the clock was right."""
+        found = max((seq for seq, written_at in self._starts(model) if written_at < time_), default=0)
+        low, high = self.gone(model), self.last_seq(model)
+        while low < high:
+            middle = (low + high) // 2
+            row = self.rows_after(model, middle, 1)
+            if row and row[0].written_at < time_:
+                low = found = row[0].last_seq
+            else:
+                high = middle
+        return found
+
+    def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
+        """Of some ids after one, in their own order, remove those of events up to a seq, in one short commit.
+
+        The last of those looked at, None at the end.
+        """
+        looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
+        query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
+        ((last, old),) = self._rows(query, up_to, model, after, SCANNED_IDS)
+        if old:
+            delete = f"DELETE FROM ids WHERE model = ? AND id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?"  # noqa: S608
+            with self._transaction():
+                self._db.execute(delete, (model, after, last, up_to))
+        return None if last is None else str(last)
+
     def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
         """Write a snapshot in chunks, one short commit for each step of the iterator.
 
@@ -546,6 +635,18 @@ class Store(LogReader):
     def close(self) -> None:
         super().close()
         os.close(self._mark)
+
+
+def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
+    """Of notes (seq, time) in order those that tell to within a 64th how far events of the last `seconds` went."""
+    kept: list[tuple[int, float]] = []
+    for start in starts:
+        if seconds and (not kept or start[1] - kept[-1][1] >= seconds / 64):
+            kept.append(start)
+    long_ago = time.time() - seconds
+    while len(kept) > 1 and kept[1][1] < long_ago:
+        del kept[0]
+    return kept
 
 
 def _as_json(ids: Sequence[NewId]) -> str:

@@ -50,12 +50,14 @@ Items = Sequence[Item] | Table
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is on disk under ids of a turn: by (model key, id) what each stands for, and the logged events, with the
-    time of writing, that labels which come after the timeout correct. all_of_them: whether all ids were looked up; else
+    time of writing, that labels which come after the timeout correct; `gone` has those whose event the log has no more.
+    all_of_them: whether all ids were looked up; else
     those that are not here are taken to be new."""
 
     all_of_them: bool
     ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
     expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
+    gone: set[tuple[int, str]] = field(default_factory=set)
 
 
 class Run(NamedTuple):
@@ -461,6 +463,8 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
     if found.kind == EXPIRED:
         if draft.model.learner.spec.join.late == "refuse":
             raise errors.ExpiredId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep, seq=found.seq)
+        if label.y and (draft.key, label.id) in known.gone:
+            raise errors.EventGone(field="id", id=label.id, seq=found.seq)
         if label.y:
             return _correct(draft, label, known.expired.get((draft.key, label.id)))
         return True, found.seq  # 0, as it was taken to be

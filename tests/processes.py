@@ -212,12 +212,12 @@ def events_of(batch: Batch, names: Sequence[str]) -> Iterator[tuple[dict[str, fl
 
 
 def logged_events(folder: Path, model: str = "default") -> list[tuple[dict[str, float], int, float]]:
-    """Every event in the log of a model, in order of seq."""
+    """Every event that is in the log of a model, in order of seq."""
     log = LogReader(folder)
     try:
         (key,) = [stored.key for stored in log.models() if stored.name == model]
         names = log.names(key)
-        return [event for batch in log.batches(key) for event in events_of(batch, names)]
+        return [event for batch in log.batches(key, after=log.gone(key)) for event in events_of(batch, names)]
     finally:
         log.close()
 
@@ -236,7 +236,10 @@ def replay(folder: Path) -> dict[str, dict[str, Any]]:
         names = log.names(stored.key)
         if hashed:
             assert all(name.startswith("#") for name in names)
-        for batch in log.batches(stored.key):
+        if log.gone(stored.key):  # then its oldest snapshot says what was learned from the events that are gone
+            state = log.snapshot(stored.key, log.snapshot_seqs(stored.key)[-1]).state["learner"]
+            learner = Learner.from_state({**state, "spec": spec, "names": names[: state["n_features"]]})
+        for batch in log.batches(stored.key, after=learner.seq):
             for x, y, weight in events_of(batch, names):
                 learner.learn_one(x, y, weight)
         replayed[stored.name] = {"seq": learner.seq, "sha256": learner.sha256()}

@@ -75,9 +75,13 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
         ("store", {"service.errors", "service.codec", "service.log"}),
         ("model", {"service.log"}),
         ("turn", {f"service.{part}" for part in ("errors", "log", "model", "store", "table", "wire")}),
+        ("retention", {"service.errors", "service.model", "service.store"}),
         (
             "engine",
-            {f"service.{part}" for part in ("errors", "settings", "log", "store", "model", "table", "turn", "wire")},
+            {
+                f"service.{part}"
+                for part in ("errors", "settings", "log", "store", "model", "retention", "table", "turn", "wire")
+            },
         ),
     ],
 )
@@ -89,7 +93,7 @@ def test_each_part_of_the_service_imports_only_what_stands_below_it(name: str, a
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:
     knows = {name for name, path in zip(NAMES, FILES, strict=True) if "sqlite3" in map(top, imports(path))}
     assert {"service/store.py", "service/log.py"} <= knows
-    way = ("app", "engine", "turn", "model", "hot", "wire", "codec")
+    way = ("app", "engine", "turn", "model", "retention", "hot", "wire", "codec")
     assert not knows & {f"service/{name}.py" for name in way}
 
 

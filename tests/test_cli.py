@@ -333,7 +333,7 @@ def test_inspect_changes_nothing_on_a_running_a_killed_and_a_stopped_service(sta
         assert code == 0, output
         assert WHOLE in output
         (row,) = [line.split() for line in output.splitlines() if line.startswith("  default")]
-        assert row[:5] == ["default", "sgd", "20", "9", "0"]
+        assert row[:6] == ["default", "sgd", "1", "20", "9", "0"]
         assert files(service.folder) == before
 
     look()

@@ -444,6 +444,7 @@ def test_the_crosscheck_finds_the_weights_equal_to_rivers_while_others_are_serve
         "model": model.name,
         "seq": 300,
         "events": 300,
+        "from_seq": 0,
         "not_taken": 0,
         "features": asked["features"],
         "max_abs_diff": 0.0,

@@ -16,6 +16,7 @@ from river import base, linear_model, optim, preprocessing
 from streams import Event, sample_weights, stream
 
 from core import Learner, Spec
+from core.features import X
 from core.parity import CrossCheck, NoTwin, Report, crosscheck, river_twin, ulp_distance
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
@@ -149,6 +150,7 @@ def test_the_cross_check_finds_equality(variant: str) -> None:
     report = crosscheck(((x, y, w) for (x, y), w in zip(events, weights, strict=True)), VARIANTS[variant][0])
     assert report == Report(
         events=1250,
+        from_seq=0,
         not_taken=0,
         features=9,
         max_abs_diff=0.0,
@@ -277,6 +279,93 @@ def test_the_river_twin_is_the_oracle_of_these_tests(name: str) -> None:
 def test_the_cross_check_finds_equality_for_every_rule(name: str) -> None:
     report = own_report(checked(TWINS[name][0]))
     assert (report.equal, report.events, report.not_taken, report.max_abs_diff) == (True, 400, 0, 0.0)
+
+
+# -- from a state, where the beginning of the log is gone
+
+
+def halves(spec: Spec, events: Sequence[tuple[X, int, float]]) -> tuple[CrossCheck, CrossCheck]:
+    """A cross-check of all events, and one that begins with the state that the learner had half-way."""
+    whole = CrossCheck(spec)
+    for event in events[: len(events) // 2]:
+        whole.learn_one(*event)
+    half = CrossCheck.from_state(whole.learner.state())
+    for event in events[len(events) // 2 :]:
+        whole.learn_one(*event)
+        half.learn_one(*event)
+    return whole, half
+
+
+def assert_the_same_from_half_way(spec: Spec, events: Sequence[tuple[X, int, float]]) -> CrossCheck:
+    """River goes on from our state as it does from its own: every weight and the bias, to the last bit."""
+    whole, half = halves(spec, events)
+    assert half.learner.sha256() == whole.learner.sha256()
+    report, from_start = own_report(half), own_report(whole)
+    assert (report.equal, from_start.equal) == (True, True)
+    assert (report.from_seq, report.events) == (len(events) // 2, len(events) - len(events) // 2)
+    # A feature that only steps not taken had is 0 here, and nothing to river.
+    assert half._river.weights == dict.fromkeys(half._river.weights, 0.0) | whole._river.weights
+    assert any(half._river.weights.values())
+    assert half._river.intercept == whole._river.intercept
+    return half
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_cross_check_from_half_way_equals_one_from_the_start(name: str) -> None:
+    events = [(x, y, w) for (x, y), w in zip(stream("Phishing", 300), sample_weights(300), strict=True)]
+    assert_the_same_from_half_way(TWINS[name][0], events)
+
+
+PENALTIES = {"none": {}, "l1": {"l1": 1e-3}, "l2": {"l2": 0.01}}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_scale_and_penalty_goes_on_from_half_way(rule: str, scale: str, penalty: str) -> None:
+    """Sparse events: features that come up after the state was taken, some before it alone."""
+    numbers = random.Random(f"{rule}{scale}{penalty}")
+    events = []
+    for i in range(120):
+        names = [f"f{number}" for number in numbers.sample(range(i // 10, 20 + i // 5), 6)]
+        x = {name: numbers.gauss(1, 2) for name in names}
+        events.append((x, numbers.randrange(2), numbers.choice([1.0, 0.3, 2.5])))
+    assert_the_same_from_half_way(Spec(rule=rule, scale=scale, **PENALTIES[penalty]), events)
+
+
+@pytest.mark.parametrize("rate", [InverseScaling("inverse_scaling", 0.3, 0.4), Optimal("optimal", 0.01)])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("adadelta", "ftrl")])
+def test_every_schedule_goes_on_from_half_way(rule: str, rate: InverseScaling | Optimal) -> None:
+    events = [(x, y, 1.0) for x, y in stream("Phishing", 200)]
+    assert_the_same_from_half_way(Spec(rule=rule, learning_rate=rate, l1=1e-4), events)
+
+
+@pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_model_that_had_no_feature_half_way_goes_on_too(rule: str, scale: str) -> None:
+    events: list[tuple[X, int, float]] = [({}, 1, 1.0)] * 10 + [({"a": 1.0 + i}, i % 2, 1.0) for i in range(10)]
+    assert_the_same_from_half_way(Spec(rule=rule, scale=scale), events)
+
+
+def test_hashed_features_go_on_from_half_way() -> None:
+    """The state has hashes for names, and so has the log."""
+    spec, events = Spec(hash_bits=3), [({f"name {i % 37}": 1.0 + i / 50}, i % 2, 1.0) for i in range(200)]
+    assert_the_same_from_half_way(spec, events)
+
+
+def test_steps_that_were_not_taken_before_half_way_are_not_counted_after_it() -> None:
+    usual = [({"a": i / 9, "b": 1.0}, i % 2, 1.0) for i in range(20)]
+    huge = [({"a": 1e200, "b": 1e-200, "only here": 1.0}, y, 1.0) for y in (0, 1)]
+    spec = Spec(rule="adam", max_value=1e300, scale="standard", learning_rate=0.01)
+    half = assert_the_same_from_half_way(spec, [*usual[:4], *huge, *usual[4:], *usual])
+    assert (half.learner.not_taken > 0, own_report(half).not_taken) == (True, 0)
+
+
+def test_a_cross_check_from_half_way_finds_a_model_that_learned_one_event_less() -> None:
+    events = [(x, y, 1.0) for x, y in stream("Phishing", 100)]
+    _, half = halves(Spec(rule="ftrl"), events)
+    other, _ = halves(Spec(rule="ftrl"), events[:-1])
+    assert not half.compare(other.learner.weights_by_name(), other.learner.bias).equal
 
 
 @pytest.mark.parametrize("rule", RULES)
