@@ -199,10 +199,10 @@ def main() -> int:
             for number in range(1, options.rounds + 1):
                 print(f"round {number} of {options.rounds}", file=sys.stderr)
                 for contest in found:
-                    with running(onestep) as port:  # in a new folder, so that every body comes to an empty log
-                        onestep_seconds(port, warm_up.ndjson(), NDJSON, 1_000)
-                        onestep_seconds(port, warm_up.arrow(), ARROW, 1_000)
-                        contest.round(port)
+                    with running(onestep) as server:  # in a new folder, so that every body comes to an empty log
+                        onestep_seconds(server.port, warm_up.ndjson(), NDJSON, 1_000)
+                        onestep_seconds(server.port, warm_up.arrow(), ARROW, 1_000)
+                        contest.round(server.port)
     except BenchmarkError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1

@@ -57,6 +57,15 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Server:
+    """One that runs."""
+
+    port: int
+    pid: int
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Plan:
     seconds: int
     rounds: int
@@ -88,15 +97,15 @@ def sides() -> tuple[Side, Side]:
 
 
 @contextmanager
-def running(side: Side) -> Iterator[int]:
-    """Start the server in a fresh folder, yield its port once it is ready, end it in every case."""
+def running(side: Side) -> Iterator[Server]:
+    """Start the server in a fresh folder, yield it once it is ready, end it in every case."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         port = free_port()
         command = [part.format(port=port, folder=folder) for part in side.command]
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
         try:
             wait_until_ready(process, f"http://{HOST}:{port}{side.ready}")
-            yield port
+            yield Server(port, process.pid, Path(folder))
         except (BenchmarkError, LoadError) as error:
             output.seek(0)
             tail = output.read().decode(errors="replace")[-TAIL:].strip() or "(nothing)"
@@ -148,8 +157,9 @@ def run(plan: Plan, contestants: tuple[Side, Side]) -> Results:
     for number in range(1, plan.rounds + 1):
         for side in contestants:
             print(f"round {number} of {plan.rounds}: {side.name}", file=sys.stderr)
-            with running(side) as port:
-                take_turn(plan, side, port, results)
+            with running(side) as server:
+                take_turn(plan, side, server.port, results)
+                tell_log(server.folder)
     return results
 
 
@@ -164,8 +174,16 @@ def take_turn(plan: Plan, side: Side, port: int, results: Results) -> None:
         print(f"  {operation:<8}{connections:>4} connections: {describe(result)}", file=sys.stderr)
 
 
+def tell_log(folder: Path) -> None:
+    """How large the service's files have become. A write-ahead log does not shrink below 64 MiB: it never was larger."""
+    sizes = [f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("log.db*"))]
+    if sizes:
+        print(f"  {', '.join(sizes)}", file=sys.stderr)
+
+
 def describe(result: LoadResult) -> str:
-    rates = f"{result.requests_per_second:,.0f}/s, p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms"
+    milliseconds = f"p50 {result.p50_ms:.2f}, p99 {result.p99_ms:.2f}, p99.9 {result.p999_ms:.2f} ms"
+    rates = f"{result.requests_per_second:,.0f}/s, {milliseconds}"
     return f"FAILED with {result.errors} errors ({rates})" if result.errors else rates
 
 
@@ -178,14 +196,15 @@ def medians(results: list[LoadResult]) -> LoadResult:
         requests_per_second=median(result.requests_per_second for result in results),
         p50_ms=median(result.p50_ms for result in results),
         p99_ms=median(result.p99_ms for result in results),
+        p999_ms=median(result.p999_ms for result in results),
         errors=sum(result.errors for result in results),
     )
 
 
 def table(plan: Plan, results: Results, contestants: tuple[Side, Side]) -> str:
     first, second = (side.name for side in contestants)
-    names = f"{'':>20} |{first:^28}|{second:^28}|{f'{second} / {first}':^24}"
-    head = f"{'':<8}{'connections':>12} |" + f"{'per s':>9}{'p50 ms':>9}{'p99 ms':>9} |" * 2
+    names = f"{'':>20} |{first:^37}|{second:^37}|{f'{second} / {first}':^24}"
+    head = f"{'':<8}{'connections':>12} |" + f"{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9} |" * 2
     lines = [names, head + f"{'per s':>8}{'p50':>8}{'p99':>8}", "-" * len(names)]
     for operation, connections in plan.cells():
         left, right = (medians(results[name, operation, connections]) for name in (first, second))
@@ -195,8 +214,8 @@ def table(plan: Plan, results: Results, contestants: tuple[Side, Side]) -> str:
 
 def numbers(result: LoadResult) -> str:
     if result.errors:
-        return f"{f'{result.errors} errors':>27}"
-    return f"{result.requests_per_second:>9,.0f}{result.p50_ms:>9.2f}{result.p99_ms:>9.2f}"
+        return f"{f'{result.errors} errors':>36}"
+    return f"{result.requests_per_second:>9,.0f}{result.p50_ms:>9.2f}{result.p99_ms:>9.2f}{result.p999_ms:>9.2f}"
 
 
 def ratios(left: LoadResult, right: LoadResult) -> str:

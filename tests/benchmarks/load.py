@@ -37,6 +37,8 @@ import uvloop
 
 HOST = "127.0.0.1"
 EVENTS = 300
+MODELS = 1_000
+"""A path with `{}` is that of so many models in turn."""
 FEATURES = 10
 REPLY_TIMEOUT = 2.0
 """Seconds. A reply later than this is an error, with both generators (it is wrk's default)."""
@@ -53,6 +55,7 @@ class LoadResult:
     requests_per_second: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     errors: int
     """Replies that are not a success or came too late, and connections that failed or were lost."""
 
@@ -123,6 +126,12 @@ def event_json(rng: random.Random, truth: list[float], labelled: bool) -> str:
     return json.dumps(event)
 
 
+def targets(path: str) -> list[tuple[str, str]]:
+    """Path and body of the requests that are sent in turn."""
+    events, count = bodies(path), max(EVENTS, MODELS) if "{}" in path else EVENTS
+    return [(path.format(f"model-{i % MODELS}"), events[i % EVENTS]) for i in range(count)]
+
+
 def with_id(body: str, id_: str) -> str:
     return f'{body[:-1]}, "id": "{id_}"}}'
 
@@ -139,7 +148,7 @@ def probe(port: int, path: str) -> None:
     reply = b""
     try:
         with socket.create_connection((HOST, port), timeout=10) as connection:
-            connection.sendall(request_bytes(port, path, bodies(path)[0], connection="close"))
+            connection.sendall(request_bytes(port, *targets(path)[0], connection="close"))
             while part := connection.recv(65536):
                 reply += part
     except OSError as error:
@@ -162,16 +171,16 @@ def wrk_command(script: Path, port: int, path: str, connections: int, seconds: i
 
 def wrk_script(path: str, ids: bool) -> str:
     """Lua: format every request once, send them in turn, print the result as one line of JSON (wrk counts in us)."""
-    lines = ",\n".join(f"[[{body}]]" for body in bodies(path))
+    lines = ",\n".join(f"{{'{target}', [[{body}]]}}" for target, body in targets(path))
     request = (
         """
   local id = string.format('%08x-%08x', math.random(0, 4294967295), math.random(0, 4294967295))
-  return wrk.format(nil, nil, nil, bodies[last]:sub(1, -2) .. ', "id": "' .. id .. '"}')"""
+  return wrk.format(nil, targets[last][1], nil, targets[last][2]:sub(1, -2) .. ', "id": "' .. id .. '"}')"""
         if ids
         else """
   return requests[last]"""
     )
-    return f"""local bodies = {{
+    return f"""local targets = {{
 {lines}
 }}
 local requests, last = {{}}, 0
@@ -180,7 +189,7 @@ wrk.headers["Content-Type"] = "application/json"
 
 function init()
   math.randomseed(os.time())
-  for i, body in ipairs(bodies) do requests[i] = wrk.format(nil, nil, nil, body) end
+  for i, target in ipairs(targets) do requests[i] = wrk.format(nil, target[1], nil, target[2]) end
 end
 
 function request()
@@ -190,8 +199,9 @@ end
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format(
-    '{{"requests_per_second": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "errors": %d}}\\n',
-    summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    '{{"requests_per_second": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "p999_ms": %.3f, "errors": %d}}\\n',
+    summary.requests / summary.duration * 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency:percentile(99.9) / 1e3,
     e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
@@ -208,9 +218,9 @@ def python_command(port: int, path: str, connections: int, seconds: int, ids: bo
 def endless_requests(port: int, path: str, ids: bool) -> Iterator[bytes]:
     """The requests in turn; with `ids` each with an id of its own."""
     if not ids:
-        yield from cycle([request_bytes(port, path, body) for body in bodies(path)])
-    for body in cycle(bodies(path)):
-        yield request_bytes(port, path, with_id(body, uuid.uuid4().hex[:17]))
+        yield from cycle([request_bytes(port, *target) for target in targets(path)])
+    for target, body in cycle(targets(path)):
+        yield request_bytes(port, target, with_id(body, uuid.uuid4().hex[:17]))
 
 
 class Run:
@@ -232,6 +242,7 @@ class Run:
             requests_per_second=len(ordered) / seconds,
             p50_ms=1000 * percentile(ordered, 0.50),
             p99_ms=1000 * percentile(ordered, 0.99),
+            p999_ms=1000 * percentile(ordered, 0.999),
             errors=self.errors,
         )
 

@@ -42,9 +42,9 @@ def measure_single(generator: str, seconds: int, rounds: int) -> None:
     _, onestep = sides()
     for _ in range(rounds):
         for name, path, ids in (("learn", "/learn", False), ("predict with an id", "/predict", True)):
-            with running(onestep) as port:
-                measure(generator, port, path, 32, 1, ids)
-                results[name].append(measure(generator, port, path, 32, seconds, ids))
+            with running(onestep) as server:
+                measure(generator, server.port, path, 32, 1, ids)
+                results[name].append(measure(generator, server.port, path, 32, seconds, ids))
     rates = {name: median(result.requests_per_second for result in found) for name, found in results.items()}
     for name, found in results.items():
         errors = sum(result.errors for result in found)

@@ -1,0 +1,193 @@
+"""The service beside what cannot be had cheaper, or beside itself when nothing disturbs it.
+
+    predict                a prediction a request, 32 connections: beside an endpoint that parses the body, does nothing
+    learn alone            one durable learn at a time: beside one write and fdatasync of as many bytes as it writes
+    predict while learning predictions while another connection learns NDJSON at full rate: beside the same, undisturbed
+    1,000 models           learns at 32 connections, the models in turn: beside one model
+    start                  until the first answer: beside `python -c "import fastapi, river, numba"`
+
+    python tests/benchmarks/floors.py --seconds 3 --rounds 5
+
+Each round measures both sides in turn; shown are medians over the rounds. Exit status 0: the measurement ran (it does
+not judge). 1: something failed, the message says what.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from statistics import median
+
+from bulk import NDJSON, Events, onestep_seconds
+from http_benchmark import BenchmarkError, Server, Side, answers, free_port, machine, positive, running, sides, stop
+from load import HOST, MODELS, LoadError, choose_generator, measure
+
+IMPORTS = "import fastapi, river, numba"
+SYNCS = 500
+ROOM = 4 * 2**20
+"""Bytes of the file that the floor of a learn writes to, over and over: about what the write-ahead log has."""
+
+
+def rate(generator: str, server: Server, path: str, connections: int, seconds: int) -> float:
+    """Requests a second, after a second to warm up."""
+    measure(generator, server.port, path, connections, 1)
+    result = measure(generator, server.port, path, connections, seconds)
+    if result.errors:
+        raise BenchmarkError(f"{result.errors} errors at {path}")
+    return result.requests_per_second
+
+
+def onestep() -> Side:
+    return sides()[1]
+
+
+# -- the contests: each round gives (ours, theirs)
+
+
+def predict(generator: str, seconds: int) -> tuple[float, float]:
+    """Predictions a second, and replies of an endpoint that does nothing."""
+    script = str(Path(__file__).with_name("floor.py").resolve())
+    with running(onestep()) as server:
+        rate(generator, server, "/learn", 32, 1)
+        ours = rate(generator, server, "/predict", 32, seconds)
+    with running(Side("floor", (sys.executable, script, "--port", "{port}"), "/")) as server:
+        return ours, rate(generator, server, "/predict", 32, seconds)
+
+
+def learn_alone(generator: str, seconds: int) -> tuple[float, float]:
+    """Milliseconds of a learn on one connection, and of a write and fdatasync of as many bytes: medians."""
+    with running(onestep()) as server:
+        measure(generator, server.port, "/learn", 1, 1)
+        before = written(server.pid)
+        result = measure(generator, server.port, "/learn", 1, seconds)
+        size = round((written(server.pid) - before) / (result.requests_per_second * seconds))
+        return result.p50_ms, write_and_sync(server.folder, size)
+
+
+def written(pid: int) -> int:
+    """Bytes that a process has written so far."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.partition(":")[2]) for line in lines if line.startswith("wchar"))
+
+
+def write_and_sync(folder: Path, size: int) -> float:
+    """Milliseconds of one write of so many bytes and one fdatasync: the median."""
+    times = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(ROOM))
+        file.flush()
+        os.fsync(file.fileno())
+        for i in range(SYNCS):
+            place = i * size % (ROOM - size)
+            started = time.perf_counter()
+            os.pwrite(file.fileno(), bytes(size), place)
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - started)
+    return 1000 * median(times)
+
+
+def predict_while_learning(generator: str, seconds: int) -> tuple[float, float]:
+    """p99 in milliseconds of predictions at 8 connections while NDJSON is learned, and undisturbed."""
+    body = Events.random(100_000, 10).ndjson()
+    with running(onestep()) as server:
+        onestep_seconds(server.port, body, NDJSON, 100_000)
+        measure(generator, server.port, "/predict", 8, 1)
+        idle = measure(generator, server.port, "/predict", 8, seconds).p99_ms
+        with learning(server, body):
+            return measure(generator, server.port, "/predict", 8, seconds).p99_ms, idle
+
+
+@contextmanager
+def learning(server: Server, body: bytes) -> Iterator[None]:
+    """Meanwhile the same body is learned, one after the other."""
+    end, failed = threading.Event(), list[BenchmarkError]()
+
+    def run() -> None:
+        try:
+            while not end.is_set():
+                onestep_seconds(server.port, body, NDJSON, 100_000)
+        except BenchmarkError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def many_models(generator: str, seconds: int) -> tuple[float, float]:
+    """Learns a second of many models in turn, and of one."""
+    with running(onestep()) as server:
+        connection = HTTPConnection(HOST, server.port)
+        for i in range(MODELS):
+            connection.request("PUT", f"/models/model-{i}", "{}", {"content-type": "application/json"})
+            connection.getresponse().read()
+        connection.close()
+        many = rate(generator, server, "/models/{}/learn", 32, seconds)
+        return many, rate(generator, server, "/models/model-0/learn", 32, seconds)
+
+
+def start(generator: str, seconds: int) -> tuple[float, float]:
+    """Seconds from the start of the process to its first answer, and of a process with the imports alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        command = [part.format(port=port, folder=folder) for part in onestep().command]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not answers(f"http://{HOST}:{port}/readyz"):
+                time.sleep(0.005)
+            ours = time.perf_counter() - started
+        finally:
+            stop(process)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    return ours, time.perf_counter() - started
+
+
+CONTESTS: dict[str, tuple[str, Callable[[str, int], tuple[float, float]]]] = {
+    "predict": ("a second", predict),
+    "learn alone": ("ms, p50", learn_alone),
+    "predict while learning": ("ms, p99", predict_while_learning),
+    "1,000 models": ("a second", many_models),
+    "start": ("s", start),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the service beside its floors.")
+    parser.add_argument("--seconds", type=positive, default=3, help="length of each measurement (default 3)")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--only", choices=CONTESTS, action="append", help="one of them; may be repeated")
+    parser.add_argument("--generator", choices=("auto", "wrk", "python"), default="auto")
+    options = parser.parse_args()
+    try:
+        generator = choose_generator(options.generator)
+        print(machine(generator))
+        print(f"{'':<24}{'unit':<10}{'onestep':>12}{'floor':>12}{'ratio':>8}")
+        for name, (unit, contest) in CONTESTS.items():
+            if options.only and name not in options.only:
+                continue
+            rounds = [contest(generator, options.seconds) for _ in range(options.rounds)]
+            ours, theirs = (median(side) for side in zip(*rounds, strict=True))
+            print(f"{name:<24}{unit:<10}{ours:>12,.2f}{theirs:>12,.2f}{ours / theirs:>8.2f}", flush=True)
+    except (BenchmarkError, LoadError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
