@@ -175,7 +175,7 @@ def take_turn(plan: Plan, side: Side, port: int, results: Results) -> None:
 
 
 def tell_log(folder: Path) -> None:
-    """How large the service's files have become. A write-ahead log does not shrink below 64 MiB: it never was larger."""
+    """How large the service's files have become. A write-ahead log does not shrink below 64 MiB."""
     sizes = [f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("log.db*"))]
     if sizes:
         print(f"  {', '.join(sizes)}", file=sys.stderr)
