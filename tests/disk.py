@@ -28,7 +28,7 @@ END_SECONDS = 30.0
 PASSING = ("lock", "log.db-shm")
 """Files in which nothing stands that must survive; SQLite makes its index of the write-ahead log anew."""
 
-_LINE = re.compile(rb"^(\d+) +(\w+)\((.*)\) += (-?\d+)")
+_LINE = re.compile(rb"^(\d+) +(\w+)\((.*)\) += (-?\d+|\?)")
 _BEGUN = re.compile(rb"^(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(rb"^(\d+) +<\.\.\. \w+ resumed>(.*)\) += (-?\d+|\?)")
 _TEXT = re.compile(rb'"((?:\\x[0-9a-f]{2})*)"')

@@ -223,7 +223,7 @@ async def recover(folder: Path, promised: Promises) -> dict[str, dict[str, Any]]
 
 @dataclass
 class Cuts:
-    """Cuts of the power in a recording that began on a folder with these files, which had been promised these things."""
+    """Cuts of the power in a recording that began on a disk that held this, when these things had been promised."""
 
     recording: Recording
     below: Path
