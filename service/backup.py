@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.inspect import Findings, examine, sync_file, write_mark
+from service.inspect import Findings, examine, write_mark
 from service.lock import FolderLock
 from service.log import LogReader, encode_mark, read_mark
-from service.store import sync_folder
+from service.store import sync_file, sync_folder
 from service.terminal import Failed, number, say, size
 
 _LOG_FILES = ("log.db", "log.db-wal", "last-commit")

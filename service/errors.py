@@ -314,3 +314,9 @@ class CopyFailed(OnestepError):
 class LogEndsEarly(OnestepError):
     """The log in {folder} is shorter than it was: it ends at commit {log}, but commit {mark} was acknowledged.
     Nothing was changed. Restore a backup, or accept the loss with `onestep repair {folder}`."""
+
+
+class LogHasAHole(OnestepError):
+    """The log in {folder} is damaged: its write-ahead log can be read up to commit {log}, and {lost} commit(s) that
+    were synced come after that. Nothing was changed. Restore a backup, or accept the loss with
+    `onestep repair {folder}`."""

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from service import errors
 from service.lock import FolderLock
-from service.log import LogReader, StoredModel, encode_mark, read_mark
-from service.store import sync_folder
+from service.log import LogReader, StoredModel, Tail, encode_mark, read_mark
+from service.store import sync_file, sync_folder
 from service.terminal import Failed, confirm, number, say, show, size
 
 _UNCOPIED = ("lock", "log.db-shm")
 """Files of a data folder with nothing in them that a process makes not anew."""
+
+_UNFINISHED = "of a commit being written, or cut short"
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class Findings:
 
     end: number and checksum of the log's last commit. mark: those of the last commit that was acknowledged. Either is
     None if it cannot be read. damage: what is wrong with the log. bad_snapshots: what is wrong with snapshots, which
-    costs a service time at its start and nothing else.
+    costs a service time at its start and nothing else. tail: what the write-ahead log has after the log's end.
     """
 
     mark: tuple[int, int] | None
@@ -49,6 +51,7 @@ class Findings:
     models: list[ModelFindings] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     bad_snapshots: list[str] = field(default_factory=list)
+    tail: Tail = field(default_factory=Tail)
 
     @property
     def loss(self) -> str | None:
@@ -64,6 +67,11 @@ class Findings:
             return (
                 f"the log ends at commit {self.end[0]:,}, but commit {self.mark[0]:,} was acknowledged: "
                 f"{self.mark[0] - self.end[0]:,} commit(s) are gone from its end"
+            )
+        if self.tail.lost:
+            return (
+                f"the write-ahead log can be read up to commit {self.end[0]:,}, and {self.tail.lost:,} commit(s) that "
+                "were synced come after that"
             )
         return None
 
@@ -100,6 +108,7 @@ def _examine(log: LogReader, findings: Findings) -> None:
         findings.end = log.log_end()
         if findings.mark and findings.mark[0] == findings.end[0] and findings.mark != findings.end:
             findings.damage.append("its last commit is not the one that was acknowledged")
+        findings.tail = log.tail()
     with _noting(findings.damage):
         findings.damage += log.integrity()
     with _noting(findings.damage):
@@ -199,11 +208,13 @@ def inspect(folder: Path) -> int:
 
 
 def _folder_rows(folder: Path, findings: Findings) -> list[tuple[str, float | str | None]]:
+    unfinished = [] if findings.loss or not findings.tail.pages else [(_UNFINISHED, f"{findings.tail.pages:,} page(s)")]
     return [
         ("database log.db", _size(folder / "log.db")),
         ("write-ahead log log.db-wal", _size(folder / "log.db-wal")),
         ("last commit in the log", findings.end and findings.end[0]),
         ("last commit acknowledged", findings.mark and findings.mark[0]),
+        *unfinished,
         ("damage", len(findings.wrong) or "none"),
     ]
 
@@ -233,7 +244,8 @@ def _advice(folder: Path, findings: Findings) -> str:
 
 
 def repair(folder: Path, yes: bool) -> int:
-    """Accept that the end of the log is gone: `last-commit` then says where the log ends. The exit code."""
+    """Accept that the end of the log is gone: `last-commit` then says where the log ends, and what the write-ahead log
+    has after that is cut off. The exit code."""
     if _loss(folder) is None:
         print(f"nothing to repair in {folder}")
         return 0
@@ -265,6 +277,9 @@ def _repair(folder: Path, yes: bool) -> int:
         say("nothing was changed")
         return 1
     copy = _copy(folder)
+    if findings.tail.pages:
+        os.truncate(folder / "log.db-wal", findings.tail.start)
+        sync_file(folder / "log.db-wal")
     write_mark(folder, findings.end)
     print(f"Done: the log ends at commit {findings.end[0]:,}. The files as they were are in {copy}.")
     return 0
@@ -281,12 +296,6 @@ def _copy(folder: Path) -> Path:
     sync_folder(copy)
     sync_folder(folder)
     return copy
-
-
-def sync_file(path: Path) -> None:
-    """Sync a file's contents."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def write_mark(folder: Path, end: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ Nothing here changes anything. Damage is refused, never learned: LogDamaged says
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from core.features import LATE, Batch, X
 from core.logistic import Floats
@@ -67,6 +68,19 @@ class Snapshot:
 
     seq: int
     state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What the write-ahead log has after its last whole commit, from the byte `start` on.
+
+    pages: of a commit that was cut short, or is being written just now. lost: commits that are damaged, because another
+    one was begun after each of them, so that it had been synced.
+    """
+
+    start: int = 0
+    pages: int = 0
+    lost: int = 0
 
 
 def crc(*parts: bytes | int | str | float) -> int:
@@ -344,10 +358,72 @@ class LogReader:
             return number, checksum
         raise self._damaged("the row of its last commit is missing")
 
+    def tail(self) -> Tail:
+        """What stands in the write-ahead log beyond the commits that SQLite reads from it."""
+        path = self.folder / "log.db-wal"
+        whole = self._whole_frames()
+        if whole is None or not path.is_file():
+            return Tail()
+        with path.open("rb") as wal:
+            found = _tail(wal, whole, next(size for (size,) in self._rows("PRAGMA page_size")))
+        # Again, for what a service has committed meanwhile; it may have begun its write-ahead log anew, too.
+        return found if self._whole_frames() == whole else Tail()
+
+    def _whole_frames(self) -> int | None:
+        """How many frames of the write-ahead log SQLite reads, by its index (sqlite.org/walformat.html); None if it has
+        none."""
+        next(self._rows("SELECT 1 FROM log_end"), None)  # the index is made when it is needed
+        try:
+            with (self.folder / "log.db-shm").open("rb") as index:
+                header, copy = index.read(_INDEX.size), index.read(_INDEX.size)
+        except FileNotFoundError:
+            return None
+        return int(_INDEX.unpack(header)[0]) if header and header == copy else None
+
     def integrity(self) -> list[str]:
         """What SQLite's own check finds wrong; empty if nothing."""
         found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
+
+
+# -- the write-ahead log (sqlite.org/fileformat2.html, section 4)
+
+_WAL_HEADER = struct.Struct(">16x8s8s")
+_FRAME = struct.Struct(">4xI8s8x")
+_INDEX = struct.Struct("=16xI28x")
+
+
+def _tail(wal: BinaryIO, whole: int, page_size: int) -> Tail:
+    """What comes after so many frames. Those of an older write-ahead log have another salt, and are passed over."""
+    header = wal.read(_WAL_HEADER.size)
+    if len(header) < _WAL_HEADER.size:
+        return Tail(0, len(header) > 0)
+    salt, checksum = _WAL_HEADER.unpack(header)
+    header_whole = checksum == _wal_checksum(header)
+    start = _WAL_HEADER.size + whole * (_FRAME.size + page_size)
+    pages = commits = 0
+    for place in itertools.count(start, _FRAME.size + page_size):
+        wal.seek(place)
+        frame = wal.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            break
+        size_after_commit, frame_salt = _FRAME.unpack(frame)
+        if not header_whole and place == start:
+            salt = frame_salt
+        pages += frame_salt == salt
+        commits += frame_salt == salt and size_after_commit > 0
+    # The header is synced before the first frame is written, and a commit before the next one.
+    return Tail(start, pages + (len(frame) > 0), max(0, commits - header_whole))
+
+
+def _wal_checksum(header: bytes) -> bytes:
+    """What stands at the end of a header, if it is whole."""
+    one = two = 0
+    words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return struct.pack(">II", one, two)
 
 
 # -- the file last-commit

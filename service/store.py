@@ -252,8 +252,10 @@ class Store(LogReader):
         path, self._mark_path = folder / "log.db", folder / "last-commit"
         if not path.exists():
             self._create(path)
-        self._check(folder)
+        unfinished = self._check(folder)
         super().__init__(folder)
+        if unfinished:
+            self._drop_unfinished()
         if self.format < FORMAT:
             self._upgrade()
         self._number, self._checksum = self.log_end()
@@ -272,6 +274,8 @@ class Store(LogReader):
                 "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
                 f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} COMMIT;"
+                # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
+                "PRAGMA journal_mode = WAL;"
             )
         except sqlite3.Error as error:
             raise _failure(error) from error
@@ -291,12 +295,16 @@ class Store(LogReader):
         self.format = FORMAT
 
     @staticmethod
-    def _check(folder: Path) -> None:
+    def _check(folder: Path) -> bool:
         """Refuse a folder whose log has become shorter, by reading alone: a connection that may write would throw away
-        the damaged write-ahead log when it is closed, and with it what could still be saved."""
+        the damaged write-ahead log when it is closed, and with it what could still be saved.
+
+        Returns whether a commit was cut short.
+        """
         log = LogReader(folder)
         try:
             number, checksum = log.log_end()
+            tail = log.tail()
         finally:
             log.close()
         marked = read_mark(folder)
@@ -306,6 +314,22 @@ class Store(LogReader):
             raise errors.LogEndsEarly(folder=str(folder), log=number, mark=marked[0])
         if marked is not None and marked[0] == number and marked[1] != checksum:
             raise errors.LogDamaged(folder=str(folder), reason="its last commit is not the one that was acknowledged")
+        if tail.lost:
+            raise errors.LogHasAHole(folder=str(folder), log=number, lost=tail.lost)
+        if tail.pages:
+            logger.warning(
+                "commit %d was cut short and never acknowledged: %d page(s) of it are dropped", number + 1, tail.pages
+            )
+        return tail.pages > 0
+
+    def _drop_unfinished(self) -> None:
+        """Begin the write-ahead log anew: a commit that overwrote only a part of the one that was cut short would look
+        as if more had been lost, were it cut short too."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _failure(error) from error
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -324,9 +348,13 @@ class Store(LogReader):
     def _open_mark(self) -> int:
         """Open the file that remembers how far the log went, for the commits to come."""
         fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
+        # First the log: a kill may have left a commit in it that was written and not synced. From now on it counts.
+        wal = self.folder / "log.db-wal"
+        if wal.exists():
+            sync_file(wal)
+        sync_folder(self.folder)
         os.pwrite(fd, encode_mark(self._number, self._checksum), 0)
         os.fsync(fd)
-        sync_folder(self.folder)
         return fd
 
     # -- writing
@@ -666,6 +694,12 @@ def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return errors.DiskFull()
     return errors.StorageFailed(reason=str(error))
+
+
+def sync_file(path: Path) -> None:
+    """Sync a file, whoever wrote it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -34,6 +34,8 @@ HOST = "127.0.0.1"
 START_SECONDS = 120.0
 """Until a service must be ready; the first start on a machine may compile."""
 STOP_SECONDS = 30.0
+LOST = (OSError, http.client.HTTPException)
+"""What a client sees of a kill."""
 _LIMITED = """
 import os, resource, sys
 limit = int(sys.argv[1])
@@ -49,8 +51,11 @@ _LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
 class Service:
     """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
 
-    def __init__(self, folder: Path, *flags: str, file_limit: int | None = None) -> None:
-        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk."""
+    def __init__(self, folder: Path, *flags: str, file_limit: int | None = None, tracing: Sequence[str] = ()) -> None:
+        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk.
+
+        `tracing`: what to put before the command to record it.
+        """
         onestep = str(Path(sys.executable).with_name("onestep"))
         command = [onestep, "serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
         if file_limit is not None:
@@ -59,7 +64,7 @@ class Service:
         self._log_path = folder.with_name(f"{folder.name}.service-log")
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
         with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=clean)
+            self.process = subprocess.Popen([*tracing, *command], stdout=log, stderr=log, env=clean)
         self.port = 0
 
     def __enter__(self) -> Service:

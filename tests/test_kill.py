@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
@@ -15,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Service, exchange, logged_events, replayed_elsewhere
+from processes import LOST, Service, exchange, logged_events, replayed_elsewhere
 from river import linear_model
 from streams import stream
-
-LOST = (OSError, http.client.HTTPException)
-"""What a client sees of a kill."""
 
 
 def seeded() -> random.Random:
