@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -414,7 +415,7 @@ class Engine:
         """Open the store, bring every model to the end of its log, and begin to write."""
         started = time.perf_counter()
         self._store = await self._on_disk(Store, self._settings.data)
-        self._models = await self._on_disk(self._replay)
+        self._models = await self._on_disk(self._replay_all)
         if self._abandon:
             return
         if DEFAULT not in self._models:
@@ -426,26 +427,42 @@ class Engine:
         self._writer = asyncio.create_task(self._write())
         self._writer.add_done_callback(self._ended)
 
-    def _replay(self) -> dict[str, Model]:
-        """Each model: its newest snapshot that is whole, then the batches after it, through the code that learns."""
+    def _replay_all(self) -> dict[str, Model]:
+        """Each model, at the end of its log."""
         models = {}
-        for stored in self._opened.models():
-            model = models[stored.name] = Model(stored, self._settings.window)
-            names = self._opened.names(stored.key)
-            self._load_snapshot(model, names)
-            if (gone := self._opened.gone(stored.key)) > model.learner.seq:
-                reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
-                raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
-            self._load_waiting(model)
-            model.learner.features.extend(names[model.learner.n_features :])
-            for batch in self._opened.batches(stored.key, after=model.learner.seq):
-                if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
-                    raise self._damaged("an event has a feature without a name")
+        try:
+            self._opened.check_models()
+            newest = self._opened.newest()
+            for stored in self._opened.models():
+                model = models[stored.name] = Model(stored, self._settings.window)
+                self._replay(model, newest.get(stored.key, 0))
                 if self._abandon:
                     return {}
-                model.learn(batch)
-                model.count_replay(batch)
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            # A damaged page can put anything in the place of a number or a text.
+            raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error
         return models
+
+    def _replay(self, model: Model, newest: int) -> None:
+        """The model's newest snapshot that is whole, then the batches after it, through the code that learns."""
+        key = model.stored.key
+        names = self._opened.names(key)
+        last = max(self._opened.last_seq(key), newest)
+        self._load_snapshot(model, names, last)
+        if (gone := self._opened.gone(key)) > model.learner.seq:
+            reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
+            raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
+        self._load_waiting(model)
+        model.learner.features.extend(names[model.learner.n_features :])
+        for batch in self._opened.batches(key, after=model.learner.seq):
+            if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
+                raise self._damaged("an event has a feature without a name")
+            if self._abandon:
+                return
+            model.learn(batch)
+            model.count_replay(batch)
+        if model.learner.seq != last:
+            raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
 
     def _load_waiting(self, model: Model) -> None:
         """Count the predictions that wait; they stay on disk."""
@@ -456,9 +473,8 @@ class Engine:
             model.due = 0.0  # the first look tells
             self._due = 0.0
 
-    def _load_snapshot(self, model: Model, names: list[str]) -> None:
+    def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
         """Bring the model to its newest snapshot that is whole, and say which are not."""
-        last = self._opened.last_seq(model.stored.key)
         for seq in self._opened.snapshot_seqs(model.stored.key):
             if seq > last:
                 raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")

@@ -270,6 +270,13 @@ class StorageFailed(OnestepError):
     title = "Storage failed"
 
 
+class StorageDamaged(StorageFailed):
+    """A page of the log is damaged ({reason}). Nothing more is learned and the service stops; `onestep inspect` shows
+    what is damaged."""
+
+    title = "Storage damaged"
+
+
 class DiskFull(OnestepError):
     """There is no room on the disk. The event was not learned, or the prediction not kept; predictions without an id go
     on, and so does learning when there is room again."""

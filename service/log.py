@@ -30,6 +30,10 @@ JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_PAGES = 1_024
 """Pages (4 MiB) that are copied and synced at a time: a sync of more would hold up those of a service on that disk."""
+NEWEST_ROWS = 1_000
+"""Rows of the log, the newest, that are looked for in the index at a start."""
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite's module raises for damaged pages; the second, where a damaged text is in the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,16 @@ def batch_crc(model: int, first_seq: int, events: int, written_at: float, payloa
     return zlib.crc32(payload, zlib.crc32(_BATCH.pack(model, first_seq, events, written_at, len(payload))))
 
 
+_MODELS_WITH_EVENTS = """
+WITH RECURSIVE found (model) AS (
+    SELECT min(model) FROM batches
+    UNION ALL
+    SELECT (SELECT min(model) FROM batches WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
+SELECT model FROM found
+"""
+"""One seek in the index for each model."""
+
+
 class LogReader:
     """Reads a data folder, also one that a service is using, and changes nothing in it."""
 
@@ -133,8 +147,8 @@ class LogReader:
         try:
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+        except _UNREADABLE as error:
+            raise self._damaged(str(error)) from None
         if application != APPLICATION_ID:
             raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
         if found > FORMAT:
@@ -149,8 +163,8 @@ class LogReader:
             # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
             for row in self._db.execute(query, values):  # noqa: UP028
                 yield row
-        except sqlite3.DatabaseError as error:
-            raise errors.LogDamaged(folder=str(self.folder), reason=str(error)) from None
+        except _UNREADABLE as error:
+            raise self._damaged(str(error)) from None
 
     def _damaged(self, reason: str) -> errors.LogDamaged:
         return errors.LogDamaged(folder=str(self.folder), reason=reason)
@@ -246,6 +260,26 @@ class LogReader:
         """The seq of a model's newest event, 0 without one."""
         query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
         return next((seq for (seq,) in self._rows(query, model)), 0)
+
+    def newest(self) -> dict[int, int]:
+        """The last seq of each model in the newest rows of the log, found without the index that all else goes by.
+
+        An index page that is damaged can hide a row, and SQLite does not tell; of the last row nothing else would.
+        """
+        query = (
+            "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches NOT INDEXED "
+            "ORDER BY rowid DESC LIMIT ?) GROUP BY model"
+        )
+        return {model: seq for model, seq in self._rows(query, NEWEST_ROWS)}  # noqa: C416
+
+    def check_models(self) -> None:
+        """Refuse a log with events of a model that is not there, and is not being removed."""
+        known = {
+            model for (model,) in self._rows("SELECT model FROM models NOT INDEXED UNION SELECT model FROM purges")
+        }
+        for (model,) in self._rows(_MODELS_WITH_EVENTS):
+            if model is not None and model not in known:
+                raise self._damaged(f"the row of model number {model} is missing, and its events are there")
 
     def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
         """The event of a model at a seq, and when it was written (seconds since 1970); None if it is not there."""
@@ -355,6 +389,8 @@ class LogReader:
     def log_end(self) -> tuple[int, int]:
         """The number of the last commit, and the checksum over all."""
         for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
+            if not isinstance(number, int) or not isinstance(checksum, int):
+                raise self._damaged("the row of its last commit cannot be read")
             return number, checksum
         raise self._damaged("the row of its last commit is missing")
 

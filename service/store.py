@@ -495,7 +495,7 @@ class Store(LogReader):
         try:
             ((rows,),) = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise errors.StorageFailed(reason=str(error)) from error
+            raise _failure(error) from error
         try:
             decoded: list[list[Any]] = msgspec.json.decode(rows)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -554,7 +554,9 @@ class Store(LogReader):
 
     def purge(self) -> bool:
         """Remove some rows of deleted models, in one short commit; whether there may be more."""
-        doomed = [key for (key,) in self._rows("SELECT model FROM purges LIMIT 1")]
+        # Not of a model that is there: its number in this table is damaged then.
+        query = "SELECT model FROM purges WHERE model NOT IN (SELECT model FROM models) LIMIT 1"
+        doomed = [key for (key,) in self._rows(query)]
         if not doomed:
             return False
         with self._transaction():
@@ -693,6 +695,8 @@ def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
     """What a caller is told: that there was no room, or that nothing more can be trusted to be written."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return errors.DiskFull()
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+        return errors.StorageDamaged(reason=str(error))
     return errors.StorageFailed(reason=str(error))
 
 

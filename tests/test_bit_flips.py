@@ -1,0 +1,84 @@
+"""One flipped bit anywhere in a data folder: the same weights, or a refusal that says what to do; never other weights."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from examples import Example, make_example, opened
+from processes import copied
+
+from service import errors
+from service.inspect import examine
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    return asyncio.run(make_example(tmp_path_factory.mktemp("example")))
+
+
+def places(size: int, a_page: int, numbers: random.Random) -> list[tuple[int, int]]:
+    """Bytes and bits to flip: so many in each page, every other one near its start, where its headers are."""
+    found = []
+    for start in range(0, size, PAGE):
+        for i in range(a_page):
+            within = numbers.randrange(min(size - start, 120 if i % 2 else PAGE))
+            found.append((start + within, numbers.randrange(8)))
+    return found
+
+
+def check_flips(example: Example, folder: Path, name: str, a_page: int, to: Path) -> Counter[str]:
+    """Flip bits of a file, one at a time, and start each time: what came of it, by kind."""
+    # Another kind of file must not be what refuses: the mark of the killed folder fits its log.
+    whole = (folder / name).read_bytes()
+    seed = int(os.environ.get("FLIP_SEED", "1"))
+    found: Counter[str] = Counter()
+    for i, (place, bit) in enumerate(places(len(whole), a_page, random.Random(seed))):
+        damaged = copied(folder, to / str(i))
+        data = bytearray(whole)
+        data[place] ^= 1 << bit
+        (damaged / name).write_bytes(data)
+        result = asyncio.run(opened(damaged))
+        where = f"bit {bit} of byte {place} of {name}: {result}"
+        if isinstance(result, errors.OnestepError):
+            assert "onestep" in str(result) or "estore" in str(result), where  # what to do
+            assert examine_tells(damaged), where
+        else:
+            assert result == example.state, where
+        found[type(result).__name__] += 1
+    print(name, dict(found))
+    return found
+
+
+def examine_tells(folder: Path) -> bool:
+    """Whether `onestep inspect` finds something wrong too."""
+    try:
+        return bool(examine(folder).wrong)
+    except errors.OnestepError:
+        return True
+
+
+FILES = [("closed", "log.db"), ("killed", "log.db-wal"), ("closed", "last-commit")]
+
+
+@pytest.mark.parametrize(("folder", "name"), FILES)
+def test_a_flipped_bit_gives_the_same_weights_or_a_refusal(
+    example: Example, tmp_path: Path, folder: str, name: str
+) -> None:
+    a_page = {"log.db": 6, "log.db-wal": 1, "last-commit": 40}[name]
+    found = check_flips(example, getattr(example, folder), name, a_page, tmp_path)
+    assert found.keys() - {"dict"}  # some were refused: the flips are no dry run
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("folder", "name"), FILES)
+def test_each_of_twenty_flipped_bits_in_every_page_gives_the_same_weights_or_a_refusal(
+    example: Example, tmp_path: Path, folder: str, name: str
+) -> None:
+    check_flips(example, getattr(example, folder), name, 160 if name == "last-commit" else 20, tmp_path)
