@@ -1,4 +1,4 @@
-"""One flipped bit anywhere in a data folder: the same weights, or a refusal that says what to do; never other weights."""
+"""A flipped bit anywhere in a data folder: the same weights, or a refusal that says what to do; never other weights."""
 
 from __future__ import annotations
 

@@ -812,7 +812,7 @@ def test_a_model_created_while_the_engine_recovers_is_refused_or_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, replaying = threading.Event(), threading.Event()
-    replay_log = Engine._replay
+    replay_log = Engine._replay_all
 
     def slow(engine: Engine) -> dict[str, Model]:
         replaying.set()
@@ -822,7 +822,7 @@ def test_a_model_created_while_the_engine_recovers_is_refused_or_found(
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await engine.create("m", Spec())
-        monkeypatch.setattr(Engine, "_replay", slow)
+        monkeypatch.setattr(Engine, "_replay_all", slow)
         engine = new_engine(tmp_path)
         engine.start()
         assert await asyncio.to_thread(replaying.wait, PATIENCE)
@@ -846,13 +846,13 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    replay_log = Engine._replay
+    replay_log = Engine._replay_all
 
     def slow(engine: Engine) -> dict[str, Model]:
         assert release.wait(PATIENCE)
         return replay_log(engine)
 
-    monkeypatch.setattr(Engine, "_replay", slow)
+    monkeypatch.setattr(Engine, "_replay_all", slow)
 
     async def story() -> None:
         engine = new_engine(tmp_path)

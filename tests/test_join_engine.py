@@ -169,7 +169,7 @@ def test_a_replay_never_looks_at_a_clock(tmp_path: Path, clock: Clock, monkeypat
         with monkeypatch.context() as patched:
             for name in ("time", "time_ns", "monotonic", "perf_counter"):
                 patched.setattr(clock, name, looked)
-            replayed = engine._replay()
+            replayed = engine._replay_all()
         assert {name: described(model) for name, model in replayed.items()} == before
         engine._store.close()
         engine._thread.shutdown()

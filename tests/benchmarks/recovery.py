@@ -152,7 +152,7 @@ def profile(folder: Path) -> None:
     engine._store = Store(folder)
     profiler = cProfile.Profile()
     profiler.enable()
-    engine._replay()
+    engine._replay_all()
     profiler.disable()
     engine._store.close()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
