@@ -44,7 +44,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -259,6 +259,7 @@ class Store(LogReader):
         if self.format < FORMAT:
             self._upgrade()
         self._number, self._checksum = self.log_end()
+        self._failed = False
         self._mark = self._open_mark()
 
     def _create(self, path: Path) -> None:
@@ -375,6 +376,8 @@ class Store(LogReader):
             failure = _failure(error)
             if isinstance(failure, errors.DiskFull):
                 self._roll_back()
+            else:
+                self._failed = True
             raise failure from error
         except BaseException:
             self._roll_back()
@@ -663,7 +666,18 @@ class Store(LogReader):
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
 
     def close(self) -> None:
+        """Close it, after a failure without SQLite's last checkpoint.
+
+        That would sync again what could not be synced, and be told that all is well. SQLite makes it when the last
+        connection closes, so another one is open meanwhile, which may only read.
+        """
+        other = super()._connect() if self._failed else None
+        if other is not None:
+            with suppress(sqlite3.Error):  # the disk may fail here, too; then it closes as it can
+                other.execute("SELECT number FROM log_end").fetchall()
         super().close()
+        if other is not None:
+            other.close()
         os.close(self._mark)
 
 

@@ -1,0 +1,368 @@
+"""Disks that fail, fill up or are slow, kills at each system call, and many clients at once: nothing acknowledged is
+lost, nothing is learned twice.
+
+The oracle: each client keeps a journal of what it sent and what was acknowledged. After recovery every acknowledged
+event is in the log once, at its seq, every other one at most once, and the weights are those of an independent replay.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disk import needs_strace
+from processes import LOST, Service, exchange, logged_events, replayed_elsewhere
+from river import linear_model
+
+ANY = "pwrite64,fdatasync,fsync,rename,unlink,ftruncate"
+"""What a service does to the files of its folder."""
+
+
+@dataclass
+class Journal:
+    """What was sent and what was acknowledged: seq by value, by which an event is told from all others."""
+
+    sent: list[int] = field(default_factory=list)
+    acknowledged: dict[int, int] = field(default_factory=dict)
+    refused: list[tuple[int, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def learn(self, connection: http.client.HTTPConnection) -> int:
+        """Send one event: the status."""
+        with self.lock:
+            value = len(self.sent) + 1
+            self.sent.append(value)
+        status, reply = exchange(connection, "POST", "/learn", {"x": {"value": value, "one": 1}, "y": value % 2})
+        with self.lock:
+            if status == 200:
+                self.acknowledged[value] = reply["seq"]
+            else:
+                self.refused.append((status, reply))
+        return status
+
+    def learn_until_lost(self, service: Service, events: int) -> bool:
+        """Send so many, one after the other; whether the service lived to answer them all."""
+        with connected(service) as connection:
+            try:
+                return all(self.learn(connection) for _ in range(events))
+            except LOST:
+                return False
+
+    def check(self, folder: Path) -> None:
+        """Start the service again, and hold what it has against the journal."""
+        with Service(folder).wait_until_ready() as service:
+            state = service.get("/models/default")
+            assert service.learn([{"x": {"value": 0.5}, "y": 1}])[0]["seq"] == state["seq"] + 1  # it goes on
+        logged = [x["value"] for x, _, _ in logged_events(folder)][:-1]
+        assert state["seq"] == len(logged)
+        assert len(set(logged)) == len(logged)
+        assert set(logged) <= set(self.sent)
+        assert {value: logged[seq - 1] for value, seq in self.acknowledged.items()} == {
+            value: value for value in self.acknowledged
+        }
+        replayed = replayed_elsewhere(folder)["default"]
+        assert replayed["seq"] == len(logged) + 1
+
+
+@contextmanager
+def connected(service: Service) -> Iterator[http.client.HTTPConnection]:
+    """A connection, closed at the end."""
+    connection = service.connect()
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def injecting(calls: str, what: str, when: str, log: Path, only: Path | None = None) -> list[str]:
+    """What to put before a command so that something happens at some of its system calls, perhaps on one file only."""
+    path = [] if only is None else ["-P", str(only)]
+    return [
+        "strace",
+        "-D",
+        "-f",
+        "-o",
+        str(log),
+        *path,
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:{what}:when={when}",
+    ]
+
+
+# -- killed at a system call
+
+
+def killed_at(call: str, number: int, folder: Path) -> bool:
+    """Kill a service just before its so manieth call of a kind, and check; whether it came so far.
+
+    It starts on an empty folder, learns, writes snapshots and starts again until it is killed. "Just after" a call is
+    before the next one.
+    """
+    journal = Journal()
+    killed = False
+    for start in range(2):
+        tracing = injecting(call, "signal=KILL", str(number), folder.with_name(f"trace-{start}"))
+        with Service(folder, "--snapshot-seconds", "0.0001", tracing=tracing) as service:
+            killed = not (ready(service) and journal.learn_until_lost(service, 30))
+            if killed:
+                assert service.process.wait(30) == -signal.SIGKILL, service.log
+                break
+    journal.check(folder)
+    return killed
+
+
+def ready(service: Service) -> bool:
+    """Whether it lived until it was ready."""
+    try:
+        service.wait_until_ready()
+    except AssertionError:
+        return False
+    return True
+
+
+QUICK_KILLS = [("pwrite64", 2), ("pwrite64", 30), ("pwrite64", 90), ("fdatasync", 1), ("fdatasync", 9), ("fsync", 2)]
+QUICK_KILLS += [("rename", 1), ("unlink", 1)]
+
+
+@needs_strace()
+@pytest.mark.parametrize(("call", "number"), QUICK_KILLS)
+def test_killed_at_a_system_call_nothing_acknowledged_is_lost(tmp_path: Path, call: str, number: int) -> None:
+    assert killed_at(call, number, tmp_path / "data")
+
+
+@pytest.mark.long
+@needs_strace()
+@pytest.mark.parametrize("call", ANY.split(","))
+def test_killed_at_each_system_call_nothing_acknowledged_is_lost(tmp_path: Path, call: str) -> None:
+    number = 1
+    while killed_at(call, number, tmp_path / f"data-{number}"):
+        number += 1
+    print(f"{number - 1} kills, one at each {call}")
+
+
+# -- disks that fail
+
+
+@needs_strace()
+@pytest.mark.parametrize(("calls", "first"), [("pwrite64", 40), ("fdatasync", 8)])
+@pytest.mark.parametrize("when", ["{}", "{}+"], ids=["once", "for good"])
+def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
+    tmp_path: Path, calls: str, first: int, when: str
+) -> None:
+    folder, trace = tmp_path / "data", tmp_path / "trace"
+    journal = Journal()
+    wal = folder / "log.db-wal"
+    tracing = injecting(calls, "error=EIO", when.format(first), trace, wal)
+    with Service(folder, tracing=tracing).wait_until_ready() as service, connected(service) as connection:
+        while (status := journal.learn(connection)) == 200:
+            assert len(journal.sent) < 100, "the error never came"
+        assert status == 503
+        assert journal.refused[0][1]["title"] == "Storage failed"
+        assert service.process.wait(30) == 1
+        assert "Writing to the log failed" in service.log
+    after = trace.read_text().partition("(INJECTED)")[2]
+    assert after, "nothing was injected"
+    assert "pwrite64(" not in after
+    assert "fdatasync(" not in after
+    journal.check(folder)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of so many bytes."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here: it takes root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to a file until there is no room."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(fd, bytes(4096)):
+            continue
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    finally:
+        os.close(fd)
+
+
+def test_a_full_disk_refuses_to_learn_and_goes_on_by_itself_when_there_is_room_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        folder, filler = disk / "data", disk / "filler"
+        journal = Journal()
+        with Service(folder).wait_until_ready() as service, connected(service) as connection:
+            assert journal.learn(connection) == 200
+            fill(filler)
+            while (status := journal.learn(connection)) == 200:  # what room the write-ahead log still has
+                assert len(journal.sent) < 1_000
+            assert status == 507
+            assert "room" in journal.refused[0][1]["detail"]
+            seq = len(journal.acknowledged)
+            status, reply = exchange(connection, "POST", "/predict", {"x": {"one": 1}})
+            assert (status, reply["seq"]) == (200, seq)
+            filler.unlink()
+            assert journal.learn(connection) == 200
+            assert journal.acknowledged[len(journal.sent)] == seq + 1
+        journal.check(folder)
+
+
+@needs_strace()
+def test_a_disk_that_syncs_slowly_bounds_the_queue_and_stops_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    journal = Journal()
+    slow = injecting("fdatasync", "delay_enter=500000", "1+", tmp_path / "trace", folder / "log.db-wal")
+    with Service(folder, "--queue-events", "20", tracing=slow).wait_until_ready() as service:
+        end = time.monotonic() + 3
+
+        def run() -> None:
+            with connected(service) as connection:
+                while time.monotonic() < end:
+                    if journal.learn(connection) != 200:
+                        time.sleep(0.05)
+
+        threads = [threading.Thread(target=run) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        waits = []
+        while time.monotonic() < end:
+            for method, path, body in (("GET", "/livez", None), ("POST", "/predict", {"x": {"one": 1}})):
+                started = time.monotonic()
+                assert service.request(method, path, body)[0] == 200
+                waits.append(time.monotonic() - started)
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join(60)
+        assert sorted(waits)[len(waits) // 2] < 0.1
+        assert max(waits) < 0.5  # none waited for a sync
+        assert {status for status, _ in journal.refused} == {503}
+        assert {reply["title"] for _, reply in journal.refused} == {"Queue full"}
+        assert len(journal.acknowledged) > 20
+    journal.check(folder)
+
+
+# -- many at once
+
+
+def at_once(service: Service, bodies: Sequence[tuple[str, Any]]) -> list[tuple[int, Any]]:
+    """Send each body on a connection of its own, all at the same time: the replies."""
+    replies: list[tuple[int, Any]] = [(0, None)] * len(bodies)
+    barrier = threading.Barrier(len(bodies))
+
+    def run(i: int) -> None:
+        with connected(service) as connection:
+            connection.connect()
+            barrier.wait(60)
+            replies[i] = exchange(connection, "POST", *bodies[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return replies
+
+
+def test_the_same_id_from_64_connections_at_once_is_learned_once(tmp_path: Path) -> None:
+    with Service(tmp_path / "data").wait_until_ready() as service:
+        for number in range(5):
+            event = {"x": {"a": 1.0}, "y": 1, "id": f"same-{number}"}
+            replies = at_once(service, [("/learn", event)] * 64)
+            assert [status for status, _ in replies] == [200] * 64
+            assert {reply["seq"] for _, reply in replies} == {number + 1}
+            assert sum(not reply["duplicate"] for _, reply in replies) == 1
+    assert len(logged_events(tmp_path / "data")) == 5
+
+
+def test_the_same_id_with_other_features_from_64_connections_is_learned_once_and_refused_to_the_others(
+    tmp_path: Path,
+) -> None:
+    with Service(tmp_path / "data").wait_until_ready() as service:
+        replies = at_once(service, [("/learn", {"x": {"a": float(i)}, "y": 1, "id": "one"}) for i in range(64)])
+        assert sorted(status for status, _ in replies) == [200] + [409] * 63
+    assert len(logged_events(tmp_path / "data")) == 1
+
+
+def many_writers(folder: Path, events: int) -> None:
+    """32 clients, each with so many events in arrays of 50: the weights are those of their order in the log."""
+    with Service(folder, "--snapshot-seconds", "0.01").wait_until_ready() as service:
+
+        def run(writer: int) -> None:
+            with connected(service) as connection:
+                for start in range(0, events, 50):
+                    array = [
+                        {"x": {f"w{writer}": 1.0, "n": (i % 13) / 7, "m": -(i % 5) / 3}, "y": (i + writer) % 2}
+                        for i in range(start, min(start + 50, events))
+                    ]
+                    status, reply = exchange(connection, "POST", "/learn", array)
+                    assert status == 200, reply
+
+        threads = [threading.Thread(target=run, args=(writer,)) for writer in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(600)
+        state = service.get("/models/default/weights")
+    assert state["seq"] == 32 * events
+    theirs = linear_model.LogisticRegression()
+    for x, y, _ in logged_events(folder):
+        theirs.learn_one(x, bool(y))
+    assert state["weights"] == dict(theirs.weights)  # equal floats: 0 ULP
+    assert state["bias"] == theirs.intercept
+    assert replayed_elsewhere(folder)["default"] == {"seq": 32 * events, "sha256": state["sha256"]}
+
+
+def test_32_writers_leave_the_weights_of_a_replay_in_the_order_of_seq(tmp_path: Path) -> None:
+    many_writers(tmp_path / "data", 300)
+
+
+@pytest.mark.long
+def test_32_writers_of_ten_thousand_events_leave_the_weights_of_a_replay_in_the_order_of_seq(tmp_path: Path) -> None:
+    many_writers(tmp_path / "data", 10_000)
+
+
+def test_sigterm_under_load_answers_what_it_took_and_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    journal = Journal()
+    with Service(folder).wait_until_ready() as service:
+        threads = [threading.Thread(target=journal.learn_until_lost, args=(service, 100_000)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        assert service.stop() == 0
+        for thread in threads:
+            thread.join(60)
+    assert len(journal.acknowledged) > 100
+    assert {status for status, _ in journal.refused} <= {503}
+    journal.check(folder)
+
+
+def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    journal = Journal()
+    with Service(folder).wait_until_ready() as service:
+        assert journal.learn_until_lost(service, 200)
+    for delay in (0.5, 0.7, 0.8, 0.9, 1.0):
+        with Service(folder) as service:
+            time.sleep(delay)
+            os.kill(service.process.pid, signal.SIGKILL)
+    journal.check(folder)
