@@ -1,0 +1,123 @@
+"""A log that is cut: what was never acknowledged is dropped, and said so; what was acknowledged refuses to start."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from examples import Example, State, make_example, opened
+from processes import copied
+
+from service import errors
+from service.inspect import examine
+from service.log import LogReader, encode_mark
+
+LAST = 3
+"""Commits at the end that are cut."""
+FRAME = 24 + 4096
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    return asyncio.run(make_example(tmp_path_factory.mktemp("example")))
+
+
+def cut(example: Example, size: int, to: Path, name: str = "log.db-wal") -> Path:
+    """A copy of the folder as a kill left it, with a file cut to so many bytes."""
+    folder = copied(example.killed, to)
+    with (folder / name).open("r+b") as file:
+        file.truncate(size)
+    return folder
+
+
+def end_of(folder: Path) -> tuple[int, int]:
+    """Number and checksum of the last commit that can be read."""
+    log = LogReader(folder)
+    try:
+        return log.log_end()
+    finally:
+        log.close()
+
+
+def state_at(example: Example, number: int) -> State:
+    """The state after a commit; those in between wrote snapshots."""
+    return example.history[max(noted for noted in example.history if noted <= number)]
+
+
+def sizes(example: Example, every: int) -> tuple[Sequence[int], int]:
+    """Bytes to cut the write-ahead log to, within the last commits; and how long it was before them.
+
+    All that are just around the start of a frame or of its page, and one in `every` of the others.
+    """
+    numbers = sorted(example.sizes)
+    start, end = example.sizes[numbers[-LAST - 1]], example.sizes[numbers[-1]]
+    near = {0, 1, 23, 24, 25, FRAME - 1}
+    chance = random.Random(1)
+    found = [size for size in range(start, end) if (size - 32) % FRAME in near or chance.randrange(every) == 0]
+    return found, start
+
+
+def check_unacknowledged(example: Example, every: int, to: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lengths, start = sizes(example, every)
+    acknowledged = end_of(cut(example, start, to / "before"))
+    for size in lengths:
+        caplog.clear()
+        folder = cut(example, size, to / str(size))
+        (folder / "last-commit").write_bytes(encode_mark(*acknowledged))
+        number, _ = end_of(folder)
+        assert number >= acknowledged[0]
+        boundary = size in example.sizes.values()
+        assert bool(examine(folder).tail.pages) is not boundary
+        assert not examine(folder).wrong
+        assert asyncio.run(opened(folder)) == state_at(example, number), size
+        assert (f"commit {number + 1} was cut short and never acknowledged" in caplog.text) is not boundary, size
+
+
+def check_acknowledged(example: Example, every: int, to: Path) -> None:
+    for size in sizes(example, every)[0]:
+        folder = cut(example, size, to / str(size))
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        refusal = asyncio.run(opened(folder))
+        assert isinstance(refusal, errors.LogEndsEarly), size
+        assert f"onestep repair {folder}" in str(refusal)
+        assert {name: (folder / name).read_bytes() for name in before} == before  # and left alone
+
+
+def check_database(example: Example, sizes: Sequence[int], to: Path) -> None:
+    for size in sizes:
+        folder = copied(example.closed, to / str(size))
+        with (folder / "log.db").open("r+b") as file:
+            file.truncate(size)
+        refusal = asyncio.run(opened(folder))
+        assert isinstance(refusal, errors.OnestepError), size
+        assert f"{folder}" in str(refusal)
+
+
+def test_a_cut_in_what_was_never_acknowledged_is_dropped_and_said_so(
+    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_unacknowledged(example, 2_000, tmp_path, caplog)
+
+
+def test_a_cut_in_what_was_acknowledged_refuses_to_start(example: Example, tmp_path: Path) -> None:
+    check_acknowledged(example, 2_000, tmp_path)
+
+
+def test_a_database_that_is_cut_is_refused(example: Example, tmp_path: Path) -> None:
+    length = (example.closed / "log.db").stat().st_size
+    check_database(example, [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, 4_096), length - 1], tmp_path)
+
+
+@pytest.mark.long
+def test_cuts_at_every_byte_of_what_was_never_acknowledged_are_dropped_and_said_so(
+    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_unacknowledged(example, 1, tmp_path, caplog)
+
+
+@pytest.mark.long
+def test_cuts_at_every_byte_of_what_was_acknowledged_refuse_to_start(example: Example, tmp_path: Path) -> None:
+    check_acknowledged(example, 1, tmp_path)
