@@ -187,7 +187,7 @@ def killed_clients(folder: Path, kills: int, numbers: random.Random) -> None:
             for thread in threads:
                 thread.start()
             start.set()
-            delay = numbers.uniform(0.1, 0.8)
+            delay = numbers.uniform(0.01, 0.3)
             time.sleep(delay)
             service.process.kill()
             for thread in threads:
@@ -216,13 +216,13 @@ def assert_exactly_once(folder: Path, journals: list[Journal], state: dict[str, 
     assert replayed_elsewhere(folder)["default"] == {"seq": len(logged), "sha256": state["sha256"]}
 
 
-def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_kills(tmp_path: Path) -> None:
-    killed_clients(tmp_path / "data", 2, seeded())
+def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_44_kills(tmp_path: Path) -> None:
+    killed_clients(tmp_path / "data", 44, seeded())  # with those of the other tests here, 50
 
 
 @pytest.mark.long
-def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_twelve_kills(tmp_path: Path) -> None:
-    killed_clients(tmp_path / "data", 12, seeded())
+def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_1000_kills(tmp_path: Path) -> None:
+    killed_clients(tmp_path / "data", 1_000, seeded())
 
 
 # -- predictions first, their labels later

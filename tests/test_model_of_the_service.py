@@ -1,0 +1,280 @@
+"""The real service beside a small model of it: whatever is asked, in whatever order, both say and hold the same.
+
+Weights are compared by their SHA-256 after every step, with those of `core` fed one event at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from processes import Service, replayed_elsewhere
+from river import linear_model
+
+from core import Learner, Spec
+
+SPECS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "adam": {"rule": "adam", "scale": "standard", "join": {"max_waiting": 2}},
+}
+Event = dict[str, Any]
+
+
+class Refused(Exception):
+    """What is asked cannot be had: the reply's status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass
+class Twin:
+    """What a model of the service must hold: every id with what it stands for, and the learner."""
+
+    spec: dict[str, Any]
+    learner: Learner
+    seq: int = 0
+    events: list[tuple[dict[str, float], int, float]] = field(default_factory=list)
+    learned: dict[str, tuple[int, Event]] = field(default_factory=dict)
+    waiting: dict[str, tuple[dict[str, float], float, int]] = field(default_factory=dict)
+    joined: int = 0
+    not_kept: int = 0
+
+    def p(self, x: dict[str, float]) -> float:
+        return self.learner.predict_proba_one(x)[True]
+
+    def learn(self, event: Event) -> Event:
+        """An event, or a label alone: the reply's seq, p and duplicate."""
+        id_, plain = event.get("id"), {"y": event["y"], "weight": event.get("weight", 1.0)}
+        if id_ in self.learned:
+            seq, before = self.learned[id_]
+            if "x" in event:
+                plain["x"] = event["x"]
+            if any(before[key] != value for key, value in plain.items()):
+                raise Refused(409)
+            return {"seq": seq, "p": None, "duplicate": True}
+        if id_ in self.waiting:
+            x, _, _ = self.waiting[id_]
+            if event.get("x", x) != x:
+                raise Refused(409)
+            del self.waiting[id_]
+            self.joined += 1
+        elif "x" not in event:
+            raise Refused(404)
+        else:
+            x = event["x"]
+        p = self.p(x)
+        self.learner.learn_one(x, plain["y"], plain["weight"])
+        self.events.append((x, plain["y"], plain["weight"]))
+        self.seq += 1
+        if id_ is not None:
+            self.learned[id_] = self.seq, {"x": x, **plain}
+        return {"seq": self.seq, "p": p, "duplicate": False}
+
+    def predict(self, x: dict[str, float], id_: str) -> Event:
+        """A prediction that is to be kept."""
+        if id_ in self.learned:
+            raise Refused(409)
+        if id_ in self.waiting:
+            before, p, seq = self.waiting[id_]
+            if before != x:
+                raise Refused(409)
+            return {"p": p, "seq": seq, "kept": True, "duplicate": True}
+        kept = len(self.waiting) < self.spec.get("join", {}).get("max_waiting", 1_000_000)
+        if kept:
+            self.waiting[id_] = x, self.p(x), self.seq
+        self.not_kept += not kept
+        return {"p": self.p(x), "seq": self.seq, "kept": kept, "duplicate": False}
+
+
+xs = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([-1.5, 0.0, 0.25, 3.0]), max_size=3)
+ids = st.sampled_from(["i", "j", "k", "l"])
+events = st.fixed_dictionaries(
+    {"x": xs, "y": st.integers(0, 1)}, optional={"id": ids, "weight": st.sampled_from([1.0, 0.5])}
+)
+labels = st.fixed_dictionaries({"id": ids, "y": st.integers(0, 1)})
+names = st.sampled_from(sorted(SPECS))
+
+
+class Machine(RuleBasedStateMachine):
+    """One example: both begin empty."""
+
+    below: Path
+    service: Service
+    places = 0
+
+    @initialize()
+    def empty(self) -> None:
+        self.twins = {}
+        for name, spec in SPECS.items():
+            self.ask("DELETE", f"/models/{name}")
+            self.twins[name] = self.made(name, spec)
+
+    def made(self, name: str, spec: dict[str, Any]) -> Twin:
+        assert self.ask("PUT", f"/models/{name}", spec)[0] in (200, 201)
+        return Twin(spec, Learner(Spec.from_dict(spec)))
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return Machine.service.request(method, path, body)
+
+    def changed(self, name: str, change: Callable[[Twin], Any]) -> Any:
+        """What a change of a twin gives, all or nothing: the reply, or the status of its refusal."""
+        after = copy.deepcopy(self.twins[name])
+        try:
+            reply = change(after)
+        except Refused as refusal:
+            return refusal.status
+        self.twins[name] = after
+        return reply
+
+    def told(self, status: int, reply: Any, *, of: Any) -> Any:
+        """The reply's parts that the twin knows, or the status of a refusal."""
+        if status != 200:
+            return status
+        if isinstance(reply, list):
+            return [{key: one[key] for key in part} for one, part in zip(reply, of, strict=True)]
+        return {key: reply[key] for key in of}
+
+    @rule(name=names, event=events | labels)
+    def learn_one(self, name: str, event: Event) -> None:
+        expected = self.changed(name, lambda twin: twin.learn(event))
+        assert self.told(*self.ask("POST", f"/models/{name}/learn", event), of=expected) == expected
+
+    @rule(name=names, array=st.lists(events | labels, min_size=1, max_size=5))
+    def learn_array(self, name: str, array: list[Event]) -> None:
+        expected = self.changed(name, lambda twin: [twin.learn(event) for event in array])
+        assert self.told(*self.ask("POST", f"/models/{name}/learn", array), of=expected) == expected
+
+    @rule(name=names, lines=st.lists(events | labels | st.just({"y": 2}), min_size=1, max_size=6))
+    def learn_lines(self, name: str, lines: list[Event]) -> None:
+        """What stands before the line that is wrong stays learned."""
+        twin, expected, wrong = self.twins[name], [], 200
+        for event in lines:
+            try:
+                if event["y"] == 2:
+                    raise Refused(422)
+                expected.append(twin.learn(event))
+            except Refused as refusal:
+                wrong = refusal.status
+                break
+        with contextlib.closing(Machine.service.connect()) as connection:
+            body = "".join(json.dumps(event) + "\n" for event in lines)
+            connection.request("POST", f"/models/{name}/learn", body, {"content-type": "application/x-ndjson"})
+            response = connection.getresponse()
+            reply = json.loads(response.read())
+        duplicates = sum(one["duplicate"] for one in expected)
+        assert response.status == wrong, reply
+        assert (reply["learned"], reply["duplicates"]) == (len(expected) - duplicates, duplicates)
+        assert wrong == 200 or reply["line"] == len(expected) + 1
+
+    @rule(name=names, x=xs)
+    def predict(self, name: str, x: dict[str, float]) -> None:
+        twin = self.twins[name]
+        status, reply = self.ask("POST", f"/models/{name}/predict", {"x": x})
+        assert (status, reply["p"], reply["seq"]) == (200, twin.p(x), twin.seq)
+        status, told = self.ask("POST", f"/models/{name}/explain", {"x": x})
+        assert (status, told["p"]) == (200, reply["p"])
+
+    @rule(name=names, x=xs, id_=ids)
+    def predict_and_keep(self, name: str, x: dict[str, float], id_: str) -> None:
+        expected = self.changed(name, lambda twin: twin.predict(x, id_))
+        assert self.told(*self.ask("POST", f"/models/{name}/predict", {"x": x, "id": id_}), of=expected) == expected
+        waits = self.twins[name].waiting.get(id_)
+        status, told = self.ask("POST", f"/models/{name}/explain", {"id": id_})
+        assert status == (404 if waits is None and id_ not in self.twins[name].learned else status)
+        if waits is not None:
+            assert (status, told["served_p"], told["served_seq"]) == (200, waits[1], waits[2])
+
+    @rule(name=names)
+    def delete_and_create(self, name: str) -> None:
+        assert self.ask("DELETE", f"/models/{name}")[0] == 204
+        self.twins[name] = self.made(name, SPECS[name])
+
+    @rule(how=st.sampled_from(["stop", "kill", "backup"]), rare=st.integers(0, 4))
+    def start_again(self, how: str, rare: int) -> None:
+        """After a graceful stop, a kill, or from a backup made while it ran. Not every time: a start takes a second."""
+        if rare:
+            return
+        service = Machine.service
+        folder = service.folder
+        if how == "backup":
+            Machine.places += 1
+            onestep, copied = str(Path(sys.executable).with_name("onestep")), self.below / f"copy-{Machine.places}"
+            restored = self.below / f"data-{Machine.places}"
+            subprocess.run([onestep, "backup", str(folder), str(copied)], check=True, capture_output=True)
+            service.kill()
+            subprocess.run([onestep, "restore", str(copied), str(restored)], check=True, capture_output=True)
+            shutil.rmtree(folder)
+            shutil.rmtree(copied)
+            folder = restored
+        elif how == "kill":
+            service.kill()
+        else:
+            assert service.stop() == 0
+        Machine.service = Service(folder).wait_until_ready()
+        for twin in self.twins.values():
+            twin.not_kept = 0  # it is counted since the start
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        for name, twin in getattr(self, "twins", {}).items():
+            status, found = self.ask("GET", f"/models/{name}")
+            assert status == 200
+            assert (found["seq"], found["sha256"]) == (twin.seq, twin.learner.sha256())
+            join = found["join"]
+            assert (join["waiting"], join["joined"], join["not_kept"]) == (
+                len(twin.waiting),
+                twin.joined,
+                twin.not_kept,
+            )
+
+    def teardown(self) -> None:
+        """River, fed the same events, has the same weights."""
+        theirs = linear_model.LogisticRegression()
+        twin = getattr(self, "twins", {}).get("default")
+        if twin is not None and all(weight == 1.0 for _, _, weight in twin.events):
+            for x, y, _ in twin.events:
+                theirs.learn_one(x, bool(y))
+            assert self.ask("GET", "/models/default/weights")[1]["weights"] == dict(theirs.weights)
+
+
+def run(examples: int, steps: int) -> None:
+    with TemporaryDirectory() as below:
+        Machine.below = Path(below)
+        Machine.service = Service(Machine.below / "data").wait_until_ready()
+        try:
+            profile = settings(
+                max_examples=examples, stateful_step_count=steps, deadline=None,
+                suppress_health_check=list(HealthCheck), derandomize=bool(os.environ.get("CI")),
+            )  # fmt: skip
+            run_state_machine_as_test(Machine, settings=profile)
+            states = {name: Machine.service.request("GET", f"/models/{name}")[1] for name in SPECS}
+            Machine.service.kill()
+            replayed = replayed_elsewhere(Machine.service.folder)
+            assert replayed == {n: {"seq": one["seq"], "sha256": one["sha256"]} for n, one in states.items()}
+        finally:
+            Machine.service.kill()
+
+
+def test_the_service_does_what_its_model_does() -> None:
+    run(12, 25)
+
+
+@pytest.mark.long
+def test_the_service_does_what_its_model_does_for_long() -> None:
+    run(300, 60)
