@@ -106,7 +106,7 @@ def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
 
     async def answered() -> bytes:
         service = app.Service(Settings(data=tmp_path))
-        config = uvicorn.Config(service, log_config=None)
+        config = uvicorn.Config(service, log_config=None, proxy_headers=False)
         connection = Protocol(service, config=config, server_state=ServerState(), app_state={})
         transport = Transport()
         connection.connection_made(transport)
