@@ -122,6 +122,7 @@ class Hot:
         if is_stream(scope):
             await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
+        self._engine.check_room(1)  # before the work of reading it: refusing must be cheap when there is much to refuse
         body = await self._body(scope, receive)
         if not wire.is_array(body):
             await send_reply(send, await _answered(partial(self._learn_one, model, body)))

@@ -104,6 +104,9 @@ def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
         def write(self, data: Any) -> None:
             self.written += bytes(data)
 
+        def is_closing(self) -> bool:
+            return False
+
     async def answered() -> bytes:
         service = app.Service(Settings(data=tmp_path))
         config = uvicorn.Config(service, log_config=None, proxy_headers=False)
