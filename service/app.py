@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -23,9 +23,10 @@ from core import logistic
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, openapi, telemetry, wire
+from service import errors, logs, openapi, telemetry, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
+from service.exchange import Exchange
 from service.hot import Hot, Receive, Scope, Send, send_problem
 from service.log import WAITING
 from service.model import Model
@@ -45,6 +46,8 @@ class Service:
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
         self._hot = Hot(self.engine, settings)
+        self._refusals = logs.Refusals()
+        self._tells_requests = settings.log_level == "debug"
         self.api = FastAPI(
             title="onestep",
             version=version("onestep"),
@@ -52,7 +55,7 @@ class Service:
             lifespan=self._lifespan,
             redirect_slashes=False,
         )
-        add_error_replies(self.api, self.engine.telemetry.count_refusal)
+        add_error_replies(self.api, self._count_refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
@@ -69,16 +72,30 @@ class Service:
         if scope["type"] != "http":
             await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
             return
+        exchange, started = Exchange(scope, send, self.engine), time.perf_counter()
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(scope, receive, exchange.send)
         except errors.OnestepError as error:
-            self.engine.telemetry.count_refusal(error)
-            await send_problem(send, error)
+            await self._refuse(scope, exchange, error)
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
-            stopping = errors.NotReady(state="stopping")
-            self.engine.telemetry.count_refusal(stopping)
-            with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
-                await send_problem(send, stopping)
+            await self._refuse(scope, exchange, errors.NotReady(state="stopping"))
+        except Exception:
+            logger.exception("a mistake in onestep itself", extra=logs.fields(request_id=exchange.request_id))
+            await self._refuse(scope, exchange, errors.OnestepError())
+        if self._tells_requests:
+            seconds = round(time.perf_counter() - started, 6)
+            told = {"method": scope["method"], "path": scope["path"][:100], "status": exchange.status}
+            logger.debug("request", extra=logs.fields(**told, seconds=seconds, request_id=exchange.request_id))
+
+    async def _refuse(self, scope: Scope, exchange: Exchange, error: errors.OnestepError) -> None:
+        """Answer with an error; a reply that had begun stays cut."""
+        if not exchange.status:
+            self._count_refusal(scope, error)
+            await send_problem(exchange.send, error, exchange.request_id)
+
+    def _count_refusal(self, scope: Scope, error: errors.OnestepError) -> None:
+        self.engine.telemetry.count_refusal(error)
+        self._refusals.tell(error, scope["method"], scope["path"], scope["request_id"])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._hot.match(scope["path"])
@@ -88,28 +105,22 @@ class Service:
         endpoint, model = found
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
-        try:
-            await endpoint(model, scope, receive, send)
-        except errors.OnestepError:
-            raise
-        except Exception as mistake:
-            logger.exception("a mistake in onestep itself")
-            raise errors.OnestepError from mistake
+        await endpoint(model, scope, receive, send)
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
-def add_error_replies(api: FastAPI, count: Callable[[errors.OnestepError], None]) -> None:
+def add_error_replies(api: FastAPI, count: Callable[[Scope, errors.OnestepError], None]) -> None:
     """Every error as a problem document, and counted."""
 
-    def refusal(error: errors.OnestepError) -> Response:
-        count(error)
-        return problem(error)
+    def refusal(request: Request, error: errors.OnestepError) -> Response:
+        count(request.scope, error)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+        return problem(request, error)
 
     @api.exception_handler(errors.OnestepError)
-    async def refused(_: Request, error: errors.OnestepError) -> Response:
-        return refusal(error)
+    async def refused(request: Request, error: errors.OnestepError) -> Response:
+        return refusal(request, error)
 
     @api.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> Response:
@@ -119,12 +130,12 @@ def add_error_replies(api: FastAPI, count: Callable[[errors.OnestepError], None]
             allow = ", ".join(
                 sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
             )
-            return refusal(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
-        return refusal(errors.NotFound(path=path))
+            return refusal(request, errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(request, errors.NotFound(path=path))
 
     @api.exception_handler(Exception)
-    async def mistake(_: Request, error: Exception) -> Response:
-        return refusal(errors.OnestepError())
+    async def mistake(request: Request, error: Exception) -> Response:
+        return refusal(request, errors.OnestepError())
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
@@ -140,9 +151,9 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
         return reply({"status": "alive"})
 
     @api.get("/readyz", tags=["service"], **openapi.READYZ)
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         if engine.state != "ready":
-            return problem(errors.NotReady(state=engine.state))  # an answer, and no refusal that would count
+            return problem(request, errors.NotReady(state=engine.state))  # an answer, and no refusal that would count
         return reply({"status": "ready"})
 
 
@@ -228,9 +239,9 @@ def reply(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def problem(error: errors.OnestepError) -> Response:
+def problem(request: Request, error: errors.OnestepError) -> Response:
     """A problem document."""
-    body = msgspec.json.encode(error.problem())
+    body = msgspec.json.encode(error.problem(request.scope["request_id"]))
     return Response(body, error.status, dict(error.headers), "application/problem+json")
 
 

@@ -27,7 +27,7 @@ from core.joins import Joins
 from core.learner import Learner, Outcome
 from core.progressive import Progressive
 from core.spec import Spec
-from service import errors
+from service import errors, logs
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.retention import Retention
@@ -111,6 +111,11 @@ class Engine:
     def models(self) -> list[Model]:
         """Every model, in order of creation."""
         return list(self._models.values())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is about to stop, and connections are not to be kept."""
+        return self.state not in ("ready", "starting", "recovering")
 
     def model(self, name: str) -> Model:
         """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
@@ -268,7 +273,9 @@ class Engine:
                 started = time.perf_counter()
                 await self._on_disk(self._opened.commit, added)
                 items = sum(len(part.batch) + len(part.kept) for part in added)
-                self.telemetry.count_commit(items, time.perf_counter() - started, self._opened.sync_seconds)
+                seconds = time.perf_counter() - started
+                self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
+                logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         except (errors.OnestepError, IdsTakenError):
             for draft in drafts:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
@@ -594,6 +601,7 @@ class Engine:
         """Say that the service is about to stop; requests are still served."""
         if self.state == "ready":
             self.state = "draining"
+            logger.info("stopping: /readyz says 503, and connections are closed after their next reply")
 
     async def stop(self, seconds: float) -> None:
         """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
@@ -612,6 +620,7 @@ class Engine:
         if self._store is not None:
             await self._on_disk(self._store.close)
         self._thread.shutdown()
+        logger.info("stopped")
 
     async def _last_snapshots(self, deadline: float) -> None:
         try:

@@ -1,7 +1,7 @@
 """Every error a caller can meet. The docstring is the message; the words in braces are filled in.
 
-An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, and what else is known:
-`field`, `line`, `row`, `learned`, `last_seq`.
+An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, `request_id`, and what else is
+known: `field`, `line`, `row`, `learned`, `last_seq`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class OnestepError(Exception):
         """What went wrong, in a word or two like queue-full: for programs, and as the label of a metric."""
         return cls.title.lower().replace(" ", "-")
 
-    def problem(self) -> dict[str, Any]:
+    def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
         return {
             "type": f"urn:onestep:{self.slug()}",
             "title": self.title,
             "status": self.status,
             "detail": str(self),
+            "request_id": request_id,
             **{name: value for name, value in self.members.items() if name in _SHOWN},
         }
 

@@ -366,9 +366,9 @@ async def _reply(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_problem(send: Send, error: errors.OnestepError) -> None:
+async def send_problem(send: Send, error: errors.OnestepError, request_id: str) -> None:
     """Answer with a problem document."""
-    body = msgspec.json.encode(error.problem())
+    body = msgspec.json.encode(error.problem(request_id))
     headers = [(name.encode(), value.encode()) for name, value in error.headers]
     await send(_start(error.status, b"application/problem+json", len(body), headers))
     await send({"type": "http.response.body", "body": body})

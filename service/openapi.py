@@ -20,12 +20,13 @@ ARROW = "application/vnd.apache.arrow.stream"
 _PROBLEM = {
     "type": "object",
     "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
-    "required": ["type", "title", "status", "detail"],
+    "required": ["type", "title", "status", "detail", "request_id"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "request_id": {"type": "string", "description": "The request's, as in the header X-Request-ID and the log."},
         "field": {"type": "string", "description": "The path of what is wrong in the body."},
         "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
         "row": {"type": "integer", "description": "The row of an Arrow stream that is wrong."},

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from service import errors
+from service import errors, logs
 from service.app import Service
 from service.lock import FolderLock
 from service.settings import Settings
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, lock: FolderLock) -> int:
     """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logs.set_up(settings.log_level, settings.log_format)
     service = Service(settings)
     config = uvicorn.Config(
         service,

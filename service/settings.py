@@ -81,5 +81,13 @@ class Settings(BaseSettings):
         5.0, gt=0, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
     )
     log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="What is logged: debug, info, warning or error."
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="What is logged: debug (each request and commit too), info, warning or error.",
+    )
+    log_format: str = Field(
+        "auto",
+        pattern="^(auto|json|console)$",
+        description="How it is logged: json, console (for a person), or auto: console where standard error is a "
+        "terminal.",
     )
