@@ -74,7 +74,8 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     # Of what others log, warnings: at debug numba alone would write hundreds of lines.
-    logging.basicConfig(level=max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]), handlers=[handler])
+    logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    logging.root.addHandler(handler)
     logger.setLevel(level.upper())
 
 

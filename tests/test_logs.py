@@ -51,9 +51,7 @@ def test_a_request_id_that_is_a_token_comes_back(shared: Service, id_: str) -> N
             assert response.json()["request_id"] == id_
 
 
-@pytest.mark.parametrize(
-    "id_", ["", " ", "0" * 129, "a b", 'a"b', "a\\b", "<script>", "a\tb", "\N{LATIN SMALL LETTER E WITH ACUTE}"]
-)
+@pytest.mark.parametrize("id_", ["", "0" * 129, "a b", 'a"b', "a\\b", "<script>", "a\tb", "é"])
 def test_a_request_id_that_is_none_is_replaced(shared: Service, id_: str) -> None:
     response = shared.http.get("/livez", headers={"x-request-id": id_.encode("latin-1")})  # type: ignore[dict-item]
     (given,) = response.headers.get_list("x-request-id")
@@ -103,7 +101,7 @@ def test_at_debug_each_request_and_commit_is_told(start: Start) -> None:
     given = {**JSON, "x-request-id": "mine"}
     service.http.post("/learn", content='{"x": {"a": 1}, "y": 1}', headers=given)
     service.http.get("/models/nobody", headers={"x-request-id": "mine-too"})
-    eventually(lambda: len(told(service, "request")) >= 2, "the requests to be told")
+    eventually(lambda: "mine-too" in {line["request_id"] for line in told(service, "request")}, "both to be told")
     by_id = {line["request_id"]: line for line in told(service, "request")}
     assert (by_id["mine"]["method"], by_id["mine"]["path"], by_id["mine"]["status"]) == ("POST", "/learn", 200)
     assert by_id["mine-too"]["status"] == 404
@@ -180,10 +178,12 @@ sys.exit(server.serve(found, FolderLock(found.data)))
             for path in ("/predict", "/models/default/explain"):
                 problem = assert_problem(http.post(path, content='{"x": {"a": 1}}', headers=JSON), 500)
                 assert "mistake put here" not in str(problem)
-                told_ = [json.loads(line) for line in log.read_text().splitlines()]
-                (found,) = [
-                    line for line in told_ if line.get("request_id") == problem["request_id"] and "trace" in line
-                ]
+
+                def trace(of: str = problem["request_id"]) -> list[dict[str, Any]]:
+                    logged = [json.loads(line) for line in log.read_text().splitlines()]
+                    return [line for line in logged if line.get("request_id") == of and "trace" in line]
+
+                (found,) = eventually(trace, "the trace to be logged")
                 assert "ZeroDivisionError" in found["trace"]
                 assert found["level"] == "error"
         process.send_signal(signal.SIGTERM)
@@ -201,7 +201,6 @@ sys.exit(server.serve(found, FolderLock(found.data)))
 def root() -> Iterator[None]:
     """Leave logging as it was."""
     handlers, level, own = logging.root.handlers[:], logging.root.level, logs.logger.level
-    logging.root.handlers.clear()
     yield
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
@@ -217,8 +216,8 @@ def test_a_json_line_is_one_line_whatever_is_in_it() -> None:
     except ValueError:
         logs.logger.exception("it\nhappened: %s", "\x00\u2028é", extra=logs.fields(path=Path("/a\nb"), n=1.5))
     logs.logger.debug("not told")
-    (line,) = out.getvalue().splitlines()[:1]
     assert out.getvalue().count("\n") == 1
+    line = out.getvalue().rstrip("\n")
     found = json.loads(line)
     assert found["message"] == "it\nhappened: \x00\u2028é"
     assert (found["path"], found["n"], found["level"]) == ("/a\nb", 1.5, "error")
