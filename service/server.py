@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors, logs
 from service.app import Service
@@ -25,6 +26,7 @@ logger = logging.getLogger("onestep")
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 LINGER_SECONDS = 0.25
+LINGER_FRESH_SECONDS = 1.0
 """How long connections are still read once no more are accepted."""
 SO_ATTACH_FILTER = 26
 """Linux's; Python has no name for it."""
@@ -79,8 +81,21 @@ class Server(uvicorn.Server):
             await _accept_all(listener)
         for server in self.servers:
             server.close()
-        await asyncio.sleep(LINGER_SECONDS)  # replies say "connection: close" by now
+        await self._linger()
         await super().shutdown(sockets)
+
+    async def _linger(self) -> None:
+        """Answer those who are connected once more; replies say "connection: close" by now.
+
+        A connection on which nothing was asked yet was made because something is to be asked: it is waited for longer.
+        """
+        loop = asyncio.get_running_loop()
+        started, waits = loop.time(), True
+        while waits:
+            await asyncio.sleep(0.05)
+            connections = [c for c in self.server_state.connections if isinstance(c, HttpToolsProtocol)]
+            fresh = any(connection.cycle is None for connection in connections)
+            waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
 
 
 async def _accept_all(listener: socket.socket) -> None:
