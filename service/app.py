@@ -54,6 +54,7 @@ class Service:
             summary="Online learning over HTTP: one durable gradient step an event.",
             lifespan=self._lifespan,
             redirect_slashes=False,
+            generate_unique_id_function=lambda route: route.name,
         )
         add_error_replies(self.api, self._count_refusal)
         add_service_routes(self.api, self.engine)
