@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -23,14 +23,15 @@ from core import logistic
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, openapi, wire
+from service import errors, logs, openapi, telemetry, wire
 from service.bodies import Bodies
 from service.crosscheck import CrossChecks
 from service.engine import Engine
-from service.hot import Answer, Asked, Hot, Receive, Scope, Send, match, send_reply
+from service.exchange import Exchange
+from service.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
 from service.log import WAITING
 from service.model import Model
-from service.reply import problem
+from service.reply import Reply, json_reply, problem
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
@@ -48,14 +49,17 @@ class Service:
         self.crosschecks = CrossChecks(self.engine, settings.data)
         bodies = Bodies(settings)
         self._hot = Hot(self.engine, bodies, settings)
+        self._refusals = logs.Refusals()
+        self._tells_requests = settings.log_level == "debug"
         self.api = FastAPI(
             title="onestep",
             version=version("onestep"),
             summary="Online learning over HTTP: one durable gradient step an event.",
             lifespan=self._lifespan,
             redirect_slashes=False,
+            generate_unique_id_function=lambda route: route.name,
         )
-        add_error_replies(self.api)
+        add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, bodies, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
@@ -72,13 +76,41 @@ class Service:
         if scope["type"] != "http":
             await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
             return
+        exchange = Exchange(scope, self.engine)
+        send = exchange.over(send)
         try:
             await self._answer(scope, receive, send)
-        except errors.OnestepError as error:
-            await send_reply(send, problem(error))
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
-            with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
-                await send_reply(send, problem(errors.NotReady(state="stopping")))
+            await self._refuse(exchange, send, errors.NotReady(state="stopping"))
+        except Exception as error:
+            await self._refuse(exchange, send, error)
+        self._tell(exchange)
+
+    async def refuse(self, error: errors.OnestepError, scope: Scope, _: Receive, send: Send) -> None:
+        """Answer a request with an error, whatever it asks."""
+        exchange = Exchange(scope, self.engine)
+        await self._refuse(exchange, exchange.over(send), error)
+
+    async def _refuse(self, exchange: Exchange, send: Send, error: BaseException) -> None:
+        """Answer with an error; a reply that had begun stays cut."""
+        if not exchange.status:
+            await send_reply(send, self.refusal(error, exchange.request_id, exchange.scope))
+
+    def _tell(self, exchange: Exchange) -> None:
+        """Log a request that was answered, where all is to be told."""
+        if self._tells_requests:
+            scope, seconds = exchange.scope, round(time.perf_counter() - exchange.started, 6)
+            told = {"method": scope["method"], "path": scope["path"][:100], "status": exchange.status}
+            logger.debug("request", extra=logs.fields(**told, seconds=seconds, request_id=exchange.request_id))
+
+    def refusal(self, error: BaseException, request_id: str, scope: Scope | None = None) -> Reply:
+        """What is answered instead: counted and told. What is not a caller's is logged, and is an internal error."""
+        if not isinstance(error, errors.OnestepError):
+            logger.error("a mistake in onestep itself", exc_info=error, extra=logs.fields(request_id=request_id))
+            error = errors.OnestepError()
+        self.engine.telemetry.count_refusal(error)
+        self._refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
+        return problem(error, request_id)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = match(scope["path"])
@@ -87,36 +119,44 @@ class Service:
             return
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
-        try:
-            await self._hot(asked, scope, receive, send)
-        except errors.OnestepError:
-            raise
-        except Exception as mistake:
-            await send_reply(send, problem(mistake))
+        await self._hot(asked, scope, receive, send)
+
+    # -- what the connections ask, without ASGI
 
     def asks_in_short(self, scope: Scope) -> Asked | None:
         """What a request asks, if by its head `answer_now` may answer it when its body is there."""
         asked = match(scope["path"]) if scope["method"] == "POST" else None
         return asked if asked is not None and self._hot.is_short(scope) else None
 
-    def answer_now(self, asked: Asked, body: bytes, answer: Answer) -> bool:
+    def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        exchange = Exchange(scope, self.engine)
+
+        def tell(content: Any, error: BaseException | None) -> None:
+            reply = json_reply(content) if error is None else self.refusal(error, exchange.request_id, scope)
+            answer(exchange.complete(reply))
+            self._tell(exchange)
+
         try:
-            return self._hot.answer_now(asked, body, answer)
+            return self._hot.answer_now(asked, body, tell)
         except Exception as error:
-            answer(problem(error))
+            tell(None, error)
             return True
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
-def add_error_replies(api: FastAPI) -> None:
-    """Every error as a problem document."""
+def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], Reply]) -> None:
+    """Every error as a problem document, and counted."""
+
+    def refusal(request: Request, error: Exception) -> Response:
+        scope: Any = request.scope
+        return as_response(told(error, scope["request_id"], scope))
 
     @api.exception_handler(errors.OnestepError)
-    async def refused(_: Request, error: errors.OnestepError) -> Response:
-        return refusal(error)
+    async def refused(request: Request, error: errors.OnestepError) -> Response:
+        return refusal(request, error)
 
     @api.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> Response:
@@ -126,25 +166,31 @@ def add_error_replies(api: FastAPI) -> None:
             allow = ", ".join(
                 sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
             )
-            return refusal(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
-        return refusal(errors.NotFound(path=path))
+            return refusal(request, errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(request, errors.NotFound(path=path))
 
     @api.exception_handler(Exception)
-    async def mistake(_: Request, error: Exception) -> Response:
-        return refusal(errors.OnestepError())
+    async def mistake(request: Request, error: Exception) -> Response:
+        return refusal(request, error)
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
-    """Is it alive, is it ready."""
+    """Is it alive, is it ready, how is it doing."""
+
+    @api.get("/metrics", tags=["service"], **openapi.METRICS)
+    async def metrics() -> Response:
+        # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
+        return Response(await asyncio.to_thread(engine.telemetry.exposition), media_type=telemetry.CONTENT_TYPE)
 
     @api.get("/livez", tags=["service"], **openapi.LIVEZ)
     async def livez() -> Response:
         return reply({"status": "alive"})
 
     @api.get("/readyz", tags=["service"], **openapi.READYZ)
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         if engine.state != "ready":
-            raise errors.NotReady(state=engine.state)
+            told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
+            return as_response(told)  # an answer, and no refusal that would count
         return reply({"status": "ready"})
 
 
@@ -230,9 +276,8 @@ def reply(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def refusal(error: errors.OnestepError) -> Response:
-    """A problem document."""
-    told = problem(error)
+def as_response(told: Reply) -> Response:
+    """The same as FastAPI has it."""
     return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
 
 

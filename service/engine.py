@@ -27,13 +27,14 @@ from core.joins import Joins
 from core.learner import Learner, Outcome
 from core.progressive import Progressive
 from core.spec import Spec
-from service import errors
+from service import errors, logs
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.retention import Retention
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
+from service.telemetry import Facts, Telemetry
 from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
 
@@ -81,6 +82,8 @@ class Engine:
         """Set when streams are to be ended between two pieces, because the service stops."""
         self.failure: errors.OnestepError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self._recovery_seconds: float | None = None
+        self.telemetry = Telemetry(self._facts, settings.metrics_models)
         self._settings = settings
         self._models: dict[str, Model] = {}
         self._queue: deque[Request] = deque()
@@ -109,6 +112,11 @@ class Engine:
         """Every model, in order of creation."""
         return list(self._models.values())
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is about to stop, and connections are not to be kept."""
+        return self.state not in ("ready", "starting", "recovering")
+
     def model(self, name: str) -> Model:
         """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
         self._check_recovered()
@@ -116,6 +124,9 @@ class Engine:
             return self._models[name]
         except KeyError:
             raise errors.UnknownModel(model=name) from None
+
+    def _facts(self) -> Facts:
+        return Facts(self.state, self._settings.data, self._waiting_events, self.models, self._recovery_seconds)
 
     # -- learning
 
@@ -273,7 +284,12 @@ class Engine:
             if any(draft.unsure for draft in drafts):
                 raise IdsTakenError
             if added:
+                started = time.perf_counter()
                 await self._on_disk(self._opened.commit, added)
+                items = sum(len(part.batch) + len(part.kept) for part in added)
+                seconds = time.perf_counter() - started
+                self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
+                logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         except (errors.OnestepError, IdsTakenError):
             for draft in drafts:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
@@ -358,6 +374,7 @@ class Engine:
                 await asyncio.sleep(0)
             outcomes.append(draft.model.learn(piece))
         if len(batch):
+            draft.model.learned += len(batch)
             draft.model.count_replay(batch)
         draft.answer(first_seq, Outcome.joined(outcomes))
 
@@ -408,6 +425,7 @@ class Engine:
             successor = Spec().as_dict() if name == DEFAULT else None
             stored = await self._on_disk(self._opened.delete_model, model.stored, successor)
             del self._models[name]
+            self.telemetry.count_deleted(model)
             if stored is not None:
                 self._add(stored)
             self._purging = True
@@ -436,6 +454,7 @@ class Engine:
             self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
         events = sum(model.learner.seq for model in self.models)
         seconds = time.perf_counter() - started
+        self._recovery_seconds = seconds
         logger.info("%d event(s) of %d model(s) recovered in %.2f s", events, len(self._models), seconds)
         self.state = "ready"
         self._writer = asyncio.create_task(self._write())
@@ -569,6 +588,7 @@ class Engine:
             self._snapshot = None
             under_way.model.snapshot_seq = under_way.seq
             under_way.model.replay_seconds -= under_way.saves_seconds
+            self.telemetry.snapshot_at = time.monotonic()
             logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
         return True
 
@@ -595,6 +615,7 @@ class Engine:
         """Say that the service is about to stop; requests are still served."""
         if self.state == "ready":
             self.state = "draining"
+            logger.info("stopping: /readyz says 503, and connections are closed after their next reply")
 
     async def stop(self, seconds: float) -> None:
         """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
@@ -613,6 +634,7 @@ class Engine:
         if self._store is not None:
             await self._on_disk(self._store.close)
         self._thread.shutdown()
+        logger.info("stopped")
 
     async def _last_snapshots(self, deadline: float) -> None:
         try:

@@ -1,7 +1,7 @@
 """Every error a caller can meet. The docstring is the message; the words in braces are filled in.
 
-An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, and what else is known:
-`field`, `line`, `row`, `learned`, `last_seq`.
+An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, `request_id`, and what else is
+known: `field`, `line`, `row`, `learned`, `last_seq`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ class OnestepError(Exception):
         self.members = members
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**members))
 
-    def problem(self) -> dict[str, Any]:
+    @classmethod
+    def slug(cls) -> str:
+        """What went wrong, in a word or two like queue-full: for programs, and as the label of a metric."""
+        return cls.title.lower().replace(" ", "-")
+
+    def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
         return {
-            "type": f"urn:onestep:{self.title.lower().replace(' ', '-')}",
+            "type": f"urn:onestep:{self.slug()}",
             "title": self.title,
             "status": self.status,
             "detail": str(self),
+            "request_id": request_id,
             **{name: value for name, value in self.members.items() if name in _SHOWN},
         }
 
@@ -360,3 +366,9 @@ class LogHasAHole(OnestepError):
     """The log in {folder} is damaged: its write-ahead log can be read up to commit {log}, and {lost} commit(s) that
     were synced come after that. Nothing was changed. Restore a backup, or accept the loss with
     `onestep repair {folder}`."""
+
+
+def slugs() -> list[str]:
+    """What can go wrong, each once."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, OnestepError)]
+    return sorted({kind.slug() for kind in kinds})

@@ -19,7 +19,7 @@ from service import arrow, errors, pieces, wire
 from service.bodies import Bodies, chunk_of
 from service.engine import DEFAULT, Engine
 from service.model import Model, Prediction
-from service.reply import JSON, Reply, json_reply, problem
+from service.reply import JSON, Reply, json_reply
 from service.settings import Settings
 from service.table import Table
 from service.turn import Result, Run, Stream
@@ -29,7 +29,8 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-Answer = Callable[[Reply], None]
+Tell = Callable[[Any, BaseException | None], None]
+"""Takes what is to be answered, or what is wrong."""
 
 NDJSON = b"application/x-ndjson"
 ARROW = arrow.CONTENT_TYPE
@@ -88,14 +89,14 @@ class Hot:
         length = headers.get(b"content-length")
         return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
 
-    def answer_now(self, asked: Asked, body: bytes, answer: Answer) -> bool:
+    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> bool:
         """Answer a request that has one event; False if it has an array, and then nothing was done.
 
-        What is wrong is raised, or, when the event waits for the writer, answered.
+        What is wrong is raised, or, when the event waits for the writer, told.
         """
         if wire.is_array(body):
             return False
-        (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, answer)
+        (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, tell)
         return True
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -109,12 +110,12 @@ class Hot:
 
     # -- learn
 
-    def _learn_one(self, model: str, body: bytes, answer: Answer) -> None:
-        """Learn an event; answer when it is on disk."""
+    def _learn_one(self, model: str, body: bytes, tell: Tell) -> None:
+        """Learn an event; tell when it is on disk."""
         self._engine.model(model)
         event = wire.decode_learn(body)
         waits = self._engine.enqueue(model, [event])
-        waits.add_done_callback(partial(_settle, answer, lambda result: _learned(model, event, result, 0)))
+        waits.add_done_callback(partial(_settle, tell, lambda result: _learned(model, event, result, 0)))
 
     async def _learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
@@ -125,7 +126,7 @@ class Hot:
         self._engine.check_room(1)  # before the work of reading it: refusing must be cheap when there is much to refuse
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            await send_reply(send, await _answered(partial(self._learn_one, model, body)))
+            await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
             return
         async with self._one_of_the_large(body):
             await send_reply(send, await self._learn_array(model, body))
@@ -182,15 +183,15 @@ class Hot:
 
     # -- predict
 
-    def _predict_one(self, name: str, body: bytes, answer: Answer) -> None:
+    def _predict_one(self, name: str, body: bytes, tell: Tell) -> None:
         """Predict from the model as it stands; what has an id is kept first."""
         model = self._engine.model(name)
         made = _predicted(model, wire.decode_question(body))
         if isinstance(made, Prediction):
             waits = self._engine.enqueue(name, [made])
-            waits.add_done_callback(partial(_settle, answer, lambda result: result.predicted[0]))
+            waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
         else:
-            answer(json_reply(made))
+            tell(made, None)
 
     async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
@@ -206,7 +207,7 @@ class Hot:
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            await send_reply(send, await _answered(partial(self._predict_one, model, body)))
+            await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))
             return
         async with self._one_of_the_large(body):
             elements = wire.split_array(body)
@@ -396,25 +397,26 @@ def _content_type(scope: Scope) -> bytes:
     return b""
 
 
-async def _answered(ask: Callable[[Answer], None]) -> Reply:
-    """What is answered to something asked."""
-    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+async def _told(ask: Callable[[Tell], None]) -> Any:
+    """What is told to something asked."""
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def settle(reply: Reply) -> None:
-        if not answer.done():  # cancelled: the service stops
-            answer.set_result(reply)
+    def tell(content: Any, error: BaseException | None) -> None:
+        if answer.done():  # cancelled: the service stops
+            return
+        if error is None:
+            answer.set_result(content)
+        else:
+            answer.set_exception(error)
 
-    ask(settle)
+    ask(tell)
     return await answer
 
 
-def _settle(answer: Answer, told: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:
-    """Answer when the writer is done."""
+def _settle(tell: Tell, content: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:
+    """Tell when the writer is done."""
     error = waited.exception()
-    if error is None:
-        answer(json_reply(told(waited.result())))
-    else:
-        answer(problem(error))
+    tell(content(waited.result()) if error is None else None, error)
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

@@ -20,12 +20,13 @@ ARROW = "application/vnd.apache.arrow.stream"
 _PROBLEM = {
     "type": "object",
     "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
-    "required": ["type", "title", "status", "detail"],
+    "required": ["type", "title", "status", "detail", "request_id"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "request_id": {"type": "string", "description": "The request's, as in the header X-Request-ID and the log."},
         "field": {"type": "string", "description": "The path of what is wrong in the body."},
         "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
         "row": {"type": "integer", "description": "The row of an Arrow stream that is wrong."},
@@ -50,6 +51,66 @@ _ERRORS = {
     503: "The queue is full, or the service is recovering or stopping; try again after Retry-After seconds",
     507: "No room on the disk; predictions go on",
 }
+# The bodies that are decoded by msgspec, exactly: what fits these is taken, but for what a model's spec, or what is
+# there already, has to say to it.
+_TEXT = {"type": "string", "maxLength": 256, "pattern": "^[^\\x00]*$"}
+_ID = {**_TEXT, "minLength": 1}
+_ID_OR_NONE = {**_ID, "type": ["string", "null"], "default": None}
+_NUMBER = {
+    "type": "number",
+    "minimum": -1e100,
+    "maximum": 1e100,
+    "description": "The bounds are the model's max_value.",
+}
+_X: dict[str, Any] = {
+    "description": "Features by name; or numbers, whose names are their positions.",
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {**_ID},
+            "additionalProperties": {"anyOf": [_NUMBER, {"type": "boolean"}, _TEXT]},
+        },
+        {"type": "array", "items": {"anyOf": [_NUMBER, {"type": "boolean"}]}},
+    ],
+}
+_Y = {"enum": [0, 1, False, True], "description": "The label."}
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "default": 1.0, "description": "It multiplies the gradient."}
+
+
+def _body(kind: type, required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "title": kind.__name__,
+        "description": kind.__doc__,
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+_BODIES = {
+    "Event": _body(wire.Event, ["x", "y"], x=_X, y=_Y, id=_ID_OR_NONE, weight=_WEIGHT),
+    "Label": _body(wire.Label, ["id", "y"], id=_ID, y=_Y, weight=_WEIGHT),
+    "Question": _body(wire.Question, ["x"], x=_X, id=_ID_OR_NONE),
+    "Explain": {
+        **_body(wire.Explain, [], x={**_X, "anyOf": [*_X["anyOf"], {"type": "null"}]}, id=_ID_OR_NONE),
+        "oneOf": [
+            {"required": ["x"], "properties": {"x": {"type": ["object", "array"]}, "id": {"type": "null"}}},
+            {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},
+        ],
+    },
+}
+_PARAMETERS = {
+    "model": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "examples": ["default"]},
+    "top": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}
+
+
+def _links(*operations: str) -> dict[str, Any]:
+    """What can be asked next of the same model."""
+    return {name: {"operationId": name, "parameters": {"model": "$request.path.model"}} for name in operations}
+
+
 _SCORES = {"events": 45312, "log_loss": 0.3321, "accuracy": 0.861, "roc_auc": 0.921}
 _MODEL = {
     "model": "default",
@@ -174,6 +235,20 @@ READYZ: dict[str, Any] = {
     "summary": "Whether it can take requests: not while it recovers or stops",
     "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
 }
+METRICS: dict[str, Any] = {
+    "summary": "The service's metrics, as Prometheus reads them",
+    "responses": {
+        200: {
+            "description": "The metrics",
+            "content": {
+                "text/plain; version=0.0.4; charset=utf-8": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE onestep_learned_total counter\nonestep_learned_total 45312.0\n",
+                }
+            },
+        }
+    },
+}
 LIST_MODELS: dict[str, Any] = {
     "summary": "Every model",
     "responses": {
@@ -183,13 +258,16 @@ LIST_MODELS: dict[str, Any] = {
 }
 GET_MODEL: dict[str, Any] = {
     "summary": "A model: spec, seq, number of features, progressive scores, SHA-256 of its state",
-    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 503)},
+    "responses": {
+        200: {**_ok("The model", _MODEL, _MODEL_SCHEMA), "links": _links("get_weights", "delete_model")},
+        **_problems(404, 503),
+    },
 }
 PUT_MODEL: dict[str, Any] = {
     "summary": "Create a model with a spec; what the spec leaves out has its default",
     "responses": {
-        200: _ok("It existed with this spec", _MODEL, _MODEL_SCHEMA),
-        201: _ok("Created", {**_MODEL, "seq": 0}, _MODEL_SCHEMA),
+        200: {**_ok("It existed with this spec", _MODEL, _MODEL_SCHEMA), "links": _links("learn_model")},
+        201: {**_ok("Created", {**_MODEL, "seq": 0}, _MODEL_SCHEMA), "links": _links("learn_model", "get_model")},
         **_problems(400, 409, 413, 415, 422, 503, 507),
     },
     "openapi_extra": {
@@ -295,11 +373,8 @@ def extend(api: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if api.openapi_schema is None:
             whole = original()
-            _, schemas = msgspec.json.schema_components(
-                [wire.Event, wire.Label, wire.Question, wire.Explain], ref_template="#/components/schemas/{name}"
-            )
             spec = TypeAdapter(Spec).json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= spec.pop("$defs", {})
+            schemas = {**_BODIES, **spec.pop("$defs", {})}
             whole.setdefault("components", {}).setdefault("schemas", {}).update(
                 {**schemas, "Spec": spec, "Problem": _PROBLEM}
             )
@@ -316,10 +391,13 @@ def extend(api: FastAPI) -> None:
 
 
 def _say_verbatim(document: dict[str, Any], route: APIRoute) -> None:
-    """A route's replies as they stand above: FastAPI leaves out nulls, and adds a 422 of its own that never happens."""
+    """A route's replies and parameters as they stand above: FastAPI leaves out nulls, adds a 422 of its own that never
+    happens, and does not know that a parameter is checked later."""
     for method in route.methods or ():
         operation = document["paths"][route.path][method.lower()]
         operation["responses"] = {str(status): response for status, response in route.responses.items()}
+        for parameter in operation.get("parameters", []):
+            parameter["schema"] = _PARAMETERS.get(parameter["name"], parameter["schema"])
 
 
 def _hot_paths() -> dict[str, Any]:
@@ -350,10 +428,19 @@ def _hot_paths() -> dict[str, Any]:
         ],
         "".join(msgspec.json.encode(reply).decode() + "\n" for reply in (_PREDICTED, _KEPT)),
     )
-    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "default"}
+    name = {"name": "model", "in": "path", "required": True, "schema": _PARAMETERS["model"], "example": "default"}
     return {
         "/learn": {"post": {**learn, "operationId": "learn"}},
         "/predict": {"post": {**predict, "operationId": "predict"}},
-        "/models/{model}/learn": {"post": {**learn, "operationId": "learn_model", "parameters": [name]}},
-        "/models/{model}/predict": {"post": {**predict, "operationId": "predict_model", "parameters": [name]}},
+        "/models/{model}/learn": {
+            "post": {**_linked(learn, "predict_model", "get_model"), "operationId": "learn_model", "parameters": [name]}
+        },
+        "/models/{model}/predict": {
+            "post": {**_linked(predict, "get_model"), "operationId": "predict_model", "parameters": [name]}
+        },
     }
+
+
+def _linked(operation: dict[str, Any], *operations: str) -> dict[str, Any]:
+    good = {**operation["responses"]["200"], "links": _links(*operations)}
+    return {**operation, "responses": {**operation["responses"], "200": good}}

@@ -15,8 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
 from service.app import Service
-from service.hot import Asked, is_stream, send_reply
-from service.reply import Reply, problem
+from service.exchange import new_id
+from service.hot import Asked, is_stream
+from service.reply import CLOSE, Reply
 
 
 class Protocol(HttpToolsProtocol):
@@ -48,15 +49,18 @@ class Protocol(HttpToolsProtocol):
         self._receives_since = math.inf
         if self._held is not None:
             (cycle, asked), self._held = self._held, None
-            if not self._service.answer_now(asked, bytes(cycle.body), partial(self._reply, cycle)):
+            if not self._service.answer_now(cycle.scope, asked, bytes(cycle.body), partial(self._reply, cycle)):
                 super()._start_asgi_task(cycle, self.app)
 
     def _reply(self, cycle: Any, reply: Reply) -> None:
         if cycle.disconnected:
             return
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(reply.as_http(keep_alive=cycle.keep_alive))
-        if not cycle.keep_alive:
+        ends = CLOSE in reply.headers
+        if not (cycle.keep_alive or ends):
+            reply.headers.append(CLOSE)
+        self.transport.write(reply.as_http())
+        if ends or not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
 
@@ -65,7 +69,8 @@ class Protocol(HttpToolsProtocol):
         self._end(errors.MalformedHttp())
 
     def _end(self, error: errors.OnestepError) -> None:
-        self.transport.write(problem(error).as_http(keep_alive=False))
+        """There is no request that could be answered, or not yet."""
+        self.transport.write(self._service.refusal(error, new_id()).as_http())
         self.transport.close()
 
     # -- limits
@@ -74,7 +79,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         limit = self._service.settings.max_connections
         if len(self.connections) > limit:
-            self.app = partial(_refuse, errors.TooManyConnections(limit=limit))
+            self.app = partial(self._service.refuse, errors.TooManyConnections(limit=limit))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -104,7 +109,3 @@ class Protocol(HttpToolsProtocol):
                 self._end(errors.RequestTimeout(seconds=seconds))
             elif cycle.response_complete:  # refused before all of it was there
                 self.transport.close()
-
-
-async def _refuse(error: errors.OnestepError, _scope: Any, _receive: Any, send: Any) -> None:
-    await send_reply(send, problem(error))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from service import errors, wire
 
-logger = logging.getLogger("onestep")
-
 JSON = b"application/json"
+CLOSE = (b"connection", b"close")
 _PROBLEM = b"application/problem+json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -22,12 +20,10 @@ class Reply(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
-    def as_http(self, *, keep_alive: bool) -> bytes:
+    def as_http(self) -> bytes:
         """The bytes of it, head and body."""
-        lines = [name + b": " + value + b"\r\n" for name, value in self.headers]
-        if not keep_alive and (b"connection", b"close") not in self.headers:
-            lines.append(b"connection: close\r\n")
-        return b"".join((_STATUS_LINES[self.status], *lines, b"\r\n", self.body))
+        head = [b"%b: %b\r\n" % header for header in self.headers]
+        return b"".join((_STATUS_LINES[self.status], *head, b"\r\n", self.body))
 
 
 def json_reply(content: Any) -> Reply:
@@ -36,12 +32,9 @@ def json_reply(content: Any) -> Reply:
     return Reply(200, _headers(JSON, body), body)
 
 
-def problem(error: BaseException) -> Reply:
-    """What is wrong. An error that is not a caller's is logged, and told as an internal one."""
-    if not isinstance(error, errors.OnestepError):
-        logger.error("a mistake in onestep itself", exc_info=error)
-        error = errors.OnestepError()
-    body = wire.encode(error.problem())
+def problem(error: errors.OnestepError, request_id: str) -> Reply:
+    """What is wrong."""
+    body = wire.encode(error.problem(request_id))
     headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
     return Reply(error.status, headers, body)
 

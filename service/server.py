@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
+import select
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from functools import partial
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service import errors
+from service import errors, logs
 from service.app import Service
 from service.lock import FolderLock
 from service.protocol import Protocol
@@ -23,6 +27,13 @@ logger = logging.getLogger("onestep")
 
 SLOW_TICKS = 5
 """Tenths of a second between two looks for connections that are too slow."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+LINGER_SECONDS = 0.25
+LINGER_FRESH_SECONDS = 1.0
+"""How long connections are still read once no more are accepted."""
+SO_ATTACH_FILTER = 26
+"""Linux's; Python has no name for it."""
 
 
 class Server(uvicorn.Server):
@@ -71,10 +82,57 @@ class Server(uvicorn.Server):
         self._service.engine.streams_end.set()
         self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No connection is reset: who has one is answered once more, then it is closed; who has none is refused one.
+
+        uvicorn's own way closes the listener with connections that nobody has accepted yet, and connections whose
+        request nobody has read yet: under load, dozens of clients lost a request (measured: up to 27 of 32).
+        """
+        for listener in sockets or []:
+            _admit_no_more(listener)
+            await _accept_all(listener)
+        for server in self.servers:
+            server.close()
+        await self._linger()
+        await super().shutdown(sockets)
+
+    async def _linger(self) -> None:
+        """Answer those who are connected once more; replies say "connection: close" by now.
+
+        A connection on which nothing was asked yet was made because something is to be asked: it is waited for longer.
+        """
+        loop = asyncio.get_running_loop()
+        started, waits = loop.time(), True
+        while waits:
+            await asyncio.sleep(0.05)
+            connections = [c for c in self.server_state.connections if isinstance(c, HttpToolsProtocol)]
+            fresh = any(connection.cycle is None for connection in connections)
+            waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
+
+
+async def _accept_all(listener: socket.socket) -> None:
+    """Let the loop accept what is connected: one a turn."""
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    for _ in range(BACKLOG):
+        if not waiting.poll(0):
+            return
+        await asyncio.sleep(0)
+
+
+def _admit_no_more(listener: socket.socket) -> None:
+    """Let no packet for a new connection through, by a filter of one instruction: "take 0 bytes". Linux only.
+
+    Between the last accept and the close of a listener one more could be connected, and would be reset.
+    """
+    with contextlib.suppress(OSError):
+        instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(instruction)))
+
 
 def serve(settings: Settings, lock: FolderLock) -> int:
     """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logs.set_up(settings.log_level, settings.log_format)
     service = Service(settings)
     config = uvicorn.Config(
         service,
@@ -89,11 +147,11 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it takes fractions too
-        backlog=2048,
+        backlog=BACKLOG,
     )
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise errors.CannotListen(host=settings.host, port=settings.port, reason=error.strerror) from None
     host, port = listener.getsockname()[:2]

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     snapshot_seconds: float = Field(
         1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."
     )
+    metrics_models: int = Field(
+        1_000, ge=0, description="Models that have series of their own in /metrics; those after them are counted."
+    )
     keep_events: Keep = Field(
         "all",
         description="Events that stay in the log: all, at least so many of each model (1000000), or those of the last "
@@ -92,5 +95,13 @@ class Settings(BaseSettings):
         5.0, gt=0, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
     )
     log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="What is logged: debug, info, warning or error."
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="What is logged: debug (each request and commit too), info, warning or error.",
+    )
+    log_format: str = Field(
+        "auto",
+        pattern="^(auto|json|console)$",
+        description="How it is logged: json, console (for a person), or auto: console where standard error is a "
+        "terminal.",
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -120,6 +124,9 @@ def test_while_it_drains_requests_are_served_and_readyz_turns_clients_away(start
     with service.another_client() as newcomer:
         reply = newcomer.post("/learn", content='{"x": {"a": 1}, "y": 1}', headers=JSON)
     assert reply.json()["seq"] == 1
+    for path in ("/livez", "/readyz", "/models/default", "/models/nobody"):
+        assert service.http.get(path).headers["connection"] == "close", path
+    assert reply.headers["connection"] == "close"
     assert service.model().predict({"x": {}}).json()["seq"] == 1
     assert service.model().learn_lines(ndjson([{"x": {}, "y": 1}] * 3)).json()["learned"] == 3
     service.signal(signal.SIGTERM)  # a second one: do not wait any longer
@@ -149,6 +156,64 @@ def test_requests_in_flight_are_answered_before_it_ends(start: Start) -> None:
 
     service = start(folder=service.folder)
     assert service.model().state()["seq"] == 8 * 501
+
+
+class KeepsConnections(threading.Thread):
+    """A client that keeps its connection as long as the service does, and then makes another, until it is refused."""
+
+    def __init__(self, service: Service, number: int) -> None:
+        super().__init__()
+        self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        self._number = number
+        self.learned: dict[str, int] = {}
+        self.statuses: Counter[int] = Counter()
+        self.connections = 0
+        self.broken: list[Exception] = []
+
+    def run(self) -> None:
+        for i in itertools.count():
+            if self._connection.sock is None:
+                try:
+                    self._connection.connect()
+                except ConnectionRefusedError:
+                    return
+                self.connections += 1
+            try:
+                self._learn(f"{self._number}-{i}")
+            except (OSError, http.client.HTTPException) as error:
+                self.broken.append(error)
+                self._connection.close()
+
+    def _learn(self, id_: str) -> None:
+        self._connection.request("POST", "/learn", json.dumps({"x": {"a": 1}, "y": 1, "id": id_}), JSON)
+        response = self._connection.getresponse()
+        body = response.read()
+        self.statuses[response.status] += 1
+        if response.status == 200:
+            self.learned[id_] = json.loads(body)["seq"]
+
+
+@pytest.mark.parametrize("drain_seconds", ["0", "0.5"])
+def test_a_stop_under_load_breaks_no_connection_and_loses_nothing(start: Start, drain_seconds: str) -> None:
+    service = start("--drain-seconds", drain_seconds)
+    clients = [KeepsConnections(service, number) for number in range(32)]
+    for client in clients:
+        client.start()
+    eventually(lambda: all(client.learned for client in clients), "each client to learn")
+    assert service.stop() == 0
+    for client in clients:
+        client.join(30)
+    assert [error for client in clients for error in client.broken] == []
+    assert {status for client in clients for status in client.statuses} <= {200, 503}
+    if float(drain_seconds):  # each reply says that the connection closes, and the next is made
+        assert sum(client.connections for client in clients) > 2 * len(clients)
+    learned = {id_: seq for client in clients for id_, seq in client.learned.items()}
+    assert sorted(learned.values()) == list(range(1, len(learned) + 1))
+
+    model = start(folder=service.folder).model()
+    assert model.state()["seq"] == len(learned)
+    again = model.learn([{"x": {"a": 1}, "y": 1, "id": id_} for id_ in learned]).json()
+    assert [(one["seq"], one["duplicate"]) for one in again] == [(seq, True) for seq in learned.values()]
 
 
 def test_a_time_for_requests_in_flight_below_a_second_is_kept(start: Start) -> None:
