@@ -212,7 +212,10 @@ class Learner:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Learner:
-        """The learner that `state()` described, to the last bit."""
+        """The learner that `state()` described, to the last bit. Where it describes none: ValueError, LookupError,
+        TypeError, AttributeError or ArithmeticError."""
+        if not 0 <= state["n_features"] <= len(state["names"]):
+            raise ValueError("a state must have a name for each feature")  # and so it takes no more room than its names
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken, learner._n_features = state["seq"], state["not_taken"], state["n_features"]

@@ -102,6 +102,8 @@ class Linear:
 
     def load(self, arrays: dict[str, Floats], features: int) -> None:
         """What `arrays` gave."""
+        if len(arrays["weights"]) != features:
+            raise ValueError("a state must have a weight for each feature")  # one alone would be taken for all
         self.make_room(features)
         self.weights[:features] = arrays["weights"]
         self._kept[:features] = arrays["kept"].reshape(features, self._kept.shape[1])

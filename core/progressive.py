@@ -178,7 +178,8 @@ class Progressive:
         """The scores that `state()` described; with a larger window than then, it fills up again."""
         scores = cls(window)
         scores._total.sums[:] = state["sums"]
-        scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
+        with np.errstate(invalid="raise"):  # a count that is no number is no count
+            scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
         events = int(scores._total.sums[EVENTS])
         count = min(len(state["last_labels"]), window)
         scores._forgotten = events - count

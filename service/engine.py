@@ -59,6 +59,9 @@ TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown a snapshot is worth writing when it saves this much of the next start."""
 
+NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What making a learner or scores of a state raises where the state is none."""
+
 T = TypeVar("T")
 
 
@@ -516,14 +519,18 @@ class Engine:
                 known = state["learner"]["n_features"]
                 if known > len(names):
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
-                model.learner = Learner.from_state({**state["learner"], "names": names[:known]})
-                model.scores = Progressive.from_state(state["scores"], self._settings.window)
+                learner = Learner.from_state({**state["learner"], "names": names[:known]})
+                scores = Progressive.from_state(state["scores"], self._settings.window)
+                joins = model.joins
                 if "joins" in state:  # not in a snapshot of the first format
-                    model.joins = Joins.from_state(state["joins"], self._settings.window)
+                    joins = Joins.from_state(state["joins"], self._settings.window)
             except errors.LogDamaged as damage:
                 logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
+            except NOT_A_STATE as error:
+                reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
+                logger.warning("model %r: %s; using the one before it", model.name, reason)
             else:
-                model.snapshot_seq = seq
+                model.learner, model.scores, model.joins, model.snapshot_seq = learner, scores, joins, seq
                 return
 
     def _damaged(self, reason: str) -> errors.LogDamaged:
