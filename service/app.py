@@ -23,9 +23,10 @@ from core import logistic
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, openapi, wire
+from service import access, errors, openapi, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
+from service.headers import with_headers
 from service.hot import Hot, Receive, Scope, Send, send_problem
 from service.log import WAITING
 from service.model import Model
@@ -44,6 +45,7 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
+        self._access = access.Access(settings)
         self._hot = Hot(self.engine, settings)
         self.api = FastAPI(
             title="onestep",
@@ -80,9 +82,11 @@ class Service:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._hot.match(scope["path"])
         if found is None:
-            await self.api(scope, receive, send)  # type: ignore[arg-type]  # the same
+            self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
+            await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
             return
-        endpoint, model = found
+        endpoint, wants, model = found
+        self._access.check(scope, wants, model)
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
         try:
@@ -138,10 +142,11 @@ def add_model_routes(api: FastAPI, engine: Engine, settings: Settings) -> None:
     """List, show, create and delete models."""
 
     @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
-    async def list_models() -> Response:
+    async def list_models(request: Request) -> Response:
         if engine.state in ("starting", "recovering"):
             raise errors.NotReady(state=engine.state)
-        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in engine.models]
+        within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
+        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in within_reach]
         return reply({"models": models})
 
     @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)

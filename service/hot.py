@@ -7,6 +7,7 @@ so these two stand in front of it. They are in the OpenAPI document like every o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,10 +17,13 @@ import msgspec
 
 from core.features import EventError
 from service import arrow, errors, pieces, wire
+from service.access import LEARN, PREDICT, pace_of
 from service.engine import DEFAULT, Engine
+from service.headers import NO_SNIFFING
 from service.model import Model, Prediction
 from service.settings import Settings
 from service.table import Table
+from service.tokens import Pace
 from service.turn import Result, Run, Stream
 
 Scope = dict[str, Any]
@@ -45,18 +49,18 @@ class Hot:
         self._engine = engine
         self._settings = settings
 
-    def match(self, path: str) -> tuple[Callable[[str, Scope, Receive, Send], Awaitable[None]], str] | None:
-        """The endpoint and the model of a path, None if it is another route's."""
+    def match(self, path: str) -> tuple[Callable[[str, Scope, Receive, Send], Awaitable[None]], str, str] | None:
+        """The endpoint of a path, the scope that it wants and the model; None if it is another route's."""
         if path == "/learn":
-            return self.learn, DEFAULT
+            return self.learn, LEARN, DEFAULT
         if path == "/predict":
-            return self.predict, DEFAULT
+            return self.predict, PREDICT, DEFAULT
         if path.startswith("/models/"):
             name, _, verb = path[8:].partition("/")
             if verb == "learn":
-                return self.learn, name
+                return self.learn, LEARN, name
             if verb == "predict":
-                return self.predict, name
+                return self.predict, PREDICT, name
         return None
 
     # -- learn
@@ -74,7 +78,7 @@ class Hot:
             await _reply(send, wire.encode(_learned(model, event, result, 0)))
             return
         events = []
-        for i, element in enumerate(wire.split_array(body)):
+        for i, element in enumerate(_charged(scope, wire.split_array(body))):
             events.append(wire.decode_learn(element, f"[{i}]"))
             if i % _PAUSE == _PAUSE - 1:
                 await asyncio.sleep(0)
@@ -94,7 +98,7 @@ class Hot:
             else pieces.events_of_lines(chunks, self._settings)
         )
         try:
-            await self._learn_pieces(tally, arriving)
+            await self._learn_pieces(tally, self._paced(scope, arriving))
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
@@ -131,7 +135,7 @@ class Hot:
                 if _content_type(scope) == ARROW
                 else pieces.lines_of(chunks, wire.decode_question, self._settings)
             )
-            await self._predict_stream(found, arriving, send)
+            await self._predict_stream(found, self._paced(scope, arriving), send)
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
@@ -142,7 +146,7 @@ class Hot:
             replies, _ = await self._predict(found, [question], [""])
             await _reply(send, wire.encode(replies[0]))
             return
-        elements = wire.split_array(body)
+        elements = _charged(scope, wire.split_array(body))
         places = [f"[{i}]" for i in range(len(elements))]
         questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
         replies, _ = await self._predict(found, questions, places)
@@ -219,6 +223,19 @@ class Hot:
                     return
         finally:
             stop.cancel()
+
+    def _paced(self, scope: Scope, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
+        pace = pace_of(scope)
+        return arriving if pace is None else self._slowed(pace, arriving)
+
+    async def _slowed(self, pace: Pace, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        async for piece in arriving:
+            yield piece
+            pace.take(len(piece.items))
+            while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole. Refused before it is read where its length is told and too large."""
@@ -341,6 +358,14 @@ def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
     return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
 
 
+def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
+    """The same elements, taken from what is left of the token's rate; the request itself took one."""
+    pace = pace_of(scope)
+    if pace is not None and elements:
+        pace.take(len(elements) - 1)
+    return elements
+
+
 def _content_type(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -357,7 +382,7 @@ def _chunk(message: Message) -> tuple[bytes, bool]:
 
 
 def _start(status: int, content_type: bytes, length: int, headers: list[tuple[bytes, bytes]] | None = None) -> Message:
-    plain = [(b"content-type", content_type), (b"content-length", b"%d" % length)]
+    plain = [(b"content-type", content_type), (b"content-length", b"%d" % length), NO_SNIFFING]
     return {"type": "http.response.start", "status": status, "headers": plain + (headers or [])}
 
 
