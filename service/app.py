@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from core import logistic
+from core.breaker import Watch
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
@@ -165,6 +166,10 @@ def add_model_routes(api: FastAPI, engine: Engine, settings: Settings) -> None:
         await engine.delete(name)
         return Response(status_code=204)
 
+    @api.post("/models/{model}/resume", tags=["models"], **openapi.RESUME)
+    async def resume_model(name: ModelName) -> Response:
+        return reply(describe(await engine.resume(name)))
+
 
 def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
     """What a model has learned, and whether it is right."""
@@ -238,6 +243,7 @@ def describe(model: Model) -> dict[str, Any]:
         "features": learner.n_features,
         "not_taken": learner.not_taken,
         "snapshot_seq": model.snapshot_seq,
+        "breaker": _breaker(model.watch),
         "progressive": model.scores.summary(),
         "served": model.joins.scores.summary(),
         "join": {
@@ -250,6 +256,12 @@ def describe(model: Model) -> dict[str, Any]:
         "sha256": learner.sha256(),
         **mixture,
     }
+
+
+def _breaker(watch: Watch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {"log_loss": watch.log_loss, "stopped_at": watch.stopped_at, "resumed_at": watch.resumed_at}
 
 
 async def read_json(request: Request, limit: int) -> bytes:

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from core.breaker import Watch
 from core.features import EXPIRED, Batch, BatchBuilder
 from core.joins import Joins
 from core.learner import Learner, Outcome
@@ -270,7 +271,7 @@ class Engine:
         model = draft.model
         if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
             model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
-            self._due = min(self._due, model.due)
+            self._due = min(self._due, model.next_timeout)
         model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
         model.next_number += len(draft.kept)
         model.dropped += len(draft.dropped)
@@ -293,7 +294,11 @@ class Engine:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            elif draft.has_id_of(request) or (request.stream and any(r.stream is request.stream for r in put_off)):
+            elif (
+                draft.full
+                or draft.has_id_of(request)
+                or (request.stream and any(r.stream is request.stream for r in put_off))
+            ):
                 put_off.append(request)
                 continue
             draft_request(draft, request, known)
@@ -345,6 +350,8 @@ class Engine:
             outcomes.append(draft.model.learn(piece))
         if len(batch):
             draft.model.count_replay(batch)
+            if draft.model.stopped:
+                logger.warning("%s", draft.model.why_stopped())
         draft.answer(first_seq, Outcome.joined(outcomes))
 
     # -- predictions whose label does not come
@@ -355,7 +362,10 @@ class Engine:
         if now / 1e6 < self._due:
             return False
         async with self._turn:
-            model = min(self.models, key=lambda model: model.due)
+            model = min(self.models, key=lambda model: model.next_timeout)
+            self._due = model.next_timeout
+            if now / 1e6 < self._due:  # a breaker has stopped the one that was due
+                return False
             keep = model.learner.spec.join.keep_seconds
             oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
             late = [old for old in oldest if _too_late(old, now, keep)]
@@ -367,7 +377,7 @@ class Engine:
                 model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
             elif len(oldest) < TIMEOUTS:
                 model.due = math.inf
-        self._due = min(other.due for other in self.models)
+        self._due = min(other.next_timeout for other in self.models)
         return bool(late)
 
     # -- models
@@ -398,6 +408,22 @@ class Engine:
                 self._add(stored)
             self._purging = True
             self._work.set()
+
+    async def resume(self, name: str) -> Model:
+        """Let a model learn again that its breaker has stopped; one that learns goes on."""
+        async with self._turn:
+            self._check_open()
+            model = self.model(name)
+            if model.watch is None:
+                raise errors.NoBreaker(model=name)
+            if model.stopped:
+                seq = model.learner.seq
+                await self._on_disk(self._opened.resume, model.stored.key, seq)
+                model.watch.resume(seq)
+                self._due = min(self._due, model.due)
+                self._work.set()
+                logger.info("model %r learns again, from seq %d on", name, seq)
+            return model
 
     def _add(self, stored: StoredModel) -> Model:
         model = self._models[stored.name] = Model(stored, self._settings.window)
@@ -449,6 +475,9 @@ class Engine:
         names = self._opened.names(key)
         last = max(self._opened.last_seq(key), newest)
         self._load_snapshot(model, names, last)
+        resumed = self._opened.resumed(key)
+        if model.watch is not None and resumed > model.watch.resumed_at:
+            model.watch.resume(resumed)
         if (gone := self._opened.gone(key)) > model.learner.seq:
             reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
@@ -487,6 +516,8 @@ class Engine:
                 model.scores = Progressive.from_state(state["scores"], self._settings.window)
                 if "joins" in state:  # not in a snapshot of the first format
                     model.joins = Joins.from_state(state["joins"], self._settings.window)
+                if model.watch is not None:
+                    model.watch = Watch.from_state(model.watch.breaker, state["watch"])
             except errors.LogDamaged as damage:
                 logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
             else:
@@ -574,6 +605,8 @@ class Engine:
             "scores": model.scores.state(),
             "joins": model.joins.state(),
         }
+        if model.watch is not None:
+            state["watch"] = model.watch.state()
         pieces = self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
         return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
 

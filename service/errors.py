@@ -252,6 +252,22 @@ class NoWeights(OnestepError):
     title = "No weights"
 
 
+class LearningStopped(OnestepError):
+    """Model {model!r} has stopped learning: at seq {seq} the mean log loss of its last {events} events passed {limit:g}
+    (breaker in its spec). Nothing of this was learned, and predictions go on. When the cause is found, POST
+    /models/{model}/resume lets it learn again."""
+
+    status = 409
+    title = "Learning stopped"
+
+
+class NoBreaker(OnestepError):
+    """Model {model!r} has no breaker in its spec: it has not stopped, and never does."""
+
+    status = 409
+    title = "No breaker"
+
+
 class NoRiverTwin(OnestepError):
     """River has nothing to check this model against: {reason}."""
 

@@ -91,12 +91,15 @@ class Hot:
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> bytes:
         """Learn piece by piece; an error says what was learned before it, and that stays learned."""
         tally = _Tally(model)
+        breaker = self._engine.model(model).learner.spec.breaker
         chunks = self._stream(receive)
         arriving: AsyncIterator[pieces.Piece[Any]] = (
             pieces.events_of_rows(chunks, self._settings)
             if _content_type(scope) == ARROW
             else pieces.events_of_lines(chunks, self._settings)
         )
+        if breaker is not None:  # it is to look before many more are committed
+            arriving = pieces.cut(arriving, breaker.events)
         try:
             await self._learn_pieces(tally, self._paced(scope, arriving))
         except errors.OnestepError as error:

@@ -58,6 +58,7 @@ _MODEL = {
     "features": 6,
     "not_taken": 0,
     "snapshot_seq": 40000,
+    "breaker": {"log_loss": 0.3312, "stopped_at": None, "resumed_at": 0},
     "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
     "served": {"total": {**_SCORES, "events": 30000}, "window": {**_SCORES, "events": 1000}},
     "join": {
@@ -116,6 +117,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _MODEL_SCHEMA = _schema_of(_MODEL)
 _MODEL_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
+_MODEL_SCHEMA["properties"]["breaker"]["type"] = ["object", "null"]
 _MODEL_SCHEMA["properties"] |= {
     "learners": {
         "type": "array",
@@ -207,6 +209,10 @@ PUT_MODEL: dict[str, Any] = {
 DELETE_MODEL: dict[str, Any] = {
     "summary": "Remove a model with its log, ids and snapshots; `default` reappears empty",
     "responses": {204: {"description": "Removed"}, **_problems(404, 503, 507)},
+}
+RESUME: dict[str, Any] = {
+    "summary": "Let a model learn again that its breaker has stopped; one that learns goes on",
+    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 409, 503, 507)},
 }
 GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",

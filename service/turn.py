@@ -174,6 +174,18 @@ class Draft:
         return self.model.learner.seq + 1
 
     @property
+    def full(self) -> bool:
+        """Whether the model's breaker is to look at these events before more are committed."""
+        breaker = self.model.learner.spec.breaker
+        return breaker is not None and len(self.builder) >= breaker.events
+
+    def check_learns(self, known: Known) -> None:
+        """Raise LearningStopped if the model is stopped. What was learned before is a duplicate all the same."""
+        if self.model.stopped:
+            self.unsure = self.unsure or not known.all_of_them
+            raise self.model.why_stopped()
+
+    @property
     def key(self) -> int:
         return self.model.stored.key
 
@@ -293,7 +305,7 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         draft.answers.append((request, (), None))
     elif not isinstance(items, Table):
         _add_items(draft, request, items, known)
-    elif items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)):
+    elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
         _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
     else:
         places, refusal = _add_table(draft.builder, items)
@@ -356,6 +368,7 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
             if found.kind != DROPPED:
                 return _learned_before(draft, item, found, known)
             draft.known.add(item.id)
+    draft.check_learns(known)
     draft.builder.add(item.x, item.y, item.weight)
     place = len(draft.builder) - 1
     if item.id is not None:
@@ -456,6 +469,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
     if found.kind == DROPPED:
         raise errors.DroppedId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep)
     if found.kind == WAITING:
+        draft.check_learns(known)
         draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
         assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
         draft.done.append(found.waiting.number)
@@ -466,6 +480,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
         if label.y and (draft.key, label.id) in known.gone:
             raise errors.EventGone(field="id", id=label.id, seq=found.seq)
         if label.y:
+            draft.check_learns(known)
             return _correct(draft, label, known.expired.get((draft.key, label.id)))
         return True, found.seq  # 0, as it was taken to be
     mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
