@@ -59,10 +59,15 @@ def main(argv: list[str] | None = None) -> int:
 # -- what can be asked
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only: `--token SECRET` must not be read as `--token-file SECRET`, and told."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="onestep", description="Online learning over HTTP, one gradient step an event."
-    )
+    parser = _Parser(prog="onestep", description="Online learning over HTTP, one gradient step an event.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))

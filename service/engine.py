@@ -427,6 +427,7 @@ class Engine:
 
     def _add(self, stored: StoredModel) -> Model:
         model = self._models[stored.name] = Model(stored, self._settings.window)
+        model.learner.features.max_event = self._settings.max_event_features
         return model
 
     # -- start, snapshots, stop
@@ -482,6 +483,7 @@ class Engine:
             reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
         self._load_waiting(model)
+        model.learner.features.max_event = self._settings.max_event_features
         model.learner.features.extend(names[model.learner.n_features :])
         for batch in self._opened.batches(key, after=model.learner.seq):
             if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):

@@ -254,7 +254,7 @@ class NoWeights(OnestepError):
 
 class LearningStopped(OnestepError):
     """Model {model!r} has stopped learning: at seq {seq} the mean log loss of its last {events} events passed {limit:g}
-    (breaker in its spec). Nothing of this was learned, and predictions go on. When the cause is found, POST
+    (breaker in its spec). Nothing more is learned, and predictions go on. When the cause is found, POST
     /models/{model}/resume lets it learn again."""
 
     status = 409

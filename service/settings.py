@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(
         32_768, ge=1_024, description="Request line and headers of a request, in bytes; past it 431."
     )
+    max_event_features: int = Field(
+        100_000, ge=1, le=1_000_000, description="Features that one event may have; past it 422."
+    )
     max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
     queue_events: int = Field(
         65_536,

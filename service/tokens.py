@@ -146,13 +146,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def given(token_file: Path | None) -> str | None:
-    """The token in ONESTEP_TOKEN, or in a file (by default the one that ONESTEP_TOKEN_FILE names); None without."""
+    """The token in a file (by default the one that ONESTEP_TOKEN_FILE names), else in ONESTEP_TOKEN; None without."""
     if token_file is None and os.environ.get("ONESTEP_TOKEN_FILE"):
         token_file = Path(os.environ["ONESTEP_TOKEN_FILE"])
-    text = os.environ.get("ONESTEP_TOKEN")
-    if token_file is not None and text is not None:
-        raise errors.BadToken(source="ONESTEP_TOKEN and a token file (ONESTEP_TOKEN_FILE)", reason="are both there")
     if token_file is None:
+        text = os.environ.get("ONESTEP_TOKEN")
         return None if text is None else _checked(text, "ONESTEP_TOKEN")
     try:
         return _checked(token_file.read_text().strip(), f"the token in {token_file}")
