@@ -12,18 +12,21 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service import errors
+from service import errors, tokens
 from service.settings import Settings
-from service.tokens import ANY, FILE, Grant, Pace, Tokens, given
+from service.tokens import FILE, Grant, Pace, Tokens, given
 
-PROBE, OPEN = "probe", "open"
+PROBE, OPEN, ANY = "probe", "open", tokens.ANY
 PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
 """What a request wants: a scope, any token (ANY), nothing (OPEN), or nothing whatever its host is called (PROBE)."""
 
 _OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN}
 _ANY = ("/models", "/stream", "/metrics", "/docs", "/openapi.json")
+_BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
 _LIVE = ("series", "stream")
 """What the page shows of a model, with whatever token it was given."""
+DEFAULT = "default"
+"""The model of /learn and /predict."""
 _IN_URL = {
     "token",
     "access_token",
@@ -41,11 +44,15 @@ _HOSTS_REMEMBERED = 100
 def wanted(method: str, path: str) -> tuple[str, str | None]:
     """What a request wants, and of which model. What is not named here wants admin: a new route is closed at first."""
     reads = method in ("GET", "HEAD")
+    if path in ("/learn", "/predict"):
+        return path[1:], DEFAULT
     if path.startswith("/models/"):
         model, _, rest = path[len("/models/") :].partition("/")
+        if rest in _BY_VERB:
+            return _BY_VERB[rest], model
         if reads:
             return (ANY if rest in _LIVE else PREDICT), model
-        return (PREDICT if rest == "explain" else ADMIN), model
+        return ADMIN, model
     if reads and (path in _OPEN or path.startswith("/dashboard/")):
         return _OPEN.get(path, OPEN), None
     return (ANY if reads and path in _ANY else ADMIN), None

@@ -35,7 +35,7 @@ from service.retention import Retention
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
-from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts
+from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts, why_stopped
 from service.wire import Event, Label, PredictedKept
 
 logger = logging.getLogger("onestep")
@@ -351,7 +351,7 @@ class Engine:
         if len(batch):
             draft.model.count_replay(batch)
             if draft.model.stopped:
-                logger.warning("%s", draft.model.why_stopped())
+                logger.warning("%s", why_stopped(draft.model))
         draft.answer(first_seq, Outcome.joined(outcomes))
 
     # -- predictions whose label does not come

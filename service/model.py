@@ -14,7 +14,6 @@ from core.learner import Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
-from service import errors
 from service.log import StoredModel, Waiting
 
 # What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
@@ -80,13 +79,6 @@ class Model:
     def stopped(self) -> bool:
         """Whether its breaker has stopped it: it predicts and learns nothing."""
         return self.watch is not None and self.watch.stopped_at is not None
-
-    def why_stopped(self) -> errors.LearningStopped:
-        """What those are told who want it to learn when it is stopped."""
-        assert self.watch is not None  # noqa: S101  # it is stopped
-        breaker = self.watch.breaker
-        told = {"seq": self.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
-        return errors.LearningStopped(model=self.name, **told)
 
     @property
     def next_timeout(self) -> float:

@@ -183,7 +183,7 @@ class Draft:
         """Raise LearningStopped if the model is stopped. What was learned before is a duplicate all the same."""
         if self.model.stopped:
             self.unsure = self.unsure or not known.all_of_them
-            raise self.model.why_stopped()
+            raise why_stopped(self.model)
 
     @property
     def key(self) -> int:
@@ -285,6 +285,14 @@ class Draft:
                 predicted = [place for place in places if isinstance(place, PredictedKept)]
                 if predicted:
                     request.accept(Result(predicted=predicted, error=error))
+
+
+def why_stopped(model: Model) -> errors.LearningStopped:
+    """What those are told who want a model to learn that its breaker has stopped."""
+    assert model.watch is not None  # noqa: S101  # it is stopped
+    breaker = model.watch.breaker
+    told = {"seq": model.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
+    return errors.LearningStopped(model=model.name, **told)
 
 
 def _losses(outcome: Outcome) -> list[float | None]:

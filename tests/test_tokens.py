@@ -19,7 +19,7 @@ import httpx
 import pytest
 from conftest import JSON, NDJSON, ONESTEP, Service, Start, Starter, assert_problem, eventually, ndjson
 
-from service import access, cli, errors, tokens
+from service import access, app, cli, errors, tokens
 from service.access import wanted
 from service.settings import Settings
 
@@ -141,6 +141,14 @@ def test_what_is_not_in_the_document_is_open_or_takes_a_token(guarded: Guarded) 
         assert (guarded.ask(None, "GET", path).status_code == 401) is (wants != OPEN), path
         assert (guarded.ask("learn", "GET", path).status_code == 403) is (wants == "admin"), path
         assert guarded.ask("admin", "GET", path).status_code not in (401, 403)
+
+
+def test_the_hot_paths_want_what_the_door_says(tmp_path: Path) -> None:
+    hot = app.Service(Settings(data=tmp_path))._hot
+    for path in ("/learn", "/predict", "/models/a/learn", "/models/a/predict"):
+        found = hot.match(path)
+        assert found is not None
+        assert found[1:] == wanted("POST", path)
 
 
 def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
