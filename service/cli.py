@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
     _add_crosscheck(commands.add_parser("crosscheck", help="compare a model with river: of a service, folder or file"))
-    _add_models(commands.add_parser("models", help="list, create, show and delete the models of a service"))
+    _add_models(commands.add_parser("models", help="list, create, show, resume and delete the models of a service"))
     inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
     inspect.add_argument("folder", metavar="DIR", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -152,11 +152,12 @@ def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(required=True, metavar="list|create|show|delete")
+    verbs = parser.add_subparsers(required=True, metavar="list|create|show|resume|delete")
     for name, help_, run in (
         ("list", "every model", _models_list),
         ("create", "a new model", _models_create),
         ("show", "a model's spec, scores and state", _models_show),
+        ("resume", "let a model learn again that its breaker has stopped", _models_resume),
         ("delete", "remove a model with all it has learned", _models_delete),
     ):
         verb = verbs.add_parser(name, help=help_)
@@ -500,6 +501,7 @@ def _models_show(arguments: argparse.Namespace) -> int:
         model = client.model(arguments.name)
     spec = {name: value for name, value in model.pop("spec").items() if value is not None}
     scores, served, join = model.pop("progressive"), model.pop("served"), model.pop("join")
+    breaker = model.pop("breaker")
     show(
         f"Model {model.pop('model')}",
         [(name.replace("_", " "), value) for name, value in model.items()],
@@ -510,6 +512,8 @@ def _models_show(arguments: argparse.Namespace) -> int:
         if shown is scores or shown["total"]["events"]:
             show(title, rows, ("", "total", "window"))
     _show_join(join)
+    if breaker is not None:
+        show("Breaker", [(name.replace("_", " "), value) for name, value in breaker.items()])
     return 0
 
 
@@ -526,6 +530,13 @@ def _show_join(join: dict[str, Any]) -> None:
 
 def _up_to(seconds: float | None) -> str:
     return "more" if seconds is None else f"{seconds:g} s"
+
+
+def _models_resume(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        seq = client.resume(arguments.name)["seq"]
+    print(f"model {arguments.name} learns, from seq {number(seq)} on")
+    return 0
 
 
 def _models_delete(arguments: argparse.Namespace) -> int:

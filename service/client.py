@@ -109,6 +109,10 @@ class Client:
         """Remove a model."""
         self._send("DELETE", _path(name))
 
+    def resume(self, name: str) -> dict[str, Any]:
+        """Let a model learn again that its breaker has stopped; what GET /models/{model} says then."""
+        return self._call("seq", "POST", f"{_path(name)}/resume")
+
     def crosscheck(self, name: str) -> dict[str, Any]:
         """The report on a model's log replayed through river. Takes as long as river does."""
         return self._call("equal", "GET", f"{_path(name)}/crosscheck", timeout=httpx.Timeout(None, connect=5.0))
