@@ -138,8 +138,8 @@ def with_cors(app: Any, settings: Settings) -> Any:
         return app
     from starlette.middleware.cors import CORSMiddleware  # only here: the commands import this module too
 
-    methods, headers = ("GET", "POST", "PUT", "DELETE"), ("authorization", "content-type")
-    exposed = ("retry-after", "www-authenticate")
+    methods, headers = ("GET", "POST", "PUT", "DELETE"), ("authorization", "content-type", "x-request-id")
+    exposed = ("retry-after", "www-authenticate", "x-request-id")
     return CORSMiddleware(
         app, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
     )

@@ -597,6 +597,9 @@ def _token_list(arguments: argparse.Namespace) -> int:
         (token.id, token.name or "-", *_may_parts(token), time.strftime("%Y-%m-%d", time.gmtime(token.created_at)))
         for token in tokens.read(arguments.folder)
     ]
+    if not rows:
+        print(f"no tokens for {arguments.folder}")
+        return 0
     show(f"Tokens for {arguments.folder}", rows, ("id", "name", "scopes", "models", "events/s", "made"))
     return 0
 

@@ -79,8 +79,8 @@ class ForeignOrigin(OnestepError):
 
 
 class ForeignHost(OnestepError):
-    """This service is not called {host!r}: on an address that only this machine reaches it answers to localhost, and to
-    the names in --allowed-hosts (ONESTEP_ALLOWED_HOSTS)."""
+    """This service is not called {host!r}; it answers to localhost, and to the names in --allowed-hosts
+    (ONESTEP_ALLOWED_HOSTS)."""
 
     status = 421
     title = "Foreign host"
