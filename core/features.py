@@ -248,6 +248,8 @@ class Features:
         self._hash_mask = None if hash_bits is None else (1 << hash_bits) - 1
         self.max_features = max_features if hash_bits is None else 1 << hash_bits
         self.max_value = max_value
+        self.max_event = MAX_ARRAY
+        """Features of an event; whoever takes events from others may want fewer."""
         self._shapes: dict[tuple[str, ...], list[int]] = {}
 
     def __len__(self) -> int:
@@ -321,6 +323,8 @@ class Features:
         (['#2', '#a'], [31.0, 1.0])
         """
         names, values = flatten(x)
+        if len(values) > self.max_event:
+            raise EventError("x", f"has {len(values)} features; an event has at most {self.max_event}")
         # The sum of the magnitudes is within the limit, or it is worth a closer look: half the time of looking at once.
         if not sum(map(abs, values)) <= self.max_value:
             beyond = _first_beyond(np.frombuffer(values), self.max_value)
@@ -443,7 +447,8 @@ class BatchBuilder:
             raise ValueError(f"{len(labels)} labels and {len(names)} names make a table of shape {shape}")
         weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
         part = None
-        if not self.features.hashed and len(set(names)) == len(names) and _can_be_learned(labels, weights):
+        at_once = not self.features.hashed and len(set(names)) == len(names) <= self.features.max_event
+        if at_once and _can_be_learned(labels, weights):
             part = self._encode_table(names, np.ascontiguousarray(values, np.float64), present, labels, weights)
         if part is None:
             self._add_rows(names, values, present, labels, weights)

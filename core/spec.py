@@ -116,6 +116,30 @@ class Join:
         return duration_seconds(self.keep)
 
 
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """When a model stops learning by itself: when the mean log loss of its last events passes a limit.
+
+    events
+        How many events the mean is of, 1 to 100,000.
+    log_loss
+        The limit, in nats, above 0. A model that says 0.5 to everything has 0.693.
+    """
+
+    events: int
+    log_loss: float
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        if type(self.events) is not int or not 1 <= self.events <= 100_000:
+            raise SpecError("breaker.events", "must be a whole number from 1 to 100000")
+        _check_number("breaker.log_loss", self.log_loss)
+        if not 0 < self.log_loss < math.inf:
+            raise SpecError("breaker.log_loss", "must be a number above 0")
+        object.__setattr__(self, "log_loss", float(self.log_loss))
+
+
 def duration_seconds(text: str) -> float:
     """The seconds of a number and a unit, s, m, h or d.
 
@@ -179,6 +203,9 @@ class Spec:
         Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
     join
         What becomes of predictions with an id, whose labels come later: see `Join`.
+    breaker
+        When learning stops by itself: see `Breaker`. Default None: never. The learner knows nothing of it, the service
+        does.
 
     Raises SpecError, which names the field.
 
@@ -211,6 +238,7 @@ class Spec:
     hash_bits: int | None = None
     max_value: float = 1e100
     join: Join = field(default_factory=Join)
+    breaker: Breaker | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -255,8 +283,13 @@ class Spec:
             raise SpecError("class_weights", 'must be an object: {"0": 1, "1": 1}')
         for weight in self.class_weights.values():
             _check_number("class_weights", weight)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
         if not isinstance(self.join, Join | dict):
             raise SpecError("join", 'must be an object like {"keep": "24h"}')
+        if not isinstance(self.breaker, Breaker | dict | None):
+            raise SpecError("breaker", 'must be an object like {"events": 1000, "log_loss": 1.5}, or null')
 
     def _normalise(self) -> None:
         """1 and 1.0 are the same spec; so are a constant schedule and its number."""
@@ -268,6 +301,8 @@ class Spec:
                 object.__setattr__(self, name, float(getattr(self, name)))
         if isinstance(self.join, dict):
             object.__setattr__(self, "join", _as_join(self.join))
+        if isinstance(self.breaker, dict):
+            object.__setattr__(self, "breaker", _as_breaker(self.breaker))
         weights = {str(label): float(weight) for label, weight in self.class_weights.items()}
         object.__setattr__(self, "class_weights", {"0": 1.0, "1": 1.0, **weights})
 
@@ -344,6 +379,14 @@ def _as_join(values: dict[str, Any]) -> Join:
         if name not in known:
             raise SpecError(f"join.{name}", f"is not a field of it; the fields are {', '.join(known)}")
     return Join(**values)
+
+
+def _as_breaker(values: dict[str, Any]) -> Breaker:
+    """The breaker that a dict describes, as a stored spec has it."""
+    known = [known.name for known in fields(Breaker)]
+    if sorted(values) != sorted(known):
+        raise SpecError("breaker", f"must have the fields {' and '.join(known)}, and no other")
+    return Breaker(**values)
 
 
 def _as_rate(name: str, rate: Any) -> Rate:

@@ -20,14 +20,16 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from core import logistic
+from core.breaker import Watch
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, logs, openapi, telemetry, wire
+from service import access, errors, logs, openapi, telemetry, wire
 from service.bodies import Bodies
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.exchange import Exchange
+from service.headers import with_headers
 from service.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
 from service.log import WAITING
 from service.model import Model
@@ -48,6 +50,7 @@ class Service:
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
         bodies = Bodies(settings)
+        self._access = access.Access(settings)
         self._hot = Hot(self.engine, bodies, settings)
         self._refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
@@ -115,8 +118,10 @@ class Service:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = match(scope["path"])
         if asked is None:
-            await self.api(scope, receive, send)  # type: ignore[arg-type]  # the same
+            self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
+            await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
             return
+        self._access.check(scope, *asked)
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
         await self._hot(asked, scope, receive, send)
@@ -130,6 +135,8 @@ class Service:
 
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        if wire.is_array(body):
+            return False
         exchange = Exchange(scope, self.engine)
 
         def tell(content: Any, error: BaseException | None) -> None:
@@ -138,10 +145,11 @@ class Service:
             self._tell(exchange)
 
         try:
-            return self._hot.answer_now(asked, body, tell)
+            self._access.check(scope, *asked)
+            self._hot.answer_now(asked, body, tell)
         except Exception as error:
             tell(None, error)
-            return True
+        return True
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
@@ -198,10 +206,11 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     """List, show, create and delete models."""
 
     @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
-    async def list_models() -> Response:
+    async def list_models(request: Request) -> Response:
         if engine.state in ("starting", "recovering"):
             raise errors.NotReady(state=engine.state)
-        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in engine.models]
+        within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
+        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in within_reach]
         return reply({"models": models})
 
     @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)
@@ -219,6 +228,10 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     async def delete_model(name: ModelName) -> Response:
         await engine.delete(name)
         return Response(status_code=204)
+
+    @api.post("/models/{model}/resume", tags=["models"], **openapi.RESUME)
+    async def resume_model(name: ModelName) -> Response:
+        return reply(describe(await engine.resume(name)))
 
 
 def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
@@ -292,6 +305,7 @@ def describe(model: Model) -> dict[str, Any]:
         "features": learner.n_features,
         "not_taken": learner.not_taken,
         "snapshot_seq": model.snapshot_seq,
+        "breaker": _breaker(model.watch),
         "progressive": model.scores.summary(),
         "served": model.joins.scores.summary(),
         "join": {
@@ -304,6 +318,12 @@ def describe(model: Model) -> dict[str, Any]:
         "sha256": learner.sha256(),
         **mixture,
     }
+
+
+def _breaker(watch: Watch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {"log_loss": watch.log_loss, "stopped_at": watch.stopped_at, "resumed_at": watch.resumed_at}
 
 
 async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:

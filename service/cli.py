@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from service.delays import Delay
     from service.files import Source
     from service.replay import GivenSpec, Target
+    from service.tokens import Token
 
 URL = "http://127.0.0.1:8000"
 DEFAULT = "default"
@@ -57,15 +59,20 @@ def main(argv: list[str] | None = None) -> int:
 # -- what can be asked
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only: `--token SECRET` must not be read as `--token-file SECRET`, and told."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="onestep", description="Online learning over HTTP, one gradient step an event."
-    )
+    parser = _Parser(prog="onestep", description="Online learning over HTTP, one gradient step an event.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
     _add_crosscheck(commands.add_parser("crosscheck", help="compare a model with river: of a service, folder or file"))
-    _add_models(commands.add_parser("models", help="list, create, show and delete the models of a service"))
+    _add_models(commands.add_parser("models", help="list, create, show, resume and delete the models of a service"))
     inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
     inspect.add_argument("folder", metavar="DIR", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -81,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("folder", metavar="DIR", type=Path)
     repair.add_argument("--yes", action="store_true", help="do not ask")
     repair.set_defaults(run=_repair)
+    _add_token(commands.add_parser("token", help="make, list and take back the tokens that a service asks for"))
     demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
     demo.set_defaults(run=_demo)
     return parser
@@ -89,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         help_ = f"{field.description} Default {field.default}; in the environment ONESTEP_{name.upper()}."
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=help_.replace("%", "%%"))
+        flag: dict[str, Any] = {"metavar": name.upper()}
+        if field.annotation is bool:  # the flag alone says yes
+            flag = {"action": "store_const", "const": True}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=help_.replace("%", "%%"), **flag)
     parser.set_defaults(run=_serve)
 
 
@@ -97,6 +108,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input")
     _add_source(parser)
     _add_url(parser)
+    _add_token_file(parser)
     _add_model(parser, default=None)
     parser.add_argument(
         "--spec",
@@ -133,17 +145,19 @@ def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     _add_url(where, default=None)
     where.add_argument("--data", type=Path, metavar="DIR", help="of the log in this data folder, which is only read")
+    _add_token_file(parser)
     _add_model(parser)
     parser.add_argument("--spec", metavar="SPEC", help="with FILE: the model's spec, a file or JSON")
     parser.set_defaults(run=_crosscheck)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(required=True, metavar="list|create|show|delete")
+    verbs = parser.add_subparsers(required=True, metavar="list|create|show|resume|delete")
     for name, help_, run in (
         ("list", "every model", _models_list),
         ("create", "a new model", _models_create),
         ("show", "a model's spec, scores and state", _models_show),
+        ("resume", "let a model learn again that its breaker has stopped", _models_resume),
         ("delete", "remove a model with all it has learned", _models_delete),
     ):
         verb = verbs.add_parser(name, help=help_)
@@ -154,6 +168,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         if name == "delete":
             verb.add_argument("--yes", action="store_true", help="do not ask")
         _add_url(verb)
+        _add_token_file(verb)
         verb.set_defaults(run=run)
 
 
@@ -166,6 +181,35 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_url(parser: Any, default: str | None = URL) -> None:
     parser.add_argument("--url", type=_url, default=default, help=f"of the service ({URL})")
+
+
+def _add_token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="with the token to send (ONESTEP_TOKEN, ONESTEP_TOKEN_FILE)"
+    )
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="create|list|revoke")
+    create = verbs.add_parser("create", help="a new token, which is shown this once")
+    create.add_argument("folder", metavar="DIR", type=Path, help="the service's data folder")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("predict", "learn", "admin"),
+        help="what it may do; several are given one by one (predict and learn)",
+    )
+    create.add_argument("--model", action="append", metavar="NAME", help="for this model alone, or several (all)")
+    create.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as many as come)")
+    create.add_argument("--name", default="", metavar="TEXT", help="whose it is, for people")
+    create.set_defaults(run=_token_create)
+    list_ = verbs.add_parser("list", help="every token, without its secret")
+    list_.add_argument("folder", metavar="DIR", type=Path)
+    list_.set_defaults(run=_token_list)
+    revoke = verbs.add_parser("revoke", help="take a token back")
+    revoke.add_argument("folder", metavar="DIR", type=Path)
+    revoke.add_argument("id", metavar="ID", help="as `onestep token list` shows it")
+    revoke.set_defaults(run=_token_revoke)
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
@@ -227,7 +271,10 @@ def _settings(flags: dict[str, Any]) -> Settings:
 def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server's own handler is there
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
+    from service.access import refuse_an_open_door
     from service.lock import FolderLock
+
+    refuse_an_open_door(settings)
 
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
     if not _kernels_are_kept():
@@ -258,6 +305,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from service.client import Client
     from service.late import LateReplay
     from service.replay import Options, Replay, replay
+    from service.tokens import given
 
     source = _source(arguments)
     delay = _delay(arguments)
@@ -272,7 +320,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         predict_first=arguments.predict_first,
         delay=delay,
     )
-    with Client(arguments.url) as client:
+    with Client(arguments.url, given(arguments.token_file)) as client:
         return replay(source, client, targets, options, LateReplay if delay else Replay)
 
 
@@ -329,7 +377,7 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
         what, report = f"{arguments.model} in {arguments.data}", check(arguments.data, arguments.model)
     else:
         url = arguments.url or URL
-        with _client(url) as client:
+        with _client(url, arguments.token_file) as client:
             what, report = f"{arguments.model} at {url}", client.crosscheck(arguments.model)
     show(f"Cross-check of {what}", crosscheck_rows(report))
     print(verdict(report))
@@ -403,10 +451,11 @@ def verdict(report: dict[str, Any]) -> str:
 # -- models
 
 
-def _client(url: str) -> Client:
+def _client(url: str, token_file: Path | None) -> Client:
     from service.client import Client
+    from service.tokens import given
 
-    return Client(url)
+    return Client(url, given(token_file))
 
 
 def _json(text: str) -> bytes:
@@ -432,7 +481,7 @@ def _spec_file(text: str) -> Path | None:
 
 
 def _models_list(arguments: argparse.Namespace) -> int:
-    with _client(arguments.url) as client:
+    with _client(arguments.url, arguments.token_file) as client:
         models = client.models()
     rows = [(model["model"], model["rule"], model["seq"]) for model in models]
     show(f"Models at {arguments.url}", rows, ("model", "rule", "seq"))
@@ -441,17 +490,18 @@ def _models_list(arguments: argparse.Namespace) -> int:
 
 def _models_create(arguments: argparse.Namespace) -> int:
     spec = _json(arguments.spec)
-    with _client(arguments.url) as client:
+    with _client(arguments.url, arguments.token_file) as client:
         _, new = client.create(arguments.name, spec)
     print(f"model {arguments.name} created" if new else f"model {arguments.name} is there already, with this spec")
     return 0
 
 
 def _models_show(arguments: argparse.Namespace) -> int:
-    with _client(arguments.url) as client:
+    with _client(arguments.url, arguments.token_file) as client:
         model = client.model(arguments.name)
     spec = {name: value for name, value in model.pop("spec").items() if value is not None}
     scores, served, join = model.pop("progressive"), model.pop("served"), model.pop("join")
+    breaker = model.pop("breaker")
     show(
         f"Model {model.pop('model')}",
         [(name.replace("_", " "), value) for name, value in model.items()],
@@ -462,6 +512,8 @@ def _models_show(arguments: argparse.Namespace) -> int:
         if shown is scores or shown["total"]["events"]:
             show(title, rows, ("", "total", "window"))
     _show_join(join)
+    if breaker is not None:
+        show("Breaker", [(name.replace("_", " "), value) for name, value in breaker.items()])
     return 0
 
 
@@ -480,8 +532,15 @@ def _up_to(seconds: float | None) -> str:
     return "more" if seconds is None else f"{seconds:g} s"
 
 
+def _models_resume(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        seq = client.resume(arguments.name)["seq"]
+    print(f"model {arguments.name} learns, from seq {number(seq)} on")
+    return 0
+
+
 def _models_delete(arguments: argparse.Namespace) -> int:
-    with _client(arguments.url) as client:
+    with _client(arguments.url, arguments.token_file) as client:
         seq = client.model(arguments.name)["seq"]
         if not confirm(f"Delete model {arguments.name} with its {number(seq)} events?", arguments.yes):
             say("nothing was deleted")
@@ -516,6 +575,54 @@ def _restore(arguments: argparse.Namespace) -> int:
     from service.backup import restore
 
     return restore(arguments.copy, arguments.folder)
+
+
+# -- tokens
+
+
+def _token_create(arguments: argparse.Namespace) -> int:
+    from service import tokens
+
+    scopes = arguments.scope or ["predict", "learn"]
+    text, token = tokens.create(arguments.folder, scopes, arguments.model, arguments.rate, arguments.name)
+    say(f"token {token.id} for {arguments.folder} ({_may(token)}). It is shown this once; the folder has its hash")
+    print(text)
+    return 0
+
+
+def _token_list(arguments: argparse.Namespace) -> int:
+    from service import tokens
+
+    rows = [
+        (token.id, token.name or "-", *_may_parts(token), time.strftime("%Y-%m-%d", time.gmtime(token.created_at)))
+        for token in tokens.read(arguments.folder)
+    ]
+    if not rows:
+        print(f"no tokens for {arguments.folder}")
+        return 0
+    show(f"Tokens for {arguments.folder}", rows, ("id", "name", "scopes", "models", "events/s", "made"))
+    return 0
+
+
+def _token_revoke(arguments: argparse.Namespace) -> int:
+    from service import tokens
+
+    left = tokens.revoke(arguments.folder, arguments.id)
+    print(f"token {arguments.id} is no longer valid, {number(left)} left; a running service sees it within a second")
+    if not left:
+        say("that was the last: a service that runs goes on asking for one; one that starts anew on localhost does not")
+    return 0
+
+
+def _may_parts(token: Token) -> tuple[str, str, str]:
+    models = "all" if token.models is None else ", ".join(token.models)
+    return ", ".join(token.scopes), models, "-" if token.rate is None else f"{token.rate:g}"
+
+
+def _may(token: Token) -> str:
+    scopes, models, rate = _may_parts(token)
+    held = "" if token.rate is None else f", {rate} events a second"
+    return f"{scopes}; models: {models}{held}"
 
 
 def _demo(_: argparse.Namespace) -> int:

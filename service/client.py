@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Iterable
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -65,11 +67,16 @@ class Refused(Failed):
 class Client:
     """A running service. Every method raises NoAnswer or Refused where it cannot do what it says."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         # A proxy, where one is set in the environment, does not lead back to this machine.
         local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5.0), trust_env=not local)
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5.0),
+            trust_env=not local,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            verify=_trusted(),
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -101,6 +108,10 @@ class Client:
     def delete(self, name: str) -> None:
         """Remove a model."""
         self._send("DELETE", _path(name))
+
+    def resume(self, name: str) -> dict[str, Any]:
+        """Let a model learn again that its breaker has stopped; what GET /models/{model} says then."""
+        return self._call("seq", "POST", f"{_path(name)}/resume")
 
     def crosscheck(self, name: str) -> dict[str, Any]:
         """The report on a model's log replayed through river. Takes as long as river does."""
@@ -151,6 +162,12 @@ class Client:
         if needs not in found:
             raise Refused(self.url, reply)
         return found
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Whose certificates are trusted: those in SSL_CERT_FILE or SSL_CERT_DIR, else those that everyone trusts."""
+    told = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+    return ssl.create_default_context() if told else True
 
 
 def _json_object(reply: httpx.Response) -> dict[str, Any]:

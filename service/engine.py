@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from core.breaker import Watch
 from core.features import EXPIRED, Batch, BatchBuilder
 from core.joins import Joins
 from core.learner import Learner, Outcome
@@ -35,7 +36,7 @@ from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
 from service.telemetry import Facts, Telemetry
-from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts
+from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts, why_stopped
 from service.wire import Event, Label, PredictedKept
 
 logger = logging.getLogger("onestep")
@@ -303,7 +304,7 @@ class Engine:
         model = draft.model
         if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
             model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
-            self._due = min(self._due, model.due)
+            self._due = min(self._due, model.next_timeout)
         model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
         model.next_number += len(draft.kept)
         model.dropped += len(draft.dropped)
@@ -326,7 +327,11 @@ class Engine:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            elif draft.has_id_of(request) or (request.stream and any(r.stream is request.stream for r in put_off)):
+            elif (
+                draft.full
+                or draft.has_id_of(request)
+                or (request.stream and any(r.stream is request.stream for r in put_off))
+            ):
                 put_off.append(request)
                 continue
             draft_request(draft, request, known)
@@ -379,6 +384,8 @@ class Engine:
         if len(batch):
             draft.model.learned += len(batch)
             draft.model.count_replay(batch)
+            if draft.model.stopped:
+                logger.warning("%s", why_stopped(draft.model))
         draft.answer(first_seq, Outcome.joined(outcomes))
 
     # -- predictions whose label does not come
@@ -389,7 +396,10 @@ class Engine:
         if now / 1e6 < self._due:
             return False
         async with self._turn:
-            model = min(self.models, key=lambda model: model.due)
+            model = min(self.models, key=lambda model: model.next_timeout)
+            self._due = model.next_timeout
+            if now / 1e6 < self._due:  # a breaker has stopped the one that was due
+                return False
             keep = model.learner.spec.join.keep_seconds
             oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
             late = [old for old in oldest if _too_late(old, now, keep)]
@@ -401,7 +411,7 @@ class Engine:
                 model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
             elif len(oldest) < TIMEOUTS:
                 model.due = math.inf
-        self._due = min(other.due for other in self.models)
+        self._due = min(other.next_timeout for other in self.models)
         return bool(late)
 
     # -- models
@@ -434,8 +444,25 @@ class Engine:
             self._purging = True
             self._work.set()
 
+    async def resume(self, name: str) -> Model:
+        """Let a model learn again that its breaker has stopped; one that learns goes on."""
+        async with self._turn:
+            self._check_open()
+            model = self.model(name)
+            if model.watch is None:
+                raise errors.NoBreaker(model=name)
+            if model.stopped:
+                seq = model.learner.seq
+                await self._on_disk(self._opened.resume, model.stored.key, seq)
+                model.watch.resume(seq)
+                self._due = min(self._due, model.due)
+                self._work.set()
+                logger.info("model %r learns again, from seq %d on", name, seq)
+            return model
+
     def _add(self, stored: StoredModel) -> Model:
         model = self._models[stored.name] = Model(stored, self._settings.window)
+        model.learner.features.max_event = self._settings.max_event_features
         return model
 
     # -- start, snapshots, stop
@@ -485,10 +512,14 @@ class Engine:
         names = self._opened.names(key)
         last = max(self._opened.last_seq(key), newest)
         self._load_snapshot(model, names, last)
+        resumed = self._opened.resumed(key)
+        if model.watch is not None and resumed > model.watch.resumed_at:
+            model.watch.resume(resumed)
         if (gone := self._opened.gone(key)) > model.learner.seq:
             reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
         self._load_waiting(model)
+        model.learner.features.max_event = self._settings.max_event_features
         model.learner.features.extend(names[model.learner.n_features :])
         for batch in self._opened.batches(key, after=model.learner.seq):
             if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
@@ -524,13 +555,17 @@ class Engine:
                 joins = model.joins
                 if "joins" in state:  # not in a snapshot of the first format
                     joins = Joins.from_state(state["joins"], self._settings.window)
+                watch = model.watch
+                if watch is not None:
+                    watch = Watch.from_state(watch.breaker, state["watch"])
             except errors.LogDamaged as damage:
                 logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
             except NOT_A_STATE as error:
                 reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
                 logger.warning("model %r: %s; using the one before it", model.name, reason)
             else:
-                model.learner, model.scores, model.joins, model.snapshot_seq = learner, scores, joins, seq
+                model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
+                model.snapshot_seq = seq
                 return
 
     def _damaged(self, reason: str) -> errors.LogDamaged:
@@ -615,6 +650,8 @@ class Engine:
             "scores": model.scores.state(),
             "joins": model.joins.state(),
         }
+        if model.watch is not None:
+            state["watch"] = model.watch.state()
         pieces = self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
         return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
 

@@ -42,6 +42,75 @@ class OnestepError(Exception):
         }
 
 
+# -- who may do what (service/access.py)
+
+
+class TokenInUrl(OnestepError):
+    """A token does not belong in a URL, where logs and histories keep it: take this one back with
+    `onestep token revoke`, and send another as a header, Authorization: Bearer TOKEN."""
+
+    status = 400
+    title = "Token in URL"
+
+
+class Unauthorized(OnestepError):
+    """This service takes a token, {reason}. Send it as a header, Authorization: Bearer TOKEN;
+    `onestep token create DIR` makes one."""
+
+    status = 401
+    title = "Unauthorized"
+
+    def __init__(self, *, sent: bool) -> None:
+        self._sent = sent
+        super().__init__(reason="and the one that was sent is none of its" if sent else "and none was sent")
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 6750
+        return (("www-authenticate", 'Bearer realm="onestep"' + (', error="invalid_token"' if self._sent else "")),)
+
+
+class Forbidden(OnestepError):
+    """This token may {scopes}, and that takes {wants}. `onestep token create DIR --scope` makes one that may more."""
+
+    status = 403
+    title = "Forbidden"
+
+
+class ForeignOrigin(OnestepError):
+    """A page of {origin!r} may not do this: without tokens, only pages of this service may, and those of
+    --cors-origins (ONESTEP_CORS_ORIGINS)."""
+
+    status = 403
+    title = "Foreign origin"
+
+
+class ForeignHost(OnestepError):
+    """This service is not called {host!r}; it answers to localhost, and to the names in --allowed-hosts
+    (ONESTEP_ALLOWED_HOSTS)."""
+
+    status = 421
+    title = "Foreign host"
+
+
+class TooFast(OnestepError):
+    """This token may learn and predict {rate:g} events a second; try again in {retry_after} s."""
+
+    status = 429
+    title = "Too fast"
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
+        return (("retry-after", str(self.members["retry_after"])),)
+
+
+class HeadTooLarge(OnestepError):
+    """The request line and the headers take more than {limit} bytes (ONESTEP_MAX_HEADER_BYTES)."""
+
+    status = 431
+    title = "Head too large"
+    headers = (("connection", "close"),)
+
+
 # -- what a caller sent
 
 
@@ -197,6 +266,22 @@ class NoWeights(OnestepError):
     title = "No weights"
 
 
+class LearningStopped(OnestepError):
+    """Model {model!r} has stopped learning: at seq {seq} the mean log loss of its last {events} events passed {limit:g}
+    (breaker in its spec). Nothing more is learned, and predictions go on. When the cause is found, POST
+    /models/{model}/resume lets it learn again."""
+
+    status = 409
+    title = "Learning stopped"
+
+
+class NoBreaker(OnestepError):
+    """Model {model!r} has no breaker in its spec: it has not stopped, and never does."""
+
+    status = 409
+    title = "No breaker"
+
+
 class NoRiverTwin(OnestepError):
     """River has nothing to check this model against: {reason}."""
 
@@ -325,6 +410,28 @@ class DiskFull(OnestepError):
 
 
 # -- why a service does not start
+
+
+class TokenNeeded(OnestepError):
+    """Others than this machine reach {host}, and no token is there to tell who may do what: {path} has none. Make one
+    with `onestep token create {folder}`, or name one in ONESTEP_TOKEN or ONESTEP_TOKEN_FILE; with --insecure whoever
+    reaches the address may do everything."""
+
+
+class BadToken(OnestepError):
+    """{source} {reason}."""
+
+
+class TokensUnreadable(OnestepError):
+    """The tokens in {path} cannot be read: {reason}."""
+
+
+class UnknownToken(OnestepError):
+    """There is no token {id!r} in {folder}; `onestep token list {folder}` shows those there are."""
+
+
+class BadCertificate(OnestepError):
+    """TLS does not work with the certificate {certificate} and the key {key} (--tls-cert, --tls-key): {reason}."""
 
 
 class CannotListen(OnestepError):

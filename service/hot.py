@@ -7,6 +7,7 @@ so these two stand in front of it. They are in the OpenAPI document like every o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,14 +15,19 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
+
 from core.features import EventError
 from service import arrow, errors, pieces, wire
+from service.access import pace_of
 from service.bodies import Bodies, chunk_of
 from service.engine import DEFAULT, Engine
+from service.headers import NO_SNIFFING
 from service.model import Model, Prediction
 from service.reply import JSON, Reply, json_reply
 from service.settings import Settings
 from service.table import Table
+from service.tokens import Pace
 from service.turn import Result, Run, Stream
 
 Scope = dict[str, Any]
@@ -89,15 +95,9 @@ class Hot:
         length = headers.get(b"content-length")
         return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
 
-    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> bool:
-        """Answer a request that has one event; False if it has an array, and then nothing was done.
-
-        What is wrong is raised, or, when the event waits for the writer, told.
-        """
-        if wire.is_array(body):
-            return False
+    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
+        """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
         (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, tell)
-        return True
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole."""
@@ -129,11 +129,11 @@ class Hot:
             await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
             return
         async with self._one_of_the_large(body):
-            await send_reply(send, await self._learn_array(model, body))
+            await send_reply(send, await self._learn_array(model, body, scope))
 
-    async def _learn_array(self, model: str, body: bytes) -> Reply:
+    async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
         """All or nothing."""
-        elements = wire.split_array(body)
+        elements = _charged(scope, wire.split_array(body))
         self._engine.check_room(len(elements))  # before the work of reading them
         events = []
         for i, element in enumerate(elements):
@@ -149,14 +149,17 @@ class Hot:
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
         """Learn piece by piece; an error says what was learned before it, and that stays learned."""
         tally = _Tally(model)
+        breaker = self._engine.model(model).learner.spec.breaker
         chunks = self._stream(receive)
         arriving: AsyncIterator[pieces.Piece[Any]] = (
             pieces.events_of_rows(chunks, self._settings)
             if _content_type(scope) == ARROW
             else pieces.events_of_lines(chunks, self._settings)
         )
+        if breaker is not None:  # it is to look before many more are committed
+            arriving = pieces.cut(arriving, breaker.events)
         try:
-            await self._learn_pieces(tally, arriving)
+            await self._learn_pieces(tally, self._paced(scope, arriving))
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
@@ -203,14 +206,14 @@ class Hot:
                 if _content_type(scope) == ARROW
                 else pieces.lines_of(chunks, wire.decode_question, self._settings)
             )
-            await self._predict_stream(found, arriving, send)
+            await self._predict_stream(found, self._paced(scope, arriving), send)
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
             await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))
             return
         async with self._one_of_the_large(body):
-            elements = wire.split_array(body)
+            elements = _charged(scope, wire.split_array(body))
             places = [f"[{i}]" for i in range(len(elements))]
             questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
             replies, _ = await self._predict_all(found, questions, places)
@@ -266,7 +269,7 @@ class Hot:
                 spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
             length = spool.tell()
             spool.seek(0)
-            headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length)]
+            headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length), NO_SNIFFING]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while chunk := spool.read(65_536):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -291,6 +294,19 @@ class Hot:
                     return
         finally:
             stop.cancel()
+
+    def _paced(self, scope: Scope, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
+        pace = pace_of(scope)
+        return arriving if pace is None else self._slowed(pace, arriving)
+
+    async def _slowed(self, pace: Pace, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        async for piece in arriving:
+            yield piece
+            pace.take(len(piece.items))
+            while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
 
 async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:
@@ -387,6 +403,14 @@ def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
     if "field" not in error.members:
         return error
     return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
+
+
+def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
+    """The same elements, taken from what is left of the token's rate; the request itself took one."""
+    pace = pace_of(scope)
+    if pace is not None and elements:
+        pace.take(len(elements) - 1)
+    return elements
 
 
 def _content_type(scope: Scope) -> bytes:

@@ -143,6 +143,7 @@ def _examine_model(
         for _ in log.waiting(model.key):
             found.waiting += 1
         log.dropped(model.key)
+        log.resumed(model.key)
     if last_id_seq > found.seq:
         damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:

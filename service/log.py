@@ -23,9 +23,9 @@ from core.packed import unpack
 from service import codec, errors
 
 APPLICATION_ID = 0x0E57E901
-FORMAT = 3
-"""1: without predictions that wait for their labels. 2: without a note of where a log begins. A service that opens such
-a folder adds what they need."""
+FORMAT = 4
+"""1: without predictions that wait for their labels. 2: without a note of where a log begins. 3: without one of when a
+model that had stopped learning was let to learn again. A service that opens such a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_PAGES = 1_024
@@ -255,6 +255,17 @@ class LogReader:
                     raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
                 starts.append((seq, written_at))
         return starts
+
+    def resumed(self, model: int) -> int:
+        """The seq at which a model that had stopped learning was let to learn again last, 0 if it never was."""
+        if self.format > 3:
+            for seq, resumed_at, checksum in self._rows(
+                "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1", model
+            ):
+                if checksum != crc(model, seq, resumed_at):
+                    raise self._damaged(f"the row that says that learning resumed at seq {seq} has a wrong checksum")
+                return int(seq)
+        return 0
 
     def last_seq(self, model: int) -> int:
         """The seq of a model's newest event, 0 without one."""

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from core import logistic
+from core.breaker import Watch
 from core.explain import Explanation, explain, explain_served
 from core.features import Batch, X
 from core.joins import Joins
@@ -39,6 +40,8 @@ class Model:
         self.learner = Learner(Spec.from_dict(stored.spec))
         self.scores = Progressive(window)
         self.joins = Joins(window)
+        breaker = self.learner.spec.breaker
+        self.watch = None if breaker is None else Watch(breaker)
         self.waiting = 0
         """Predictions that wait for their labels."""
         self.next_number = 1
@@ -66,10 +69,23 @@ class Model:
 
     def learn(self, batch: Batch) -> Outcome:
         """Step for each event; what was found before each step."""
+        before = self.learner.seq
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)
         self.joins.add(batch)
+        if self.watch is not None:
+            self.watch.add(outcome, before)
         return outcome
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its breaker has stopped it: it predicts and learns nothing."""
+        return self.watch is not None and self.watch.stopped_at is not None
+
+    @property
+    def next_timeout(self) -> float:
+        """When there is something to do about predictions that wait: not while it learns nothing."""
+        return math.inf if self.stopped else self.due
 
     def count_replay(self, batch: Batch) -> None:
         """Remember what replaying one more row of the log would cost."""

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from core.spec import Spec
-from service import wire
+from service import access, wire
 
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -39,14 +39,17 @@ _PROBLEM = {
     },
 }
 _ERRORS = {
-    400: "Malformed JSON, or a body that ended too soon",
-    404: "Unknown model; or a label for an id that is unknown, expired or dropped",
+    400: "Malformed JSON, a body that ended too soon, or a token in the URL",
+    401: "A token is asked for, and none was sent, or none of this service's",
+    403: "The token may not do this; or, where none is asked for, a browser sent it for a page of another site",
+    404: "Unknown model, or one out of the token's reach; or a label for an id that is unknown, expired or dropped",
     405: "Another method",
     409: "In conflict with what is there",
     413: "Body or line too large",
     415: "Another content type than JSON, NDJSON or Arrow",
     422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
-    429: "Another cross-check is running",
+    421: "The service is not called by this host name",
+    429: "Past the token's rate, or another cross-check is running; try again after Retry-After seconds",
     500: "A mistake in the service",
     503: "The queue is full, or the service is recovering or stopping; try again after Retry-After seconds",
     507: "No room on the disk; predictions go on",
@@ -119,6 +122,7 @@ _MODEL = {
     "features": 6,
     "not_taken": 0,
     "snapshot_seq": 40000,
+    "breaker": {"log_loss": 0.3312, "stopped_at": None, "resumed_at": 0},
     "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
     "served": {"total": {**_SCORES, "events": 30000}, "window": {**_SCORES, "events": 1000}},
     "join": {
@@ -177,6 +181,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _MODEL_SCHEMA = _schema_of(_MODEL)
 _MODEL_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
+_MODEL_SCHEMA["properties"]["breaker"]["type"] = ["object", "null"]
 _MODEL_SCHEMA["properties"] |= {
     "learners": {
         "type": "array",
@@ -286,6 +291,10 @@ DELETE_MODEL: dict[str, Any] = {
     "summary": "Remove a model with its log, ids and snapshots; `default` reappears empty",
     "responses": {204: {"description": "Removed"}, **_problems(404, 503, 507)},
 }
+RESUME: dict[str, Any] = {
+    "summary": "Let a model learn again that its breaker has stopped; one that learns goes on",
+    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 409, 503, 507)},
+}
 GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
     "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
@@ -384,10 +393,27 @@ def extend(api: FastAPI) -> None:
                 if isinstance(route, APIRoute):
                     _say_verbatim(whole, route)
             whole["paths"].update(_hot_paths())
+            _say_who_may(whole)
             api.openapi_schema = whole
         return api.openapi_schema
 
     api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _say_who_may(document: dict[str, Any]) -> None:
+    """What the door (service/access.py) asks of each operation, and answers."""
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            wants, model = access.wanted(method.upper(), path)
+            statuses = [400]
+            if wants not in (access.PROBE, access.OPEN):
+                operation["security"] = [{"token": []}]
+                statuses += [401, 421]
+                statuses += [403] if wants != access.ANY else []
+                statuses += [404, 429] if model and method == "post" else [404] if model else []
+            for status, told in _problems(*statuses).items():
+                operation["responses"].setdefault(str(status), told)
 
 
 def _say_verbatim(document: dict[str, Any], route: APIRoute) -> None:

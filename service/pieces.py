@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from service import arrow, errors, wire
 from service.settings import Settings
@@ -39,12 +39,27 @@ class Piece(Generic[Items]):
         """Where each stands, for a message: "line 7"."""
         return [f"{self.unit} {number}" for number in self.numbers]
 
+    def parts(self, size: int) -> Iterator[Piece[Any]]:
+        """The same in pieces of at most `size` items."""
+        items: Any = self.items
+        for start in range(0, max(1, len(items)), size):
+            stop = min(start + size, len(items))
+            part = items.part(start, stop) if isinstance(items, Table) else items[start:stop]
+            yield Piece(part, self.unit, self.numbers[start:stop], self.wrong if stop == len(items) else None)
+
     def located(self, error: errors.OnestepError, i: int) -> errors.OnestepError:
         """What is wrong with item i, told with its place in the body."""
         number = self.numbers[i]
         field = error.members.get("field")
         told = {} if field is None else {"field": wire.path(f"{self.unit} {number}", field)}
         return type(error)(**{**error.members, **told, self.unit: number})
+
+
+async def cut(arriving: AsyncIterator[Piece[Any]], size: int) -> AsyncIterator[Piece[Any]]:
+    """The same items in pieces of at most `size`."""
+    async for piece in arriving:
+        for part in piece.parts(size):
+            yield part
 
 
 async def lines_of(

@@ -19,6 +19,8 @@ from service.exchange import new_id
 from service.hot import Asked, is_stream
 from service.reply import CLOSE, Reply
 
+_FIELD_BYTES = len(b": \r\n")
+
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
@@ -28,6 +30,11 @@ class Protocol(HttpToolsProtocol):
         self._service = service
         self._held: tuple[Any, Asked] | None = None
         """A request whose head is there, and what it asks, until its body is."""
+        self._max_head = service.settings.max_header_bytes
+        self._in_head = True
+        self._arrived = 0
+        """Bytes since the head began, and what came with it: a body may have."""
+        self._last = 0
         self._receives_since = self.loop.time()
         """When the request that is being received began, or the connection that has not sent one; infinite between."""
         self._sends_since = math.inf
@@ -64,16 +71,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
-        self._end(errors.MalformedHttp())
-
-    def _end(self, error: errors.OnestepError) -> None:
-        """There is no request that could be answered, or not yet."""
-        self.transport.write(self._service.refusal(error, new_id()).as_http())
-        self.transport.close()
-
-    # -- limits
+    # -- too many, too long, too slow
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -81,9 +79,28 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > limit:
             self.app = partial(self._service.refuse, errors.TooManyConnections(limit=limit))
 
+    def data_received(self, data: bytes) -> None:
+        self._last = len(data)
+        self._arrived += self._last
+        super().data_received(data)
+        if self._in_head and self._arrived > self._max_head and not self.transport.is_closing():
+            self._end(errors.HeadTooLarge(limit=self._max_head))
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self._in_head, self._arrived = True, self._last
         self._receives_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        app = self.app
+        if self._arrived > self._max_head and self._head_bytes() > self._max_head:
+            self.app = partial(self._service.refuse, errors.HeadTooLarge(limit=self._max_head))
+        super().on_headers_complete()
+        self.app = app
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -109,3 +126,13 @@ class Protocol(HttpToolsProtocol):
                 self._end(errors.RequestTimeout(seconds=seconds))
             elif cycle.response_complete:  # refused before all of it was there
                 self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
+        self._end(errors.MalformedHttp())
+
+    def _end(self, error: errors.OnestepError) -> None:
+        """There is no request that could be answered, or not yet; unless another's reply is under way, say why."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.scope is self.scope:
+            self.transport.write(self._service.refusal(error, new_id()).as_http())
+        self.transport.close()

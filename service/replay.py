@@ -29,9 +29,10 @@ from service.terminal import Failed, say, show
 
 T = TypeVar("T")
 
-PASSING = (502, 503, 504, 507)
-"""Statuses that pass: the service recovers, stops, or waits for room on the disk; or a proxy misses it for a while."""
-NOTHING_LEARNED = ("not-ready", "queue-full", "disk-full")
+PASSING = (429, 502, 503, 504, 507)
+"""Statuses that pass: the token's rate is spent, the service recovers, stops, or waits for room on the disk; or a proxy
+misses it for a while."""
+NOTHING_LEARNED = ("too-fast", "not-ready", "queue-full", "disk-full")
 """Those that say that the events were not learned. After any other, nobody knows until the service is asked again."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 BURST_SECONDS = 0.1

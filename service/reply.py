@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from service import errors, wire
+from service.headers import NO_SNIFFING
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
@@ -40,4 +41,4 @@ def problem(error: errors.OnestepError, request_id: str) -> Reply:
 
 
 def _headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
-    return [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    return [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), NO_SNIFFING]

@@ -27,6 +27,24 @@ class Settings(BaseSettings):
 
     data: Path = Field(Path("data"), description="Folder of the log and the snapshots; made if it is not there.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
+    insecure: bool = Field(
+        False, description="Serve others than this machine without asking for a token: whoever reaches it may do all."
+    )
+    token_file: Path | None = Field(
+        None, description="File with a token that may do everything, of 32 characters or more; or ONESTEP_TOKEN has it."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that requests may call the service by, with commas between, or *: by default localhost "
+        "where only this machine reaches it, else any.",
+    )
+    cors_origins: str = Field(
+        "", description="Origins whose pages may use the service, with commas between, like https://example.com."
+    )
+    tls_cert: Path | None = Field(
+        None, description="Certificate in PEM, with those that lead to its root: serve https."
+    )
+    tls_key: Path | None = Field(None, description="The certificate's key in PEM, without a passphrase.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_body_bytes: int = Field(
         16 * 2**20, ge=1024, description="Largest JSON body, in bytes; past it 413. NDJSON is not limited by it."
@@ -50,6 +68,12 @@ class Settings(BaseSettings):
         gt=0,
         description="How long a request may take to arrive, or the next bytes of a stream; past it 408, and the "
         "connection is closed.",
+    )
+    max_header_bytes: int = Field(
+        32_768, ge=1_024, description="Request line and headers of a request, in bytes; past it 431."
+    )
+    max_event_features: int = Field(
+        100_000, ge=1, le=1_000_000, description="Features that one event may have; past it 422."
     )
     max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
     queue_events: int = Field(

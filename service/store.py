@@ -11,6 +11,7 @@ each model in it, however many events, because an event a row costs three times 
     ids              id -> kind, seq and fingerprint of its event: what makes an event with an id learned once; for a
                      prediction that waits its number, for one that was dropped its kind alone
     waiting          predictions that wait for their labels, by number; a row goes when its label comes, or too late
+    resumes          at which seq, and when, a model that had stopped learning (core/breaker.py) was let to learn again
     drops            how many predictions were dropped, and after which seq
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
@@ -134,7 +135,18 @@ CREATE TABLE log_starts (
 ) STRICT;
 """
 """What the second format did not have."""
-_UPGRADES = {1: _SECOND_FORMAT + _THIRD_FORMAT, 2: _THIRD_FORMAT}
+_FOURTH_FORMAT = """
+CREATE TABLE resumes (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, resumed_at INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+"""
+"""What the third format did not have."""
+_UPGRADES = {
+    1: _SECOND_FORMAT + _THIRD_FORMAT + _FOURTH_FORMAT,
+    2: _THIRD_FORMAT + _FOURTH_FORMAT,
+    3: _FOURTH_FORMAT,
+}
 
 _PURGED = {
     "batches": "rowid",
@@ -143,6 +155,7 @@ _PURGED = {
     "snapshot_chunks": "rowid",
     "drops": "rowid",
     "log_starts": "rowid",
+    "resumes": "rowid",
     "ids": "id",
     "waiting": "number",
 }
@@ -276,7 +289,7 @@ class Store(LogReader):
             db.executescript(
                 "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} {_FOURTH_FORMAT} COMMIT;"
                 # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
                 "PRAGMA journal_mode = WAL;"
             )
@@ -558,6 +571,13 @@ class Store(LogReader):
             self._db.execute("DELETE FROM models WHERE model = ?", (model.key,))
             self._db.execute("INSERT INTO purges VALUES (?)", (model.key,))
             return None if successor is None else self._insert_model(model.name, successor, checksums)
+
+    def resume(self, model: int, seq: int) -> None:
+        """Remember that a model that had stopped learning was let to learn again at a seq."""
+        row = (model, seq, time.time_ns() // 1_000)
+        with self._transaction() as checksums:
+            checksums.append(crc(*row))
+            self._db.execute("INSERT INTO resumes VALUES (?, ?, ?, ?)", (*row, checksums[0]))
 
     def purge(self) -> bool:
         """Remove some rows of deleted models, in one short commit; whether there may be more."""

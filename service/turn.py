@@ -174,6 +174,18 @@ class Draft:
         return self.model.learner.seq + 1
 
     @property
+    def full(self) -> bool:
+        """Whether the model's breaker is to look at these events before more are committed."""
+        breaker = self.model.learner.spec.breaker
+        return breaker is not None and len(self.builder) >= breaker.events
+
+    def check_learns(self, known: Known) -> None:
+        """Raise LearningStopped if the model is stopped. What was learned before is a duplicate all the same."""
+        if self.model.stopped:
+            self.unsure = self.unsure or not known.all_of_them
+            raise why_stopped(self.model)
+
+    @property
     def key(self) -> int:
         return self.model.stored.key
 
@@ -277,6 +289,14 @@ class Draft:
                     request.accept(Result(predicted=predicted, error=error))
 
 
+def why_stopped(model: Model) -> errors.LearningStopped:
+    """What those are told who want a model to learn that its breaker has stopped."""
+    assert model.watch is not None  # noqa: S101  # it is stopped
+    breaker = model.watch.breaker
+    told = {"seq": model.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
+    return errors.LearningStopped(model=model.name, **told)
+
+
 def _losses(outcome: Outcome) -> list[float | None]:
     """The log losses, None where a step was not taken."""
     losses: list[float | None] = list(outcome.losses.tolist())
@@ -295,7 +315,7 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         draft.answers.append((request, (), None))
     elif not isinstance(items, Table):
         _add_items(draft, request, items, known)
-    elif items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)):
+    elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
         _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
     else:
         places, refusal = _add_table(draft.builder, items)
@@ -358,6 +378,7 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
             if found.kind != DROPPED:
                 return _learned_before(draft, item, found, known)
             draft.known.add(item.id)
+    draft.check_learns(known)
     draft.builder.add(item.x, item.y, item.weight)
     place = len(draft.builder) - 1
     if item.id is not None:
@@ -458,6 +479,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
     if found.kind == DROPPED:
         raise errors.DroppedId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep)
     if found.kind == WAITING:
+        draft.check_learns(known)
         draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
         assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
         draft.done.append(found.waiting.number)
@@ -468,6 +490,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
         if label.y and (draft.key, label.id) in known.gone:
             raise errors.EventGone(field="id", id=label.id, seq=found.seq)
         if label.y:
+            draft.check_learns(known)
             return _correct(draft, label, known.expired.get((draft.key, label.id)))
         return True, found.seq  # 0, as it was taken to be
     mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]

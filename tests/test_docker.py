@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 import uuid
@@ -80,11 +81,49 @@ def test_everything_that_is_copied_is_in_the_build_context() -> None:
 
 def test_every_dependency_has_its_version_in_the_image() -> None:
     lines = (ROOT / "docker/requirements.txt").read_text().splitlines()
-    versions = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    pinned = [line.lower().partition(" ")[0].partition("==") for line in lines if re.match(r"[A-Za-z]", line)]
+    versions = {name: version for name, _, version in pinned}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for dependency in map(Requirement, project["dependencies"]):
         assert dependency.name in versions, f"{dependency.name} is missing in docker/requirements.txt"
         assert versions[dependency.name] in dependency.specifier
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "build-requirements.txt"])
+def test_every_file_that_is_installed_has_a_hash_and_comes_from_nowhere_in_particular(name: str) -> None:
+    text = re.sub(r"^#.*\n", "", (ROOT / "docker" / name).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    for line in filter(None, text.splitlines()):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==\S+( ; [^-]+)?(\s+--hash=sha256:[0-9a-f]{64})+", line.strip()), line
+    steps = [rest for step, rest in instructions() if step == "RUN" and "install" in rest and "pip" in rest]
+    assert all("--require-hashes" in rest or "--no-index" in rest for rest in steps)
+    assert len(steps) == 3
+
+
+def test_the_bill_of_what_is_installed_fits_the_schema_of_cyclonedx() -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    schema = pytest.importorskip("cyclonedx.schema")
+    made = [must(sys.executable, str(ROOT / "docker/sbom.py")) for _ in range(2)]
+    assert made[0] == made[1]
+    assert validation.JsonStrictValidator(schema.SchemaVersion.V1_6).validate_str(made[0]) is None
+    bill = json.loads(made[0])
+    assert bill["metadata"]["component"]["name"] == "onestep"
+    names = {component["name"] for component in bill["components"]}
+    assert {"python", "numpy", "river", "uvicorn"} <= names
+    onestep = next(d for d in bill["dependencies"] if d["ref"] == bill["metadata"]["component"]["bom-ref"])
+    assert any(reference.startswith("pkg:pypi/river@") for reference in onestep["dependsOn"])
+
+
+def test_compose_does_not_start_without_a_token() -> None:
+    assert re.search(r"^ +ONESTEP_TOKEN: \$\{ONESTEP_TOKEN:\?[^}]+\}$", COMPOSE, re.MULTILINE)
+    for engine in filter(shutil.which, ("docker", "podman")):
+        if run(engine, "compose", "version").returncode == 0:
+            config = [engine, "compose", "-f", str(ROOT / "docker/compose.yaml"), "config", "--quiet"]
+            bare = {name: value for name, value in os.environ.items() if name != "ONESTEP_TOKEN"}
+            refused = subprocess.run(config, env=bare, capture_output=True, text=True, timeout=60, check=False)
+            assert refused.returncode != 0
+            assert "ONESTEP_TOKEN" in refused.stderr
+            given = {**bare, "ONESTEP_TOKEN": "x" * 32}
+            assert subprocess.run(config, env=given, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -119,9 +158,10 @@ def test_compose_is_yaml() -> None:
 # -- the image
 
 _ASK = """
-import sys, urllib.request as r
+import os, sys, urllib.request as r
 method, path, body = sys.argv[1:]
-request = r.Request("http://127.0.0.1:8000" + path, body.encode() or None, {"content-type": "application/json"})
+headers = {"content-type": "application/json", "authorization": "Bearer " + os.environ["ONESTEP_TOKEN"]}
+request = r.Request("http://127.0.0.1:8000" + path, body.encode() or None, headers)
 request.method = method
 print(r.urlopen(request, timeout=60).read().decode())
 """
@@ -174,7 +214,7 @@ def container(engine: str, image: str, volume: str) -> Iterator[Container]:
     """The service with everything taken away that it does not need."""
     name = f"onestep-test-{uuid.uuid4().hex[:12]}"
     hardened = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
-    limits = ["--memory=512m", "--pids-limit=128"]
+    limits = ["--memory=512m", "--pids-limit=128", "--env", f"ONESTEP_TOKEN={uuid.uuid4().hex}"]
     try:
         must(engine, "run", "--detach", "--name", name, *hardened, *limits, "--volume", f"{volume}:/data", image)
         started = Container(engine, name)

@@ -16,7 +16,7 @@ from conftest import Service, assert_problem
 from fastapi.routing import APIRoute
 
 from core.spec import Spec
-from service import app
+from service import app, tokens
 from service.settings import Settings
 
 Document = dict[str, Any]
@@ -31,6 +31,7 @@ ROUTES = {
     ("get", "/models/{model}"),
     ("put", "/models/{model}"),
     ("delete", "/models/{model}"),
+    ("post", "/models/{model}/resume"),
     ("get", "/models/{model}/weights"),
     ("get", "/models/{model}/crosscheck"),
     ("get", "/livez"),
@@ -258,9 +259,30 @@ UNTESTED = {"429", "500"}
 """429 is tested with the cross-checks, and 500 is a mistake that nobody knows of."""
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[app.Service, str]:
+    """The application, not started, that asks for a token; and one that may learn."""
+    folder = tmp_path_factory.mktemp("guarded")
+    token, _ = tokens.create(folder, ["learn"], None, None)
+    return app.Service(Settings(data=folder)), token
+
+
+async def at_the_door(guarded: tuple[app.Service, str], path: str) -> list[httpx.Response]:
+    """What those hear who send no token, one that may not, one in the URL, or another host."""
+    service, token = guarded
+    transport = httpx.ASGITransport(service)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return [
+            await client.get(path),
+            await client.get(path, headers={"authorization": f"Bearer {token}"}),
+            await client.get(path, params={"token": token}),
+            await client.get(path, headers={"host": "rebound.example"}),
+        ]
+
+
 @pytest.mark.parametrize("path", GETS)
 def test_each_status_that_the_document_tells_of_for_a_get_is_there(
-    document: Document, shared: Service, starting: app.Service, path: str
+    document: Document, shared: Service, starting: app.Service, guarded: tuple[app.Service, str], path: str
 ) -> None:
     replies = [shared.http.get(path.replace("{model}", "default"))]
     if "{model}" in path:
@@ -276,6 +298,7 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
             return await client.get(path.replace("{model}", "default"))
 
     replies.append(asyncio.run(not_started()))
+    replies += asyncio.run(at_the_door(guarded, path.replace("{model}", "default")))
     for reply in replies:
         assert_documented(document, "get", path, reply)
     told = set(operations(document)["get", path]["responses"])

@@ -75,7 +75,9 @@ def test_a_request_gets_the_same_reply_whole_in_two_and_chunked(shared: Service,
         assert model.create({}).status_code == 201
         with shared.connect() as connection:
             told = [send(connection, f"{model.path}/{verb}", json.dumps(body).encode()) for verb, body in asked]
-        replies.append([(reply.status, reply.headers["content-type"], without_what_differs(reply.text)) for reply in told])
+        replies.append(
+            [(reply.status, reply.headers["content-type"], without_what_differs(reply.text)) for reply in told]
+        )
         model.delete()
     assert replies[0] == replies[1] == replies[2]
 

@@ -1,0 +1,293 @@
+"""Tokens: who may use a service, kept as hashes in a file of the data folder, `tokens.json`.
+
+    {"format": 1, "tokens": [{"id": "3f9a2c71", "sha256": "9f86d0...", "scopes": ["predict"], "models": ["clicks"],
+                              "rate": 1000.0, "name": "shop", "created_at": 1767225600.0}]}
+
+A token is `onestep_`, its id, `_` and 256 random bits. Those cannot be guessed, so a plain SHA-256 of it is enough: the
+slow hashes that passwords need would only slow a service down. The file is replaced by rename, so that a running
+service reads the old one or the new one, and it is readable by its owner alone.
+
+It imports nothing slow: the commands that make tokens answer at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import logging
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from service import errors
+
+logger = logging.getLogger("onestep")
+
+FILE = "tokens.json"
+FORMAT = 1
+Scope = Literal["predict", "learn", "admin"]
+SCOPES: tuple[Scope, ...] = ("predict", "learn", "admin")
+ANY = "any"
+"""What every token may do."""
+SHORTEST = 32
+"""Characters of a token from the environment: people make those."""
+LOOK_SECONDS = 1.0
+"""How often a running service looks whether the file has changed."""
+REMEMBERED = 1_024
+"""Valid tokens, as they were sent, that need not be hashed again."""
+_ENVIRONMENT = "environment"
+_PREFIX = "onestep_"
+_PRINTABLE = re.compile(r"[!-~]+")
+
+
+class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the file knows of a token.
+
+    models: those within its reach, None for all. rate: events a second, None for as many as come. name: for people.
+    """
+
+    id: str
+    sha256: str
+    scopes: tuple[Scope, ...]
+    models: tuple[str, ...] | None = None
+    rate: float | None = None
+    name: str = ""
+    created_at: float = 0.0
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    format: int
+    tokens: list[Token]
+
+
+# -- the file
+
+
+def read(folder: Path) -> list[Token]:
+    """The tokens of a data folder; none where there is no file."""
+    path = folder / FILE
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_File)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise errors.TokensUnreadable(path=str(path), reason=error.strerror) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise errors.TokensUnreadable(path=str(path), reason=str(error)) from None
+    if found.format != FORMAT:
+        raise errors.TokensUnreadable(path=str(path), reason=f"its format is {found.format}, this one knows {FORMAT}")
+    return found.tokens
+
+
+def create(
+    folder: Path, scopes: Sequence[Scope], models: Sequence[str] | None, rate: float | None, name: str = ""
+) -> tuple[str, Token]:
+    """A new token: the text, which is nowhere kept, and what the file knows of it."""
+    with _changing(folder) as tokens:
+        id_ = secrets.token_hex(4)
+        while any(token.id == id_ for token in tokens):
+            id_ = secrets.token_hex(4)
+        text = f"{_PREFIX}{id_}_{secrets.token_urlsafe(32)}"
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        reach = None if models is None else tuple(models)
+        tokens.append(Token(id_, sha256, tuple(scopes), reach, rate, name, time.time()))
+    return text, tokens[-1]
+
+
+def revoke(folder: Path, id_: str) -> int:
+    """Take a token back; how many are left."""
+    with _changing(folder) as tokens:
+        left = [token for token in tokens if token.id != id_]
+        if len(left) == len(tokens):
+            raise errors.UnknownToken(folder=str(folder), id=id_[:100])
+        tokens[:] = left
+    return len(left)
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[list[Token]]:
+    """The tokens, to be changed in place; they are on disk when the block is left. One process at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        tokens = read(folder)
+        yield tokens
+        _replace(folder / FILE, msgspec.json.format(msgspec.json.encode(_File(FORMAT, tokens)), indent=2) + b"\n")
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file that its owner alone may read under another name, and rename it."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)  # a kill may have left it
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if os.geteuid() == 0:  # root may make a token for a service that runs as the folder's owner, who has to read it
+            owner = path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+    new.rename(path)
+
+
+# -- the environment
+
+
+def given(token_file: Path | None) -> str | None:
+    """The token in a file (by default the one that ONESTEP_TOKEN_FILE names), else in ONESTEP_TOKEN; None without."""
+    if token_file is None and os.environ.get("ONESTEP_TOKEN_FILE"):
+        token_file = Path(os.environ["ONESTEP_TOKEN_FILE"])
+    if token_file is None:
+        text = os.environ.get("ONESTEP_TOKEN")
+        return None if text is None else _checked(text, "ONESTEP_TOKEN")
+    try:
+        return _checked(token_file.read_text().strip(), f"the token in {token_file}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise errors.BadToken(source=str(token_file), reason=f"cannot be read: {reason}") from None
+
+
+def _checked(text: str, source: str) -> str:
+    if len(text) < SHORTEST:
+        raise errors.BadToken(source=source, reason=f"has {len(text)} characters, and must have {SHORTEST} or more")
+    if not _PRINTABLE.fullmatch(text):
+        raise errors.BadToken(source=source, reason="must have letters, digits and signs of ASCII only, and no space")
+    return text
+
+
+# -- a running service
+
+
+class Pace:
+    """Holds a token to its rate: events are taken from a second's worth that fills up again.
+
+    More may be taken at once than is there, so that a long body is not refused for ever; the debt is waited off.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._most = self._left = max(rate, 1.0)
+        self._at = time.monotonic()
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long until another event may be taken; 0 if one may be now."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + self._rate * (now - self._at))
+        self._at = now
+        return max(0.0, (1.0 - self._left) / self._rate)
+
+    def begin(self) -> None:
+        """Take an event, or refuse the request."""
+        seconds = self.wait_seconds
+        if seconds > 0:
+            raise errors.TooFast(rate=self._rate, retry_after=math.ceil(seconds))
+        self._left -= 1.0
+
+    def take(self, events: int) -> None:
+        """Take events."""
+        self._left -= events
+
+
+class Grant:
+    """What a token that was sent may do."""
+
+    __slots__ = ("digest", "id", "may", "models", "pace", "token")
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.id = token.id
+        self.digest = bytes.fromhex(token.sha256)
+        self.may = frozenset([ANY, *(SCOPES if "admin" in token.scopes else token.scopes)])
+        self.models = None if token.models is None else frozenset(token.models)
+        self.pace = None if token.rate is None else Pace(token.rate)
+
+    def reaches(self, model: str) -> bool:
+        """Whether a model is within reach."""
+        return self.models is None or model in self.models
+
+
+class Tokens:
+    """The tokens that a running service knows: those of its folder, as they are now, and that of the environment."""
+
+    def __init__(self, folder: Path, admin: str | None) -> None:
+        self._folder = folder
+        self._admin = None
+        if admin is not None:
+            sha256 = hashlib.sha256(admin.encode()).hexdigest()
+            self._admin = Grant(Token(_ENVIRONMENT, sha256, ("admin",)))
+        self._grants: dict[str, Grant] = {}
+        self._seen: dict[bytes, Grant] = {}
+        self._look_after = time.monotonic() + LOOK_SECONDS
+        self._stamp = self._stamp_now()
+        self._take(read(folder))
+        self.exist = bool(self._grants) or admin is not None
+        """Whether there are any, or were since the start: who takes the last one back does not open the door."""
+
+    def look(self) -> None:
+        """Read the file again if it has changed; it is looked at once a second at most."""
+        now = time.monotonic()
+        if now < self._look_after:
+            return
+        self._look_after = now + LOOK_SECONDS
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._take(read(self._folder))
+        except errors.TokensUnreadable as unreadable:
+            logger.warning("%s The tokens that were read before stay valid.", unreadable)
+        else:
+            logger.info("%d token(s) in %s", len(self._grants), self._folder / FILE)
+        self.exist = self.exist or bool(self._grants)
+
+    def grant(self, authorization: bytes) -> Grant | None:
+        """What the token in an Authorization header may do; None where it is not a token of this service.
+
+        A token found valid is remembered as it was sent. Looking it up tells nothing of it by the time it takes: Python
+        compares hashes with a random key first.
+        """
+        return self._seen.get(authorization) or self._find(authorization)
+
+    def _find(self, authorization: bytes) -> Grant | None:
+        scheme, _, text = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        digest = hashlib.sha256(text.strip()).digest()
+        id_ = text.strip()[len(_PREFIX) :].partition(b"_")[0].decode("latin-1")
+        for grant in (self._grants.get(id_), self._admin):
+            if grant is not None and hmac.compare_digest(grant.digest, digest):
+                if len(self._seen) >= REMEMBERED:
+                    self._seen.clear()
+                self._seen[authorization] = grant
+                return grant
+        return None
+
+    def _take(self, tokens: Sequence[Token]) -> None:
+        """Know these tokens from now on; what is left of the rates of those that were known stays."""
+        before, self._grants = self._grants, {}
+        for token in tokens:
+            known = before.get(token.id)
+            self._grants[token.id] = known if known is not None and known.token == token else Grant(token)
+        self._seen.clear()
+
+    def _stamp_now(self) -> tuple[int, int, int] | None:
+        """What changes when the file is replaced or written to."""
+        try:
+            found = (self._folder / FILE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,477 @@
+"""Who may do what: tokens, their scopes, models and rates, on the service as it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import JSON, NDJSON, ONESTEP, Service, Start, Starter, assert_problem, eventually, ndjson
+
+from service import access, app, cli, errors, tokens
+from service.access import wanted
+from service.settings import Settings
+
+ADMIN = "the-token-of-the-environment-0123456789"
+EVENT = {"x": {"age": 31}, "y": 1}
+OPEN, ANY = "open", "any"
+WANTS = {
+    ("get", "/livez"): OPEN,
+    ("get", "/readyz"): OPEN,
+    ("get", "/metrics"): ANY,
+    ("get", "/models"): ANY,
+    ("get", "/stream"): ANY,
+    ("post", "/learn"): "learn",
+    ("post", "/predict"): "predict",
+    ("post", "/models/{model}/learn"): "learn",
+    ("post", "/models/{model}/predict"): "predict",
+    ("post", "/models/{model}/explain"): "predict",
+    ("get", "/models/{model}"): "predict",
+    ("get", "/models/{model}/weights"): "predict",
+    ("get", "/models/{model}/crosscheck"): "predict",
+    ("get", "/models/{model}/series"): ANY,
+    ("get", "/models/{model}/stream"): ANY,
+    ("put", "/models/{model}"): "admin",
+    ("post", "/models/{model}/resume"): "admin",
+    ("delete", "/models/{model}"): "admin",
+}
+"""What each route of the API's document takes. A route that is not here fails a test: say who may use it."""
+NOT_IN_THE_DOCUMENT = {
+    "/": OPEN,
+    "/dashboard/index.html": OPEN,
+    "/docs": ANY,
+    "/openapi.json": ANY,
+    "/nothing": "admin",
+}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+class Guarded:
+    """A service that asks for tokens, and one token of each kind: for all models, or for `clicks` alone."""
+
+    def __init__(self, service: Service, made: dict[str, str]) -> None:
+        self.service = service
+        self.made = {**made, "admin": ADMIN}
+
+    def ask(self, kind: str | None, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {**options.pop("headers", {}), **(bearer(self.made[kind]) if kind else {})}
+        with self.service.http.stream(method, path, headers=headers, **options) as response:
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                return response  # it does not end
+            response.read()
+            return response
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    below = tmp_path_factory.mktemp("guarded")
+    folder = below / "data"
+    made = {}
+    for scope, models in itertools.product(("predict", "learn", "admin"), (None, ["clicks"])):
+        text, _ = tokens.create(folder, [scope], models, None)
+        made[scope + ("" if models is None else " of clicks")] = text
+    starter = Starter(below)
+    found = Guarded(
+        starter("--stream-events", "10", "--log-level", "debug", folder=folder, env={"ONESTEP_TOKEN": ADMIN}), made
+    )
+    for name in ("clicks", "other"):
+        assert found.ask("admin", "PUT", f"/models/{name}", json={"rule": "auto"}).status_code == 201
+    yield found
+    starter.close()
+
+
+def routes(guarded: Guarded) -> list[tuple[str, str]]:
+    document = guarded.ask("predict", "GET", "/openapi.json").json()
+    # What removes the model comes last.
+    return sorted(
+        ((method, path) for path, item in document["paths"].items() for method in item), key=lambda r: r[0] == "delete"
+    )
+
+
+def test_every_route_says_who_may_use_it(guarded: Guarded) -> None:
+    assert set(routes(guarded)) <= WANTS.keys()
+
+
+@pytest.mark.parametrize("kind", [None, "predict", "learn", "admin"])
+def test_each_token_may_do_what_its_scope_says_and_nothing_else(guarded: Guarded, kind: str | None) -> None:
+    for method, path in routes(guarded):
+        wants = WANTS[method, path]
+        reply = guarded.ask(kind, method.upper(), path.replace("{model}", "clicks"))
+        if wants == OPEN or kind == "admin" or (kind and wants in (kind, ANY)):
+            assert reply.status_code not in (401, 403, 404), (method, path, reply.text)
+        elif kind is None:
+            assert_problem(reply, 401, "Authorization: Bearer TOKEN")
+            assert reply.headers["www-authenticate"] == 'Bearer realm="onestep"'
+        else:
+            assert_problem(reply, 403, f"This token may {kind}, and that takes {wants}")
+    guarded.ask("admin", "PUT", "/models/clicks", json={"rule": "auto"})
+
+
+@pytest.mark.parametrize("kind", ["predict of clicks", "learn of clicks", "admin of clicks"])
+def test_a_model_out_of_reach_is_as_if_it_were_not_there(guarded: Guarded, kind: str) -> None:
+    for method, path in routes(guarded):
+        if "{model}" in path:
+            there = guarded.ask(kind, method.upper(), path.replace("{model}", "other"))
+            not_there = guarded.ask(kind, method.upper(), path.replace("{model}", "third"))
+            assert_problem(there, 404, "There is no model 'other'")
+            assert not_there.text == there.text.replace("other", "third")
+    for verb in ("/learn", "/predict"):  # the model default is out of reach, too
+        assert_problem(guarded.ask(kind, "POST", verb, json=EVENT), 404)
+    found = guarded.ask(kind, "GET", "/models").json()["models"]
+    assert [model["model"] for model in found] == ["clicks"]
+    assert guarded.ask("admin", "GET", "/models/other").status_code == 200
+
+
+def test_what_is_not_in_the_document_is_open_or_takes_a_token(guarded: Guarded) -> None:
+    for path, wants in NOT_IN_THE_DOCUMENT.items():
+        assert (guarded.ask(None, "GET", path).status_code == 401) is (wants != OPEN), path
+        assert (guarded.ask("learn", "GET", path).status_code == 403) is (wants == "admin"), path
+        assert guarded.ask("admin", "GET", path).status_code not in (401, 403)
+
+
+def test_the_hot_paths_want_what_the_door_says(tmp_path: Path) -> None:
+    hot = app.Service(Settings(data=tmp_path))._hot
+    for path in ("/learn", "/predict", "/models/a/learn", "/models/a/predict"):
+        found = hot.match(path)
+        assert found is not None
+        assert found[1:] == wanted("POST", path)
+
+
+def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
+    assert wanted("GET", "/new") == ("admin", None)
+    assert wanted("POST", "/models/a/new") == ("admin", "a")
+    assert wanted("POST", "/") == ("admin", None)
+    assert wanted("OPTIONS", "/models/a") == ("admin", "a")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        f"Basic {ADMIN}",
+        ADMIN,
+        f"Bearer {ADMIN[:-1]}",
+        f"Bearer {ADMIN}x",
+        "Bearer onestep__",
+        "Bearer \xe9",
+    ],
+)
+def test_what_is_no_token_is_refused(guarded: Guarded, authorization: str) -> None:
+    headers = {"authorization": authorization.encode("latin-1"), **JSON}
+    reply = guarded.service.http.post("/predict", json=EVENT, headers=headers)  # type: ignore[arg-type]
+    assert_problem(reply, 401, "and the one that was sent is none of its")
+    assert 'error="invalid_token"' in reply.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_scheme_may_be_written_as_one_likes(guarded: Guarded, scheme: str) -> None:
+    assert guarded.service.http.get("/models", headers={"authorization": f"{scheme} {ADMIN}"}).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["token={}", "access_token={}", "Api_Key={}", "top=1&TOKEN={}", "x={}", "token="])
+@pytest.mark.parametrize("path", ["/models", "/predict", "/livez"])
+def test_a_token_in_a_url_is_refused_and_not_repeated(guarded: Guarded, path: str, query: str) -> None:
+    token = guarded.made["predict"]
+    reply = guarded.ask("predict", "POST" if path == "/predict" else "GET", f"{path}?{query.format(token)}")
+    assert_problem(reply, 400, "as a header, Authorization: Bearer TOKEN")
+    assert token[20:] not in reply.text
+
+
+# -- the file
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
+    return subprocess.run(
+        [ONESTEP, *command], capture_output=True, text=True, timeout=60, check=False, env=clean | (env or {})
+    )
+
+
+def made(folder: Path, *flags: str) -> str:
+    """A token, as the command prints it."""
+    done = run("token", "create", str(folder), *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_it_runs(start: Start) -> None:
+    service = start()
+    assert service.http.get("/models").status_code == 200
+    token = made(service.folder, "--scope", "predict", "--name", "shop")
+    eventually(lambda: service.http.get("/models").status_code == 401, "the token to be asked for, on loopback too")
+    assert service.http.get("/models", headers=bearer(token)).status_code == 200
+    assert service.http.get("/livez").status_code == service.http.get("/readyz").status_code == 200
+
+    listed = run("token", "list", str(service.folder)).stdout
+    assert "shop" in listed
+    id_ = token.split("_")[1]
+    assert id_ in listed
+    assert token not in listed
+    revoked = run("token", "revoke", str(service.folder), id_)
+    assert revoked.returncode == 0
+    assert "goes on asking" in revoked.stderr
+    gone = eventually(
+        lambda: (reply := service.http.get("/models", headers=bearer(token))).status_code == 401 and reply,
+        "the token to be refused",
+    )
+    assert_problem(gone, 401)
+    assert service.http.get("/models").status_code == 401  # the last token taken back does not open the door
+    assert run("token", "revoke", str(service.folder), id_).returncode == 1
+
+
+def test_the_file_is_its_owners_alone_and_has_no_token_in_it(tmp_path: Path) -> None:
+    token = made(tmp_path / "data", "--model", "clicks", "--rate", "1000")
+    path = tmp_path / "data" / tokens.FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert token not in path.read_text()
+    (kept,) = tokens.read(tmp_path / "data")
+    assert kept.sha256 == hashlib.sha256(token.encode()).hexdigest()
+    assert (kept.scopes, kept.models, kept.rate) == (("predict", "learn"), ("clicks",), 1000.0)
+    before = path.stat().st_ino
+    path.with_name("tokens.json.new").write_text("what a kill left")
+    made(tmp_path / "data")
+    assert path.stat().st_ino != before  # replaced, so that a reader has the old one or the new one
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == [tokens.FILE]
+
+
+def test_tokens_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: tokens.create(tmp_path, ["learn"], None, None)[0], range(40)))
+    known = tokens.Tokens(tmp_path, None)
+    assert all(known.grant(f"Bearer {text}".encode()) for text in texts)
+
+
+def test_a_file_that_cannot_be_read_stops_a_start_and_not_a_service(start: Start) -> None:
+    service = start()
+    token = made(service.folder)
+    eventually(lambda: service.http.get("/models").status_code == 401, "the token to be asked for")
+    path = service.folder / tokens.FILE
+    path.write_text("{")
+    eventually(lambda: "cannot be read" in (service.http.get("/models"), service.log())[1], "a warning")
+    assert service.http.get("/models").status_code == 401
+    assert service.http.get("/models", headers=bearer(token)).status_code == 200
+    service.stop()
+    again = start(folder=service.folder, ready=False)
+    assert again.wait() == 1
+    assert f"The tokens in {path} cannot be read" in again.log()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"format": 2, "tokens": []}',
+        '{"format": 1, "tokens": [{"id": "a", "sha256": "", "scopes": ["root"]}]}',
+        '{"format": 1, "tokens": [{"id": "a", "sha256": "", "scopes": [], "more": 1}]}',
+        "\xff",
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / tokens.FILE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(errors.TokensUnreadable):
+        tokens.read(tmp_path)
+
+
+def test_the_file_is_looked_at_once_a_second_and_a_token_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, _ = tokens.create(tmp_path, ["learn"], None, None)
+    known = tokens.Tokens(tmp_path, ADMIN)
+    looked: list[object] = []
+    hashed: list[bytes] = []
+    look, sha256 = known._stamp_now, hashlib.sha256
+    monkeypatch.setattr(known, "_stamp_now", lambda: (looked.append(1), look())[1])
+    monkeypatch.setattr(tokens.hashlib, "sha256", lambda data: (hashed.append(data), sha256(data))[1])
+    for _ in range(1000):
+        known.look()
+        assert known.grant(f"Bearer {text}".encode())
+    assert (len(looked), len(hashed)) == (0, 1)
+    time.sleep(tokens.LOOK_SECONDS)
+    known.look()
+    known.look()
+    assert len(looked) == 1
+
+
+def test_only_so_many_tokens_are_remembered_as_they_were_sent(tmp_path: Path) -> None:
+    text, _ = tokens.create(tmp_path, ["learn"], None, None)
+    known = tokens.Tokens(tmp_path, None)
+    for spaces in range(1, 2 * tokens.REMEMBERED):
+        assert known.grant(b"Bearer" + b" " * spaces + text.encode())
+        assert known.grant(b"Bearer wrong-%d" % spaces) is None
+    assert len(known._seen) <= tokens.REMEMBERED
+
+
+# -- the environment, and addresses
+
+
+def test_the_token_of_a_file_in_the_environment_may_do_everything(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(ADMIN + "\n")
+    service = start("--host", "0.0.0.0", env={"ONESTEP_TOKEN_FILE": str(file)})
+    assert service.http.get("/models").status_code == 401
+    assert service.http.put("/models/a", json={}, headers=bearer(ADMIN)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("token", "why"), [("", "has 0 characters"), ("x" * 31, "has 31 characters"), ("x y" * 20, "no space")]
+)
+def test_a_token_that_people_made_has_32_characters_or_more(
+    monkeypatch: pytest.MonkeyPatch, token: str, why: str
+) -> None:
+    monkeypatch.setenv("ONESTEP_TOKEN", token)
+    with pytest.raises(errors.BadToken, match=why) as refusal:
+        tokens.given(None)
+    assert not token or token not in str(refusal.value)
+
+
+def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: Start) -> None:
+    service = start(ready=False, env={"ONESTEP_TOKEN": "short-secret"})
+    assert service.wait() == 1
+    assert service.log() == "onestep: ONESTEP_TOKEN has 12 characters, and must have 32 or more.\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.invalid"])
+def test_an_address_that_others_reach_needs_a_token(tmp_path: Path, host: str) -> None:
+    settings = Settings(data=tmp_path, host=host)
+    with pytest.raises(errors.TokenNeeded, match=f"onestep token create {tmp_path}"):
+        access.refuse_an_open_door(settings)
+    access.refuse_an_open_door(Settings(data=tmp_path, host=host, insecure=True))
+    tokens.create(tmp_path, ["predict"], None, None)
+    access.refuse_an_open_door(settings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_an_address_of_this_machine_alone_needs_none(tmp_path: Path, host: str) -> None:
+    access.refuse_an_open_door(Settings(data=tmp_path, host=host))
+
+
+def test_a_start_on_an_address_that_others_reach_is_refused_before_anything_listens(start: Start) -> None:
+    service = start("--host", "0.0.0.0", ready=False)
+    assert service.wait() == 1
+    assert "Others than this machine reach 0.0.0.0" in service.log()
+    assert start("--host", "0.0.0.0", "--insecure").http.get("/models").status_code == 200
+
+
+# -- rates
+
+
+def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
+    service = guarded.service
+    slow = bearer(tokens.create(service.folder, ["predict", "learn"], None, 20)[0])
+    eventually(lambda: service.http.get("/models", headers=slow).status_code == 200, "the token")
+    codes = [service.http.post("/predict", json={"x": {}}, headers=slow).status_code for _ in range(40)]
+    assert codes[:20] == [200] * 20
+    assert 429 in codes
+    refused = next(
+        reply for _ in range(40) if (reply := service.http.post("/learn", json=EVENT, headers=slow)).status_code == 429
+    )
+    assert_problem(refused, 429, "20 events a second")
+    assert refused.headers["retry-after"] == "1"
+    assert service.http.get("/models", headers=slow).status_code == 200  # looking is not counted
+    assert service.http.post("/predict", json={"x": {}}, headers=bearer(ADMIN)).status_code == 200
+
+    time.sleep(1.0)
+    many = service.http.post("/learn", content=json.dumps([EVENT] * 60), headers=slow | JSON)
+    assert many.status_code == 200  # more than a second's worth at once, and the debt is waited off
+    indebted = service.http.post("/learn", json=EVENT, headers=slow)
+    assert_problem(indebted, 429)
+    assert int(indebted.headers["retry-after"]) in (2, 3)
+
+
+def test_a_stream_past_the_rate_is_read_more_slowly(guarded: Guarded) -> None:
+    service = guarded.service
+    slow = bearer(tokens.create(service.folder, ["predict", "learn"], None, 50)[0])
+    eventually(lambda: service.http.get("/models", headers=slow).status_code == 200, "the token")
+    for verb in ("learn", "predict"):
+        started = time.monotonic()
+        lines = ndjson([EVENT if verb == "learn" else {"x": EVENT["x"]}] * 120)
+        reply = service.http.post(f"/{verb}", content=lines, headers=slow | NDJSON)
+        assert reply.status_code == 200
+        assert 1.0 <= time.monotonic() - started <= 6.0
+        eventually(lambda: service.http.post("/predict", json={"x": {}}, headers=slow).status_code == 200, "its turn")
+
+
+# -- the commands
+
+
+def test_the_commands_send_the_token_that_they_are_given(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", str(guarded.service.http.base_url)]
+    file = tmp_path / "token"
+    file.write_text(ADMIN)
+    events = tmp_path / "events.csv"
+    events.write_text("a,y\n1,0\n2,1\n")
+    for command in (
+        ["models", "create", "by-command"],
+        ["replay", str(events), "--label", "y", "--model", "by-command"],
+        ["models", "list"],
+        ["models", "show", "by-command"],
+        ["crosscheck", "--model", "by-command"],
+        ["models", "delete", "by-command", "--yes"],
+    ):
+        monkeypatch.delenv("ONESTEP_TOKEN", raising=False)
+        assert cli.main([*command, *url]) == 1
+        assert "This service takes a token, and none was sent" in capsys.readouterr().err
+        monkeypatch.setenv("ONESTEP_TOKEN", "x" * 32)  # the flag wins
+        assert cli.main([*command, *url, "--token-file", str(file)]) == 0
+    monkeypatch.setenv("ONESTEP_TOKEN", ADMIN)
+    assert cli.main(["models", "list", *url]) == 0
+    monkeypatch.delenv("ONESTEP_TOKEN")
+    monkeypatch.setenv("ONESTEP_TOKEN_FILE", str(file))
+    assert cli.main(["models", "list", *url]) == 0
+    assert cli.main(["models", "list", *url, "--token-file", str(tmp_path / "none")]) == 1
+    assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_no_command_takes_a_token_on_its_command_line() -> None:
+    for command in (["serve"], ["replay", "FILE"], ["models", "list"], ["crosscheck"]):
+        with pytest.raises(SystemExit) as usage:
+            cli._parser().parse_args([*command, "--token", ADMIN])  # every process list would show it
+        assert usage.value.code == 2
+
+
+# -- secrets
+
+
+def test_a_token_stands_in_no_line_of_the_log_and_in_no_reply(guarded: Guarded) -> None:
+    service = guarded.service
+    token, _ = tokens.create(service.folder, ["predict"], ["clicks"], 1)
+    secret = "a-secret-in-a-body-0123456789"
+    said = []
+    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    for sent in (ADMIN, token, token[:-1], f"{token}, {ADMIN}"):
+        for method, path in WANTS:
+            url = path.replace("{model}", "clicks")
+            for body in (json.dumps({"x": {"a": secret}, "y": secret}), "{" + secret, f'{{"spec": "{secret}"}}'):
+                with service.http.stream(method.upper(), url, content=body, headers=JSON | bearer(sent)) as reply:
+                    if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+                        said.append(reply.read().decode())
+        said.append(service.http.get(f"/models?token={sent}").text)
+    with service.connect() as connection:
+        connection.send(f"GET /models HTTP/1.1\r\nauthorization: Bearer {ADMIN}\r\nbroken\r\n\r\n".encode())
+        said.append(connection.socket.recv(10_000).decode())
+    guarded.ask("admin", "PUT", "/models/clicks", json={"rule": "auto"})  # it was deleted, too
+    for text in (service.log(), *said):
+        for hidden in (ADMIN, token[17:], secret):
+            assert hidden not in text, text
+
+
+def test_a_module_that_only_looks_at_tokens_starts_nothing_slow() -> None:
+    program = "import sys, service.tokens; sys.exit(bool({'numba', 'numpy', 'fastapi', 'httpx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
