@@ -225,6 +225,15 @@ class Progressive:
             _entropy(n - int(ones), int(ones)),
         )
 
+    def log_loss(self) -> tuple[float | None, float | None]:
+        """`log_loss` of the total and of the window, as in `summary`, and nothing else: a few microseconds."""
+        events, loss, _ = self._total.sums.tolist()
+        recent = min(int(events) - self._forgotten, self.window)
+        if not recent:
+            return loss / events if events else None, None
+        losses = self._last[1]  # those that are not in use yet are 0
+        return loss / events, float(losses.sum()) / recent
+
     def _recent(self) -> tuple[Floats, Floats, Labels]:
         """The last events, oldest first."""
         events = int(self._total.sums[EVENTS])

@@ -23,7 +23,7 @@ from core import logistic
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, openapi, wire
+from service import errors, openapi, telemetry, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
@@ -52,7 +52,7 @@ class Service:
             lifespan=self._lifespan,
             redirect_slashes=False,
         )
-        add_error_replies(self.api)
+        add_error_replies(self.api, self.engine.telemetry.count_refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
@@ -72,10 +72,13 @@ class Service:
         try:
             await self._answer(scope, receive, send)
         except errors.OnestepError as error:
+            self.engine.telemetry.count_refusal(error)
             await send_problem(send, error)
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
+            stopping = errors.NotReady(state="stopping")
+            self.engine.telemetry.count_refusal(stopping)
             with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
-                await send_problem(send, errors.NotReady(state="stopping"))
+                await send_problem(send, stopping)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._hot.match(scope["path"])
@@ -97,12 +100,16 @@ class Service:
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
-def add_error_replies(api: FastAPI) -> None:
-    """Every error as a problem document."""
+def add_error_replies(api: FastAPI, count: Callable[[errors.OnestepError], None]) -> None:
+    """Every error as a problem document, and counted."""
+
+    def refusal(error: errors.OnestepError) -> Response:
+        count(error)
+        return problem(error)
 
     @api.exception_handler(errors.OnestepError)
     async def refused(_: Request, error: errors.OnestepError) -> Response:
-        return problem(error)
+        return refusal(error)
 
     @api.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> Response:
@@ -112,16 +119,21 @@ def add_error_replies(api: FastAPI) -> None:
             allow = ", ".join(
                 sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
             )
-            return problem(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
-        return problem(errors.NotFound(path=path))
+            return refusal(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(errors.NotFound(path=path))
 
     @api.exception_handler(Exception)
     async def mistake(_: Request, error: Exception) -> Response:
-        return problem(errors.OnestepError())
+        return refusal(errors.OnestepError())
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
-    """Is it alive, is it ready."""
+    """Is it alive, is it ready, how is it doing."""
+
+    @api.get("/metrics", tags=["service"], **openapi.METRICS)
+    async def metrics() -> Response:
+        # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
+        return Response(await asyncio.to_thread(engine.telemetry.exposition), media_type=telemetry.CONTENT_TYPE)
 
     @api.get("/livez", tags=["service"], **openapi.LIVEZ)
     async def livez() -> Response:
@@ -130,7 +142,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
     @api.get("/readyz", tags=["service"], **openapi.READYZ)
     async def readyz() -> Response:
         if engine.state != "ready":
-            raise errors.NotReady(state=engine.state)
+            return problem(errors.NotReady(state=engine.state))  # an answer, and no refusal that would count
         return reply({"status": "ready"})
 
 

@@ -47,6 +47,8 @@ class Model:
         """When the oldest of them times out, or sooner: seconds since 1970."""
         self.dropped = 0
         """Predictions whose labels did not come in time, and that were dropped."""
+        self.learned = self.predicted = self.duplicates = 0
+        """Events learned, predictions made, and items that were learned or kept before, since the start."""
         self.not_kept = 0
         """Predictions with an id that were served and not kept since the start, because too many waited."""
         self.snapshot_seq = 0
@@ -78,7 +80,8 @@ class Model:
         )
 
     def predict(self, x: X) -> float:
-        """The probability of label 1. Changes nothing."""
+        """The probability of label 1. Changes nothing but the count."""
+        self.predicted += 1
         return logistic.sigmoid(self.learner.score(x))
 
     def explain(self, x: X) -> Explanation:
@@ -93,5 +96,6 @@ class Model:
         return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
 
     def predict_to_keep(self, id_: str, x: X) -> Prediction:
-        """A prediction to be kept until its label comes. Changes nothing."""
+        """A prediction to be kept until its label comes. Changes nothing but the count."""
+        self.predicted += 1
         return Prediction(id_, x, self.learner.seq, self.learner.served(x))

@@ -174,6 +174,20 @@ READYZ: dict[str, Any] = {
     "summary": "Whether it can take requests: not while it recovers or stops",
     "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
 }
+METRICS: dict[str, Any] = {
+    "summary": "The service's metrics, as Prometheus reads them",
+    "responses": {
+        200: {
+            "description": "The metrics",
+            "content": {
+                "text/plain; version=0.0.4; charset=utf-8": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE onestep_learned_total counter\nonestep_learned_total 45312.0\n",
+                }
+            },
+        }
+    },
+}
 LIST_MODELS: dict[str, Any] = {
     "summary": "Every model",
     "responses": {
