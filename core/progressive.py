@@ -79,7 +79,7 @@ def _add(
 def _recently(
     probabilities: Floats, losses: Floats, labels: Labels, start: int, end: int
 ) -> tuple[float, float, float]:
-    """Of the events from `start` to `end` in the ring: the sum of losses, how many were correct, how many had label 1."""
+    """Of the events from `start` to `end` in the ring: the sum of losses, those correct, those with label 1."""
     loss, correct, ones = 0.0, 0.0, 0.0
     for i in range(start, end):
         place = i % len(labels)

@@ -27,6 +27,7 @@ from service import errors, openapi, telemetry, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.live import EventStream, Live
 from service.log import WAITING
 from service.model import Model
 from service.settings import Settings
@@ -44,6 +45,7 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
+        self.live = Live(self.engine, settings.max_viewers)
         self._hot = Hot(self.engine, settings)
         self.api = FastAPI(
             title="onestep",
@@ -57,6 +59,7 @@ class Service:
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, settings)
+        add_streams(self.api, self.live)
         openapi.extend(self.api)
 
     @asynccontextmanager
@@ -216,6 +219,18 @@ def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
         return reply({**_explained(model, model.explain_waiting, waiting), **served})
 
 
+def add_streams(api: FastAPI, live: Live) -> None:
+    """What happens, as it happens: server-sent events."""
+
+    @api.get("/stream", tags=["models"], **openapi.STREAM)
+    async def stream() -> Response:
+        return EventStream(live, None)
+
+    @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
+    async def stream_model(name: ModelName) -> Response:
+        return EventStream(live, name)
+
+
 def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
     try:
         return {"model": model.name, **asdict(explain(asked))}
@@ -242,18 +257,7 @@ def describe(model: Model) -> dict[str, Any]:
         "model": model.name,
         "spec": learner.spec.as_dict(),
         "seq": learner.seq,
-        "features": learner.n_features,
-        "not_taken": learner.not_taken,
-        "snapshot_seq": model.snapshot_seq,
-        "progressive": model.scores.summary(),
-        "served": model.joins.scores.summary(),
-        "join": {
-            "waiting": model.waiting,
-            **model.joins.counts(),
-            "dropped": model.dropped,
-            "not_kept": model.not_kept,
-            "delay_s": model.joins.delays(),
-        },
+        **model.standing(),
         "sha256": learner.sha256(),
         **mixture,
     }

@@ -114,7 +114,7 @@ class Engine:
 
     def model(self, name: str) -> Model:
         """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
-        self._check_recovered()
+        self.check_recovered()
         try:
             return self._models[name]
         except KeyError:
@@ -166,12 +166,13 @@ class Engine:
         self._work.set()
         return answer
 
-    def _check_recovered(self) -> None:
+    def check_recovered(self) -> None:
+        """NotReady while the log is being replayed."""
         if self.state in ("starting", "recovering"):
             raise errors.NotReady(state="recovering: replaying its log")
 
     def _check_open(self) -> None:
-        self._check_recovered()
+        self.check_recovered()
         if self.failure is not None:
             raise self.failure
         if self.state == "stopped":
