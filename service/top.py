@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,10 @@ from service.terminal import number, show
 
 RETRY_SECONDS = 2.0
 _BARS = "▁▂▃▄▅▆▇█"
-COLUMNS = ("model", "rule", "seq", "learned/s", "predicted/s", "loss", "window", "accuracy", "window", "loss lately")
-_SPARK = 30
+COLUMNS = ("model", "rule", "seq", "learn/s", "predict/s", "loss", "in window", "accuracy", "lately")
+_OTHERS = 68
+"""Characters that the other columns take, about: what is left of a line is for the bars, but at least so many:"""
+_FEWEST_BARS = 10
 
 
 def top(url: str) -> int:
@@ -23,7 +26,7 @@ def top(url: str) -> int:
             _watch(client)
         else:
             overview = next(client.overviews())
-            show(_title(client, overview), _rows(overview), COLUMNS)
+            show(_title(client, overview), _rows(overview, _bars()), COLUMNS)
     return 0
 
 
@@ -52,7 +55,7 @@ def _title(client: Client, overview: dict[str, Any]) -> str:
     return f"{client.url}: {overview['state']}{more}"
 
 
-def _rows(overview: dict[str, Any]) -> list[tuple[float | str | None, ...]]:
+def _rows(overview: dict[str, Any], bars: int) -> list[tuple[float | str | None, ...]]:
     return [
         (
             row["model"],
@@ -60,11 +63,15 @@ def _rows(overview: dict[str, Any]) -> list[tuple[float | str | None, ...]]:
             row["seq"],
             round(row["learned_s"]),
             round(row["predicted_s"]),
-            *(row[name] for name in ("loss", "loss_window", "accuracy", "accuracy_window")),
-            sparkline(row["spark"][-_SPARK:]),
+            *(row[name] for name in ("loss", "loss_window", "accuracy_window")),
+            sparkline(row["spark"][-bars:]),
         )
         for row in overview["models"]
     ]
+
+
+def _bars() -> int:
+    return max(_FEWEST_BARS, shutil.get_terminal_size().columns - _OTHERS)
 
 
 def sparkline(values: Sequence[float | None]) -> str:
@@ -84,9 +91,12 @@ def _table(client: Client, overview: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, title=Text(_title(client, overview)), title_justify="left")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=Text(_title(client, overview)), title_justify="left")
+    rows = [[number(cell) for cell in row] for row in _rows(overview, _bars())]
+    last = len(COLUMNS) - 1
     for place, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if 1 < place < len(COLUMNS) - 1 else "left", no_wrap=True)
-    for row in _rows(overview):
-        table.add_row(*(Text(number(cell)) for cell in row))  # Text: a name with brackets is no markup
+        width = 0 if place == last else max(len(line[place]) for line in (COLUMNS, *rows))
+        table.add_column(name, justify="right" if 1 < place < last else "left", no_wrap=True, min_width=width)
+    for cells in rows:
+        table.add_row(*map(Text, cells))  # Text: a name with brackets is no markup
     return table
