@@ -31,8 +31,10 @@ from service.engine import Engine
 from service.exchange import Exchange
 from service.headers import with_headers
 from service.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
+from service.live import EventStream, Live
 from service.log import WAITING
 from service.model import Model
+from service.past import Past
 from service.reply import Reply, json_reply, problem
 from service.settings import Settings
 
@@ -49,6 +51,8 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
+        self.past = Past(settings.data)
+        self.live = Live(self.engine, self.past, settings.max_viewers)
         bodies = Bodies(settings)
         self._access = access.Access(settings)
         self._hot = Hot(self.engine, bodies, settings)
@@ -67,6 +71,8 @@ class Service:
         add_model_routes(self.api, self.engine, bodies, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, bodies, settings)
+        add_series(self.api, self.engine, self.past)
+        add_streams(self.api, self.live)
         openapi.extend(self.api)
 
     @asynccontextmanager
@@ -277,6 +283,36 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         return reply({**_explained(model, model.explain_waiting, waiting), **served})
 
 
+def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
+    """What happened, for plots."""
+
+    @api.get("/models/{model}/series", tags=["models"], **openapi.SERIES)
+    async def series(
+        name: ModelName,
+        from_: Annotated[
+            str | None, Query(alias="from", description="Seconds since 1970; an hour before `to`.")
+        ] = None,
+        to: Annotated[str | None, Query(description="Seconds since 1970; now.")] = None,
+        step: Annotated[
+            str | None, Query(description="Seconds between points; so that there are 720 or fewer.")
+        ] = None,
+    ) -> Response:
+        found = await past.series(engine.model(name), from_, to, step)
+        return Response(found, media_type="application/json")
+
+
+def add_streams(api: FastAPI, live: Live) -> None:
+    """What happens, as it happens: server-sent events."""
+
+    @api.get("/stream", tags=["models"], **openapi.STREAM)
+    async def stream() -> Response:
+        return EventStream(live, None)
+
+    @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
+    async def stream_model(name: ModelName) -> Response:
+        return EventStream(live, name)
+
+
 def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
     try:
         return {"model": model.name, **asdict(explain(asked))}
@@ -302,19 +338,8 @@ def describe(model: Model) -> dict[str, Any]:
         "model": model.name,
         "spec": learner.spec.as_dict(),
         "seq": learner.seq,
-        "features": learner.n_features,
-        "not_taken": learner.not_taken,
-        "snapshot_seq": model.snapshot_seq,
         "breaker": _breaker(model.watch),
-        "progressive": model.scores.summary(),
-        "served": model.joins.scores.summary(),
-        "join": {
-            "waiting": model.waiting,
-            **model.joins.counts(),
-            "dropped": model.dropped,
-            "not_kept": model.not_kept,
-            "delay_s": model.joins.delays(),
-        },
+        **model.standing(),
         "sha256": learner.sha256(),
         **mixture,
     }

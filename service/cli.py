@@ -89,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--yes", action="store_true", help="do not ask")
     repair.set_defaults(run=_repair)
     _add_token(commands.add_parser("token", help="make, list and take back the tokens that a service asks for"))
+    top = commands.add_parser("top", help="every model of a running service in the terminal, as it learns")
+    _add_url(top)
+    top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
+    demo.add_argument("--keep", action="store_true", help="then go on serving until Ctrl-C, to be looked at")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -625,10 +629,16 @@ def _may(token: Token) -> str:
     return f"{scopes}; models: {models}{held}"
 
 
-def _demo(_: argparse.Namespace) -> int:
+def _top(arguments: argparse.Namespace) -> int:
+    from service.top import top
+
+    return top(arguments.url)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     from service.demo import demo
 
-    return demo()
+    return demo(arguments.keep)
 
 
 if __name__ == "__main__":

@@ -386,6 +386,15 @@ class QueueFull(OnestepError):
     headers = (("retry-after", "1"),)
 
 
+class TooManyViewers(OnestepError):
+    """{limit} streams are open and no more may be (ONESTEP_MAX_VIEWERS); close one, or ask
+    GET /models/{{model}} now and then."""
+
+    status = 503
+    title = "Too many viewers"
+    headers = (("retry-after", "5"),)
+
+
 class StorageFailed(OnestepError):
     """Writing to the log failed ({reason}). Nothing more is learned and the service stops; started again, it recovers
     every event that it acknowledged from the log."""

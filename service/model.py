@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core import logistic
 from core.breaker import Watch
@@ -66,6 +66,23 @@ class Model:
     @property
     def name(self) -> str:
         return self.stored.name
+
+    def standing(self) -> dict[str, Any]:
+        """How it does: what `GET /models/{model}` and its stream both say."""
+        return {
+            "features": self.learner.n_features,
+            "not_taken": self.learner.not_taken,
+            "snapshot_seq": self.snapshot_seq,
+            "progressive": self.scores.summary(),
+            "served": self.joins.scores.summary(),
+            "join": {
+                "waiting": self.waiting,
+                **self.joins.counts(),
+                "dropped": self.dropped,
+                "not_kept": self.not_kept,
+                "delay_s": self.joins.delays(),
+            },
+        }
 
     def learn(self, batch: Batch) -> Outcome:
         """Step for each event; what was found before each step."""

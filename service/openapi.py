@@ -299,6 +299,64 @@ GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
     "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
 }
+_POINTS = {
+    "t": [1767225605],
+    "seq": [45312],
+    "features": [6],
+    "learned": [5201.4],
+    "predicted": [310.2],
+    **{name: [0.3321] for name in ("loss", "loss_total", "loss_window", "accuracy_window", "entropy", "served_loss")},
+    "waiting": [812.0],
+    "delay_s": [31.2],
+    "commit_p50_ms": [0.4],
+    "commit_p99_ms": [1.9],
+}
+_SERIES_EXAMPLE = {"model": "default", "from": 1767225600, "to": 1767225605, "step": 5, **_POINTS}
+SERIES: dict[str, Any] = {
+    "summary": "What happened, for plots: an array of points for each thing, of the last hour or what is asked for",
+    "responses": {
+        200: _ok(
+            "Arrays of the same length; null where the service was not running or nothing happened",
+            {**_SERIES_EXAMPLE, "marks": [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]},
+        ),
+        **_problems(404, 422, 503),
+    },
+}
+_STREAMED = (
+    "Server-sent events (`curl -N`, `EventSource`): `event: now`, and one object as its data, whenever it changed"
+)
+
+
+def _events(example: Any) -> dict[str, Any]:
+    text = f"retry: 2000\n\nevent: now\ndata: {msgspec.json.encode(example).decode()}\n\n"
+    content = {"schema": {"type": "string"}, "example": text}
+    return {"description": _STREAMED, "content": {"text/event-stream": content}}
+
+
+_RATES = {"learned_s": 5201.5, "predicted_s": 310.0}
+_ROW = {"loss": 0.3321, "loss_window": 0.31, "accuracy": 0.861, "accuracy_window": 0.87, "state": "ready"}
+STREAM: dict[str, Any] = {
+    "summary": "All models as they learn, once a second: server-sent events",
+    "responses": {
+        200: _events(
+            {
+                "t": 1767225600.0,
+                "state": "ready",
+                "models": [
+                    {"model": "default", "rule": "sgd", "seq": 45312, **_RATES, **_ROW, "spark": [0.35, 0.33, 0.31]}
+                ],
+            }
+        ),
+        **_problems(503),
+    },
+}
+STREAM_MODEL: dict[str, Any] = {
+    "summary": "A model as it learns, a few times a second: server-sent events",
+    "responses": {
+        200: _events({"t": 1767225600.0, "model": "default", "state": "ready", "rule": "sgd", "seq": 45312, **_RATES}),
+        **_problems(404, 503),
+    },
+}
 CROSSCHECK: dict[str, Any] = {
     "summary": "Replay the model's log through river and compare every weight, in another process",
     "responses": {

@@ -35,6 +35,8 @@ LINGER_FRESH_SECONDS = 1.0
 """How long connections are still read once no more are accepted."""
 SO_ATTACH_FILTER = 26
 """Linux's; Python has no name for it."""
+VIEWERS_SECONDS = 0.5
+"""After the end of the event streams: how long their viewers have to read it."""
 
 
 class Server(uvicorn.Server):
@@ -82,6 +84,15 @@ class Server(uvicorn.Server):
         self._service.engine.drain()
         self._service.engine.streams_end.set()
         self.should_exit = True
+        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._cut_viewers)
+
+    def _cut_viewers(self) -> None:
+        """Cut event streams that are still open: they have ended, and who has not read that by now reads nothing. What
+        was written for them would be waited for until `shutdown_seconds` are over."""
+        for connection in list(self.server_state.connections):
+            asked = connection.cycle if isinstance(connection, HttpToolsProtocol) else None
+            if asked is not None and asked.scope["path"].endswith("/stream"):
+                connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No connection is reset: who has one is answered once more, then it is closed; who has none is refused one.

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
         description="Ids that stay, so that what was learned under them is not learned twice: all, or those of events "
         "as in --keep-events.",
     )
+    max_viewers: int = Field(
+        250, ge=0, description="Streams of server-sent events that are open at a time; past it 503."
+    )
     drain_seconds: float = Field(
         1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."
     )

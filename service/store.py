@@ -15,6 +15,7 @@ each model in it, however many events, because an event a row costs three times 
     drops            how many predictions were dropped, and after which seq
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
+    series, marks    how each model did, for plots (series.py); nothing depends on them
     log_end          one row: the number of the last commit, and a checksum over all commits so far
 
 What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
@@ -54,7 +55,7 @@ import msgspec
 
 from core.features import EXPIRED, LATE, ORDINARY, Batch
 from core.packed import pack
-from service import codec, errors
+from service import codec, errors, series
 from service.log import (
     APPLICATION_ID,
     DROPPED,
@@ -135,12 +136,12 @@ CREATE TABLE log_starts (
 ) STRICT;
 """
 """What the second format did not have."""
-_FOURTH_FORMAT = """
+_FOURTH_FORMAT = f"""
 CREATE TABLE resumes (
     model INTEGER NOT NULL, seq INTEGER NOT NULL, resumed_at INTEGER NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (model, seq)
 ) STRICT;
-"""
+{series.SCHEMA}"""
 """What the third format did not have."""
 _UPGRADES = {
     1: _SECOND_FORMAT + _THIRD_FORMAT + _FOURTH_FORMAT,
@@ -158,6 +159,8 @@ _PURGED = {
     "resumes": "rowid",
     "ids": "id",
     "waiting": "number",
+    "series": "t",
+    "marks": "t",
 }
 """Tables with rows of a model, and what tells those rows apart."""
 
@@ -254,6 +257,10 @@ class OldWaiting:
     waiting: Waiting | None
 
 
+class _SeriesDamagedError(Exception):
+    """A page of the series is damaged."""
+
+
 class Store(LogReader):
     """The one writer of a data folder. Its methods are called by one thread at a time.
 
@@ -273,6 +280,7 @@ class Store(LogReader):
             self._upgrade()
         self._number, self._checksum = self.log_end()
         self._failed = False
+        self._series_whole = True
         self.sync_seconds = 0.0
         """What writing and syncing the last commit took, once its rows were put together."""
         self._mark = self._open_mark()
@@ -688,6 +696,23 @@ class Store(LogReader):
                 self._db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", (model, seq))
             oldest = self.snapshot_seqs(model)[-1]
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
+
+    def write_series(self, piece: series.Piece) -> None:
+        """Write some rows of the series in one short commit. Where they are damaged no more are written: the log can do
+        without."""
+        if not self._series_whole:
+            return
+        try:
+            with self._transaction():
+                try:
+                    series.write(self._db, piece)
+                except sqlite3.Error as error:
+                    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                        raise  # nothing that is wrong with the series alone
+                    raise _SeriesDamagedError(str(error)) from error
+        except _SeriesDamagedError as damage:
+            self._series_whole = False
+            logger.warning("the series of the plots are damaged and not written any more (%s); the log is not", damage)
 
     def close(self) -> None:
         """Close it, after a failure without SQLite's last checkpoint.
