@@ -29,6 +29,7 @@ from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
 from service.log import WAITING
 from service.model import Model
+from service.page import add_page
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
@@ -51,12 +52,15 @@ class Service:
             summary="Online learning over HTTP: one durable gradient step an event.",
             lifespan=self._lifespan,
             redirect_slashes=False,
+            docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
+            redoc_url=None,
         )
         add_error_replies(self.api)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, settings)
+        add_page(self.api)
         openapi.extend(self.api)
 
     @asynccontextmanager
