@@ -69,7 +69,7 @@ export function follow(path, { onNow, onLink }) {
       life.signal.throwIfAborted();
       if (problem) onLink(problem);
       if (problem?.status === 401) await happens(changed, "token", life.signal);
-      else if (problem) await sleep(wait, life.signal);
+      else if (problem) await sleep(problem.status ? Math.max(wait, 2000) : wait, life.signal);
     }
 
     /** One connection: why it ended, or null because the tab was hidden. */
@@ -84,7 +84,7 @@ export function follow(path, { onNow, onLink }) {
         onLink(null);
         for await (const event of events(response.body, end)) {
           if (event.retry) wait = event.retry;
-          if (event.data) onNow(JSON.parse(event.data));
+          if (event.event === "now") onNow(JSON.parse(event.data));
         }
         return new Problem(0, "Ended", "The service ended the stream.");
       } catch (error) {

@@ -7,6 +7,7 @@ import { count, moment, percent, ticks } from "./format.js";
 const HEIGHT = 190;
 const FONT = "11px system-ui, sans-serif";
 const TABLE_ROWS = 12;
+const BRIDGED = 2.5; // steps
 
 /** The colour that a name like "accent" has now, as canvas takes it. */
 function colour(name) {
@@ -60,7 +61,7 @@ class Chart {
   }
 
   size() {
-    return { width: Math.max(this.place.clientWidth, 120), height: HEIGHT };
+    return { width: Math.max(this.place.clientWidth, 120), height: Math.max(this.place.clientHeight, HEIGHT) };
   }
 
   /** Draw it anew: the first time, and when colours or lines are others. */
@@ -93,7 +94,14 @@ class Chart {
       dash: line.dash ? [5, 4] : undefined,
       fill: line.area ? tinted(line.tone, 0.12) : undefined,
       points: { size: 4, fill: colour(line.tone), filter: alone },
+      gaps: (plot, _, __, ___, gaps) => gaps.filter(([start, end]) => end - start > this.bridged(plot)),
     }));
+  }
+
+  /** Pixels without a number that a line goes over all the same: one bucket that the service came too late for. */
+  bridged(plot) {
+    const { max, min } = plot.scales.x;
+    return (BRIDGED * this.step * plot.bbox.width) / (max - min);
   }
 
   axis(more) {
@@ -138,23 +146,43 @@ export class TimeChart extends Chart {
   constructor(options) {
     super(options);
     this.top = options.top;
+    this.telling = options.marks; // what the marks mean, in the legend
     this.firstColumn = "Time";
     this.first = moment;
     this.marks = [];
   }
 
   update(series) {
-    const { from, to, t, marks } = series;
+    const { from, to, step, t, marks } = series;
     const first = !this.data;
     this.from = from;
     this.to = to;
+    this.step = step;
     this.marks = marks ?? [];
     this.data = [t, ...this.columns(series)];
     if (first || !this.plot) this.draw();
     else this.plot.setData(this.data);
     this.showNumbers();
     this.fillTable();
+    this.tellMarks();
     this.place.setAttribute("aria-label", this.summary());
+  }
+
+  tellMarks() {
+    if (!this.telling) return;
+    const told = [["start", "service started"], ["snapshot", "snapshot"]].filter(([kind]) => this.marks.some((mark) => mark.kind === kind));
+    this.legend.querySelectorAll(".marks").forEach((old) => old.remove());
+    this.legend.append(
+      ...told.map(([kind, label]) => {
+        const times = this.marks.filter((mark) => mark.kind === kind).map((mark) => moment(mark.t));
+        return h(
+          "div",
+          { class: "marks", title: times.slice(-5).join("\n") },
+          h("dt", {}, h("span", { class: `swatch mark-${kind}`, "aria-hidden": "true" }), label),
+          h("dd", { class: "hidden" }, times.slice(-5).join("; ")),
+        );
+      }),
+    );
   }
 
   columns(series) {
@@ -173,12 +201,12 @@ export class TimeChart extends Chart {
     };
   }
 
-  /** From 0, or from just below the lowest where the numbers are far from 0. */
+  /** From 0, or from just below the lowest where the numbers are far from 0 and no area is filled. */
   range(low, high) {
     if (low == null) return [0, 1];
     if (this.top) return [0, this.top];
     const spread = high - low || Math.abs(high) || 1;
-    const bottom = low - spread * 0.6 > 0 ? low - spread * 0.1 : 0;
+    const bottom = low - spread * 0.6 > 0 && !this.lines.some((line) => line.area) ? low - spread * 0.1 : 0;
     return [bottom, high + spread * 0.1];
   }
 
@@ -262,6 +290,7 @@ export class Calibration extends Chart {
       { label: "as predicted", tone: "ink-2", dash: true },
     ];
     super({ ...options, lines, format: percent });
+    this.step = 1; // no line here has gaps
     this.firstColumn = "Mean prediction";
     this.first = percent;
   }
@@ -366,7 +395,8 @@ function alone(plot, seriesIndex) {
   const [first, final] = plot.series[0].idxs;
   const found = [];
   for (let i = first; i <= final; i++) {
-    if (values[i] != null && values[i - 1] == null && values[i + 1] == null) found.push(i);
+    const near = [i - 2, i - 1, i + 1, i + 2].some((k) => values[k] != null);
+    if (values[i] != null && !near) found.push(i);
   }
   return found;
 }

@@ -20,6 +20,12 @@ export const loss = orNone((n) => (n < 100 ? n.toFixed(4) : n.toPrecision(4)));
 /** 86.1 % */
 export const percent = orNone((n) => `${(100 * n).toFixed(1)} %`);
 
+/** A probability: 86.1 %, and 99.987 % where one digit would say that it is certain. */
+export const probability = orNone((p) => {
+  const rarer = Math.min(p, 1 - p);
+  return `${(100 * p).toFixed(rarer > 0 ? Math.min(8, Math.max(1, Math.ceil(-Math.log10(rarer)))) : 0)} %`;
+});
+
 /** 0.314 ms, 12.3 ms, 1.20 s */
 export const milliseconds = orNone((n) => (n < 1000 ? `${significant(n, 3)} ms` : `${significant(n / 1000, 3)} s`));
 
@@ -29,12 +35,13 @@ export const duration = orNone((n) => {
   return `${significant(n / size, 2)} ${unit}`;
 });
 
-/** A weight, a score or a feature's value: four digits that count, small and large ones with an exponent. */
+/** A weight, a score or a feature's value: up to four digits that count, small and large ones with an exponent. */
 export const number = orNone((n) => {
   if (n === 0) return "0";
   const size = Math.abs(n);
-  if (size < 1e-4 || size >= 1e6) return n.toExponential(2).replace("-", "−").replace("e−", "e-");
-  return (Number.isInteger(n) ? String(n) : significant(n, 4)).replace("-", "−");
+  if (Number.isInteger(n) && size < 1e9) return whole.format(n).replace("-", "−");
+  if (size < 1e-4 || size >= 1e6) return n.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e").replace(/^-/, "−");
+  return significant(n, 4).replace(/\.?0+$/, "").replace("-", "−");
 });
 
 /** The same with its sign. */

@@ -57,8 +57,6 @@ function link(problem, now) {
 function wordFor(problem) {
   if (!problem) return said && said.state !== "ready" ? said.state : "live";
   if (problem.status === 401) return "token needed";
-  if (problem.status === 403) return "not allowed";
-  if (problem.status === 503) return "not ready";
   return problem.status ? problem.title.toLowerCase() : "reconnecting";
 }
 

@@ -2,10 +2,10 @@
 
 import { ask, follow, modelPath } from "./api.js";
 import { Calibration, SharesChart, TimeChart } from "./charts.js";
-import { filler, h, segments } from "./dom.js";
+import { filler, h, say, segments } from "./dom.js";
 import { count, duration, loss, milliseconds, percent, rate } from "./format.js";
 import { firstSteps } from "./overview.js";
-import { crosscheck, facts, findings, findingsList, learnerBars, movedBars, tiles, weightBars } from "./panels.js";
+import { crosscheck, facts, findings, findingsList, joins, learnerBars, movedBars, tiles, weightBars } from "./panels.js";
 
 const RANGES = {
   "15m": { label: "15 min", seconds: 900, every: 3 },
@@ -14,6 +14,7 @@ const RANGES = {
   "30d": { label: "1 month", seconds: 30 * 86_400, every: 300 },
 };
 const CHOICES = Object.entries(RANGES).map(([key, { label }]) => [key, label]);
+const SHORTEST = 60; // seconds that a time axis has at least
 const SLOWLY = 1000; // ms between two drawings of tables and bars, which nobody can read faster
 
 /** Show the model in `main`; returns what ends it. */
@@ -23,9 +24,10 @@ export function model(main, parameters, link) {
   const path = modelPath(name);
   let view = null; // what is shown, once the model's spec is known
   let again = null; // when the series is asked for again
+  let since = 0; // before this nothing happened, as far as the range reaches: then the axis begins here
   let ended = false;
 
-  main.replaceChildren(h("h1", { tabindex: "-1" }, name), h("p", { class: "note" }, "Loading …"));
+  main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name)));
 
   /** After the connection has come (back): everything anew, since the service may be another process. */
   async function begin() {
@@ -43,8 +45,14 @@ export function model(main, parameters, link) {
   async function series() {
     clearTimeout(again);
     const to = Date.now() / 1000;
+    const from = Math.max(to - RANGES[range].seconds, since);
     try {
-      const past = await ask("GET", `${path}/series?from=${to - RANGES[range].seconds}&to=${to}`);
+      const past = await ask("GET", `${path}/series?from=${from}&to=${to}`);
+      const begins = Math.max(from, Math.min(beginning(past), to - SHORTEST));
+      if (begins - from > 0.2 * (to - from)) {
+        since = begins;
+        return series(); // and so in finer steps
+      }
       if (!ended) view.past(past);
     } finally {
       if (!ended) again = setTimeout(() => series().catch(() => {}), RANGES[range].every * 1000);
@@ -53,6 +61,7 @@ export function model(main, parameters, link) {
 
   function choose(other) {
     range = other;
+    since = 0;
     history.replaceState(null, "", `#/models/${encodeURIComponent(name)}?range=${range}`);
     series().catch(link);
   }
@@ -75,41 +84,43 @@ export function model(main, parameters, link) {
   };
 }
 
+/** When the first thing happened in a series: seconds since 1970. */
+function beginning({ t, seq, step, to }) {
+  const first = seq.findIndex((value) => value != null);
+  return first < 0 ? to : t[first] - step;
+}
+
 /** Lay the page out. Returns {now(event), past(series), described(model), destroy()}. */
 function build(main, name, { spec, progressive }, ranges) {
   const auto = spec.rule === "auto";
-  const part = (tag, attributes) => h(tag, attributes);
-  const head = part("dl", { class: "tiles" });
-  const check = part("div", { class: "findings" });
-  const first = part("div", {});
-  const weights = part("div", {});
-  const moved = part("div", {});
-  const about = part("div", {});
+  const head = h("dl", { class: "tiles" });
+  const check = h("div", { class: "findings" });
+  const [first, weights, moved, about] = [0, 1, 2, 3].map(() => h("div"));
+  const movedTitle = h("h3");
   const charts = chartsOf(auto, progressive);
 
-  main.replaceChildren(
-    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name), h("p", { class: "lead" }, h("span", { class: "rule" }, spec.rule)), ranges),
-    first,
+  const facing = h("section", { class: "card" }, h("h3", {}, "Spec and state"), about);
+  const learned = [
     head,
     check,
     h(
       "div",
       { class: "grid" },
-      charts.loss.element,
-      charts.calibration.element,
-      charts.rates.element,
-      charts.accuracy.element,
-      charts.served.element,
-      charts.waiting.element,
-      charts.delay.element,
-      charts.commit.element,
-      charts.learners?.element,
+      Object.values(charts).map((chart) => chart.element),
       h("section", { class: "card" }, h("h3", {}, auto ? "Learners that carry the weight now" : "Largest weights"), weights),
-      auto ? "" : h("section", { class: "card" }, h("h3", {}, "Moved most in the last minute"), moved),
-      auto ? "" : crosscheck(name),
-      h("section", { class: "card" }, h("h3", {}, "Spec and state"), about),
+      auto ? "" : h("div", { class: "stack" }, crosscheck(name), h("section", { class: "card" }, movedTitle, moved)),
+      facing,
     ),
+  ];
+  main.replaceChildren(
+    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name), h("p", { class: "lead" }, h("span", { class: "rule" }, spec.rule)), ranges),
+    first,
+    ...learned,
   );
+  /** A model that has learned nothing has nothing to show but what it was told. */
+  const showEmpty = (empty) => {
+    for (const element of [ranges, head, check, ...learned[2].children]) element.hidden = empty && element !== facing;
+  };
 
   const show = {
     tiles: filler(head, tiles),
@@ -123,12 +134,16 @@ function build(main, name, { spec, progressive }, ranges) {
   return {
     now(event) {
       show.first(!event.seq);
+      showEmpty(!event.seq);
       if (event.t * 1000 - last < SLOWLY) return;
       last = event.t * 1000;
       show.tiles(event);
       show.findings(findings(event));
       show.weights((auto ? event.learners : event.weights) ?? []);
       show.moved(event.moved ?? []);
+      say(movedTitle, `Moved most in the last ${duration(event.moved_s ?? 60)}`);
+      const late = joins(event);
+      for (const chart of [charts.served, charts.waiting, charts.delay]) chart.element.hidden = !late || !event.seq;
       charts.calibration.update(event.calibration);
     },
     past(series) {
@@ -164,11 +179,11 @@ function chartsOf(auto, { window: last }) {
     }),
     accuracy: new TimeChart({ title: `Accuracy`, format: percent, lines: [{ key: "accuracy_window", label: N, tone: "accent" }] }),
     served: new TimeChart({
-      title: "Log loss, as served and before the step",
-      note: "As served: of predictions with an id, by the model as it was then",
+      title: "Log loss, served and before the step",
+      note: "Served: by the model as it was then",
       format: loss,
       lines: [
-        { key: "served_loss", label: "as served", tone: "accent" },
+        { key: "served_loss", label: "served", tone: "accent" },
         { key: "loss", label: "before the step", tone: "second" },
       ],
     }),

@@ -33,7 +33,7 @@ function inAll(models, more) {
 
 const modelsIn = (n) => `${count(n)} ${n === 1 ? "model" : "models"}`;
 
-const COLUMNS = ["Model", "Events", "Learned", "Predicted", "Log loss", "Accuracy", "Lately", "State"];
+const COLUMNS = ["Model", "Events", "Learned", "Predicted", "Log loss", "Accuracy", "Log loss lately", "State"];
 
 function modelTable(models) {
   return h(
@@ -56,8 +56,8 @@ function row(model) {
     cell("Predicted", rate(model.predicted_s)),
     cell("Log loss", two(loss, model.loss_window, model.loss)),
     cell("Accuracy", two(percent, model.accuracy_window, model.accuracy)),
-    cell("Lately", sparkline(model.spark ?? [], `Log loss lately: from ${loss(model.spark?.[0])} to ${loss(model.loss_window)}`)),
-    cell("State", stateOf(model)),
+    cell("Log loss lately", sparkline(model.spark ?? [], `Log loss lately: from ${loss(model.spark?.[0])} to ${loss(model.loss_window)}`)),
+    h("td", { class: "state-cell" }, stateOf(model)),
   );
 }
 

@@ -12,9 +12,14 @@ export function tiles(now) {
     tile(`Log loss, last ${count(last.events)}`, loss(last.log_loss), comparedWithBaseRate(last) ?? `total ${loss(total.log_loss)}`),
     tile(`Accuracy, last ${count(last.events)}`, percent(last.accuracy), `ROC AUC ${last.roc_auc == null ? "–" : last.roc_auc.toFixed(3)}`),
     tile("Predicted", rate(now.predicted_s), `${count(now.features)} features known`),
-    tile("Labels waited for", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`),
+    joins(now) ? tile("Labels waited for", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`) : tile("Labels waited for", "–", "no prediction had an id"),
     tile("Commit, p50", milliseconds(now.commit.p50_ms), `p99 ${milliseconds(now.commit.p99_ms)}`),
   ];
+}
+
+/** Whether predictions were served under an id, for a label that comes later. */
+export function joins({ join }) {
+  return join.waiting + join.joined + join.expired + join.dropped + join.not_kept > 0;
 }
 
 function tile(label, value, more) {
@@ -51,12 +56,13 @@ export function findingsList(found) {
   return h("ul", { class: "plain" }, found.map(([tone, text]) => h("li", { class: `finding ${tone}` }, text)));
 }
 
-/** Names with bars to the left and right of a line: [{name, value, more}]; `more` are cells before the bar. */
+/** Names with bars: [{name, value, more}]; `more` are cells before the bar. Where some are below 0, to both sides of a line. */
 export function bars(caption, columns, rows) {
   const largest = Math.max(...rows.map((row) => Math.abs(row.value)));
+  const sides = rows.some((row) => row.value < 0) ? "both" : "one";
   return h(
     "table",
-    { class: "bars" },
+    { class: `bars ${sides}` },
     h("caption", { class: "hidden" }, caption),
     h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: i ? "" : "name" }, name)), h("td", {}))),
     h(
@@ -66,19 +72,19 @@ export function bars(caption, columns, rows) {
         h(
           "tr",
           {},
-          h("th", { scope: "row", title: row.name }, row.name),
+          h("th", { scope: "row", title: row.name }, h("span", {}, row.name)),
           (row.more ?? []).map((text) => h("td", { class: "num" }, text)),
           h("td", { class: "num" }, row.text ?? signed(row.value)),
-          h("td", { class: "bar", "aria-hidden": "true" }, bar(row.value / (largest || 1))),
+          h("td", { class: "bar", "aria-hidden": "true" }, bar(row.value / (largest || 1), sides)),
         ),
       ),
     ),
   );
 }
 
-function bar(share) {
+function bar(share, sides) {
   const element = h("div", { class: share < 0 ? "negative" : "positive" });
-  element.style.width = `${50 * Math.abs(share)}%`;
+  element.style.width = `${(sides === "both" ? 50 : 100) * Math.abs(share)}%`;
   return element;
 }
 
@@ -89,17 +95,26 @@ export function weightBars(weights) {
 
 export function movedBars(moved) {
   const rows = moved.filter(({ weight, before }) => weight !== before);
-  if (!rows.length) return h("p", { class: "note" }, "No weight moved in the last minute.");
+  if (!rows.length) return h("p", { class: "note" }, "No weight moved.");
   return bars(
-    "The weights that moved most in the last minute",
+    "The weights that moved most",
     ["Feature", "Before", "Now", "Moved"],
     rows.map(({ name, weight, before }) => ({ name, value: weight - before, more: [number(before), number(weight)] })),
   );
 }
 
 export function learnerBars(learners) {
-  const rows = learners.slice(0, 10).map((learner) => ({ name: learnerName(learner), value: learner.weight, text: percent(learner.weight) }));
-  return bars("The learners that carry the weight now", ["Learner", "Share"], rows);
+  const heavy = learners.filter(({ weight }) => weight >= 0.001).slice(0, 12);
+  const rest = learners.length - heavy.length;
+  const share = 1 - heavy.reduce((sum, { weight }) => sum + weight, 0);
+  return [
+    bars(
+      "The learners that carry the weight now",
+      ["Learner", "Share"],
+      heavy.map((learner) => ({ name: learnerName(learner), value: learner.weight, text: percent(learner.weight) })),
+    ),
+    h("p", { class: "note" }, `The other ${count(rest)} have ${percent(Math.max(0, share))} together.`),
+  ];
 }
 
 function learnerName({ rule, learning_rate, view, bank }) {
@@ -155,8 +170,8 @@ function verdict(report) {
 
 /** What the model was told, and where it stands. */
 export function facts({ spec, snapshot_seq, sha256, alarms }) {
-  const written = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
-  const told = Object.entries(spec).filter(([, value]) => value !== null);
+  const told = flat(spec).filter(([, value]) => value !== null);
+  const written = (value) => (typeof value === "number" ? number(value) : String(value));
   return [
     h("dl", { class: "facts" }, [
       told.map(([name, value]) => [h("dt", {}, name), h("dd", {}, written(value))]),
@@ -167,4 +182,11 @@ export function facts({ spec, snapshot_seq, sha256, alarms }) {
       h("dd", { class: "hash" }, sha256),
     ].flat(3)),
   ];
+}
+
+/** {join: {keep: "24h"}} as [["join.keep", "24h"]]. */
+function flat(values, before = "") {
+  return Object.entries(values).flatMap(([name, value]) =>
+    value !== null && typeof value === "object" ? flat(value, `${before}${name}.`) : [[before + name, value]],
+  );
 }

@@ -2,7 +2,7 @@
 
 import { Problem, ask, modelPath } from "./api.js";
 import { h, segments } from "./dom.js";
-import { count, loss, number, percent, signed } from "./format.js";
+import { count, loss, number, probability, signed } from "./format.js";
 import { bars } from "./panels.js";
 
 const SHOWN = 30;
@@ -14,8 +14,8 @@ export function tryIt(main, parameters, link) {
   const names = h("select", { id: "try-model" });
   const features = featureForm();
   const answer = h("div", { class: "answer", role: "status" }, h("p", { class: "note" }, "The prediction and what each feature adds to it come here."));
-  const event = h("textarea", { id: "event", rows: "6", spellcheck: "false" }, '{"x": {"age": 31, "country": "FR", "vip": true}, "y": 1}');
-  const learned = h("div", { class: "answer", role: "status" });
+  const event = h("textarea", { id: "event", rows: "4", spellcheck: "false" }, '{"x": {"age": 31, "country": "FR", "vip": true}, "y": 1}');
+  const learned = h("div", { class: "answer", role: "status" }, h("p", { class: "note" }, "What became of the event comes here."));
 
   const predict = async () => answer.replaceChildren(...explanation(await ask("POST", `${modelPath(names.value)}/explain`, features.body())));
   const learn = async () => learned.replaceChildren(...outcome(await ask("POST", `${modelPath(names.value)}/learn`, checked(event.value, "The event"))));
@@ -23,23 +23,27 @@ export function tryIt(main, parameters, link) {
   main.replaceChildren(
     h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, "Try it"), h("label", { class: "choice" }, "Model ", names)),
     h(
-      "div",
-      { class: "halves" },
-      h("section", { class: "card" }, h("h2", {}, "Predict"), form("Predict and explain", features.element, predict, answer)),
-      h("section", { class: "card", "aria-label": "The prediction" }, answer),
+      "section",
+      { class: "card halves" },
+      h("div", {}, h("h2", {}, "Predict"), form("Predict and explain", features.element, predict, answer)),
+      answer,
+    ),
+    h(
+      "section",
+      { class: "card halves" },
       h(
-        "section",
-        { class: "card" },
+        "div",
+        {},
         h("h2", {}, "Learn"),
         h("p", { class: "note" }, "This changes the model: one gradient step, on disk when the reply comes. With an ", h("code", {}, "id"), " it is learned once, however often it is sent."),
         form("Learn this event", [h("label", { for: "event" }, "Event, or an array of events"), event], learn, learned, () => {
           event.value = `{"x": ${features.x()}, "y": 1}`;
         }),
       ),
-      h("section", { class: "card", "aria-label": "What was learned" }, learned),
+      learned,
     ),
   );
-  names.addEventListener("change", () => fillIn(names.value, features));
+  names.addEventListener("change", () => fillIn(names, features).catch(link));
   fillModels(names, parameters.get("model"), features).then(() => link(null), link);
 }
 
@@ -70,13 +74,16 @@ function form(label, content, send, answer, copy) {
 
 async function fillModels(select, wanted, features) {
   const { models } = await ask("GET", "models");
-  select.replaceChildren(...models.map(({ model }) => h("option", { value: model, selected: model === wanted }, model)));
-  await fillIn(select.value, features);
+  select.replaceChildren(
+    ...models.map(({ model, rule }) => h("option", { value: model, selected: model === wanted, "data-rule": rule }, model)),
+  );
+  await fillIn(select, features);
 }
 
 /** Rows with names that the model knows: those of its largest weights; "country=FR" is the text FR of country. */
-async function fillIn(model, features) {
-  const { weights } = await ask("GET", `${modelPath(model)}/weights?top=12`).catch(() => ({ weights: {} })); // auto has none
+async function fillIn(select, features) {
+  const auto = select.selectedOptions[0].dataset.rule === "auto"; // it has no weights of its own
+  const { weights } = auto ? { weights: {} } : await ask("GET", `${modelPath(select.value)}/weights?top=8`);
   const rows = new Map();
   for (const name of Object.keys(weights)) {
     const [feature, text] = name.split(/=(.*)/s);
@@ -171,8 +178,8 @@ function explanation(said) {
   }));
   const bias = { name: "(bias)", value: said.bias, more: columns.slice(2).map(() => "") };
   return [
-    h("p", { class: "result" }, h("strong", {}, percent(said.p)), ` for label 1 · score ${signed(said.score)} · seq ${count(said.seq)}`),
-    said.served_p != null && h("p", { class: "note" }, `Served as ${percent(said.served_p)} at seq ${count(said.served_seq)}.`),
+    h("p", { class: "result" }, h("strong", {}, probability(said.p)), ` for label 1 · score ${signed(said.score)} · seq ${count(said.seq)}`),
+    said.served_p != null && h("p", { class: "note" }, `Served as ${probability(said.served_p)} at seq ${count(said.served_seq)}.`),
     bars("What each feature adds to the score", columns, [...rows, bias]),
     sorted.length > SHOWN && h("p", { class: "note" }, `… and ${count(sorted.length - SHOWN)} more that add less.`),
     said.unknown.length > 0 && h("p", { class: "finding note" }, `Not learned by the model yet, so they add nothing: ${said.unknown.join(", ")}.`),
@@ -192,5 +199,5 @@ function outcome(said) {
 function told({ seq, p, loss: before, duplicate }) {
   if (duplicate) return `Learned before, as event ${count(seq)}: nothing changed.`;
   if (before == null) return `Event ${count(seq)} is in the log, but its step was not taken: it would have left numbers that are not finite.`;
-  return `Learned as event ${count(seq)}, and on disk. Before the step the model said ${percent(p)}: log loss ${loss(before)}.`;
+  return `Learned as event ${count(seq)}, and on disk. Before the step the model said ${probability(p)}: log loss ${loss(before)}.`;
 }
