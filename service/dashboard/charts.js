@@ -203,7 +203,7 @@ export class TimeChart extends Chart {
 
   /** From 0, or from just below the lowest where the numbers are far from 0 and no area is filled. */
   range(low, high) {
-    if (low == null) return [0, 1];
+    if (low == null || (low === 0 && high === 0)) return [0, 1];
     if (this.top) return [0, this.top];
     const spread = high - low || Math.abs(high) || 1;
     const bottom = low - spread * 0.6 > 0 && !this.lines.some((line) => line.area) ? low - spread * 0.1 : 0;
@@ -345,7 +345,7 @@ export function sparkline(values, label) {
   if (there.length < 2) return h("span", { class: "faint" }, "–");
   const [low, high] = [Math.min(...there.map(([, v]) => v)), Math.max(...there.map(([, v]) => v))];
   const x = (i) => (2 + (116 * i) / (values.length - 1)).toFixed(1);
-  const y = (value) => (24 - 20 * ((value - low) / (high - low || 1))).toFixed(1);
+  const y = (value) => (high > low ? 24 - (20 * (value - low)) / (high - low) : 14).toFixed(1);
   const [endX, endY] = [x(there.at(-1)[0]), y(there.at(-1)[1])];
   return svg(
     "svg",
