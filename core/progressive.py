@@ -1,12 +1,13 @@
 """Progressive validation: predict first, then learn, and score the predictions of the whole stream.
 
-Log loss, accuracy and ROC AUC, in total and over the last N events, cheap enough for every event (tens of
+Log loss, accuracy, ROC AUC and calibration, in total and over the last N events, cheap enough for every event (tens of
 nanoseconds; river's metrics take microseconds each). The tests hold them to `river.metrics`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from core.logistic import Floats, Labels
 THRESHOLDS = 10
 """As river's `ROCAUC(n_thresholds=10)`."""
 
+BUCKETS = 10
+"""Of the calibration: probabilities up to 0.1, up to 0.2, ... 1."""
+
 Counts = npt.NDArray[np.int64]
 _thresholds = np.array([i / (THRESHOLDS - 1) for i in range(THRESHOLDS)])
 _thresholds[0] -= 1e-7
@@ -25,11 +29,13 @@ _thresholds[-1] += 1e-7
 
 # Positions in the arrays of sums.
 EVENTS, LOSS, CORRECT = 0, 1, 2
+# Of a bucket of the calibration: its events, the sum of their probabilities, those with label 1.
+COUNT, P, ONES = 0, 1, 2
 
 
 @compiled(
     "void(float64[::1], float64[::1], uint8[::1], boolean[::1], float64[::1], float64[::1], int64[:, ::1], "
-    "float64[::1], float64[::1], uint8[::1])"
+    "float64[:, ::1], float64[::1], float64[::1], uint8[::1])"
 )
 def _add(
     probabilities: Floats,
@@ -39,11 +45,12 @@ def _add(
     thresholds: Floats,
     sums: Floats,
     passed: Counts,
+    calibration: Floats,
     last_probabilities: Floats,
     last_losses: Floats,
     last_labels: Labels,
 ) -> None:
-    """Add events to `sums` (events, loss, correct) and to `passed`, and put them in the ring of the last ones.
+    """Add events to `sums` (events, loss, correct), `passed` and `calibration`, and put them in the ring of the last.
 
     `passed[y, k]` counts the events of label y whose p is above the first k thresholds and no more.
     """
@@ -58,10 +65,29 @@ def _add(
         while k < len(thresholds) and p > thresholds[k]:
             k += 1
         passed[y, k] += 1
+        bucket = min(int(p * BUCKETS), BUCKETS - 1)
+        calibration[bucket, COUNT] += 1.0
+        calibration[bucket, P] += p
+        calibration[bucket, ONES] += y
         sums[EVENTS] += 1.0
         sums[LOSS] += losses[i]
         if (p > 0.5) == (y == 1):
             sums[CORRECT] += 1.0
+
+
+@compiled("UniTuple(float64, 3)(float64[::1], float64[::1], uint8[::1], int64, int64)")
+def _recently(
+    probabilities: Floats, losses: Floats, labels: Labels, start: int, end: int
+) -> tuple[float, float, float]:
+    """Of the events from `start` to `end` in the ring: the sum of losses, those correct, those with label 1."""
+    loss, correct, ones = 0.0, 0.0, 0.0
+    for i in range(start, end):
+        place = i % len(labels)
+        loss += losses[place]
+        ones += labels[place]
+        if (probabilities[place] > 0.5) == (labels[place] == 1):
+            correct += 1.0
+    return loss, correct, ones
 
 
 def _auc(passed: Counts) -> float | None:
@@ -76,12 +102,19 @@ def _auc(passed: Counts) -> float | None:
     return float(-np.trapezoid(above[1] / positives, above[0] / negatives))
 
 
+def _entropy(zeros: int, ones: int) -> float | None:
+    """The log loss of who always predicts the share of ones: what a model must be below to be of use."""
+    n = zeros + ones
+    return sum(count / n * math.log(n / count) for count in (zeros, ones) if count) if n else None
+
+
 class _Scores:
     """Sums over some events, and what they come to."""
 
     def __init__(self) -> None:
         self.sums = np.zeros(3)
         self.passed = np.zeros((2, THRESHOLDS + 1), np.int64)
+        self.calibration = np.zeros((BUCKETS, 3))
 
     def add(self, outcome: Outcome, last: tuple[Floats, Floats, Labels]) -> None:
         _add(
@@ -92,6 +125,7 @@ class _Scores:
             _thresholds,
             self.sums,
             self.passed,
+            self.calibration,
             *last,
         )
 
@@ -102,7 +136,31 @@ class _Scores:
             "log_loss": float(self.sums[LOSS] / events) if events else None,
             "accuracy": float(self.sums[CORRECT] / events) if events else None,
             "roc_auc": _auc(self.passed),
+            "entropy": _entropy(*self.passed.sum(axis=1).tolist()),
         }
+
+    def buckets(self) -> list[dict[str, float | int | None]]:
+        """What the predictions said, and what came, by the probability predicted."""
+        return [
+            {
+                "up_to": (i + 1) / BUCKETS,
+                "count": int(count),
+                "p": p / count if count else None,
+                "ones": ones / count if count else None,
+            }
+            for i, (count, p, ones) in enumerate(self.calibration.tolist())
+        ]
+
+
+class Brief(NamedTuple):
+    """The scores that a plot shows, in a few microseconds: events and their losses' sum in total, and of the window."""
+
+    events: int
+    loss: float
+    accuracy: float | None
+    loss_window: float | None
+    accuracy_window: float | None
+    entropy_window: float | None
 
 
 def _ring(window: int) -> tuple[Floats, Floats, Labels]:
@@ -121,7 +179,7 @@ class Progressive:
     >>> scores = Progressive()
     >>> scores.add(Learner().learn_many([{"a": 1.0}, {"a": 1.0}], [1, 1]))
     >>> scores.summary()["total"]
-    {'events': 2, 'log_loss': 0.6906534305339038, 'accuracy': 0.5, 'roc_auc': None}
+    {'events': 2, 'log_loss': 0.6906534305339038, 'accuracy': 0.5, 'roc_auc': None, 'entropy': 0.0}
     """
 
     def __init__(self, window: int = 1_000) -> None:
@@ -135,15 +193,46 @@ class Progressive:
         """Score the events of one `learn_batch`."""
         self._total.add(outcome, self._last)
 
-    def summary(self) -> dict[str, dict[str, float | int | None]]:
-        """`total` and `window`: each with `events`, `log_loss` (nats), `accuracy` (p > 0.5 says 1) and `roc_auc`.
+    def summary(self) -> dict[str, Any]:
+        """`total` and `window`: each with `events`, `log_loss` (nats), `accuracy` (p > 0.5 says 1), `roc_auc` and
+        `entropy`, the log loss of always predicting the share of ones. A score that cannot be told yet is None.
 
-        A score that cannot be told yet is None.
+        `calibration`, of both: for each tenth of the probabilities, how many were predicted there, their mean `p`, and
+        the share of `ones` among their labels.
         """
         recent = _Scores()
         probabilities, losses, labels = self._recent()
         recent.add(Outcome(probabilities, losses, labels, np.ones(len(labels), np.bool_)), _ring(0))
-        return {"total": self._total.summary(), "window": recent.summary()}
+        return {
+            "total": self._total.summary(),
+            "window": recent.summary(),
+            "calibration": {"total": self._total.buckets(), "window": recent.buckets()},
+        }
+
+    def brief(self) -> Brief:
+        """Some of what `summary` says, soon enough to be asked of thousands of models."""
+        events = int(self._total.sums[EVENTS])
+        n = min(events - self._forgotten, self.window)
+        if not n:
+            return Brief(events, float(self._total.sums[LOSS]), None, None, None, None)
+        loss, correct, ones = _recently(*self._last, events - n, events)
+        return Brief(
+            events,
+            float(self._total.sums[LOSS]),
+            float(self._total.sums[CORRECT] / events),
+            loss / n,
+            correct / n,
+            _entropy(n - int(ones), int(ones)),
+        )
+
+    def log_loss(self) -> tuple[float | None, float | None]:
+        """`log_loss` of the total and of the window, as in `summary`, and nothing else: a few microseconds."""
+        events, loss, _ = self._total.sums.tolist()
+        recent = min(int(events) - self._forgotten, self.window)
+        if not recent:
+            return loss / events if events else None, None
+        losses = self._last[1]  # those that are not in use yet are 0
+        return loss / events, float(losses.sum()) / recent
 
     def _recent(self) -> tuple[Floats, Floats, Labels]:
         """The last events, oldest first."""
@@ -159,6 +248,7 @@ class Progressive:
         return {
             "sums": self._total.sums.copy(),
             "passed": self._total.passed.astype(np.float64).ravel(),
+            "calibration": self._total.calibration.flatten(),
             "last_probabilities": probabilities,
             "last_losses": losses,
             "last_labels": labels.astype(np.float64),
@@ -170,6 +260,8 @@ class Progressive:
         scores = cls(window)
         scores._total.sums[:] = state["sums"]
         scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
+        if "calibration" in state:  # not in older snapshots: then it is that of the events from there on
+            scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
         events = int(scores._total.sums[EVENTS])
         count = min(len(state["last_labels"]), window)
         scores._forgotten = events - count

@@ -23,10 +23,11 @@ from core import logistic
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
-from service import errors, openapi, wire
+from service import errors, openapi, telemetry, wire
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.live import EventStream, Live
 from service.log import WAITING
 from service.model import Model
 from service.page import add_page
@@ -45,6 +46,7 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
+        self.live = Live(self.engine, settings.max_viewers)
         self._hot = Hot(self.engine, settings)
         self.api = FastAPI(
             title="onestep",
@@ -55,11 +57,12 @@ class Service:
             docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
             redoc_url=None,
         )
-        add_error_replies(self.api)
+        add_error_replies(self.api, self.engine.telemetry.count_refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, settings)
+        add_streams(self.api, self.live)
         add_page(self.api)
         openapi.extend(self.api)
 
@@ -76,10 +79,13 @@ class Service:
         try:
             await self._answer(scope, receive, send)
         except errors.OnestepError as error:
+            self.engine.telemetry.count_refusal(error)
             await send_problem(send, error)
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
+            stopping = errors.NotReady(state="stopping")
+            self.engine.telemetry.count_refusal(stopping)
             with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
-                await send_problem(send, errors.NotReady(state="stopping"))
+                await send_problem(send, stopping)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._hot.match(scope["path"])
@@ -101,12 +107,16 @@ class Service:
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
-def add_error_replies(api: FastAPI) -> None:
-    """Every error as a problem document."""
+def add_error_replies(api: FastAPI, count: Callable[[errors.OnestepError], None]) -> None:
+    """Every error as a problem document, and counted."""
+
+    def refusal(error: errors.OnestepError) -> Response:
+        count(error)
+        return problem(error)
 
     @api.exception_handler(errors.OnestepError)
     async def refused(_: Request, error: errors.OnestepError) -> Response:
-        return problem(error)
+        return refusal(error)
 
     @api.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> Response:
@@ -116,16 +126,21 @@ def add_error_replies(api: FastAPI) -> None:
             allow = ", ".join(
                 sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
             )
-            return problem(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
-        return problem(errors.NotFound(path=path))
+            return refusal(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(errors.NotFound(path=path))
 
     @api.exception_handler(Exception)
     async def mistake(_: Request, error: Exception) -> Response:
-        return problem(errors.OnestepError())
+        return refusal(errors.OnestepError())
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
-    """Is it alive, is it ready."""
+    """Is it alive, is it ready, how is it doing."""
+
+    @api.get("/metrics", tags=["service"], **openapi.METRICS)
+    async def metrics() -> Response:
+        # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
+        return Response(await asyncio.to_thread(engine.telemetry.exposition), media_type=telemetry.CONTENT_TYPE)
 
     @api.get("/livez", tags=["service"], **openapi.LIVEZ)
     async def livez() -> Response:
@@ -134,7 +149,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
     @api.get("/readyz", tags=["service"], **openapi.READYZ)
     async def readyz() -> Response:
         if engine.state != "ready":
-            raise errors.NotReady(state=engine.state)
+            return problem(errors.NotReady(state=engine.state))  # an answer, and no refusal that would count
         return reply({"status": "ready"})
 
 
@@ -208,6 +223,18 @@ def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
         return reply({**_explained(model, model.explain_waiting, waiting), **served})
 
 
+def add_streams(api: FastAPI, live: Live) -> None:
+    """What happens, as it happens: server-sent events."""
+
+    @api.get("/stream", tags=["models"], **openapi.STREAM)
+    async def stream() -> Response:
+        return EventStream(live, None)
+
+    @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
+    async def stream_model(name: ModelName) -> Response:
+        return EventStream(live, name)
+
+
 def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
     try:
         return {"model": model.name, **asdict(explain(asked))}
@@ -234,18 +261,7 @@ def describe(model: Model) -> dict[str, Any]:
         "model": model.name,
         "spec": learner.spec.as_dict(),
         "seq": learner.seq,
-        "features": learner.n_features,
-        "not_taken": learner.not_taken,
-        "snapshot_seq": model.snapshot_seq,
-        "progressive": model.scores.summary(),
-        "served": model.joins.scores.summary(),
-        "join": {
-            "waiting": model.waiting,
-            **model.joins.counts(),
-            "dropped": model.dropped,
-            "not_kept": model.not_kept,
-            "delay_s": model.joins.delays(),
-        },
+        **model.standing(),
         "sha256": learner.sha256(),
         **mixture,
     }

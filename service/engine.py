@@ -34,6 +34,7 @@ from service.retention import Retention
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
+from service.telemetry import Facts, Telemetry
 from service.turn import Draft, Items, Known, Request, Result, Stream, draft_request, draft_timeouts
 from service.wire import Event, Label, PredictedKept
 
@@ -81,6 +82,8 @@ class Engine:
         """Set when streams are to be ended between two pieces, because the service stops."""
         self.failure: errors.OnestepError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self._recovery_seconds: float | None = None
+        self.telemetry = Telemetry(self._facts, settings.metrics_models)
         self._settings = settings
         self._models: dict[str, Model] = {}
         self._queue: deque[Request] = deque()
@@ -111,11 +114,14 @@ class Engine:
 
     def model(self, name: str) -> Model:
         """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
-        self._check_recovered()
+        self.check_recovered()
         try:
             return self._models[name]
         except KeyError:
             raise errors.UnknownModel(model=name) from None
+
+    def _facts(self) -> Facts:
+        return Facts(self.state, self._settings.data, self._waiting_events, self.models, self._recovery_seconds)
 
     # -- learning
 
@@ -160,12 +166,13 @@ class Engine:
         self._work.set()
         return answer
 
-    def _check_recovered(self) -> None:
+    def check_recovered(self) -> None:
+        """NotReady while the log is being replayed."""
         if self.state in ("starting", "recovering"):
             raise errors.NotReady(state="recovering: replaying its log")
 
     def _check_open(self) -> None:
-        self._check_recovered()
+        self.check_recovered()
         if self.failure is not None:
             raise self.failure
         if self.state == "stopped":
@@ -259,7 +266,10 @@ class Engine:
             if any(draft.unsure for draft in drafts):
                 raise IdsTakenError
             if added:
+                started = time.perf_counter()
                 await self._on_disk(self._opened.commit, added)
+                items = sum(len(part.batch) + len(part.kept) for part in added)
+                self.telemetry.count_commit(items, time.perf_counter() - started, self._opened.sync_seconds)
         except (errors.OnestepError, IdsTakenError):
             for draft in drafts:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
@@ -344,6 +354,7 @@ class Engine:
                 await asyncio.sleep(0)
             outcomes.append(draft.model.learn(piece))
         if len(batch):
+            draft.model.learned += len(batch)
             draft.model.count_replay(batch)
         draft.answer(first_seq, Outcome.joined(outcomes))
 
@@ -394,6 +405,7 @@ class Engine:
             successor = Spec().as_dict() if name == DEFAULT else None
             stored = await self._on_disk(self._opened.delete_model, model.stored, successor)
             del self._models[name]
+            self.telemetry.count_deleted(model)
             if stored is not None:
                 self._add(stored)
             self._purging = True
@@ -422,6 +434,7 @@ class Engine:
             self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
         events = sum(model.learner.seq for model in self.models)
         seconds = time.perf_counter() - started
+        self._recovery_seconds = seconds
         logger.info("%d event(s) of %d model(s) recovered in %.2f s", events, len(self._models), seconds)
         self.state = "ready"
         self._writer = asyncio.create_task(self._write())
@@ -555,6 +568,7 @@ class Engine:
             self._snapshot = None
             under_way.model.snapshot_seq = under_way.seq
             under_way.model.replay_seconds -= under_way.saves_seconds
+            self.telemetry.snapshot_at = time.monotonic()
             logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
         return True
 

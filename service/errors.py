@@ -25,10 +25,15 @@ class OnestepError(Exception):
         self.members = members
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**members))
 
+    @classmethod
+    def slug(cls) -> str:
+        """What went wrong, in a word or two like queue-full: for programs, and as the label of a metric."""
+        return cls.title.lower().replace(" ", "-")
+
     def problem(self) -> dict[str, Any]:
         """The problem document."""
         return {
-            "type": f"urn:onestep:{self.title.lower().replace(' ', '-')}",
+            "type": f"urn:onestep:{self.slug()}",
             "title": self.title,
             "status": self.status,
             "detail": str(self),
@@ -262,6 +267,15 @@ class QueueFull(OnestepError):
     headers = (("retry-after", "1"),)
 
 
+class TooManyViewers(OnestepError):
+    """{limit} streams are open and no more may be (ONESTEP_MAX_VIEWERS); close one, or ask
+    GET /models/{{model}} now and then."""
+
+    status = 503
+    title = "Too many viewers"
+    headers = (("retry-after", "5"),)
+
+
 class StorageFailed(OnestepError):
     """Writing to the log failed ({reason}). Nothing more is learned and the service stops; started again, it recovers
     every event that it acknowledged from the log."""
@@ -327,3 +341,9 @@ class LogHasAHole(OnestepError):
     """The log in {folder} is damaged: its write-ahead log can be read up to commit {log}, and {lost} commit(s) that
     were synced come after that. Nothing was changed. Restore a backup, or accept the loss with
     `onestep repair {folder}`."""
+
+
+def slugs() -> list[str]:
+    """What can go wrong, each once."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, OnestepError)]
+    return sorted({kind.slug() for kind in kinds})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core import logistic
 from core.explain import Explanation, explain, explain_served
@@ -47,6 +47,8 @@ class Model:
         """When the oldest of them times out, or sooner: seconds since 1970."""
         self.dropped = 0
         """Predictions whose labels did not come in time, and that were dropped."""
+        self.learned = self.predicted = self.duplicates = 0
+        """Events learned, predictions made, and items that were learned or kept before, since the start."""
         self.not_kept = 0
         """Predictions with an id that were served and not kept since the start, because too many waited."""
         self.snapshot_seq = 0
@@ -61,6 +63,23 @@ class Model:
     @property
     def name(self) -> str:
         return self.stored.name
+
+    def standing(self) -> dict[str, Any]:
+        """How it does: what `GET /models/{model}` and its stream both say."""
+        return {
+            "features": self.learner.n_features,
+            "not_taken": self.learner.not_taken,
+            "snapshot_seq": self.snapshot_seq,
+            "progressive": self.scores.summary(),
+            "served": self.joins.scores.summary(),
+            "join": {
+                "waiting": self.waiting,
+                **self.joins.counts(),
+                "dropped": self.dropped,
+                "not_kept": self.not_kept,
+                "delay_s": self.joins.delays(),
+            },
+        }
 
     def learn(self, batch: Batch) -> Outcome:
         """Step for each event; what was found before each step."""
@@ -78,7 +97,8 @@ class Model:
         )
 
     def predict(self, x: X) -> float:
-        """The probability of label 1. Changes nothing."""
+        """The probability of label 1. Changes nothing but the count."""
+        self.predicted += 1
         return logistic.sigmoid(self.learner.score(x))
 
     def explain(self, x: X) -> Explanation:
@@ -93,5 +113,6 @@ class Model:
         return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
 
     def predict_to_keep(self, id_: str, x: X) -> Prediction:
-        """A prediction to be kept until its label comes. Changes nothing."""
+        """A prediction to be kept until its label comes. Changes nothing but the count."""
+        self.predicted += 1
         return Prediction(id_, x, self.learner.seq, self.learner.served(x))

@@ -174,6 +174,20 @@ READYZ: dict[str, Any] = {
     "summary": "Whether it can take requests: not while it recovers or stops",
     "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
 }
+METRICS: dict[str, Any] = {
+    "summary": "The service's metrics, as Prometheus reads them",
+    "responses": {
+        200: {
+            "description": "The metrics",
+            "content": {
+                "text/plain; version=0.0.4; charset=utf-8": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE onestep_learned_total counter\nonestep_learned_total 45312.0\n",
+                }
+            },
+        }
+    },
+}
 LIST_MODELS: dict[str, Any] = {
     "summary": "Every model",
     "responses": {
@@ -211,6 +225,41 @@ DELETE_MODEL: dict[str, Any] = {
 GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
     "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
+}
+_STREAMED = (
+    "Server-sent events (`curl -N`, `EventSource`): `event: now`, and one object as its data, whenever it changed"
+)
+
+
+def _events(example: Any) -> dict[str, Any]:
+    text = f"retry: 2000\n\nevent: now\ndata: {msgspec.json.encode(example).decode()}\n\n"
+    content = {"schema": {"type": "string"}, "example": text}
+    return {"description": _STREAMED, "content": {"text/event-stream": content}}
+
+
+_RATES = {"learned_s": 5201.5, "predicted_s": 310.0}
+_ROW = {"loss": 0.3321, "loss_window": 0.31, "accuracy": 0.861, "accuracy_window": 0.87, "state": "ready"}
+STREAM: dict[str, Any] = {
+    "summary": "All models as they learn, once a second: server-sent events",
+    "responses": {
+        200: _events(
+            {
+                "t": 1767225600.0,
+                "state": "ready",
+                "models": [
+                    {"model": "default", "rule": "sgd", "seq": 45312, **_RATES, **_ROW, "spark": [0.35, 0.33, 0.31]}
+                ],
+            }
+        ),
+        **_problems(503),
+    },
+}
+STREAM_MODEL: dict[str, Any] = {
+    "summary": "A model as it learns, a few times a second: server-sent events",
+    "responses": {
+        200: _events({"t": 1767225600.0, "model": "default", "state": "ready", "rule": "sgd", "seq": 45312, **_RATES}),
+        **_problems(404, 503),
+    },
 }
 CROSSCHECK: dict[str, Any] = {
     "summary": "Replay the model's log through river and compare every weight, in another process",

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     snapshot_seconds: float = Field(
         1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."
     )
+    metrics_models: int = Field(
+        1_000, ge=0, description="Models that have series of their own in /metrics; those after them are counted."
+    )
     keep_events: Keep = Field(
         "all",
         description="Events that stay in the log: all, at least so many of each model (1000000), or those of the last "
@@ -70,6 +73,9 @@ class Settings(BaseSettings):
         "all",
         description="Ids that stay, so that what was learned under them is not learned twice: all, or those of events "
         "as in --keep-events.",
+    )
+    max_viewers: int = Field(
+        250, ge=0, description="Streams of server-sent events that are open at a time; past it 503."
     )
     drain_seconds: float = Field(
         1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."

@@ -260,6 +260,8 @@ class Store(LogReader):
             self._upgrade()
         self._number, self._checksum = self.log_end()
         self._failed = False
+        self.sync_seconds = 0.0
+        """What writing and syncing the last commit took, once its rows were put together."""
         self._mark = self._open_mark()
 
     def _create(self, path: Path) -> None:
@@ -369,7 +371,9 @@ class Store(LogReader):
             yield checksums
             number, checksum = self._number + 1, crc(self._checksum, *checksums)
             self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
+            started = time.perf_counter()
             self._db.execute("COMMIT")
+            self.sync_seconds = time.perf_counter() - started
             # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
             os.pwrite(self._mark, encode_mark(number, checksum), 0)
         except (sqlite3.Error, OSError) as error:

@@ -247,8 +247,10 @@ class Draft:
                 if isinstance(place, PredictedKept):
                     result.predicted.append(place)
                     self.model.not_kept += not place.kept
+                    self.model.duplicates += place.duplicate
                     continue
                 duplicate, at = place
+                self.model.duplicates += duplicate
                 result.seq.append(at if duplicate else first_seq + at)
                 result.p.append(None if duplicate else p[at])
                 result.loss.append(None if duplicate else loss[at])

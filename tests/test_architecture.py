@@ -75,12 +75,24 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
         ("store", {"service.errors", "service.codec", "service.log"}),
         ("model", {"service.log"}),
         ("turn", {f"service.{part}" for part in ("errors", "log", "model", "store", "table", "wire")}),
+        ("telemetry", {"service.errors", "service.log", "service.model"}),
         ("retention", {"service.errors", "service.model", "service.store"}),
         (
             "engine",
             {
                 f"service.{part}"
-                for part in ("errors", "settings", "log", "store", "model", "retention", "table", "turn", "wire")
+                for part in (
+                    "errors",
+                    "settings",
+                    "log",
+                    "store",
+                    "model",
+                    "retention",
+                    "table",
+                    "telemetry",
+                    "turn",
+                    "wire",
+                )
             },
         ),
     ],

@@ -51,6 +51,11 @@ def test_every_route_is_told_and_no_other(tmp_path: Path) -> None:
     assert told - {"GET /docs", "GET /openapi.json"} == routes
 
 
+def test_every_metric_is_told_and_no_other(tmp_path: Path) -> None:
+    told = {name.partition("{")[0] for row in rows("Metrics") for name in row.split(", ") if "_" in name}
+    assert told == set(Service(Settings(data=tmp_path)).engine.telemetry.names())
+
+
 def test_every_field_of_a_spec_is_told() -> None:
     section = README.split("\n## Models\n", 1)[1].split("\n## ", 1)[0]
     for field in dataclasses.fields(Spec):

@@ -1,0 +1,172 @@
+"""The metrics: what is counted agrees with what was answered, and what is measured with what was done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Service, Start
+from processes import new_engine, running_engine
+from prometheus_client.parser import text_string_to_metric_families
+
+from core import Spec
+from service import errors, telemetry
+from service.telemetry import Facts, Telemetry
+from service.wire import Event
+
+Samples = dict[str, float]
+
+
+def scraped(service: Service) -> Samples:
+    """Every sample, by its name and labels as they stand in the text."""
+    response = service.http.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == telemetry.CONTENT_TYPE
+    return samples_of(response.text)
+
+
+def samples_of(text: str) -> Samples:
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+def test_it_counts_what_was_answered(start: Start) -> None:
+    service = start()
+    clicks = service.model("clicks")
+    clicks.create({})
+    clicks.learn([{"x": {"a": 1}, "y": 1, "id": "one"}, {"x": {"a": 2}, "y": 0, "id": "two"}])
+    clicks.learn({"x": {"a": 1}, "y": 1, "id": "one"})
+    service.model().learn_lines(b'{"x": {"b": 1, "c": 2}, "y": 1}\n' * 50)
+    service.model().predict([{"x": {"b": 1}}] * 3)
+    clicks.predict({"x": {"a": 1}, "id": "kept"})
+    clicks.predict({"x": {"a": 1}, "id": "kept"})
+    for _ in range(2):
+        clicks.learn({"x": {"a": 1}, "y": 7})
+    service.http.get("/nothing/here")
+    assert service.http.get("/models/nobody").status_code == 404
+
+    said = scraped(service)
+    assert said["onestep_learned_total"] == 52
+    assert said["onestep_predicted_total"] == 5
+    assert said["onestep_duplicates_total"] == 2
+    assert said['onestep_refused_total{reason="invalid-event"}'] == 2
+    assert said['onestep_refused_total{reason="not-found"}'] == 1
+    assert said['onestep_refused_total{reason="unknown-model"}'] == 1
+    assert sum(value for name, value in said.items() if name.startswith("onestep_refused_total")) == 4
+    assert said['onestep_model_seq{model="default"}'] == 50
+    assert said['onestep_model_seq{model="clicks"}'] == 2
+    assert said['onestep_model_predicted_total{model="default"}'] == 3
+    assert said['onestep_model_features{model="default"}'] == 2
+    assert said['onestep_model_waiting{model="clicks"}'] == 1
+    scores = service.model().state()["progressive"]
+    assert said['onestep_model_log_loss{model="default"}'] == pytest.approx(scores["total"]["log_loss"], rel=1e-15)
+    assert said['onestep_model_window_log_loss{model="default"}'] == pytest.approx(scores["window"]["log_loss"])
+    assert said["onestep_models"] == 2
+    assert said["onestep_ready"] == 1
+    assert said["onestep_queue_events"] == 0
+
+
+def test_it_measures_each_commit_once(start: Start) -> None:
+    service = start()
+    for i in range(20):
+        service.model().learn({"x": {"a": i}, "y": i % 2})
+    service.model().learn([{"x": {}, "y": 1}] * 100)
+    said = scraped(service)
+    for name in ("commit_seconds", "sync_seconds", "commit_events"):
+        assert said[f"onestep_{name}_count"] == 21
+    assert said["onestep_commit_events_sum"] == 120
+    assert said['onestep_commit_events_bucket{le="1.0"}'] == 20
+    assert 0 < said["onestep_sync_seconds_sum"] < said["onestep_commit_seconds_sum"]
+    log = service.folder / "log.db"
+    assert said["onestep_log_bytes"] == log.stat().st_size
+    assert said["onestep_wal_bytes"] == log.with_name("log.db-wal").stat().st_size
+    assert said["onestep_replay_seconds"] > 0
+
+
+def test_counts_of_a_deleted_model_stay(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path / "data") as engine:
+            await engine.create("short-lived", Spec())
+            await engine.learn("short-lived", [Event({"a": 1.0}, 1)] * 3)
+            engine.model("short-lived").predict({"a": 1.0})
+            before = engine.telemetry.totals()
+            assert (before.learned, before.predicted) == (3, 1)
+            await engine.delete("short-lived")
+            assert engine.telemetry.totals() == before
+            assert 'model="short-lived"' not in engine.telemetry.exposition().decode()
+
+    asyncio.run(story())
+
+
+def test_what_was_recovered_does_not_count_as_learned(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path / "data") as engine:
+            await engine.learn("default", [Event({"a": 1.0}, 1)] * 3)
+        async with running_engine(tmp_path / "data") as engine:
+            said = samples_of(engine.telemetry.exposition().decode())
+            assert said["onestep_learned_total"] == 0
+            assert said['onestep_model_seq{model="default"}'] == 3
+            assert said["onestep_recovery_seconds"] > 0
+
+    asyncio.run(story())
+
+
+def test_of_many_models_the_first_have_series_and_the_rest_are_counted(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path / "data", metrics_models=3) as engine:
+            for i in range(9):
+                await engine.create(f"model-{i}", Spec())
+            said = samples_of(engine.telemetry.exposition().decode())
+            assert [name for name in said if name.startswith("onestep_model_seq")] == [
+                f'onestep_model_seq{{model="{name}"}}' for name in ("default", "model-0", "model-1")
+            ]
+            assert (said["onestep_models"], said["onestep_models_without_series"]) == (10, 7)
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_has_not_started_has_metrics_too(tmp_path: Path) -> None:
+    said = samples_of(new_engine(tmp_path / "data").telemetry.exposition().decode())
+    assert said["onestep_ready"] == 0
+    assert "onestep_recovery_seconds" not in said
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Telemetry:
+    """Telemetry without an engine."""
+    return Telemetry(lambda: Facts("ready", tmp_path, 0, [], None))
+
+
+def test_quantiles_are_of_the_commits_of_the_last_seconds(alone: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert alone.commit_ms(0.5, 0.99) == [None, None]
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    alone.count_commit(1, 9.0, 9.0)
+    now[0] += 60
+    for milliseconds in range(1, 101):
+        alone.count_commit(1, milliseconds / 1e3, 0.0)
+    p50, p99 = alone.commit_ms(0.5, 0.99)
+    assert p50 == pytest.approx(51)
+    assert p99 == pytest.approx(100)
+    assert alone.commit_ms(1.0, last_seconds=100) == [pytest.approx(9_000)]
+
+
+def test_what_is_remembered_is_bounded(alone: Telemetry) -> None:
+    for _ in range(2 * telemetry.REMEMBERED_COMMITS):
+        alone.count_commit(1, 0.001, 0.001)
+    assert len(alone._commits) == telemetry.REMEMBERED_COMMITS
+
+
+def test_every_reason_has_a_series_from_the_start(alone: Telemetry) -> None:
+    kinds: list[Any] = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    said = samples_of(alone.exposition().decode())
+    for kind in kinds:
+        if issubclass(kind, errors.OnestepError):
+            assert said[f'onestep_refused_total{{reason="{kind.slug()}"}}'] == 0
