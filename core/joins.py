@@ -64,6 +64,10 @@ class Joins:
             "buckets": [{"up_to": bound, "count": n} for bound, n in zip(bounds, counts, strict=True)],
         }
 
+    def delay(self) -> tuple[int, float]:
+        """How many labels came late, and the seconds that they took together."""
+        return int(self._delays.sum()), float(self._delay_sum[0])
+
     def state(self) -> dict[str, Any]:
         """Everything, as JSON types and arrays: copies."""
         return {

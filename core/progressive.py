@@ -209,6 +209,10 @@ class Progressive:
             "calibration": {"total": self._total.buckets(), "window": recent.buckets()},
         }
 
+    def totals(self) -> tuple[int, float]:
+        """How many events there were, and the sum of their losses."""
+        return int(self._total.sums[EVENTS]), float(self._total.sums[LOSS])
+
     def brief(self) -> Brief:
         """Some of what `summary` says, soon enough to be asked of thousands of models."""
         events = int(self._total.sums[EVENTS])

@@ -31,6 +31,7 @@ from service.live import EventStream, Live
 from service.log import WAITING
 from service.model import Model
 from service.page import add_page
+from service.past import Past
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
@@ -46,7 +47,8 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
-        self.live = Live(self.engine, settings.max_viewers)
+        self.past = Past(settings.data)
+        self.live = Live(self.engine, self.past, settings.max_viewers)
         self._hot = Hot(self.engine, settings)
         self.api = FastAPI(
             title="onestep",
@@ -62,6 +64,7 @@ class Service:
         add_model_routes(self.api, self.engine, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, settings)
+        add_series(self.api, self.engine, self.past)
         add_streams(self.api, self.live)
         add_page(self.api)
         openapi.extend(self.api)
@@ -221,6 +224,24 @@ def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
         return reply({**_explained(model, model.explain_waiting, waiting), **served})
+
+
+def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
+    """What happened, for plots."""
+
+    @api.get("/models/{model}/series", tags=["models"], **openapi.SERIES)
+    async def series(
+        name: ModelName,
+        from_: Annotated[
+            str | None, Query(alias="from", description="Seconds since 1970; an hour before `to`.")
+        ] = None,
+        to: Annotated[str | None, Query(description="Seconds since 1970; now.")] = None,
+        step: Annotated[
+            str | None, Query(description="Seconds between points; so that there are 720 or fewer.")
+        ] = None,
+    ) -> Response:
+        found = await past.series(engine.model(name), from_, to, step)
+        return Response(found, media_type="application/json")
 
 
 def add_streams(api: FastAPI, live: Live) -> None:

@@ -31,6 +31,8 @@ from service import errors
 from service.log import Snapshot, StoredModel
 from service.model import Model, Prediction
 from service.retention import Retention
+from service.sampling import Sampler
+from service.series import Piece
 from service.settings import Settings
 from service.store import IdsTakenError, KnownId, OldWaiting, Store
 from service.table import Table
@@ -49,8 +51,6 @@ ENCODE_EVENTS = 256
 TIMEOUTS = 500
 """Predictions that time out in one commit: others wait while it is made."""
 
-MAX_SLEEP_SECONDS = 60.0
-"""How long the writer sleeps while predictions wait: not longer, because the clock may be set."""
 SPACE_PAUSE_SECONDS = 5
 """How often to look whether the file has much free room."""
 DROP_PAUSE_SECONDS = 1
@@ -102,6 +102,7 @@ class Engine:
         self._due = math.inf  # when the first prediction times out, or sooner: seconds since 1970
         self._space_after = 0.0
         self._retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min)
+        self._sampler = Sampler(self.telemetry)
         self._dropping: Iterator[None] | None = None
         self._drop_after = 0.0
 
@@ -192,15 +193,15 @@ class Engine:
                 await self._sleep()
 
     async def _sleep(self) -> None:
-        """Until there is work, or a prediction times out."""
-        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
-        seconds = max(self._due - time.time(), self._tidy_after - time.monotonic())
-        if seconds > MAX_SLEEP_SECONDS:
-            seconds = MAX_SLEEP_SECONDS if self._due < math.inf else math.inf
+        """Until there is work, a prediction times out, or the series want to be looked after."""
+        now = time.time()
+        seconds = min(self._due - now, self._sampler.due_in(now))
         if self._retention.drops:
-            seconds = min(seconds, max(self._drop_after, self._tidy_after) - time.monotonic())
+            seconds = min(seconds, self._drop_after - time.monotonic())
+        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
+        seconds = max(seconds, self._tidy_after - time.monotonic())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._work.wait(), None if seconds == math.inf else max(0.0, seconds))
+            await asyncio.wait_for(self._work.wait(), max(0.0, seconds))
 
     async def _take_turn(self) -> None:
         """A turn for what waits; nobody is left waiting, whatever happens."""
@@ -436,6 +437,7 @@ class Engine:
         seconds = time.perf_counter() - started
         self._recovery_seconds = seconds
         logger.info("%d event(s) of %d model(s) recovered in %.2f s", events, len(self._models), seconds)
+        self._sampler.begin(time.time(), self._models.values())
         self.state = "ready"
         self._writer = asyncio.create_task(self._write())
         self._writer.add_done_callback(self._ended)
@@ -516,16 +518,24 @@ class Engine:
         try:
             return (
                 await self._time_out()
+                or await self._write_series(self._sampler.piece(time.time(), self._models.values()))
                 or await self._purge()
                 or await self._give_back()
                 or await self._drop_piece()
                 or await self._snapshot_piece(self._settings.snapshot_seconds)
             )
         except errors.DiskFull:
-            logger.warning("no room on the disk for a snapshot; trying again in %d s", TIDY_PAUSE_SECONDS)
+            logger.warning("no room on the disk for snapshots and series; trying again in %d s", TIDY_PAUSE_SECONDS)
             self._snapshot = self._dropping = None
             self._tidy_after = time.monotonic() + TIDY_PAUSE_SECONDS
             return False
+
+    async def _write_series(self, piece: Piece | None) -> bool:
+        """Write a piece of the series; whether there was one."""
+        if piece is None:
+            return False
+        await self._on_disk(self._opened.write_series, piece)
+        return True
 
     async def _purge(self) -> bool:
         """Remove some rows of deleted models; whether there may be more."""
@@ -569,6 +579,7 @@ class Engine:
             under_way.model.snapshot_seq = under_way.seq
             under_way.model.replay_seconds -= under_way.saves_seconds
             self.telemetry.snapshot_at = time.monotonic()
+            self._sampler.mark_snapshot(time.time(), under_way.model)
             logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
         return True
 
@@ -609,10 +620,19 @@ class Engine:
             self._work.set()
             await asyncio.wait([self._writer])
         if self.state == "stopped":
+            await self._last_series(deadline)
             await self._last_snapshots(deadline)
         if self._store is not None:
             await self._on_disk(self._store.close)
         self._thread.shutdown()
+
+    async def _last_series(self, deadline: float) -> None:
+        try:
+            while time.monotonic() < deadline:
+                if not await self._write_series(self._sampler.last_piece(time.time(), self._models.values())):
+                    return
+        except errors.OnestepError as error:
+            logger.warning("the plots will lack some seconds: %s", error)
 
     async def _last_snapshots(self, deadline: float) -> None:
         try:

@@ -24,6 +24,9 @@ from core.logistic import Floats
 from service import errors
 from service.engine import Engine
 from service.model import Model
+from service.past import Past
+from service.series import BUCKET_SECONDS
+from service.telemetry import Telemetry
 
 TICK_SECONDS = 0.25
 OVERVIEW_SECONDS = 1.0
@@ -38,7 +41,25 @@ VIEWER_SECONDS = 0.0025
 """Pause for each viewer: handing a message over takes some 40 us, so that is 1.6 % of the loop, however many watch."""
 LARGEST, MOVED = 20, 10
 SHOWN_MODELS = 100
+SPARK = 60
+"""Windowed losses in a row of the overview: of five minutes, where the model was never idle."""
 _HEARTBEAT = b": nothing new\n\n"
+
+
+class _Commits:
+    """Durations of the last commits: looked at once a second, whatever is watched."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._at = -1e9
+        self._found: dict[str, float | None] = {}
+
+    def now(self) -> dict[str, float | None]:
+        if time.monotonic() - self._at >= 1.0:
+            self._at = time.monotonic()
+            p50, p99 = self._telemetry.commit_ms(0.5, 0.99)
+            self._found = {"p50_ms": p50, "p99_ms": p99}
+        return self._found
 
 
 class Channel(ABC):
@@ -141,8 +162,9 @@ class _Weights:
 class _ModelChannel(Channel):
     """A model that is watched."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, commits: _Commits, name: str) -> None:
         super().__init__(engine)
+        self._commits = commits
         self._name = name
         self._model = engine.model(name)
         self._forget()
@@ -173,7 +195,6 @@ class _ModelChannel(Channel):
 
     def _now(self, learned_s: float, predicted_s: float) -> dict[str, Any]:
         model, standing = self._model, self._model.standing()
-        p50, p99 = self.engine.telemetry.commit_ms(0.5, 0.99)
         return {
             "t": time.time(),
             "model": model.name,
@@ -183,7 +204,7 @@ class _ModelChannel(Channel):
             "learned_s": learned_s,
             "predicted_s": predicted_s,
             **standing,
-            "commit": {"p50_ms": p50, "p99_ms": p99},
+            "commit": self._commits.now(),
             "calibration": standing["progressive"].pop("calibration"),
         }
 
@@ -193,8 +214,11 @@ class _Overview(Channel):
 
     pause = OVERVIEW_SECONDS
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, past: Past) -> None:
         super().__init__(engine)
+        self._past = past
+        self._sparks: dict[str, list[float | None]] = {}
+        self._sparks_at = -1e9
         self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it was seen to change
         self._rates: dict[str, _Rates] = {}
         self._told: Any = None
@@ -203,6 +227,9 @@ class _Overview(Channel):
         now = time.monotonic()
         models = self._shown(now)
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
+        if now - self._sparks_at >= BUCKET_SECONDS:
+            self._sparks_at = now
+            self._sparks = await self._past.recent_losses(models, SPARK)
         rows = []
         for i, model in enumerate(models):
             rows.append(self._row(model, now))
@@ -242,15 +269,17 @@ class _Overview(Channel):
             "accuracy": scores.accuracy,
             "accuracy_window": scores.accuracy_window,
             "state": self.engine.state,
-            "spark": [],
+            "spark": self._sparks.get(model.name, []),
         }
 
 
 class Live:
     """Everything that is watched, and the ticks. Without viewers there are none."""
 
-    def __init__(self, engine: Engine, max_viewers: int) -> None:
+    def __init__(self, engine: Engine, past: Past, max_viewers: int) -> None:
         self._engine = engine
+        self._past = past
+        self._commits = _Commits(engine.telemetry)
         self._max_viewers = max_viewers
         self._channels: dict[str | None, Channel] = {}
         self._ticking: asyncio.Task[None] | None = None
@@ -281,9 +310,9 @@ class Live:
 
     def _open(self, name: str | None) -> Channel:
         if name is not None:
-            return _ModelChannel(self._engine, name)
+            return _ModelChannel(self._engine, self._commits, name)
         self._engine.check_recovered()
-        return _Overview(self._engine)
+        return _Overview(self._engine, self._past)
 
     async def _tick(self) -> None:
         """Look at everything that is watched, a few times a second, until nobody watches or the service stops."""

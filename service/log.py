@@ -11,7 +11,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 from core.features import LATE, Batch, X
 from core.logistic import Floats
 from core.packed import unpack
-from service import codec, errors
+from service import codec, errors, series
 
 APPLICATION_ID = 0x0E57E901
-FORMAT = 3
-"""1: without predictions that wait for their labels. 2: without a note of where a log begins. A service that opens such
-a folder adds what they need."""
+FORMAT = 4
+"""1: without predictions that wait for their labels. 2: without a note of where a log begins. 3: without series. A
+service that opens such a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_PAGES = 1_024
@@ -280,6 +280,17 @@ class LogReader:
         for (model,) in self._rows(_MODELS_WITH_EVENTS):
             if model is not None and model not in known:
                 raise self._damaged(f"the row of model number {model} is missing, and its events are there")
+
+    def series(self, model: int, after: int, before: int) -> tuple[list[series.Row], list[series.Mark]]:
+        """How a model did between two times, and what happened."""
+        ((rows,),) = self._rows(series.READ, model, after, before)
+        marks = [series.Mark(model, *row) for row in self._rows(series.READ_MARKS, model, after, before)]
+        return [series.Row(*row) for row in json.loads(rows)], marks
+
+    def recent_losses(self, models: Sequence[int], count: int) -> dict[int, list[float | None]]:
+        """The last windowed losses of some models, oldest first."""
+        rows = self._rows(series.RECENT, count, json.dumps(models))
+        return {model: json.loads(losses)[::-1] for model, losses in rows}
 
     def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
         """The event of a model at a seq, and when it was written (seconds since 1970); None if it is not there."""

@@ -226,6 +226,29 @@ GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
     "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
 }
+_POINTS = {
+    "t": [1767225605],
+    "seq": [45312],
+    "features": [6],
+    "learned": [5201.4],
+    "predicted": [310.2],
+    **{name: [0.3321] for name in ("loss", "loss_total", "loss_window", "accuracy_window", "entropy", "served_loss")},
+    "waiting": [812.0],
+    "delay_s": [31.2],
+    "commit_p50_ms": [0.4],
+    "commit_p99_ms": [1.9],
+}
+_SERIES_EXAMPLE = {"model": "default", "from": 1767225600, "to": 1767225605, "step": 5, **_POINTS}
+SERIES: dict[str, Any] = {
+    "summary": "What happened, for plots: an array of points for each thing, of the last hour or what is asked for",
+    "responses": {
+        200: _ok(
+            "Arrays of the same length; null where the service was not running or nothing happened",
+            {**_SERIES_EXAMPLE, "marks": [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]},
+        ),
+        **_problems(404, 422, 503),
+    },
+}
 _STREAMED = (
     "Server-sent events (`curl -N`, `EventSource`): `event: now`, and one object as its data, whenever it changed"
 )

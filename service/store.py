@@ -14,6 +14,7 @@ each model in it, however many events, because an event a row costs three times 
     drops            how many predictions were dropped, and after which seq
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
+    series, marks    how each model did, for plots (series.py); nothing depends on them
     log_end          one row: the number of the last commit, and a checksum over all commits so far
 
 What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
@@ -53,7 +54,7 @@ import msgspec
 
 from core.features import EXPIRED, LATE, ORDINARY, Batch
 from core.packed import pack
-from service import codec, errors
+from service import codec, errors, series
 from service.log import (
     APPLICATION_ID,
     DROPPED,
@@ -134,7 +135,12 @@ CREATE TABLE log_starts (
 ) STRICT;
 """
 """What the second format did not have."""
-_UPGRADES = {1: _SECOND_FORMAT + _THIRD_FORMAT, 2: _THIRD_FORMAT}
+_FOURTH_FORMAT = series.SCHEMA
+_UPGRADES = {
+    1: _SECOND_FORMAT + _THIRD_FORMAT + _FOURTH_FORMAT,
+    2: _THIRD_FORMAT + _FOURTH_FORMAT,
+    3: _FOURTH_FORMAT,
+}
 
 _PURGED = {
     "batches": "rowid",
@@ -145,6 +151,8 @@ _PURGED = {
     "log_starts": "rowid",
     "ids": "id",
     "waiting": "number",
+    "series": "t",
+    "marks": "t",
 }
 """Tables with rows of a model, and what tells those rows apart."""
 
@@ -241,6 +249,10 @@ class OldWaiting:
     waiting: Waiting | None
 
 
+class _SeriesDamagedError(Exception):
+    """A page of the series is damaged."""
+
+
 class Store(LogReader):
     """The one writer of a data folder. Its methods are called by one thread at a time.
 
@@ -260,6 +272,7 @@ class Store(LogReader):
             self._upgrade()
         self._number, self._checksum = self.log_end()
         self._failed = False
+        self._series_whole = True
         self.sync_seconds = 0.0
         """What writing and syncing the last commit took, once its rows were put together."""
         self._mark = self._open_mark()
@@ -276,7 +289,7 @@ class Store(LogReader):
             db.executescript(
                 "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} {_FOURTH_FORMAT} COMMIT;"
                 # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
                 "PRAGMA journal_mode = WAL;"
             )
@@ -668,6 +681,23 @@ class Store(LogReader):
                 self._db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", (model, seq))
             oldest = self.snapshot_seqs(model)[-1]
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
+
+    def write_series(self, piece: series.Piece) -> None:
+        """Write some rows of the series in one short commit. Where they are damaged no more are written: the log can do
+        without."""
+        if not self._series_whole:
+            return
+        try:
+            with self._transaction():
+                try:
+                    series.write(self._db, piece)
+                except sqlite3.DatabaseError as error:
+                    if isinstance(_failure(error), errors.StorageDamaged):
+                        raise _SeriesDamagedError(str(error)) from error
+                    raise
+        except _SeriesDamagedError as damage:
+            self._series_whole = False
+            logger.warning("the series of the plots are damaged and not written any more (%s); the log is not", damage)
 
     def close(self) -> None:
         """Close it, after a failure without SQLite's last checkpoint.

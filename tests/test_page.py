@@ -1,4 +1,4 @@
-"""The files of the page and of /docs: what is served and how, and that it is all in the package and as it was released."""
+"""The files of the page and of /docs: how they are served, that all are in the package, and the vendored as released."""
 
 from __future__ import annotations
 
@@ -72,7 +72,15 @@ def test_head_says_how_long_a_file_is_and_sends_nothing(shared: Service) -> None
 
 @pytest.mark.parametrize(
     "path",
-    ["nosuch.js", "", "..%2fapp.py", "%2e%2e/page.py", "vendor/..%2f..%2fapp.py", "%2fetc%2fpasswd", "vendor/SHA256SUMS"],
+    [
+        "nosuch.js",
+        "",
+        "..%2fapp.py",
+        "%2e%2e/page.py",
+        "vendor/..%2f..%2fapp.py",
+        "%2fetc%2fhosts",
+        "vendor/SHA256SUMS",
+    ],
 )
 def test_no_other_file_of_the_machine_is_reached(shared: Service, path: str) -> None:
     assert_problem(shared.http.get(f"/dashboard/{path}"), 404)
@@ -87,7 +95,7 @@ def test_nothing_is_asked_of_another_host_and_nothing_stands_inside_a_document()
     for path in OWN:
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, not an address
         assert not re.search(r"(https?:)?//[a-z0-9.-]+\.[a-z]{2,}", text), path.name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), path.name
+        assert not re.search(r"(inner|outer|Adjacent)HTML|document\.write|\beval\(|new Function", text), path.name
         if path.suffix == ".html":
             assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", text), path.name
 

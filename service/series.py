@@ -1,0 +1,163 @@
+"""The past, for plots: how each model did, in rows of five seconds for an hour, of a minute for a day, of a quarter of
+an hour for a month. They stand in the file of the log and nothing depends on them: a row that could not be written is a
+gap.
+
+    series    a row for each model and bucket in which something happened: sums over it, and how the model was then
+    marks     starts of the service (of model 0) and snapshots
+
+What is on disk of a model that learned 20 events in 5 seconds, of one that is idle nothing:
+
+    series    1 | 1767225605 | 5 | seq 1042 | features 6 | learned 20 | predicted 0 | scored 20 | loss 6.2 | ...
+    marks     0 | 1767225600 | 0 | start
+
+Old rows are merged when others are written, some models at a time, so that it takes a write a moment longer and nobody
+a write of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import NamedTuple
+
+BUCKET_SECONDS = 5
+COARSER = ((60, 3_600), (900, 86_400))
+"""Rows are merged to so many seconds when they are so old."""
+KEPT_SECONDS = 31 * 86_400
+MOST_ROWS = 5_000_000
+"""Of all models, about (500 MB): where there are many, each keeps less of its past, but never less than this:"""
+FEWEST_ROWS = 500
+KEPT_MARKS = 500
+
+SCHEMA = """
+CREATE TABLE series (
+    model INTEGER NOT NULL, t INTEGER NOT NULL, seconds INTEGER NOT NULL, seq INTEGER NOT NULL,
+    features INTEGER NOT NULL, learned INTEGER NOT NULL, predicted INTEGER NOT NULL, scored INTEGER NOT NULL,
+    loss REAL NOT NULL, loss_total REAL, loss_window REAL, accuracy_window REAL, entropy REAL,
+    served INTEGER NOT NULL, served_loss REAL NOT NULL, waiting INTEGER NOT NULL, delays INTEGER NOT NULL,
+    delay REAL NOT NULL, commit_p50_ms REAL, commit_p99_ms REAL, learners TEXT, PRIMARY KEY (model, t)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE marks (
+    model INTEGER NOT NULL, t INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (model, t, seq)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Row(NamedTuple):
+    """What happened to a model in the `seconds` up to `t` (since 1970), and how it was then.
+
+    Sums over the bucket: events `learned`, `predicted`, those `scored` and their `loss`, those with a prediction that
+    was `served` and its loss, labels with a delay (`delays`) and the seconds that they took. `learners`: for `auto`,
+    JSON: name -> weight. `commit_...`: of the whole service.
+    """
+
+    model: int
+    t: int
+    seconds: int
+    seq: int
+    features: int
+    learned: int
+    predicted: int
+    scored: int
+    loss: float
+    loss_total: float | None
+    loss_window: float | None
+    accuracy_window: float | None
+    entropy: float | None
+    served: int
+    served_loss: float
+    waiting: int
+    delays: int
+    delay: float
+    commit_p50_ms: float | None
+    commit_p99_ms: float | None
+    learners: str | None
+
+
+class Mark(NamedTuple):
+    """Something that happened to a model at a time. model 0: to the service."""
+
+    model: int
+    t: int
+    seq: int
+    kind: str
+
+
+class Piece(NamedTuple):
+    """What is written at once; `tidied`: models whose old rows are merged by the way; `now`: seconds since 1970."""
+
+    now: int
+    rows: Sequence[Row]
+    marks: Sequence[Mark]
+    tidied: Sequence[int]
+    models: int
+    """How many models there are."""
+
+
+_SUMS = ("learned", "predicted", "scored", "loss", "served", "served_loss", "delays", "delay")
+_MERGED = ", ".join(
+    f"merged.{name}" if name in (*_SUMS, "commit_p50_ms", "commit_p99_ms") else f"newest.{name}"
+    for name in Row._fields[3:]
+)
+# Names of ours, not a caller's.
+_MERGE = f"""
+INSERT OR REPLACE INTO series
+SELECT merged.model, merged.bucket, ?3, {_MERGED}
+FROM (SELECT model, (t + ?3 - 1) / ?3 * ?3 AS bucket, max(t) AS last, {", ".join(f"sum({n}) AS {n}" for n in _SUMS)},
+             avg(commit_p50_ms) AS commit_p50_ms, max(commit_p99_ms) AS commit_p99_ms
+      FROM series WHERE model IN (SELECT value FROM json_each(?1)) AND t <= ?2 AND seconds < ?3
+      GROUP BY model, bucket) AS merged
+JOIN series AS newest ON newest.model = merged.model AND newest.t = merged.last
+"""  # noqa: S608
+_DROP_MERGED = "DELETE FROM series WHERE model IN (SELECT value FROM json_each(?1)) AND t <= ?2 AND seconds < ?3"
+_DROP_OLD = "DELETE FROM series WHERE model IN (SELECT value FROM json_each(?1)) AND t <= ?2"
+_DROP_MANY = """
+DELETE FROM series WHERE model = ?1 AND t <= (SELECT t FROM series WHERE model = ?1 ORDER BY t DESC LIMIT 1 OFFSET ?2)
+"""
+_DROP_MARKS = """
+DELETE FROM marks WHERE model = ?1 AND t <= (SELECT t FROM marks WHERE model = ?1 ORDER BY t DESC LIMIT 1 OFFSET ?2)
+"""
+
+
+def write(db: sqlite3.Connection, piece: Piece) -> None:
+    """Write a piece; of a transaction that the caller begins and ends."""
+    # One statement for all rows: each statement gives up the GIL and must win it back.
+    if piece.rows:
+        db.execute(_insert("series", len(Row._fields)), (json.dumps(piece.rows),))
+    if piece.marks:
+        db.execute(_insert("marks", len(Mark._fields)), (json.dumps(piece.marks),))
+    if piece.tidied:
+        _tidy(db, piece)
+
+
+def _insert(table: str, columns: int) -> str:
+    values = ", ".join(f"value ->> {i}" for i in range(columns))
+    return f"INSERT OR REPLACE INTO {table} SELECT {values} FROM json_each(?)"  # noqa: S608
+
+
+def _tidy(db: sqlite3.Connection, piece: Piece) -> None:
+    """Merge rows that are old, and drop those that are too many or too old, of some models."""
+    models = json.dumps(piece.tidied)
+    for seconds, age in COARSER:
+        whole = (models, (piece.now - age) // seconds * seconds, seconds)
+        db.execute(_MERGE, whole)
+        db.execute(_DROP_MERGED, whole)
+    db.execute(_DROP_OLD, (models, piece.now - KEPT_SECONDS))
+    rows = max(FEWEST_ROWS, MOST_ROWS // max(piece.models, 1))
+    db.executemany(_DROP_MANY, [(model, rows) for model in piece.tidied])
+    db.executemany(_DROP_MARKS, [(model, KEPT_MARKS) for model in (*piece.tidied, 0)])
+
+
+READ = f"""
+SELECT json_group_array(json_array({", ".join(Row._fields)}))
+FROM (SELECT * FROM series WHERE model = ? AND t > ? AND t - seconds < ? ORDER BY t)
+"""  # noqa: S608
+READ_MARKS = """
+SELECT t, seq, kind FROM marks WHERE model IN (0, ?) AND t >= ? AND t <= ? ORDER BY t, seq
+"""
+RECENT = """
+SELECT value, (SELECT json_group_array(loss_window)
+               FROM (SELECT loss_window FROM series WHERE model = value ORDER BY t DESC LIMIT ?))
+FROM json_each(?)
+"""
