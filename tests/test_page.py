@@ -1,4 +1,4 @@
-"""The files of the page and of /docs: how they are served, that all are in the package, and the vendored as released."""
+"""The files of the page and of /docs: how they are served, that the package has all, and the vendored as released."""
 
 from __future__ import annotations
 
