@@ -26,7 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 PATIENCE_MS = 20_000
 PHONE, DESK, WALL = (390, 844), (1280, 800), (1920, 1080)
-SCRIPT = "<script>document.title='run'</script>"
+SCRIPT = "<script>alert(1)</script>"
 """A feature's name that would be run if the page took names for HTML."""
 
 
@@ -43,6 +43,7 @@ class Tab:
         self.asked: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
         self.page.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, path: str) -> Any:
@@ -108,7 +109,7 @@ class Traffic(threading.Thread):
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that learns while the tests look, with a past that reaches back some seconds, and an empty model."""
+    """A service that learns while the tests look, with a past of a few seconds, and an empty model."""
     starter = Starter(tmp_path_factory.mktemp("busy"))
     service = starter()
     assert service.model("mix").create({"rule": "auto"}).status_code == 201
@@ -118,7 +119,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert odd.learn({"x": {SCRIPT: 2.0, "age": 3.0}, "y": 1}).status_code == 200
     traffic = Traffic(service)
     traffic.start()
-    eventually(lambda: len(told(service, "default")) > 1, "two points of the series")
+    eventually(lambda: told(service, "default"), "a point of the series")
     yield service
     traffic.stop()
     starter.close()
@@ -176,7 +177,7 @@ def test_a_model_is_drawn_and_moves(tab: Tab, busy: Service) -> None:
     tab.wait_for(".tile", "events")
     drawing = page.locator("figure [role=img]").first
     sync_api.expect(drawing).to_have_attribute("aria-label", re.compile(r"last 1,000: last 0\.\d{4}, lowest"))
-    assert inked(page) > 100
+    eventually(lambda: inked(page) > 100, "the line to be drawn")
     before = number(page.locator(".tile").first.locator("small").inner_text())
     eventually(
         lambda: number(page.locator(".tile").first.locator("small").inner_text()) > before, "the events to be more"
@@ -237,7 +238,6 @@ def test_a_feature_named_like_a_script_is_text(tab: Tab) -> None:
     tab.open("/#/try?model=odd")
     page.get_by_role("button", name="Predict and explain").click()
     tab.wait_for(".answer table", SCRIPT)
-    assert "run" not in page.title()
 
 
 # -- what it does
@@ -274,9 +274,9 @@ def test_an_event_is_learned_once(tab: Tab, busy: Service) -> None:
     seq = busy.get("/models/odd")["seq"]
     page.locator("#event").fill('{"x": {"age": 2, "country": "FR"}, "y": 0, "id": "pasted"}')
     page.get_by_role("button", name="Learn this event").click()
-    tab.wait_for(".answer", f"Learned as event {seq + 1}")
+    tab.wait_for("section:last-child .answer", f"Learned as event {seq + 1}")
     page.get_by_role("button", name="Learn this event").click()
-    tab.wait_for(".answer", f"Learned before, as event {seq + 1}")
+    tab.wait_for("section:last-child .answer", f"Learned before, as event {seq + 1}")
     assert busy.get("/models/odd")["seq"] == seq + 1
 
 
@@ -302,7 +302,7 @@ def test_a_token_is_asked_for_sent_and_kept_in_the_tab(tab: Tab) -> None:
     tab.page.route(re.compile(r"/stream$|/models"), guard)
     tab.page.goto("/")
     tab.page.get_by_role("button", name="Enter a token").click()
-    tab.page.get_by_label("Token", exact=True).fill("secret")
+    tab.page.get_by_role("textbox", name="Token").fill("secret")
     tab.page.get_by_role("button", name="Use it").click()
     tab.wait_for("#connection", "live")
     assert sent == [None, "Bearer secret"]
@@ -335,7 +335,7 @@ def test_it_comes_back_after_a_kill_and_shows_the_past(browser: Any, start: Star
 
 def test_the_documentation_of_the_api_is_drawn(tab: Tab) -> None:
     tab.page.goto("/docs")
-    tab.wait_for(".opblock-summary", "/livez")
+    tab.wait_for("#docs", "/livez")
     paths = httpx.get(f"{tab.origin}/openapi.json", trust_env=False).json()["paths"]
     assert tab.page.locator(".opblock").count() == sum(map(len, paths.values()))
 

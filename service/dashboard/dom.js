@@ -36,6 +36,21 @@ export function filler(element, make) {
   };
 }
 
+/** A function that calls `show` with the newest value, at most once in `ms`; the last value always comes through. */
+export function throttled(ms, show) {
+  let value;
+  let timer = null;
+  let next = 0;
+  return (newest) => {
+    value = newest;
+    timer ??= setTimeout(() => {
+      timer = null;
+      next = performance.now() + ms;
+      show(value);
+    }, next - performance.now());
+  };
+}
+
 /** A text to paste, with a button that copies it. */
 export function pasteable(text) {
   const code = h("code", {}, text);

@@ -2,7 +2,7 @@
 
 import { ask, follow, modelPath } from "./api.js";
 import { Calibration, SharesChart, TimeChart } from "./charts.js";
-import { filler, h, say, segments } from "./dom.js";
+import { filler, h, say, segments, throttled } from "./dom.js";
 import { count, duration, loss, milliseconds, percent, rate } from "./format.js";
 import { firstSteps } from "./overview.js";
 import { crosscheck, facts, findings, findingsList, joins, learnerBars, movedBars, tiles, weightBars } from "./panels.js";
@@ -15,7 +15,7 @@ const RANGES = {
 };
 const CHOICES = Object.entries(RANGES).map(([key, { label }]) => [key, label]);
 const SHORTEST = 60; // seconds that a time axis has at least
-const SLOWLY = 1000; // ms between two drawings of tables and bars, which nobody can read faster
+const SLOWLY = 500; // ms between two drawings of numbers and bars, which nobody can read faster
 
 /** Show the model in `main`; returns what ends it. */
 export function model(main, parameters, link) {
@@ -23,11 +23,16 @@ export function model(main, parameters, link) {
   let range = parameters.get("range") in RANGES ? parameters.get("range") : "15m";
   const path = modelPath(name);
   let view = null; // what is shown, once the model's spec is known
+  let newest = null; // what the stream said last: where nothing happens it says it once
   let again = null; // when the series is asked for again
   let since = 0; // before this nothing happened, as far as the range reaches: then the axis begins here
   let ended = false;
 
   main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name)));
+
+  const show = throttled(SLOWLY, (now) => {
+    if (!ended) view?.now(now);
+  });
 
   /** After the connection has come (back): everything anew, since the service may be another process. */
   async function begin() {
@@ -36,6 +41,7 @@ export function model(main, parameters, link) {
       if (ended) return;
       view ??= build(main, name, described, segments("Time range", CHOICES, range, choose));
       view.described(described);
+      if (newest) show(newest);
       await series();
     } catch (problem) {
       if (!ended) link(problem);
@@ -73,7 +79,8 @@ export function model(main, parameters, link) {
     },
     onNow(now) {
       link(null, now);
-      view?.now(now);
+      newest = now;
+      show(now);
     },
   });
   return () => {
@@ -130,13 +137,10 @@ function build(main, name, { spec, progressive }, ranges) {
     moved: filler(moved, movedBars),
     about: filler(about, facts),
   };
-  let last = 0;
   return {
     now(event) {
       show.first(!event.seq);
       showEmpty(!event.seq);
-      if (event.t * 1000 - last < SLOWLY) return;
-      last = event.t * 1000;
       show.tiles(event);
       show.findings(findings(event));
       show.weights((auto ? event.learners : event.weights) ?? []);
