@@ -83,7 +83,14 @@ class Chart {
   /** What is at the cursor, or what came last. */
   showNumbers() {
     const at = this.plot.cursor.idx;
-    this.lines.forEach((line, i) => say(this.values[i], this.format(at == null ? last(this.data[i + 1]) : this.data[i + 1][at])));
+    this.lines.forEach((_, i) => {
+      const values = this.data[i + 1];
+      say(this.values[i], this.format(at == null ? this.latest(values) : values[at]));
+    });
+  }
+
+  latest(values) {
+    return last(values);
   }
 
   series() {
@@ -147,6 +154,7 @@ export class TimeChart extends Chart {
     super(options);
     this.top = options.top;
     this.telling = options.marks; // what the marks mean, in the legend
+    this.passing = options.passing; // a number that is not true any more when nothing happens
     this.firstColumn = "Time";
     this.first = moment;
     this.marks = [];
@@ -166,6 +174,10 @@ export class TimeChart extends Chart {
     this.fillTable();
     this.tellMarks();
     this.place.setAttribute("aria-label", this.summary());
+  }
+
+  latest(values) {
+    return last(this.passing ? values.slice(-3) : values);
   }
 
   tellMarks() {
@@ -221,7 +233,7 @@ export class TimeChart extends Chart {
   }
 }
 
-/** Shares of 1 that lie on each other. `update` takes {name: [share, ...]}: the largest by name, the others together. */
+/** Shares of 1 that lie on each other: by name those that had most over the whole time, the others together. */
 export class SharesChart extends TimeChart {
   constructor(options) {
     super({ ...options, lines: [], format: percent, top: 1 });
@@ -229,7 +241,7 @@ export class SharesChart extends TimeChart {
 
   update(series) {
     const names = Object.keys(series.learners ?? {});
-    const size = (name) => last(series.learners[name]) ?? 0;
+    const size = (name) => series.learners[name].reduce((sum, share) => sum + share, 0);
     const largest = names.toSorted((a, b) => size(b) - size(a)).slice(0, 5);
     const labels = [...largest, ...(names.length > largest.length ? ["all others"] : [])];
     if (labels.join("\n") !== this.lines.map((line) => line.label).join("\n")) {

@@ -145,7 +145,7 @@ function build(main, name, { spec, progressive }, ranges) {
       show.findings(findings(event));
       show.weights((auto ? event.learners : event.weights) ?? []);
       show.moved(event.moved ?? []);
-      say(movedTitle, `Moved most in the last ${duration(event.moved_s ?? 60)}`);
+      say(movedTitle, event.moved_s > 1 ? `Moved most in the last ${duration(event.moved_s)}` : "Moved most lately");
       const late = joins(event);
       for (const chart of [charts.served, charts.waiting, charts.delay]) chart.element.hidden = !late || !event.seq;
       charts.calibration.update(event.calibration);
@@ -175,6 +175,7 @@ function chartsOf(auto, { window: last }) {
     calibration: new Calibration({ title: "Calibration", note: "How often label 1 came, by what was predicted", last: N }),
     rates: new TimeChart({
       title: "Learned and predicted",
+      passing: true,
       format: rate,
       lines: [
         { key: "learned", label: "learned", tone: "accent", area: true },
@@ -184,6 +185,7 @@ function chartsOf(auto, { window: last }) {
     accuracy: new TimeChart({ title: `Accuracy`, format: percent, lines: [{ key: "accuracy_window", label: N, tone: "accent" }] }),
     served: new TimeChart({
       title: "Log loss, served and before the step",
+      passing: true,
       note: "Served: by the model as it was then",
       format: loss,
       lines: [
@@ -192,9 +194,10 @@ function chartsOf(auto, { window: last }) {
       ],
     }),
     waiting: new TimeChart({ title: "Predictions that wait for a label", format: count, lines: [{ key: "waiting", label: "waiting", tone: "accent", area: true }] }),
-    delay: new TimeChart({ title: "How late labels came", format: duration, lines: [{ key: "delay_s", label: "mean delay", tone: "accent" }] }),
+    delay: new TimeChart({ title: "How late labels came", passing: true, format: duration, lines: [{ key: "delay_s", label: "mean delay", tone: "accent" }] }),
     commit: new TimeChart({
       title: "Commit to disk",
+      passing: true,
       note: "Of the whole service: all models share a commit",
       format: milliseconds,
       lines: [

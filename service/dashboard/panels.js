@@ -4,6 +4,8 @@ import { ask, modelPath } from "./api.js";
 import { h } from "./dom.js";
 import { count, duration, loss, milliseconds, number, percent, rate, signed } from "./format.js";
 
+const NOISE = 1.02; // a model that knows nothing is above the base rate as often as below it
+
 /** The few numbers that are looked at first. */
 export function tiles(now) {
   const { window: last, total } = now.progressive;
@@ -40,8 +42,11 @@ export function findings(now) {
   if (now.not_taken) {
     found.push(["warn", `${count(now.not_taken)} steps were not taken, because they would have left numbers that are not finite: look for extreme values, or lower the learning rate.`]);
   }
-  if (last.events >= 100 && last.entropy != null && last.log_loss > last.entropy) {
+  if (last.events >= 100 && last.entropy != null && last.log_loss > NOISE * last.entropy) {
     found.push(["warn", `Over the last ${count(last.events)} events the model is worse than always predicting the share of label 1: log loss ${loss(last.log_loss)}, base rate ${loss(last.entropy)}. Is the learning rate too high, are features unscaled, did the stream change?`]);
+  }
+  if (now.weights?.length === 0 && now.rule !== "auto" && now.seq >= 100) {
+    found.push(["warn", `Every weight is 0 after ${count(now.seq)} events: the model says the same of everything. With scale: standard, a feature whose value never varies counts for nothing; so it is with a large l1.`]);
   }
   if (now.join.not_kept) {
     found.push(["warn", `${count(now.join.not_kept)} predictions were served but not kept, because as many waited as may (join.max_waiting): their labels will find nothing.`]);
@@ -89,7 +94,7 @@ function bar(share, sides) {
 }
 
 export function weightBars(weights) {
-  if (!weights.length) return h("p", { class: "note" }, "No weights yet.");
+  if (!weights.length) return h("p", { class: "note" }, "Every weight is 0.");
   return bars("The largest weights", ["Feature", "Weight"], weights.map(({ name, weight }) => ({ name, value: weight })));
 }
 
@@ -117,8 +122,9 @@ export function learnerBars(learners) {
   ];
 }
 
+/** As the series call it; "again": the same learner, begun anew when the stream changed all at once. */
 function learnerName({ rule, learning_rate, view, bank }) {
-  return `${rule} ${number(learning_rate)}, ${view}${bank > 1 ? `, bank ${bank}` : ""}`;
+  return `${view} ${rule} ${learning_rate}${bank > 1 ? " again" : ""}`;
 }
 
 /** The cross-check with river, by a button. */
