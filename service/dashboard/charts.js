@@ -83,18 +83,23 @@ class Chart {
   /** What is at the cursor, or what came last. */
   showNumbers() {
     const at = this.plot.cursor.idx;
-    this.lines.forEach((_, i) => {
-      const values = this.data[i + 1];
-      say(this.values[i], this.format(at == null ? this.latest(values) : values[at]));
+    this.lines.forEach((_, k) => {
+      const numbers = this.numbers(k);
+      say(this.values[k], this.format(at == null ? this.latest(numbers) : numbers[at]));
     });
   }
 
-  latest(values) {
-    return last(values);
+  /** Those of a line. The lines are drawn from the last to the first, so that the first is seen where they meet. */
+  numbers(k) {
+    return this.data[this.lines.length - k];
+  }
+
+  latest(numbers) {
+    return last(numbers);
   }
 
   series() {
-    return this.lines.map((line) => ({
+    return this.lines.toReversed().map((line) => ({
       label: line.label,
       stroke: colour(line.tone),
       width: line.dash ? 1.25 : 1.75,
@@ -134,7 +139,7 @@ class Chart {
     if (!this.table.open || !this.data) return;
     const head = h("tr", {}, h("th", { scope: "col" }, this.firstColumn), this.lines.map((l) => h("th", { scope: "col" }, l.label)));
     const rows = this.tableRows().map((i) =>
-      h("tr", {}, h("th", { scope: "row" }, this.first(this.data[0][i])), this.lines.map((_, k) => h("td", {}, this.format(this.data[k + 1][i])))),
+      h("tr", {}, h("th", { scope: "row" }, this.first(this.data[0][i])), this.lines.map((_, k) => h("td", {}, this.format(this.numbers(k)[i])))),
     );
     const table = h("table", {}, h("thead", {}, head), h("tbody", {}, rows));
     this.table.replaceChildren(this.table.firstChild, h("div", { class: "scroll", tabindex: "0" }, table));
@@ -142,7 +147,7 @@ class Chart {
 
   /** Some of the moments that have numbers, evenly spaced, with the last one. */
   tableRows() {
-    const there = this.data[0].map((_, i) => i).filter((i) => this.lines.some((_, k) => this.data[k + 1][i] != null));
+    const there = this.data[0].map((_, i) => i).filter((i) => this.lines.some((_, k) => this.numbers(k)[i] != null));
     const step = Math.max(1, Math.ceil(there.length / TABLE_ROWS));
     return there.filter((_, place) => (there.length - 1 - place) % step === 0);
   }
@@ -176,8 +181,8 @@ export class TimeChart extends Chart {
     this.place.setAttribute("aria-label", this.summary());
   }
 
-  latest(values) {
-    return last(this.passing ? values.slice(-3) : values);
+  latest(numbers) {
+    return last(this.passing ? numbers.slice(-3) : numbers);
   }
 
   tellMarks() {
@@ -198,7 +203,7 @@ export class TimeChart extends Chart {
   }
 
   columns(series) {
-    return this.lines.map((line) => series[line.key] ?? series.t.map(() => null));
+    return this.lines.map((line) => series[line.key] ?? series.t.map(() => null)).toReversed();
   }
 
   options() {
@@ -224,7 +229,7 @@ export class TimeChart extends Chart {
 
   summary() {
     const parts = this.lines.map((line, k) => {
-      const there = this.data[k + 1].filter((value) => value != null);
+      const there = this.numbers(k).filter((value) => value != null);
       if (!there.length) return `${line.label}: nothing`;
       const [low, high] = [there.reduce((a, b) => Math.min(a, b)), there.reduce((a, b) => Math.max(a, b))];
       return `${line.label}: last ${this.format(there.at(-1))}, lowest ${this.format(low)}, highest ${this.format(high)}`;
@@ -272,16 +277,8 @@ export class SharesChart extends TimeChart {
     return this.lines.slice(1).map((line, i) => ({ series: [i + 2, i + 1], fill: colour(line.tone) }));
   }
 
-  showNumbers() {
-    const at = this.plot.cursor.idx;
-    this.shares.forEach((shares, i) => say(this.values[i], percent(at == null ? last(shares) : shares[at])));
-  }
-
-  fillTable() {
-    const drawn = this.data;
-    if (drawn) this.data = [drawn[0], ...this.shares];
-    super.fillTable();
-    this.data = drawn;
+  numbers(k) {
+    return this.shares[k];
   }
 
   summary() {
@@ -314,7 +311,7 @@ export class Calibration extends Chart {
     const column = (line) => [null, ...points.map((point) => (point.line === line ? point.ones : null)), null];
     const x = [0, ...points.map((point) => point.p), 1];
     this.counts = [null, ...points.map((point) => point.count), null];
-    this.data = [x, column(0), column(1), x];
+    this.data = [x, x, column(1), column(0)];
     if (!this.plot) this.draw();
     else this.plot.setData(this.data);
     this.showNumbers();
@@ -337,15 +334,15 @@ export class Calibration extends Chart {
 
   series() {
     const all = super.series().map((line) => ({ ...line, spanGaps: true, points: { show: true, size: 5, fill: line.stroke } }));
-    return [all[0], all[1], { ...all[2], points: { show: false } }];
+    return [{ ...all[0], points: { show: false } }, all[1], all[2]];
   }
 
   /** At the cursor: the share that came, and of how many events. */
   showNumbers() {
     const at = this.plot.cursor.idx;
     [0, 1].forEach((line) => {
-      const there = at != null && this.data[line + 1][at] != null;
-      say(this.values[line], there ? `${percent(this.data[line + 1][at])} of ${count(this.counts[at])}` : "");
+      const share = at == null ? null : this.numbers(line)[at];
+      say(this.values[line], share != null ? `${percent(share)} of ${count(this.counts[at])}` : "");
     });
     say(this.values[2], at == null ? "" : percent(this.data[0][at]));
   }
