@@ -81,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("folder", metavar="DIR", type=Path)
     repair.add_argument("--yes", action="store_true", help="do not ask")
     repair.set_defaults(run=_repair)
+    top = commands.add_parser("top", help="every model of a running service in the terminal, as it learns")
+    _add_url(top)
+    top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
+    demo.add_argument("--keep", action="store_true", help="then go on serving until Ctrl-C, to be looked at")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -518,10 +522,16 @@ def _restore(arguments: argparse.Namespace) -> int:
     return restore(arguments.copy, arguments.folder)
 
 
-def _demo(_: argparse.Namespace) -> int:
+def _top(arguments: argparse.Namespace) -> int:
+    from service.top import top
+
+    return top(arguments.url)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     from service.demo import demo
 
-    return demo()
+    return demo(arguments.keep)
 
 
 if __name__ == "__main__":

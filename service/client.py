@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -118,6 +118,19 @@ class Client:
     def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
         """Predict events under their ids: each waits then for its label, if the service keeps it."""
         return self._predict(name, ({"x": event.x, "id": event.id} for event in events), _predicted_kept)
+
+    def overviews(self) -> Iterator[dict[str, Any]]:
+        """What GET /stream says, each time it says something, until the service ends it."""
+        try:
+            with self._http.stream("GET", f"{self.url}/stream") as reply:
+                if not reply.is_success or reply.headers.get("content-type") != "text/event-stream":
+                    reply.read()
+                    raise Refused(self.url, reply)
+                for line in reply.iter_lines():
+                    if line.startswith("data: "):
+                        yield msgspec.json.decode(line.removeprefix("data: "))
+        except httpx.TransportError as error:
+            raise NoAnswer(self.url, error) from None
 
     def _predict(
         self, name: str, questions: Iterable[dict[str, Any]], decoder: msgspec.json.Decoder[Predicted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -30,18 +31,29 @@ START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
 
-def demo() -> int:
-    """Show all of it; the exit code. Leaves nothing behind."""
+def demo(keep: bool = False) -> int:
+    """Show all of it, and with `keep` go on serving until Ctrl-C; the exit code. Leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="onestep-demo-") as folder:
         service = _Service(Path(folder))
         try:
             _show_all(service)
+            if keep:
+                _keep(service)
+            service.stop()
         finally:
             service.kill()
     print(
         "The service is stopped and the folder gone. Now yours: `onestep serve`, `onestep replay FILE --label COLUMN`."
     )
     return 0
+
+
+def _keep(service: _Service) -> None:
+    """Serve until Ctrl-C."""
+    print(f"The service goes on at {service.url}/ , with a page that shows it learn. Ctrl-C ends it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        service.wait()
+        raise Failed("the service ended by itself")
 
 
 def _show_all(service: _Service) -> None:
@@ -59,7 +71,6 @@ def _show_all(service: _Service) -> None:
     with Client(service.url) as client:
         after = _states(client)
     show(f"After kill -9 and a start that took {started:.1f} s", *_survival(before, after))
-    service.stop()
     equal = all(report["equal"] and report["replay_equal"] for report in reports.values())
     if not equal or before != after:
         raise Failed("something above is not as it should be")
@@ -101,6 +112,11 @@ class _Service:
         """kill -9; nothing if it does not run."""
         if self._process is not None:
             self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> None:
+        """Until it ends."""
+        if self._process is not None:
             self._process.wait()
 
     def stop(self) -> None:

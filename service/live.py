@@ -37,8 +37,8 @@ REMEMBERED_SECONDS = 30.0
 """How often the weights are copied. What moved is told since the copy before the last, so of this to twice as long."""
 SHARE_OF_THE_LOOP = 0.04
 """At most, for making messages. Where more is watched, messages come less often."""
-VIEWER_SECONDS = 0.0025
-"""Pause for each viewer: handing a message over takes some 40 us, so that is 1.6 % of the loop, however many watch."""
+VIEWER_SECONDS = 0.005
+"""Pause for each viewer: with a hundred, each gets two messages a second, and all of them cost what fifty would."""
 LARGEST, MOVED = 20, 10
 SHOWN_MODELS = 100
 SPARK = 60

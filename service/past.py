@@ -99,13 +99,15 @@ def asked_for(now: float, from_: str | None, to: str | None, step: str | None) -
             )
             raise errors.InvalidParameter(field="step", reason=reason)
         return grid
-    shortest = max((seconds for seconds, age in COARSER if start < now - age), default=BUCKET_SECONDS)
+    shortest = max((seconds for seconds, age in COARSER if start < now - age - seconds), default=BUCKET_SECONDS)
     grids = (_covering(start, end, step) for step in STEPS if step >= shortest)
     return next(grid for grid in grids if grid.points <= POINTS)
 
 
 def _covering(start: float, end: float, step: int) -> Grid:
-    return Grid(int(start // step) * step, math.ceil(end / step) * step, step)
+    """Whole steps; an hour that begins within a step is not one more point than an hour has."""
+    first, last = int(start // step) * step, math.ceil(end / step) * step
+    return Grid(first + step if last - first == (POINTS + 1) * step else first, last, step)
 
 
 def _number(field: str, text: str) -> float:

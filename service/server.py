@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
 from service.app import Service
@@ -18,6 +19,9 @@ from service.lock import FolderLock
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
+
+VIEWERS_SECONDS = 0.5
+"""After the end of the event streams: how long their viewers have to read it."""
 
 
 class Server(uvicorn.Server):
@@ -57,6 +61,15 @@ class Server(uvicorn.Server):
         self._service.engine.drain()
         self._service.engine.streams_end.set()
         self.should_exit = True
+        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._cut_viewers)
+
+    def _cut_viewers(self) -> None:
+        """Cut event streams that are still open: they have ended, and who has not read that by now reads nothing. What
+        was written for them would be waited for until `shutdown_seconds` are over."""
+        for connection in list(self.server_state.connections):
+            asked = connection.cycle if isinstance(connection, HttpToolsProtocol) else None
+            if asked is not None and asked.scope["path"].endswith("/stream"):
+                connection.transport.abort()
 
 
 def serve(settings: Settings, lock: FolderLock) -> int:

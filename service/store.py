@@ -691,10 +691,10 @@ class Store(LogReader):
             with self._transaction():
                 try:
                     series.write(self._db, piece)
-                except sqlite3.DatabaseError as error:
-                    if isinstance(_failure(error), errors.StorageDamaged):
-                        raise _SeriesDamagedError(str(error)) from error
-                    raise
+                except sqlite3.Error as error:
+                    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                        raise  # nothing that is wrong with the series alone
+                    raise _SeriesDamagedError(str(error)) from error
         except _SeriesDamagedError as damage:
             self._series_whole = False
             logger.warning("the series of the plots are damaged and not written any more (%s); the log is not", damage)
