@@ -43,7 +43,11 @@ async function send(path, options) {
 
 async function problemOf(response) {
   const said = await response.json().catch(() => ({}));
-  return new Problem(response.status, said.title ?? response.statusText, said.detail ?? `It replied ${response.status}.`);
+  return new Problem(
+    response.status,
+    said.title ?? response.statusText,
+    said.detail ?? `It replied ${response.status}.`,
+  );
 }
 
 /**

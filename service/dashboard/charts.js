@@ -1,4 +1,4 @@
-// Charts over time, and the calibration plot: uPlot with this page's colours, a legend in text and the numbers as a table.
+// Charts over time, and calibration: uPlot with this page's colours, a legend in text and the numbers as a table.
 
 import uPlot from "./vendor/uplot-1.6.32/uPlot.esm.js";
 import { h, say, svg } from "./dom.js";
@@ -132,14 +132,28 @@ class Chart {
 
   /** A number beside an axis: without needless zeros. */
   tick(value) {
-    return value == null ? "" : this.format(value).replace(/(\.\d*?)0+(?=$|\s|\/)/, "$1").replace(/\.(?=$|\s|\/)/, "");
+    return value == null
+      ? ""
+      : this.format(value)
+          .replace(/(\.\d*?)0+(?=$|\s|\/)/, "$1")
+          .replace(/\.(?=$|\s|\/)/, "");
   }
 
   fillTable() {
     if (!this.table.open || !this.data) return;
-    const head = h("tr", {}, h("th", { scope: "col" }, this.firstColumn), this.lines.map((l) => h("th", { scope: "col" }, l.label)));
+    const head = h(
+      "tr",
+      {},
+      h("th", { scope: "col" }, this.firstColumn),
+      this.lines.map((l) => h("th", { scope: "col" }, l.label)),
+    );
     const rows = this.tableRows().map((i) =>
-      h("tr", {}, h("th", { scope: "row" }, this.first(this.data[0][i])), this.lines.map((_, k) => h("td", {}, this.format(this.numbers(k)[i])))),
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, this.first(this.data[0][i])),
+        this.lines.map((_, k) => h("td", {}, this.format(this.numbers(k)[i]))),
+      ),
     );
     const table = h("table", {}, h("thead", {}, head), h("tbody", {}, rows));
     this.table.replaceChildren(this.table.firstChild, h("div", { class: "scroll", tabindex: "0" }, table));
@@ -187,7 +201,10 @@ export class TimeChart extends Chart {
 
   tellMarks() {
     if (!this.telling) return;
-    const told = [["start", "service started"], ["snapshot", "snapshot"]].filter(([kind]) => this.marks.some((mark) => mark.kind === kind));
+    const told = [
+      ["start", "service started"],
+      ["snapshot", "snapshot"],
+    ].filter(([kind]) => this.marks.some((mark) => mark.kind === kind));
     this.legend.querySelectorAll(".marks").forEach((old) => old.remove());
     this.legend.append(
       ...told.map(([kind, label]) => {
@@ -211,7 +228,10 @@ export class TimeChart extends Chart {
       legend: { show: false },
       cursor: { sync: { key: "time" }, y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: { x: { range: () => [this.from, this.to] }, y: { range: (_, low, high) => this.range(low, high) } },
-      axes: [this.axis({ values: (_, splits, __, ___, step) => ticks(splits, step), space: 70, size: 28 }), this.valueAxis()],
+      axes: [
+        this.axis({ values: (_, splits, __, ___, step) => ticks(splits, step), space: 70, size: 28 }),
+        this.valueAxis(),
+      ],
       series: [{}, ...this.series()],
       bands: this.bands?.(),
       hooks: { setCursor: [() => this.plot && this.showNumbers()], draw: [(plot) => drawMarks(plot, this.marks)] },
@@ -265,12 +285,20 @@ export class SharesChart extends TimeChart {
       label === "all others" ? t.map((_, i) => (there(i) ? sum(this.others, i) : null)) : learners[label],
     );
     return this.shares.map((_, k) =>
-      t.map((_, i) => (there(i) ? this.shares.slice(0, k + 1).reduce((total, shares) => total + (shares[i] ?? 0), 0) : null)),
+      t.map((_, i) =>
+        there(i) ? this.shares.slice(0, k + 1).reduce((total, shares) => total + (shares[i] ?? 0), 0) : null,
+      ),
     );
   }
 
   series() {
-    return this.lines.map((line) => ({ label: line.label, stroke: colour("surface"), width: 1, fill: colour(line.tone), points: { show: false } }));
+    return this.lines.map((line) => ({
+      label: line.label,
+      stroke: colour("surface"),
+      width: 1,
+      fill: colour(line.tone),
+      points: { show: false },
+    }));
   }
 
   bands() {
@@ -306,7 +334,10 @@ export class Calibration extends Chart {
 
   update(buckets) {
     const filled = (key) => buckets[key].filter((bucket) => bucket.count);
-    const points = [...filled("window").map((b) => ({ ...b, line: 0 })), ...filled("total").map((b) => ({ ...b, line: 1 }))];
+    const points = [
+      ...filled("window").map((b) => ({ ...b, line: 0 })),
+      ...filled("total").map((b) => ({ ...b, line: 1 })),
+    ];
     points.sort((a, b) => a.p - b.p);
     const column = (line) => [null, ...points.map((point) => (point.line === line ? point.ones : null)), null];
     const x = [0, ...points.map((point) => point.p), 1];
@@ -316,8 +347,13 @@ export class Calibration extends Chart {
     else this.plot.setData(this.data);
     this.showNumbers();
     this.fillTable();
-    const told = filled("window").map(({ p, ones, count }) => `predicted ${percent(p)}, came ${percent(ones)} of ${count}`);
-    this.place.setAttribute("aria-label", `${this.title}, ${this.lines[0].label}: ${told.join("; ") || "nothing yet"}.`);
+    const told = filled("window").map(
+      ({ p, ones, count }) => `predicted ${percent(p)}, came ${percent(ones)} of ${count}`,
+    );
+    this.place.setAttribute(
+      "aria-label",
+      `${this.title}, ${this.lines[0].label}: ${told.join("; ") || "nothing yet"}.`,
+    );
   }
 
   options() {
@@ -326,14 +362,19 @@ export class Calibration extends Chart {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: { x: { time: false, range: share }, y: { range: share } },
-      axes: [this.axis({ values: (_, splits) => splits.map((v) => this.tick(v)), space: 40, size: 28 }), this.valueAxis()],
+      axes: [
+        this.axis({ values: (_, splits) => splits.map((v) => this.tick(v)), space: 40, size: 28 }),
+        this.valueAxis(),
+      ],
       series: [{}, ...this.series()],
       hooks: { setCursor: [() => this.plot && this.showNumbers()] },
     };
   }
 
   series() {
-    const all = super.series().map((line) => ({ ...line, spanGaps: true, points: { show: true, size: 5, fill: line.stroke } }));
+    const all = super
+      .series()
+      .map((line) => ({ ...line, spanGaps: true, points: { show: true, size: 5, fill: line.stroke } }));
     return [{ ...all[0], points: { show: false } }, all[1], all[2]];
   }
 

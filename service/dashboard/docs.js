@@ -1,4 +1,4 @@
-// The API's documentation: swagger-ui on this service's own document, with the token that the page was given in this tab.
+// The API's documentation: swagger-ui on this service's own document, with the token of the page in this tab.
 // No validator badge: that is another host.
 window.SwaggerUIBundle({
   url: "openapi.json",

@@ -1,6 +1,6 @@
 // Elements from data. Text only ever becomes a text node, so a feature named "<script>" is shown and never run.
 
-/** An element: `h("a", {href: "#/", class: "quiet", onclick: f}, "text", child)`. Null and false children are left out. */
+/** An element: `h("a", {href: "#/", class: "quiet", onclick: f}, "text", child)`. Null and false are left out. */
 export function h(tag, properties = {}, ...children) {
   return filled(document.createElement(tag), properties, children);
 }

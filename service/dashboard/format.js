@@ -12,7 +12,9 @@ const orNone = (format) => (number) => (number == null ? NONE : format(number));
 export const count = orNone((n) => whole.format(n));
 
 /** 1,234/s and 0.4/s */
-export const rate = orNone((n) => `${n === 0 ? "0" : n < 0.1 ? n.toPrecision(1) : n < 10 ? n.toFixed(1) : whole.format(n)}/s`);
+export const rate = orNone(
+  (n) => `${n === 0 ? "0" : n < 0.1 ? n.toPrecision(1) : n < 10 ? n.toFixed(1) : whole.format(n)}/s`,
+);
 
 /** 0.4321: nats */
 export const loss = orNone((n) => (n < 100 ? n.toFixed(4) : n.toPrecision(4)));
@@ -40,8 +42,15 @@ export const number = orNone((n) => {
   if (n === 0) return "0";
   const size = Math.abs(n);
   if (Number.isInteger(n) && size < 1e9) return whole.format(n).replace("-", "−");
-  if (size < 1e-4 || size >= 1e6) return n.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e").replace(/^-/, "−");
-  return significant(n, 4).replace(/\.?0+$/, "").replace("-", "−");
+  if (size < 1e-4 || size >= 1e6)
+    return n
+      .toExponential(2)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e")
+      .replace(/^-/, "−");
+  return significant(n, 4)
+    .replace(/\.?0+$/, "")
+    .replace("-", "−");
 });
 
 /** The same with its sign. */

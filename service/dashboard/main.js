@@ -73,7 +73,10 @@ function explained(problem) {
   }
   if (problem.status === 401) {
     const enter = h("button", { type: "button", onclick: askForToken }, "Enter a token");
-    return [h("strong", {}, token.get() ? "The service does not know this token. " : "The service asks for a token. "), enter];
+    return [
+      h("strong", {}, token.get() ? "The service does not know this token. " : "The service asks for a token. "),
+      enter,
+    ];
   }
   if (problem.status === 404) {
     return [h("strong", {}, `${problem.title}. `), `${problem.detail} `, h("a", { href: "#/" }, "All models")];
@@ -91,7 +94,9 @@ function askForToken() {
 
 document.getElementById("token").addEventListener("click", askForToken);
 window.addEventListener("tokenwanted", askForToken);
-document.getElementById("token-form").addEventListener("submit", () => token.set(document.getElementById("token-value").value.trim()));
+document
+  .getElementById("token-form")
+  .addEventListener("submit", () => token.set(document.getElementById("token-value").value.trim()));
 document.getElementById("token-cancel").addEventListener("click", () => dialog.close());
 document.getElementById("token-forget").addEventListener("click", () => {
   token.set("");

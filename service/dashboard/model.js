@@ -1,11 +1,21 @@
 // One model: the numbers now, and how they came about.
 
-import { ask, follow, modelPath } from "./api.js";
+import { Problem, ask, follow, modelPath } from "./api.js";
 import { Calibration, SharesChart, TimeChart } from "./charts.js";
 import { filler, h, say, segments, throttled } from "./dom.js";
 import { count, duration, loss, milliseconds, percent, rate } from "./format.js";
 import { firstSteps } from "./overview.js";
-import { crosscheck, facts, findings, findingsList, joins, learnerBars, movedBars, tiles, weightBars } from "./panels.js";
+import {
+  crosscheck,
+  facts,
+  findings,
+  findingsList,
+  joins,
+  learnerBars,
+  movedBars,
+  tiles,
+  weightBars,
+} from "./panels.js";
 
 const RANGES = {
   "15m": { label: "15 min", seconds: 900, every: 3 },
@@ -22,8 +32,7 @@ export function model(main, parameters, link) {
   const name = parameters.get("model");
   let range = parameters.get("range") in RANGES ? parameters.get("range") : "15m";
   const path = modelPath(name);
-  let view = null; // what is shown, once the model's spec is known
-  let newest = null; // what the stream said last: where nothing happens it says it once
+  let view = null; // what is shown, from the first event on
   let again = null; // when the series is asked for again
   let since = 0; // before this nothing happened, as far as the range reaches: then the axis begins here
   let ended = false;
@@ -31,55 +40,57 @@ export function model(main, parameters, link) {
   main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name)));
 
   const show = throttled(SLOWLY, (now) => {
-    if (!ended) view?.now(now);
+    if (!ended) view.now(now);
   });
 
-  /** After the connection has come (back): everything anew, since the service may be another process. */
-  async function begin() {
+  /** What the stream does not say. Asked for after each connection, since the service may be another process then. */
+  function askForMore() {
+    refresh();
+    ask("GET", path).then(view.described, view.undescribed);
+  }
+
+  /** The series, again and again. Where it fails the stream fails too, and tells. */
+  async function refresh() {
+    clearTimeout(again);
+    const asked = range;
     try {
-      const described = await ask("GET", path);
-      if (ended) return;
-      view ??= build(main, name, described, segments("Time range", CHOICES, range, choose));
-      view.described(described);
-      if (newest) show(newest);
-      await series();
+      const past = await series(asked);
+      if (!ended && asked === range) view.past(past);
     } catch (problem) {
-      if (!ended) link(problem);
+      if (!(problem instanceof Problem)) throw problem;
+    } finally {
+      if (!ended && asked === range) again = setTimeout(refresh, RANGES[range].every * 1000);
     }
   }
 
-  async function series() {
-    clearTimeout(again);
+  async function series(asked) {
     const to = Date.now() / 1000;
-    const from = Math.max(to - RANGES[range].seconds, since);
-    try {
-      const past = await ask("GET", `${path}/series?from=${from}&to=${to}`);
-      const begins = Math.max(from, Math.min(beginning(past), to - SHORTEST));
-      if (begins - from > 0.2 * (to - from)) {
-        since = begins;
-        return series(); // and so in finer steps
-      }
-      if (!ended) view.past(past);
-    } finally {
-      if (!ended) again = setTimeout(() => series().catch(() => {}), RANGES[range].every * 1000);
-    }
+    const from = Math.max(to - RANGES[asked].seconds, since);
+    const past = await ask("GET", `${path}/series?from=${from}&to=${to}`);
+    const begins = Math.max(from, Math.min(beginning(past), to - SHORTEST));
+    if (asked !== range || begins - from < 0.2 * (to - from)) return past;
+    since = begins;
+    return series(asked); // in finer steps
   }
 
   function choose(other) {
     range = other;
     since = 0;
     history.replaceState(null, "", `#/models/${encodeURIComponent(name)}?range=${range}`);
-    series().catch(link);
+    refresh();
   }
 
-  const stop = follow(path + "/stream", {
+  const stop = follow(`${path}/stream`, {
     onLink(problem) {
       link(problem);
-      if (!problem) begin();
+      if (!problem && view) askForMore();
     },
     onNow(now) {
       link(null, now);
-      newest = now;
+      if (!view) {
+        view = build(main, now, segments("Time range", CHOICES, range, choose));
+        askForMore();
+      }
       show(now);
     },
   });
@@ -97,9 +108,9 @@ function beginning({ t, seq, step, to }) {
   return first < 0 ? to : t[first] - step;
 }
 
-/** Lay the page out. Returns {now(event), past(series), described(model), destroy()}. */
-function build(main, name, { spec, progressive }, ranges) {
-  const auto = spec.rule === "auto";
+/** Lay the page out. Returns {now(event), past(series), described(model), undescribed(problem), destroy()}. */
+function build(main, { model: name, rule, progressive }, ranges) {
+  const auto = rule === "auto";
   const head = h("dl", { class: "tiles" });
   const check = h("div", { class: "findings" });
   const [first, weights, moved, about] = [0, 1, 2, 3].map(() => h("div"));
@@ -114,13 +125,24 @@ function build(main, name, { spec, progressive }, ranges) {
       "div",
       { class: "grid" },
       Object.values(charts).map((chart) => chart.element),
-      h("section", { class: "card" }, h("h3", {}, auto ? "Learners that carry the weight now" : "Largest weights"), weights),
+      h(
+        "section",
+        { class: "card" },
+        h("h3", {}, auto ? "Learners that carry the weight now" : "Largest weights"),
+        weights,
+      ),
       auto ? "" : h("div", { class: "stack" }, crosscheck(name), h("section", { class: "card" }, movedTitle, moved)),
       facing,
     ),
   ];
   main.replaceChildren(
-    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name), h("p", { class: "lead" }, h("span", { class: "rule" }, spec.rule)), ranges),
+    h(
+      "div",
+      { class: "heading" },
+      h("h1", { tabindex: "-1" }, name),
+      h("p", { class: "lead" }, h("span", { class: "rule" }, rule)),
+      ranges,
+    ),
     first,
     ...learned,
   );
@@ -154,6 +176,7 @@ function build(main, name, { spec, progressive }, ranges) {
       for (const chart of Object.values(charts)) if (chart !== charts.calibration) chart?.update(series);
     },
     described: show.about,
+    undescribed: (problem) => about.replaceChildren(h("p", { class: "note" }, problem.detail)),
     destroy: () => Object.values(charts).forEach((chart) => chart?.destroy()),
   };
 }
@@ -172,7 +195,11 @@ function chartsOf(auto, { window: last }) {
         { key: "entropy", label: "base rate's entropy", tone: "ink-2", dash: true },
       ],
     }),
-    calibration: new Calibration({ title: "Calibration", note: "How often label 1 came, by what was predicted", last: N }),
+    calibration: new Calibration({
+      title: "Calibration",
+      note: "How often label 1 came, by what was predicted",
+      last: N,
+    }),
     rates: new TimeChart({
       title: "Learned and predicted",
       passing: true,
@@ -182,7 +209,11 @@ function chartsOf(auto, { window: last }) {
         { key: "predicted", label: "predicted", tone: "second" },
       ],
     }),
-    accuracy: new TimeChart({ title: `Accuracy`, format: percent, lines: [{ key: "accuracy_window", label: N, tone: "accent" }] }),
+    accuracy: new TimeChart({
+      title: "Accuracy",
+      format: percent,
+      lines: [{ key: "accuracy_window", label: N, tone: "accent" }],
+    }),
     served: new TimeChart({
       title: "Log loss, served and before the step",
       passing: true,
@@ -193,8 +224,17 @@ function chartsOf(auto, { window: last }) {
         { key: "loss", label: "before the step", tone: "second" },
       ],
     }),
-    waiting: new TimeChart({ title: "Predictions that wait for a label", format: count, lines: [{ key: "waiting", label: "waiting", tone: "accent", area: true }] }),
-    delay: new TimeChart({ title: "How late labels came", passing: true, format: duration, lines: [{ key: "delay_s", label: "mean delay", tone: "accent" }] }),
+    waiting: new TimeChart({
+      title: "Predictions that wait for a label",
+      format: count,
+      lines: [{ key: "waiting", label: "waiting", tone: "accent", area: true }],
+    }),
+    delay: new TimeChart({
+      title: "How late labels came",
+      passing: true,
+      format: duration,
+      lines: [{ key: "delay_s", label: "mean delay", tone: "accent" }],
+    }),
     commit: new TimeChart({
       title: "Commit to disk",
       passing: true,

@@ -27,7 +27,9 @@ export function overview(main, _, link) {
 
 function inAll(models, more) {
   const sum = (key) => models.reduce((total, model) => total + (model[key] ?? 0), 0);
-  const shown = more ? `the ${count(models.length)} of ${count(models.length + more)} models that learned last` : modelsIn(models.length);
+  const shown = more
+    ? `the ${count(models.length)} of ${count(models.length + more)} models that learned last`
+    : modelsIn(models.length);
   return `${shown} · ${rate(sum("learned_s"))} learned · ${rate(sum("predicted_s"))} predicted`;
 }
 
@@ -40,7 +42,15 @@ function modelTable(models) {
     "table",
     { class: "models" },
     h("caption", { class: "hidden" }, "Models: log loss and accuracy over the last events, and in total"),
-    h("thead", {}, h("tr", {}, COLUMNS.map((name) => h("th", { scope: "col" }, name)))),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        COLUMNS.map((name) => h("th", { scope: "col" }, name)),
+      ),
+    ),
     h("tbody", {}, models.map(row)),
   );
 }
@@ -50,13 +60,21 @@ function row(model) {
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, h("a", { href: `#/models/${encodeURIComponent(model.model)}` }, model.model), h("small", {}, model.rule)),
+    h(
+      "th",
+      { scope: "row" },
+      h("a", { href: `#/models/${encodeURIComponent(model.model)}` }, model.model),
+      h("small", {}, model.rule),
+    ),
     cell("Events", count(model.seq)),
     cell("Learned", rate(model.learned_s)),
     cell("Predicted", rate(model.predicted_s)),
     cell("Log loss", two(loss, model.loss_window, model.loss)),
     cell("Accuracy", two(percent, model.accuracy_window, model.accuracy)),
-    cell("Log loss lately", sparkline(model.spark ?? [], `Log loss lately: from ${loss(model.spark?.[0])} to ${loss(model.loss_window)}`)),
+    cell(
+      "Log loss lately",
+      sparkline(model.spark ?? [], `Log loss lately: from ${loss(model.spark?.[0])} to ${loss(model.loss_window)}`),
+    ),
     h("td", { class: "state-cell" }, stateOf(model)),
   );
 }
@@ -86,6 +104,14 @@ export function firstSteps(model) {
       `curl -s ${address} -H 'content-type: application/json'${authorized} \\\n` +
         `  -d '{"x": {"age": 31, "country": "FR", "vip": true}, "y": 1, "id": "order-77"}'`,
     ),
-    h("p", {}, "A whole file: ", h("code", {}, "onestep replay FILE.csv --label COLUMN"), ". Or ", h("a", { href: `#/try?model=${encodeURIComponent(model)}` }, "try it here"), "."),
+    h(
+      "p",
+      {},
+      "A whole file: ",
+      h("code", {}, "onestep replay FILE.csv --label COLUMN"),
+      ". Or ",
+      h("a", { href: `#/try?model=${encodeURIComponent(model)}` }, "try it here"),
+      ".",
+    ),
   );
 }

@@ -11,10 +11,20 @@ export function tiles(now) {
   const { window: last, total } = now.progressive;
   return [
     tile("Learned", rate(now.learned_s), `${count(now.seq)} events`),
-    tile(`Log loss, last ${count(last.events)}`, loss(last.log_loss), comparedWithBaseRate(last) ?? `total ${loss(total.log_loss)}`),
-    tile(`Accuracy, last ${count(last.events)}`, percent(last.accuracy), `ROC AUC ${last.roc_auc == null ? "–" : last.roc_auc.toFixed(3)}`),
+    tile(
+      `Log loss, last ${count(last.events)}`,
+      loss(last.log_loss),
+      comparedWithBaseRate(last) ?? `total ${loss(total.log_loss)}`,
+    ),
+    tile(
+      `Accuracy, last ${count(last.events)}`,
+      percent(last.accuracy),
+      `ROC AUC ${last.roc_auc == null ? "–" : last.roc_auc.toFixed(3)}`,
+    ),
     tile("Predicted", rate(now.predicted_s), `${count(now.features)} features known`),
-    joins(now) ? tile("Labels waited for", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`) : tile("Labels waited for", "–", "no prediction had an id"),
+    joins(now)
+      ? tile("Labels waited for", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`)
+      : tile("Labels waited for", "–", "no prediction had an id"),
     tile("Commit, p50", milliseconds(now.commit.p50_ms), `p99 ${milliseconds(now.commit.p99_ms)}`),
   ];
 }
@@ -40,25 +50,46 @@ export function findings(now) {
   const found = [];
   if (now.state !== "ready") found.push(["warn", `The service is ${now.state}.`]);
   if (now.not_taken) {
-    found.push(["warn", `${count(now.not_taken)} steps were not taken, because they would have left numbers that are not finite: look for extreme values, or lower the learning rate.`]);
+    found.push([
+      "warn",
+      `${count(now.not_taken)} steps were not taken, because they would have left numbers that are not finite: look for extreme values, or lower the learning rate.`,
+    ]);
   }
   if (last.events >= 100 && last.entropy != null && last.log_loss > NOISE * last.entropy) {
-    found.push(["warn", `Over the last ${count(last.events)} events the model is worse than always predicting the share of label 1: log loss ${loss(last.log_loss)}, base rate ${loss(last.entropy)}. Is the learning rate too high, are features unscaled, did the stream change?`]);
+    found.push([
+      "warn",
+      `Over the last ${count(last.events)} events the model is worse than always predicting the share of label 1: log loss ${loss(last.log_loss)}, base rate ${loss(last.entropy)}. Is the learning rate too high, are features unscaled, did the stream change?`,
+    ]);
   }
   if (now.weights?.length === 0 && now.rule !== "auto" && now.seq >= 100) {
-    found.push(["warn", `Every weight is 0 after ${count(now.seq)} events: the model says the same of everything. With scale: standard, a feature whose value never varies counts for nothing; so it is with a large l1.`]);
+    found.push([
+      "warn",
+      `Every weight is 0 after ${count(now.seq)} events: the model says the same of everything. With scale: standard, a feature whose value never varies counts for nothing; so it is with a large l1.`,
+    ]);
   }
   if (now.join.not_kept) {
-    found.push(["warn", `${count(now.join.not_kept)} predictions were served but not kept, because as many waited as may (join.max_waiting): their labels will find nothing.`]);
+    found.push([
+      "warn",
+      `${count(now.join.not_kept)} predictions were served but not kept, because as many waited as may (join.max_waiting): their labels will find nothing.`,
+    ]);
   }
-  if (now.join.dropped) found.push(["note", `${count(now.join.dropped)} predictions were dropped: no label came in time (join.keep).`]);
-  if (now.join.expired) found.push(["note", `${count(now.join.expired)} predictions were learned as 0: no label came in time (join.keep).`]);
+  if (now.join.dropped)
+    found.push(["note", `${count(now.join.dropped)} predictions were dropped: no label came in time (join.keep).`]);
+  if (now.join.expired)
+    found.push([
+      "note",
+      `${count(now.join.expired)} predictions were learned as 0: no label came in time (join.keep).`,
+    ]);
   return found;
 }
 
 export function findingsList(found) {
   if (!found.length) return h("p", { class: "finding good" }, "Nothing looks wrong.");
-  return h("ul", { class: "plain" }, found.map(([tone, text]) => h("li", { class: `finding ${tone}` }, text)));
+  return h(
+    "ul",
+    { class: "plain" },
+    found.map(([tone, text]) => h("li", { class: `finding ${tone}` }, text)),
+  );
 }
 
 /** Names with bars: [{name, value, more}]; `more` are cells before the bar. Where some are below 0, to both sides of a line. */
@@ -69,7 +100,16 @@ export function bars(caption, columns, rows) {
     "table",
     { class: `bars ${sides}` },
     h("caption", { class: "hidden" }, caption),
-    h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: i ? "" : "name" }, name)), h("td", {}))),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        columns.map((name, i) => h("th", { scope: "col", class: i ? "" : "name" }, name)),
+        h("td", {}),
+      ),
+    ),
     h(
       "tbody",
       {},
@@ -95,7 +135,11 @@ function bar(share, sides) {
 
 export function weightBars(weights) {
   if (!weights.length) return h("p", { class: "note" }, "Every weight is 0.");
-  return bars("The largest weights", ["Feature", "Weight"], weights.map(({ name, weight }) => ({ name, value: weight })));
+  return bars(
+    "The largest weights",
+    ["Feature", "Weight"],
+    weights.map(({ name, weight }) => ({ name, value: weight })),
+  );
 }
 
 export function movedBars(moved) {
@@ -134,7 +178,8 @@ export function crosscheck(name) {
   button.addEventListener("click", async () => {
     button.disabled = true;
     const began = performance.now();
-    const tick = () => (result.textContent = `The log goes through river, in a process of its own … ${Math.round((performance.now() - began) / 1000)} s`);
+    const tick = () =>
+      (result.textContent = `The log goes through river, in a process of its own … ${Math.round((performance.now() - began) / 1000)} s`);
     tick();
     const timer = setInterval(tick, 1000);
     try {
@@ -150,7 +195,11 @@ export function crosscheck(name) {
     "section",
     { class: "card" },
     h("h3", {}, "Is it right?"),
-    h("p", { class: "note" }, "Replays the log, and gives the same events to river: every weight is compared. The service goes on meanwhile."),
+    h(
+      "p",
+      { class: "note" },
+      "Replays the log, and gives the same events to river: every weight is compared. The service goes on meanwhile.",
+    ),
     button,
     result,
   );
@@ -161,7 +210,12 @@ function verdict(report) {
   const since = report.from_seq ? `, from the snapshot at seq ${count(report.from_seq)} on` : "";
   const weights = `${count(report.features)} ${report.features === 1 ? "weight" : "weights"} and the bias`;
   const equal = report.equal
-    ? h("p", { class: "finding good" }, h("strong", {}, `Equal to the last bit on ${count(report.events)} events`), ` (${weights}; river ${report.river}${since}).`)
+    ? h(
+        "p",
+        { class: "finding good" },
+        h("strong", {}, `Equal to the last bit on ${count(report.events)} events`),
+        ` (${weights}; river ${report.river}${since}).`,
+      )
     : h(
         "p",
         { class: "finding bad" },
@@ -170,23 +224,32 @@ function verdict(report) {
       );
   const replay = report.replay_equal
     ? h("p", { class: "finding good" }, "A replay of the log gives these weights, bit for bit.")
-    : h("p", { class: "finding bad" }, h("strong", {}, "A replay of the log gives other weights. "), "Run `onestep inspect` on the data folder.");
+    : h(
+        "p",
+        { class: "finding bad" },
+        h("strong", {}, "A replay of the log gives other weights. "),
+        "Run `onestep inspect` on the data folder.",
+      );
   return [equal, replay];
 }
 
 /** What the model was told, and where it stands. */
-export function facts({ spec, snapshot_seq, sha256, alarms }) {
+export function facts({ spec, seq, snapshot_seq, sha256, alarms }) {
   const told = flat(spec).filter(([, value]) => value !== null);
   const written = (value) => (typeof value === "number" ? number(value) : String(value));
   return [
-    h("dl", { class: "facts" }, [
-      told.map(([name, value]) => [h("dt", {}, name), h("dd", {}, written(value))]),
-      h("dt", {}, "newest snapshot at"),
-      h("dd", {}, snapshot_seq ? `seq ${count(snapshot_seq)}` : "none yet"),
-      alarms == null ? [] : [h("dt", {}, "sudden changes"), h("dd", {}, count(alarms))],
-      h("dt", {}, "sha256 of the state"),
-      h("dd", { class: "hash" }, sha256),
-    ].flat(3)),
+    h(
+      "dl",
+      { class: "facts" },
+      [
+        told.map(([name, value]) => [h("dt", {}, name), h("dd", {}, written(value))]),
+        h("dt", {}, "newest snapshot at"),
+        h("dd", {}, snapshot_seq ? `seq ${count(snapshot_seq)}` : "none yet"),
+        alarms == null ? [] : [h("dt", {}, "sudden changes"), h("dd", {}, count(alarms))],
+        h("dt", {}, `sha256 at seq ${count(seq)}`),
+        h("dd", { class: "hash" }, sha256),
+      ].flat(3),
+    ),
   ];
 }
 

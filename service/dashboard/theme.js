@@ -10,7 +10,9 @@
   }
 
   apply(localStorage.getItem("theme"));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.dispatchEvent(new Event("themechange")));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+    window.dispatchEvent(new Event("themechange")),
+  );
 
   document.addEventListener("DOMContentLoaded", () => {
     const select = document.getElementById("theme");
