@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from core.features import LATE, Batch, X
 from core.logistic import Floats
 from core.packed import unpack
@@ -285,7 +287,7 @@ class LogReader:
         """How a model did between two times, and what happened."""
         ((rows,),) = self._rows(series.READ, model, after, before)
         marks = [series.Mark(model, *row) for row in self._rows(series.READ_MARKS, model, after, before)]
-        return [series.Row(*row) for row in json.loads(rows)], marks
+        return msgspec.json.decode(rows, type=list[series.Row]), marks
 
     def recent_losses(self, models: Sequence[int], count: int) -> dict[int, list[float | None]]:
         """The last windowed losses of some models, oldest first."""

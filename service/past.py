@@ -122,13 +122,15 @@ def _number(field: str, text: str) -> float:
 
 def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) -> dict[str, Any]:
     """Rows in order of time, and marks, as the reply has them."""
-    edges = grid.start + grid.step * np.arange(grid.points + 1)
-    ends = np.array([row.t for row in rows], np.float64)
-    starts = np.array([row.t - row.seconds for row in rows], np.float64)
-    starts[1:] = np.maximum(starts[1:], ends[:-1])  # rows of a clock that was set back
+    columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True)) if rows else {}
 
     def column(name: str) -> Floats:
-        return np.array([getattr(row, name) for row in rows], np.float64)  # None is NaN
+        return np.array(columns.get(name, ()), np.float64)  # None is NaN
+
+    edges = grid.start + grid.step * np.arange(grid.points + 1)
+    ends = column("t")
+    starts = ends - column("seconds")
+    starts[1:] = np.maximum(starts[1:], ends[:-1])  # rows of a clock that was set back
 
     def added(values: Floats) -> Floats:
         """The sum in each point: the difference of the running sum, which is taken to grow evenly within a row."""

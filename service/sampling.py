@@ -37,9 +37,9 @@ class _Counts(NamedTuple):
     delays: int = 0
     delay: float = 0.0
 
-    def same(self, model: Model) -> bool:
-        """Whether nothing has happened to the model since."""
-        return self[:3] == (model.learned, model.predicted, model.waiting)
+    def differs(self, model: Model) -> bool:
+        """Whether something has happened to the model since."""
+        return model.learned != self.learned or model.predicted != self.predicted or model.waiting != self.waiting
 
 
 class Sampler:
@@ -61,6 +61,7 @@ class Sampler:
         self._marks: list[Mark] = []
         self._untidied: list[int] = []
         self._tidied_at = 0.0
+        self._models = 0
 
     def begin(self, now: float, models: Collection[Model]) -> None:
         """The service has started, with these models."""
@@ -93,13 +94,12 @@ class Sampler:
         """Look which models have news."""
         began, self._ended = self._ended, end
         self._left = MOST_IN_A_BUCKET
-        self._known = {model: self._known.get(model, _Counts()) for model in models}
-        self._pending = {model: since for model, since in self._pending.items() if model in self._known}
-        for model, counts in self._known.items():
-            if model not in self._pending and not counts.same(model):
-                self._pending[model] = began
+        known, pending, none = self._known, self._pending, _Counts()
+        self._pending = {model: pending.get(model, began) for model in models if known.get(model, none).differs(model)}
+        self._models = len(models)
         if not self._untidied and end - self._tidied_at >= TIDY_SECONDS:
             self._untidied, self._tidied_at = [model.stored.key for model in models], end
+            self._known = {model: known[model] for model in models if model in known}  # others are deleted
 
     def _next_piece(self) -> Piece:
         count = min(PIECE, self._left, len(self._pending))
@@ -111,10 +111,10 @@ class Sampler:
         tidied: list[int] = []
         if not self._pending or not self._left:  # the bucket's last
             tidied, self._untidied = self._untidied[:TIDIED], self._untidied[TIDIED:]
-        return Piece(int(self._ended), rows, marks, tidied, len(self._known))
+        return Piece(int(self._ended), rows, marks, tidied, self._models)
 
     def _row(self, model: Model, since: float, p50: float | None, p99: float | None) -> Row:
-        before, after = self._known[model], _counts(model)
+        before, after = self._known.get(model, _Counts()), _counts(model)
         self._known[model] = after
         scores = model.scores.brief()
         return Row(
