@@ -49,6 +49,12 @@ export function findings(now) {
   const { window: last } = now.progressive;
   const found = [];
   if (now.state !== "ready") found.push(["warn", `The service is ${now.state}.`]);
+  if (now.breaker?.stopped_at != null) {
+    found.push([
+      "bad",
+      `Its breaker has stopped it at seq ${count(now.breaker.stopped_at)}: the log loss passed the limit of its spec. It predicts and learns nothing until POST /models/${now.model}/resume.`,
+    ]);
+  }
   if (now.not_taken) {
     found.push([
       "warn",
