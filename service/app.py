@@ -34,6 +34,7 @@ from service.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
 from service.live import EventStream, Live
 from service.log import WAITING
 from service.model import Model
+from service.page import add_page
 from service.past import Past
 from service.reply import Reply, json_reply, problem
 from service.settings import Settings
@@ -65,6 +66,8 @@ class Service:
             lifespan=self._lifespan,
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
+            docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
+            redoc_url=None,
         )
         add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
@@ -73,6 +76,7 @@ class Service:
         add_explanations(self.api, self.engine, bodies, settings)
         add_series(self.api, self.engine, self.past)
         add_streams(self.api, self.live)
+        add_page(self.api)
         openapi.extend(self.api)
 
     @asynccontextmanager

@@ -448,7 +448,7 @@ def extend(api: FastAPI) -> None:
             whole["components"]["schemas"].pop("HTTPValidationError", None)
             whole["components"]["schemas"].pop("ValidationError", None)
             for route in api.routes:
-                if isinstance(route, APIRoute):
+                if isinstance(route, APIRoute) and route.include_in_schema:
                     _say_verbatim(whole, route)
             whole["paths"].update(_hot_paths())
             _say_who_may(whole)

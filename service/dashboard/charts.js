@@ -1,0 +1,456 @@
+// Charts over time, and calibration: uPlot with this page's colours, a legend in text and the numbers as a table.
+
+import uPlot from "./vendor/uplot-1.6.32/uPlot.esm.js";
+import { h, say, svg } from "./dom.js";
+import { count, moment, percent, ticks } from "./format.js";
+
+const HEIGHT = 190;
+const FONT = "11px system-ui, sans-serif";
+const TABLE_ROWS = 12;
+const BRIDGED = 2.5; // steps
+
+/** The colour that a name like "accent" has now, as canvas takes it. */
+function colour(name) {
+  const probe = h("span", { class: "hidden" });
+  probe.style.color = `var(--${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+/** The same colour, so transparent: 0 is not there, 1 is solid. */
+function tinted(name, alpha) {
+  return colour(name).replace(/^rgb\((.*)\)$/, (_, rgb) => `rgba(${rgb}, ${alpha})`);
+}
+
+/**
+ * A chart: title, legend with the numbers at the cursor (or the last ones), the drawing, the numbers as a table.
+ *
+ * `lines` are [{key, label, tone, dash, area}]: `tone` is the name of a colour. `format` makes text of a number.
+ */
+class Chart {
+  constructor({ title, note, lines, format, wide }) {
+    this.lines = lines;
+    this.format = format;
+    this.legend = h("dl", { class: "legend" });
+    this.place = h("div", { class: "plot", role: "img", "aria-label": title });
+    this.table = h("details", { class: "numbers" }, h("summary", {}, "Numbers"));
+    this.table.addEventListener("toggle", () => this.fillTable());
+    const heading = h("h3", {}, title);
+    this.element = h(
+      "figure",
+      { class: wide ? "card chart wide" : "card chart" },
+      h("figcaption", {}, heading, note && h("p", { class: "note" }, note), this.legend),
+      this.place,
+      this.table,
+    );
+    this.title = title;
+    this.data = null;
+    this.plot = null;
+    this.redraw = () => this.draw();
+    window.addEventListener("themechange", this.redraw);
+    this.observer = new ResizeObserver(() => this.plot?.setSize(this.size()));
+    this.observer.observe(this.place);
+  }
+
+  destroy() {
+    window.removeEventListener("themechange", this.redraw);
+    this.observer.disconnect();
+    this.plot?.destroy();
+  }
+
+  size() {
+    return { width: Math.max(this.place.clientWidth, 120), height: Math.max(this.place.clientHeight, HEIGHT) };
+  }
+
+  /** Draw it anew: the first time, and when colours or lines are others. */
+  draw() {
+    if (!this.data) return;
+    this.plot?.destroy();
+    this.makeLegend();
+    this.plot = new uPlot({ ...this.size(), ...this.options() }, this.data, this.place);
+    this.showNumbers();
+  }
+
+  makeLegend() {
+    this.values = this.lines.map(() => h("dd", {}));
+    this.legend.replaceChildren(
+      ...this.lines.map((line, i) => h("div", {}, h("dt", {}, swatch(line), line.label), this.values[i])),
+    );
+  }
+
+  /** What is at the cursor, or what came last. */
+  showNumbers() {
+    const at = this.plot.cursor.idx;
+    this.lines.forEach((_, k) => {
+      const numbers = this.numbers(k);
+      say(this.values[k], this.format(at == null ? this.latest(numbers) : numbers[at]));
+    });
+  }
+
+  /** Those of a line. The lines are drawn from the last to the first, so that the first is seen where they meet. */
+  numbers(k) {
+    return this.data[this.lines.length - k];
+  }
+
+  latest(numbers) {
+    return last(numbers);
+  }
+
+  series() {
+    return this.lines.toReversed().map((line) => ({
+      label: line.label,
+      stroke: colour(line.tone),
+      width: line.dash ? 1.25 : 1.75,
+      dash: line.dash ? [5, 4] : undefined,
+      fill: line.area ? tinted(line.tone, 0.12) : undefined,
+      points: { size: 4, fill: colour(line.tone), filter: alone },
+      gaps: (plot, _, __, ___, gaps) => gaps.filter(([start, end]) => end - start > this.bridged(plot)),
+    }));
+  }
+
+  /** Pixels without a number that a line goes over all the same: one bucket that the service came too late for. */
+  bridged(plot) {
+    const { max, min } = plot.scales.x;
+    return (BRIDGED * this.step * plot.bbox.width) / (max - min);
+  }
+
+  axis(more) {
+    const grid = { stroke: colour("line"), width: 1 };
+    return { stroke: colour("ink-2"), font: FONT, grid, ticks: { ...grid, size: 4 }, ...more };
+  }
+
+  valueAxis() {
+    return this.axis({
+      size: (_, values) => Math.max(38, 12 + 6.4 * Math.max(0, ...(values ?? []).map((text) => text.length))),
+      values: (_, splits) => splits.map((value) => this.tick(value)),
+      splits: undefined,
+      space: 32,
+    });
+  }
+
+  /** A number beside an axis: without needless zeros. */
+  tick(value) {
+    return value == null
+      ? ""
+      : this.format(value)
+          .replace(/(\.\d*?)0+(?=$|\s|\/)/, "$1")
+          .replace(/\.(?=$|\s|\/)/, "");
+  }
+
+  fillTable() {
+    if (!this.table.open || !this.data) return;
+    const head = h(
+      "tr",
+      {},
+      h("th", { scope: "col" }, this.firstColumn),
+      this.lines.map((l) => h("th", { scope: "col" }, l.label)),
+    );
+    const rows = this.tableRows().map((i) =>
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, this.first(this.data[0][i])),
+        this.lines.map((_, k) => h("td", {}, this.format(this.numbers(k)[i]))),
+      ),
+    );
+    const table = h("table", {}, h("thead", {}, head), h("tbody", {}, rows));
+    this.table.replaceChildren(this.table.firstChild, h("div", { class: "scroll", tabindex: "0" }, table));
+  }
+
+  /** Some of the moments that have numbers, evenly spaced, with the last one. */
+  tableRows() {
+    const there = this.data[0].map((_, i) => i).filter((i) => this.lines.some((_, k) => this.numbers(k)[i] != null));
+    const step = Math.max(1, Math.ceil(there.length / TABLE_ROWS));
+    return there.filter((_, place) => (there.length - 1 - place) % step === 0);
+  }
+}
+
+/** A chart whose x is time. `update(series)` takes what /models/{model}/series says. */
+export class TimeChart extends Chart {
+  constructor(options) {
+    super(options);
+    this.top = options.top;
+    this.telling = options.marks; // what the marks mean, in the legend
+    this.passing = options.passing; // a number that is not true any more when nothing happens
+    this.firstColumn = "Time";
+    this.first = moment;
+    this.marks = [];
+  }
+
+  update(series) {
+    const { from, to, step, t, marks } = series;
+    const first = !this.data;
+    this.from = from;
+    this.to = to;
+    this.step = step;
+    this.marks = marks ?? [];
+    this.data = [t, ...this.columns(series)];
+    if (first || !this.plot) this.draw();
+    else this.plot.setData(this.data);
+    this.showNumbers();
+    this.fillTable();
+    this.tellMarks();
+    this.place.setAttribute("aria-label", this.summary());
+  }
+
+  latest(numbers) {
+    return last(this.passing ? numbers.slice(-3) : numbers);
+  }
+
+  tellMarks() {
+    if (!this.telling) return;
+    const told = [
+      ["start", "service started"],
+      ["snapshot", "snapshot"],
+    ].filter(([kind]) => this.marks.some((mark) => mark.kind === kind));
+    this.legend.querySelectorAll(".marks").forEach((old) => old.remove());
+    this.legend.append(
+      ...told.map(([kind, label]) => {
+        const times = this.marks.filter((mark) => mark.kind === kind).map((mark) => moment(mark.t));
+        return h(
+          "div",
+          { class: "marks", title: times.slice(-5).join("\n") },
+          h("dt", {}, h("span", { class: `swatch mark-${kind}`, "aria-hidden": "true" }), label),
+          h("dd", { class: "hidden" }, times.slice(-5).join("; ")),
+        );
+      }),
+    );
+  }
+
+  columns(series) {
+    return this.lines.map((line) => series[line.key] ?? series.t.map(() => null)).toReversed();
+  }
+
+  options() {
+    return {
+      legend: { show: false },
+      cursor: { sync: { key: "time" }, y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      scales: { x: { range: () => [this.from, this.to] }, y: { range: (_, low, high) => this.range(low, high) } },
+      axes: [
+        this.axis({ values: (_, splits, __, ___, step) => ticks(splits, step), space: 70, size: 28 }),
+        this.valueAxis(),
+      ],
+      series: [{}, ...this.series()],
+      bands: this.bands?.(),
+      hooks: { setCursor: [() => this.plot && this.showNumbers()], draw: [(plot) => drawMarks(plot, this.marks)] },
+    };
+  }
+
+  /** From 0, or from just below the lowest where the numbers are far from 0 and no area is filled. */
+  range(low, high) {
+    if (low == null || (low === 0 && high === 0)) return [0, 1];
+    if (this.top) return [0, this.top];
+    const spread = high - low || Math.abs(high) || 1;
+    const bottom = low - spread * 0.6 > 0 && !this.lines.some((line) => line.area) ? low - spread * 0.1 : 0;
+    return [bottom, high + spread * 0.1];
+  }
+
+  summary() {
+    const parts = this.lines.map((line, k) => {
+      const there = this.numbers(k).filter((value) => value != null);
+      if (!there.length) return `${line.label}: nothing`;
+      const [low, high] = [there.reduce((a, b) => Math.min(a, b)), there.reduce((a, b) => Math.max(a, b))];
+      return `${line.label}: last ${this.format(there.at(-1))}, lowest ${this.format(low)}, highest ${this.format(high)}`;
+    });
+    return `${this.title}, ${moment(this.from)} to ${moment(this.to)}. ${parts.join(". ")}.`;
+  }
+}
+
+/** Shares of 1 that lie on each other: by name those that had most over the whole time, the others together. */
+export class SharesChart extends TimeChart {
+  constructor(options) {
+    super({ ...options, lines: [], format: percent, top: 1 });
+  }
+
+  update(series) {
+    const names = Object.keys(series.learners ?? {});
+    const size = (name) => series.learners[name].reduce((sum, share) => sum + share, 0);
+    const largest = names.toSorted((a, b) => size(b) - size(a)).slice(0, 5);
+    const labels = [...largest, ...(names.length > largest.length ? ["all others"] : [])];
+    if (labels.join("\n") !== this.lines.map((line) => line.label).join("\n")) {
+      this.lines = labels.map((label, i) => ({ label, tone: `share-${i + 1}` }));
+      this.data = null; // other lines: another drawing
+    }
+    this.others = names.filter((name) => !largest.includes(name));
+    super.update(series);
+  }
+
+  /** What is drawn are sums from the bottom; what is told are the shares themselves. */
+  columns({ t, learners }) {
+    const sum = (names, i) => names.reduce((total, name) => total + (learners[name][i] ?? 0), 0);
+    const there = (i) => Object.values(learners).some((shares) => shares[i] != null);
+    this.shares = this.lines.map(({ label }) =>
+      label === "all others" ? t.map((_, i) => (there(i) ? sum(this.others, i) : null)) : learners[label],
+    );
+    return this.shares.map((_, k) =>
+      t.map((_, i) =>
+        there(i) ? this.shares.slice(0, k + 1).reduce((total, shares) => total + (shares[i] ?? 0), 0) : null,
+      ),
+    );
+  }
+
+  series() {
+    return this.lines.map((line) => ({
+      label: line.label,
+      stroke: colour("surface"),
+      width: 1,
+      fill: colour(line.tone),
+      points: { show: false },
+    }));
+  }
+
+  bands() {
+    return this.lines.slice(1).map((line, i) => ({ series: [i + 2, i + 1], fill: colour(line.tone) }));
+  }
+
+  numbers(k) {
+    return this.shares[k];
+  }
+
+  summary() {
+    const parts = this.lines.map(({ label }, k) => `${label}: ${percent(last(this.shares[k]))}`);
+    return `${this.title}, now. ${parts.join(". ")}.`;
+  }
+}
+
+/**
+ * How often label 1 came where the model said p: of the last events, and of all.
+ * `update` takes {window, total}, each [{p, ones, count}].
+ */
+export class Calibration extends Chart {
+  constructor(options) {
+    const lines = [
+      { key: "window", label: options.last, tone: "accent" },
+      { key: "total", label: "all events", tone: "second" },
+      { label: "as predicted", tone: "ink-2", dash: true },
+    ];
+    super({ ...options, lines, format: percent });
+    this.step = 1; // no line here has gaps
+    this.firstColumn = "Mean prediction";
+    this.first = percent;
+  }
+
+  update(buckets) {
+    const filled = (key) => buckets[key].filter((bucket) => bucket.count);
+    const points = [
+      ...filled("window").map((b) => ({ ...b, line: 0 })),
+      ...filled("total").map((b) => ({ ...b, line: 1 })),
+    ];
+    points.sort((a, b) => a.p - b.p);
+    const column = (line) => [null, ...points.map((point) => (point.line === line ? point.ones : null)), null];
+    const x = [0, ...points.map((point) => point.p), 1];
+    this.counts = [null, ...points.map((point) => point.count), null];
+    this.data = [x, x, column(1), column(0)];
+    if (!this.plot) this.draw();
+    else this.plot.setData(this.data);
+    this.showNumbers();
+    this.fillTable();
+    const told = filled("window").map(
+      ({ p, ones, count }) => `predicted ${percent(p)}, came ${percent(ones)} of ${count}`,
+    );
+    this.place.setAttribute(
+      "aria-label",
+      `${this.title}, ${this.lines[0].label}: ${told.join("; ") || "nothing yet"}.`,
+    );
+  }
+
+  options() {
+    const share = () => [0, 1];
+    return {
+      legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      scales: { x: { time: false, range: share }, y: { range: share } },
+      axes: [
+        this.axis({ values: (_, splits) => splits.map((v) => this.tick(v)), space: 40, size: 28 }),
+        this.valueAxis(),
+      ],
+      series: [{}, ...this.series()],
+      hooks: { setCursor: [() => this.plot && this.showNumbers()] },
+    };
+  }
+
+  series() {
+    const all = super
+      .series()
+      .map((line) => ({ ...line, spanGaps: true, points: { show: true, size: 5, fill: line.stroke } }));
+    return [{ ...all[0], points: { show: false } }, all[1], all[2]];
+  }
+
+  /** At the cursor: the share that came, and of how many events. */
+  showNumbers() {
+    const at = this.plot.cursor.idx;
+    [0, 1].forEach((line) => {
+      const share = at == null ? null : this.numbers(line)[at];
+      say(this.values[line], share != null ? `${percent(share)} of ${count(this.counts[at])}` : "");
+    });
+    say(this.values[2], at == null ? "" : percent(this.data[0][at]));
+  }
+}
+
+/** A small line without axes; what it shows is said in words beside it. */
+export function sparkline(values, label) {
+  const there = values.map((value, i) => [i, value]).filter(([, value]) => value != null);
+  if (there.length < 2) return h("span", { class: "faint" }, "–");
+  const [low, high] = [Math.min(...there.map(([, v]) => v)), Math.max(...there.map(([, v]) => v))];
+  const x = (i) => (2 + (116 * i) / (values.length - 1)).toFixed(1);
+  const y = (value) => (high > low ? 24 - (20 * (value - low)) / (high - low) : 14).toFixed(1);
+  const [endX, endY] = [x(there.at(-1)[0]), y(there.at(-1)[1])];
+  return svg(
+    "svg",
+    { class: "spark", viewBox: "0 0 120 28", role: "img", "aria-label": label, preserveAspectRatio: "none" },
+    svg("polyline", { points: there.map(([i, value]) => `${x(i)},${y(value)}`).join(" ") }),
+    svg("circle", { cx: endX, cy: endY, r: 2.2 }),
+  );
+}
+
+/** The line in the legend that a line in the chart looks like. */
+function swatch(line) {
+  return h("span", { class: `swatch ${line.dash ? "dashed" : ""} tone-${line.tone}`, "aria-hidden": "true" });
+}
+
+/** Starts as lines from top to bottom, snapshots as small diamonds at the bottom. */
+function drawMarks(plot, marks) {
+  const { ctx, bbox } = plot;
+  const pixel = devicePixelRatio;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = colour("mark");
+  ctx.lineWidth = pixel;
+  for (const { t, kind } of marks) {
+    const x = Math.round(plot.valToPos(t, "x", true));
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    const bottom = bbox.top + bbox.height;
+    ctx.beginPath();
+    if (kind === "start") {
+      ctx.setLineDash([2 * pixel, 3 * pixel]);
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bottom);
+      ctx.stroke();
+    } else {
+      const r = 3.5 * pixel;
+      ctx.moveTo(x, bottom - r);
+      ctx.lineTo(x + r, bottom);
+      ctx.lineTo(x, bottom + r);
+      ctx.lineTo(x - r, bottom);
+      ctx.fill();
+    }
+  }
+  ctx.restore();
+}
+
+/** Points that no line reaches, because before and after them is nothing. */
+function alone(plot, seriesIndex) {
+  const values = plot.data[seriesIndex];
+  const [first, final] = plot.series[0].idxs;
+  const found = [];
+  for (let i = first; i <= final; i++) {
+    const near = [i - 2, i - 1, i + 1, i + 2].some((k) => values[k] != null);
+    if (values[i] != null && !near) found.push(i);
+  }
+  return found;
+}
+
+function last(values) {
+  return values.findLast((value) => value != null) ?? null;
+}

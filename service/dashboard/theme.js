@@ -1,0 +1,25 @@
+// Light or dark. Not a module, so that it runs before the first paint: no flash of the other colours.
+// "auto" follows the system; another choice is kept in this browser.
+(() => {
+  const root = document.documentElement;
+
+  function apply(choice) {
+    if (choice === "light" || choice === "dark") root.dataset.theme = choice;
+    else delete root.dataset.theme;
+    window.dispatchEvent(new Event("themechange"));
+  }
+
+  apply(localStorage.getItem("theme"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+    window.dispatchEvent(new Event("themechange")),
+  );
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const select = document.getElementById("theme");
+    select.value = root.dataset.theme ?? "auto";
+    select.addEventListener("change", () => {
+      localStorage.setItem("theme", select.value);
+      apply(select.value);
+    });
+  });
+})();

@@ -1,0 +1,390 @@
+"""The page in a real Chromium, on a real service: what it shows, that it follows, and that everybody can use it.
+
+Skipped where there is no Chromium or no Playwright. After each test: no error in the console, and no request to another
+host.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import JSON, Service, Start, Starter, eventually
+from streams import stream
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+PATIENCE_MS = 20_000
+PHONE, DESK = (390, 844), (1280, 800)
+SCRIPT = "<script>alert(1)</script>"
+"""A feature's name that would be run if the page took names for HTML."""
+
+
+class Tab:
+    """A tab of the browser on a service. What it asks for and complains of is kept."""
+
+    def __init__(self, browser: Any, service: Service, size: tuple[int, int] = DESK, **options: Any) -> None:
+        self.origin = f"http://127.0.0.1:{service.port}"
+        viewport = {"width": size[0], "height": size[1]}
+        self.context = browser.new_context(viewport=viewport, base_url=self.origin, locale="en-GB", **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.complaints: list[str] = []
+        self.forgiven: tuple[str, ...] = ()
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def open(self, path: str) -> Any:
+        """Show a page and wait until it is connected."""
+        self.page.goto(path)
+        self.wait_for("#connection", "live")
+        return self.page
+
+    def wait_for(self, selector: str, text: str | re.Pattern[str]) -> None:
+        sync_api.expect(self.page.locator(selector).first).to_contain_text(text)
+
+    def forgive(self, *patterns: str) -> None:
+        """What the browser itself must say of what a test does."""
+        self.forgiven = patterns
+
+    def close(self) -> None:
+        self.context.close()
+        assert [told for told in self.complaints if not any(re.search(p, told) for p in self.forgiven)] == []
+        assert {url for url in self.asked if not url.startswith((self.origin, "data:"))} == set()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Traffic(threading.Thread):
+    """Phishing, over and over until it is stopped: into `default` as predictions whose labels come a little later, into
+    `mix`, which is an `auto`, as events."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(daemon=True)
+        self._client = service.another_client()
+        self._ends = threading.Event()
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        events = stream("Phishing")
+        try:
+            for start in range(0, 60 * len(events), 5):
+                if self._ends.wait(0.05):
+                    return
+                piece = [events[i % len(events)] for i in range(start, start + 5)]
+                self._post("default/predict", [{"x": x, "id": f"{start + i}"} for i, (x, _) in enumerate(piece)])
+                self._post("mix/learn", [{"x": x, "y": y} for x, y in piece])
+                self._post("default/learn", [{"id": f"{start + i}", "y": y} for i, (_, y) in enumerate(piece[:-1])])
+        except Exception as error:
+            self.failure = error
+
+    def _post(self, path: str, body: Any) -> None:
+        self._client.post(f"/models/{path}", content=json.dumps(body), headers=JSON).raise_for_status()
+
+    def stop(self) -> None:
+        self._ends.set()
+        self.join()
+        self._client.close()
+        assert self.failure is None
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that learns while the tests look, with a past of a few seconds, and an empty model."""
+    starter = Starter(tmp_path_factory.mktemp("busy"))
+    service = starter()
+    assert service.model("mix").create({"rule": "auto"}).status_code == 201
+    assert service.model("empty").create({"rule": "ftrl"}).status_code == 201
+    odd = service.model("odd")
+    assert odd.create({}).status_code == 201
+    assert odd.learn({"x": {SCRIPT: 2.0, "age": 3.0}, "y": 1}).status_code == 200
+    traffic = Traffic(service)
+    traffic.start()
+    eventually(lambda: told(service, "default"), "a point of the series")
+    yield service
+    traffic.stop()
+    starter.close()
+
+
+def told(service: Service, model: str) -> list[float]:
+    """The windowed log losses that the series has."""
+    series = service.get(f"/models/{model}/series?from={time.time() - 900}")
+    return [loss for loss in series["loss_window"] if loss is not None]
+
+
+@pytest.fixture
+def tab(browser: Any, busy: Service) -> Iterator[Tab]:
+    opened = Tab(browser, busy)
+    yield opened
+    opened.close()
+
+
+def number(text: str) -> int:
+    """The first number in a text like "45,312 events"."""
+    found = re.search(r"[\d,]+", text)
+    assert found, text
+    return int(found[0].replace(",", ""))
+
+
+# -- what it shows
+
+
+def test_an_empty_service_shows_a_line_to_paste_that_works(browser: Any, start: Start) -> None:
+    service = start()
+    tab = Tab(browser, service)
+    page = tab.open("/")
+    tab.wait_for("h2", "Nothing learned yet")
+    subprocess.run(["bash", "-c", page.locator("pre").inner_text()], timeout=30, check=True, capture_output=True)
+    sync_api.expect(page.locator("pre")).to_have_count(0)
+    tab.wait_for("tbody tr", re.compile(r"default.*1"))
+    assert service.get("/models/default")["seq"] == 1
+    tab.close()
+
+
+def test_the_overview_has_every_model_and_its_numbers_move(tab: Tab, busy: Service) -> None:
+    page = tab.open("/")
+    rows = page.locator("tbody tr")
+    sync_api.expect(rows).to_have_count(4)
+    assert [rows.nth(i).locator("a").inner_text() for i in range(4)] == ["default", "mix", "empty", "odd"]
+    tab.wait_for("tbody tr .state", "learning")
+    assert "no events" in rows.nth(2).inner_text()
+    events = rows.nth(0).locator("td").first
+    before = number(events.inner_text())
+    eventually(lambda: number(events.inner_text()) > before, "the events to be more")
+    assert number(events.inner_text()) <= busy.get("/models/default")["seq"]
+
+
+def test_a_model_is_drawn_and_moves(tab: Tab, busy: Service) -> None:
+    page = tab.open("/#/models/default")
+    tab.wait_for(".tile", "events")
+    drawing = page.locator("figure [role=img]").first
+    sync_api.expect(drawing).to_have_attribute("aria-label", re.compile(r"last 1,000: last 0\.\d{4}, lowest"))
+    eventually(lambda: inked(page) > 40, "the line to be drawn")
+    before = number(page.locator(".tile").first.locator("small").inner_text())
+    eventually(
+        lambda: number(page.locator(".tile").first.locator("small").inner_text()) > before, "the events to be more"
+    )
+    shown = page.locator(".tile", has_text="Labels waited for").locator("strong").inner_text()
+    waiting = busy.get("/models/default")["join"]["waiting"]
+    assert 0 < number(shown) <= waiting + 5  # of the piece that was being predicted then
+    weights = {row.split("\t")[0] for row in page.locator("table.bars").first.inner_text().splitlines()[1:]}
+    assert weights & set(stream("Phishing")[0][0])
+
+
+def inked(page: Any) -> int:
+    """Pixels that the line of the first chart takes."""
+    count: int = page.evaluate(
+        """() => {
+            const canvas = document.querySelector("figure canvas");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let found = 0;
+            for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200 && data[i + 2] - data[i] > 60) found++;
+            return found;
+        }"""
+    )
+    return count
+
+
+def test_the_numbers_of_a_chart_are_there_as_a_table(tab: Tab, busy: Service) -> None:
+    page = tab.open("/#/models/default")
+    page.locator("summary").first.click()
+    rows = page.locator("figure").first.locator("tbody tr")
+    sync_api.expect(rows.first).to_contain_text(re.compile(r"\d{2}:\d{2}:\d{2}\s*0\.\d{4}"))
+    losses = {f"{loss:.4f}" for loss in told(busy, "default")}
+    assert all(rows.nth(i).locator("td").first.inner_text() in losses for i in range(rows.count()))
+
+
+def test_auto_shows_the_learners_that_carry_the_weight(tab: Tab) -> None:
+    page = tab.open("/#/models/mix")
+    tab.wait_for("table.bars", re.compile(r"(sgd|adagrad|ftrl|stack) .* %"))
+    sync_api.expect(page.locator("figure [role=img]").last).to_have_attribute("aria-label", re.compile(r"now\. .*%"))
+    assert page.get_by_role("button", name="Check against river").count() == 0
+
+
+def test_a_model_that_learned_nothing_shows_how_to_begin(tab: Tab) -> None:
+    page = tab.open("/#/models/empty")
+    tab.wait_for("pre", "/models/empty/learn")
+    sync_api.expect(page.locator("figure").first).to_be_hidden()
+
+
+def test_a_model_that_is_not_there_is_said_to_be_unknown(tab: Tab) -> None:
+    tab.page.goto("/#/models/nosuch")
+    tab.wait_for("#notice", "There is no model 'nosuch'")
+    tab.page.get_by_role("link", name="All models").click()
+    tab.wait_for("#connection", "live")
+    tab.forgive("404")
+
+
+def test_a_feature_named_like_a_script_is_text(tab: Tab) -> None:
+    page = tab.open("/#/models/odd")
+    tab.wait_for("table.bars", SCRIPT)
+    tab.open("/#/try?model=odd")
+    page.get_by_role("button", name="Predict and explain").click()
+    tab.wait_for(".answer table", SCRIPT)
+
+
+# -- what it does
+
+
+def test_a_prediction_is_explained(tab: Tab, busy: Service) -> None:
+    page = tab.open("/#/try?model=odd")
+    page.locator("table.rows input").nth(1).fill("5")
+    page.get_by_role("button", name="Predict and explain").click()
+    x = {row.locator("input").first.input_value(): 1.0 for row in page.locator("table.rows tbody tr").all()}
+    x[next(iter(x))] = 5.0
+    said = busy.http.post("/models/odd/explain", json={"x": x}).json()
+    tab.wait_for(".answer .result", f"{100 * said['p']:.1f} %")
+    largest = max(said["features"], key=lambda feature: abs(feature["contribution"]))
+    row = page.locator(".answer tbody tr").first
+    assert row.locator("th").inner_text() == largest["name"]
+    assert float(row.locator("td").nth(2).inner_text()) == pytest.approx(largest["contribution"], rel=1e-3)
+
+
+def test_what_is_wrong_with_json_is_said(tab: Tab) -> None:
+    page = tab.open("/#/try?model=odd")
+    page.get_by_text("JSON", exact=True).click()
+    page.locator("#x").fill('{"age": }')
+    page.get_by_role("button", name="Predict and explain").click()
+    tab.wait_for(".answer", "Malformed JSON")
+    page.locator("#x").fill('{"age": null}')
+    page.get_by_role("button", name="Predict and explain").click()
+    tab.wait_for(".answer", "age")
+    tab.forgive("422")
+
+
+def test_an_event_is_learned_once(tab: Tab, busy: Service) -> None:
+    page = tab.open("/#/try?model=odd")
+    seq = busy.get("/models/odd")["seq"]
+    page.locator("#event").fill('{"x": {"age": 2, "country": "FR"}, "y": 0, "id": "pasted"}')
+    page.get_by_role("button", name="Learn this event").click()
+    tab.wait_for("section:last-child .answer", f"Learned as event {seq + 1}")
+    page.get_by_role("button", name="Learn this event").click()
+    tab.wait_for("section:last-child .answer", f"Learned before, as event {seq + 1}")
+    assert busy.get("/models/odd")["seq"] == seq + 1
+
+
+def test_the_cross_check_says_in_words_what_came_out(tab: Tab) -> None:
+    page = tab.open("/#/models/default")
+    page.get_by_role("button", name="Check against river").click()
+    tab.wait_for(".finding strong", re.compile(r"Equal to the last bit on [\d,]+ events"))
+    tab.wait_for("main", "A replay of the log gives these weights, bit for bit.")
+
+
+def test_a_token_is_asked_for_sent_and_kept_in_the_tab(tab: Tab) -> None:
+    sent: list[str | None] = []
+
+    def guard(route: Any) -> None:
+        sent.append(route.request.headers.get("authorization"))
+        if sent[-1] == "Bearer secret":
+            route.continue_()
+        else:
+            body = json.dumps({"title": "Unauthorized", "status": 401, "detail": "A token is needed."})
+            headers = {"content-type": "application/problem+json", "www-authenticate": "Bearer"}
+            route.fulfill(status=401, body=body, headers=headers)
+
+    tab.page.route(re.compile(r"/stream$|/models"), guard)
+    tab.page.goto("/")
+    tab.page.get_by_role("button", name="Enter a token").click()
+    tab.page.get_by_role("textbox", name="Token").fill("secret")
+    tab.page.get_by_role("button", name="Use it").click()
+    tab.wait_for("#connection", "live")
+    assert sent == [None, "Bearer secret"]
+    assert tab.page.evaluate("[JSON.stringify(localStorage), document.cookie]") == ["{}", ""]
+    tab.forgive("401")
+
+
+def test_it_comes_back_after_a_kill_and_shows_the_past(browser: Any, start: Start) -> None:
+    service = start()
+    events = [{"x": x, "y": y} for x, y in stream("Bananas", 400)]
+    assert service.model().learn(events).status_code == 200
+    eventually(lambda: told(service, "default"), "a point of the series")
+    tab = Tab(browser, service)
+    page = tab.open("/#/models/default")
+    tab.wait_for(".tile", "400 events")
+    service.kill()
+    tab.wait_for("#notice", "The service does not answer.")
+    tab.wait_for("#connection", "reconnecting")
+    again = start("--port", str(service.port), folder=service.folder)
+    tab.wait_for("#connection", "live")
+    sync_api.expect(page.locator("#notice")).to_be_empty()
+    sync_api.expect(page.locator("figure [role=img]").first).to_have_attribute(
+        "aria-label", re.compile(rf"last 1,000: .*{told(again, 'default')[0]:.4f}")
+    )
+    again.model().learn({"x": {"1": 0.5}, "y": 1})
+    tab.wait_for(".tile", "401 events")
+    tab.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "503")
+    tab.close()
+
+
+def test_the_documentation_of_the_api_is_drawn(tab: Tab) -> None:
+    tab.page.goto("/docs")
+    tab.wait_for("#docs", "/livez")
+    paths = httpx.get(f"{tab.origin}/openapi.json", trust_env=False).json()["paths"]
+    assert tab.page.locator(".opblock").count() == sum(map(len, paths.values()))
+
+
+# -- for everybody
+
+PLACES = ["/", "/#/models/default", "/#/models/mix", "/#/models/empty", "/#/try?model=odd"]
+
+
+@pytest.mark.parametrize(("size", "colours"), [(PHONE, "light"), (DESK, "dark")])
+def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
+    browser: Any, busy: Service, size: tuple[int, int], colours: str
+) -> None:
+    tab = Tab(browser, busy, size, color_scheme=colours, bypass_csp=True)  # axe itself is run inline
+    for place in PLACES:
+        page = tab.open(place)
+        page.locator("main h1").wait_for()
+        if "models/" in place:
+            page.locator(".facts").wait_for()
+        found = axe.Axe().run(page).response["violations"]
+        serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+        assert serious == [], place
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0], place
+    tab.close()
+
+
+def test_the_keyboard_is_enough(tab: Tab) -> None:
+    page = tab.open("/#/models/default")
+    page.locator(".tile").first.wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.get_by_label("15 min").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.url.endswith("?range=1h")
+    sync_api.expect(page.get_by_label("1 h", exact=True)).to_be_checked()
+
+
+def test_the_chosen_colours_stay(tab: Tab) -> None:
+    page = tab.open("/")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.get_by_label("Colours").select_option("dark")
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(colour) == dark
