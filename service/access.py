@@ -20,8 +20,8 @@ PROBE, OPEN, ANY = "probe", "open", tokens.ANY
 PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
 """What a request wants: a scope, any token (ANY), nothing (OPEN), or nothing whatever its host is called (PROBE)."""
 
-_OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN}
-_ANY = ("/models", "/stream", "/metrics", "/docs", "/openapi.json")
+_OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN, "/docs": OPEN}
+_ANY = ("/models", "/stream", "/metrics", "/openapi.json")
 _BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
 _LIVE = ("series", "stream")
 """What the page shows of a model, with whatever token it was given."""

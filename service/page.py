@@ -14,12 +14,9 @@ from typing import NamedTuple
 from fastapi import FastAPI, Request, Response
 
 from service import errors
+from service.headers import POLICY
 
 FOLDER = Path(__file__).with_name("dashboard")
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
