@@ -104,13 +104,15 @@ class Model:
         """When there is something to do about predictions that wait: not while it learns nothing."""
         return math.inf if self.stopped else self.due
 
-    def count_replay(self, batch: Batch) -> None:
-        """Remember what replaying one more row of the log would cost."""
-        self.replay_seconds += (
+    def count_replay(self, batch: Batch) -> float:
+        """Remember what replaying one more row of the log would cost, in seconds, about."""
+        seconds = (
             REPLAY_SECONDS_PER_ROW
             + REPLAY_SECONDS_PER_EVENT * len(batch)
             + REPLAY_SECONDS_PER_VALUE * len(batch.values)
         )
+        self.replay_seconds += seconds
+        return seconds
 
     def predict(self, x: X) -> float:
         """The probability of label 1. Changes nothing but the count."""
