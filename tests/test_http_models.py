@@ -44,7 +44,7 @@ def absent(shared: Service) -> Model:
 def test_a_new_model_is_201_and_begins_at_nothing(absent: Model) -> None:
     response = absent.create({"learning_rate": 0.05})
     assert response.status_code == 201
-    nothing = {"events": 0, "log_loss": None, "accuracy": None, "roc_auc": None}
+    nothing = {"events": 0, "log_loss": None, "accuracy": None, "roc_auc": None, "entropy": None}
     state = response.json()
     assert (
         DEFAULTS.items() - {"learning_rate": 0}.items()
@@ -56,7 +56,9 @@ def test_a_new_model_is_201_and_begins_at_nothing(absent: Model) -> None:
     )
     assert (state["spec"]["learning_rate"], state["spec"]["bias_learning_rate"]) == (0.05, 0.05)
     assert (state["model"], state["seq"], state["features"], state["not_taken"]) == (absent.name, 0, 0, 0)
-    assert state["progressive"] == {"total": nothing, "window": nothing}
+    calibration = state["progressive"]["calibration"]
+    assert all(bucket["count"] == 0 and bucket["p"] is None for part in calibration.values() for bucket in part)
+    assert state["progressive"] == {"total": nothing, "window": nothing, "calibration": calibration}
     assert state["sha256"] == Learner().sha256()
     assert absent.state() == state
 

@@ -736,7 +736,7 @@ def test_a_new_model_has_counts_of_zero_and_no_scores(model: Model) -> None:
     state = model.state()
     buckets = [{"up_to": bound, "count": 0} for bound in [*DELAYS, None]]
     assert state["join"] == {**expected(), "delay_s": {"count": 0, "mean": None, "buckets": buckets}}
-    assert state["served"].keys() == state["progressive"].keys() == {"total", "window"}
+    assert state["served"].keys() == state["progressive"].keys() == {"total", "window", "calibration"}
     assert state["served"]["total"].keys() == state["progressive"]["total"].keys()
     assert state["served"]["total"]["events"] == 0
     assert state["served"]["total"]["log_loss"] is None
