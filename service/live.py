@@ -229,7 +229,8 @@ class _Overview(Channel):
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
         if now - self._sparks_at >= BUCKET_SECONDS:
             self._sparks_at = now
-            self._sparks = await self._past.recent_losses(models, SPARK)
+            with contextlib.suppress(errors.LogDamaged):  # then there are no more bars, and all else is told
+                self._sparks = await self._past.recent_losses(models, SPARK)
         rows = []
         for i, model in enumerate(models):
             rows.append(self._row(model, now))

@@ -71,11 +71,15 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
         ("table", {"service.errors", "service.wire"}),
         ("arrow", {"service.errors", "service.wire", "service.table"}),
         ("codec", {"service.errors", "service.wire"}),
-        ("log", {"service.errors", "service.codec"}),
-        ("store", {"service.errors", "service.codec", "service.log"}),
+        ("series", set()),
+        ("log", {"service.errors", "service.codec", "service.series"}),
+        ("store", {"service.errors", "service.codec", "service.log", "service.series"}),
         ("model", {"service.log"}),
         ("turn", {f"service.{part}" for part in ("errors", "log", "model", "store", "table", "wire")}),
         ("telemetry", {"service.errors", "service.log", "service.model"}),
+        ("sampling", {"service.model", "service.series", "service.telemetry"}),
+        ("past", {"service.errors", "service.log", "service.model", "service.series"}),
+        ("live", {f"service.{part}" for part in ("engine", "errors", "model", "past", "series", "telemetry")}),
         ("retention", {"service.errors", "service.model", "service.store"}),
         (
             "engine",
@@ -88,6 +92,8 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
                     "store",
                     "model",
                     "retention",
+                    "sampling",
+                    "series",
                     "table",
                     "telemetry",
                     "turn",
@@ -105,7 +111,7 @@ def test_each_part_of_the_service_imports_only_what_stands_below_it(name: str, a
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:
     knows = {name for name, path in zip(NAMES, FILES, strict=True) if "sqlite3" in map(top, imports(path))}
     assert {"service/store.py", "service/log.py"} <= knows
-    way = ("app", "engine", "turn", "model", "retention", "hot", "wire", "codec")
+    way = ("app", "engine", "turn", "model", "retention", "sampling", "hot", "wire", "codec")
     assert not knows & {f"service/{name}.py" for name in way}
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import ONESTEP, PATIENCE, Model, Service, Start, Starter
 from streams import stream
@@ -553,4 +556,18 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
     assert "49,097" in done.stdout
     assert done.stdout.count("the same\n") == 2
     assert "\x1b" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        assert demo.stdout is not None
+        url = next(found[1] for line in demo.stdout if (found := re.search(r"goes on at (http\S+)/ ,", line)))
+        assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read()
+        assert demo.wait(20) == 0
+    assert "the folder gone" in rest
     assert list(tmp_path.iterdir()) == []

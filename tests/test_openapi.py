@@ -32,6 +32,7 @@ ROUTES = {
     ("put", "/models/{model}"),
     ("delete", "/models/{model}"),
     ("get", "/models/{model}/weights"),
+    ("get", "/models/{model}/series"),
     ("get", "/models/{model}/crosscheck"),
     ("get", "/livez"),
     ("get", "/readyz"),
@@ -268,8 +269,8 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
         replies.append(shared.http.get(path.replace("{model}", "nobody")))
         shared.model("automatic").create({"rule": "auto"})
         replies.append(shared.http.get(path.replace("{model}", "automatic")))
-    if path.endswith("/weights"):
-        replies.append(shared.http.get(path.replace("{model}", "default"), params={"top": "none"}))
+    if path.endswith(("/weights", "/series")):
+        replies.append(shared.http.get(path.replace("{model}", "default"), params={"top": "none", "step": "none"}))
 
     async def not_started() -> httpx.Response:
         transport = httpx.ASGITransport(starting)  # type: ignore[arg-type]

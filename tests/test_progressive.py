@@ -249,3 +249,75 @@ def test_the_state_is_arrays_of_float64() -> None:
     scores = Progressive(10)
     scores.add(outcome(random_predictions(15)))
     assert {(type(value), value.dtype.str, value.ndim) for value in scores.state().values()} == {(np.ndarray, "<f8", 1)}
+
+
+# -- calibration, the base rate, and what a plot shows
+
+
+def calibrated(predictions: Predictions) -> list[dict[str, float | int | None]]:
+    """The calibration, told plainly."""
+    buckets = []
+    for i in range(10):
+        inside = [(p, y) for p, y in predictions if min(int(p * 10), 9) == i]
+        n = len(inside)
+        buckets.append(
+            {
+                "up_to": (i + 1) / 10,
+                "count": n,
+                "p": pytest.approx(sum(p for p, _ in inside) / n) if n else None,
+                "ones": sum(y for _, y in inside) / n if n else None,
+            }
+        )
+    return buckets
+
+
+@pytest.mark.parametrize("window", [1, 100, 5000])
+def test_the_calibration_is_what_was_predicted_and_what_came_in_each_tenth(window: int) -> None:
+    predictions = [*random_predictions(700), (1.0, 1), (0.1, 0), (1e-12, 0)]
+    scores = Progressive(window)
+    scores.add(outcome([(min(p, 1 - 1e-16), y) for p, y in predictions]))
+    assert scores.summary()["calibration"] == {
+        "total": calibrated(predictions),
+        "window": calibrated(predictions[-window:]),
+    }
+
+
+def test_the_entropy_is_the_log_loss_of_always_predicting_the_share_of_ones() -> None:
+    predictions = random_predictions(900)
+    scores = Progressive(200)
+    assert scores.summary()["total"]["entropy"] is None
+    scores.add(outcome(predictions))
+    for part, labels in (("total", predictions), ("window", predictions[-200:])):
+        share, loss = sum(y for _, y in labels) / len(labels), metrics.LogLoss()
+        for _, y in labels:
+            loss.update(bool(y), share)
+        assert scores.summary()[part]["entropy"] == pytest.approx(loss.get())
+
+
+def test_the_calibration_goes_on_from_a_state_and_begins_with_one_that_has_none() -> None:
+    predictions = random_predictions(600)
+    scores = Progressive(50)
+    scores.add(outcome(predictions[:400]))
+    state = scores.state()
+    again = Progressive.from_state(state, 50)
+    older = Progressive.from_state({name: value for name, value in state.items() if name != "calibration"}, 50)
+    for each in (scores, again, older):
+        each.add(outcome(predictions[400:]))
+    assert again.summary() == scores.summary()
+    assert older.summary()["calibration"]["total"] == calibrated(predictions[400:])
+    assert {**older.summary(), "calibration": None} == {**scores.summary(), "calibration": None}
+
+
+@pytest.mark.parametrize(("kept", "window"), [(50, 50), (50, 20), (20, 70)])
+def test_in_brief_it_says_what_the_summary_says(kept: int, window: int) -> None:
+    scores = Progressive(kept)
+    assert scores.brief()[:4] == (0, 0.0, None, None)
+    scores.add(outcome(random_predictions(333)))
+    scores = Progressive.from_state(scores.state(), window)
+    scores.add(outcome(random_predictions(11, seed=6)))
+    brief, total, last = scores.brief(), scores.summary()["total"], scores.summary()["window"]
+    assert (brief.events, brief.accuracy) == (total["events"], total["accuracy"])
+    assert brief.loss == pytest.approx(total["log_loss"] * total["events"])
+    assert brief.accuracy_window == last["accuracy"]
+    assert (brief.loss_window, brief.entropy_window) == pytest.approx((last["log_loss"], last["entropy"]))
+    assert scores.totals() == (brief.events, brief.loss)
