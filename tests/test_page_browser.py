@@ -171,7 +171,9 @@ def test_the_overview_has_every_model_and_its_numbers_move(tab: Tab, busy: Servi
     assert "no events" in rows.nth(2).inner_text()
     events = rows.nth(0).locator("td").first
     before = number(events.inner_text())
+    rows.nth(1).locator("a").focus()
     eventually(lambda: number(events.inner_text()) > before, "the events to be more")
+    assert page.evaluate("document.activeElement.textContent") == "mix"  # who reads on there is not thrown out
     assert number(events.inner_text()) <= busy.get("/models/default")["seq"]
 
 

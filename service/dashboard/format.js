@@ -17,7 +17,7 @@ export const rate = orNone(
 );
 
 /** 0.4321: nats */
-export const loss = orNone((n) => (n < 100 ? n.toFixed(4) : n.toPrecision(4)));
+export const loss = orNone((n) => (n < 100 ? n.toFixed(4) : number(n)));
 
 /** 86.1 % */
 export const percent = orNone((n) => `${(100 * n).toFixed(1)} %`);
@@ -41,7 +41,7 @@ export const duration = orNone((n) => {
 export const number = orNone((n) => {
   if (n === 0) return "0";
   const size = Math.abs(n);
-  if (Number.isInteger(n) && size < 1e9) return whole.format(n).replace("-", "−");
+  if (Number.isInteger(n) && size < 1e7) return whole.format(n).replace("-", "−");
   if (size < 1e-4 || size >= 1e6)
     return n
       .toExponential(2)

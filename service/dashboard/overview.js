@@ -13,7 +13,7 @@ export function overview(main, _, link) {
   main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, "Models"), summary), first, table);
 
   const showFirst = filler(first, (wanted) => wanted && firstSteps("default"));
-  const showModels = filler(table, modelTable);
+  const showModels = modelTable(table);
   return follow("stream", {
     onLink: link,
     onNow({ t, state, models, more }) {
@@ -35,59 +35,68 @@ function inAll(models, more) {
 
 const modelsIn = (n) => `${count(n)} ${n === 1 ? "model" : "models"}`;
 
-const COLUMNS = ["Model", "Events", "Learned", "Predicted", "Log loss", "Accuracy", "Log loss lately", "State"];
+const COLUMNS = [
+  { label: "Events", of: (model) => [model.seq], show: count },
+  { label: "Learned", of: (model) => [model.learned_s], show: rate },
+  { label: "Predicted", of: (model) => [model.predicted_s], show: rate },
+  { label: "Log loss", of: (model) => [model.loss_window, model.loss], show: two(loss) },
+  { label: "Accuracy", of: (model) => [model.accuracy_window, model.accuracy], show: two(percent) },
+  { label: "Log loss lately", of: (model) => [model.spark], show: lately },
+  { label: "State", of: (model) => [model.state, model.seq > 0, model.learned_s > 0], show: stateOf },
+];
 
-function modelTable(models) {
-  return h(
-    "table",
-    { class: "models" },
-    h("caption", { class: "hidden" }, "Models: log loss and accuracy over the last events, and in total"),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        COLUMNS.map((name) => h("th", { scope: "col" }, name)),
-      ),
-    ),
-    h("tbody", {}, models.map(row)),
-  );
+/** Put a table into `place`. Returns what shows models in it: their rows stay, so that a focus in them does. */
+function modelTable(place) {
+  const body = h("tbody");
+  const head = ["Model", ...COLUMNS.map((column) => column.label)].map((label) => h("th", { scope: "col" }, label));
+  const caption = h("caption", { class: "hidden" }, "Models: log loss and accuracy over the last events, and in total");
+  const table = h("table", { class: "models" }, caption, h("thead", {}, h("tr", {}, head)), body);
+  let rows = new Map();
+  return (models) => {
+    rows = new Map(models.map((model) => [key(model), rows.get(key(model)) ?? newRow(model)]));
+    const elements = [...rows.values()].map((row) => row.element);
+    if (elements.length !== body.children.length || elements.some((element, i) => element !== body.children[i])) {
+      body.replaceChildren(...elements);
+    }
+    for (const model of models) rows.get(key(model)).show(model);
+    if (!table.isConnected) place.replaceChildren(table);
+  };
 }
 
-function row(model) {
-  const cell = (label, ...content) => h("td", { "data-label": label }, ...content);
-  return h(
-    "tr",
-    {},
-    h(
-      "th",
-      { scope: "row" },
-      h("a", { href: `#/models/${encodeURIComponent(model.model)}` }, model.model),
-      h("small", {}, model.rule),
+const key = ({ model, rule }) => `${model} ${rule}`; // made again with another rule it is another
+
+function newRow({ model, rule }) {
+  const link = h("a", { href: `#/models/${encodeURIComponent(model)}` }, model);
+  const cells = COLUMNS.map(({ label, show }) => {
+    const element = h("td", { "data-label": label });
+    return { element, fill: filler(element, (values) => show(...values)) };
+  });
+  const name = h("th", { scope: "row" }, link, h("small", {}, rule));
+  return {
+    element: h(
+      "tr",
+      {},
+      name,
+      cells.map((cell) => cell.element),
     ),
-    cell("Events", count(model.seq)),
-    cell("Learned", rate(model.learned_s)),
-    cell("Predicted", rate(model.predicted_s)),
-    cell("Log loss", two(loss, model.loss_window, model.loss)),
-    cell("Accuracy", two(percent, model.accuracy_window, model.accuracy)),
-    cell(
-      "Log loss lately",
-      sparkline(model.spark ?? [], `Log loss lately: from ${loss(model.spark?.[0])} to ${loss(model.loss_window)}`),
-    ),
-    h("td", { class: "state-cell" }, stateOf(model)),
-  );
+    show: (now) => cells.forEach((cell, i) => cell.fill(COLUMNS[i].of(now))),
+  };
 }
 
 /** The last events' number, and the total under it. */
-function two(format, lately, total) {
-  return h("span", { class: "two" }, format(lately), h("small", {}, lately == null ? "" : `total ${format(total)}`));
+function two(format) {
+  return (recent, total) =>
+    h("span", { class: "two" }, format(recent), h("small", {}, recent == null ? "" : `total ${format(total)}`));
 }
 
-function stateOf({ state, seq, learned_s }) {
+function lately(losses) {
+  return sparkline(losses, `Log loss lately: from ${loss(losses[0])} to ${loss(losses.at(-1))}`);
+}
+
+function stateOf(state, learned, learning) {
   if (state !== "ready") return h("span", { class: "state warn" }, state);
-  if (!seq) return h("span", { class: "state" }, "no events");
-  return learned_s > 0 ? h("span", { class: "state good" }, "learning") : h("span", { class: "state" }, "idle");
+  if (!learned) return h("span", { class: "state" }, "no events");
+  return learning ? h("span", { class: "state good" }, "learning") : h("span", { class: "state" }, "idle");
 }
 
 /** What to do with a model that has learned nothing yet. */

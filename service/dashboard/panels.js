@@ -40,8 +40,9 @@ function tile(label, value, more) {
 
 function comparedWithBaseRate({ log_loss, entropy }) {
   if (log_loss == null || !entropy) return null;
-  const better = 1 - log_loss / entropy;
-  return `${percent(Math.abs(better))} ${better >= 0 ? "below" : "above"} the base rate's`;
+  const ratio = log_loss / entropy;
+  if (ratio > 2) return `${number(ratio)} times the base rate's`;
+  return `${percent(Math.abs(1 - ratio))} ${ratio <= 1 ? "below" : "above"} the base rate's`;
 }
 
 /** What is worth a look, worst first: [tone, text]. Empty where nothing is. */
