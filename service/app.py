@@ -25,12 +25,14 @@ from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
 from service import access, errors, openapi, wire
+from service.bodies import Bodies
 from service.crosscheck import CrossChecks
 from service.engine import Engine
 from service.headers import with_headers
-from service.hot import Hot, Receive, Scope, Send, send_problem
+from service.hot import Answer, Asked, Hot, Receive, Scope, Send, match, send_reply
 from service.log import WAITING
 from service.model import Model
+from service.reply import problem
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
@@ -47,7 +49,8 @@ class Service:
         self.engine = Engine(settings)
         self.crosschecks = CrossChecks(self.engine, settings.data)
         self._access = access.Access(settings)
-        self._hot = Hot(self.engine, settings)
+        bodies = Bodies(settings)
+        self._hot = Hot(self.engine, bodies, settings)
         self.api = FastAPI(
             title="onestep",
             version=version("onestep"),
@@ -57,9 +60,9 @@ class Service:
         )
         add_error_replies(self.api)
         add_service_routes(self.api, self.engine)
-        add_model_routes(self.api, self.engine, settings)
+        add_model_routes(self.api, self.engine, bodies, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks)
-        add_explanations(self.api, self.engine, settings)
+        add_explanations(self.api, self.engine, bodies, settings)
         openapi.extend(self.api)
 
     @asynccontextmanager
@@ -75,28 +78,45 @@ class Service:
         try:
             await self._answer(scope, receive, send)
         except errors.OnestepError as error:
-            await send_problem(send, error)
+            await send_reply(send, problem(error))
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
             with contextlib.suppress(RuntimeError):  # the reply had begun: it stays cut
-                await send_problem(send, errors.NotReady(state="stopping"))
+                await send_reply(send, problem(errors.NotReady(state="stopping")))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._hot.match(scope["path"])
-        if found is None:
+        asked = match(scope["path"])
+        if asked is None:
             self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
             await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
             return
-        endpoint, wants, model = found
-        self._access.check(scope, wants, model)
+        self._access.check(scope, *asked)
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
         try:
-            await endpoint(model, scope, receive, send)
+            await self._hot(asked, scope, receive, send)
         except errors.OnestepError:
             raise
         except Exception as mistake:
-            logger.exception("a mistake in onestep itself")
-            raise errors.OnestepError from mistake
+            await send_reply(send, problem(mistake))
+
+    def asks_in_short(self, scope: Scope) -> Asked | None:
+        """What a request asks, if by its head `answer_now` may answer it when its body is there."""
+        asked = match(scope["path"]) if scope["method"] == "POST" else None
+        if asked is None or not self._hot.is_short(scope):
+            return None
+        try:
+            self._access.check(scope, *asked)
+        except errors.OnestepError:
+            return None  # `__call__` checks again, and tells what is wrong
+        return asked
+
+    def answer_now(self, asked: Asked, body: bytes, answer: Answer) -> bool:
+        """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        try:
+            return self._hot.answer_now(asked, body, answer)
+        except Exception as error:
+            answer(problem(error))
+            return True
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
@@ -107,7 +127,7 @@ def add_error_replies(api: FastAPI) -> None:
 
     @api.exception_handler(errors.OnestepError)
     async def refused(_: Request, error: errors.OnestepError) -> Response:
-        return problem(error)
+        return refusal(error)
 
     @api.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> Response:
@@ -117,12 +137,12 @@ def add_error_replies(api: FastAPI) -> None:
             allow = ", ".join(
                 sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
             )
-            return problem(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
-        return problem(errors.NotFound(path=path))
+            return refusal(errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(errors.NotFound(path=path))
 
     @api.exception_handler(Exception)
     async def mistake(_: Request, error: Exception) -> Response:
-        return problem(errors.OnestepError())
+        return refusal(errors.OnestepError())
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
@@ -139,7 +159,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
         return reply({"status": "ready"})
 
 
-def add_model_routes(api: FastAPI, engine: Engine, settings: Settings) -> None:
+def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
     """List, show, create and delete models."""
 
     @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
@@ -158,7 +178,7 @@ def add_model_routes(api: FastAPI, engine: Engine, settings: Settings) -> None:
     async def put_model(name: ModelName, request: Request) -> Response:
         if not MODEL_NAME.fullmatch(name):
             raise errors.InvalidModelName(model=name[:100])
-        model, new = await engine.create(name, await read_spec(request, settings.max_line_bytes))
+        model, new = await engine.create(name, await read_spec(request, bodies, settings.max_line_bytes))
         return reply(describe(model), 201 if new else 200)
 
     @api.delete("/models/{model}", status_code=204, tags=["models"], **openapi.DELETE_MODEL)
@@ -195,13 +215,13 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         return reply(await crosschecks.run(name))
 
 
-def add_explanations(api: FastAPI, engine: Engine, settings: Settings) -> None:
+def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
     """Why a prediction is what it is."""
 
     @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
     async def explain_prediction(name: ModelName, request: Request) -> Response:
         model = engine.model(name)
-        asked = wire.decode_explain(await read_json(request, settings.max_body_bytes))
+        asked = wire.decode_explain(await read_json(request, bodies, settings.max_body_bytes))
         if asked.id is None:
             return reply(_explained(model, model.explain, asked.x))
         found = await engine.find_id(name, asked.id)
@@ -226,10 +246,10 @@ def reply(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def problem(error: errors.OnestepError) -> Response:
+def refusal(error: errors.OnestepError) -> Response:
     """A problem document."""
-    body = msgspec.json.encode(error.problem())
-    return Response(body, error.status, dict(error.headers), "application/problem+json")
+    told = problem(error)
+    return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -264,22 +284,17 @@ def _breaker(watch: Watch | None) -> dict[str, Any] | None:
     return {"log_loss": watch.log_loss, "stopped_at": watch.stopped_at, "resumed_at": watch.resumed_at}
 
 
-async def read_json(request: Request, limit: int) -> bytes:
+async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
     """The JSON body of a request that nobody makes often."""
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise errors.UnsupportedMediaType(content_type=content_type[:100])
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise errors.BodyTooLarge(limit=limit)
-    return body
+    return await bodies.read(request.scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
 
 
-async def read_spec(request: Request, limit: int) -> Spec:
+async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
     """The spec in a request's body; what is wrong with it names the field."""
-    body = await read_json(request, limit)
+    body = await read_json(request, bodies, limit)
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:

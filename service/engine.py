@@ -125,7 +125,7 @@ class Engine:
 
         Returns when they are on disk and the steps are taken.
         """
-        return await (await self.submit(model, events, stream))
+        return await (self.enqueue(model, events) if stream is None else await self.submit(model, events, stream))
 
     async def keep(
         self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
@@ -134,7 +134,8 @@ class Engine:
 
         Returns when they are on disk, or, where the model's spec says so, when they will be next.
         """
-        result = await (await self.submit(model, predictions, stream))
+        waits = self.enqueue(model, predictions) if stream is None else await self.submit(model, predictions, stream)
+        result = await waits
         return result.predicted, result.error
 
     async def find_id(self, name: str, id_: str) -> KnownId | None:
@@ -142,24 +143,37 @@ class Engine:
         key = self.model(name).stored.key
         return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
 
-    async def submit(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
-        """Put items in the queue of the writer. Where it is full, QueueFull; a stream waits, it can be read slowly."""
+    async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
+        """Put items of a stream in the queue of the writer, when there is room: a stream can be read slowly."""
         self._check_open()
         self.model(model)
-        while self._waiting_events and self._waiting_events + len(items) > self._settings.queue_events:
-            if stream is None:
-                raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
-            self._check_open()
+        while not self._has_room(len(items)):
             self._room.clear()
             await self._room.wait()
-        self._check_open()
-        if stream is not None and self.streams_end.is_set():
+            self._check_open()
+        if self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
+        return self.enqueue(model, items, stream)
+
+    def enqueue(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
+        """Put items in the queue of the writer: what will become of them. QueueFull if there is no room."""
+        self._check_open()
+        self.model(model)
+        self.check_room(len(items))
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append(Request(model, items, stream, answer))
         self._waiting_events += len(items)
         self._work.set()
         return answer
+
+    def check_room(self, count: int) -> None:
+        """QueueFull if there is no room in the queue for so many."""
+        if not self._has_room(count):
+            raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
+
+    def _has_room(self, count: int) -> bool:
+        """What is larger than the whole queue is taken alone."""
+        return not self._waiting_events or self._waiting_events + count <= self._settings.queue_events
 
     def _check_recovered(self) -> None:
         if self.state in ("starting", "recovering"):

@@ -108,6 +108,14 @@ class HeadTooLarge(OnestepError):
 # -- what a caller sent
 
 
+class MalformedHttp(OnestepError):
+    """What came is not a valid HTTP request."""
+
+    status = 400
+    title = "Malformed HTTP"
+    headers = (("connection", "close"),)
+
+
 class MalformedJson(OnestepError):
     """{where}is not valid JSON: {reason}."""
 
@@ -282,6 +290,14 @@ class TooManyModels(OnestepError):
     title = "Too many models"
 
 
+class RequestTimeout(OnestepError):
+    """The request did not arrive within {seconds:g} s (ONESTEP_REQUEST_SECONDS; of a stream, its next bytes)."""
+
+    status = 408
+    title = "Request timeout"
+    headers = (("connection", "close"),)
+
+
 class BodyTooLarge(OnestepError):
     """The body is larger than {limit} bytes (ONESTEP_MAX_BODY_BYTES); NDJSON has no limit."""
 
@@ -335,6 +351,23 @@ class NotReady(OnestepError):
 
     status = 503
     title = "Not ready"
+    headers = (("retry-after", "1"),)
+
+
+class TooManyConnections(OnestepError):
+    """There are {limit} connections, and no more are served at once (ONESTEP_MAX_CONNECTIONS)."""
+
+    status = 503
+    title = "Too many connections"
+    headers = (("retry-after", "1"), ("connection", "close"))
+
+
+class TooManyBodies(OnestepError):
+    """Bodies of {limit} bytes are being received, and no more may be at once (ONESTEP_MAX_BODIES_BYTES); nothing of
+    this request was learned."""
+
+    status = 503
+    title = "Too many bodies"
     headers = (("retry-after", "1"),)
 
 

@@ -11,16 +11,18 @@ import contextlib
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
-
-import msgspec
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 from core.features import EventError
 from service import arrow, errors, pieces, wire
-from service.access import LEARN, PREDICT, pace_of
+from service.access import pace_of
+from service.bodies import Bodies, chunk_of
 from service.engine import DEFAULT, Engine
 from service.headers import NO_SNIFFING
 from service.model import Model, Prediction
+from service.reply import JSON, Reply, json_reply, problem
 from service.settings import Settings
 from service.table import Table
 from service.tokens import Pace
@@ -31,54 +33,114 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-JSON = b"application/json"
+Answer = Callable[[Reply], None]
+
 NDJSON = b"application/x-ndjson"
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
 AHEAD = 16
 """Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
+_SHORT = 2**16
+"""Bytes that a connection reads on before someone asks for them."""
+_LARGE = 2**20
 _PAUSE = 1_000
 """Events of an array to decode before the loop may serve others."""
+
+
+class Asked(NamedTuple):
+    """`learn` or `predict`, and of which model."""
+
+    verb: str
+    model: str
+
+
+def match(path: str) -> Asked | None:
+    """What a path asks; None if it is another route's."""
+    if path in {"/learn", "/predict"}:
+        return Asked(path[1:], DEFAULT)
+    if path.startswith("/models/"):
+        model, _, verb = path[8:].partition("/")
+        if verb in {"learn", "predict"}:
+            return Asked(verb, model)
+    return None
+
+
+def is_stream(scope: Scope) -> bool:
+    """Whether a request's body is one of any length."""
+    return _content_type(scope) in _STREAMS
 
 
 class Hot:
     """The ASGI endpoints of `/learn` and `/predict`, for the model in the path or `default`."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, bodies: Bodies, settings: Settings) -> None:
         self._engine = engine
+        self._bodies = bodies
         self._settings = settings
+        self._short = min(_SHORT, settings.max_body_bytes)
+        self._large = asyncio.Semaphore(1)
+        """A large array in memory takes ten times the room of its text: there is one at a time."""
 
-    def match(self, path: str) -> tuple[Callable[[str, Scope, Receive, Send], Awaitable[None]], str, str] | None:
-        """The endpoint of a path, the scope that it wants and the model; None if it is another route's."""
-        if path == "/learn":
-            return self.learn, LEARN, DEFAULT
-        if path == "/predict":
-            return self.predict, PREDICT, DEFAULT
-        if path.startswith("/models/"):
-            name, _, verb = path[8:].partition("/")
-            if verb == "learn":
-                return self.learn, LEARN, name
-            if verb == "predict":
-                return self.predict, PREDICT, name
-        return None
+    async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer any request of these paths, as ASGI has it."""
+        await (self._learn if asked.verb == "learn" else self._predict)(asked.model, scope, receive, send)
+
+    def is_short(self, scope: Scope) -> bool:
+        """Whether a request, by its head, has a short JSON body."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length")
+        return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
+
+    def answer_now(self, asked: Asked, body: bytes, answer: Answer) -> bool:
+        """Answer a request that has one event; False if it has an array, and then nothing was done.
+
+        What is wrong is raised, or, when the event waits for the writer, answered.
+        """
+        if wire.is_array(body):
+            return False
+        (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, answer)
+        return True
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """A JSON body, whole."""
+        if _content_type(scope) != JSON:
+            raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
+        return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
+
+    def _one_of_the_large(self, body: bytes) -> AbstractAsyncContextManager[None]:
+        return self._large if len(body) > _LARGE else nullcontext()
 
     # -- learn
 
-    async def learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+    def _learn_one(self, model: str, body: bytes, answer: Answer) -> None:
+        """Learn an event; answer when it is on disk."""
+        self._engine.model(model)
+        event = wire.decode_learn(body)
+        waits = self._engine.enqueue(model, [event])
+        waits.add_done_callback(partial(_settle, answer, lambda result: _learned(model, event, result, 0)))
+
+    async def _learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
         self._engine.model(model)
-        if _content_type(scope) in _STREAMS:
-            await _reply(send, await self._learn_stream(model, scope, receive))
+        if is_stream(scope):
+            await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
+        self._engine.check_room(1)  # before the work of reading it: refusing must be cheap when there is much to refuse
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            event = wire.decode_learn(body)
-            result = await self._engine.learn(model, [event])
-            await _reply(send, wire.encode(_learned(model, event, result, 0)))
+            await send_reply(send, await _answered(partial(self._learn_one, model, body)))
             return
+        async with self._one_of_the_large(body):
+            await send_reply(send, await self._learn_array(model, scope, body))
+
+    async def _learn_array(self, model: str, scope: Scope, body: bytes) -> Reply:
+        """All or nothing."""
+        elements = wire.split_array(body)
+        self._engine.check_room(len(elements))  # before the work of reading them
+        _charge(scope, elements)
         events = []
-        for i, element in enumerate(_charged(scope, wire.split_array(body))):
+        for i, element in enumerate(elements):
             events.append(wire.decode_learn(element, f"[{i}]"))
             if i % _PAUSE == _PAUSE - 1:
                 await asyncio.sleep(0)
@@ -86,9 +148,9 @@ class Hot:
             result = await self._engine.learn(model, events)
         except errors.OnestepError as error:
             raise _placed(error, f"[{error.index}]") from None
-        await _reply(send, wire.encode([_learned(model, event, result, i) for i, event in enumerate(events)]))
+        return json_reply([_learned(model, event, result, i) for i, event in enumerate(events)])
 
-    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> bytes:
+    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
         """Learn piece by piece; an error says what was learned before it, and that stays learned."""
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
@@ -106,7 +168,7 @@ class Hot:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
-        return wire.encode(tally.reply())
+        return tally.reply()
 
     async def _learn_pieces(self, tally: _Tally, arriving: AsyncIterator[pieces.Piece[Any]]) -> None:
         """Learn the items up to the first that is wrong; then raise what is wrong with it.
@@ -128,10 +190,20 @@ class Hot:
 
     # -- predict
 
-    async def predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+    def _predict_one(self, name: str, body: bytes, answer: Answer) -> None:
+        """Predict from the model as it stands; what has an id is kept first."""
+        model = self._engine.model(name)
+        made = _predicted(model, wire.decode_question(body))
+        if isinstance(made, Prediction):
+            waits = self._engine.enqueue(name, [made])
+            waits.add_done_callback(partial(_settle, answer, lambda result: result.predicted[0]))
+        else:
+            answer(json_reply(made))
+
+    async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
-        if _content_type(scope) in _STREAMS:
+        if is_stream(scope):
             chunks = self._stream(receive)
             arriving = (
                 pieces.questions_of_rows(chunks, self._settings)
@@ -142,20 +214,17 @@ class Hot:
             return
         body = await self._body(scope, receive)
         if not wire.is_array(body):
-            question = wire.decode_question(body)
-            if question.id is None:  # the shortest way for what most ask for
-                await _reply(send, wire.encode(_predicted(found, question)))
-                return
-            replies, _ = await self._predict(found, [question], [""])
-            await _reply(send, wire.encode(replies[0]))
+            await send_reply(send, await _answered(partial(self._predict_one, model, body)))
             return
-        elements = _charged(scope, wire.split_array(body))
-        places = [f"[{i}]" for i in range(len(elements))]
-        questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
-        replies, _ = await self._predict(found, questions, places)
-        await _reply(send, wire.encode(replies))
+        async with self._one_of_the_large(body):
+            elements = wire.split_array(body)
+            _charge(scope, elements)
+            places = [f"[{i}]" for i in range(len(elements))]
+            questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
+            replies, _ = await self._predict_all(found, questions, places)
+            await send_reply(send, json_reply(replies))
 
-    async def _predict(
+    async def _predict_all(
         self, model: Model, questions: Sequence[wire.Question], places: Sequence[str], stream: bool = False
     ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
         """Predict, and keep what has an id. `places` says where each question stands, for the message.
@@ -197,7 +266,7 @@ class Hot:
         """
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._settings.data)) as spool:
             async for piece in arriving:
-                replies, refused = await self._predict(model, piece.items, piece.places(), stream=True)
+                replies, refused = await self._predict_all(model, piece.items, piece.places(), stream=True)
                 if refused is not None:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
@@ -205,27 +274,11 @@ class Hot:
                 spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
             length = spool.tell()
             spool.seek(0)
-            await send(_start(200, NDJSON, length))
+            headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length), NO_SNIFFING]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             while chunk := spool.read(65_536):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-
-    async def _stream(self, receive: Receive) -> AsyncIterator[bytes]:
-        """The body of a stream as it arrives, until the service stops."""
-        stop = asyncio.ensure_future(self._engine.streams_end.wait())
-        try:
-            while True:
-                message = asyncio.ensure_future(receive())
-                await asyncio.wait({message, stop}, return_when=asyncio.FIRST_COMPLETED)
-                if not message.done():
-                    message.cancel()
-                    raise errors.NotReady(state="stopping, and streams end here")
-                chunk, more = _chunk(message.result())
-                yield chunk
-                if not more:
-                    return
-        finally:
-            stop.cancel()
 
     def _paced(self, scope: Scope, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
         """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
@@ -240,29 +293,25 @@ class Hot:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """A JSON body, whole. Refused before it is read where its length is told and too large."""
-        if _content_type(scope) != JSON:
-            raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
-        limit = self._settings.max_body_bytes
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > limit:
-                raise errors.BodyTooLarge(limit=limit)
-        message = await receive()
-        if not message.get("more_body") and message["type"] == "http.request":
-            whole: bytes = message["body"]  # nearly every body comes in one piece
-            if len(whole) > limit:
-                raise errors.BodyTooLarge(limit=limit)
-            return whole
-        body = bytearray()
-        while True:
-            chunk, more = _chunk(message)
-            body += chunk
-            if len(body) > limit:
-                raise errors.BodyTooLarge(limit=limit)
-            if not more:
-                return bytes(body)
-            message = await receive()
+    async def _stream(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a stream as it arrives, until the service stops."""
+        stop = asyncio.ensure_future(self._engine.streams_end.wait())
+        try:
+            while True:
+                message = asyncio.ensure_future(receive())
+                seconds = self._settings.request_seconds
+                await asyncio.wait({message, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    message.cancel()
+                    if not stop.done():
+                        raise errors.RequestTimeout(seconds=seconds)
+                    raise errors.NotReady(state="stopping, and streams end here")
+                chunk, more = chunk_of(message.result())
+                yield chunk
+                if not more:
+                    return
+        finally:
+            stop.cancel()
 
 
 async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:
@@ -361,12 +410,11 @@ def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
     return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
 
 
-def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
-    """The same elements, taken from what is left of the token's rate; the request itself took one."""
+def _charge(scope: Scope, elements: list[Any]) -> None:
+    """Take them from what is left of the token's rate; the request itself took one."""
     pace = pace_of(scope)
     if pace is not None and elements:
         pace.take(len(elements) - 1)
-    return elements
 
 
 def _content_type(scope: Scope) -> bytes:
@@ -377,26 +425,28 @@ def _content_type(scope: Scope) -> bytes:
     return b""
 
 
-def _chunk(message: Message) -> tuple[bytes, bool]:
-    """A piece of a body, and whether more will come."""
-    if message["type"] == "http.disconnect":
-        raise errors.BodyIncomplete()
-    return message.get("body", b""), message.get("more_body", False)
+async def _answered(ask: Callable[[Answer], None]) -> Reply:
+    """What is answered to something asked."""
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def settle(reply: Reply) -> None:
+        if not answer.done():  # cancelled: the service stops
+            answer.set_result(reply)
+
+    ask(settle)
+    return await answer
 
 
-def _start(status: int, content_type: bytes, length: int, headers: list[tuple[bytes, bytes]] | None = None) -> Message:
-    plain = [(b"content-type", content_type), (b"content-length", b"%d" % length), NO_SNIFFING]
-    return {"type": "http.response.start", "status": status, "headers": plain + (headers or [])}
+def _settle(answer: Answer, told: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:
+    """Answer when the writer is done."""
+    error = waited.exception()
+    if error is None:
+        answer(json_reply(told(waited.result())))
+    else:
+        answer(problem(error))
 
 
-async def _reply(send: Send, body: bytes) -> None:
-    await send(_start(200, JSON, len(body)))
-    await send({"type": "http.response.body", "body": body})
-
-
-async def send_problem(send: Send, error: errors.OnestepError) -> None:
-    """Answer with a problem document."""
-    body = msgspec.json.encode(error.problem())
-    headers = [(name.encode(), value.encode()) for name, value in error.headers]
-    await send(_start(error.status, b"application/problem+json", len(body), headers))
-    await send({"type": "http.response.body", "body": body})
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a whole reply."""
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,63 +1,138 @@
-"""HTTP/1.1 from bytes: uvicorn's protocol with a limit on how long a request's head may be, which it has not."""
+"""The connections: uvicorn's protocol, with limits, and a short way for requests of one event.
+
+Nearly all requests of `/learn` and `/predict` have one event. They are answered here when their last byte is there: no
+task, no ASGI messages, head and body of the reply in one write. Measured: MEASURED. What does not fit (an array, a
+stream, a pipelined request) goes through ASGI like all the rest, and gets the same reply.
+"""
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
-import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
-from service.hot import Receive, Scope, Send, send_problem
+from service.app import Service
+from service.hot import Asked, is_stream, send_reply
+from service.reply import Reply, problem
 
 _FIELD_BYTES = len(b": \r\n")
 
 
 class Protocol(HttpToolsProtocol):
-    """A connection. `limit`: bytes of a request line and its headers; past them the request is refused with 431 and the
-    connection closed, however slowly they come."""
+    """One connection."""
 
-    limit = 32_768
-    _in_head = True
-    _arrived = 0
-    """Bytes since the head began, and what came with it: a body may have."""
-    _last = 0
+    def __init__(self, service: Service, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._service = service
+        self._held: tuple[Any, Asked] | None = None
+        """A request whose head is there, and what it asks, until its body is."""
+        self._receives_since = self.loop.time()
+        """When the request that is being received began, or the connection that has not sent one; infinite between."""
+        self._sends_since = math.inf
+        """When the client was first too slow to take what is written."""
+        self._in_head = True
+        self._last = self._arrived = 0
+        """Bytes that came last, and since the head of a request began: what came with it counts too, a body perhaps."""
+
+    # -- the short way
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """uvicorn has the head of a request, or answers the next of those that were pipelined."""
+        if cycle is self.cycle and cycle.more_body and app is self._service and not self.flow.write_paused:
+            asked = self._service.asks_in_short(cycle.scope)
+            if asked is not None and not cycle.waiting_for_100_continue:
+                self._held = cycle, asked
+                return
+        super()._start_asgi_task(cycle, app)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._receives_since = math.inf
+        if self._held is not None:
+            (cycle, asked), self._held = self._held, None
+            if not self._service.answer_now(asked, bytes(cycle.body), partial(self._reply, cycle)):
+                super()._start_asgi_task(cycle, self.app)
+
+    def _reply(self, cycle: Any, reply: Reply) -> None:
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(reply.as_http(keep_alive=cycle.keep_alive))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
+        self._end(errors.MalformedHttp())
+
+    def _end(self, error: errors.OnestepError) -> None:
+        self.transport.write(problem(error).as_http(keep_alive=False))
+        self.transport.close()
+
+    # -- limits
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        limit = self._service.settings.max_connections
+        if len(self.connections) > limit:
+            self.app = partial(_refuse, errors.TooManyConnections(limit=limit))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._receives_since = self.loop.time()
+        self._in_head, self._arrived = True, self._last
 
     def data_received(self, data: bytes) -> None:
         self._last = len(data)
         self._arrived += self._last
         super().data_received(data)
-        if self._in_head and self._arrived > self.limit and not self.transport.is_closing():
-            self._end()
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._arrived = True, self._last
-        super().on_message_begin()
+        limit = self._service.settings.max_header_bytes
+        if self._in_head and self._arrived > limit and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self._end(errors.HeadTooLarge(limit=limit))
+            else:  # the reply to another request is under way
+                self.transport.close()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        app = self.app
-        if self._arrived > self.limit and self._head_bytes() > self.limit:
-            self.app = self._refuse  # an ASGI application too
+        app, limit = self.app, self._service.settings.max_header_bytes
+        if self._arrived > limit and self._head_bytes() > limit:
+            self.app = partial(_refuse, errors.HeadTooLarge(limit=limit))
         super().on_headers_complete()
         self.app = app
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
 
-    async def _refuse(self, _: Scope, __: Receive, send: Send) -> None:
-        await send_problem(send, errors.HeadTooLarge(limit=self.limit))
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._sends_since = self.loop.time()
 
-    def _end(self) -> None:
-        """Refuse a head that has not ended: there is no request yet that could be answered."""
-        if self.cycle is None or self.cycle.response_complete:  # else another's reply is under way
-            body = msgspec.json.encode(errors.HeadTooLarge(limit=self.limit).problem())
-            head = f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + head.encode() + body)
-        self.transport.close()
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._sends_since = math.inf
+
+    def end_if_slow(self, seconds: float) -> None:
+        """End a request that began `seconds` ago and has not arrived, or whose reply nobody takes.
+
+        Streams have no end that could be late: what waits for their next bytes gives up by itself.
+        """
+        now = self.loop.time()
+        if now - self._sends_since >= seconds:
+            self.transport.abort()
+        elif now - self._receives_since >= seconds:
+            cycle: Any = self.cycle if self.cycle is not None and self.cycle.scope is self.scope else None
+            if self.flow.read_paused:  # it is the service that is slow
+                self._receives_since = now
+            elif cycle is None or not (cycle.response_started or is_stream(cycle.scope)):
+                self._end(errors.RequestTimeout(seconds=seconds))
+            elif cycle.response_complete:  # refused before all of it was there
+                self.transport.close()
 
 
-def protocol(limit: int) -> type[Protocol]:
-    """The protocol with a limit, for uvicorn, which makes one for each connection."""
-    made: Any = type("Protocol", (Protocol,), {"limit": limit})
-    return made  # type: ignore[no-any-return]
+async def _refuse(error: errors.OnestepError, _scope: Any, _receive: Any, send: Any) -> None:
+    await send_reply(send, problem(error))

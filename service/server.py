@@ -10,16 +10,20 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 
 from service import access, errors
 from service.app import Service
 from service.lock import FolderLock
-from service.protocol import protocol
+from service.protocol import Protocol
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
+
+SLOW_TICKS = 5
+"""Tenths of a second between two looks for connections that are too slow."""
 
 
 class Server(uvicorn.Server):
@@ -35,6 +39,14 @@ class Server(uvicorn.Server):
         self._service = service
         self._drain_seconds = service.settings.drain_seconds
         service.engine.on_failure = self._stop_now
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if counter % SLOW_TICKS == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.end_if_slow(self._service.settings.request_seconds)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -68,7 +80,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     config = uvicorn.Config(
         access.with_cors(service, settings),
         loop="uvloop",
-        http=protocol(settings.max_header_bytes),
+        http=partial(Protocol, service),  # type: ignore[arg-type]  # a class and its first argument
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ws="none",

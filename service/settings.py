@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         16 * 2**20, ge=1024, description="Largest JSON body, in bytes; past it 413. NDJSON is not limited by it."
     )
+    max_bodies_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="JSON bodies that are being received, all together, in bytes; past it 503.",
+    )
     max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
     max_batch_bytes: int = Field(
         64 * 2**20,
@@ -60,6 +65,15 @@ class Settings(BaseSettings):
     )
     max_event_features: int = Field(
         100_000, ge=1, le=1_000_000, description="Features that one event may have; past it 422."
+    )
+    max_connections: int = Field(
+        4_096, ge=1, description="Connections that are served at once; past it 503, and the connection is closed."
+    )
+    request_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long a request may take to arrive, or the next bytes of a stream; past it 408, and the "
+        "connection is closed.",
     )
     max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
     queue_events: int = Field(

@@ -17,10 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, NDJSON, ONESTEP, Service, Start, Starter, assert_problem, eventually, ndjson
+from conftest import JSON, NDJSON, ONESTEP, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
 
-from service import access, app, cli, errors, tokens
+from service import access, cli, errors, tokens
 from service.access import wanted
+from service.hot import match
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"
@@ -143,12 +144,9 @@ def test_what_is_not_in_the_document_is_open_or_takes_a_token(guarded: Guarded) 
         assert guarded.ask("admin", "GET", path).status_code not in (401, 403)
 
 
-def test_the_hot_paths_want_what_the_door_says(tmp_path: Path) -> None:
-    hot = app.Service(Settings(data=tmp_path))._hot
+def test_the_hot_paths_want_what_the_door_says() -> None:
     for path in ("/learn", "/predict", "/models/a/learn", "/models/a/predict"):
-        found = hot.match(path)
-        assert found is not None
-        assert found[1:] == wanted("POST", path)
+        assert match(path) == wanted("POST", path)
 
 
 def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
@@ -267,7 +265,7 @@ def test_a_file_that_cannot_be_read_stops_a_start_and_not_a_service(start: Start
     assert service.http.get("/models", headers=bearer(token)).status_code == 200
     service.stop()
     again = start(folder=service.folder, ready=False)
-    assert again.wait() == 1
+    assert again.wait(PATIENCE) == 1
     assert f"The tokens in {path} cannot be read" in again.log()
 
 
@@ -341,7 +339,7 @@ def test_a_token_that_people_made_has_32_characters_or_more(
 
 def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: Start) -> None:
     service = start(ready=False, env={"ONESTEP_TOKEN": "short-secret"})
-    assert service.wait() == 1
+    assert service.wait(PATIENCE) == 1
     assert service.log() == "onestep: ONESTEP_TOKEN has 12 characters, and must have 32 or more.\n"
 
 
@@ -362,7 +360,7 @@ def test_an_address_of_this_machine_alone_needs_none(tmp_path: Path, host: str) 
 
 def test_a_start_on_an_address_that_others_reach_is_refused_before_anything_listens(start: Start) -> None:
     service = start("--host", "0.0.0.0", ready=False)
-    assert service.wait() == 1
+    assert service.wait(PATIENCE) == 1
     assert "Others than this machine reach 0.0.0.0" in service.log()
     assert start("--host", "0.0.0.0", "--insecure").http.get("/models").status_code == 200
 

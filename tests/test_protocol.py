@@ -1,0 +1,295 @@
+"""Connections: the short way of requests of one event, and what becomes of clients that are too many or too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from conftest import Connection, Reply, Service, Start, Starter, assert_problem, eventually
+from uvicorn.server import ServerState
+
+from service import app
+from service.protocol import Protocol
+from service.settings import Settings
+
+
+def head_of(path: str, length: int, *more: str, version: str = "1.1") -> bytes:
+    lines = [f"POST {path} HTTP/{version}", "host: localhost", "content-type: application/json", *more]
+    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
+
+
+def whole(connection: Connection, path: str, body: bytes) -> Reply:
+    """Head and body in one write."""
+    connection.send(head_of(path, len(body)) + body)
+    return connection.reply()
+
+
+def in_two(connection: Connection, path: str, body: bytes) -> Reply:
+    """The head, and then the body in two writes."""
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for piece in (head_of(path, len(body)), body[: len(body) // 2], body[len(body) // 2 :]):
+        connection.send(piece)
+        time.sleep(0.02)
+    return connection.reply()
+
+
+def chunked(connection: Connection, path: str, body: bytes) -> Reply:
+    """A body that does not tell its length."""
+    connection.send_head(path, transfer_encoding="chunked", content_type="application/json")
+    if body:  # an empty chunk is the end
+        connection.send_chunk(body)
+    connection.send_chunk(b"")
+    return connection.reply()
+
+
+EVENT = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [("learn", EVENT), ("learn", EVENT)],
+        [("learn", EVENT), ("learn", {**EVENT, "y": 0})],
+        [("learn", {"x": [0.5, 2], "y": 0, "weight": 2}), ("predict", {"x": [0.5, 2]})],
+        [("predict", {"x": {"a": 1}, "id": "k"}), ("learn", {"id": "k", "y": 1}), ("learn", {"id": "k", "y": 1})],
+        [("learn", [EVENT, {"x": {}, "y": 0}]), ("predict", [{"x": {"age": 2}}])],
+        [("learn", {"x": {"a": 1}, "y": 2})],
+        [("learn", {"x": {"a": 1e101}, "y": 1})],
+        [("learn", {"id": "nobody", "y": 1})],
+        [("learn", {"x": {"a": None}, "y": 1}), ("predict", {"x": 1})],
+        [("learn", "x"), ("predict", [1])],
+    ],
+)
+def test_a_request_gets_the_same_reply_whole_in_two_and_chunked(shared: Service, asked: list[tuple[str, Any]]) -> None:
+    replies = []
+    for send in (whole, in_two, chunked):
+        model = shared.model("in-pieces")
+        assert model.create({}).status_code == 201
+        with shared.connect() as connection:
+            told = [send(connection, f"{model.path}/{verb}", json.dumps(body).encode()) for verb, body in asked]
+        replies.append([(reply.status, reply.headers["content-type"], without_time(reply.text)) for reply in told])
+        model.delete()
+    assert replies[0] == replies[1] == replies[2]
+
+
+def without_time(text: str) -> Any:
+    said = json.loads(text)
+    return {**said, "delay_s": None} if isinstance(said, dict) else said
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b'{"x": {"a": 1}, "y": 1} 2', b"\xff"])
+def test_what_is_not_json_gets_the_same_reply_whole_in_two_and_chunked(shared: Service, body: bytes) -> None:
+    replies = []
+    for send in (whole, in_two, chunked):
+        with shared.connect() as connection:
+            replies.append(send(connection, "/learn", body))
+    assert_problem(replies[0], 400)
+    assert replies[0] == replies[1] == replies[2]
+
+
+def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
+    """Without a task in between: what uvicorn calls when a head is there is still what the short way takes over."""
+
+    class Transport(asyncio.Transport):
+        written = b""
+
+        def write(self, data: Any) -> None:
+            self.written += bytes(data)
+
+        def is_closing(self) -> bool:
+            return False
+
+    async def answered() -> bytes:
+        service = app.Service(Settings(data=tmp_path))
+        config = uvicorn.Config(service, log_config=None, proxy_headers=False)
+        connection = Protocol(service, config=config, server_state=ServerState(), app_state={})
+        transport = Transport()
+        connection.connection_made(transport)
+        body = b'{"x": {}}'
+        connection.data_received(head_of("/predict", len(body)) + body)
+        connection.connection_lost(ConnectionResetError())
+        return transport.written
+
+    assert asyncio.run(answered()).startswith(b"HTTP/1.1 503 ")  # it has not been started
+
+
+def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:
+    model = shared.model("pipelined")
+    assert model.create({}).status_code == 201
+    bodies = [json.dumps({"x": {"a": i}, "y": i % 2}).encode() for i in range(200)]
+    questions = [json.dumps({"x": {"a": i}}).encode() for i in range(200)]
+    with shared.connect() as connection:
+        sent = b""
+        for body, question in zip(bodies, questions, strict=True):
+            sent += head_of(f"{model.path}/learn", len(body)) + body
+            sent += head_of(f"{model.path}/predict", len(question)) + question
+        connection.send(sent)
+        for seq in range(1, 201):
+            assert json.loads(reply_of(connection))["seq"] == seq
+            assert json.loads(reply_of(connection))["seq"] == seq  # the prediction sees what was learned before it
+
+
+def reply_of(connection: Connection) -> bytes:
+    """The body of the next reply, and no byte of the one after it."""
+    text = b""
+    while not text.endswith(b"\r\n\r\n"):
+        text += connection.socket.recv(1)
+    length = int(next(line for line in text.split(b"\r\n") if line.startswith(b"content-length"))[15:])
+    return connection.socket.recv(length, socket.MSG_WAITALL)
+
+
+@pytest.mark.parametrize(("version", "more"), [("1.0", ()), ("1.1", ("connection: close",))])
+def test_a_client_that_wants_one_reply_gets_it_and_the_end(shared: Service, version: str, more: tuple[str]) -> None:
+    body = b'{"x": {"a": 1}}'
+    with shared.connect() as connection:
+        connection.send(head_of("/predict", len(body), *more, version=version) + body)
+        reply = connection.reply()
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert connection.socket.recv(1) == b""
+
+
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(shared: Service) -> None:
+    body = b'{"x": {"a": 1}}'
+    with shared.connect() as connection:
+        connection.send(head_of("/predict", len(body), "expect: 100-continue"))
+        assert connection.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.send(body)
+        assert connection.reply().status == 200
+
+
+def test_a_client_that_goes_before_its_reply_changes_nothing_for_others(shared: Service) -> None:
+    model = shared.model("left-alone")
+    assert model.create({}).status_code == 201
+    body = b'{"x": {"a": 1}, "y": 1}'
+    with shared.paused():
+        for _ in range(20):
+            with shared.connect() as connection:
+                connection.send(head_of(f"{model.path}/learn", len(body)) + body)
+    eventually(lambda: model.state()["seq"] == 20, "what they sent to be learned")
+    assert model.learn({"x": {"a": 1}, "y": 1}).json()["seq"] == 21
+
+
+def test_what_is_not_http_is_told_so(shared: Service) -> None:
+    with shared.connect() as connection:
+        connection.send(b"x\r\n\r\n")
+        assert_problem(connection.reply(), 400, "not a valid HTTP request")
+        assert connection.socket.recv(1) == b""
+
+
+# -- too many
+
+
+def test_connections_beyond_the_limit_are_told_so_and_the_others_served(start: Start) -> None:
+    service = start("--max-connections", "5")
+    service.http.close()
+    time.sleep(0.1)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in range(5)]
+        for connection in connections:
+            assert whole(connection, "/predict", b'{"x": {}}').status == 200
+        with service.connect() as one_more:
+            refused = whole(one_more, "/predict", b'{"x": {}}')
+            assert_problem(refused, 503, "5 connections", "ONESTEP_MAX_CONNECTIONS")
+            assert refused.headers["retry-after"] == "1"
+            assert one_more.socket.recv(1) == b""
+        for connection in connections:
+            assert whole(connection, "/predict", b'{"x": {}}').status == 200
+        connections[0].close()
+
+        def served_again() -> bool:
+            with service.connect() as another:
+                return whole(another, "/predict", b'{"x": {}}').status == 200
+
+        eventually(served_again, "a place that is free again")
+
+
+# -- too slow
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits half a second for requests."""
+    starter = Starter(tmp_path_factory.mktemp("impatient"))
+    yield starter("--request-seconds", "0.5")
+    starter.close()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST /learn HTT",
+        b"POST /learn HTTP/1.1\r\nhost: localhost\r\n",
+        head_of("/learn", 20) + b'{"x": ',
+        head_of("/models/default/explain", 20) + b'{"x": ',
+        head_of("/learn", 100_000) + b'{"x": ',
+    ],
+    ids=["nothing", "half a line", "half a head", "half a body", "half a body of another route", "half of a long body"],
+)
+def test_a_request_that_does_not_arrive_in_time_is_ended(impatient: Service, begun: bytes) -> None:
+    with impatient.connect() as connection:
+        started = time.monotonic()
+        connection.send(begun)
+        reply = connection.reply()
+        assert 0.4 < time.monotonic() - started < 5
+        assert_problem(reply, 408, "0.5 s", "ONESTEP_REQUEST_SECONDS")
+        assert reply.headers["connection"] == "close"
+        assert connection.socket.recv(1) == b""
+
+
+def test_a_request_that_comes_a_byte_at_a_time_is_ended_too(impatient: Service) -> None:
+    with impatient.connect() as connection:
+        started = time.monotonic()
+        sent = 0
+        with suppress(OSError):  # reset, or a broken pipe, as it comes
+            for byte in head_of("/learn", 20) * 100:
+                sent += connection.socket.send(bytes([byte]))
+                time.sleep(0.02)
+        assert sent < 5 * len(head_of("/learn", 20))
+        assert time.monotonic() - started < 10
+
+
+def test_a_stream_may_take_long_but_not_stand_still(impatient: Service) -> None:
+    model = impatient.model("slow-stream")
+    assert model.create({}).status_code == 201
+    with impatient.connect() as connection:
+        connection.send_head(f"{model.path}/learn", transfer_encoding="chunked", content_type="application/x-ndjson")
+        for _ in range(8):
+            connection.send_chunk(b'{"x": {"a": 1}, "y": 1}\n')
+            time.sleep(0.2)
+        problem = assert_problem(connection.reply(), 408, "of a stream, its next bytes")
+        assert (problem["learned"], problem["last_seq"]) == (8, 8)
+        assert connection.socket.recv(1) == b""
+    assert model.state()["seq"] == 8
+
+
+def test_a_reply_that_nobody_takes_is_given_up(impatient: Service) -> None:
+    connections = set(sockets_of(impatient))
+    with impatient.connect() as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lines = b'{"x": {"a": 1}}\n' * 200_000
+        connection.send_head("/predict", content_type="application/x-ndjson", content_length=len(lines))
+        connection.send(lines)
+        eventually(lambda: len(sockets_of(impatient)) > len(connections), "the connection to be there")
+        eventually(lambda: len(sockets_of(impatient)) <= len(connections), "the connection to be given up")
+
+
+def sockets_of(service: Service) -> list[str]:
+    """The service's open sockets."""
+    found = []
+    for link in Path(f"/proc/{service.process.pid}/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:"):
+            found.append(target)
+    return found
