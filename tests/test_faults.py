@@ -366,3 +366,45 @@ def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> N
             time.sleep(delay)
             os.kill(service.process.pid, signal.SIGKILL)
     journal.check(folder)
+
+
+# -- the clock
+
+
+def faketime() -> Path | None:
+    """The library that tells a process another time (Debian's package faketime)."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+@pytest.mark.skipif(faketime() is None, reason="needs libfaketime (Debian: apt-get install faketime)")
+@pytest.mark.parametrize("years", [10, -10])
+def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: int) -> None:
+    """While it runs, and across a kill; what waits for its label is dropped when the clock says that it is late."""
+    folder, clock = tmp_path / "data", tmp_path / "clock"
+    clock.write_text("+0d")
+    told = ["env", f"LD_PRELOAD={faketime()}", f"FAKETIME_TIMESTAMP_FILE={clock}", "FAKETIME_CACHE_DURATION=1"]
+    told.append("FAKETIME_DONT_FAKE_MONOTONIC=1")
+    flags = ("--keep-events", "30d", "--keep-min", "1000")
+    journal = Journal()
+    with Service(folder, *flags, tracing=told).wait_until_ready() as service:
+        assert service.request("POST", "/predict", {"x": {"one": 1}, "id": "waits"})[0] == 200
+        assert journal.learn_until_lost(service, 100)
+        clock.write_text(f"{years * 365:+d}d")
+        assert journal.learn_until_lost(service, 100)
+        time.sleep(1.5)  # for whatever looks at the clock now and then
+        assert service.request("GET", "/readyz")[0] == 200
+        status, reply = service.request("POST", "/learn", {"id": "waits", "y": 1})
+        if years > 0:
+            assert (status, reply["title"]) == (404, "Dropped id")
+        else:
+            assert (status, reply["seq"]) == (200, 201)
+        service.kill()
+    clock.write_text("+0d")
+    with Service(folder, *flags, tracing=told).wait_until_ready() as service:
+        state = service.get("/models/default")
+        assert state["seq"] == 200 + (years < 0)
+        service.learn([{"x": {"one": 1}, "y": 1}])
+    logged = [x.get("value") for x, _, _ in logged_events(folder)]
+    assert logged[:200] == journal.sent
+    assert {value: logged[seq - 1] for value, seq in journal.acknowledged.items()} == {v: v for v in journal.sent}
+    assert replayed_elsewhere(folder)["default"]["seq"] == len(logged)
