@@ -28,7 +28,7 @@ from core.features import BatchBuilder, Features
 from service import cli, crosscheck, engine, errors, retention, store
 from service.engine import Engine
 from service.inspect import examine
-from service.log import LogReader, Snapshot
+from service.log import FORMAT, LogReader, Snapshot
 from service.model import Model, Prediction
 from service.retention import Keep, Retention
 from service.settings import Settings
@@ -703,10 +703,11 @@ def test_a_folder_of_the_second_format_is_taken_over(tmp_path: Path) -> None:
 
     before = asyncio.run(run())
     sql(folder, "DROP TABLE log_starts")
+    sql(folder, "DROP TABLE resumes")
     sql(folder, "PRAGMA user_version = 2")
     assert examine(folder).wrong == []
     assert asyncio.run(run(keep_events="100")) == before
-    assert sql(folder, "PRAGMA user_version") == [(3,)]
+    assert sql(folder, "PRAGMA user_version") == [(FORMAT,)]
     assert gone(folder) == 0
 
 
