@@ -86,10 +86,14 @@ class Access:
 
     def check(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> None:
         """Let a request in, or raise what is wrong with it. What its token may do is then in `scope["grant"]`."""
+        if "grant" not in scope:  # else it was let in before: the short way of a request may leave it to the long one
+            scope["grant"] = self._grant(scope, wants, model)
+
+    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
         if scope["query_string"]:
             _refuse_token_in_url(scope["query_string"])
         if wants == PROBE:
-            return
+            return None
         headers = dict(scope["headers"])
         host = headers.get(b"host")
         if host not in self._good_hosts:
@@ -98,11 +102,10 @@ class Access:
         if not (self._tokens.exist or self._always):
             if b"origin" in headers:
                 self._check_origin(headers[b"origin"], host)
-            return
-        if wants != OPEN:
-            self._ask(scope, headers.get(b"authorization"), wants, model)
+            return None
+        return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
-    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str | None) -> None:
+    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str | None) -> Grant:
         """Ask for a token that may do what a request wants."""
         grant = None if sent is None else self._tokens.grant(sent)
         if grant is None:
@@ -111,9 +114,9 @@ class Access:
             raise errors.UnknownModel(model=model)  # as if it were not there: what others have is not told
         if wants not in grant.may or (wants == ADMIN and model is None and grant.models is not None):
             raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=wants)
-        scope["grant"] = grant
         if grant.pace is not None and model is not None and scope["method"] == "POST":
             grant.pace.begin()
+        return grant
 
     def _check_host(self, host: bytes | None) -> None:
         """A page whose name was made to lead here (DNS rebinding) sends that name."""
@@ -132,7 +135,10 @@ class Access:
 
 
 def with_cors(app: Any, settings: Settings) -> Any:
-    """The application; where the settings name other origins, one that lets their pages use it too."""
+    """The application; where the settings name other origins, one that lets their pages use it too.
+
+    Its requests all go the long way then (service/protocol.py): replies need headers that the short way does not know.
+    """
     origins = names(settings.cors_origins)
     if not origins:
         return app

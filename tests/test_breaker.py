@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Model, NewModel, Service, Start, assert_problem, eventually, ndjson
+from conftest import PATIENCE, Model, NewModel, Service, Start, assert_problem, eventually, ndjson
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import replayed_elsewhere
@@ -255,5 +255,5 @@ def test_a_folder_with_a_damaged_note_of_when_it_resumed_is_refused(poisoned: Se
     db.execute("UPDATE resumes SET seq = seq + 1")
     db.close()
     again = start(folder=poisoned.folder, ready=False)
-    assert again.wait() == 1
+    assert again.wait(PATIENCE) == 1
     assert "learning resumed" in again.log()

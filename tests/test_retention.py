@@ -702,7 +702,7 @@ def test_a_folder_of_the_second_format_is_taken_over(tmp_path: Path) -> None:
             return mark(engine)
 
     before = asyncio.run(run())
-    for table in ("log_starts", "series", "marks"):
+    for table in ("log_starts", "series", "marks", "resumes"):
         sql(folder, f"DROP TABLE {table}")
     sql(folder, "PRAGMA user_version = 2")
     assert examine(folder).wrong == []
