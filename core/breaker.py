@@ -80,6 +80,10 @@ class Watch:
         self.stopped_at, self.resumed_at = None, seq
         self._sums[:], self._last[:] = 0.0, 0.0
 
+    def summary(self) -> dict[str, Any]:
+        """What there is to say of it."""
+        return {"log_loss": self.log_loss, "stopped_at": self.stopped_at, "resumed_at": self.resumed_at}
+
     def state(self) -> dict[str, Any]:
         """Everything, as JSON types and arrays: copies."""
         return {

@@ -20,7 +20,6 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from core import logistic
-from core.breaker import Watch
 from core.explain import Explanation
 from core.features import EventError
 from core.spec import Spec, SpecError
@@ -342,17 +341,10 @@ def describe(model: Model) -> dict[str, Any]:
         "model": model.name,
         "spec": learner.spec.as_dict(),
         "seq": learner.seq,
-        "breaker": _breaker(model.watch),
         **model.standing(),
         "sha256": learner.sha256(),
         **mixture,
     }
-
-
-def _breaker(watch: Watch | None) -> dict[str, Any] | None:
-    if watch is None:
-        return None
-    return {"log_loss": watch.log_loss, "stopped_at": watch.stopped_at, "resumed_at": watch.resumed_at}
 
 
 async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:

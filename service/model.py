@@ -73,6 +73,7 @@ class Model:
             "features": self.learner.n_features,
             "not_taken": self.learner.not_taken,
             "snapshot_seq": self.snapshot_seq,
+            "breaker": None if self.watch is None else self.watch.summary(),
             "progressive": self.scores.summary(),
             "served": self.joins.scores.summary(),
             "join": {
