@@ -73,9 +73,10 @@ class Service:
         if scope["type"] != "http":
             await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
             return
-        exchange, started = Exchange(scope, send, self.engine), time.perf_counter()
+        exchange = Exchange(scope, send, self.engine)
+        started = time.perf_counter() if self._tells_requests else 0.0
         try:
-            await self._answer(scope, receive, exchange.send)
+            await self._answer(scope, receive, exchange)
         except errors.OnestepError as error:
             await self._refuse(scope, exchange, error)
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
@@ -91,32 +92,33 @@ class Service:
     async def _refuse(self, scope: Scope, exchange: Exchange, error: errors.OnestepError) -> None:
         """Answer with an error; a reply that had begun stays cut."""
         if not exchange.status:
-            self._count_refusal(scope, error)
+            self._count_refusal(scope, error, exchange.request_id)
             await send_problem(exchange.send, error, exchange.request_id)
 
-    def _count_refusal(self, scope: Scope, error: errors.OnestepError) -> None:
+    def _count_refusal(self, scope: Scope, error: errors.OnestepError, request_id: str) -> None:
         self.engine.telemetry.count_refusal(error)
-        self._refusals.tell(error, scope["method"], scope["path"], scope["request_id"])
+        self._refusals.tell(error, scope["method"], scope["path"], request_id)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         found = self._hot.match(scope["path"])
         if found is None:
-            await self.api(scope, receive, send)  # type: ignore[arg-type]  # the same
+            scope["request_id"] = exchange.request_id
+            await self.api(scope, receive, exchange.send)  # type: ignore[arg-type]  # the same
             return
         endpoint, model = found
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
-        await endpoint(model, scope, receive, send)
+        await endpoint(model, scope, receive, exchange.send)
 
 
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
-def add_error_replies(api: FastAPI, count: Callable[[Scope, errors.OnestepError], None]) -> None:
+def add_error_replies(api: FastAPI, count: Callable[[Scope, errors.OnestepError, str], None]) -> None:
     """Every error as a problem document, and counted."""
 
     def refusal(request: Request, error: errors.OnestepError) -> Response:
-        count(request.scope, error)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+        count(request.scope, error, request.scope["request_id"])  # type: ignore[arg-type]  # as above
         return problem(request, error)
 
     @api.exception_handler(errors.OnestepError)

@@ -16,38 +16,40 @@ from service.engine import Engine
 from service.hot import Scope, Send
 
 _SANE = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
-_process = secrets.token_hex(4)
+_process = secrets.token_hex(4).encode()
 _numbers = itertools.count(1)
 
 
 class Exchange:
     """One request on its way. `send` sends the reply, with what every reply has."""
 
-    __slots__ = ("_engine", "_send", "request_id", "status")
+    __slots__ = ("_engine", "_id", "_send", "status")
 
     def __init__(self, scope: Scope, send: Send, engine: Engine) -> None:
         self._send = send
         self._engine = engine
-        self.request_id: str = _id_of(scope)
+        self._id = _id_of(scope)
         self.status = 0
         """Of the reply; 0 before it begins."""
-        scope["request_id"] = self.request_id
+
+    @property
+    def request_id(self) -> str:
+        return self._id.decode()
 
     def send(self, message: dict[str, Any]) -> Awaitable[None]:
         """Not a coroutine of its own: it would cost as much as all else here."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            added = [(b"x-request-id", self.request_id.encode())]
+            message["headers"] = headers = [*message["headers"], (b"x-request-id", self._id)]
             if self._engine.stopping:
                 # So that a client that keeps its connections does not find one closed under its next request.
-                added.append((b"connection", b"close"))
-            message["headers"] = [*message["headers"], *added]
+                headers.append((b"connection", b"close"))
         return self._send(message)
 
 
-def _id_of(scope: Scope) -> str:
+def _id_of(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE.fullmatch(value):
-            given: str = value.decode()
+            given: bytes = value
             return given
-    return f"{_process}-{next(_numbers):x}"
+    return b"%b-%x" % (_process, next(_numbers))
