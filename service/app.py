@@ -91,7 +91,7 @@ class Service:
         exchange = Exchange(scope, self.engine)
         send = exchange.over(send)
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(exchange, receive, send)
         except asyncio.CancelledError:  # the service stops, and this took longer than it waits
             await self._refuse(exchange, send, errors.NotReady(state="stopping"))
         except Exception as error:
@@ -124,10 +124,12 @@ class Service:
         self._refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
         return problem(error, request_id)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        scope = exchange.scope
         asked = match(scope["path"])
         if asked is None:
             self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
+            scope["request_id"] = exchange.request_id
             await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
             return
         self._access.check(scope, *asked)

@@ -18,23 +18,26 @@ from service.hot import Scope, Send
 from service.reply import CLOSE, Reply
 
 _SANE = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
-_process = secrets.token_hex(4)
+_process = secrets.token_hex(4).encode()
 _numbers = itertools.count(1)
 
 
 class Exchange:
     """One request on its way, and its reply."""
 
-    __slots__ = ("_engine", "request_id", "scope", "started", "status")
+    __slots__ = ("_engine", "_id", "scope", "started", "status")
 
     def __init__(self, scope: Scope, engine: Engine) -> None:
         self.scope = scope
-        self.request_id: str = _id_of(scope)
+        self._id = _id_of(scope)
         self.status = 0
         """Of the reply; 0 before it begins."""
         self.started = time.perf_counter()
         self._engine = engine
-        scope["request_id"] = self.request_id
+
+    @property
+    def request_id(self) -> str:
+        return self._id.decode()
 
     def over(self, send: Send) -> Send:
         """What sends the reply, with what every reply has."""
@@ -53,21 +56,21 @@ class Exchange:
         return Reply(reply.status, reply.headers + self._added(), reply.body)
 
     def _added(self) -> list[tuple[bytes, bytes]]:
-        added = [(b"x-request-id", self.request_id.encode())]
+        added = [(b"x-request-id", self._id)]
         if self._engine.stopping:
             # So that a client that keeps its connections does not find one closed under its next request.
             added.append(CLOSE)
         return added
 
 
-def _id_of(scope: Scope) -> str:
+def _id_of(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE.fullmatch(value):
-            given: str = value.decode()
+            given: bytes = value
             return given
     return new_id()
 
 
-def new_id() -> str:
+def new_id() -> bytes:
     """An id for a request that has none."""
-    return f"{_process}-{next(_numbers):x}"
+    return b"%b-%x" % (_process, next(_numbers))

@@ -134,5 +134,5 @@ class Protocol(HttpToolsProtocol):
     def _end(self, error: errors.OnestepError) -> None:
         """There is no request that could be answered, or not yet; unless another's reply is under way, say why."""
         if self.cycle is None or self.cycle.response_complete or self.cycle.scope is self.scope:
-            self.transport.write(self._service.refusal(error, new_id()).as_http())
+            self.transport.write(self._service.refusal(error, new_id().decode()).as_http())
         self.transport.close()
