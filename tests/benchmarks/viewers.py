@@ -11,10 +11,12 @@ Exit status 0: the measurement ran (it does not judge). 1: something failed, the
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 
 import uvloop
@@ -60,23 +62,39 @@ def watching(port: int, viewers: int) -> Iterator[list[float]]:
         process.wait()
 
 
+def busy(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def compare(generator: str, viewers: int, seconds: int, rounds: int) -> None:
     without: list[LoadResult] = []
     with_: list[LoadResult] = []
     seen: list[float] = []
+    costs: list[tuple[float, float]] = []
     _, onestep = sides()
     with running(onestep) as server:
+
+        def run(into: list[LoadResult]) -> float:
+            """Microseconds of the service's processor time for each learn."""
+            before = busy(server.pid)
+            into.append(measure(generator, server.port, "/learn", 32, seconds))
+            return (busy(server.pid) - before) * 1e6 / (into[-1].requests_per_second * seconds)
+
         measure(generator, server.port, "/learn", 32, 1)
         for _ in range(rounds):
-            without.append(measure(generator, server.port, "/learn", 32, seconds))
+            alone = run(without)
             with watching(server.port, viewers) as rates:
-                with_.append(measure(generator, server.port, "/learn", 32, seconds))
+                costs.append((alone, run(with_)))
             seen += rates
     rates_of = [median(result.requests_per_second for result in found) for found in (without, with_)]
     for name, found, rate in zip(("nobody", f"{viewers} viewers"), (without, with_), rates_of, strict=True):
         errors = sum(result.errors for result in found)
         p99 = median(result.p99_ms for result in found)
         print(f"{name:<14}{rate:>10,.0f} learns a second at 32 connections, p99 {p99:.2f} ms, {errors} errors")
+    alone, watched = (median(cost) for cost in zip(*costs, strict=True))
+    print(f"processor time of the service for a learn: {alone:.1f} us, {watched:.1f} us")
     print(f"ratio {rates_of[1] / rates_of[0]:.3f}; each viewer got {median(seen):.1f} messages a second")
 
 
