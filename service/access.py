@@ -157,6 +157,12 @@ def reaches(scope: MutableMapping[str, Any], model: str) -> bool:
     return grant is None or grant.reaches(model)
 
 
+def reach(scope: MutableMapping[str, Any]) -> frozenset[str] | None:
+    """The models within reach of whoever makes a request; None for all."""
+    grant: Grant | None = scope.get("grant")
+    return None if grant is None or grant.models is None else frozenset(grant.models)
+
+
 def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
     """What holds a request to its token's rate; None where nothing does."""
     grant: Grant | None = scope.get("grant")

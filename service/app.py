@@ -310,8 +310,8 @@ def add_streams(api: FastAPI, live: Live) -> None:
     """What happens, as it happens: server-sent events."""
 
     @api.get("/stream", tags=["models"], **openapi.STREAM)
-    async def stream() -> Response:
-        return EventStream(live, None)
+    async def stream(request: Request) -> Response:
+        return EventStream(live, access.reach(request.scope))
 
     @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
     async def stream_model(name: ModelName) -> Response:

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_token(commands.add_parser("token", help="make, list and take back the tokens that a service asks for"))
     top = commands.add_parser("top", help="every model of a running service in the terminal, as it learns")
     _add_url(top)
+    _add_token_file(top)
     top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
     demo.add_argument("--keep", action="store_true", help="then go on serving until Ctrl-C, to be looked at")
@@ -632,7 +633,7 @@ def _may(token: Token) -> str:
 def _top(arguments: argparse.Namespace) -> int:
     from service.top import top
 
-    return top(arguments.url)
+    return top(_client(arguments.url, arguments.token_file))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,8 @@ LARGEST, MOVED = 20, 10
 SHOWN_MODELS = 100
 SPARK = 60
 """Windowed losses in a row of the overview: of five minutes, where the model was never idle."""
+Watched = str | frozenset[str] | None
+"""A model, the models within a token's reach, or all of them."""
 _HEARTBEAT = b": nothing new\n\n"
 
 
@@ -210,13 +212,14 @@ class _ModelChannel(Channel):
 
 
 class _Overview(Channel):
-    """All models; of very many, those that learned last."""
+    """All models, or those within a token's reach; of very many, those that learned last."""
 
     pause = OVERVIEW_SECONDS
 
-    def __init__(self, engine: Engine, past: Past) -> None:
+    def __init__(self, engine: Engine, past: Past, reach: frozenset[str] | None) -> None:
         super().__init__(engine)
         self._past = past
+        self._reach = reach
         self._sparks: dict[str, list[float | None]] = {}
         self._sparks_at = -1e9
         self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it was seen to change
@@ -245,7 +248,7 @@ class _Overview(Channel):
 
     def _shown(self, now: float) -> list[Model]:
         """In order of creation, those that learned last."""
-        models = self.engine.models
+        models = [model for model in self.engine.models if self._reach is None or model.name in self._reach]
         seen = {}
         for model in models:
             seq, at = self._seen.get(model.name, (0, 0.0))
@@ -282,7 +285,7 @@ class Live:
         self._past = past
         self._commits = _Commits(engine.telemetry)
         self._max_viewers = max_viewers
-        self._channels: dict[str | None, Channel] = {}
+        self._channels: dict[Watched, Channel] = {}
         self._ticking: asyncio.Task[None] | None = None
 
     @property
@@ -290,15 +293,15 @@ class Live:
         return sum(channel.viewers for channel in self._channels.values())
 
     @contextlib.contextmanager
-    def watching(self, name: str | None) -> Iterator[Channel]:
-        """Watch a model, or, without a name, all of them."""
+    def watching(self, watched: Watched) -> Iterator[Channel]:
+        """Watch a model, some, or all of them."""
         if self._engine.streams_end.is_set():
             raise errors.NotReady(state="stopping")
         if self.viewers >= self._max_viewers:
             raise errors.TooManyViewers(limit=self._max_viewers)
-        channel = self._channels.get(name)
+        channel = self._channels.get(watched)
         if channel is None or channel.ended:
-            channel = self._channels[name] = self._open(name)
+            channel = self._channels[watched] = self._open(watched)
         channel.viewers += 1
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick())
@@ -306,14 +309,14 @@ class Live:
             yield channel
         finally:
             channel.viewers -= 1
-            if not channel.viewers and self._channels.get(name) is channel:
-                del self._channels[name]
+            if not channel.viewers and self._channels.get(watched) is channel:
+                del self._channels[watched]
 
-    def _open(self, name: str | None) -> Channel:
-        if name is not None:
-            return _ModelChannel(self._engine, self._commits, name)
+    def _open(self, watched: Watched) -> Channel:
+        if isinstance(watched, str):
+            return _ModelChannel(self._engine, self._commits, watched)
         self._engine.check_recovered()
-        return _Overview(self._engine, self._past)
+        return _Overview(self._engine, self._past, watched)
 
     async def _tick(self) -> None:
         """Look at everything that is watched, a few times a second, until nobody watches or the service stops."""
@@ -338,16 +341,16 @@ class Live:
 class EventStream(Response):
     """The reply: messages until the viewer goes, the model is deleted or the service stops."""
 
-    def __init__(self, live: Live, name: str | None) -> None:
+    def __init__(self, live: Live, watched: Watched) -> None:
         # The last header is for nginx, which would gather what is to be seen at once.
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
         del self.headers["content-length"]
         self._live = live
-        self._name = name
+        self._watched = watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._live.watching(self._name) as channel:
+        with self._live.watching(self._watched) as channel:
             shown = asyncio.create_task(self._show(channel, send))
             gone = asyncio.create_task(_disconnected(receive))
             try:

@@ -19,9 +19,9 @@ _OTHERS = 68
 _FEWEST_BARS = 10
 
 
-def top(url: str) -> int:
+def top(client: Client) -> int:
     """Show the overview until Ctrl-C, or, where there is no terminal, once. The exit code."""
-    with Client(url) as client:
+    with client:
         if sys.stdout.isatty():
             _watch(client)
         else:

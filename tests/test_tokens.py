@@ -129,12 +129,24 @@ def test_a_model_out_of_reach_is_as_if_it_were_not_there(guarded: Guarded, kind:
             there = guarded.ask(kind, method.upper(), path.replace("{model}", "other"))
             not_there = guarded.ask(kind, method.upper(), path.replace("{model}", "third"))
             assert_problem(there, 404, "There is no model 'other'")
-            assert not_there.text == there.text.replace("other", "third")
+            assert {**not_there.json(), "request_id": None} == {
+                **json.loads(there.text.replace("other", "third")),
+                "request_id": None,
+            }
     for verb in ("/learn", "/predict"):  # the model default is out of reach, too
         assert_problem(guarded.ask(kind, "POST", verb, json=EVENT), 404)
     found = guarded.ask(kind, "GET", "/models").json()["models"]
     assert [model["model"] for model in found] == ["clicks"]
     assert guarded.ask("admin", "GET", "/models/other").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen"), [("predict of clicks", {"clicks"}), ("admin", {"default", "clicks", "other"})]
+)
+def test_the_stream_of_all_models_tells_of_those_within_reach(guarded: Guarded, kind: str, seen: set[str]) -> None:
+    with guarded.service.http.stream("GET", "/stream", headers=bearer(guarded.made[kind])) as reply:
+        told = next(line for line in reply.iter_lines() if line.startswith("data: "))
+    assert {model["model"] for model in json.loads(told[6:])["models"]} == seen
 
 
 @pytest.mark.parametrize("form", ["event", "array", "ndjson", "chunked"])
