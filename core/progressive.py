@@ -259,14 +259,14 @@ class Progressive:
         }
 
     @classmethod
+    @np.errstate(invalid="raise")  # what is no number is no count and no label
     def from_state(cls, state: dict[str, Any], window: int = 1_000) -> Progressive:
         """The scores that `state()` described; with a larger window than then, it fills up again."""
         scores = cls(window)
         scores._total.sums[:] = state["sums"]
-        with np.errstate(invalid="raise"):  # a count that is no number is no count
-            scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
-            if "calibration" in state:  # not in older snapshots: then it is that of the events from there on
-                scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
+        scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
+        if "calibration" in state:  # not in older snapshots: then it is that of the events from there on
+            scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
         events = int(scores._total.sums[EVENTS])
         count = min(len(state["last_labels"]), window)
         scores._forgotten = events - count

@@ -106,6 +106,9 @@ _BODIES = {
 _PARAMETERS = {
     "model": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "examples": ["default"]},
     "top": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    "from": {"type": "number", "minimum": 0},
+    "to": {"type": "number", "minimum": 0},
+    "step": {"type": "number", "exclusiveMinimum": 0},
 }
 
 

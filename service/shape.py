@@ -90,7 +90,7 @@ def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
     """Features by column, and what each hole holds, of a line that has the number of each hole in its place."""
     try:
         event: Any = msgspec.json.decode(filled)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(event, dict) or not {"x", "y"} <= event.keys() <= {"x", "y", "id", "weight"}:
         return None

@@ -41,6 +41,7 @@ async def write_snapshots(engine: Engine) -> None:
     """A snapshot of every model, now."""
     for model in engine.models:
         model.replay_seconds = 1e9
+        engine._replay_seconds = 1e9
     while await engine._snapshot_piece(1e8):
         pass
 

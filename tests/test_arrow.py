@@ -275,11 +275,12 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
     found, error = tables_of([stream_of(table if learn else table.drop(["y"]), 2)], learn=learn)
     assert [table.values.tolist() for table in found] == [[[1.0, 1.0], [2.0, 0.0]]]
     assert isinstance(error, errors.InvalidEvent)
-    assert error.problem() == {
+    assert error.problem("an-id") == {
         "type": "urn:onestep:invalid-event",
         "title": "Invalid event",
         "status": 422,
         "detail": "row 3: x.b: must be a finite number; null where there is none.",
+        "request_id": "an-id",
         "field": "row 3: x.b",
         "row": 3,
     }

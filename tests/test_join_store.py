@@ -170,6 +170,7 @@ async def old_folder(folder: Path, snapshot: bool) -> dict[str, Any]:
             await engine.learn(name, some_events(200))
             if snapshot:
                 engine.model(name).replay_seconds = 1e9
+                engine._replay_seconds = 1e9
                 while await engine._snapshot_piece(1e8):
                     pass
             await engine.learn(name, some_events(100, 200))
@@ -708,6 +709,7 @@ def test_a_start_from_a_snapshot_tells_the_same_of_labels_as_one_from_the_log(
                 if i == 20:
                     model = engine.model("m")
                     model.replay_seconds = 1e9
+                    engine._replay_seconds = 1e9
                     while await engine._snapshot_piece(1e8):
                         pass
                     assert model.snapshot_seq == model.learner.seq

@@ -234,7 +234,9 @@ def test_200_bodies_over_the_limit_at_once_are_refused_and_take_little_memory(tm
         statuses: Counter[bytes] = Counter()
         try:
             for one in sockets:
-                one.sendall(f"POST /learn HTTP/1.1\r\ncontent-type: application/json\r\n{head}\r\n\r\n".encode())
+                one.sendall(
+                    f"POST /learn HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n{head}\r\n\r\n".encode()
+                )
             open_ = list(sockets)
             for _ in range(20):
                 for one in list(open_):

@@ -83,7 +83,7 @@ def test_what_is_wrong_with_an_event_is_told_with_its_place(body: bytes, field: 
     with pytest.raises(errors.InvalidEvent) as refused:
         wire.decode_event(body, at)
     assert refused.value.members["field"] == before + field
-    assert refused.value.problem()["field"] == before + field
+    assert refused.value.problem("an-id")["field"] == before + field
     assert str(refused.value).startswith(f"{before}{field}: ")
 
 
