@@ -16,8 +16,8 @@ from conftest import Service, Start
 
 TOKEN = secrets.token_hex(32)
 TESTS = Path(__file__).resolve().parent
-# A spec's fields have bounds and depend on each other in ways that a schema does not say, and so do times; lines and rows of a stream
-# are not in its schema at all.
+# A spec's fields have bounds and depend on each other in ways that a schema does not say, and so do times; lines and
+# rows of a stream are not in its schema at all.
 CONFIG = """
 hooks = "schemathesis_hooks"
 
