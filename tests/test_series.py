@@ -96,9 +96,7 @@ def test_the_past_survives_a_kill_and_a_stop(start: Start) -> None:
     service.kill()
     service = start(folder=folder)
     state = service.model().state()["progressive"]
-    after = (
-        ask(service, from_=before["from"]) if False else ask(service, **{"from": before["from"], "to": before["to"]})
-    )
+    after = ask(service, **{"from": before["from"], "to": before["to"]})
     assert {**after, "marks": None} == {**before, "marks": None}
     point = next(i for i, seq in enumerate(after["seq"]) if seq == 400)
     assert after["loss_total"][point] == pytest.approx(state["total"]["log_loss"])
@@ -115,7 +113,7 @@ def test_the_past_survives_a_kill_and_a_stop(start: Start) -> None:
     assert service.stop() == 0  # what was not written yet is written then
     service = start(folder=folder)
     found = ask(service)
-    assert learned_in(found) == pytest.approx(430)
+    assert learned_in(found) == pytest.approx(430, abs=0.5)  # rates, over spans that are not to the microsecond
     eventually(lambda: service.model().learn(some(1)) and len(starts(service)) == 3, "the mark of the third start")
 
 
