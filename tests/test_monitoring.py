@@ -49,8 +49,17 @@ QUERIES = [*dashboard_queries(), *(alert["expr"] for alert in ALERTS)]
 
 @needs_promtool
 def test_promtool_finds_nothing_wrong_with_the_configuration_and_the_rules() -> None:
-    promtool("check", "config", DOCKER / "prometheus.yml")
+    promtool("check", "config", "--syntax-only", DOCKER / "prometheus.yml")  # the token's file is in the container
     promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+
+
+def test_prometheus_sends_the_token_that_the_service_asks_for() -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    (job,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    (secret,) = compose["services"]["prometheus"]["secrets"]
+    assert job["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
+    assert compose["secrets"][secret] == {"environment": "ONESTEP_TOKEN"}
+    assert compose["services"]["onestep"]["environment"]["ONESTEP_TOKEN"].startswith("${ONESTEP_TOKEN:?")
 
 
 @needs_promtool
