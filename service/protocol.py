@@ -22,12 +22,35 @@ from service.reply import CLOSE, Reply
 _FIELD_BYTES = len(b": \r\n")
 
 
+class Outbox:
+    """Replies made in one turn of the loop, written at its end.
+
+    Written at once, each would wake its client, which asks again before the next reply is made: with 32 clients on the
+    same machine that cost a third of the rate.
+    """
+
+    def __init__(self) -> None:
+        self._replies: list[tuple[Protocol, Any, Reply]] = []
+
+    def put(self, connection: Protocol, cycle: Any, reply: Reply) -> None:
+        """Write a reply when what is at hand has been read."""
+        if not self._replies:
+            connection.loop.call_soon(self._flush)
+        self._replies.append((connection, cycle, reply))
+
+    def _flush(self) -> None:
+        replies, self._replies = self._replies, []
+        for connection, cycle, reply in replies:
+            connection.write_reply(cycle, reply)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, service: Service, **uvicorns: Any) -> None:
+    def __init__(self, service: Service, outbox: Outbox, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._service = service
+        self._outbox = outbox
         self._held: tuple[Any, Asked] | None = None
         """A request whose head is there, and what it asks, until its body is."""
         self._max_head = service.settings.max_header_bytes
@@ -60,6 +83,10 @@ class Protocol(HttpToolsProtocol):
                 super()._start_asgi_task(cycle, self.app)
 
     def _reply(self, cycle: Any, reply: Reply) -> None:
+        self._outbox.put(self, cycle, reply)
+
+    def write_reply(self, cycle: Any, reply: Reply) -> None:
+        """Write a whole reply, and go on to what the client asks next."""
         if cycle.disconnected:
             return
         cycle.response_started = cycle.response_complete = True

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service import access, errors, logs
 from service.app import Service
 from service.lock import FolderLock
-from service.protocol import Protocol
+from service.protocol import Outbox, Protocol
 from service.settings import Settings
 
 logger = logging.getLogger("onestep")
@@ -149,7 +149,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     config = uvicorn.Config(
         access.with_cors(service, settings),
         loop="uvloop",
-        http=partial(Protocol, service),  # type: ignore[arg-type]  # a class and its first argument
+        http=partial(Protocol, service, Outbox()),  # type: ignore[arg-type]  # a class and its first argument
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ws="none",

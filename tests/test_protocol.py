@@ -17,7 +17,7 @@ from conftest import Connection, Reply, Service, Start, Starter, assert_problem,
 from uvicorn.server import ServerState
 
 from service import app
-from service.protocol import Protocol
+from service.protocol import Outbox, Protocol
 from service.settings import Settings
 
 
@@ -113,11 +113,13 @@ def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
     async def answered() -> bytes:
         service = app.Service(Settings(data=tmp_path))
         config = uvicorn.Config(service, log_config=None, proxy_headers=False)
-        connection = Protocol(service, config=config, server_state=ServerState(), app_state={})
+        connection = Protocol(service, Outbox(), config=config, server_state=ServerState(), app_state={})
         transport = Transport()
         connection.connection_made(transport)
         body = b'{"x": {}}'
         connection.data_received(head_of("/predict", len(body)) + body)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await asyncio.sleep(0)
         connection.connection_lost(ConnectionResetError())
         return transport.written
 
