@@ -42,7 +42,7 @@ class OnestepError(Exception):
         }
 
 
-# -- who may do what (service/access.py)
+# -- who may do what (service/http/access.py)
 
 
 class TokenInUrl(OnestepError):

@@ -12,8 +12,8 @@ from processes import copied, running_engine, started
 
 from core import Spec
 from service import errors
-from service.engine import Engine
-from service.wire import Event, Label
+from service.decode.wire import Event, Label
+from service.learning.engine import Engine
 
 SPECS: dict[str, dict[str, Any]] = {
     "idle": {},

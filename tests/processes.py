@@ -26,9 +26,9 @@ import pytest
 
 from core import Learner, Spec
 from core.features import Batch
-from service.engine import Engine
-from service.log import LogReader
+from service.learning.engine import Engine
 from service.settings import Settings
+from service.storage.log import LogReader
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0

@@ -18,7 +18,7 @@ OURS = {"core", "service"}
 
 
 def module_of(path: Path) -> str:
-    """`service/store.py` -> `service.store`; a package's `__init__.py` is the package."""
+    """`service/storage/store.py` -> `service.store`; a package's `__init__.py` is the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -63,62 +63,42 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
     assert {top(module) for module in imports(ROOT / name)} <= allowed
 
 
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("errors", set()),
-        ("settings", set()),
-        ("logs", {"service.errors"}),
-        ("tokens", {"service.errors"}),
-        ("access", {f"service.{part}" for part in ("errors", "settings", "tokens")}),
-        ("wire", {"service.errors", "service.codec"}),
-        ("table", {"service.errors", "service.wire"}),
-        ("arrow", {"service.errors", "service.wire", "service.table"}),
-        ("codec", {"service.errors", "service.wire"}),
-        ("series", set()),
-        ("log", {"service.errors", "service.codec", "service.series"}),
-        ("store", {"service.errors", "service.codec", "service.log", "service.series"}),
-        ("model", {"service.log"}),
-        ("turn", {f"service.{part}" for part in ("errors", "log", "model", "store", "table", "wire")}),
-        ("telemetry", {"service.errors", "service.log", "service.model"}),
-        ("sampling", {"service.model", "service.series", "service.telemetry"}),
-        ("past", {"service.errors", "service.log", "service.model", "service.series"}),
-        ("live", {f"service.{part}" for part in ("engine", "errors", "model", "past", "series", "telemetry")}),
-        ("retention", {"service.errors", "service.model", "service.store"}),
-        (
-            "engine",
-            {
-                f"service.{part}"
-                for part in (
-                    "errors",
-                    "settings",
-                    "log",
-                    "logs",
-                    "store",
-                    "model",
-                    "retention",
-                    "sampling",
-                    "series",
-                    "table",
-                    "telemetry",
-                    "turn",
-                    "wire",
-                )
-            },
-        ),
-    ],
-)
-def test_each_part_of_the_service_imports_only_what_stands_below_it(name: str, allowed: set[str]) -> None:
-    closed = ("errors", "settings", "logs", "tokens", "access")
-    below = allowed | ({"core"} if name not in closed else set())
-    assert of_ours(ROOT / "service" / f"{name}.py") <= below
+BELOW = {
+    "errors": "",
+    "settings": "",
+    "logs": "errors",
+    "http/tokens": "errors",
+    "http/access": "errors settings tokens",
+    "decode/wire": "errors codec",
+    "decode/table": "errors wire",
+    "decode/arrow": "errors wire table",
+    "storage/codec": "errors wire",
+    "storage/series": "",
+    "storage/log": "errors codec series",
+    "storage/store": "errors codec log series",
+    "learning/model": "log",
+    "learning/turn": "errors log model store table wire",
+    "learning/retention": "errors model store",
+    "learning/engine": "errors settings log logs store model retention sampling series table telemetry turn wire",
+    "watching/telemetry": "errors log model",
+    "watching/sampling": "model series telemetry",
+    "watching/past": "errors log model series",
+    "watching/live": "engine errors model past series telemetry",
+}
+"""What each part of the service may import of the service. All but the first three and the door may import core."""
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_each_part_of_the_service_imports_only_what_stands_below_it(name: str) -> None:
+    closed = ("errors", "settings", "logs", "http/tokens", "http/access")
+    below = set(BELOW[name].split()) | ({"core"} if name not in closed else set())
+    assert {module.rpartition(".")[2] for module in of_ours(ROOT / "service" / f"{name}.py")} <= below
 
 
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:
     knows = {name for name, path in zip(NAMES, FILES, strict=True) if "sqlite3" in map(top, imports(path))}
-    assert {"service/store.py", "service/log.py"} <= knows
-    way = ("app", "engine", "turn", "model", "retention", "sampling", "hot", "wire", "codec")
-    assert not knows & {f"service/{name}.py" for name in way}
+    assert {"service/storage/store.py", "service/storage/log.py"} <= knows
+    assert not {name for name in knows if name.startswith(("service/http/", "service/decode/", "service/learning/"))}
 
 
 @pytest.mark.parametrize("name", NAMES + IMAGE)
@@ -173,10 +153,12 @@ def test_nothing_asks_numba_for_fast_math(name: str) -> None:
 
 
 def test_a_process_that_serves_does_not_load_river() -> None:
-    program = "import sys, service.app, service.server; sys.exit('river' in sys.modules)"
+    program = "import sys, service.http.app, service.http.server; sys.exit('river' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0
 
 
 def test_arrow_is_loaded_when_the_first_stream_of_it_comes_and_not_before() -> None:
-    program = "import sys, service.app, service.server, service.arrow; sys.exit('pyarrow' in sys.modules)"
+    program = (
+        "import sys, service.http.app, service.http.server, service.decode.arrow; sys.exit('pyarrow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.features import Batch, BatchBuilder, EventError, Features, flatten
-from service import arrow, errors, wire
-from service.table import Table
-from service.wire import Label, Question
+from service import errors
+from service.decode import arrow, wire
+from service.decode.table import Table
+from service.decode.wire import Label, Question
 
 LIMIT = 1_000_000
 

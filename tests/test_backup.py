@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
-from service import backup as backups
-from service import cli, errors
-from service.inspect import examine
-from service.lock import FolderLock
-from service.log import read_mark
+from service import errors
+from service.commands import backup as backups
+from service.commands import cli
+from service.commands.inspect import examine
+from service.storage.lock import FolderLock
+from service.storage.log import read_mark
 
 CLIENTS = 4
 SLOWEST_SECONDS = 2.0
@@ -305,7 +306,7 @@ def limited_backup(folder: Path, out: Path, limit: int) -> None:
 def processes() -> Any:
     """Starts processes of this module's functions; forked from one that has it imported, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["service.backup"])
+    context.set_forkserver_preload(["service.commands.backup"])
     return context
 
 

@@ -13,7 +13,7 @@ from examples import Example, make_example, opened
 from processes import copied
 
 from service import errors
-from service.inspect import examine
+from service.commands.inspect import examine
 
 PAGE = 4096
 

@@ -17,7 +17,7 @@ from processes import replayed_elsewhere
 from core.breaker import Watch
 from core.learner import Learner, Outcome
 from core.spec import Breaker, Spec, SpecError
-from service import cli
+from service.commands import cli
 
 BREAKER = {"events": 20, "log_loss": 0.5}
 SPEC = {"learning_rate": 0.3, "breaker": BREAKER}

@@ -21,10 +21,11 @@ import pytest
 from conftest import ONESTEP, PATIENCE, Model, Service, Start, Starter
 from streams import stream
 
-from service import cli, errors
-from service.inspect import examine
-from service.lock import FolderLock
-from service.log import read_mark
+from service import errors
+from service.commands import cli
+from service.commands.inspect import examine
+from service.storage.lock import FolderLock
+from service.storage.log import read_mark
 
 WHOLE = "whole: every checksum fits"
 
@@ -108,10 +109,10 @@ def loaded_after(program: str) -> set[str]:
 
 
 def test_help_and_a_second_service_load_nothing_slow(tmp_path: Path) -> None:
-    program = "from service.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    program = "from service.commands.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert loaded_after(program) == set()
     lock = FolderLock(tmp_path)
-    program = f"from service.cli import main\nassert main(['serve', '--data', {str(tmp_path)!r}]) == 1"
+    program = f"from service.commands.cli import main\nassert main(['serve', '--data', {str(tmp_path)!r}]) == 1"
     assert loaded_after(program) == set()
     lock.release()
 
@@ -263,7 +264,7 @@ def test_a_cross_check_that_fails_is_exit_code_1_and_says_where(call: Call, monk
         "river": "9.9",
         "replay_equal": True,
     }
-    monkeypatch.setattr("service.crosscheck.check", lambda *_: report)
+    monkeypatch.setattr("service.learning.crosscheck.check", lambda *_: report)
     code, output, _ = call("crosscheck", "--data", "somewhere")
     assert code == 1
     assert "NOT EQUAL to river 9.9 on 12,000 events: the largest difference is 4 units" in output

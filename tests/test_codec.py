@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core import Learner, Progressive, Spec
 from core.features import Batch, BatchBuilder, Features
 from core.packed import WORTH_A_LOOK, pack, unpack
-from service import codec
+from service.storage import codec
 
 Events = list[tuple[list[tuple[int, float]], int, float]]
 HEADER = 9

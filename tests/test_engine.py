@@ -18,14 +18,14 @@ from processes import copied, logged_events, new_engine, replay, running_engine,
 from core import Learner, Spec
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
-from service import engine as engine_module
 from service import errors
-from service.engine import Engine
-from service.log import LogReader, Snapshot
-from service.model import Model
-from service.store import ModelBatch, Store
-from service.turn import Result, Stream
-from service.wire import Event, Label
+from service.decode.wire import Event, Label
+from service.learning import engine as engine_module
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.learning.turn import Result, Stream
+from service.storage.log import LogReader, Snapshot
+from service.storage.store import ModelBatch, Store
 
 PATIENCE = 30.0
 """Seconds after which a test that waits in vain gives up."""
@@ -762,7 +762,7 @@ def test_the_rows_of_a_deleted_model_go_while_the_engine_runs_or_after_its_next_
 
 
 def test_a_model_that_is_being_snapshot_can_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.store.SNAPSHOT_CHUNK", 64)
+    monkeypatch.setattr("service.storage.store.SNAPSHOT_CHUNK", 64)
 
     async def story() -> None:
         async with running_engine(tmp_path, snapshot_seconds=1e-9) as engine:
@@ -968,7 +968,7 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
 def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.SNAPSHOT_CHUNK", 64)
+    monkeypatch.setattr("service.storage.store.SNAPSHOT_CHUNK", 64)
 
     async def story() -> None:
         async with running_engine(tmp_path / "a", snapshot_seconds=0.0005) as engine:

@@ -28,10 +28,12 @@ from core import Learner, Progressive, Spec
 from core.features import Batch
 from core.joins import Joins
 from core.packed import pack, unpack
-from service import codec, errors, pieces, wire
-from service.engine import NOT_A_STATE
+from service import errors
+from service.decode import pieces, wire
+from service.decode.table import Table
+from service.learning.engine import NOT_A_STATE
 from service.settings import Settings
-from service.table import Table
+from service.storage import codec
 
 SECONDS = 5.0
 """For bytes that take a millisecond when they are good."""

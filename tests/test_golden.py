@@ -14,7 +14,7 @@ from examples import opened
 from golden.write import SPECS, events
 from processes import Service, copied, replayed_elsewhere
 
-from service.log import FORMAT
+from service.storage.log import FORMAT
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("format-*"))
 

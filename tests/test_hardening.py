@@ -17,8 +17,8 @@ import pytest
 from conftest import JSON, NDJSON, PATIENCE, Service, Start, Starter, assert_problem, eventually
 
 from core.features import MAX_NAME
-from service import cli
-from service.headers import POLICY
+from service.commands import cli
+from service.http.headers import POLICY
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-for-these-tests-0123456789"

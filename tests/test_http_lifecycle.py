@@ -25,7 +25,7 @@ from conftest import JSON, NDJSON, ONESTEP, Service, Start, assert_problem, even
 
 from core import Learner, Spec
 from core.features import Batch
-from service.store import ModelBatch, Store
+from service.storage.store import ModelBatch, Store
 
 
 def assert_not_ready(response: httpx.Response) -> None:

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from processes import Clock, copied, new_engine, replay, running_engine
 
 from core import Learner, Spec
-from service import engine as engine_module
 from service import errors
-from service import store as store_module
-from service.engine import Engine
-from service.model import Model
-from service.store import ModelBatch, Store
-from service.turn import Result, Stream
-from service.wire import Event, Label, PredictedKept
+from service.decode.wire import Event, Label, PredictedKept
+from service.learning import engine as engine_module
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.learning.turn import Result, Stream
+from service.storage import store as store_module
+from service.storage.store import ModelBatch, Store
 
 PATIENCE = 120.0
 DAY = 24 * 3600

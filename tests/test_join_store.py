@@ -22,16 +22,17 @@ from processes import Clock, logged_events, replay, running_engine, started
 from core import Spec
 from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch, BatchBuilder, Features, Served
 from core.packed import pack, unpack
-from service import codec, errors
-from service import engine as engine_module
-from service import store as store_module
-from service.engine import Engine
-from service.inspect import examine
-from service.log import DROPPED, FORMAT, LogReader, Waiting, crc, waiting_crc
-from service.model import Model
-from service.store import ModelBatch, NewId, Store
-from service.turn import Result
-from service.wire import Event, Label, PredictedKept
+from service import errors
+from service.commands.inspect import examine
+from service.decode.wire import Event, Label, PredictedKept
+from service.learning import engine as engine_module
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.learning.turn import Result
+from service.storage import codec
+from service.storage import store as store_module
+from service.storage.log import DROPPED, FORMAT, LogReader, Waiting, crc, waiting_crc
+from service.storage.store import ModelBatch, NewId, Store
 
 PATIENCE = 60.0
 

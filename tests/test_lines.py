@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from core import Learner, Spec
 from core.lines import read_number
-from service import pieces, wire
+from service.decode import pieces, wire
+from service.decode.shape import Shape
 from service.settings import Settings
-from service.shape import Shape
 
 LONGEST = 1 << 20
 COUNT = 3_000

@@ -23,9 +23,9 @@ import pytest
 from conftest import ONESTEP, NewModel, Service, Start, assert_problem, eventually
 from processes import running_engine
 
-from service import live
-from service.past import Past
-from service.wire import Event
+from service.decode.wire import Event
+from service.watching import live
+from service.watching.past import Past
 
 Message = tuple[str, dict[str, Any]]
 

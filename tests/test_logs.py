@@ -160,8 +160,10 @@ def test_a_mistake_is_a_500_without_a_trace_whose_id_leads_to_the_trace_in_the_l
     """In a process of its own: a mistake has to be put into it."""
     program = """
 import sys, pathlib
-from service import model, server, settings
-from service.lock import FolderLock
+from service.learning import model
+from service.http import server
+from service import settings
+from service.storage.lock import FolderLock
 def mistake(self, x):
     raise ZeroDivisionError("a mistake put here")
 model.Model.predict = model.Model.explain = mistake

@@ -16,7 +16,7 @@ from conftest import Service, assert_problem
 from fastapi.routing import APIRoute
 
 from core.spec import Spec
-from service import app, tokens
+from service.http import app, tokens
 from service.settings import Settings
 
 Document = dict[str, Any]

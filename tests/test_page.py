@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import Service, assert_problem
 
-from service import page
+from service.watching import page
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = page.FOLDER / "vendor"
@@ -124,10 +124,12 @@ def test_a_wheel_has_all_of_the_page(tmp_path: Path) -> None:
     )
     assert made.returncode == 0, made.stderr
     with zipfile.ZipFile(tmp_path / made.stdout.split()[-1]) as wheel:
-        installed = {name for name in wheel.namelist() if name.startswith("service/dashboard/")}
+        installed = {name for name in wheel.namelist() if name.startswith("service/watching/dashboard/")}
         for name, file in page.files().items():
-            assert wheel.read(f"service/dashboard/{name}") == file.body
-    licences = {f"service/dashboard/vendor/{path.parent.name}/{path.name}" for path in VENDOR.glob("*/LICENSE*")}
+            assert wheel.read(f"service/watching/dashboard/{name}") == file.body
+    licences = {
+        f"service/watching/dashboard/vendor/{path.parent.name}/{path.name}" for path in VENDOR.glob("*/LICENSE*")
+    }
     assert len(licences) >= 2
     assert licences <= installed
     assert not [name for name in installed if name.endswith(".png")]

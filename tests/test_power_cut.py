@@ -22,8 +22,8 @@ import pytest
 from disk import HOW, Call, Disk, lay, needs_strace, recorded, tracing
 from processes import LOST, Service, logged_events, replay, replayed_elsewhere, started
 
-from service.inspect import examine
-from service.log import WAITING
+from service.commands.inspect import examine
+from service.storage.log import WAITING
 
 MODELS: dict[str, dict[str, Any]] = {
     "adam": {"rule": "adam", "scale": "standard"},

@@ -16,8 +16,8 @@ import uvicorn
 from conftest import Connection, Reply, Service, Start, Starter, assert_problem, eventually
 from uvicorn.server import ServerState
 
-from service import app
-from service.protocol import Outbox, Protocol
+from service.http import app
+from service.http.protocol import Outbox, Protocol
 from service.settings import Settings
 
 

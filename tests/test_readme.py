@@ -17,8 +17,9 @@ from conftest import Start
 
 from core.rules import RULES
 from core.spec import Spec
-from service import cli, errors
-from service.app import Service
+from service import errors
+from service.commands import cli
+from service.http.app import Service
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,11 +23,12 @@ import pytest
 from conftest import ONESTEP, PATIENCE, Model, NewModel, Service, Start, eventually
 from streams import stream
 
-from service import cli, wire
-from service.client import Client, NoAnswer, Refused
-from service.files import Row, Source
-from service.replay import GivenSpec, Options, Replay, Tally, learn_side_by_side, model_names
-from service.terminal import Failed, WrongUsage
+from service.commands import cli
+from service.commands.client import Client, NoAnswer, Refused
+from service.commands.files import Row, Source
+from service.commands.replay import GivenSpec, Options, Replay, Tally, learn_side_by_side, model_names
+from service.commands.terminal import Failed, WrongUsage
+from service.decode import wire
 
 EVENTS = stream("Phishing")
 NAMES = list(EVENTS[0][0])
@@ -570,8 +571,8 @@ def refused(status: int, kind: str = "", retry_after: str | None = None, **membe
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time that passes only where the replay sleeps; how long it slept each time."""
     pauses: list[float] = []
-    monkeypatch.setattr("service.replay.time.sleep", pauses.append)
-    monkeypatch.setattr("service.replay.time.monotonic", lambda: sum(pauses))
+    monkeypatch.setattr("service.commands.replay.time.sleep", pauses.append)
+    monkeypatch.setattr("service.commands.replay.time.monotonic", lambda: sum(pauses))
     return pauses
 
 

@@ -17,13 +17,13 @@ from river import linear_model
 from streams import stream
 from test_replay import as_csv, call, comparison, counts, finish, url
 
-from service import wire
-from service.client import Client, NoAnswer
-from service.delays import Delay
-from service.files import Row
-from service.late import LateReplay
-from service.replay import Options, Tally
-from service.terminal import WrongUsage
+from service.commands.client import Client, NoAnswer
+from service.commands.delays import Delay
+from service.commands.files import Row
+from service.commands.late import LateReplay
+from service.commands.replay import Options, Tally
+from service.commands.terminal import WrongUsage
+from service.decode import wire
 
 EVENTS = stream("Phishing")
 Event = tuple[dict[str, float], int, float]

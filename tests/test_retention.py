@@ -25,15 +25,18 @@ from pydantic import ValidationError
 
 from core import Spec
 from core.features import BatchBuilder, Features
-from service import cli, crosscheck, engine, errors, retention, store
-from service.engine import Engine
-from service.inspect import examine
-from service.log import FORMAT, LogReader, Snapshot
-from service.model import Model, Prediction
-from service.retention import Keep, Retention
+from service import errors
+from service.commands import cli
+from service.commands.inspect import examine
+from service.decode.wire import Event, Label
+from service.learning import crosscheck, engine, retention
+from service.learning.engine import Engine
+from service.learning.model import Model, Prediction
+from service.learning.retention import Keep, Retention
 from service.settings import Settings
-from service.store import ModelBatch, NewId, Store
-from service.wire import Event, Label
+from service.storage import store
+from service.storage.log import FORMAT, LogReader, Snapshot
+from service.storage.store import ModelBatch, NewId, Store
 
 YEAR = 365 * 86_400.0
 

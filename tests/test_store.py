@@ -23,10 +23,11 @@ from processes import copied, events_of
 from core import Spec
 from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
 from core.packed import pack
-from service import codec, errors, store
-from service.lock import FolderLock
-from service.log import LogReader, Snapshot, StoredModel
-from service.store import KnownId, ModelBatch, NewId, Store
+from service import errors
+from service.storage import codec, store
+from service.storage.lock import FolderLock
+from service.storage.log import LogReader, Snapshot, StoredModel
+from service.storage.store import KnownId, ModelBatch, NewId, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -302,7 +303,7 @@ def test_what_a_crash_left_of_a_snapshot_is_not_one_and_does_not_hinder_the_next
 def test_batches_joins_rows_and_leaves_none_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_in_a_batch: int
 ) -> None:
-    monkeypatch.setattr("service.log.JOINED_EVENTS", rows_in_a_batch)
+    monkeypatch.setattr("service.storage.log.JOINED_EVENTS", rows_in_a_batch)
     with writing(tmp_path) as writer:
         writer.commit_rows(25)
         batches = list(writer.store.batches(writer.model.key))
@@ -330,7 +331,7 @@ def test_reading_the_log_does_not_keep_a_transaction_open_between_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that stayed open would keep SQLite from reusing its write-ahead log."""
-    monkeypatch.setattr("service.log.JOINED_EVENTS", 4)
+    monkeypatch.setattr("service.storage.log.JOINED_EVENTS", 4)
     with writing(tmp_path) as writer:
         writer.commit_rows(10)
         with closing(LogReader(tmp_path)) as reader:
@@ -501,7 +502,7 @@ def test_a_missing_first_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gap_where_two_joined_batches_meet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.log.JOINED_EVENTS", 4)
+    monkeypatch.setattr("service.storage.log.JOINED_EVENTS", 4)
     writer = log_of_batches(tmp_path)
     sql(tmp_path, "DELETE FROM batches WHERE first_seq = 5")
     assert "from seq 5 to 6 are missing" in str(reading_fails(tmp_path, writer.model.key))
@@ -934,7 +935,7 @@ def test_a_body_that_fails_for_another_reason_leaves_nothing_behind(tmp_path: Pa
 HOLD = """
 import sys
 from pathlib import Path
-from service.lock import FolderLock
+from service.storage.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

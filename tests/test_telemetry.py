@@ -13,9 +13,10 @@ from processes import new_engine, running_engine
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import Spec
-from service import errors, telemetry
-from service.telemetry import Facts, Telemetry
-from service.wire import Event
+from service import errors
+from service.decode.wire import Event
+from service.watching import telemetry
+from service.watching.telemetry import Facts, Telemetry
 
 Samples = dict[str, float]
 

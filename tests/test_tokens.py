@@ -19,9 +19,11 @@ import httpx
 import pytest
 from conftest import JSON, NDJSON, ONESTEP, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
 
-from service import access, cli, errors, tokens
-from service.access import wanted
-from service.hot import match
+from service import errors
+from service.commands import cli
+from service.http import access, tokens
+from service.http.access import wanted
+from service.http.hot import match
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"
@@ -152,7 +154,7 @@ def test_the_stream_of_all_models_tells_of_those_within_reach(guarded: Guarded, 
 @pytest.mark.parametrize("form", ["event", "array", "ndjson", "chunked"])
 @pytest.mark.parametrize("verb", ["learn", "predict"])
 def test_every_form_of_a_body_passes_the_same_door(guarded: Guarded, verb: str, form: str) -> None:
-    """Requests of one event take a way of their own (service/protocol.py); it has no other door."""
+    """Requests of one event take a way of their own (service/http/protocol.py); it has no other door."""
     event = EVENT if verb == "learn" else {"x": EVENT["x"]}
     one = json.dumps(event).encode()
     body, headers = {

@@ -12,8 +12,8 @@ from examples import Example, State, make_example, opened
 from processes import copied
 
 from service import errors
-from service.inspect import examine
-from service.log import LogReader, encode_mark
+from service.commands.inspect import examine
+from service.storage.log import LogReader, encode_mark
 
 LAST = 3
 """Commits at the end that are cut."""

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service import errors, wire
+from service import errors
+from service.decode import wire
 
 
 def lines_of(chunks: list[bytes], limit: int = 1_000) -> list[tuple[int, bytes]]:

@@ -35,9 +35,9 @@ import numpy as np
 
 from core import Spec
 from core.features import Batch
-from service.engine import Engine
+from service.learning.engine import Engine
 from service.settings import Settings
-from service.store import ModelBatch, Store
+from service.storage.store import ModelBatch, Store
 
 START_TIMEOUT = 600.0
 """Seconds until a service must be ready."""

@@ -1,0 +1,152 @@
+"""Backups: a copy of a data folder, made while it is served or not, and a data folder made of one again.
+
+A copy is made under another name, checked as `onestep inspect` checks, synced, and renamed into place: a kill or a
+power cut at any moment leaves a whole copy under its name, or none. What is damaged is not put in place.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.commands.inspect import Findings, examine, write_mark
+from service.commands.terminal import Failed, number, say, size
+from service.storage.lock import FolderLock
+from service.storage.log import LogReader, encode_mark, read_mark
+from service.storage.store import sync_file, sync_folder
+
+_LOG_FILES = ("log.db", "log.db-wal", "last-commit")
+
+
+def backup(folder: Path, out: Path) -> int:
+    """Copy a data folder as it stands to a new folder, which is a data folder itself. The exit code."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Failed(f"{out} exists already; name a new folder")
+    if out.is_mount():
+        raise Failed(f"{out} is where a file system is mounted, which nothing can be renamed to; name a folder in it")
+    _require_log(folder)
+    _make(out.absolute().parent)
+    started = time.perf_counter()
+    staging = out.absolute().with_name(f"{out.absolute().name}.partial")
+    with _emptied(staging):
+        findings = _copy(folder, staging)
+        staging.rename(out)
+        sync_folder(out.parent)
+    (out / "lock").unlink()
+    print(f"copied {_contents(findings, out, started)} to {out}")
+    return 0
+
+
+def restore(copy: Path, folder: Path) -> int:
+    """Make a data folder of a backup. The exit code."""
+    _require_log(copy)
+    started = time.perf_counter()
+    made = not folder.exists()
+    _make(folder.absolute())
+    lock = FolderLock(folder)
+    try:
+        findings = _restore(copy, folder)
+    except BaseException:
+        if made:
+            shutil.rmtree(folder)
+        raise
+    finally:
+        lock.release()
+    print(f"restored {_contents(findings, folder, started)} to {folder}")
+    return 0
+
+
+def _restore(copy: Path, folder: Path) -> Findings:
+    if found := [name for name in _LOG_FILES if (folder / name).exists()]:
+        what = "has a log" if "log.db" in found else f"has a {found[0]}, of a log that is gone"
+        raise Failed(f"{folder} {what}; move it away, or name another folder. Nothing was changed")
+    with _emptied(folder / "restore.partial") as staging:
+        findings = _copy(copy, staging)
+        # In this order: a service refuses a folder with a last-commit and no log, while with a log alone it could not
+        # tell whether that is whole.
+        for name in ("last-commit", "log.db"):
+            (staging / name).rename(folder / name)
+        sync_folder(folder)
+        shutil.rmtree(staging)
+    return findings
+
+
+def _require_log(folder: Path) -> None:
+    """Refuse what is no data folder before anything is made."""
+    LogReader(folder).close()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there; they are there after a power cut too."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def _emptied(staging: Path) -> Iterator[Path]:
+    """An empty folder for a copy in the making, without what a killed one left; gone if the copy fails."""
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(staging)
+    try:
+        for left in staging.iterdir():
+            if left.name != "lock":
+                left.unlink()
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def _copy(folder: Path, staging: Path) -> Findings:
+    """Copy a data folder's log to an empty folder, check all of it, and sync it; Failed if it is damaged."""
+    mark = read_mark(folder) or read_mark(folder)  # before the log: a service marks a commit after the log has it
+    log = LogReader(folder)
+    try:
+        _require_room(folder, staging)
+        log.copy_to(staging / "log.db")
+    finally:
+        log.close()
+    if mark is not None:
+        (staging / "last-commit").write_bytes(encode_mark(*mark))
+    findings = examine(staging)
+    _require_whole(folder, findings)
+    for name in ("log.db-wal", "log.db-shm"):  # empty: they come of reading
+        (staging / name).unlink(missing_ok=True)
+    sync_file(staging / "log.db")
+    if findings.end is not None:
+        write_mark(staging, findings.end)
+    sync_folder(staging)
+    return findings
+
+
+def _require_room(folder: Path, staging: Path) -> None:
+    """Refuse before the disk, which a service may be writing to, is full."""
+    needed = sum((folder / name).stat().st_size for name in ("log.db", "log.db-wal") if (folder / name).exists())
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise Failed(f"no room for a copy in {staging.parent}: it takes up to {size(needed)}, {size(free)} are free")
+
+
+def _require_whole(folder: Path, findings: Findings) -> None:
+    """Failed if the log of the copy is damaged or has lost its end. A damaged snapshot is told: the log has it all."""
+    if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
+        raise Failed(
+            f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "
+            f"`onestep inspect {folder}` shows more"
+        )
+    for reason in findings.bad_snapshots:
+        say(f"DAMAGED, but not needed: {reason}")
+
+
+def _contents(findings: Findings, folder: Path, started: float) -> str:
+    models, events = len(findings.models), sum(model.seq - model.gone for model in findings.models)
+    bytes_ = size((folder / "log.db").stat().st_size)
+    seconds = time.perf_counter() - started
+    return f"{number(models)} model(s), {number(events)} event(s), {bytes_} in {seconds:.1f} s"

@@ -1,0 +1,646 @@
+"""The command line: serve, replay, cross-check, and look after models and data folders.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted. What is slow to import is imported by the command that
+needs it, so that help, and a second service on a folder, answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service import errors
+from service.commands.terminal import Failed, WrongUsage, confirm, number, say, show
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.commands.client import Client
+    from service.commands.delays import Delay
+    from service.commands.files import Source
+    from service.commands.replay import GivenSpec, Target
+    from service.http.tokens import Token
+
+URL = "http://127.0.0.1:8000"
+DEFAULT = "default"
+LARGEST_BATCH = 100_000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `onestep` command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
+    except Failed as failure:
+        say(str(failure))
+        return failure.exit_code
+    except errors.OnestepError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
+    return code
+
+
+# -- what can be asked
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only: `--token SECRET` must not be read as `--token-file SECRET`, and told."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="onestep", description="Online learning over HTTP, one gradient step an event.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="run the service"))
+    _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
+    _add_crosscheck(commands.add_parser("crosscheck", help="compare a model with river: of a service, folder or file"))
+    _add_models(commands.add_parser("models", help="list, create, show, resume and delete the models of a service"))
+    inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
+    inspect.add_argument("folder", metavar="DIR", type=Path)
+    inspect.set_defaults(run=_inspect)
+    backup = commands.add_parser("backup", help="a copy of a data folder, whole and checked, also while it is served")
+    backup.add_argument("folder", metavar="DIR", type=Path)
+    backup.add_argument("copy", metavar="OUT", type=Path, help="a new folder")
+    backup.set_defaults(run=_backup)
+    restore = commands.add_parser("restore", help="a data folder from a backup, checked")
+    restore.add_argument("copy", metavar="BACKUP", type=Path)
+    restore.add_argument("folder", metavar="DIR", type=Path, help="a folder without a log")
+    restore.set_defaults(run=_restore)
+    repair = commands.add_parser("repair", help="accept that the end of a log is gone, after a copy")
+    repair.add_argument("folder", metavar="DIR", type=Path)
+    repair.add_argument("--yes", action="store_true", help="do not ask")
+    repair.set_defaults(run=_repair)
+    _add_token(commands.add_parser("token", help="make, list and take back the tokens that a service asks for"))
+    top = commands.add_parser("top", help="every model of a running service in the terminal, as it learns")
+    _add_url(top)
+    _add_token_file(top)
+    top.set_defaults(run=_top)
+    demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
+    demo.add_argument("--keep", action="store_true", help="then go on serving until Ctrl-C, to be looked at")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        help_ = f"{field.description} Default {field.default}; in the environment ONESTEP_{name.upper()}."
+        flag: dict[str, Any] = {"metavar": name.upper()}
+        if field.annotation is bool:  # the flag alone says yes
+            flag = {"action": "store_const", "const": True}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=help_.replace("%", "%%"), **flag)
+    parser.set_defaults(run=_serve)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input")
+    _add_source(parser)
+    _add_url(parser)
+    _add_token_file(parser)
+    _add_model(parser, default=None)
+    parser.add_argument(
+        "--spec",
+        action="append",
+        metavar="SPEC",
+        help="learn into a new model with this spec, a file or JSON; several are learned side by side and compared",
+    )
+    parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events of one request (1000)")
+    parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
+    parser.add_argument(
+        "--predict-first", action="store_true", help="ask for predictions of each piece before it is learned"
+    )
+    parser.add_argument(
+        "--delay",
+        metavar="TIME",
+        help="with --predict-first: send each label so long after its prediction: exp(30s), uniform(1s,60s) or 30s",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random delays (0)")
+    parser.add_argument(
+        "--speed-up", type=_above_zero, metavar="X", help="with --delay: X times faster, both the delays and the --rate"
+    )
+    parser.add_argument(
+        "--retry-seconds", type=_seconds, default=60.0, metavar="S", help="how long to try without progress (60)"
+    )
+    ids = parser.add_mutually_exclusive_group()
+    ids.add_argument("--id-prefix", metavar="TEXT", help="an event's id is TEXT:row (the file's name)")
+    ids.add_argument("--no-ids", action="store_true", help="send no ids: what is sent twice is learned twice")
+    parser.set_defaults(run=_replay)
+
+
+def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="of this file, without a service")
+    _add_source(parser)
+    where = parser.add_mutually_exclusive_group()
+    _add_url(where, default=None)
+    where.add_argument("--data", type=Path, metavar="DIR", help="of the log in this data folder, which is only read")
+    _add_token_file(parser)
+    _add_model(parser)
+    parser.add_argument("--spec", metavar="SPEC", help="with FILE: the model's spec, a file or JSON")
+    parser.set_defaults(run=_crosscheck)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="list|create|show|resume|delete")
+    for name, help_, run in (
+        ("list", "every model", _models_list),
+        ("create", "a new model", _models_create),
+        ("show", "a model's spec, scores and state", _models_show),
+        ("resume", "let a model learn again that its breaker has stopped", _models_resume),
+        ("delete", "remove a model with all it has learned", _models_delete),
+    ):
+        verb = verbs.add_parser(name, help=help_)
+        if name != "list":
+            verb.add_argument("name", metavar="NAME")
+        if name == "create":
+            verb.add_argument("--spec", metavar="SPEC", default="{}", help="its spec, a file or JSON")
+        if name == "delete":
+            verb.add_argument("--yes", action="store_true", help="do not ask")
+        _add_url(verb)
+        _add_token_file(verb)
+        verb.set_defaults(run=run)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", metavar="COLUMN", help="the column, or key, of the label")
+    parser.add_argument("--positive", metavar="VALUE", help="the label that is 1; all others are 0")
+    parser.add_argument("--format", choices=("csv", "tsv", "ndjson", "libsvm"), help="(by the ending of the name)")
+    parser.add_argument("--id-column", metavar="COLUMN", help="the column, or key, of the event's id")
+
+
+def _add_url(parser: Any, default: str | None = URL) -> None:
+    parser.add_argument("--url", type=_url, default=default, help=f"of the service ({URL})")
+
+
+def _add_token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="with the token to send (ONESTEP_TOKEN, ONESTEP_TOKEN_FILE)"
+    )
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="create|list|revoke")
+    create = verbs.add_parser("create", help="a new token, which is shown this once")
+    create.add_argument("folder", metavar="DIR", type=Path, help="the service's data folder")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("predict", "learn", "admin"),
+        help="what it may do; several are given one by one (predict and learn)",
+    )
+    create.add_argument("--model", action="append", metavar="NAME", help="for this model alone, or several (all)")
+    create.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as many as come)")
+    create.add_argument("--name", default="", metavar="TEXT", help="whose it is, for people")
+    create.set_defaults(run=_token_create)
+    list_ = verbs.add_parser("list", help="every token, without its secret")
+    list_.add_argument("folder", metavar="DIR", type=Path)
+    list_.set_defaults(run=_token_list)
+    revoke = verbs.add_parser("revoke", help="take a token back")
+    revoke.add_argument("folder", metavar="DIR", type=Path)
+    revoke.add_argument("id", metavar="ID", help="as `onestep token list` shows it")
+    revoke.set_defaults(run=_token_revoke)
+
+
+def _add_model(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
+    named = f"({DEFAULT})" if default else f"({DEFAULT}; with --spec made of the file's name and the spec's)"
+    parser.add_argument("--model", default=default, metavar="NAME", help=named)
+
+
+def _url(text: str) -> str:
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL like {URL}")
+    return text
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number, 0 or more")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+# -- serve
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    """Settings from flags, then the environment, then defaults."""
+    from pydantic import ValidationError
+
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        flag = f"--{name.replace('_', '-')} (ONESTEP_{name.upper()})"
+        raise WrongUsage(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server's own handler is there
+    settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
+    from service.http.access import refuse_an_open_door
+    from service.storage.lock import FolderLock
+
+    refuse_an_open_door(settings)
+
+    lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
+    if not _kernels_are_kept():
+        say("compiling, which the first start does: some 15 seconds")
+    from service.http.server import serve
+
+    return serve(settings, lock)
+
+
+def _kernels_are_kept() -> bool:
+    """Whether an earlier start left its compiled kernels; without importing core, which would compile them."""
+    core = importlib.util.find_spec("core")
+    beside = Path(core.origin).parent / "__pycache__" if core and core.origin else Path()
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or beside)
+    return any(folder.rglob("*.nbi"))
+
+
+# -- replay and cross-check
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    from service.commands.files import Source
+
+    return Source(arguments.file, arguments.format, arguments.label, arguments.positive, arguments.id_column)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from service.commands.client import Client
+    from service.commands.late import LateReplay
+    from service.commands.replay import Options, Replay, replay
+    from service.http.tokens import given
+
+    source = _source(arguments)
+    delay = _delay(arguments)
+    targets = _targets(source, arguments.model, arguments.spec or [])
+    options = Options(
+        name=source.name,
+        batch=arguments.batch,
+        id_prefix=arguments.id_prefix,
+        ids=not arguments.no_ids,
+        rate=arguments.rate and arguments.rate * (arguments.speed_up or 1.0),
+        retry_seconds=arguments.retry_seconds,
+        predict_first=arguments.predict_first,
+        delay=delay,
+    )
+    with Client(arguments.url, given(arguments.token_file)) as client:
+        return replay(source, client, targets, options, LateReplay if delay else Replay)
+
+
+def _delay(arguments: argparse.Namespace) -> Delay | None:
+    """How long labels take to come, where they come later."""
+    from service.commands.delays import Delay
+
+    if arguments.delay is None:
+        if arguments.seed is not None or arguments.speed_up is not None:
+            raise WrongUsage("--seed and --speed-up go with --delay")
+        return None
+    if not arguments.predict_first:
+        raise WrongUsage("--delay is the time from a prediction to its label: it goes with --predict-first")
+    if arguments.no_ids:
+        raise WrongUsage("--delay needs ids: a label that comes later names its prediction by its id; drop --no-ids")
+    return Delay.parse(arguments.delay, arguments.seed or 0, arguments.speed_up or 1.0)
+
+
+def _targets(source: Source, model: str | None, texts: list[str]) -> list[Target]:
+    """The models to learn into: one for each spec, else the one that is there."""
+    from service.commands.replay import Target, model_names
+
+    if not texts:
+        return [Target(DEFAULT if model is None else model)]
+    if model is not None and len(texts) > 1:
+        raise WrongUsage("--model names one model, and each --spec makes one; their names are made of the files'")
+    specs = [_given_spec(text) for text in texts]
+    names = model_names(source.name, specs) if model is None else [model]
+    return [Target(name, spec) for name, spec in zip(names, specs, strict=True)]
+
+
+def _given_spec(text: str) -> GivenSpec:
+    from service.commands.replay import GivenSpec
+
+    data, file = _json(text), _spec_file(text)
+    if file is not None:
+        return GivenSpec(str(file), file.stem, data)
+    found = json.loads(data)
+    rule = found.get("rule", "sgd") if isinstance(found, dict) else "spec"
+    return GivenSpec(text, str(rule), data)
+
+
+def _crosscheck(arguments: argparse.Namespace) -> int:
+    if arguments.file is not None and (arguments.url or arguments.data):
+        raise WrongUsage("the cross-check is of FILE, of --url or of --data: name one of them")
+    if arguments.spec is not None and arguments.file is None:
+        raise WrongUsage("--spec goes with FILE; a service and a data folder know their models' specs")
+    if arguments.file is not None:
+        source = _source(arguments)
+        what, report = source.name, _crosscheck_file(source, arguments.spec or "{}")
+    elif arguments.data is not None:
+        from service.learning.crosscheck import check
+
+        what, report = f"{arguments.model} in {arguments.data}", check(arguments.data, arguments.model)
+    else:
+        url = arguments.url or URL
+        with _client(url, arguments.token_file) as client:
+            what, report = f"{arguments.model} at {url}", client.crosscheck(arguments.model)
+    show(f"Cross-check of {what}", crosscheck_rows(report))
+    print(verdict(report))
+    return 0 if report["equal"] and report.get("replay_equal", True) else 1
+
+
+def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
+    """The report on the events of a file, learned here and by river."""
+    from core.parity import crosscheck
+    from core.spec import Spec, SpecError
+    from service.learning.crosscheck import require_twin
+
+    data, named = _json(spec), _spec_file(spec) or "--spec"
+    try:
+        parsed = Spec.from_dict(json.loads(data))
+    except SpecError as error:
+        raise WrongUsage(f"{named}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise WrongUsage(f"{named} is not a spec: {error}") from None
+    require_twin(parsed)
+    line = 0
+    with source.open() as opened:
+
+        def events() -> Any:
+            nonlocal line
+            for row in opened.rows():
+                line = row.line
+                yield row.event.x, row.event.y, row.event.weight
+
+        from core.features import EventError
+
+        try:
+            return crosscheck(events(), parsed).as_dict()
+        except EventError as error:
+            raise Failed(f"{source.name} line {line}: {error}") from None
+
+
+def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | None]]:
+    """A report as rows of a table."""
+    rows: list[tuple[str, float | str | None]] = [
+        ("events", report["events"]),
+        ("weights compared", report["features"] + 1),
+        ("largest difference", f"{report['max_abs_diff']:g}"),
+        ("in units in the last place", report["max_ulp"]),
+    ]
+    if report.get("from_seq"):
+        rows.insert(0, ("begins with the snapshot at seq", report["from_seq"]))
+    if report["not_taken"]:
+        rows.append(("steps not taken", report["not_taken"]))
+    if "replay_equal" in report:
+        rows.append(("replay of the log equal", "yes" if report["replay_equal"] else "NO"))
+    return rows
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """A report in a sentence."""
+    if not report.get("replay_equal", True):
+        return "NOT EQUAL: a replay of the log does not give the weights of the model"
+    events = f"{number(report['events'])} events"
+    if report.get("from_seq"):
+        events += f" after seq {number(report['from_seq'])}, where the log begins (--keep-events)"
+    if report["equal"]:
+        return f"equal to river {report['river']} to the last bit on {events}"
+    place = "in the bias" if report["feature"] is None else f"at the weight of {report['feature']!r}"
+    return (
+        f"NOT EQUAL to river {report['river']} on {events}: the largest difference is "
+        f"{report['max_ulp']:,} units in the last place, {place}"
+    )
+
+
+# -- models
+
+
+def _client(url: str, token_file: Path | None) -> Client:
+    from service.commands.client import Client
+    from service.http.tokens import given
+
+    return Client(url, given(token_file))
+
+
+def _json(text: str) -> bytes:
+    """The JSON that a --spec is, or that the file has that it names."""
+    file = _spec_file(text)
+    try:
+        data = text.encode() if file is None else file.read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"cannot read {file}: {error.strerror}") from None
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WrongUsage(f"{file or '--spec'} is not JSON: {error}") from None
+    return data
+
+
+def _spec_file(text: str) -> Path | None:
+    """The file that a --spec names, with or without an @; None where it is JSON itself.
+
+    A list is no spec, but it was meant as one.
+    """
+    return None if text.lstrip().startswith(("{", "[")) else Path(text.removeprefix("@"))
+
+
+def _models_list(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        models = client.models()
+    rows = [(model["model"], model["rule"], model["seq"]) for model in models]
+    show(f"Models at {arguments.url}", rows, ("model", "rule", "seq"))
+    return 0
+
+
+def _models_create(arguments: argparse.Namespace) -> int:
+    spec = _json(arguments.spec)
+    with _client(arguments.url, arguments.token_file) as client:
+        _, new = client.create(arguments.name, spec)
+    print(f"model {arguments.name} created" if new else f"model {arguments.name} is there already, with this spec")
+    return 0
+
+
+def _models_show(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        model = client.model(arguments.name)
+    spec = {name: value for name, value in model.pop("spec").items() if value is not None}
+    scores, served, join = model.pop("progressive"), model.pop("served"), model.pop("join")
+    breaker = model.pop("breaker")
+    show(
+        f"Model {model.pop('model')}",
+        [(name.replace("_", " "), value) for name, value in model.items()],
+    )
+    show("Spec", [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in spec.items()])
+    for title, shown in (("Progressive scores", scores), ("Scores of the predictions served by id", served)):
+        rows = [(name, shown["total"][name], shown["window"][name]) for name in shown["total"]]
+        if shown is scores or shown["total"]["events"]:
+            show(title, rows, ("", "total", "window"))
+    _show_join(join)
+    if breaker is not None:
+        show("Breaker", [(name.replace("_", " "), value) for name, value in breaker.items()])
+    return 0
+
+
+def _show_join(join: dict[str, Any]) -> None:
+    """What became of predictions with an id, where there were any."""
+    delays = join.pop("delay_s")
+    if any(join.values()):
+        counts = [(name.replace("_", " "), count) for name, count in join.items()]
+        show("Predictions by id", [*counts, ("mean delay of the label, s", delays["mean"])])
+        buckets = [(_up_to(bucket["up_to"]), bucket["count"]) for bucket in delays["buckets"] if bucket["count"]]
+        if buckets:
+            show("Delays of labels", buckets, ("up to", "labels"))
+
+
+def _up_to(seconds: float | None) -> str:
+    return "more" if seconds is None else f"{seconds:g} s"
+
+
+def _models_resume(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        seq = client.resume(arguments.name)["seq"]
+    print(f"model {arguments.name} learns, from seq {number(seq)} on")
+    return 0
+
+
+def _models_delete(arguments: argparse.Namespace) -> int:
+    with _client(arguments.url, arguments.token_file) as client:
+        seq = client.model(arguments.name)["seq"]
+        if not confirm(f"Delete model {arguments.name} with its {number(seq)} events?", arguments.yes):
+            say("nothing was deleted")
+            return 1
+        client.delete(arguments.name)
+    print(f"model {arguments.name} deleted with its {number(seq)} events")
+    return 0
+
+
+# -- data folders
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from service.commands.inspect import inspect
+
+    return inspect(arguments.folder)
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from service.commands.inspect import repair
+
+    return repair(arguments.folder, arguments.yes)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from service.commands.backup import backup
+
+    return backup(arguments.folder, arguments.copy)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from service.commands.backup import restore
+
+    return restore(arguments.copy, arguments.folder)
+
+
+# -- tokens
+
+
+def _token_create(arguments: argparse.Namespace) -> int:
+    from service.http import tokens
+
+    scopes = arguments.scope or ["predict", "learn"]
+    text, token = tokens.create(arguments.folder, scopes, arguments.model, arguments.rate, arguments.name)
+    say(f"token {token.id} for {arguments.folder} ({_may(token)}). It is shown this once; the folder has its hash")
+    print(text)
+    return 0
+
+
+def _token_list(arguments: argparse.Namespace) -> int:
+    from service.http import tokens
+
+    rows = [
+        (token.id, token.name or "-", *_may_parts(token), time.strftime("%Y-%m-%d", time.gmtime(token.created_at)))
+        for token in tokens.read(arguments.folder)
+    ]
+    if not rows:
+        print(f"no tokens for {arguments.folder}")
+        return 0
+    show(f"Tokens for {arguments.folder}", rows, ("id", "name", "scopes", "models", "events/s", "made"))
+    return 0
+
+
+def _token_revoke(arguments: argparse.Namespace) -> int:
+    from service.http import tokens
+
+    left = tokens.revoke(arguments.folder, arguments.id)
+    print(f"token {arguments.id} is no longer valid, {number(left)} left; a running service sees it within a second")
+    if not left:
+        say("that was the last: a service that runs goes on asking for one; one that starts anew on localhost does not")
+    return 0
+
+
+def _may_parts(token: Token) -> tuple[str, str, str]:
+    models = "all" if token.models is None else ", ".join(token.models)
+    return ", ".join(token.scopes), models, "-" if token.rate is None else f"{token.rate:g}"
+
+
+def _may(token: Token) -> str:
+    scopes, models, rate = _may_parts(token)
+    held = "" if token.rate is None else f", {rate} events a second"
+    return f"{scopes}; models: {models}{held}"
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from service.commands.top import top
+
+    return top(_client(arguments.url, arguments.token_file))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from service.commands.demo import demo
+
+    return demo(arguments.keep)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,308 @@
+"""A look at a data folder, and the one repair there is: to accept that the end of its log is gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service import errors
+from service.commands.terminal import Failed, confirm, number, say, show, size
+from service.storage.lock import FolderLock
+from service.storage.log import LogReader, StoredModel, Tail, encode_mark, read_mark
+from service.storage.store import sync_file, sync_folder
+
+_UNCOPIED = ("lock", "log.db-shm")
+"""Files of a data folder with nothing in them that a process makes not anew."""
+
+_UNFINISHED = "of a commit being written, or cut short"
+
+
+@dataclass(slots=True)
+class ModelFindings:
+    """What a folder has of a model. gone: the seq up to which its events are no longer in the log. waiting: predictions
+    whose label has not come. snapshots: seq of each, and whether it reads back whole."""
+
+    name: str
+    rule: str
+    gone: int = 0
+    seq: int = 0
+    features: int = 0
+    ids: int = 0
+    waiting: int = 0
+    snapshots: list[tuple[int, bool]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a folder has, and what is wrong with it.
+
+    end: number and checksum of the log's last commit. mark: those of the last commit that was acknowledged. Either is
+    None if it cannot be read. damage: what is wrong with the log. bad_snapshots: what is wrong with snapshots, which
+    costs a service time at its start and nothing else. tail: what the write-ahead log has after the log's end.
+    """
+
+    mark: tuple[int, int] | None
+    end: tuple[int, int] | None = None
+    models: list[ModelFindings] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    bad_snapshots: list[str] = field(default_factory=list)
+    tail: Tail = field(default_factory=Tail)
+
+    @property
+    def loss(self) -> str | None:
+        """What `repair` would accept as lost, None where nothing is."""
+        if self.end is None or (self.mark is None and self.end[0] == 0):
+            return None
+        if self.mark is None:
+            return (
+                f"the file last-commit is missing or unreadable; the log ends at commit {self.end[0]:,}, and whether "
+                "more was acknowledged cannot be told"
+            )
+        if self.mark[0] > self.end[0]:
+            return (
+                f"the log ends at commit {self.end[0]:,}, but commit {self.mark[0]:,} was acknowledged: "
+                f"{self.mark[0] - self.end[0]:,} commit(s) are gone from its end"
+            )
+        if self.tail.lost:
+            return (
+                f"the write-ahead log can be read up to commit {self.end[0]:,}, and {self.tail.lost:,} commit(s) that "
+                "were synced come after that"
+            )
+        return None
+
+    @property
+    def wrong(self) -> list[str]:
+        """Everything that is wrong."""
+        return [*self.damage, *([self.loss] if self.loss else []), *self.bad_snapshots]
+
+
+# -- looking
+
+
+def examine(folder: Path) -> Findings:
+    """Read all of a data folder, also one that a service is using. Changes nothing.
+
+    Raises NotADataFolder or NewerFormat where there is nothing that could be read; damage is told in the findings.
+    """
+    # Before the log: a service that runs on marks a commit after the log has it. Twice: it may be writing just now.
+    findings = Findings(read_mark(folder) or read_mark(folder))
+    try:
+        log = LogReader(folder)
+    except errors.LogDamaged as damage:
+        findings.damage.append(damage.members["reason"])
+        return findings
+    try:
+        _examine(log, findings)
+    finally:
+        log.close()
+    return findings
+
+
+def _examine(log: LogReader, findings: Findings) -> None:
+    with _noting(findings.damage):
+        findings.end = log.log_end()
+        if findings.mark and findings.mark[0] == findings.end[0] and findings.mark != findings.end:
+            findings.damage.append("its last commit is not the one that was acknowledged")
+        findings.tail = log.tail()
+    with _noting(findings.damage):
+        findings.damage += log.integrity()
+    with _noting(findings.damage):
+        for model in log.models():
+            damage: list[str] = []
+            bad_snapshots: list[str] = []
+            found = ModelFindings(model.name, str(model.spec.get("rule", "-")))
+            with _noting(damage):
+                _examine_model(log, model, found, damage, bad_snapshots)
+            if model in log.models():  # else it was deleted while it was read, and its rows went
+                findings.models.append(found)
+                findings.damage += [f"model {model.name!r}: {reason}" for reason in damage]
+                findings.bad_snapshots += [f"model {model.name!r}: {reason}" for reason in bad_snapshots]
+
+
+def _examine_model(
+    log: LogReader, model: StoredModel, found: ModelFindings, damage: list[str], bad_snapshots: list[str]
+) -> None:
+    # In this order a log that grows meanwhile looks whole: ids and snapshots before their events, names after them. So
+    # does one that is shortened meanwhile: its start before the snapshots.
+    found.ids, last_id_seq = log.ids(model.key)
+    gone = log.gone(model.key)
+    found.snapshots, wrong = _snapshots(log, model)
+    bad_snapshots += wrong
+    if gone and not any(whole and seq >= gone for seq, whole in found.snapshots):
+        damage.append(f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)")
+    largest_column = _examine_events(log, model, found)
+    found.features = len(log.names(model.key))
+    if largest_column >= found.features:
+        damage.append("an event has a feature without a name")
+    with _noting(damage):
+        for _ in log.waiting(model.key):
+            found.waiting += 1
+        log.dropped(model.key)
+        log.resumed(model.key)
+    if last_id_seq > found.seq:
+        damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
+    if found.snapshots and found.snapshots[0][0] > found.seq:
+        damage.append(f"there is a snapshot at seq {found.snapshots[0][0]}, but the events end at seq {found.seq}")
+
+
+def _snapshots(log: LogReader, model: StoredModel) -> tuple[list[tuple[int, bool]], list[str]]:
+    """The snapshots, as in ModelFindings, and what is wrong with them; once more if one is replaced meanwhile."""
+    while True:
+        seqs = log.snapshot_seqs(model.key)
+        found, wrong = [], []
+        for seq in seqs:
+            damage: list[str] = []
+            with _noting(damage):
+                log.snapshot(model.key, seq)
+            found.append((seq, not damage))
+            wrong += damage
+        if log.snapshot_seqs(model.key) == seqs:
+            return found, wrong
+
+
+def _examine_events(log: LogReader, model: StoredModel, found: ModelFindings) -> int:
+    """Read every event of a model, once more if the first are dropped meanwhile; their largest column, or -1."""
+    last = log.last_seq(model.key)
+    while True:
+        found.seq = found.gone = log.gone(model.key)
+        largest_column = -1
+        with suppress(errors.EventsGone):
+            for batch in log.batches(model.key, after=found.gone, up_to=last):
+                found.seq += len(batch)
+                largest_column = max(largest_column, int(batch.columns.max(initial=-1)))
+            return largest_column
+
+
+@contextmanager
+def _noting(found: list[str]) -> Iterator[None]:
+    """Note what is wrong, and go on."""
+    try:
+        yield
+    except errors.LogDamaged as damage:
+        found.append(damage.members["reason"])
+    except Exception as error:  # a damaged page can put anything in the place of a number or a text
+        found.append(f"it cannot be read: {type(error).__name__}: {error}")
+
+
+# -- showing
+
+
+def inspect(folder: Path) -> int:
+    """Show what a data folder has; the exit code: 1 if anything in it is damaged."""
+    findings = examine(folder)
+    show(f"Data folder {folder}", _folder_rows(folder, findings))
+    if findings.models:
+        rows = [_model_row(model) for model in findings.models]
+        show("Models", rows, ("model", "rule", "from seq", "to seq", "features", "ids", "waiting", "snapshots"))
+    for wrong in findings.wrong:
+        print(f"DAMAGED: {wrong}")
+    if not findings.wrong:
+        print("whole: every checksum fits, no event is missing, the log ends where it should")
+        return 0
+    print(_advice(folder, findings))
+    return 1
+
+
+def _folder_rows(folder: Path, findings: Findings) -> list[tuple[str, float | str | None]]:
+    unfinished = [] if findings.loss or not findings.tail.pages else [(_UNFINISHED, f"{findings.tail.pages:,} page(s)")]
+    return [
+        ("database log.db", _size(folder / "log.db")),
+        ("write-ahead log log.db-wal", _size(folder / "log.db-wal")),
+        ("last commit in the log", findings.end and findings.end[0]),
+        ("last commit acknowledged", findings.mark and findings.mark[0]),
+        *unfinished,
+        ("damage", len(findings.wrong) or "none"),
+    ]
+
+
+def _size(path: Path) -> str:
+    try:
+        return size(path.stat().st_size)
+    except FileNotFoundError:
+        return "-"
+
+
+def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int, str]:
+    snapshots = ", ".join(f"{number(seq)}{'' if whole else ' DAMAGED'}" for seq, whole in model.snapshots)
+    first = model.gone + 1
+    return model.name, model.rule, first, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
+
+
+def _advice(folder: Path, findings: Findings) -> str:
+    if findings.damage:
+        return "Restore a backup; nothing here can be repaired without losing events in the middle."
+    if findings.loss:
+        return f"Restore a backup, or accept the loss with `onestep repair {folder}`."
+    return "The log is whole: a service starts without the damaged snapshot, and takes longer for it."
+
+
+# -- repairing
+
+
+def repair(folder: Path, yes: bool) -> int:
+    """Accept that the end of the log is gone: `last-commit` then says where the log ends, and what the write-ahead log
+    has after that is cut off. The exit code."""
+    if _loss(folder) is None:
+        print(f"nothing to repair in {folder}")
+        return 0
+    lock = FolderLock(folder)
+    try:
+        return _repair(folder, yes)
+    finally:
+        lock.release()
+
+
+def _loss(folder: Path) -> Findings | None:
+    """The findings, if there is a loss to accept; Failed if the log is damaged in another way too."""
+    findings = examine(folder)
+    if findings.damage:
+        reasons = "; ".join(findings.damage)
+        raise Failed(f"the log in {folder} is damaged: {reasons}. Repair does not touch it; restore a backup")
+    return findings if findings.loss else None
+
+
+def _repair(folder: Path, yes: bool) -> int:
+    findings = _loss(folder)
+    if findings is None or findings.end is None:
+        print(f"nothing to repair in {folder}")
+        return 0
+    print(f"In {folder} {findings.loss}.")
+    show("What is there, and whole", [(model.name, model.seq) for model in findings.models], ("model", "last seq"))
+    print("Events after that are lost; clients that send ids can send theirs again. A backup may have more.")
+    if not confirm("Accept the loss?", yes):
+        say("nothing was changed")
+        return 1
+    copy = _copy(folder)
+    if findings.tail.pages:
+        os.truncate(folder / "log.db-wal", findings.tail.start)
+        sync_file(folder / "log.db-wal")
+    write_mark(folder, findings.end)
+    print(f"Done: the log ends at commit {findings.end[0]:,}. The files as they were are in {copy}.")
+    return 0
+
+
+def _copy(folder: Path) -> Path:
+    """Copy the folder's files to a folder in it, synced, before anything is changed."""
+    copy = folder / f"before-repair-{time.strftime('%Y%m%d-%H%M%S')}"
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in _UNCOPIED:
+            shutil.copy2(path, copy)
+            sync_file(copy / path.name)
+    sync_folder(copy)
+    sync_folder(folder)
+    return copy
+
+
+def write_mark(folder: Path, end: tuple[int, int]) -> None:
+    """Write `last-commit` under another name, and rename: it is the old one or the new one, whenever the power goes."""
+    new = folder / "last-commit.new"
+    new.write_bytes(encode_mark(*end))
+    sync_file(new)
+    new.rename(folder / "last-commit")
+    sync_folder(folder)

@@ -1,0 +1,585 @@
+"""A file streamed into a running service, exactly once, into one model or several side by side.
+
+Every event gets an id, by default the file's name and the number of its row, and goes to the service in pieces, one at
+a time and in order. A piece whose reply did not come is sent again: what the service had learned of it, it answers as
+duplicates. So the same command, given again after an interruption of either side, goes on where it was.
+
+Every model gets a piece, and has learned it, before the next piece is read: models are compared on the same events in
+one pass over the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from service.commands.client import Client, NoAnswer, Refused
+from service.commands.delays import Delay
+from service.commands.files import Row, Source
+from service.commands.terminal import Failed, say, show
+from service.decode import wire
+
+T = TypeVar("T")
+
+PASSING = (429, 502, 503, 504, 507)
+"""Statuses that pass: the token's rate is spent, the service recovers, stops, or waits for room on the disk; or a proxy
+misses it for a while."""
+NOTHING_LEARNED = ("too-fast", "not-ready", "queue-full", "disk-full")
+"""Those that say that the events were not learned. After any other, nobody knows until the service is asked again."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+BURST_SECONDS = 0.1
+SMALLEST_P = 1e-15
+"""A prediction of exactly 0 or 1 that is wrong would have an infinite log loss; scored as this far from it."""
+LONGEST_NAME = 64
+"""Characters of a model's name."""
+
+
+class GivenSpec(NamedTuple):
+    """A spec that a model is created with. text: what people call it, its file or the JSON itself. stem: what the
+    model's name takes from it. json: what the service gets."""
+
+    text: str
+    stem: str
+    json: bytes
+
+
+class Target(NamedTuple):
+    """A model to learn into; without a `spec` it is there already."""
+
+    name: str
+    spec: GivenSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a stream is sent.
+
+    name: what the stream is called. batch: events of one request. id_prefix: what stands before the row number in an
+    event's id, by default the name. ids: whether events have ids at all. rate: events a second, None for as fast as it
+    goes. retry_seconds: how long to try again without progress. predict_first: ask for predictions of each piece
+    before it is learned. delay: how long after its prediction the label of a row comes, None for the whole event at
+    once.
+    """
+
+    name: str
+    batch: int = 1_000
+    id_prefix: str | None = None
+    ids: bool = True
+    rate: float | None = None
+    retry_seconds: float = 60.0
+    predict_first: bool = False
+    delay: Delay | None = None
+
+    @property
+    def piece(self) -> int:
+        """Events of one request; with a rate, no more than come in a tenth of a second."""
+        return self.batch if self.rate is None else max(1, min(self.batch, int(self.rate * BURST_SECONDS)))
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that grows."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float, count: int = 1) -> None:
+        """Add `count` values whose mean is `value`."""
+        self.total += value * count
+        self.count += count
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the events so far. Losses are log losses, in nats. `model`: its name, where there are several."""
+
+    model: str = ""
+    learned: int = 0
+    duplicates: int = 0
+    loss: Mean = field(default_factory=Mean)
+    """Of the predictions made just before each step."""
+    served_loss: Mean = field(default_factory=Mean)
+    """Of the predictions asked for before a piece was learned."""
+    served_accuracy: Mean = field(default_factory=Mean)
+    served: int = 0
+    """Predictions whose labels come later (service/commands/late.py)."""
+    waiting: int = 0
+    """Labels that are not due yet."""
+    too_late: int = 0
+    """Labels that came when their predictions were not kept any more."""
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def events(self) -> int:
+        return self.learned + self.duplicates
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.started
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / max(self.seconds, 1e-9)
+
+
+class Replay:
+    """Sends rows to a model of a service, which it creates if there is a `spec`. `progress` is called after each piece,
+    `notice` with what people should know.
+
+    Raises Failed where it cannot go on; the tally says how far it came.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        model: str,
+        options: Options,
+        tally: Tally,
+        progress: Callable[[Tally], None] = lambda _: None,
+        notice: Callable[[str], None] = say,
+        spec: GivenSpec | None = None,
+    ) -> None:
+        self.model = model
+        self.tally = tally
+        self.sent = 0.0
+        """When rows were sent last, on the monotonic clock."""
+        self._client = client
+        self._options = options
+        self._progress = progress
+        self._notice = notice
+        self._spec = spec
+
+    def run(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Learn all rows; then what GET /models/{model} says."""
+        (state,) = learn_side_by_side([self], rows, self._options)
+        return state
+
+    def prepare(self) -> None:
+        """Create the model, or see that it is there."""
+        self._client.alive()  # tried once: who starts a replay should know at once that there is no service
+        if self._spec is None:
+            self.state()
+            return
+        try:
+            self._patiently(self._client.create, self.model, self._spec.json)
+        except Refused as refusal:
+            refusal.args = (f"{self._spec.text}: {refusal}",)
+            raise
+
+    def state(self) -> dict[str, Any]:
+        """What GET /models/{model} says."""
+        return self._patiently(self._client.model, self.model)
+
+    def show_progress(self) -> None:
+        self._progress(self.tally)
+
+    @property
+    def next_due(self) -> float:
+        """When it wants its next turn, on the monotonic clock."""
+        return math.inf
+
+    def turn(self, now: float) -> None:
+        """Do what is due between two pieces."""
+
+    def take(self, piece: Sequence[Row]) -> int:
+        """Predict a piece, if asked to, and learn all of it; how many events of it were new."""
+        before, size = self.tally.learned, len(piece)
+        events = [row.event for row in piece]
+        served = self._patiently(self._client.predict, self.model, events) if self._options.predict_first else []
+        while piece:
+            piece = piece[self._patiently(self._learn, piece) :]
+        new = self.tally.learned - before
+        if new == size:  # a prediction of what was learned before would be no prediction
+            self._score(served, events)
+        return new
+
+    def _score(self, served: Sequence[float], events: Sequence[wire.Event]) -> None:
+        for p, event in zip(served, events, strict=False):
+            y = int(event.y)
+            self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
+            self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
+
+    def _learn(self, piece: Sequence[Row]) -> int:
+        """Send rows; how many of them, from the first on, are learned now."""
+        try:
+            return self._send(piece)
+        except Refused as refusal:
+            return self._part(self._count(refusal.problem), refusal, piece)
+
+    def _send(self, piece: Sequence[Row]) -> int:
+        """Send rows to be learned, and count them."""
+        self.sent = time.monotonic()
+        reply = self._client.learn(self.model, map(self._told, piece))
+        if reply["loss"] is not None:
+            self.tally.loss.add(reply["loss"], reply["learned"])
+        self._count(reply)
+        return len(piece)
+
+    def _told(self, row: Row) -> wire.Event | wire.Label:
+        """What the service is told of a row."""
+        return row.event
+
+    def _part(self, done: int, refusal: Refused, piece: Sequence[Row]) -> int:
+        """How many rows were `done` before a refusal that passes; else the refusal is the end."""
+        if done and _may_pass(refusal, harmless=self._options.ids):
+            return done  # what is wrong with the next, the next request tells
+        raise self._placed(refusal, piece) from None
+
+    def _count(self, reply: dict[str, Any]) -> int:
+        learned, duplicates = int(reply.get("learned", 0)), int(reply.get("duplicates", 0))
+        self.tally.learned += learned
+        self.tally.duplicates += duplicates
+        return learned + duplicates
+
+    # -- when it does not go smoothly
+
+    def _patiently(self, request: Callable[..., T], *arguments: Any) -> T:
+        """Make a request, again and again while what is in its way may pass."""
+        harmless = self._options.ids or request != self._learn
+        started = time.monotonic()
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return request(*arguments)
+            except (NoAnswer, Refused) as failure:
+                if not _may_pass(failure, harmless):
+                    raise self._lost(failure) from None
+                left = started + self._options.retry_seconds - time.monotonic()
+                if left <= 0:
+                    raise Failed(f"{failure}. Tried for {self._options.retry_seconds:g} s") from None
+                if pause == FIRST_PAUSE_SECONDS:
+                    self._notice(f"{failure}; trying again for {left:.0f} s")
+                time.sleep(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _lost(self, failure: NoAnswer | Refused) -> Failed:
+        """The failure; without ids, it may be that nobody can tell whether the piece was learned."""
+        if isinstance(failure, Refused) and failure.status not in PASSING:
+            return failure
+        return Failed(
+            f"{failure}. Whether the service learned the piece that was on its way is not known here, and without ids "
+            f"it is not sent again, as it might be learned twice; the seq of `onestep models show {self.model}` tells"
+        )
+
+    def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
+        """The refusal with the line of the file; the service counts within the piece."""
+        line = refusal.line
+        if 0 < line <= len(piece):
+            row = piece[line - 1]
+            text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
+            refusal.args = (f"{self._options.name} line {row.line} (event {row.number}): {text}",)
+        return refusal
+
+
+def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
+    """Whether a request that failed may succeed later; unless it is `harmless` to repeat, only if it did nothing."""
+    if isinstance(failure, NoAnswer):
+        return harmless or not failure.sent
+    return failure.status in PASSING and (harmless or failure.kind in NOTHING_LEARNED)
+
+
+# -- one pass, one model or several
+
+
+def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: Options) -> list[dict[str, Any]]:
+    """Learn all rows into each model; then what GET /models/{model} says of each.
+
+    A piece with something wrong in it is not sent.
+    """
+    for replay in replays:
+        replay.prepare()
+    pace = _Pace(options.rate)
+    waiting = iter(rows)
+    while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
+        _turns(replays, until=pace.due)
+        new = 0
+        for replay in replays:
+            with _named(replay):
+                new = max(new, replay.take(piece))
+        pace.add(new, min(replay.sent for replay in replays))
+        min(replays, key=_loss).show_progress()
+    _turns(replays, until=0.0)  # what the last piece brought is due from now on
+    while (due := min(replay.next_due for replay in replays)) < math.inf:
+        _turns(replays, until=due)
+        min(replays, key=_loss).show_progress()
+    for replay in replays:
+        replay.tally.ended = time.monotonic()
+    return [replay.state() for replay in replays]
+
+
+def _turns(replays: Sequence[Replay], until: float) -> None:
+    """Wait until a time on the monotonic clock; each model gets a turn at least once, and whenever it is due.
+
+    All get it with the same time, so that the same is due to all of them: they learn in the same order.
+    """
+    while True:
+        now = time.monotonic()
+        for replay in replays:
+            with _named(replay):
+                replay.turn(now)
+        if now >= until:
+            return
+        pause = min(until, *(replay.next_due for replay in replays)) - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+
+
+def _with_id(row: Row, options: Options) -> Row:
+    if not options.ids:
+        row.event.id = None
+    elif row.event.id is None:
+        row.event.id = f"{options.id_prefix or options.name}:{row.number}"
+    return row
+
+
+@contextmanager
+def _named(replay: Replay) -> Iterator[None]:
+    """Where there are several models a refusal names the one, as another may have taken the same event."""
+    try:
+        yield
+    except Refused as refusal:
+        if replay.tally.model:
+            refusal.args = (f"model {replay.model}: {refusal}",)
+        raise
+
+
+def _loss(replay: Replay) -> float:
+    loss = replay.tally.loss.value
+    return math.inf if loss is None else loss
+
+
+class _Pace:
+    """Holds events to a rate. It counts those that are learned: rows that were learned before pass at once."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self.due = 0.0
+        """When the next events are due, on the monotonic clock."""
+
+    def add(self, events: int, sent: float) -> None:
+        """Count events. What was missed before they were `sent`, the service being away, is not made up in a burst."""
+        if self._rate is not None:
+            self.due = max(self.due, sent) + events / self._rate
+
+
+# -- the command
+
+
+def replay(
+    source: Source, client: Client, targets: Sequence[Target], options: Options, kind: type[Replay] = Replay
+) -> int:
+    """Stream a source into models, show how it goes and what came of it; the exit code."""
+    tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
+    with source.open() as opened:
+        try:
+            with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
+                replays = [
+                    kind(client, target.name, options, tally, progress, notice, target.spec)
+                    for target, tally in zip(targets, tallies, strict=True)
+                ]
+                states = learn_side_by_side(replays, opened.rows(), options)
+        except Failed as failure:
+            if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
+                failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options)}",)
+            raise
+        except KeyboardInterrupt:
+            say(f"interrupted. {_so_far(tallies, options)}")
+            return 130
+    if len(states) == 1:
+        _report(targets[0].name, tallies[0], states[0], options)
+    else:
+        _compare(tallies, states, options)
+    return 0
+
+
+def model_names(file: str, specs: Sequence[GivenSpec]) -> list[str]:
+    """A name for the model of each spec, always the same ones, so that the same command finds its models again.
+
+    >>> model_names("elec.csv.gz", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
+    ['elec-sgd', 'elec-my-spec', 'elec-sgd-2']
+    """
+    stem = Path(file.removesuffix(".gz")).stem
+    names: list[str] = []
+    for spec in specs:
+        # A name begins with a letter or a digit.
+        base = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{stem}-{spec.stem}").lstrip("_.-") or "model"
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        choices = (base[: LONGEST_NAME - len(ending)] + ending for ending in endings)
+        names.append(next(name for name in choices if name not in names))
+    return names
+
+
+def _so_far(tallies: Sequence[Tally], options: Options) -> str:
+    """What was learned, and how to go on."""
+    if not any(tally.events or tally.served for tally in tallies):
+        return "Nothing was learned"
+    each = " by each model" if len(tallies) > 1 else ""
+    learned = f"{_span([tally.learned for tally in tallies])} event(s) were learned{each} and stay learned"
+    if any(tally.duplicates for tally in tallies):
+        learned += f", {_span([tally.duplicates for tally in tallies])} had been learned before"
+    if options.delay is not None:
+        learned += f", {_span([tally.waiting for tally in tallies])} prediction(s) wait for their labels"
+    if options.ids:
+        return f"{learned}; the same command goes on from there"
+    return f"{learned}; without ids the same command would learn them again"
+
+
+def _span(counts: Sequence[int]) -> str:
+    """From the least to the most; one number where all are equal."""
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -> None:
+    scores = state.get("progressive", {}).get("total", {})
+    rows: list[tuple[str, float | str | None]] = [
+        ("events", tally.events),
+        ("learned", tally.learned),
+        ("duplicates", tally.duplicates),
+        ("seconds", f"{tally.seconds:.2f}"),
+        ("events/s", f"{tally.rate:,.0f}"),
+        ("progressive log loss", tally.loss.value),
+    ]
+    if options.delay is not None:
+        rows += _late_rows(tally, state)
+    elif options.predict_first:
+        rows += [
+            ("predictions served first", tally.served_loss.count),
+            ("their log loss", tally.served_loss.value),
+            ("their accuracy", tally.served_accuracy.value),
+        ]
+    rows += [
+        ("model's seq", state["seq"]),
+        ("model's accuracy", scores.get("accuracy")),
+        ("model's ROC AUC", scores.get("roc_auc")),
+    ]
+    show(f"{options.name} -> {model}", rows)
+
+
+def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | str | None]]:
+    """What became of predictions and their labels. The model's are the service's, over all runs, as in `_scores`."""
+    join = state["join"]
+    return [
+        ("predictions served", tally.served),
+        ("labels too late", tally.too_late),
+        ("model's labels joined", join["joined"]),
+        ("model's late corrections", join["late"]),
+        ("model's expired, dropped", f"{join['expired']:,}, {join['dropped']:,}"),
+        ("model's mean delay, s", join["delay_s"]["mean"]),
+        ("model's log loss as served", state["served"]["total"]["log_loss"]),
+    ]
+
+
+COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
+SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
+LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
+
+
+def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
+    """A row for each model, the best one marked; none, where they have not learned the same events."""
+    seqs = [int(state["seq"]) for state in states]
+    losses = [state["progressive"]["total"]["log_loss"] for state in states]
+    best = min((loss for loss in losses if loss is not None), default=None) if len(set(seqs)) == 1 else None
+    rows = [
+        (*_scores(tally, state, options), "best" if best is not None and loss == best else "")
+        for tally, state, loss in zip(tallies, states, losses, strict=True)
+    ]
+    first = tallies[0]
+    show(
+        f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
+        rows,
+        (*COLUMNS, *_more_columns(options), ""),
+    )
+    if len(set(seqs)) > 1:
+        say(f"none is best: the models have learned different numbers of events ({_span(seqs)})")
+
+
+def _more_columns(options: Options) -> Sequence[str]:
+    return LATE_COLUMNS if options.delay is not None else SERVED_COLUMNS if options.predict_first else ()
+
+
+def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[float | str | None, ...]:
+    """A model's row. The scores are the service's, of all that the model has learned: after a run that was interrupted
+    and went on they are those of a run that was not."""
+    total, window = state["progressive"]["total"], state["progressive"]["window"]
+    served: tuple[float | None, ...] = ()
+    if options.delay is not None:
+        loss = state["served"]["total"]["log_loss"]
+        served = (tally.served, tally.too_late, state["join"]["joined"], loss)
+    elif options.predict_first:
+        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
+    return (
+        *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
+        *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
+        *served,
+    )
+
+
+def _rule(spec: dict[str, Any]) -> str:
+    """What a spec is in short: "adagrad", or with a scale "adagrad, standard"."""
+    return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
+
+
+Display = tuple[Callable[[Tally], None], Callable[[str], None]]
+
+
+@contextmanager
+def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> Iterator[Display]:
+    """What shows progress, of `completed` out of `total`, and what says something beside it."""
+    if not sys.stdout.isatty():
+        yield _lines(seconds=10.0), say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(name, total=total, counts="")
+
+        def progress(tally: Tally) -> None:
+            bar.update(task, completed=completed(tally), counts=_counts(tally))
+
+        yield progress, lambda message: bar.console.print(f"onestep: {message}", markup=False, highlight=False)
+
+
+def _lines(seconds: float) -> Callable[[Tally], None]:
+    """Progress as a line every so often."""
+    last = time.monotonic()
+
+    def progress(tally: Tally) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            print(_counts(tally), flush=True)
+
+    return progress
+
+
+def _counts(tally: Tally) -> str:
+    counts = f"{tally.events:,} events, {tally.rate:,.0f} events/s"
+    if tally.waiting:
+        counts += f", {tally.waiting:,} labels wait"
+    if tally.loss.value is None:
+        return counts
+    if tally.model:
+        return f"{counts}, best log loss {tally.loss.value:.4f} ({tally.model})"
+    return f"{counts}, log loss {tally.loss.value:.4f}"

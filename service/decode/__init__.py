@@ -1,0 +1,1 @@
+"""Bodies to events: JSON, NDJSON, Arrow."""

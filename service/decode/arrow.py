@@ -1,0 +1,513 @@
+"""An Arrow IPC stream to events: tables of rows, as they arrive.
+
+The stream is cut into its messages here, on the event loop, and pyarrow is only given whole ones: so it never waits for
+the network, no thread does either, and what a message would take is known before it is read.
+
+    message     ffffffff, length of the metadata (int32), metadata (a flatbuffer), body
+    stream      schema message, then dictionary and record batch messages; then, or not, ffffffff 00000000
+    metadata    what kind of message, how long the body, how many rows, where each buffer of a column stands in the body
+    buffer      where compressed: its length when it is not (int64; -1: it is not), then the compressed bytes
+
+pyarrow takes up to a fifth of a second to import, so that waits for the first stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.features import Mask
+from core.logistic import Floats, Labels
+from service import errors
+from service.decode import wire
+from service.decode.table import Array, Table, strings, valid
+
+CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
+MAX_ROWS = 8_192
+"""Rows of a table, at most: a larger record batch comes in several."""
+MAX_CELLS = 131_072
+"""Values of a table, about, at most: to make one of a few columns takes less than a millisecond of the loop."""
+MIN_ROWS = 16
+"""Rows of a table, at least, if the batch has them: so that the price of a column is shared where there are many."""
+HERE_BYTES = 2**18
+HERE_COLUMNS = 256
+"""What is larger is read in a thread, because it takes longer than the event loop should wait."""
+
+
+async def read_tables(
+    chunks: AsyncIterator[bytes], *, learn: bool, max_batch_bytes: int, max_rows: int = MAX_ROWS
+) -> AsyncIterator[Table]:
+    """The rows of a stream, as they arrive in chunks of any size: to learn, with labels, or to predict from.
+
+    Nothing is read ahead: the next record batch is asked for when the tables of the last are taken. One that would take
+    more than `max_batch_bytes`, as it is or decompressed, is refused before it is read, and so memory is bounded by
+    about three times that.
+
+    An error comes after the rows before it: a bad row's when the rows before it were given out, and what `chunks`
+    raises as it is.
+    """
+    await asyncio.to_thread(_import)
+    reader: _Reader | None = None
+    row = 1
+    async for message in _messages(chunks, max_batch_bytes):
+        if reader is None:
+            reader = await _worked(len(message) > HERE_BYTES, _Reader, message, learn, max_batch_bytes)
+        elif message.kind == _RECORD_BATCH:
+            batch = await _worked(max(len(message), message.takes) > HERE_BYTES, reader.read, message)
+            tables = reader.layout.tables(batch, row, max_rows)
+            while (table := await _worked(len(batch.schema) > HERE_COLUMNS, next, tables, None)) is not None:
+                yield table
+            row += message.rows
+            del batch, tables, message  # or two batches would be held while the next is read
+        else:
+            reader.keep(message)
+    if reader is None:
+        raise errors.MalformedArrow(reason="it is empty, and a stream begins with its schema")
+
+
+async def _worked(long: bool, work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns; in a thread where it takes long."""
+    return await asyncio.to_thread(work, *args) if long else work(*args)
+
+
+def _import() -> None:
+    import pyarrow.compute
+    import pyarrow.ipc  # noqa: F401
+
+
+# -- bytes to messages
+
+_SCHEMA, _DICTIONARY, _RECORD_BATCH = 1, 2, 3
+_CONTINUES = b"\xff\xff\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message: its parts, its kind and, of a batch, its rows, the bytes that it takes when it is decompressed, the
+    dictionary's id and whether it is added to the one before."""
+
+    parts: tuple[bytes, bytes, bytes]
+    kind: int
+    rows: int = 0
+    takes: int = 0
+    id: int = 0
+    is_delta: bool = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
+class _Arriving:
+    """The bytes of a body, taken in the lengths that are wanted."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._waiting = bytearray()
+
+    async def take(self, count: int) -> bytes:
+        """The next `count` bytes, or all that is left where the body ends before."""
+        while len(self._waiting) < count:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                break
+            self._waiting += chunk
+        taken = bytes(memoryview(self._waiting)[:count])
+        del self._waiting[:count]
+        return taken
+
+    async def take_all(self, count: int) -> bytes:
+        """The next `count` bytes; MalformedArrow where the body ends before."""
+        taken = await self.take(count)
+        if len(taken) < count:
+            raise errors.MalformedArrow(reason="it ends in the middle of a message")
+        return taken
+
+
+async def _messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[_Message]:
+    """The messages of a stream, up to its end."""
+    arriving = _Arriving(chunks)
+    batches = 0
+    while start := await arriving.take(8):
+        length = _metadata_length(start)
+        if length == 0:
+            if await arriving.take(1):
+                raise errors.MalformedArrow(reason="bytes follow its end; send each stream in a request of its own")
+            return
+        _check_size("a message", length, limit)
+        metadata = await arriving.take_all(length)
+        head = _Flat.root(metadata)
+        kind = head.number(1, "<B")
+        batches += kind == _RECORD_BATCH
+        what = {_SCHEMA: "the schema", _DICTIONARY: "a dictionary"}.get(kind, f"record batch {batches}")
+        yield await _message(arriving, what, (start, metadata), head, limit)
+
+
+async def _message(arriving: _Arriving, what: str, begun: tuple[bytes, bytes], head: _Flat, limit: int) -> _Message:
+    """The message that has this head, with its body; refused if that is too large, before it is read if it can be."""
+    kind, body_length = head.number(1, "<B"), head.number(3, "<q")
+    if not _SCHEMA <= kind <= _RECORD_BATCH or body_length < 0:
+        raise errors.MalformedArrow(reason=f"it has a message of kind {kind}, {body_length} bytes long")
+    _check_size(what, len(begun[1]) + body_length, limit)
+    message = _described(kind, head.table(2), (*begun, await arriving.take_all(body_length)))
+    _check_size(what, message.takes, limit)
+    # A row takes a bit at least, or a short stream could have rows without end.
+    if not 0 <= message.rows <= 8 * message.takes:
+        raise errors.MalformedArrow(reason=f"{what} says that it has {message.rows} rows and has no data for them")
+    return message
+
+
+def _metadata_length(start: bytes) -> int:
+    if start.startswith((b"ARROW1", b"FEA1")):
+        reason = "it is an Arrow file; send a stream (with pyarrow: pyarrow.ipc.new_stream)"
+        raise errors.MalformedArrow(reason=reason)
+    if len(start) < 8 and _CONTINUES.startswith(start[:4]):
+        raise errors.MalformedArrow(reason="it ends in the middle of a message")
+    length = int.from_bytes(start[4:], "little", signed=True)
+    if start[:4] != _CONTINUES or length < 0:
+        raise errors.MalformedArrow(reason="a message must begin with ffffffff and its length (Arrow 0.15 or newer)")
+    return length
+
+
+def _check_size(what: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise errors.ArrowTooLarge(what=what, size=size, limit=limit)
+
+
+def _described(kind: int, header: _Flat, parts: tuple[bytes, bytes, bytes]) -> _Message:
+    """The message, with what its header says of it."""
+    body = parts[2]
+    if kind == _RECORD_BATCH:
+        return _Message(parts, kind, header.number(0, "<q"), _takes(header, body))
+    if kind == _DICTIONARY:
+        is_delta = header.number(2, "<B") != 0
+        return _Message(parts, kind, takes=_takes(header.table(1), body), id=header.number(0, "<q"), is_delta=is_delta)
+    return _Message(parts, kind)
+
+
+def _takes(batch: _Flat, body: bytes) -> int:
+    """The bytes that a batch takes when it is decompressed."""
+    if not batch.has(3):
+        return len(body)
+    at, lengths = batch.pairs(2)
+    at, lengths = at[lengths > 0], lengths[lengths > 0]
+    if not ((at >= 0) & (at <= len(body) - 8)).all():
+        raise errors.MalformedArrow(reason=_OUTSIDE)
+    whole = np.frombuffer(body, np.uint8)[at[:, None] + np.arange(8)].view("<i8").reshape(-1)
+    return int(np.where(whole < 0, lengths, whole).sum(dtype=np.float64))  # as float64, which does not wrap around
+
+
+_OUTSIDE = "a message points outside itself"
+
+
+def _unpack(data: bytes, form: str, at: int) -> int:
+    if not 0 <= at <= len(data) - struct.calcsize(form):
+        raise errors.MalformedArrow(reason=_OUTSIDE)
+    number: int = struct.unpack_from(form, data, at)[0]
+    return number
+
+
+class _Flat:
+    """A table of a flatbuffer: as much as it takes to know a message's size. pyarrow verifies the whole of it later."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+        self._fields = at - _unpack(data, "<i", at)
+        self._size = _unpack(data, "<H", self._fields)
+
+    @classmethod
+    def root(cls, data: bytes) -> _Flat:
+        return cls(data, _unpack(data, "<I", 0))
+
+    def _place(self, field: int) -> int | None:
+        slot = 4 + 2 * field
+        offset = _unpack(self._data, "<H", self._fields + slot) if slot < self._size else 0
+        return self._at + offset if offset else None
+
+    def has(self, field: int) -> bool:
+        return self._place(field) is not None
+
+    def number(self, field: int, form: str) -> int:
+        """A number, 0 where it is left out."""
+        place = self._place(field)
+        return 0 if place is None else _unpack(self._data, form, place)
+
+    def _pointed(self, field: int) -> int:
+        place = self._place(field)
+        if place is None:
+            raise errors.MalformedArrow(reason="a message lacks a part")
+        return place + _unpack(self._data, "<I", place)
+
+    def table(self, field: int) -> _Flat:
+        return _Flat(self._data, self._pointed(field))
+
+    def pairs(self, field: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """A vector of pairs of 64-bit numbers: the first of each, the second of each."""
+        at = self._pointed(field)
+        count = _unpack(self._data, "<I", at)
+        if at + 4 + 16 * count > len(self._data):
+            raise errors.MalformedArrow(reason=_OUTSIDE)
+        pairs = np.frombuffer(self._data, "<i8", 2 * count, at + 4).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+
+# -- messages to record batches
+
+
+class _Feed:
+    """The file that pyarrow reads: what it was given, and then nothing more."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+
+    def give(self, message: _Message) -> None:
+        self._parts += message.parts
+
+    def read(self, count: int) -> bytes:
+        taken = []
+        while count and self._parts:
+            part = self._parts.popleft()
+            if len(part) > count:
+                self._parts.appendleft(part[count:])
+            taken.append(part[:count])
+            count -= len(taken[-1])
+        return b"".join(taken)  # no copy where it is one part whole, as a body is
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class _Reader:
+    """Record batches out of messages, of which the first is the schema."""
+
+    def __init__(self, schema: _Message, learn: bool, limit: int) -> None:
+        import pyarrow as pa
+
+        if schema.kind != _SCHEMA:
+            raise errors.MalformedArrow(reason="it does not begin with its schema")
+        self._limit = limit
+        self._feed = _Feed()
+        self._feed.give(schema)
+        self._unread = 0
+        self._held: dict[int, int] = {}
+        self._all_held = 0
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        self._stream = _sound(lambda: pa.ipc.open_stream(self._feed, options=options))
+        self.layout = _sound(lambda: _Layout.of(self._stream.schema, learn))
+
+    def keep(self, message: _Message) -> None:
+        """Take a dictionary for the batches after it. All of them together are bounded too."""
+        if message.kind != _DICTIONARY:
+            raise errors.MalformedArrow(reason="it has a second schema")
+        size = max(len(message), message.takes)
+        self._unread += size
+        before = self._held.get(message.id, 0)
+        self._held[message.id] = size + (before if message.is_delta else 0)
+        self._all_held += self._held[message.id] - before
+        _check_size("its dictionaries together", max(self._unread, self._all_held), self._limit)
+        self._feed.give(message)
+
+    def read(self, message: _Message) -> Any:
+        """The record batch of a message."""
+        self._feed.give(message)
+        self._unread = 0
+        batch = _sound(self._stream.read_next_batch)
+        _sound(lambda: batch.validate(full=True))  # or what points outside it would be read
+        return batch
+
+
+def _sound(read: Callable[[], Any]) -> Any:
+    """What `read` returns; MalformedArrow where pyarrow finds that the bytes make no sense."""
+    import pyarrow as pa
+
+    try:
+        return read()
+    except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+        raise errors.MalformedArrow(reason=(str(error).splitlines() or ["it ends early"])[0][:200]) from None
+
+
+# -- record batches to tables
+
+_NUMBERS = "must be numbers, true and false, or text (with pyarrow: column.cast('float64'))"
+_ONE_LABEL = "must be 0, 1, true or false"
+_ONE_WEIGHT = "must be a number above 0"
+_ONE_ID = f"must have 1 to {wire.MAX_ID} characters, none a zero byte"
+
+Wrong = tuple[int, str, str]
+"""A row of a table, from 0, the field in it and what is wrong there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which column is what; None where there is none."""
+
+    features: list[str]
+    y: str | None
+    weight: str | None
+    id: str | None
+
+    @classmethod
+    def of(cls, schema: Any, learn: bool) -> _Layout:
+        """The layout of a schema; InvalidEvent if a column is missing, stands twice or is of no use."""
+        types: dict[str, Any] = {}
+        for column in schema:
+            if column.name in types:
+                raise errors.InvalidEvent(field=_path(column.name), reason="is the name of two columns; rename one")
+            types[column.name] = column.type
+        if learn and "y" not in types:
+            raise errors.InvalidEvent(field="y", reason="is missing: events to learn have their label in a column y")
+        for name in ("y", "weight"):
+            if not learn and name in types:
+                raise errors.InvalidEvent(field=name, reason="has no part in a prediction; leave this column out")
+        special = ("y", "weight", "id") if learn else ("id",)
+        for name, kind in types.items():
+            _check_type(name if name in special else _path(name), name if name in special else "", kind)
+        y, weight, id_ = (name if name in special and name in types else None for name in ("y", "weight", "id"))
+        return cls([name for name in types if name not in special], y, weight, id_)
+
+    def tables(self, batch: Any, first_row: int, max_rows: int) -> Iterator[Table]:
+        """The rows of a record batch; those before one that is wrong, and then InvalidEvent."""
+        rows = min(max_rows, max(MIN_ROWS, MAX_CELLS // max(1, len(self.features))))
+        for start in range(0, batch.num_rows, rows):
+            table, wrong = self._table(batch.slice(start, rows), first_row + start)
+            if wrong is None:
+                yield table
+                continue
+            row, field, reason = wrong
+            if row:
+                yield table.part(0, row)
+            raise table.invalid(row, field, reason)
+
+    def _table(self, batch: Any, first_row: int) -> tuple[Table, Wrong | None]:
+        """A table of all the rows, and what is wrong with the first that is."""
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        wrong: list[Wrong] = []
+        labels = None if self.y is None else _labels(columns[self.y], wrong)
+        weights = None if self.weight is None else _weights(columns[self.weight], wrong)
+        ids = None if self.id is None else _ids(columns[self.id], wrong)
+        features = [columns[name] for name in self.features]
+        values, present, texts = _features(features, batch.num_rows)
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, j = divmod(int(finite.argmin()), len(features))
+            wrong.append((row, _path(self.features[j]), "must be a finite number; null where there is none"))
+        table = Table(first_row, self.features, values, present, labels, weights, ids, texts)
+        return table, min(wrong, key=lambda one: one[0], default=None)
+
+
+def _path(name: str) -> str:
+    return f"x.{name[:64]}"
+
+
+def _check_type(shown: str, special: str, kind: Any) -> None:
+    """InvalidEvent unless a column of this type can be a feature, or the `special` column y, weight or id."""
+    import pyarrow as pa
+
+    is_number, is_null = _is_number(kind), pa.types.is_null(kind)
+    good, reason = {
+        "y": (is_number, "must be 0 and 1, or true and false"),
+        "weight": ((is_number and not pa.types.is_boolean(kind)) or is_null, "must be numbers"),
+        "id": (_is_text(kind) or is_null, "must be text (with pyarrow: column.cast('string'))"),
+        "": (is_number or _is_text(kind) or is_null, _NUMBERS),
+    }[special]
+    if not good:
+        raise errors.InvalidEvent(field=shown, reason=f"this column is of type {str(kind)[:100]}; it {reason}")
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _features(columns: list[Array], rows: int) -> tuple[Floats, Mask | None, dict[int, Array]]:
+    """Values, where there are any, and columns of text, as a Table has them."""
+    values, absent, texts = np.ones((rows, len(columns))), {}, {}
+    for j, column in enumerate(columns):
+        if _is_text(column.type):
+            texts[j] = column
+        else:
+            values[:, j] = _numbers(column)
+        if column.null_count or _is_text(column.type):
+            absent[j] = ~_is_there(column)
+    if not any(one.any() for one in absent.values()):
+        return values, None, texts
+    present = np.ones(values.shape, np.bool_)
+    for j, one in absent.items():
+        present[:, j] = ~one
+    values[~present] = 0.0
+    return values, present, texts
+
+
+def _is_there(column: Array) -> Mask:
+    """Where a column is not null."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return valid(column)
+    there = valid(column.indices)  # and where the word itself is not null; not every pyarrow looks there
+    there[there] = valid(column.dictionary)[column.indices.drop_null().to_numpy()]
+    return there
+
+
+def _numbers(column: Array) -> npt.NDArray[Any]:
+    """The values of a column of numbers; NaN for null."""
+    import pyarrow as pa
+
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _first_wrong(good: Mask, field: str, reason: str, wrong: list[Wrong]) -> None:
+    if not good.all():
+        wrong.append((int(good.argmin()), field, reason))
+
+
+def _labels(column: Array, wrong: list[Wrong]) -> Labels:
+    numbers = _numbers(column)
+    is_one = numbers == 1
+    _first_wrong((numbers == 0) | is_one, "y", _ONE_LABEL, wrong)
+    labels: Labels = is_one.astype(np.uint8)
+    return labels
+
+
+def _weights(column: Array, wrong: list[Wrong]) -> Floats:
+    numbers = _numbers(column).astype(np.float64)
+    if column.null_count:
+        numbers[~_is_there(column)] = 1.0
+    _first_wrong((numbers > 0) & np.isfinite(numbers), "weight", _ONE_WEIGHT, wrong)
+    return numbers
+
+
+def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
+    import pyarrow as pa
+
+    if pa.types.is_null(column.type) or column.null_count == len(column):
+        return None
+    ids = strings(column)
+    good = (id_ is None or (0 < len(id_) <= wire.MAX_ID and "\0" not in id_) for id_ in ids)
+    _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", _ONE_ID, wrong)
+    return ids

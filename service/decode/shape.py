@@ -1,0 +1,107 @@
+"""Lines of NDJSON that look alike, read at once.
+
+Most events of a stream have the same features in the same order: their lines differ in the numbers alone. The first
+line says what they look like, and `core.lines` reads all that follow it, 0.3 us for an event of 10 features where the
+general decoder takes 1.2 and what comes of it 2 more. A line that looks otherwise takes the general way, which also
+says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from core.lines import ID, read_lines
+from core.logistic import Floats
+from service.decode.table import Table
+from service.decode.wire import MAX_ID
+
+LABEL, WEIGHT = -2, -1
+"""Where label and weight stand among the values of a line, after its features."""
+
+_TOKEN = re.compile(rb'"[^"\\]*"\s*:|"([^"\\]*)"|(-?[0-9][-+.0-9eE]*|true|false)')
+"""A name, a string, or a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What lines of the same features in the same order have in common. The arrays are those of `core.lines`."""
+
+    names: list[str]
+    literals: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+    holes: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, line: bytes) -> Shape | None:
+        """The shape of a line; None if it is no event of numbers alone, or one that cannot be told from its bytes."""
+        if b"\\" in line or b"null" in line:
+            return None
+        literals: list[bytes] = []
+        filled: list[bytes] = []  # the line, with the number of each hole in it
+        end = 0
+        for token in _TOKEN.finditer(line):
+            start, stop = token.span(1) if token[1] is not None else token.span(2)
+            if start >= 0:
+                literals.append(line[end:start])
+                filled += [literals[-1], b"%d" % (len(literals) - 1)]
+                end = stop
+        literals.append(line[end:])
+        found = _holes(b"".join([*filled, literals[-1]]))
+        if found is None or len(found[1]) != len(literals) - 1:
+            return None
+        names, at_hole = found
+        holes = np.array([at_hole[i] for i in range(len(at_hole))], np.int64)
+        ends = np.cumsum([len(literal) for literal in literals], dtype=np.int64)
+        return cls(names, np.frombuffer(bytearray().join(literals), np.uint8), ends, holes)
+
+    def read(self, lines: Sequence[bytes], longest: int) -> Table:
+        """The first of these lines, as long as they have this shape, and no more than `longest` bytes."""
+        text = np.frombuffer(bytearray(b"\n").join([*lines, b""]), np.uint8)
+        values, places = np.empty((len(lines), len(self.names) + 2)), np.empty((len(lines), 2), np.int64)
+        values[:, WEIGHT] = 1.0
+        read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)
+        read = _count_good(values[:read], places[:read] if ID in self.holes else None)
+        ids: list[str | None] | None = None
+        if ID in self.holes:
+            as_text = text.tobytes().decode("latin-1")  # an id that was read is ASCII
+            ids = [as_text[start:end] for start, end in places[:read].tolist()]
+        labels, weights = values[:read, LABEL].astype(np.uint8), np.ascontiguousarray(values[:read, WEIGHT])
+        return Table(1, self.names, np.ascontiguousarray(values[:read, :LABEL]), None, labels, weights, ids)
+
+
+def _count_good(values: Floats, id_places: npt.NDArray[np.int64] | None) -> int:
+    """How many lines there are before the first whose label, weight or id is none."""
+    labels, weights = values[:, LABEL], values[:, WEIGHT]
+    good = ((labels == 0) | (labels == 1)) & (weights > 0)
+    if id_places is not None:
+        lengths = id_places[:, 1] - id_places[:, 0]
+        good &= (lengths > 0) & (lengths <= MAX_ID)
+    return len(good) if good.all() else int(good.argmin())
+
+
+def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
+    """Features by column, and what each hole holds, of a line that has the number of each hole in its place."""
+    try:
+        event: Any = msgspec.json.decode(filled)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not {"x", "y"} <= event.keys() <= {"x", "y", "id", "weight"}:
+        return None
+    x, id_ = event["x"], event.get("id", "0")
+    if isinstance(x, list):
+        x = {str(i): hole for i, hole in enumerate(x)}
+    if not x or not isinstance(x, dict) or not isinstance(id_, str) or not id_.isdecimal():
+        return None
+    pairs = [*zip(x.values(), range(len(x)), strict=True), (event["y"], len(x))]
+    if "id" in event:
+        pairs.append((int(id_), ID))
+    if "weight" in event:
+        pairs.append((event["weight"], len(x) + 1))
+    return (list(x), dict(pairs)) if all(type(hole) is int for hole, _ in pairs) else None

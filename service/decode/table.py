@@ -1,0 +1,143 @@
+"""Rows of a stream as arrays: events of the same features, a thousand or so at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.features import Mask
+from core.logistic import Floats, Labels
+from service import errors
+from service.decode import wire
+
+Array = Any
+"""A pyarrow.Array; pyarrow has no types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of a stream, checked but for what depends on the model.
+
+    first_row
+        The number of the first row in its stream; rows count from 1.
+    names
+        The m features, in the order of the columns, which is that of every event.
+    values
+        (n, m) float64, row by row; 0 where there is none, 1 in a column of text.
+    present
+        (n, m) bool: where there is a value. None: everywhere.
+    labels
+        (n,) uint8, 0 or 1. None in questions.
+    weights
+        (n,) float64, above 0. None: all are 1.
+    ids
+        n, None for a row without. None: no row has one.
+    texts
+        The columns of text, by their position.
+    """
+
+    first_row: int
+    names: list[str]
+    values: Floats
+    present: Mask | None = None
+    labels: Labels | None = None
+    weights: Floats | None = None
+    ids: list[str | None] | None = None
+    texts: dict[int, Array] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the arrays say all: events of numbers, each with an id or none. Then they are learned as they are."""
+        whole = self.present is None and bool(self.names)  # a row with an id and no feature is a label alone
+        return not self.texts and (self.ids is None or (whole and None not in self.ids))
+
+    def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None]:
+        """What `BatchBuilder.add_table` takes, of a plain table of events."""
+        if self.labels is None or self.texts:
+            raise TypeError("these rows have no labels, or have text")
+        return self.names, self.values, self.present, self.labels, self.weights
+
+    def part(self, start: int, stop: int) -> Table:
+        """The rows from `start` to before `stop`, counted from 0 in this table; the arrays are not copied."""
+
+        def cut(whole: Any) -> Any:
+            return None if whole is None else whole[start:stop]
+
+        return Table(
+            self.first_row + start,
+            self.names,
+            self.values[start:stop],
+            cut(self.present),
+            cut(self.labels),
+            cut(self.weights),
+            cut(self.ids),
+            {j: cut(text) for j, text in self.texts.items()},
+        )
+
+    def place(self, i: int) -> str:
+        """Where row i of this table stands in the stream, for a message."""
+        return f"row {self.first_row + i}"
+
+    def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
+        """The error that says what is wrong with a field of row i of this table."""
+        return errors.InvalidEvent(field=wire.path(self.place(i), field), reason=reason, row=self.first_row + i)
+
+    def events(self, start: int, stop: int) -> list[wire.Event | wire.Label]:
+        """Rows to learn, one by one; a thousand or so at a time are made faster than all at once."""
+        if self.labels is None:
+            raise TypeError("these are rows to predict from; they have no labels")
+        xs = self._xs(start, stop)
+        labels = self.labels[start:stop].tolist()
+        weights = [1.0] * len(xs) if self.weights is None else self.weights[start:stop].tolist()
+        return [
+            wire.Label(id_, y, weight) if id_ is not None and not x else wire.Event(x, y, id_, weight)
+            for x, y, id_, weight in zip(xs, labels, self._ids(start, stop), weights, strict=True)
+        ]
+
+    def questions(self, start: int, stop: int) -> list[wire.Question]:
+        """Rows to predict from, one by one."""
+        return [wire.Question(*row) for row in zip(self._xs(start, stop), self._ids(start, stop), strict=True)]
+
+    def _ids(self, start: int, stop: int) -> Sequence[str | None]:
+        return [None] * len(self.values[start:stop]) if self.ids is None else self.ids[start:stop]
+
+    def _xs(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """The features of each row."""
+        cells: npt.NDArray[Any] = self.values[start:stop]
+        if self.texts:
+            cells = cells.astype(object)
+            for j, text in self.texts.items():
+                cells[:, j] = strings(text[start:stop])
+        pairs = (zip(self.names, row, strict=True) for row in cells.tolist())
+        if self.present is None:
+            return [dict(row) for row in pairs]
+        return [dict(compress(row, has)) for row, has in zip(pairs, self.present[start:stop].tolist(), strict=True)]
+
+
+def strings(column: Array) -> list[str | None]:
+    """The values of a column of text; None for null."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        strings: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
+        return strings
+    # Only the words that are used, each once: a long word in every row would take more memory than the stream had.
+    used, places = np.unique(column.indices.drop_null().to_numpy(), return_inverse=True)
+    result: npt.NDArray[np.object_] = np.full(len(column), None, object)
+    result[valid(column.indices)] = column.dictionary.take(pa.array(used)).to_numpy(zero_copy_only=False)[places]
+    words: list[str | None] = result.tolist()
+    return words
+
+
+def valid(column: Array) -> Mask:
+    """Where a column is not null."""
+    valid: Mask = np.array(column.is_valid().to_numpy(zero_copy_only=False))
+    return valid

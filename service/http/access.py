@@ -1,0 +1,191 @@
+"""Who may do what: the one door that every request passes, before its route and before its body is read.
+
+Without a token in the data folder or the environment everything is open to whoever reaches the address. That is
+this machine alone, unless somebody said --insecure; a page that a browser on this machine has open is kept out by the
+Host and Origin headers that browsers send and pages cannot forge.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from service import errors
+from service.http import tokens
+from service.http.tokens import FILE, Grant, Pace, Tokens, given
+from service.settings import Settings
+
+PROBE, OPEN, ANY = "probe", "open", tokens.ANY
+PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
+"""What a request wants: a scope, any token (ANY), nothing (OPEN), or nothing whatever its host is called (PROBE)."""
+
+_OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN, "/docs": OPEN}
+_ANY = ("/models", "/stream", "/metrics", "/openapi.json")
+_BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
+_LIVE = ("series", "stream")
+"""What the page shows of a model, with whatever token it was given."""
+DEFAULT = "default"
+"""The model of /learn and /predict."""
+_IN_URL = {
+    "token",
+    "access_token",
+    "auth_token",
+    "onestep_token",
+    "api_key",
+    "apikey",
+    "auth",
+    "authorization",
+    "bearer",
+}
+_HOSTS_REMEMBERED = 100
+
+
+def wanted(method: str, path: str) -> tuple[str, str | None]:
+    """What a request wants, and of which model. What is not named here wants admin: a new route is closed at first."""
+    reads = method in ("GET", "HEAD")
+    if path in ("/learn", "/predict"):
+        return path[1:], DEFAULT
+    if path.startswith("/models/"):
+        model, _, rest = path[len("/models/") :].partition("/")
+        if rest in _BY_VERB:
+            return _BY_VERB[rest], model
+        if reads:
+            return (ANY if rest in _LIVE else PREDICT), model
+        return ADMIN, model
+    if reads and (path in _OPEN or path.startswith("/dashboard/")):
+        return _OPEN.get(path, OPEN), None
+    return (ANY if reads and path in _ANY else ADMIN), None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_an_open_door(settings: Settings) -> None:
+    """Raise TokenNeeded where others than this machine would be served without being asked for a token."""
+    if settings.insecure or is_loopback(settings.host):
+        return
+    if not Tokens(settings.data, given(settings.token_file)).exist:
+        raise errors.TokenNeeded(host=settings.host, path=str(settings.data / FILE), folder=str(settings.data))
+
+
+class Access:
+    """The door of a service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._tokens = Tokens(settings.data, given(settings.token_file))
+        self._always = not (settings.insecure or is_loopback(settings.host))
+        self._hosts = _allowed_hosts(settings)
+        self._good_hosts: set[bytes | None] = set()  # as they were sent
+        self._origins = set(names(settings.cors_origins))
+
+    def check(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> None:
+        """Let a request in, or raise what is wrong with it. What its token may do is then in `scope["grant"]`."""
+        if "grant" not in scope:  # else it was let in before: the short way of a request may leave it to the long one
+            scope["grant"] = self._grant(scope, wants, model)
+
+    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
+        if scope["query_string"]:
+            _refuse_token_in_url(scope["query_string"])
+        if wants == PROBE:
+            return None
+        headers = dict(scope["headers"])
+        host = headers.get(b"host")
+        if host not in self._good_hosts:
+            self._check_host(host)
+        self._tokens.look()
+        if not (self._tokens.exist or self._always):
+            if b"origin" in headers:
+                self._check_origin(headers[b"origin"], host)
+            return None
+        return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
+
+    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str | None) -> Grant:
+        """Ask for a token that may do what a request wants."""
+        grant = None if sent is None else self._tokens.grant(sent)
+        if grant is None:
+            raise errors.Unauthorized(sent=sent is not None)
+        if model is not None and not grant.reaches(model):
+            raise errors.UnknownModel(model=model)  # as if it were not there: what others have is not told
+        if wants not in grant.may or (wants == ADMIN and model is None and grant.models is not None):
+            raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=wants)
+        if grant.pace is not None and model is not None and scope["method"] == "POST":
+            grant.pace.begin()
+        return grant
+
+    def _check_host(self, host: bytes | None) -> None:
+        """A page whose name was made to lead here (DNS rebinding) sends that name."""
+        name = (host or b"").decode("latin-1").lower()
+        name = name if name.endswith("]") else name.rpartition(":")[0] or name  # without the port
+        if self._hosts is not None and name not in self._hosts:
+            raise errors.ForeignHost(host=name[:100])
+        if len(self._good_hosts) < _HOSTS_REMEMBERED:
+            self._good_hosts.add(host)
+
+    def _check_origin(self, origin: bytes, host: bytes | None) -> None:
+        """A page of another site sends its origin with whatever may change something."""
+        name = origin.decode("latin-1")
+        if name not in self._origins and origin.partition(b"://")[2].lower() != (host or b"").lower():
+            raise errors.ForeignOrigin(origin=name[:100])
+
+
+def with_cors(app: Any, settings: Settings) -> Any:
+    """The application; where the settings name other origins, one that lets their pages use it too.
+
+    Its requests all go the long way then (service/http/protocol.py): replies need headers that the short way does not
+    know.
+    """
+    origins = names(settings.cors_origins)
+    if not origins:
+        return app
+    from starlette.middleware.cors import CORSMiddleware  # only here: the commands import this module too
+
+    methods, headers = ("GET", "POST", "PUT", "DELETE"), ("authorization", "content-type", "x-request-id")
+    exposed = ("retry-after", "www-authenticate", "x-request-id")
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
+    )
+
+
+def reaches(scope: MutableMapping[str, Any], model: str) -> bool:
+    """Whether a model is within reach of whoever makes a request."""
+    grant: Grant | None = scope.get("grant")
+    return grant is None or grant.reaches(model)
+
+
+def reach(scope: MutableMapping[str, Any]) -> frozenset[str] | None:
+    """The models within reach of whoever makes a request; None for all."""
+    grant: Grant | None = scope.get("grant")
+    return None if grant is None or grant.models is None else frozenset(grant.models)
+
+
+def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
+    """What holds a request to its token's rate; None where nothing does."""
+    grant: Grant | None = scope.get("grant")
+    return None if grant is None else grant.pace
+
+
+def names(text: str) -> list[str]:
+    """The parts of a setting that is a list: "a, b" is two."""
+    return [part for part in (part.strip() for part in text.split(",")) if part]
+
+
+def _allowed_hosts(settings: Settings) -> set[str] | None:
+    """The names that a service may be called by; None for any."""
+    told = [name.lower() for name in names(settings.allowed_hosts)]
+    if "*" in told or not (told or is_loopback(settings.host)):
+        return None
+    bound = f"[{settings.host}]" if ":" in settings.host else settings.host.lower()
+    return {"localhost", "127.0.0.1", "[::1]", bound, *told}
+
+
+def _refuse_token_in_url(query: bytes) -> None:
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name.lower() in _IN_URL or value.startswith("onestep_"):
+            raise errors.TokenInUrl()

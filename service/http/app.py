@@ -1,0 +1,388 @@
+"""The HTTP service: startup and shutdown, routes, and the map from errors to replies."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+
+from core import logistic
+from core.explain import Explanation
+from core.features import EventError
+from core.spec import Spec, SpecError
+from service import errors, logs
+from service.decode import wire
+from service.http import access, openapi
+from service.http.bodies import Bodies
+from service.http.exchange import Exchange
+from service.http.headers import with_headers
+from service.http.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
+from service.http.reply import Reply, json_reply, problem
+from service.learning.crosscheck import CrossChecks
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.settings import Settings
+from service.storage.log import WAITING
+from service.watching import telemetry
+from service.watching.live import EventStream, Live
+from service.watching.page import add_page
+from service.watching.past import Past
+
+logger = logging.getLogger("onestep")
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_spec = TypeAdapter(Spec)
+
+
+class Service:
+    """The ASGI application: the two hot paths in front, everything else FastAPI's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine = Engine(settings)
+        self.crosschecks = CrossChecks(self.engine, settings.data)
+        self.past = Past(settings.data)
+        self.live = Live(self.engine, self.past, settings.max_viewers)
+        bodies = Bodies(settings)
+        self._access = access.Access(settings)
+        self._hot = Hot(self.engine, bodies, settings)
+        self._refusals = logs.Refusals()
+        self._tells_requests = settings.log_level == "debug"
+        self.api = FastAPI(
+            title="onestep",
+            version=version("onestep"),
+            summary="Online learning over HTTP: one durable gradient step an event.",
+            lifespan=self._lifespan,
+            redirect_slashes=False,
+            generate_unique_id_function=lambda route: route.name,
+            docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
+            redoc_url=None,
+        )
+        add_error_replies(self.api, self.refusal)
+        add_service_routes(self.api, self.engine)
+        add_model_routes(self.api, self.engine, bodies, settings)
+        add_inspection_routes(self.api, self.engine, self.crosschecks)
+        add_explanations(self.api, self.engine, bodies, settings)
+        add_series(self.api, self.engine, self.past)
+        add_streams(self.api, self.live)
+        add_page(self.api)
+        openapi.extend(self.api)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self.engine.start()
+        yield
+        await self.engine.stop(seconds=2.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+            return
+        exchange = Exchange(scope, self.engine)
+        send = exchange.over(send)
+        try:
+            await self._answer(exchange, receive, send)
+        except asyncio.CancelledError:  # the service stops, and this took longer than it waits
+            await self._refuse(exchange, send, errors.NotReady(state="stopping"))
+        except Exception as error:
+            await self._refuse(exchange, send, error)
+        self._tell(exchange)
+
+    async def refuse(self, error: errors.OnestepError, scope: Scope, _: Receive, send: Send) -> None:
+        """Answer a request with an error, whatever it asks."""
+        exchange = Exchange(scope, self.engine)
+        await self._refuse(exchange, exchange.over(send), error)
+
+    async def _refuse(self, exchange: Exchange, send: Send, error: BaseException) -> None:
+        """Answer with an error; a reply that had begun stays cut."""
+        if not exchange.status:
+            await send_reply(send, self.refusal(error, exchange.request_id, exchange.scope))
+
+    def _tell(self, exchange: Exchange) -> None:
+        """Log a request that was answered, where all is to be told."""
+        if self._tells_requests:
+            scope, seconds = exchange.scope, round(time.perf_counter() - exchange.started, 6)
+            told = {"method": scope["method"], "path": scope["path"][:100], "status": exchange.status}
+            logger.debug("request", extra=logs.fields(**told, seconds=seconds, request_id=exchange.request_id))
+
+    def refusal(self, error: BaseException, request_id: str, scope: Scope | None = None) -> Reply:
+        """What is answered instead: counted and told. What is not a caller's is logged, and is an internal error."""
+        if not isinstance(error, errors.OnestepError):
+            logger.error("a mistake in onestep itself", exc_info=error, extra=logs.fields(request_id=request_id))
+            error = errors.OnestepError()
+        self.engine.telemetry.count_refusal(error)
+        self._refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
+        return problem(error, request_id)
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        scope = exchange.scope
+        asked = match(scope["path"])
+        if asked is None:
+            self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
+            scope["request_id"] = exchange.request_id
+            await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
+            return
+        self._access.check(scope, *asked)
+        if scope["method"] != "POST":
+            raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
+        await self._hot(asked, scope, receive, send)
+
+    # -- what the connections ask, without ASGI
+
+    def asks_in_short(self, scope: Scope) -> Asked | None:
+        """What a request asks, if by its head `answer_now` may answer it when its body is there."""
+        asked = match(scope["path"]) if scope["method"] == "POST" else None
+        return asked if asked is not None and self._hot.is_short(scope) else None
+
+    def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
+        """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        if wire.is_array(body):
+            return False
+        exchange = Exchange(scope, self.engine)
+
+        def tell(content: Any, error: BaseException | None) -> None:
+            reply = json_reply(content) if error is None else self.refusal(error, exchange.request_id, scope)
+            answer(exchange.complete(reply))
+            self._tell(exchange)
+
+        try:
+            self._access.check(scope, *asked)
+            self._hot.answer_now(asked, body, tell)
+        except Exception as error:
+            tell(None, error)
+        return True
+
+
+ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
+
+
+def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], Reply]) -> None:
+    """Every error as a problem document, and counted."""
+
+    def refusal(request: Request, error: Exception) -> Response:
+        scope: Any = request.scope
+        return as_response(told(error, scope["request_id"], scope))
+
+    @api.exception_handler(errors.OnestepError)
+    async def refused(request: Request, error: errors.OnestepError) -> Response:
+        return refusal(request, error)
+
+    @api.exception_handler(HTTPException)
+    async def not_routed(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:100]
+        if error.status_code == 405:
+            routes = [route for route in api.routes if isinstance(route, APIRoute)]
+            allow = ", ".join(
+                sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
+            )
+            return refusal(request, errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
+        return refusal(request, errors.NotFound(path=path))
+
+    @api.exception_handler(Exception)
+    async def mistake(request: Request, error: Exception) -> Response:
+        return refusal(request, error)
+
+
+def add_service_routes(api: FastAPI, engine: Engine) -> None:
+    """Is it alive, is it ready, how is it doing."""
+
+    @api.get("/metrics", tags=["service"], **openapi.METRICS)
+    async def metrics() -> Response:
+        # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
+        return Response(await asyncio.to_thread(engine.telemetry.exposition), media_type=telemetry.CONTENT_TYPE)
+
+    @api.get("/livez", tags=["service"], **openapi.LIVEZ)
+    async def livez() -> Response:
+        return reply({"status": "alive"})
+
+    @api.get("/readyz", tags=["service"], **openapi.READYZ)
+    async def readyz(request: Request) -> Response:
+        if engine.state != "ready":
+            told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
+            return as_response(told)  # an answer, and no refusal that would count
+        return reply({"status": "ready"})
+
+
+def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
+    """List, show, create and delete models."""
+
+    @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
+    async def list_models(request: Request) -> Response:
+        if engine.state in ("starting", "recovering"):
+            raise errors.NotReady(state=engine.state)
+        within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
+        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in within_reach]
+        return reply({"models": models})
+
+    @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)
+    async def get_model(name: ModelName) -> Response:
+        return reply(describe(engine.model(name)))
+
+    @api.put("/models/{model}", tags=["models"], **openapi.PUT_MODEL)
+    async def put_model(name: ModelName, request: Request) -> Response:
+        if not MODEL_NAME.fullmatch(name):
+            raise errors.InvalidModelName(model=name[:100])
+        model, new = await engine.create(name, await read_spec(request, bodies, settings.max_line_bytes))
+        return reply(describe(model), 201 if new else 200)
+
+    @api.delete("/models/{model}", status_code=204, tags=["models"], **openapi.DELETE_MODEL)
+    async def delete_model(name: ModelName) -> Response:
+        await engine.delete(name)
+        return Response(status_code=204)
+
+    @api.post("/models/{model}/resume", tags=["models"], **openapi.RESUME)
+    async def resume_model(name: ModelName) -> Response:
+        return reply(describe(await engine.resume(name)))
+
+
+def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
+    """What a model has learned, and whether it is right."""
+
+    @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
+    async def get_weights(
+        name: ModelName,
+        top: Annotated[str | None, Query(description="Only the k weights of the largest magnitude.")] = None,
+    ) -> Response:
+        learner = engine.model(name).learner
+        if learner.auto is not None:
+            raise errors.NoWeights(model=name)
+        weights = learner.weights_by_name()
+        if top is not None:
+            if not (top.isascii() and top.isdecimal()) or not 1 <= len(top) <= 9 or int(top) < 1:
+                raise errors.InvalidParameter(field="top", reason="must be a whole number above 0")
+            weights = dict(heapq.nlargest(int(top), weights.items(), key=lambda item: abs(item[1])))
+        state = {"model": name, "seq": learner.seq, "bias": learner.bias}
+        return reply({**state, "weights": weights, "sha256": learner.sha256()})
+
+    @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
+    async def crosscheck(name: ModelName) -> Response:
+        return reply(await crosschecks.run(name))
+
+
+def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
+    """Why a prediction is what it is."""
+
+    @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
+    async def explain_prediction(name: ModelName, request: Request) -> Response:
+        model = engine.model(name)
+        asked = wire.decode_explain(await read_json(request, bodies, settings.max_body_bytes))
+        if asked.id is None:
+            return reply(_explained(model, model.explain, asked.x))
+        found = await engine.find_id(name, asked.id)
+        if found is None or found.kind != WAITING:
+            raise errors.NothingWaits(field="id", id=asked.id)
+        if found.waiting is None:
+            raise errors.PredictionDamaged(field="id", id=asked.id)
+        waiting = found.waiting
+        served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
+        return reply({**_explained(model, model.explain_waiting, waiting), **served})
+
+
+def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
+    """What happened, for plots."""
+
+    @api.get("/models/{model}/series", tags=["models"], **openapi.SERIES)
+    async def series(
+        name: ModelName,
+        from_: Annotated[
+            str | None, Query(alias="from", description="Seconds since 1970; an hour before `to`.")
+        ] = None,
+        to: Annotated[str | None, Query(description="Seconds since 1970; now.")] = None,
+        step: Annotated[
+            str | None, Query(description="Seconds between points; so that there are 720 or fewer.")
+        ] = None,
+    ) -> Response:
+        found = await past.series(engine.model(name), from_, to, step)
+        return Response(found, media_type="application/json")
+
+
+def add_streams(api: FastAPI, live: Live) -> None:
+    """What happens, as it happens: server-sent events."""
+
+    @api.get("/stream", tags=["models"], **openapi.STREAM)
+    async def stream(request: Request) -> Response:
+        return EventStream(live, access.reach(request.scope))
+
+    @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
+    async def stream_model(name: ModelName) -> Response:
+        return EventStream(live, name)
+
+
+def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
+    try:
+        return {"model": model.name, **asdict(explain(asked))}
+    except EventError as error:
+        raise errors.InvalidEvent(field=error.field, reason=error.message) from None
+
+
+def reply(content: Any, status: int = 200) -> Response:
+    """A JSON reply; floats as the shortest text that reads back to the same float64."""
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def as_response(told: Reply) -> Response:
+    """The same as FastAPI has it."""
+    return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What `GET /models/{model}` says."""
+    learner = model.learner
+    mixture = {} if learner.auto is None else {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+    return {
+        "model": model.name,
+        "spec": learner.spec.as_dict(),
+        "seq": learner.seq,
+        **model.standing(),
+        "sha256": learner.sha256(),
+        **mixture,
+    }
+
+
+async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
+    """The JSON body of a request that nobody makes often."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise errors.UnsupportedMediaType(content_type=content_type[:100])
+    return await bodies.read(request.scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
+
+
+async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
+    """The spec in a request's body; what is wrong with it names the field."""
+    body = await read_json(request, bodies, limit)
+    try:
+        values = msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        field = wire.out_of_range(body)
+        raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
+    try:
+        return _spec.validate_json(body, strict=True)
+    except ValidationError as error:
+        raise _what_is_wrong(values, error) from None
+
+
+def _what_is_wrong(values: Any, error: ValidationError) -> errors.InvalidSpec:
+    """What pydantic found, in the spec's own words where it has some."""
+    try:
+        Spec.from_dict(values)
+    except SpecError as own:
+        return errors.InvalidSpec(field=own.field[:100], reason=own.message)
+    except (TypeError, ValueError):
+        return errors.InvalidSpec(field="body", reason='must be an object like {"learning_rate": 0.05}')
+    first = error.errors(include_url=False)[0]
+    return errors.InvalidSpec(field=".".join(map(str, first["loc"]))[:100] or "body", reason=first["msg"])

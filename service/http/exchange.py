@@ -1,0 +1,76 @@
+"""A request and its reply: the id by which both are found again, and whether the connection is kept.
+
+`X-Request-ID` of a caller is taken if it is a token that can stand anywhere; else one is made: the process's own random
+part and a number, because asking the system for random bytes costs more than the whole of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from service.http.hot import Scope, Send
+from service.http.reply import CLOSE, Reply
+from service.learning.engine import Engine
+
+_SANE = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
+_process = secrets.token_hex(4).encode()
+_numbers = itertools.count(1)
+
+
+class Exchange:
+    """One request on its way, and its reply."""
+
+    __slots__ = ("_engine", "_id", "scope", "started", "status")
+
+    def __init__(self, scope: Scope, engine: Engine) -> None:
+        self.scope = scope
+        self._id = _id_of(scope)
+        self.status = 0
+        """Of the reply; 0 before it begins."""
+        self.started = time.perf_counter()
+        self._engine = engine
+
+    @property
+    def request_id(self) -> str:
+        return self._id.decode()
+
+    def over(self, send: Send) -> Send:
+        """What sends the reply, with what every reply has."""
+
+        def sends(message: dict[str, Any]) -> Awaitable[None]:  # not a coroutine, which would cost as much as all else
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                message["headers"] = [*message["headers"], *self._added()]
+            return send(message)
+
+        return sends
+
+    def complete(self, reply: Reply) -> Reply:
+        """The reply with what every reply has, for who writes it without ASGI."""
+        self.status = reply.status
+        return Reply(reply.status, reply.headers + self._added(), reply.body)
+
+    def _added(self) -> list[tuple[bytes, bytes]]:
+        added = [(b"x-request-id", self._id)]
+        if self._engine.stopping:
+            # So that a client that keeps its connections does not find one closed under its next request.
+            added.append(CLOSE)
+        return added
+
+
+def _id_of(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE.fullmatch(value):
+            given: bytes = value
+            return given
+    return new_id()
+
+
+def new_id() -> bytes:
+    """An id for a request that has none."""
+    return b"%b-%x" % (_process, next(_numbers))

@@ -1,0 +1,450 @@
+"""`/learn` and `/predict`: the two paths that carry the load, as plain ASGI.
+
+FastAPI's route machinery halves what uvicorn can do (measured: 25,000 parsed bodies a second without it, 12,000 with),
+so these two stand in front of it. They are in the OpenAPI document like every other route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from core.features import EventError
+from service import errors
+from service.decode import arrow, pieces, wire
+from service.decode.table import Table
+from service.http.access import pace_of
+from service.http.bodies import Bodies, chunk_of
+from service.http.headers import NO_SNIFFING
+from service.http.reply import JSON, Reply, json_reply
+from service.http.tokens import Pace
+from service.learning.engine import DEFAULT, Engine
+from service.learning.model import Model, Prediction
+from service.learning.turn import Result, Run, Stream
+from service.settings import Settings
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+Tell = Callable[[Any, BaseException | None], None]
+"""Takes what is to be answered, or what is wrong."""
+
+NDJSON = b"application/x-ndjson"
+ARROW = arrow.CONTENT_TYPE
+_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
+_SPOOL_BYTES = 8 * 2**20
+AHEAD = 16
+"""Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
+_SHORT = 2**16
+"""Bytes that a connection reads on before someone asks for them."""
+_LARGE = 2**20
+_PAUSE = 1_000
+"""Events of an array to decode before the loop may serve others."""
+
+
+class Asked(NamedTuple):
+    """`learn` or `predict`, and of which model."""
+
+    verb: str
+    model: str
+
+
+def match(path: str) -> Asked | None:
+    """What a path asks; None if it is another route's."""
+    if path in {"/learn", "/predict"}:
+        return Asked(path[1:], DEFAULT)
+    if path.startswith("/models/"):
+        model, _, verb = path[8:].partition("/")
+        if verb in {"learn", "predict"}:
+            return Asked(verb, model)
+    return None
+
+
+def is_stream(scope: Scope) -> bool:
+    """Whether a request's body is one of any length."""
+    return _content_type(scope) in _STREAMS
+
+
+class Hot:
+    """The ASGI endpoints of `/learn` and `/predict`, for the model in the path or `default`."""
+
+    def __init__(self, engine: Engine, bodies: Bodies, settings: Settings) -> None:
+        self._engine = engine
+        self._bodies = bodies
+        self._settings = settings
+        self._short = min(_SHORT, settings.max_body_bytes)
+        self._large = asyncio.Semaphore(1)
+        """A large array in memory takes ten times the room of its text: there is one at a time."""
+
+    async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer any request of these paths, as ASGI has it."""
+        await (self._learn if asked.verb == "learn" else self._predict)(asked.model, scope, receive, send)
+
+    def is_short(self, scope: Scope) -> bool:
+        """Whether a request, by its head, has a short JSON body."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length")
+        return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
+
+    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
+        """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
+        (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, tell)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """A JSON body, whole."""
+        if _content_type(scope) != JSON:
+            raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
+        return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
+
+    def _one_of_the_large(self, body: bytes) -> AbstractAsyncContextManager[None]:
+        return self._large if len(body) > _LARGE else nullcontext()
+
+    # -- learn
+
+    def _learn_one(self, model: str, body: bytes, tell: Tell) -> None:
+        """Learn an event; tell when it is on disk."""
+        self._engine.model(model)
+        event = wire.decode_learn(body)
+        waits = self._engine.enqueue(model, [event])
+        waits.add_done_callback(partial(_settle, tell, lambda result: _learned(model, event, result, 0)))
+
+    async def _learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
+        self._engine.model(model)
+        if is_stream(scope):
+            await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
+            return
+        self._engine.check_room(1)  # before the work of reading it: refusing must be cheap when there is much to refuse
+        body = await self._body(scope, receive)
+        if not wire.is_array(body):
+            await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
+            return
+        async with self._one_of_the_large(body):
+            await send_reply(send, await self._learn_array(model, body, scope))
+
+    async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
+        """All or nothing."""
+        elements = _charged(scope, wire.split_array(body))
+        self._engine.check_room(len(elements))  # before the work of reading them
+        events = []
+        for i, element in enumerate(elements):
+            events.append(wire.decode_learn(element, f"[{i}]"))
+            if i % _PAUSE == _PAUSE - 1:
+                await asyncio.sleep(0)
+        try:
+            result = await self._engine.learn(model, events)
+        except errors.OnestepError as error:
+            raise _placed(error, f"[{error.index}]") from None
+        return json_reply([_learned(model, event, result, i) for i, event in enumerate(events)])
+
+    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
+        """Learn piece by piece; an error says what was learned before it, and that stays learned."""
+        tally = _Tally(model)
+        breaker = self._engine.model(model).learner.spec.breaker
+        chunks = self._stream(receive)
+        arriving: AsyncIterator[pieces.Piece[Any]] = (
+            pieces.events_of_rows(chunks, self._settings)
+            if _content_type(scope) == ARROW
+            else pieces.events_of_lines(chunks, self._settings)
+        )
+        if breaker is not None:  # it is to look before many more are committed
+            arriving = pieces.cut(arriving, breaker.events)
+        try:
+            await self._learn_pieces(tally, self._paced(scope, arriving))
+        except errors.OnestepError as error:
+            # A new error: this one may have been told to others too, whose counts are not these.
+            told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
+            raise type(error)(**{**error.members, **told}) from None
+        return tally.reply()
+
+    async def _learn_pieces(self, tally: _Tally, arriving: AsyncIterator[pieces.Piece[Any]]) -> None:
+        """Learn the items up to the first that is wrong; then raise what is wrong with it.
+
+        Some pieces wait for the writer at a time, so that it has the next when it has synced one.
+        """
+        stream = Stream()
+        waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
+        try:
+            async for piece in arriving:
+                if len(waiting) == AHEAD:
+                    await _settle_all(tally, deque([waiting.popleft()]))
+                if len(piece.items):
+                    waiting.append((piece, await self._engine.submit(tally.model, piece.items, stream)))
+                if piece.wrong is not None:
+                    raise piece.wrong
+        finally:
+            await _settle_all(tally, waiting)  # what is wrong here came before what was wrong above
+
+    # -- predict
+
+    def _predict_one(self, name: str, body: bytes, tell: Tell) -> None:
+        """Predict from the model as it stands; what has an id is kept first."""
+        model = self._engine.model(name)
+        made = _predicted(model, wire.decode_question(body))
+        if isinstance(made, Prediction):
+            waits = self._engine.enqueue(name, [made])
+            waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
+        else:
+            tell(made, None)
+
+    async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Predict from the model as it stands; an array for an array, a stream for a stream."""
+        found = self._engine.model(model)
+        if is_stream(scope):
+            chunks = self._stream(receive)
+            arriving = (
+                pieces.questions_of_rows(chunks, self._settings)
+                if _content_type(scope) == ARROW
+                else pieces.lines_of(chunks, wire.decode_question, self._settings)
+            )
+            await self._predict_stream(found, self._paced(scope, arriving), send)
+            return
+        body = await self._body(scope, receive)
+        if not wire.is_array(body):
+            await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))
+            return
+        async with self._one_of_the_large(body):
+            elements = _charged(scope, wire.split_array(body))
+            places = [f"[{i}]" for i in range(len(elements))]
+            questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
+            replies, _ = await self._predict_all(found, questions, places)
+            await send_reply(send, json_reply(replies))
+
+    async def _predict_all(
+        self, model: Model, questions: Sequence[wire.Question], places: Sequence[str], stream: bool = False
+    ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
+        """Predict, and keep what has an id. `places` says where each question stands, for the message.
+
+        All or nothing; but of a `stream` what stands before the first that is wrong, and what is wrong with that.
+        """
+        made: list[wire.Predicted | Prediction] = []
+        wrong: errors.OnestepError | None = None
+        for question, at in zip(questions, places, strict=False):
+            try:
+                made.append(_predicted(model, question, at))
+            except errors.OnestepError as error:
+                if not stream:
+                    raise
+                wrong = error
+                break
+        kept_at = [i for i, prediction in enumerate(made) if isinstance(prediction, Prediction)]
+        to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
+        if to_keep:
+            try:
+                kept, refused = await self._engine.keep(model.name, to_keep, Stream() if stream else None)
+            except errors.OnestepError as error:
+                raise _placed(error, places[kept_at[error.index]]) from None
+            if refused is not None:
+                wrong = _placed(refused, places[kept_at[len(kept)]])
+                del made[kept_at[len(kept)] :]
+            for i, reply in zip(kept_at, kept, strict=False):
+                made[i] = reply
+        return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
+
+    async def _predict_stream(
+        self, model: Model, arriving: AsyncIterator[pieces.Piece[list[wire.Question]]], send: Send
+    ) -> None:
+        """Predict piece by piece; the reply has a line for each.
+
+        The reply starts when the body has been read: until then the status is not known, and a client that sends all of
+        a long body before it reads would wait for the service while the service waits for it. What does not fit in
+        memory is kept in a file without a name.
+        """
+        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._settings.data)) as spool:
+            async for piece in arriving:
+                replies, refused = await self._predict_all(model, piece.items, piece.places(), stream=True)
+                if refused is not None:
+                    raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
+                if piece.wrong is not None:
+                    raise piece.wrong
+                spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
+            length = spool.tell()
+            spool.seek(0)
+            headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length), NO_SNIFFING]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            while chunk := spool.read(65_536):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _stream(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a stream as it arrives, until the service stops."""
+        stop = asyncio.ensure_future(self._engine.streams_end.wait())
+        try:
+            while True:
+                message = asyncio.ensure_future(receive())
+                seconds = self._settings.request_seconds
+                await asyncio.wait({message, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    message.cancel()
+                    if not stop.done():
+                        raise errors.RequestTimeout(seconds=seconds)
+                    raise errors.NotReady(state="stopping, and streams end here")
+                chunk, more = chunk_of(message.result())
+                yield chunk
+                if not more:
+                    return
+        finally:
+            stop.cancel()
+
+    def _paced(self, scope: Scope, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
+        pace = pace_of(scope)
+        return arriving if pace is None else self._slowed(pace, arriving)
+
+    async def _slowed(self, pace: Pace, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+        async for piece in arriving:
+            yield piece
+            pace.take(len(piece.items))
+            while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
+
+
+async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:
+    """Wait for all of them; then raise what was wrong first."""
+    wrong: errors.OnestepError | None = None
+    while waiting:
+        piece, answer = waiting.popleft()
+        try:
+            result = await answer
+        except errors.OnestepError as error:
+            wrong = wrong or error
+            continue
+        tally.add(piece.items, result)
+        if result.error is not None:
+            wrong = wrong or piece.located(result.error, result.error.index)
+    if wrong is not None:
+        raise wrong
+
+
+class _Tally:
+    """Counts what was learned of a stream."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.learned = self.duplicates = self._scored = 0
+        self.first_seq: int | None = None
+        self.last_seq: int | None = None
+        self._loss = 0.0
+        self._has_labels = False
+        self._joined = self._late = 0
+        self._served_loss = 0.0
+
+    def add(self, events: Sequence[wire.Event | wire.Label] | Table, result: Result) -> None:
+        if result.run is not None:
+            self._add_run(result.run)
+            return
+        fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
+        self.learned += len(fresh)
+        self.duplicates += len(result.seq) - len(fresh)
+        if fresh:
+            self.first_seq = fresh[0] if self.first_seq is None else self.first_seq
+            self.last_seq = fresh[-1]
+        losses = [loss for loss in result.loss if loss is not None]
+        self._loss += sum(losses)
+        self._scored += len(losses)
+        if not isinstance(events, Table):
+            self._has_labels = self._has_labels or any(isinstance(event, wire.Label) for event in events)
+        for label in result.late_labels.values():
+            self._joined += not label.late
+            self._late += label.late
+            self._served_loss += label.served_loss
+
+    def _add_run(self, run: Run) -> None:
+        count = len(run.losses)
+        self.learned += count
+        if count:
+            self.first_seq = run.first_seq if self.first_seq is None else self.first_seq
+            self.last_seq = run.first_seq + count - 1
+        self._loss += float(run.losses[run.taken].sum())
+        self._scored += int(run.taken.sum())
+
+    def reply(self) -> wire.LearnedMany:
+        loss = self._loss / self._scored if self._scored else None
+        plain = (self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
+        labels = self._joined + self._late
+        if not (self._has_labels or labels):
+            return wire.LearnedMany(*plain)
+        return wire.LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
+
+
+def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int) -> wire.Learned:
+    plain = (model, result.seq[i], result.p[i], result.loss[i], result.duplicate[i])
+    late_label = result.late_labels.get(i)
+    if late_label is not None:
+        return wire.LearnedLate(*plain, *late_label)
+    if isinstance(event, wire.Label):
+        return wire.LearnedLate(*plain, served_p=None, served_loss=None, delay_s=None, late=False)
+    return wire.Learned(*plain)
+
+
+def _predicted(model: Model, question: wire.Question, at: str = "") -> wire.Predicted | Prediction:
+    """The reply, or, where there is an id, what is to be kept."""
+    try:
+        if question.id is not None:
+            return model.predict_to_keep(question.id, question.x)
+        p = model.predict(question.x)
+    except EventError as error:
+        raise errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message) from None
+    return wire.Predicted(model.name, p, p > 0.5, model.learner.seq)
+
+
+def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
+    """The same error, its field told with the place of the event in the body."""
+    if "field" not in error.members:
+        return error
+    return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
+
+
+def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
+    """The same elements, taken from what is left of the token's rate; the request itself took one."""
+    pace = pace_of(scope)
+    if pace is not None and elements:
+        pace.take(len(elements) - 1)
+    return elements
+
+
+def _content_type(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            media_type: bytes = value.partition(b";")[0].strip().lower()
+            return media_type
+    return b""
+
+
+async def _told(ask: Callable[[Tell], None]) -> Any:
+    """What is told to something asked."""
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def tell(content: Any, error: BaseException | None) -> None:
+        if answer.done():  # cancelled: the service stops
+            return
+        if error is None:
+            answer.set_result(content)
+        else:
+            answer.set_exception(error)
+
+    ask(tell)
+    return await answer
+
+
+def _settle(tell: Tell, content: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:
+    """Tell when the writer is done."""
+    error = waited.exception()
+    tell(content(waited.result()) if error is None else None, error)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a whole reply."""
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,534 @@
+"""What the OpenAPI document says of each route: examples, replies and errors.
+
+The two hot paths are not FastAPI's, so their part of the document stands here; `extend` adds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
+
+from core.spec import Spec
+from service.decode import wire
+from service.http import access
+
+NDJSON = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
+_PROBLEM = {
+    "type": "object",
+    "description": "A problem document (RFC 9457): what is wrong, where, and what to do.",
+    "required": ["type", "title", "status", "detail", "request_id"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string", "description": "The request's, as in the header X-Request-ID and the log."},
+        "field": {"type": "string", "description": "The path of what is wrong in the body."},
+        "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
+        "row": {"type": "integer", "description": "The row of an Arrow stream that is wrong."},
+        "learned": {
+            "type": "integer",
+            "description": "Events of a stream learned before the error; they stay learned.",
+        },
+        "duplicates": {"type": "integer"},
+        "last_seq": {"type": ["integer", "null"]},
+    },
+}
+_ERRORS = {
+    400: "Malformed JSON, a body that ended too soon, or a token in the URL",
+    401: "A token is asked for, and none was sent, or none of this service's",
+    403: "The token may not do this; or, where none is asked for, a browser sent it for a page of another site",
+    404: "Unknown model, or one out of the token's reach; or a label for an id that is unknown, expired or dropped",
+    405: "Another method",
+    409: "In conflict with what is there",
+    413: "Body or line too large",
+    415: "Another content type than JSON, NDJSON or Arrow",
+    422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
+    421: "The service is not called by this host name",
+    429: "Past the token's rate, or another cross-check is running; try again after Retry-After seconds",
+    500: "A mistake in the service",
+    503: "The queue is full, or the service is recovering or stopping; try again after Retry-After seconds",
+    507: "No room on the disk; predictions go on",
+}
+# The bodies that are decoded by msgspec, exactly: what fits these is taken, but for what a model's spec, or what is
+# there already, has to say to it.
+_TEXT = {"type": "string", "maxLength": 256, "pattern": "^[^\\x00]*$"}
+_ID = {**_TEXT, "minLength": 1}
+_ID_OR_NONE = {**_ID, "type": ["string", "null"], "default": None}
+_NUMBER = {
+    "type": "number",
+    "minimum": -1e100,
+    "maximum": 1e100,
+    "description": "The bounds are the model's max_value.",
+}
+_X: dict[str, Any] = {
+    "description": "Features by name; or numbers, whose names are their positions.",
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {**_ID},
+            "additionalProperties": {"anyOf": [_NUMBER, {"type": "boolean"}, _TEXT]},
+        },
+        {"type": "array", "items": {"anyOf": [_NUMBER, {"type": "boolean"}]}},
+    ],
+}
+_Y = {"enum": [0, 1, False, True], "description": "The label."}
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "default": 1.0, "description": "It multiplies the gradient."}
+
+
+def _body(kind: type, required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "title": kind.__name__,
+        "description": kind.__doc__,
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+_BODIES = {
+    "Event": _body(wire.Event, ["x", "y"], x=_X, y=_Y, id=_ID_OR_NONE, weight=_WEIGHT),
+    "Label": _body(wire.Label, ["id", "y"], id=_ID, y=_Y, weight=_WEIGHT),
+    "Question": _body(wire.Question, ["x"], x=_X, id=_ID_OR_NONE),
+    "Explain": {
+        **_body(wire.Explain, [], x={**_X, "anyOf": [*_X["anyOf"], {"type": "null"}]}, id=_ID_OR_NONE),
+        "oneOf": [
+            {"required": ["x"], "properties": {"x": {"type": ["object", "array"]}, "id": {"type": "null"}}},
+            {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},
+        ],
+    },
+}
+_PARAMETERS = {
+    "model": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "examples": ["default"]},
+    "top": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    "from": {"type": "number", "minimum": 0},
+    "to": {"type": "number", "minimum": 0},
+    "step": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def _links(*operations: str) -> dict[str, Any]:
+    """What can be asked next of the same model."""
+    return {name: {"operationId": name, "parameters": {"model": "$request.path.model"}} for name in operations}
+
+
+_SCORES = {"events": 45312, "log_loss": 0.3321, "accuracy": 0.861, "roc_auc": 0.921}
+_MODEL = {
+    "model": "default",
+    "spec": Spec().as_dict(),
+    "seq": 45312,
+    "features": 6,
+    "not_taken": 0,
+    "snapshot_seq": 40000,
+    "breaker": {"log_loss": 0.3312, "stopped_at": None, "resumed_at": 0},
+    "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
+    "served": {"total": {**_SCORES, "events": 30000}, "window": {**_SCORES, "events": 1000}},
+    "join": {
+        "waiting": 812,
+        "joined": 29000,
+        "expired": 1000,
+        "late": 12,
+        "dropped": 0,
+        "not_kept": 0,
+        "delay_s": {"count": 29012, "mean": 31.2, "buckets": [{"up_to": 60.0, "count": 25000}]},
+    },
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
+_EVENT = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77", "weight": 1.0}
+_QUESTION = {"x": {"age": 31, "country": "FR", "vip": True}}
+_LEARNED = {"model": "default", "seq": 1042, "p": 0.731, "loss": 0.313, "duplicate": False}
+_PREDICTED = {"model": "default", "p": 0.731, "y": True, "seq": 1042}
+_LABEL = {"id": "imp-7", "y": 1}
+_LEARNED_LATE = {**_LEARNED, "served_p": 0.702, "served_loss": 0.354, "delay_s": 31.2, "late": False}
+_KEPT = {**_PREDICTED, "kept": True, "duplicate": False}
+_LEARNED_MANY = {"model": "default", "learned": 2, "duplicates": 0, "first_seq": 1, "last_seq": 2, "loss": 0.693}
+
+
+def _ok(description: str, example: Any, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    content = {"schema": schema or _schema_of(example), "example": example}
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _schema_of(example: Any) -> dict[str, Any]:
+    """A schema wide enough for every reply that looks like the example: a number there may be null."""
+    if isinstance(example, dict):
+        return {
+            "type": "object",
+            "required": list(example),
+            "properties": {name: _schema_of(value) for name, value in example.items()},
+        }
+    if isinstance(example, list):
+        return {"type": "array", "items": _schema_of(example[0])}
+    kinds: dict[type, list[str]] = {
+        bool: ["boolean"],
+        int: ["integer", "null"],
+        float: ["number", "null"],
+        str: ["string", "null"],
+        type(None): ["string", "integer", "number", "null"],
+    }
+    return {"type": kinds[type(example)]}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": _ERRORS[status], "content": {"application/problem+json": {"schema": schema}}}
+        for status in statuses
+    }
+
+
+_MODEL_SCHEMA = _schema_of(_MODEL)
+_MODEL_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
+_MODEL_SCHEMA["properties"]["breaker"]["type"] = ["object", "null"]
+_MODEL_SCHEMA["properties"] |= {
+    "learners": {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "Of `auto`: the weight of each learner now.",
+    },
+    "alarms": {"type": "integer", "description": "Of `auto`: how often the stream changed all at once."},
+}
+_WEIGHTS_EXAMPLE = {
+    "model": "default",
+    "seq": 2,
+    "bias": 0.0049875,
+    "weights": {"age": 0.155, "country=FR": 0.005},
+    "sha256": _MODEL["sha256"],
+}
+_WEIGHTS_SCHEMA = _schema_of({key: value for key, value in _WEIGHTS_EXAMPLE.items() if key != "weights"})
+_WEIGHTS_SCHEMA["properties"]["weights"] = {"type": "object", "additionalProperties": {"type": "number"}}
+
+_EXPLAINED = {
+    "model": "default",
+    "seq": 1042,
+    "score": 0.853,
+    "p": 0.701,
+    "bias": 0.043,
+    "features": [{"name": "age", "value": 31.0, "seen": 31.0, "weight": 0.025, "contribution": 0.775}],
+    "unknown": ["country=FR"],
+    "method": "A feature contributes its weight times its value; ...",
+}
+EXPLAIN: dict[str, Any] = {
+    "summary": "Why a prediction is what it is: what each feature adds to the score",
+    "description": "Of an x, by the model as it stands; or, while it waits for its label, of the prediction that was "
+    "served under an id, by the model as it was then (for `auto`, as it stands). Bias and contributions add up to the "
+    "score. `seen` is the value as the model sees it, scaled where it scales. `unknown` are features that the model "
+    "has not learned; they add nothing.",
+    "responses": {
+        200: _ok("The explanation", _EXPLAINED),
+        **_problems(400, 404, 413, 415, 422, 500, 503),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/Explain"},
+                    "examples": {"x": {"value": _QUESTION}, "id": {"value": {"id": "imp-7"}}},
+                }
+            },
+        }
+    },
+}
+LIVEZ: dict[str, Any] = {
+    "summary": "Whether the process is alive",
+    "responses": {200: _ok("Alive", {"status": "alive"})},
+}
+READYZ: dict[str, Any] = {
+    "summary": "Whether it can take requests: not while it recovers or stops",
+    "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
+}
+METRICS: dict[str, Any] = {
+    "summary": "The service's metrics, as Prometheus reads them",
+    "responses": {
+        200: {
+            "description": "The metrics",
+            "content": {
+                "text/plain; version=0.0.4; charset=utf-8": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE onestep_learned_total counter\nonestep_learned_total 45312.0\n",
+                }
+            },
+        }
+    },
+}
+LIST_MODELS: dict[str, Any] = {
+    "summary": "Every model",
+    "responses": {
+        200: _ok("Models", {"models": [{"model": "default", "rule": "sgd", "seq": 45312}]}),
+        **_problems(503),
+    },
+}
+GET_MODEL: dict[str, Any] = {
+    "summary": "A model: spec, seq, number of features, progressive scores, SHA-256 of its state",
+    "responses": {
+        200: {**_ok("The model", _MODEL, _MODEL_SCHEMA), "links": _links("get_weights", "delete_model")},
+        **_problems(404, 503),
+    },
+}
+PUT_MODEL: dict[str, Any] = {
+    "summary": "Create a model with a spec; what the spec leaves out has its default",
+    "responses": {
+        200: {**_ok("It existed with this spec", _MODEL, _MODEL_SCHEMA), "links": _links("learn_model")},
+        201: {**_ok("Created", {**_MODEL, "seq": 0}, _MODEL_SCHEMA), "links": _links("learn_model", "get_model")},
+        **_problems(400, 409, 413, 415, 422, 503, 507),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/Spec"},
+                    "example": {"learning_rate": 0.05, "l2": 0.0001},
+                }
+            },
+        }
+    },
+}
+DELETE_MODEL: dict[str, Any] = {
+    "summary": "Remove a model with its log, ids and snapshots; `default` reappears empty",
+    "responses": {204: {"description": "Removed"}, **_problems(404, 503, 507)},
+}
+RESUME: dict[str, Any] = {
+    "summary": "Let a model learn again that its breaker has stopped; one that learns goes on",
+    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 409, 503, 507)},
+}
+GET_WEIGHTS: dict[str, Any] = {
+    "summary": "The weights by feature name, and the bias",
+    "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
+}
+_POINTS = {
+    "t": [1767225605],
+    "seq": [45312],
+    "features": [6],
+    "learned": [5201.4],
+    "predicted": [310.2],
+    **{name: [0.3321] for name in ("loss", "loss_total", "loss_window", "accuracy_window", "entropy", "served_loss")},
+    "waiting": [812.0],
+    "delay_s": [31.2],
+    "commit_p50_ms": [0.4],
+    "commit_p99_ms": [1.9],
+}
+_SERIES_EXAMPLE = {"model": "default", "from": 1767225600, "to": 1767225605, "step": 5, **_POINTS}
+SERIES: dict[str, Any] = {
+    "summary": "What happened, for plots: an array of points for each thing, of the last hour or what is asked for",
+    "responses": {
+        200: _ok(
+            "Arrays of the same length; null where the service was not running or nothing happened",
+            {**_SERIES_EXAMPLE, "marks": [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]},
+        ),
+        **_problems(404, 422, 503),
+    },
+}
+_STREAMED = (
+    "Server-sent events (`curl -N`, `EventSource`): `event: now`, and one object as its data, whenever it changed"
+)
+
+
+def _events(example: Any) -> dict[str, Any]:
+    text = f"retry: 2000\n\nevent: now\ndata: {msgspec.json.encode(example).decode()}\n\n"
+    content = {"schema": {"type": "string"}, "example": text}
+    return {"description": _STREAMED, "content": {"text/event-stream": content}}
+
+
+_RATES = {"learned_s": 5201.5, "predicted_s": 310.0}
+_ROW = {"loss": 0.3321, "loss_window": 0.31, "accuracy": 0.861, "accuracy_window": 0.87, "state": "ready"}
+STREAM: dict[str, Any] = {
+    "summary": "All models as they learn, once a second: server-sent events",
+    "responses": {
+        200: _events(
+            {
+                "t": 1767225600.0,
+                "state": "ready",
+                "models": [
+                    {"model": "default", "rule": "sgd", "seq": 45312, **_RATES, **_ROW, "spark": [0.35, 0.33, 0.31]}
+                ],
+            }
+        ),
+        **_problems(503),
+    },
+}
+STREAM_MODEL: dict[str, Any] = {
+    "summary": "A model as it learns, a few times a second: server-sent events",
+    "responses": {
+        200: _events({"t": 1767225600.0, "model": "default", "state": "ready", "rule": "sgd", "seq": 45312, **_RATES}),
+        **_problems(404, 503),
+    },
+}
+CROSSCHECK: dict[str, Any] = {
+    "summary": "Replay the model's log through river and compare every weight, in another process",
+    "responses": {
+        200: _ok(
+            "The largest difference",
+            {
+                "model": "default",
+                "seq": 45312,
+                "events": 45312,
+                "from_seq": 0,
+                "not_taken": 0,
+                "features": 6,
+                "max_abs_diff": 0.0,
+                "max_ulp": 0,
+                "feature": None,
+                "bias_ulp": 0,
+                "equal": True,
+                "river": "0.26.1",
+                "replay_equal": True,
+                "sha256": _MODEL["sha256"],
+            },
+        ),
+        **_problems(404, 409, 429, 500, 503),
+    },
+}
+
+
+class _Example(NamedTuple):
+    """A body that a hot path takes, its type, and the reply."""
+
+    name: str
+    kind: type
+    body: Any
+    reply: Any
+
+
+def _hot(verb: str, summary: str, description: str, given: list[_Example], lines: Any) -> dict[str, Any]:
+    """The operation of a hot path; `lines` is the reply to a stream."""
+    examples = {example.name: {"value": example.body} for example in given}
+    replies = {example.name: {"value": example.reply} for example in given}
+    ndjson = "".join(msgspec.json.encode(example.body).decode() + "\n" for example in given)
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in sorted({one.kind.__name__ for one in given})]
+    reply_schemas = [_schema_of(example.reply) for example in given]
+    reply: dict[str, Any] = {
+        "application/json": {
+            "schema": {"anyOf": [*reply_schemas, {"type": "array", "items": {"anyOf": reply_schemas}}]},
+            "examples": {**replies, "array": {"value": [one["value"] for one in replies.values()]}},
+        }
+    }
+    if isinstance(lines, str):
+        reply[NDJSON] = {"schema": {"type": "string"}, "example": lines}
+    else:
+        reply["application/json"]["schema"]["anyOf"].append(_schema_of(lines))
+        reply["application/json"]["examples"]["stream"] = {"value": lines}
+    return {
+        "tags": [verb],
+        "summary": summary,
+        "description": description,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [*schemas, {"type": "array", "items": {"anyOf": schemas}}]},
+                    "examples": {**examples, "array": {"value": [one["value"] for one in examples.values()]}},
+                },
+                NDJSON: {"schema": {"type": "string"}, "example": ndjson},
+                ARROW: {"schema": {"type": "string", "contentMediaType": ARROW}},
+            },
+        },
+        "responses": {
+            "200": {"description": "Learned, and on disk" if verb == "learn" else "Predicted", "content": reply},
+            **{str(k): v for k, v in _problems(400, 404, 405, 409, 413, 415, 422, 500, 503, 507).items()},
+        },
+    }
+
+
+def extend(api: FastAPI) -> None:
+    """Add the hot paths, and the schemas that the routes name, to the OpenAPI document."""
+    original = api.openapi
+
+    def document() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            whole = original()
+            spec = TypeAdapter(Spec).json_schema(ref_template="#/components/schemas/{model}")
+            schemas = {**_BODIES, **spec.pop("$defs", {})}
+            whole.setdefault("components", {}).setdefault("schemas", {}).update(
+                {**schemas, "Spec": spec, "Problem": _PROBLEM}
+            )
+            whole["components"]["schemas"].pop("HTTPValidationError", None)
+            whole["components"]["schemas"].pop("ValidationError", None)
+            for route in api.routes:
+                if isinstance(route, APIRoute) and route.include_in_schema:
+                    _say_verbatim(whole, route)
+            whole["paths"].update(_hot_paths())
+            _say_who_may(whole)
+            api.openapi_schema = whole
+        return api.openapi_schema
+
+    api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _say_who_may(document: dict[str, Any]) -> None:
+    """What the door (service/http/access.py) asks of each operation, and answers."""
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            wants, model = access.wanted(method.upper(), path)
+            statuses = [400]
+            if wants not in (access.PROBE, access.OPEN):
+                operation["security"] = [{"token": []}]
+                statuses += [401, 421]
+                statuses += [403] if wants != access.ANY else []
+                statuses += [404, 429] if model and method == "post" else [404] if model else []
+            for status, told in _problems(*statuses).items():
+                operation["responses"].setdefault(str(status), told)
+
+
+def _say_verbatim(document: dict[str, Any], route: APIRoute) -> None:
+    """A route's replies and parameters as they stand above: FastAPI leaves out nulls, adds a 422 of its own that never
+    happens, and does not know that a parameter is checked later."""
+    for method in route.methods or ():
+        operation = document["paths"][route.path][method.lower()]
+        operation["responses"] = {str(status): response for status, response in route.responses.items()}
+        for parameter in operation.get("parameters", []):
+            parameter["schema"] = _PARAMETERS.get(parameter["name"], parameter["schema"])
+
+
+def _hot_paths() -> dict[str, Any]:
+    learn = _hot(
+        "learn",
+        "Learn: one gradient step for each event, durable when the reply comes",
+        "`p` and `loss` are of the prediction made before the step. With an `id` an event is learned once, however "
+        "often it is sent. An array is all or nothing; a stream of NDJSON or Arrow stops at the first line or row that "
+        "is wrong, and "
+        "what stood before it stays learned. If a name stands twice in one JSON object, the last wins. A label without "
+        "features is for the prediction that was served under its id; `served_p` and `served_loss` are of that, "
+        "`delay_s` is how long the label took.",
+        [
+            _Example("event", wire.Event, _EVENT, _LEARNED),
+            _Example("label", wire.Label, _LABEL, _LEARNED_LATE),
+        ],
+        _LEARNED_MANY,
+    )
+    predict = _hot(
+        "predict",
+        "Predict from the model as it stands",
+        "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not "
+        "seen add nothing. With an `id` the prediction and its features are kept until the label comes: then /learn "
+        "takes the id and the label alone.",
+        [
+            _Example("prediction", wire.Question, _QUESTION, _PREDICTED),
+            _Example("kept", wire.Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),
+        ],
+        "".join(msgspec.json.encode(reply).decode() + "\n" for reply in (_PREDICTED, _KEPT)),
+    )
+    name = {"name": "model", "in": "path", "required": True, "schema": _PARAMETERS["model"], "example": "default"}
+    return {
+        "/learn": {"post": {**learn, "operationId": "learn"}},
+        "/predict": {"post": {**predict, "operationId": "predict"}},
+        "/models/{model}/learn": {
+            "post": {**_linked(learn, "predict_model", "get_model"), "operationId": "learn_model", "parameters": [name]}
+        },
+        "/models/{model}/predict": {
+            "post": {**_linked(predict, "get_model"), "operationId": "predict_model", "parameters": [name]}
+        },
+    }
+
+
+def _linked(operation: dict[str, Any], *operations: str) -> dict[str, Any]:
+    good = {**operation["responses"]["200"], "links": _links(*operations)}
+    return {**operation, "responses": {**operation["responses"], "200": good}}

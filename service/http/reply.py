@@ -1,0 +1,45 @@
+"""A whole reply, and the bytes of it: a result, or what is wrong as a problem document (RFC 9457)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from service import errors
+from service.decode import wire
+from service.http.headers import NO_SNIFFING
+
+JSON = b"application/json"
+CLOSE = (b"connection", b"close")
+_PROBLEM = b"application/problem+json"
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+class Reply(NamedTuple):
+    """A whole reply."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def as_http(self) -> bytes:
+        """The bytes of it, head and body."""
+        head = [b"%b: %b\r\n" % header for header in self.headers]
+        return b"".join((_STATUS_LINES[self.status], *head, b"\r\n", self.body))
+
+
+def json_reply(content: Any) -> Reply:
+    """A result; floats as the shortest text that reads back to the same float64."""
+    body = wire.encode(content)
+    return Reply(200, _headers(JSON, body), body)
+
+
+def problem(error: errors.OnestepError, request_id: str) -> Reply:
+    """What is wrong."""
+    body = wire.encode(error.problem(request_id))
+    headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
+    return Reply(error.status, headers, body)
+
+
+def _headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), NO_SNIFFING]

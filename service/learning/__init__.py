@@ -1,0 +1,1 @@
+"""The one writer, and the models that it steps."""

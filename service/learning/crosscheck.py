@@ -1,0 +1,177 @@
+"""The cross-check of a model that is being served: its log through river, in a child process.
+
+The child reads the log itself, read-only, and gets nothing from the service but the weights to be checked. It says two
+things: whether a replay of the log gives those weights bit for bit, and how far they are from river's.
+
+The first line of its standard input is a JSON object (folder, model, key and seq), then the weights
+and the bias as little-endian float64. It prints the report as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from core.spec import Spec
+from service import errors
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.storage.log import LogReader, StoredModel
+
+if TYPE_CHECKING:
+    from core.parity import CrossCheck
+
+ATTEMPTS = 3
+"""To read a log whose beginning is dropped meanwhile."""
+
+
+class CrossChecks:
+    """Runs cross-checks for a service, one at a time."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._busy = False
+
+    async def run(self, name: str) -> dict[str, Any]:
+        """The report for a model at the seq where it was asked for."""
+        model = self._engine.model(name)
+        require_twin(model.learner.spec)
+        if self._busy:
+            raise errors.CrossCheckBusy()
+        self._busy = model.held = True
+        try:
+            report = await self._ask_child(self._question(model))
+        finally:
+            self._busy = model.held = False
+        if "unknown_model" in report:
+            raise errors.UnknownModel(model=name)  # deleted meanwhile
+        return {"model": name, **report}
+
+    async def _ask_child(self, question: bytes) -> dict[str, Any]:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "service.learning.crosscheck"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, error = await child.communicate(question)
+        finally:
+            if child.returncode is None:  # the request was cancelled
+                child.kill()
+                await child.wait()
+        if child.returncode != 0:
+            last_line = error.decode(errors="replace").strip().rpartition("\n")[2]
+            raise errors.CrossCheckFailed(reason=last_line or f"exit code {child.returncode}")
+        report: dict[str, Any] = msgspec.json.decode(output)
+        return report
+
+    def _question(self, model: Model) -> bytes:
+        learner = model.learner
+        header = {"folder": str(self._folder), "model": model.name, "key": model.stored.key, "seq": learner.seq}
+        state = [learner.weights.astype("<f8").tobytes(), np.array([learner.bias], "<f8").tobytes()]
+        return json.dumps(header).encode() + b"\n" + b"".join(state)
+
+
+def require_twin(spec: Spec) -> None:
+    """Raise NoRiverTwin for a spec of which river has none."""
+    if spec.rule == "auto":
+        raise errors.NoRiverTwin(reason="auto is many learners at once")
+    if spec.lag is False:
+        raise errors.NoRiverTwin(reason="its ftrl makes weights with a lag, and this spec says lag: false")
+
+
+def check(
+    folder: Path, name: str, key: int | None = None, seq: int | None = None, served: bytes = b""
+) -> dict[str, Any]:
+    """The report for a model of a data folder, up to a seq (default: all of its log).
+
+    `served` has the weights in column order and the bias as little-endian float64; without it, those of the replay are
+    checked. `key` tells a model from one that took its name since.
+    """
+    log = LogReader(folder)
+    try:
+        stored = next((m for m in log.models() if m.name == name and key in (None, m.key)), None)
+        if stored is None:
+            raise errors.UnknownModel(model=name)
+        require_twin(Spec.from_dict(stored.spec))
+        replay = _replayed(log, stored, seq)
+    finally:
+        log.close()
+    learner = replay.learner
+    weights = np.frombuffer(served, "<f8") if served else np.append(learner.weights, learner.bias)
+    if seq not in (None, learner.seq) or len(weights) != learner.n_features + 1:
+        raise errors.CrossCheckFailed(reason=f"the log has {learner.seq} events and {learner.n_features} features")
+    report = replay.compare(dict(zip(learner.names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
+    replayed = np.append(learner.weights, learner.bias)
+    return {
+        "seq": learner.seq,
+        **report.as_dict(),
+        "replay_equal": replayed.tobytes() == weights.astype(np.float64).tobytes(),
+        "sha256": learner.sha256(),
+    }
+
+
+def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
+    """The log up to a seq, learned on both sides. A service may drop the beginning of it meanwhile: then once more."""
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            replay = _beginning(log, stored, seq)
+            for batch in log.batches(stored.key, after=replay.learner.seq, up_to=seq):
+                replay.learn_batch(batch)
+        except errors.EventsGone as gone:
+            reason = gone.members["reason"]
+        else:
+            return replay
+    raise errors.CrossCheckFailed(reason=reason)
+
+
+def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
+    """Both sides as the log begins: with nothing or, where its first events are gone, with the oldest snapshot."""
+    from core.parity import CrossCheck  # river is slow to import, and only this needs it
+
+    gone, names = log.gone(stored.key), log.names(stored.key)
+    if not gone:
+        check = CrossCheck(Spec.from_dict(stored.spec))
+        check.learner.features.extend(names)
+        return check
+    for snapshot_seq in reversed(log.snapshot_seqs(stored.key)):
+        if seq is not None and snapshot_seq > seq:
+            break
+        with contextlib.suppress(errors.LogDamaged):  # or a newer one took its place meanwhile
+            state = log.snapshot(stored.key, snapshot_seq).state["learner"]
+            known = state["n_features"]
+            check = CrossCheck.from_state({**state, "names": names[:known]})
+            check.learner.features.extend(names[known:])
+            return check
+    reason = f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)"
+    raise errors.EventsGone(folder=str(log.folder), reason=reason)
+
+
+def main() -> int:
+    """The child process."""
+    header = json.loads(sys.stdin.buffer.readline())
+    served = sys.stdin.buffer.read()
+    try:
+        report = check(Path(header["folder"]), header["model"], header["key"], header["seq"], served)
+    except errors.UnknownModel:
+        report = {"unknown_model": True}
+    except errors.OnestepError as error:
+        sys.stderr.write(f"{error.members.get('reason', error)}\n")
+        return 1
+    sys.stdout.write(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,779 @@
+"""The one writer: queue -> commit -> step -> acknowledge; named models; recovery.
+
+Requests wait in one queue. The writer takes all that waits, makes arrays of it, hands them to the store as one
+transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs the next gathers:
+all who wait share the price of a sync.
+
+Everything but the disk happens on the event loop, so no lock is needed: a prediction sees the model after one event or
+after the next, never in between. What touches the disk runs in one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from core.breaker import Watch
+from core.features import EXPIRED, Batch, BatchBuilder
+from core.joins import Joins
+from core.learner import Learner, Outcome
+from core.progressive import Progressive
+from core.spec import Spec
+from service import errors, logs
+from service.decode.table import Table
+from service.decode.wire import Event, Label, PredictedKept
+from service.learning.model import Model, Prediction
+from service.learning.retention import Retention
+from service.learning.turn import (
+    Draft,
+    Items,
+    Known,
+    Request,
+    Result,
+    Stream,
+    draft_request,
+    draft_timeouts,
+    why_stopped,
+)
+from service.settings import Settings
+from service.storage.log import Snapshot, StoredModel
+from service.storage.series import Piece
+from service.storage.store import IdsTakenError, KnownId, OldWaiting, Store
+from service.watching.sampling import Sampler
+from service.watching.telemetry import Facts, Telemetry
+
+logger = logging.getLogger("onestep")
+
+DEFAULT = "default"
+STEP_EVENTS = 4_096
+"""Events to step before the loop may serve others: well under a millisecond of kernel time."""
+ENCODE_EVENTS = 256
+"""Events to make arrays of before the loop may serve others, for the same reason."""
+
+TIMEOUTS = 500
+"""Predictions that time out in one commit: others wait while it is made."""
+
+SPACE_PAUSE_SECONDS = 5
+"""How often to look whether the file has much free room."""
+DROP_PAUSE_SECONDS = 1
+"""How often to look for what need not be kept."""
+TIDY_PAUSE_SECONDS = 30
+LAST_SNAPSHOT_SECONDS = 0.05
+"""At shutdown a snapshot is worth writing when it saves this much of the next start."""
+
+NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What making a learner or scores of a state raises where the state is none."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _SnapshotUnderWay:
+    """A copy of a model's state at a seq that is being written, and the seconds of replay that it will save."""
+
+    model: Model
+    seq: int
+    saves_seconds: float
+    pieces: Iterator[None]
+
+
+class Engine:
+    """Named models over one store. Made and used on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.state = "starting"
+        """starting, recovering, ready, draining, stopped or failed"""
+        self.streams_end = asyncio.Event()
+        """Set when streams are to be ended between two pieces, because the service stops."""
+        self.failure: errors.OnestepError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._recovery_seconds: float | None = None
+        self.telemetry = Telemetry(self._facts, settings.metrics_models)
+        self._settings = settings
+        self._models: dict[str, Model] = {}
+        self._queue: deque[Request] = deque()
+        self._waiting_events = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="onestep-store")
+        self._writer: asyncio.Task[None] | None = None
+        self._store: Store | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self._abandon = False  # whether a recovery under way is to be given up
+        self._purging = True
+        self._snapshot: _SnapshotUnderWay | None = None
+        self._replay_seconds = math.inf
+        """What replaying all models' logs after their snapshots would take, at most."""
+        self._tidy_after = 0.0
+        self._due = math.inf  # when the first prediction times out, or sooner: seconds since 1970
+        self._space_after = 0.0
+        self._retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min)
+        self._sampler = Sampler(self.telemetry)
+        self._dropping: Iterator[None] | None = None
+        self._drop_after = 0.0
+
+    # -- predicting and looking
+
+    @property
+    def models(self) -> list[Model]:
+        """Every model, in order of creation."""
+        return list(self._models.values())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is about to stop, and connections are not to be kept."""
+        return self.state not in ("ready", "starting", "recovering")
+
+    def model(self, name: str) -> Model:
+        """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
+        self.check_recovered()
+        try:
+            return self._models[name]
+        except KeyError:
+            raise errors.UnknownModel(model=name) from None
+
+    def _facts(self) -> Facts:
+        return Facts(self.state, self._settings.data, self._waiting_events, self.models, self._recovery_seconds)
+
+    # -- learning
+
+    async def learn(self, model: str, events: Sequence[Event | Label], stream: Stream | None = None) -> Result:
+        """Learn events, in order: all or none, or, of a stream, those before the first that is wrong.
+
+        Returns when they are on disk and the steps are taken.
+        """
+        return await (self.enqueue(model, events) if stream is None else await self.submit(model, events, stream))
+
+    async def keep(
+        self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
+    ) -> tuple[list[PredictedKept], errors.OnestepError | None]:
+        """Keep predictions until their labels come: the replies, and, of a stream, what is wrong with the next.
+
+        Returns when they are on disk, or, where the model's spec says so, when they will be next.
+        """
+        waits = self.enqueue(model, predictions) if stream is None else await self.submit(model, predictions, stream)
+        result = await waits
+        return result.predicted, result.error
+
+    async def find_id(self, name: str, id_: str) -> KnownId | None:
+        """What an id of a model stands for."""
+        key = self.model(name).stored.key
+        return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
+
+    async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
+        """Put items of a stream in the queue of the writer, when there is room: a stream can be read slowly."""
+        self._check_open()
+        self.model(model)
+        while not self._has_room(len(items)):
+            self._room.clear()
+            await self._room.wait()
+            self._check_open()
+        if self.streams_end.is_set():
+            raise errors.NotReady(state="stopping, and streams end here")
+        return self.enqueue(model, items, stream)
+
+    def enqueue(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
+        """Put items in the queue of the writer: what will become of them. QueueFull if there is no room."""
+        self._check_open()
+        self.model(model)
+        self.check_room(len(items))
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append(Request(model, items, stream, answer))
+        self._waiting_events += len(items)
+        self._work.set()
+        return answer
+
+    def check_room(self, count: int) -> None:
+        """QueueFull if there is no room in the queue for so many."""
+        if not self._has_room(count):
+            raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
+
+    def _has_room(self, count: int) -> bool:
+        """What is larger than the whole queue is taken alone."""
+        return not self._waiting_events or self._waiting_events + count <= self._settings.queue_events
+
+    def check_recovered(self) -> None:
+        """NotReady while the log is being replayed."""
+        if self.state in ("starting", "recovering"):
+            raise errors.NotReady(state="recovering: replaying its log")
+
+    def _check_open(self) -> None:
+        self.check_recovered()
+        if self.failure is not None:
+            raise self.failure
+        if self.state == "stopped":
+            raise errors.NotReady(state="stopping")
+
+    async def _write(self) -> None:
+        """The writer: a turn for what waits, then a piece of what is to be tidied; else it sleeps."""
+        while True:
+            self._work.clear()  # before looking, so that what comes while it looks wakes it
+            if self._queue:
+                async with self._turn:
+                    await self._take_turn()
+                await self._tidy()
+            elif self.state in ("stopped", "failed"):
+                return
+            elif not await self._tidy():
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Until there is work, a prediction times out, or the series want to be looked after."""
+        now = time.time()
+        seconds = min(self._due - now, self._sampler.due_in(now))
+        if self._retention.drops:
+            seconds = min(seconds, self._drop_after - time.monotonic())
+        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
+        seconds = max(seconds, self._tidy_after - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), max(0.0, seconds))
+
+    async def _take_turn(self) -> None:
+        """A turn for what waits; nobody is left waiting, whatever happens."""
+        requests = self._take()
+        try:
+            put_off = await self._learn_turn(requests)
+        except BaseException:
+            for request in requests:
+                request.refuse(self.failure or _mistake())
+            raise
+        self._queue.extendleft(reversed(put_off))
+        self._waiting_events += sum(len(request.items) for request in put_off)
+
+    def _take(self) -> list[Request]:
+        """All that waits, up to the size of a commit."""
+        taken: list[Request] = []
+        events = 0
+        while self._queue and (not taken or events + len(self._queue[0].items) <= self._settings.commit_events):
+            taken.append(self._queue.popleft())
+            events += len(taken[-1].items)
+        self._waiting_events -= events
+        self._room.set()
+        return taken
+
+    async def _learn_turn(self, requests: list[Request]) -> list[Request]:
+        """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
+        try:
+            # Nearly every id is new, and the commit finds the one that is not: looking first cost a fifth of the rate.
+            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=False))
+        except IdsTakenError:
+            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=True))
+
+    async def _try_turn(self, requests: list[Request], known: Known) -> list[Request]:
+        """The turn, if the ids that are not `known` are new; IdsTakenError, and nothing is changed, if not."""
+        drafts, put_off = await self._draft(requests, known)
+        try:
+            await self._finish(drafts)
+        except errors.DiskFull as error:
+            for draft in drafts:
+                draft.refuse()
+                for request, _, _ in draft.answers:
+                    request.refuse(error)
+        return put_off
+
+    async def _finish(self, drafts: list[Draft]) -> None:
+        """Commit drafts, step the learners, wake those who wait.
+
+        DiskFull, IdsTakenError: nothing is changed, and nobody was told anything.
+        """
+        batches = [draft.build() for draft in drafts]
+        for draft in drafts:
+            draft.answer_from_memory()
+        await self._commit(drafts, batches)
+        for draft, batch in zip(drafts, batches, strict=True):
+            draft.refuse()
+            self._count_waiting(draft)
+            await self._step(draft, batch)
+
+    async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
+        """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
+        added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if not draft.empty]
+        try:
+            if any(draft.unsure for draft in drafts):
+                raise IdsTakenError
+            if added:
+                started = time.perf_counter()
+                await self._on_disk(self._opened.commit, added)
+                items = sum(len(part.batch) + len(part.kept) for part in added)
+                seconds = time.perf_counter() - started
+                self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
+                logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
+        except (errors.OnestepError, IdsTakenError):
+            for draft in drafts:
+                draft.model.learner.features.truncate(draft.builder.first_feature)
+            raise
+
+    def _count_waiting(self, draft: Draft) -> None:
+        """Count the predictions that wait now, after a commit."""
+        model = draft.model
+        if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
+            model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
+            self._due = min(self._due, model.next_timeout)
+        model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
+        model.next_number += len(draft.kept)
+        model.dropped += len(draft.dropped)
+
+    async def _draft(self, requests: list[Request], known: Known) -> tuple[list[Draft], list[Request]]:
+        """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
+
+        Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
+        a duplicate, or it failed, and this is tried itself. So is what comes after it in its stream.
+        """
+        now = _now()
+        drafts: dict[str, Draft] = {}
+        put_off: list[Request] = []
+        encoded = 0
+        for request in requests:
+            model = self._models.get(request.model)
+            if model is None:
+                request.refuse(errors.UnknownModel(model=request.model))
+                continue
+            draft = drafts.get(request.model)
+            if draft is None:
+                draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
+            elif (
+                draft.full
+                or draft.has_id_of(request)
+                or (request.stream and any(r.stream is request.stream for r in put_off))
+            ):
+                put_off.append(request)
+                continue
+            draft_request(draft, request, known)
+            encoded += 0 if isinstance(request.items, Table) else len(request.items)
+            if encoded >= ENCODE_EVENTS:
+                encoded = 0
+                await asyncio.sleep(0)
+        return list(drafts.values()), put_off
+
+    async def _find_ids(self, requests: list[Request], *, all_of_them: bool) -> Known:
+        """What is on disk under the requests' ids, all of them or those that cannot be taken to be new."""
+        wanted: dict[int, list[str]] = {}
+        corrected: set[tuple[int, str]] = set()
+        for request in requests:
+            model = self._models.get(request.model)
+            if model is None:
+                continue
+            # What is answered before the commit must be known before it.
+            ids = request.ids(labels_alone=not (all_of_them or model.learner.spec.join.ack == "memory"))
+            if ids:
+                wanted.setdefault(model.stored.key, []).extend(ids)
+                if model.learner.spec.join.late == "learn":
+                    corrected.update((model.stored.key, id_) for id_ in ids)
+        known = Known(all_of_them)
+        if wanted:
+            await self._on_disk(self._look_up, known, wanted, corrected)
+        return known
+
+    def _look_up(self, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
+        """Runs in the thread of the disk. `corrected`: ids whose event is wanted too, if it was taken to be 0."""
+        known.ids.update(self._opened.find_ids(wanted))
+        for model, id_ in corrected & known.ids.keys():
+            found = known.ids[model, id_]
+            if found.kind == EXPIRED:
+                with contextlib.suppress(errors.LogDamaged):  # then this one label is refused
+                    logged = self._opened.event(model, found.seq)
+                    if logged is not None:
+                        known.expired[model, id_] = logged
+                    elif found.seq <= self._opened.gone(model):
+                        known.gone.add((model, id_))
+
+    async def _step(self, draft: Draft, batch: Batch) -> None:
+        """Take the steps of a committed batch, then wake those who wait for them."""
+        first_seq = draft.first_seq
+        outcomes: list[Outcome] = []
+        for piece in batch.slices(STEP_EVENTS):
+            if outcomes:
+                await asyncio.sleep(0)
+            outcomes.append(draft.model.learn(piece))
+        if len(batch):
+            draft.model.learned += len(batch)
+            self._replay_seconds += draft.model.count_replay(batch)
+            if draft.model.stopped:
+                logger.warning("%s", why_stopped(draft.model))
+        draft.answer(first_seq, Outcome.joined(outcomes))
+
+    # -- predictions whose label does not come
+
+    async def _time_out(self) -> bool:
+        """Learn as 0, or drop, some predictions of a model that waited too long; whether there were any."""
+        now = _now()
+        if now / 1e6 < self._due:
+            return False
+        async with self._turn:
+            model = min(self.models, key=lambda model: model.next_timeout)
+            self._due = model.next_timeout
+            if now / 1e6 < self._due:  # a breaker has stopped the one that was due
+                return False
+            keep = model.learner.spec.join.keep_seconds
+            oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
+            late = [old for old in oldest if _too_late(old, now, keep)]
+            if late:
+                draft = Draft(model, BatchBuilder(model.learner.features), now)
+                draft_timeouts(draft, late)
+                await self._finish([draft])
+            if len(late) < len(oldest):
+                model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
+            elif len(oldest) < TIMEOUTS:
+                model.due = math.inf
+        self._due = min(other.next_timeout for other in self.models)
+        return bool(late)
+
+    # -- models
+
+    async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
+        """The model of that name and spec, and whether it is new; SpecConflict if it exists with another spec."""
+        async with self._turn:
+            self._check_open()
+            if name in self._models:
+                model = self.model(name)
+                if model.learner.spec != spec:
+                    raise errors.SpecConflict(model=name)
+                return model, False
+            if len(self._models) >= self._settings.max_models:
+                raise errors.TooManyModels(limit=self._settings.max_models)
+            stored = await self._on_disk(self._opened.create_model, name, spec.as_dict())
+            return self._add(stored), True
+
+    async def delete(self, name: str) -> None:
+        """Remove a model with its log, ids and snapshots. `default` reappears empty."""
+        async with self._turn:
+            self._check_open()
+            model = self.model(name)
+            successor = Spec().as_dict() if name == DEFAULT else None
+            stored = await self._on_disk(self._opened.delete_model, model.stored, successor)
+            del self._models[name]
+            self.telemetry.count_deleted(model)
+            if stored is not None:
+                self._add(stored)
+            self._purging = True
+            self._work.set()
+
+    async def resume(self, name: str) -> Model:
+        """Let a model learn again that its breaker has stopped; one that learns goes on."""
+        async with self._turn:
+            self._check_open()
+            model = self.model(name)
+            if model.watch is None:
+                raise errors.NoBreaker(model=name)
+            if model.stopped:
+                seq = model.learner.seq
+                await self._on_disk(self._opened.resume, model.stored.key, seq)
+                model.watch.resume(seq)
+                self._due = min(self._due, model.due)
+                self._work.set()
+                logger.info("model %r learns again, from seq %d on", name, seq)
+            return model
+
+    def _add(self, stored: StoredModel) -> Model:
+        model = self._models[stored.name] = Model(stored, self._settings.window)
+        model.learner.features.max_event = self._settings.max_event_features
+        return model
+
+    # -- start, snapshots, stop
+
+    def start(self) -> None:
+        """Begin to recover; `state` is ready when that is done. Answers NotReady until then."""
+        self.state = "recovering"
+        self._recovery = asyncio.create_task(self._recover())
+        self._recovery.add_done_callback(self._ended)
+
+    async def _recover(self) -> None:
+        """Open the store, bring every model to the end of its log, and begin to write."""
+        started = time.perf_counter()
+        self._store = await self._on_disk(Store, self._settings.data)
+        self._models = await self._on_disk(self._replay_all)
+        if self._abandon:
+            return
+        if DEFAULT not in self._models:
+            self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
+        events = sum(model.learner.seq for model in self.models)
+        seconds = time.perf_counter() - started
+        self._recovery_seconds = seconds
+        logger.info("%d event(s) of %d model(s) recovered in %.2f s", events, len(self._models), seconds)
+        self._sampler.begin(time.time(), self._models.values())
+        self.state = "ready"
+        self._writer = asyncio.create_task(self._write())
+        self._writer.add_done_callback(self._ended)
+
+    def _replay_all(self) -> dict[str, Model]:
+        """Each model, at the end of its log."""
+        models = {}
+        try:
+            self._opened.check_models()
+            newest = self._opened.newest()
+            for stored in self._opened.models():
+                model = models[stored.name] = Model(stored, self._settings.window)
+                self._replay(model, newest.get(stored.key, 0))
+                if self._abandon:
+                    return {}
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            # A damaged page can put anything in the place of a number or a text.
+            raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error
+        return models
+
+    def _replay(self, model: Model, newest: int) -> None:
+        """The model's newest snapshot that is whole, then the batches after it, through the code that learns."""
+        key = model.stored.key
+        names = self._opened.names(key)
+        last = max(self._opened.last_seq(key), newest)
+        self._load_snapshot(model, names, last)
+        resumed = self._opened.resumed(key)
+        if model.watch is not None and resumed > model.watch.resumed_at:
+            model.watch.resume(resumed)
+        if (gone := self._opened.gone(key)) > model.learner.seq:
+            reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
+            raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
+        self._load_waiting(model)
+        model.learner.features.max_event = self._settings.max_event_features
+        model.learner.features.extend(names[model.learner.n_features :])
+        for batch in self._opened.batches(key, after=model.learner.seq):
+            if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
+                raise self._damaged("an event has a feature without a name")
+            if self._abandon:
+                return
+            model.learn(batch)
+            model.count_replay(batch)
+        if model.learner.seq != last:
+            raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
+
+    def _load_waiting(self, model: Model) -> None:
+        """Count the predictions that wait; they stay on disk."""
+        model.waiting = self._opened.waiting_count(model.stored.key)
+        model.dropped = self._opened.dropped(model.stored.key)
+        model.next_number = self._opened.last_number(model.stored.key) + 1
+        if model.waiting:
+            model.due = 0.0  # the first look tells
+            self._due = 0.0
+
+    def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
+        """Bring the model to its newest snapshot that is whole, and say which are not."""
+        for seq in self._opened.snapshot_seqs(model.stored.key):
+            if seq > last:
+                raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")
+            try:
+                state = self._opened.snapshot(model.stored.key, seq).state
+                known = state["learner"]["n_features"]
+                if known > len(names):
+                    raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
+                learner = Learner.from_state({**state["learner"], "names": names[:known]})
+                scores = Progressive.from_state(state["scores"], self._settings.window)
+                joins = model.joins
+                if "joins" in state:  # not in a snapshot of the first format
+                    joins = Joins.from_state(state["joins"], self._settings.window)
+                watch = model.watch
+                if watch is not None:
+                    watch = Watch.from_state(watch.breaker, state["watch"])
+            except errors.LogDamaged as damage:
+                logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
+            except NOT_A_STATE as error:
+                reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
+                logger.warning("model %r: %s; using the one before it", model.name, reason)
+            else:
+                model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
+                model.snapshot_seq = seq
+                return
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
+
+    async def _tidy(self) -> bool:
+        """Some timeouts, or a piece of a snapshot that is due, or of what is to be removed; whether there was one."""
+        if time.monotonic() < self._tidy_after:
+            return False
+        try:
+            return (
+                await self._time_out()
+                or await self._write_series(self._sampler.piece(time.time(), self._models.values()))
+                or await self._purge()
+                or await self._give_back()
+                or await self._drop_piece()
+                or await self._snapshot_piece(self._settings.snapshot_seconds)
+            )
+        except errors.DiskFull:
+            logger.warning("no room on the disk for snapshots and series; trying again in %d s", TIDY_PAUSE_SECONDS)
+            self._snapshot = self._dropping = None
+            self._tidy_after = time.monotonic() + TIDY_PAUSE_SECONDS
+            return False
+
+    async def _write_series(self, piece: Piece | None) -> bool:
+        """Write a piece of the series; whether there was one."""
+        if piece is None:
+            return False
+        await self._on_disk(self._opened.write_series, piece)
+        return True
+
+    async def _purge(self) -> bool:
+        """Remove some rows of deleted models; whether there may be more."""
+        if self._purging:
+            self._purging = await self._on_disk(self._opened.purge)
+            return True
+        return False
+
+    async def _give_back(self) -> bool:
+        """Give some free room of the file back; whether there may be more."""
+        if time.monotonic() <= self._space_after:
+            return False
+        if await self._on_disk(self._opened.give_back):
+            return True
+        self._space_after = time.monotonic() + SPACE_PAUSE_SECONDS
+        return False
+
+    async def _drop_piece(self) -> bool:
+        """Drop some of what need not be kept, or begin to look for it; whether there was something to do."""
+        if self._dropping is None:
+            if not self._retention.drops or time.monotonic() < self._drop_after:
+                return False
+            self._dropping = self._retention.pieces(self._opened, self.models)
+        if await self._on_disk(next, self._dropping, _END) is _END:
+            self._dropping = None
+            self._drop_after = time.monotonic() + DROP_PAUSE_SECONDS
+        return True
+
+    async def _snapshot_piece(self, due_seconds: float) -> bool:
+        """Write a chunk of the snapshot under way, or begin one that is due."""
+        if self._snapshot is None:
+            model = self._due_for_snapshot(due_seconds)
+            if model is None:
+                return False
+            self._snapshot = self._begin_snapshot(model)
+        under_way = self._snapshot
+        if self._models.get(under_way.model.name) is not under_way.model:  # deleted meanwhile
+            self._snapshot = None
+        elif await self._on_disk(next, under_way.pieces, _END) is _END:
+            self._snapshot = None
+            self._replay_seconds = math.inf  # there may be another to write
+            under_way.model.snapshot_seq = under_way.seq
+            under_way.model.replay_seconds -= under_way.saves_seconds
+            self.telemetry.snapshot_at = time.monotonic()
+            self._sampler.mark_snapshot(time.time(), under_way.model)
+            logger.debug("model %r: snapshot at seq %d", under_way.model.name, under_way.seq)
+        return True
+
+    def _due_for_snapshot(self, due_seconds: float) -> Model | None:
+        """The model that takes longest to replay, if all would take `due_seconds`; else one of which one is wanted."""
+        if self._replay_seconds < due_seconds and not self._retention.drops:
+            return None  # without a look at each: with a thousand models that took a tenth of all time
+        self._replay_seconds = sum(model.replay_seconds for model in self.models)
+        models = [model for model in self.models if not model.held]
+        if models and sum(model.replay_seconds for model in models) >= due_seconds:
+            return max(models, key=lambda model: model.replay_seconds)
+        return next((model for model in models if model.snapshot_wanted), None)
+
+    def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
+        """Copy the model's state as it stands, and the iterator that writes the copy."""
+        model.snapshot_wanted = False
+        seq = model.learner.seq
+        state = {
+            "learner": model.learner.state(names=False),
+            "scores": model.scores.state(),
+            "joins": model.joins.state(),
+        }
+        if model.watch is not None:
+            state["watch"] = model.watch.state()
+        pieces = self._opened.write_snapshot(model.stored.key, Snapshot(seq, state))
+        return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
+
+    def drain(self) -> None:
+        """Say that the service is about to stop; requests are still served."""
+        if self.state == "ready":
+            self.state = "draining"
+            logger.info("stopping: /readyz says 503, and connections are closed after their next reply")
+
+    async def stop(self, seconds: float) -> None:
+        """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
+        deadline = time.monotonic() + seconds
+        self._abandon = True
+        if self._recovery is not None:
+            await asyncio.wait([self._recovery])
+        if self._writer is not None:
+            if self.state != "failed":
+                self.state = "stopped"
+            self._room.set()
+            self._work.set()
+            await asyncio.wait([self._writer])
+        if self.state == "stopped":
+            await self._last_series(deadline)
+            await self._last_snapshots(deadline)
+        if self._store is not None:
+            await self._on_disk(self._store.close)
+        self._thread.shutdown()
+        logger.info("stopped")
+
+    async def _last_series(self, deadline: float) -> None:
+        try:
+            while time.monotonic() < deadline:
+                if not await self._write_series(self._sampler.last_piece(time.time(), self._models.values())):
+                    return
+        except errors.OnestepError as error:
+            logger.warning("the plots will lack some seconds: %s", error)
+
+    async def _last_snapshots(self, deadline: float) -> None:
+        try:
+            while time.monotonic() < deadline and await self._snapshot_piece(LAST_SNAPSHOT_SECONDS):
+                pass
+        except errors.OnestepError as error:
+            logger.warning("no last snapshot: %s", error)  # the log has it all
+
+    # -- the thread for the disk, and failures
+
+    @property
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise errors.NotReady(state="starting")
+        return self._store
+
+    async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something that touches the disk in the one thread that does."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except errors.StorageFailed as failure:
+            self._fail(failure)
+            raise
+
+    def _fail(self, failure: errors.OnestepError) -> None:
+        """Nothing more is learned, and the service is told to stop."""
+        if self.failure is not None:
+            return
+        self.failure, self.state = failure, "failed"
+        logger.error("%s", failure)
+        while self._queue:
+            self._queue.popleft().refuse(failure)
+        self._room.set()
+        self._work.set()
+        self.on_failure()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The writer or the recovery ended: if with an error, that is the end of the service."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, errors.OnestepError):
+            self._fail(error)
+        elif error is not None:
+            logger.error("a mistake in onestep itself", exc_info=error)
+            self._fail(_mistake())
+
+
+_END = object()
+
+
+def _now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1_000
+
+
+def _too_late(old: OldWaiting, now: int, keep: float) -> bool:
+    """Whether it waited longer than `keep` seconds; or is damaged, with a time that never comes."""
+    return old.kept_at / 1e6 + keep <= now / 1e6 or (old.waiting is None and old.kept_at > now)
+
+
+def _mistake() -> errors.OnestepError:
+    return errors.StorageFailed(reason="a mistake in onestep itself, see its log")

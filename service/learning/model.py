@@ -1,0 +1,137 @@
+"""A named model in the service: what is stored of it, its learner, its progressive scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from core import logistic
+from core.breaker import Watch
+from core.explain import Explanation, explain, explain_served
+from core.features import Batch, X
+from core.joins import Joins
+from core.learner import Learner, Outcome
+from core.logistic import Floats
+from core.progressive import Progressive
+from core.spec import Spec
+from service.storage.log import StoredModel, Waiting
+
+# What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
+REPLAY_SECONDS_PER_ROW = 3e-6
+REPLAY_SECONDS_PER_EVENT = 0.1e-6
+REPLAY_SECONDS_PER_VALUE = 0.02e-6
+
+
+class Prediction(NamedTuple):
+    """A prediction that is to be kept until its label comes. served: float64 that say what was served, the score first
+    (core/explain.py). seq: the model's when it was made."""
+
+    id: str
+    x: X
+    seq: int
+    served: Floats
+
+
+class Model:
+    """A named model: what is stored of it, its learner, its progressive scores, and what waits for labels."""
+
+    def __init__(self, stored: StoredModel, window: int) -> None:
+        self.stored = stored
+        self.learner = Learner(Spec.from_dict(stored.spec))
+        self.scores = Progressive(window)
+        self.joins = Joins(window)
+        breaker = self.learner.spec.breaker
+        self.watch = None if breaker is None else Watch(breaker)
+        self.waiting = 0
+        """Predictions that wait for their labels."""
+        self.next_number = 1
+        """The number of the next one."""
+        self.due = math.inf
+        """When the oldest of them times out, or sooner: seconds since 1970."""
+        self.dropped = 0
+        """Predictions whose labels did not come in time, and that were dropped."""
+        self.learned = self.predicted = self.duplicates = 0
+        """Events learned, predictions made, and items that were learned or kept before, since the start."""
+        self.not_kept = 0
+        """Predictions with an id that were served and not kept since the start, because too many waited."""
+        self.snapshot_seq = 0
+        self.snapshot_wanted = False
+        """Whether one is wanted so that the log before it need not be kept."""
+        self.held = False
+        """Whether its log is being read back from the snapshots that are there: then none is replaced, and no event is
+        dropped."""
+        self.replay_seconds = 0.0
+        """What replaying the log after the last snapshot would cost, about."""
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    def standing(self) -> dict[str, Any]:
+        """How it does: what `GET /models/{model}` and its stream both say."""
+        return {
+            "features": self.learner.n_features,
+            "not_taken": self.learner.not_taken,
+            "snapshot_seq": self.snapshot_seq,
+            "breaker": None if self.watch is None else self.watch.summary(),
+            "progressive": self.scores.summary(),
+            "served": self.joins.scores.summary(),
+            "join": {
+                "waiting": self.waiting,
+                **self.joins.counts(),
+                "dropped": self.dropped,
+                "not_kept": self.not_kept,
+                "delay_s": self.joins.delays(),
+            },
+        }
+
+    def learn(self, batch: Batch) -> Outcome:
+        """Step for each event; what was found before each step."""
+        before = self.learner.seq
+        outcome = self.learner.learn_batch(batch)
+        self.scores.add(outcome)
+        self.joins.add(batch)
+        if self.watch is not None:
+            self.watch.add(outcome, before)
+        return outcome
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its breaker has stopped it: it predicts and learns nothing."""
+        return self.watch is not None and self.watch.stopped_at is not None
+
+    @property
+    def next_timeout(self) -> float:
+        """When there is something to do about predictions that wait: not while it learns nothing."""
+        return math.inf if self.stopped else self.due
+
+    def count_replay(self, batch: Batch) -> float:
+        """Remember what replaying one more row of the log would cost, in seconds, about."""
+        seconds = (
+            REPLAY_SECONDS_PER_ROW
+            + REPLAY_SECONDS_PER_EVENT * len(batch)
+            + REPLAY_SECONDS_PER_VALUE * len(batch.values)
+        )
+        self.replay_seconds += seconds
+        return seconds
+
+    def predict(self, x: X) -> float:
+        """The probability of label 1. Changes nothing but the count."""
+        self.predicted += 1
+        return logistic.sigmoid(self.learner.score(x))
+
+    def explain(self, x: X) -> Explanation:
+        """Where the score of x comes from, from the model as it stands."""
+        return explain(self.learner, x)
+
+    def explain_waiting(self, waiting: Waiting) -> Explanation:
+        """Where the score of a prediction that waits came from when it was served; for `auto`, which is too many
+        learners to keep, from the model as it stands."""
+        if self.learner.auto is not None:
+            return explain(self.learner, waiting.x)
+        return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
+
+    def predict_to_keep(self, id_: str, x: X) -> Prediction:
+        """A prediction to be kept until its label comes. Changes nothing but the count."""
+        self.predicted += 1
+        return Prediction(id_, x, self.learner.seq, self.learner.served(x))

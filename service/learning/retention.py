@@ -1,0 +1,144 @@
+"""What need not be kept: old events of the log, and their ids.
+
+Whole rows of the log go, the oldest first, and only those behind a model's oldest snapshot, once that has been read
+back whole: a recovery needs a snapshot and the events after it, and both snapshots that are kept stay good for one.
+All is done in short pieces, between commits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from core.spec import duration_seconds
+from service import errors
+from service.learning.model import Model
+from service.storage.store import LogRow, Store
+
+logger = logging.getLogger("onestep")
+
+FEATURES_PER_EVENT = 10
+"""A snapshot takes as many bytes for so many features as the log for an event, about."""
+LOOK_AGAIN_SECONDS = 60.0
+"""How often to look at a model that has learned nothing since: its events grow old all the same."""
+
+
+class Limit(NamedTuple):
+    """Where what need not be kept ends: events up to a seq, if they were written before a time too."""
+
+    seq: int
+    written_before: float
+
+    def passes(self, row: LogRow) -> bool:
+        """Whether all of a row need not be kept."""
+        return row.last_seq <= self.seq and row.written_at < self.written_before
+
+
+class Keep:
+    """How much is kept: "all", so many events ("1000000"), or those of so much time ("30d"); at least `least` events.
+
+    >>> Keep("5000", 1000).limit(last_seq=12_000).seq
+    7000
+    """
+
+    def __init__(self, text: str, least: int) -> None:
+        timed = text[-1] in "smhd"
+        self.all = text == "all"
+        self.seconds = duration_seconds(text) if timed else 0.0
+        self._events = least if timed or self.all else max(least, int(text))
+
+    def limit(self, last_seq: int, share: float = 1.0) -> Limit:
+        """Where what need not be kept ends in a log with that last seq, if a `share` of the usual were kept."""
+        if self.all:
+            return Limit(0, 0.0)
+        written_before = time.time() - share * self.seconds if self.seconds else math.inf
+        return Limit(last_seq - int(share * self._events), written_before)
+
+
+class Retention:
+    """Drops what need not be kept of the models of a store, and says of which a snapshot is wanted for that."""
+
+    def __init__(self, keep_events: str, keep_ids: str, least: int) -> None:
+        self._events = Keep(keep_events, least)
+        self._ids = Keep(keep_ids, least)
+        self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # model -> how it was at the last look, and when
+        self._whole: dict[int, int] = {}  # model -> the seq of its snapshot that was read back whole
+        self._swept: dict[int, int] = {}  # model -> the seq up to which its ids are gone
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is ever dropped."""
+        return not (self._events.all and self._ids.all)
+
+    def pieces(self, store: Store, models: list[Model]) -> Iterator[None]:
+        """Look at each model once, and drop what need not be kept: a short commit or less for each step."""
+        for model in models:
+            if not self._may_have_more(model):
+                continue
+            try:
+                yield from self._drop_events(store, model)
+                yield from self._drop_ids(store, model.stored.key)
+            except errors.LogDamaged as damage:
+                logger.warning("model %r: nothing is dropped, because %s", model.name, damage.members["reason"])
+            yield
+
+    def _may_have_more(self, model: Model) -> bool:
+        """Whether there is a reason to look at a model again: with many models, most have not changed."""
+        state, now = (model.learner.seq, model.snapshot_seq), time.monotonic()
+        before, looked_at = self._looked.get(model.stored.key, (None, 0.0))
+        if state == before and now - looked_at < LOOK_AGAIN_SECONDS:
+            return False
+        self._looked[model.stored.key] = state, now
+        return True
+
+    def _drop_events(self, store: Store, model: Model) -> Iterator[None]:
+        key = model.stored.key
+        last, snapshots = store.last_seq(key), store.snapshot_seqs(key)
+        model.snapshot_wanted = self._wants_snapshot(store, model, last, snapshots)
+        if not snapshots or model.held:
+            return
+        limit = self._events.limit(last)
+        limit = limit._replace(seq=min(limit.seq, snapshots[-1]))
+        oldest = store.rows_after(key, store.gone(key), 1)
+        if not oldest or not limit.passes(oldest[0]):
+            return
+        if self._whole.get(key) != snapshots[-1]:
+            for _ in store.snapshot_chunks(key, snapshots[-1]):
+                yield
+            self._whole[key] = snapshots[-1]
+        while not model.held and store.drop_events(key, *limit, remember=self._ids.seconds):
+            yield
+
+    def _wants_snapshot(self, store: Store, model: Model, last: int, snapshots: list[int]) -> bool:
+        """Whether the log could be shorter with another snapshot.
+
+        One for each half of what is kept: then the older of two is never behind what must be kept, and the log no
+        longer than it has to be. Of a model with many features not before it takes less room than the events do.
+        """
+        key, newest = model.stored.key, snapshots[0] if snapshots else 0
+        after = store.rows_after(key, newest, 1)
+        if not after or not self._events.limit(last, 0.5).passes(after[0]):
+            return False
+        if last - newest < model.learner.n_features / FEATURES_PER_EVENT:
+            return False
+        if len(snapshots) < 2:
+            return True
+        return self._events.limit(last).passes(store.rows_after(key, snapshots[-1], 1)[0])
+
+    def _drop_ids(self, store: Store, key: int) -> Iterator[None]:
+        """A look at every id of a model, once that is worth it: when a third of them could go."""
+        last = store.last_seq(key)
+        limit = self._ids.limit(last)
+        up_to = limit.seq
+        if self._ids.seconds:
+            up_to = min(up_to, store.seq_written_before(key, limit.written_before))
+        if up_to <= 0 or up_to - self._swept.get(key, 0) <= (last - up_to) / 2:
+            return
+        id_: str | None = ""
+        while id_ is not None:
+            id_ = store.drop_ids(key, up_to, id_)
+            yield
+        self._swept[key] = up_to

@@ -1,0 +1,542 @@
+"""What a turn of the writer makes of the requests that wait: arrays to commit, and who is to be told what.
+
+Events, labels and predictions that cannot be taken are refused here, before anything is changed; what was learned or
+kept before under the same id is answered as a duplicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core import logistic
+from core.features import (
+    EXPIRED,
+    JOINED,
+    LATE,
+    ORDINARY,
+    Batch,
+    BatchBuilder,
+    EventError,
+    Features,
+    Mask,
+    Served,
+    X,
+    check_label,
+    fingerprints,
+    flatten,
+    label_fingerprints,
+)
+from core.learner import Outcome
+from core.logistic import Floats
+from service import errors
+from service.decode.table import Table
+from service.decode.wire import Event, Label, PredictedKept
+from service.learning.model import Model, Prediction
+from service.storage.log import DROPPED, WAITING, Waiting
+from service.storage.store import KnownId, ModelBatch, NewId, OldWaiting
+
+Item = Event | Label | Prediction
+"""What a request asks to be learned, or to be kept until its label comes."""
+Items = Sequence[Item] | Table
+"""A table is a plain one, of events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is on disk under ids of a turn: by (model key, id) what each stands for, and the logged events, with the
+    time of writing, that labels which come after the timeout correct; `gone` has those whose event the log has no more.
+    all_of_them: whether all ids were looked up; else
+    those that are not here are taken to be new."""
+
+    all_of_them: bool
+    ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
+    expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
+    gone: set[tuple[int, str]] = field(default_factory=set)
+
+
+class Run(NamedTuple):
+    """What became of the events of a table: the seq of the first, the log losses before their steps, and which were
+    taken."""
+
+    first_seq: int
+    losses: Floats
+    taken: Mask
+
+
+class LateLabel(NamedTuple):
+    """What a label that came after its features tells: p and log loss as served, seconds from then to the label."""
+
+    served_p: float
+    served_loss: float
+    delay_s: float
+    late: bool
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of the items of one request.
+
+    `seq`, `p`, `loss` and `duplicate` have an entry for each event or label that was answered, `late_labels` one for
+    each that was joined to a prediction, by its place; `predicted` an entry for each prediction; `run` says it of a
+    table. Only a request of a stream can have an `error` and entries as well: those of the items before the one that
+    was refused. All is empty where an earlier request of the stream was refused.
+    """
+
+    seq: list[int] = field(default_factory=list)
+    p: list[float | None] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    duplicate: list[bool] = field(default_factory=list)
+    late_labels: dict[int, LateLabel] = field(default_factory=dict)
+    predicted: list[PredictedKept] = field(default_factory=list)
+    run: Run | None = None
+    error: errors.OnestepError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """What the requests of one stream share: once an event is refused, nothing that comes after it is learned."""
+
+    broken: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Items that wait for the writer: all or none of them, or, of a stream, those before the first that is refused."""
+
+    model: str
+    items: Items
+    stream: Stream | None
+    answer: asyncio.Future[Result]
+
+    def refuse(self, error: errors.OnestepError) -> None:
+        """Answer with an error, unless it was answered before."""
+        if self.stream is not None:
+            self.stream.broken = True
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def ids(self, *, labels_alone: bool = False) -> list[str]:
+        """The ids of its items, or of those that are labels alone: they stand for something already."""
+        if isinstance(self.items, Table):
+            return [] if labels_alone or self.items.ids is None else self.items.ids  # type: ignore[return-value]
+        if labels_alone:
+            return [item.id for item in self.items if isinstance(item, Label)]
+        return [item.id for item in self.items if item.id is not None]
+
+    def accept(self, result: Result) -> None:
+        """Answer, unless it was answered before."""
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+
+Place = tuple[bool, int]
+"""(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
+Places = Sequence[Place | PredictedKept] | range
+"""A range has the places of a table's events in the batch."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a turn will commit to one model.
+
+    ids: of its events, with their places in the batch. served: by place what was served from an event's features, as
+    (kind, score, delay in seconds, label). kept: predictions to keep, by id. done: numbers of those that wait no more.
+    dropped: number and id of those whose label did not come. known: ids that stood for something before, of all these.
+    answers: for each request where its events stand, or its predictions, and what was refused. refused: requests of
+    which nothing is taken.
+    """
+
+    model: Model
+    builder: BatchBuilder
+    now: int
+    """Microseconds since 1970."""
+    ids: dict[str, int] = field(default_factory=dict)
+    served: dict[int, tuple[int, float, float, int]] = field(default_factory=dict)
+    kept: dict[str, Waiting] = field(default_factory=dict)
+    done: list[int] = field(default_factory=list)
+    dropped: list[tuple[int, str | None]] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
+    refused: list[tuple[Request, errors.OnestepError]] = field(default_factory=list)
+    broken: set[Stream] = field(default_factory=set)
+    """Streams of which an event is refused here."""
+    unsure: bool = False
+    """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
+
+    @property
+    def first_seq(self) -> int:
+        return self.model.learner.seq + 1
+
+    @property
+    def full(self) -> bool:
+        """Whether the model's breaker is to look at these events before more are committed."""
+        breaker = self.model.learner.spec.breaker
+        return breaker is not None and len(self.builder) >= breaker.events
+
+    def check_learns(self, known: Known) -> None:
+        """Raise LearningStopped if the model is stopped. What was learned before is a duplicate all the same."""
+        if self.model.stopped:
+            self.unsure = self.unsure or not known.all_of_them
+            raise why_stopped(self.model)
+
+    @property
+    def key(self) -> int:
+        return self.model.stored.key
+
+    def has_id_of(self, request: Request) -> bool:
+        """Whether it has an item with an id of the request's already."""
+        if not (self.ids or self.kept):
+            return False
+        return any(id_ in self.ids or id_ in self.kept for id_ in request.ids())
+
+    def mark(self) -> tuple[Any, ...]:
+        """Where it stands now, for `take_back`."""
+        return self.builder.mark(), len(self.ids), len(self.served), len(self.kept), len(self.done)
+
+    def take_back(self, mark: tuple[Any, ...]) -> None:
+        """Take back all that came since `mark`."""
+        builder, ids, served, kept, done = mark
+        self.builder.take_back(builder)
+        self.ids = dict(list(self.ids.items())[:ids])
+        self.served = dict(list(self.served.items())[:served])
+        self.kept = dict(list(self.kept.items())[:kept])
+        del self.done[done:]
+
+    def build(self) -> Batch:
+        """The events as arrays."""
+        batch = self.builder.build()
+        if not self.served:
+            return batch
+        n = len(batch)
+        served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n))
+        for place, entry in self.served.items():
+            served.kinds[place], served.scores[place], served.delays[place], _ = entry
+        return replace(batch, served=served)
+
+    def to_store(self, batch: Batch) -> ModelBatch:
+        """The draft as the store takes it."""
+        ids: list[NewId] = []
+        if self.ids:
+            marks = fingerprints(batch).tolist()
+            labels = label_fingerprints(batch.labels, batch.weights).tolist()
+            for id_, place in self.ids.items():
+                kind = self.served[place][0] if place in self.served else ORDINARY
+                known = id_ in self.known
+                ids.append(NewId(id_, self.first_seq + place, marks[place], kind, labels[place], known))
+        names = self.builder.new_names()
+        return ModelBatch(
+            self.key, self.first_seq, batch, self.builder.first_feature, names, ids,
+            list(self.kept.values()), self.done, self.dropped, self.known,
+        )  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return not (len(self.builder) or self.kept or self.dropped)
+
+    def answer(self, first_seq: int, outcome: Outcome) -> None:
+        """Tell everyone what became of their items, given the batch's first seq and what was found before its steps."""
+        p: list[float] = []
+        loss: list[float | None] = []
+        for request, places, error in self.answers:
+            result = Result(error=error)
+            if error is not None and request.stream is not None:
+                request.stream.broken = True
+            if isinstance(places, range):  # of a table
+                of_table = slice(places.start, places.stop)
+                result.run = Run(first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
+                request.accept(result)
+                continue
+            if not p:
+                p, loss = outcome.probabilities.tolist(), _losses(outcome)
+            for i, place in enumerate(places):
+                if isinstance(place, PredictedKept):
+                    result.predicted.append(place)
+                    self.model.not_kept += not place.kept
+                    self.model.duplicates += place.duplicate
+                    continue
+                duplicate, at = place
+                self.model.duplicates += duplicate
+                result.seq.append(at if duplicate else first_seq + at)
+                result.p.append(None if duplicate else p[at])
+                result.loss.append(None if duplicate else loss[at])
+                result.duplicate.append(duplicate)
+                if self.served and not duplicate and at in self.served:
+                    result.late_labels[i] = self._late_label(at)
+            request.accept(result)
+
+    def _late_label(self, place: int) -> LateLabel:
+        kind, score, delay, y = self.served[place]
+        return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
+
+    def refuse(self) -> None:
+        """Tell those of whom nothing is taken. Not before a commit: what ids stand for may be looked up again."""
+        for request, error in self.refused:
+            request.refuse(error)
+
+    def answer_from_memory(self) -> None:
+        """Tell those who asked for predictions, before anything is on disk, where the spec says so."""
+        if self.model.learner.spec.join.ack == "memory":
+            for request, places, error in self.answers:
+                predicted = [place for place in places if isinstance(place, PredictedKept)]
+                if predicted:
+                    request.accept(Result(predicted=predicted, error=error))
+
+
+def why_stopped(model: Model) -> errors.LearningStopped:
+    """What those are told who want a model to learn that its breaker has stopped."""
+    assert model.watch is not None  # noqa: S101  # it is stopped
+    breaker = model.watch.breaker
+    told = {"seq": model.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
+    return errors.LearningStopped(model=model.name, **told)
+
+
+def _losses(outcome: Outcome) -> list[float | None]:
+    """The log losses, None where a step was not taken."""
+    losses: list[float | None] = list(outcome.losses.tolist())
+    if outcome.learned.all():
+        return losses
+    return [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
+
+
+# -- what the requests ask for
+
+
+def draft_request(draft: Draft, request: Request, known: Known) -> None:
+    """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
+    items = request.items
+    if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
+        draft.answers.append((request, (), None))
+    elif not isinstance(items, Table):
+        _add_items(draft, request, items, known)
+    elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
+        _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
+    else:
+        places, refusal = _add_table(draft.builder, items)
+        if items.ids is not None:
+            draft.ids.update(zip(items.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+        _answer(draft, request, places, refusal)
+
+
+def _answer(draft: Draft, request: Request, places: Places, refusal: errors.OnestepError | None) -> None:
+    draft.answers.append((request, places, refusal))
+    if refusal is not None and request.stream is not None:
+        draft.broken.add(request.stream)
+
+
+def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.OnestepError | None]:
+    """The places of a table's events, or of those before the one that cannot be learned, and what is wrong with it."""
+    start = len(builder)
+    try:
+        builder.add_table(*table.arrays())
+    except EventError as error:
+        builder.add_table(*table.part(0, error.row).arrays())
+        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
+        refusal.index = error.row
+        return range(start, start + error.row), refusal
+    return range(start, start + len(table)), None
+
+
+def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Known) -> None:
+    mark = draft.mark()
+    places: list[Place | PredictedKept] = []
+    refusal: errors.OnestepError | None = None
+    try:
+        for item in items:
+            places.append(_place(draft, item, known))
+    except EventError as error:
+        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
+    except errors.OnestepError as error:
+        refusal = error
+    if refusal is not None:
+        refusal.index = len(places)
+        if request.stream is None:
+            draft.take_back(mark)
+            draft.refused.append((request, refusal))
+            draft.unsure = draft.unsure or not known.all_of_them
+            return
+    _answer(draft, request, places, refusal)
+
+
+def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
+    if isinstance(item, Prediction):
+        return _keep(draft, item, known)
+    if item.id is not None:
+        check_label(item.y, item.weight)
+        found = known.ids.get((draft.key, item.id))
+        if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
+            return _learned_here(draft, item)
+        if isinstance(item, Label):
+            return _join(draft, item, found, known)
+        if found is not None:
+            if found.kind != DROPPED:
+                return _learned_before(draft, item, found, known)
+            draft.known.add(item.id)
+    draft.check_learns(known)
+    draft.builder.add(item.x, item.y, item.weight)
+    place = len(draft.builder) - 1
+    if item.id is not None:
+        draft.ids[item.id] = place
+    return False, place
+
+
+def _learned_here(draft: Draft, item: Event | Label) -> Place:
+    """An event or label whose id an earlier one of its request has: the same again, or in conflict."""
+    place = draft.ids[item.id]  # type: ignore[index]  # it has an id
+    values, y, weight = draft.builder.event(place)
+    same = (y, weight) == (item.y, item.weight)
+    if same and isinstance(item, Event):
+        same = values == dict(zip(*draft.builder.features.encode(item.x), strict=True))
+    if not same:
+        raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
+    return True, draft.first_seq + place
+
+
+_LEARNED = "was learned {} with another x, y or weight"
+
+
+def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) -> Place:
+    """An event with features whose id stands for something."""
+    assert event.id is not None  # noqa: S101  # by the caller
+    if found.kind == WAITING:
+        if same_x(_waiting_x(event.id, found), event.x):
+            return _join(draft, Label(event.id, event.y, event.weight), found, known)
+        reason = "waits for its label, with another x; a label is sent without x"
+        raise errors.IdConflict(field="id", id=event.id, reason=reason)
+    features = draft.model.learner.features
+    if found.kind == EXPIRED and _fingerprint(features, Event(event.x, 0)) == found.fingerprint:
+        return _join(draft, Label(event.id, event.y, event.weight), found, known)
+    if _fingerprint(features, event) != found.fingerprint:
+        raise errors.IdConflict(field="id", id=event.id, reason=_LEARNED.format(f"before, at seq {found.seq},"))
+    return True, found.seq
+
+
+def _fingerprint(features: Features, event: Event) -> int | None:
+    """The fingerprint of an event, None if it has features that the model does not know."""
+    columns, values = features.encode(event.x)
+    if -1 in columns:
+        return None
+    batch = Batch(
+        np.array([0, len(columns)], np.int64),
+        np.array(columns, np.int32),
+        np.array(values, np.float64),
+        np.array([event.y], np.uint8),
+        np.array([event.weight], np.float64),
+    )
+    return int(fingerprints(batch)[0])
+
+
+def same_x(a: X, b: X) -> bool:
+    """Whether two x are the same features, in whatever order and however they are written.
+
+    >>> same_x({"vip": True, "age": 31}, {"age": 31.0, "vip": 1}), same_x([1.0], {"0": 2.0})
+    (True, False)
+    """
+    return dict(zip(*flatten(a), strict=True)) == dict(zip(*flatten(b), strict=True))
+
+
+# -- predictions, and the labels that come later
+
+
+def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
+    """Keep a prediction until its label comes; one that waits already is answered again."""
+    id_, model = prediction.id, draft.model
+    found = known.ids.get((draft.key, id_))
+    waiting = draft.kept.get(id_)
+    if found is not None:
+        draft.known.add(id_)
+    if waiting is None and found is not None and found.kind != DROPPED:
+        if found.kind != WAITING:
+            reason = f"was learned before, at seq {found.seq}: a prediction needs an id of its own"
+            raise errors.IdConflict(field="id", id=id_, reason=reason)
+        _waiting_x(id_, found)
+        waiting = found.waiting
+    if waiting is not None:
+        if not same_x(waiting.x, prediction.x):
+            raise errors.IdConflict(field="id", id=id_, reason="waits for its label, with another x")
+        p = logistic.sigmoid(float(waiting.served[0]))
+        return PredictedKept(model.name, p, p > 0.5, waiting.seq, kept=True, duplicate=True)
+    kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
+    if kept:
+        number = model.next_number + len(draft.kept)
+        draft.kept[id_] = Waiting(number, id_, draft.now, prediction.seq, prediction.served, prediction.x)
+    elif not known.all_of_them:
+        draft.unsure = True
+    p = logistic.sigmoid(float(prediction.served[0]))
+    return PredictedKept(model.name, p, p > 0.5, prediction.seq, kept, duplicate=False)
+
+
+def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Place:
+    """Learn a label from what was kept under its id."""
+    if found is None:
+        raise errors.UnknownId(field="id", id=label.id)
+    if found.kind == DROPPED:
+        raise errors.DroppedId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep)
+    if found.kind == WAITING:
+        draft.check_learns(known)
+        draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
+        assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
+        draft.done.append(found.waiting.number)
+        return _joined(draft, label, JOINED, found.waiting)
+    if found.kind == EXPIRED:
+        if draft.model.learner.spec.join.late == "refuse":
+            raise errors.ExpiredId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep, seq=found.seq)
+        if label.y and (draft.key, label.id) in known.gone:
+            raise errors.EventGone(field="id", id=label.id, seq=found.seq)
+        if label.y:
+            draft.check_learns(known)
+            return _correct(draft, label, known.expired.get((draft.key, label.id)))
+        return True, found.seq  # 0, as it was taken to be
+    mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
+    if found.label != mark:
+        reason = f"was learned before, at seq {found.seq}, with another y or weight"
+        raise errors.IdConflict(field="id", id=label.id, reason=reason)
+    return True, found.seq
+
+
+def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
+    """One more step, with y = 1, for an event that was taken to be 0 when its label did not come in time."""
+    if logged is None or logged[1].served is None:
+        raise errors.PredictionDamaged(field="id", id=label.id)
+    written_at, batch = logged
+    draft.builder.add_columns(batch.columns.tolist(), batch.values.tolist(), label.y, label.weight)
+    served = batch.served
+    assert served is not None  # noqa: S101  # seen above
+    kept_at = int((written_at - float(served.delays[0])) * 1e6)
+    return _joined(draft, label, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
+
+
+def _joined(draft: Draft, label: Label, kind: int, waiting: Waiting) -> Place:
+    place = len(draft.builder) - 1
+    draft.ids[label.id] = place
+    draft.known.add(label.id)
+    delay = max(0, draft.now - waiting.kept_at) / 1e6
+    draft.served[place] = kind, float(waiting.served[0]), delay, int(label.y)
+    return False, place
+
+
+def _waiting_x(id_: str, found: KnownId) -> X:
+    if found.waiting is None:
+        raise errors.PredictionDamaged(field="id", id=id_)
+    return found.waiting.x
+
+
+def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
+    """What becomes of predictions whose labels did not come in time: learned as y = 0, or dropped.
+
+    Dropped too is one that cannot be learned: the model has no room for its features, or it is damaged on disk.
+    """
+    for old in oldest:
+        if old.waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
+            with contextlib.suppress(EventError):
+                draft.builder.add(old.waiting.x, 0)
+                draft.done.append(old.number)
+                _joined(draft, Label(old.waiting.id, 0), EXPIRED, old.waiting)
+                continue
+        draft.dropped.append((old.number, old.id))

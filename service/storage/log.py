@@ -1,0 +1,511 @@
+"""Reading a data folder, also one that a service is writing to; store.py says what stands in it.
+
+Nothing here changes anything. Damage is refused, never learned: LogDamaged says what it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from core.features import LATE, Batch, X
+from core.logistic import Floats
+from core.packed import unpack
+from service import errors
+from service.storage import codec, series
+
+APPLICATION_ID = 0x0E57E901
+FORMAT = 4
+"""1: without predictions that wait for their labels. 2: without a note of where a log begins. 3: without series, and
+without one of when a model that had stopped learning was let to learn again. A service that opens such a folder adds
+what they need."""
+JOINED_EVENTS = 20_000
+"""Events that are read as one batch, about."""
+COPIED_PAGES = 1_024
+"""Pages (4 MiB) that are copied and synced at a time: a sync of more would hold up those of a service on that disk."""
+NEWEST_ROWS = 1_000
+"""Rows of the log, the newest, that are looked for in the index at a start."""
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite's module raises for damaged pages; the second, where a damaged text is in the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model as the store knows it: its key, its name, and its spec as JSON types."""
+
+    key: int
+    name: str
+    spec: dict[str, Any]
+
+
+WAITING, DROPPED = LATE + 1, LATE + 2
+"""What an id stands for that has no event: a prediction that waits, or one that waited too long. An event's id has the
+kind of the event (core/features.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A prediction that waits for its label.
+
+    number: its place among those that the model kept. kept_at: microseconds since 1970. seq: the model's when it was
+    made. served: float64 that say what was served, the score first (core/explain.py). x: what it was made from.
+    """
+
+    number: int
+    id: str
+    kept_at: int
+    seq: int
+    served: Floats
+    x: X
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A learner's state at a seq."""
+
+    seq: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What the write-ahead log has after its last whole commit, from the byte `start` on.
+
+    pages: of a commit that was cut short, or is being written just now. lost: commits that are damaged, because another
+    one was begun after each of them, so that it had been synced.
+    """
+
+    start: int = 0
+    pages: int = 0
+    lost: int = 0
+
+
+def crc(*parts: bytes | int | str | float) -> int:
+    """CRC-32 of the parts, each with its kind of fixed width or its length before it."""
+    checksum = 0
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode()  # noqa: PLW2901
+        if isinstance(part, bytes):
+            checksum = zlib.crc32(part, zlib.crc32(struct.pack("<Q", len(part)), checksum))
+        else:
+            checksum = zlib.crc32(struct.pack("<d" if isinstance(part, float) else "<q", part), checksum)
+    return checksum
+
+
+_BATCH = struct.Struct("<qqqdQ")
+_WAITING = struct.Struct("<qqqqQ")
+
+
+def waiting_crc(model: int, number: int, id_: bytes, kept_at: int, seq: int, payload: bytes) -> int:
+    """`crc` of a waiting prediction, in three calls."""
+    header = _WAITING.pack(model, number, kept_at, seq, len(id_))
+    return zlib.crc32(payload, zlib.crc32(id_, zlib.crc32(header)))
+
+
+def batch_crc(model: int, first_seq: int, events: int, written_at: float, payload: bytes) -> int:
+    """`crc` of a row of the log, in two calls: the log has millions of rows."""
+    return zlib.crc32(payload, zlib.crc32(_BATCH.pack(model, first_seq, events, written_at, len(payload))))
+
+
+_MODELS_WITH_EVENTS = """
+WITH RECURSIVE found (model) AS (
+    SELECT min(model) FROM batches
+    UNION ALL
+    SELECT (SELECT min(model) FROM batches WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
+SELECT model FROM found
+"""
+"""One seek in the index for each model."""
+
+
+class LogReader:
+    """Reads a data folder, also one that a service is using, and changes nothing in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = self._connect()
+        try:
+            self._check_format()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / "log.db"
+        if not path.is_file():
+            raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+
+    def _check_format(self) -> None:
+        try:
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        except _UNREADABLE as error:
+            raise self._damaged(str(error)) from None
+        if application != APPLICATION_ID:
+            raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
+        if found > FORMAT:
+            raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
+        self.format = int(found)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
+        try:
+            # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
+            for row in self._db.execute(query, values):  # noqa: UP028
+                yield row
+        except _UNREADABLE as error:
+            raise self._damaged(str(error)) from None
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self.folder), reason=reason)
+
+    def models(self) -> list[StoredModel]:
+        """Every model, in order of creation."""
+        models = []
+        for key, name, spec, checksum in self._rows("SELECT model, name, spec, checksum FROM models ORDER BY model"):
+            if checksum != crc(key, name, spec):
+                raise self._damaged(f"the row of model {name!r} has a wrong checksum")
+            models.append(StoredModel(key, name, json.loads(spec)))
+        return models
+
+    def names(self, model: int) -> list[str]:
+        """A model's feature names, in column order."""
+        names: list[str] = []
+        query = "SELECT first_column, count, names, checksum FROM names WHERE model = ? ORDER BY first_column"
+        for first_column, count, data, checksum in self._rows(query, model):
+            if checksum != crc(model, first_column, count, data):
+                raise self._damaged(f"the feature names from column {first_column} on have a wrong checksum")
+            if first_column != len(names):
+                raise self._damaged(f"the feature names of columns {len(names)} to {first_column - 1} are missing")
+            names += data.decode().split("\0")[:-1]
+        return names
+
+    def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
+        """The events of a model with seq > `after` (and, with `up_to`, <= that), in order; damage and gaps are refused.
+
+        Rows are joined to batches of thousands of events: learning them a row at a time would cost more than the steps.
+        """
+        last = after
+        while True:
+            packed: list[bytes] = []
+            first = last
+            # A query for each batch: one that stayed open would keep SQLite from reusing its write-ahead log.
+            rows = self._rows(
+                "SELECT first_seq, events, written_at, payload, checksum FROM batches "
+                "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
+                model,
+                last,
+            )
+            for row in rows:
+                if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
+                    break
+                packed.append(self._checked(model, last + 1, *row))
+                last += row[1]
+            rows.close()
+            if not packed:
+                return
+            batch = self._unpacked(packed, first + 1, last)
+            yield batch if up_to is None else batch.first(up_to - first)
+
+    def _checked(
+        self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
+    ) -> bytes:
+        """The payload of a row, if it is the next one and whole."""
+        if first_seq != expected:
+            if self.gone(model) >= first_seq - 1:
+                reason = f"the events from seq {expected} to {first_seq - 1} are no longer in the log (--keep-events)"
+                raise errors.EventsGone(folder=str(self.folder), reason=reason)
+            raise self._damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
+        if checksum != batch_crc(model, first_seq, events, written_at, payload):
+            raise self._damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")
+        return payload
+
+    def _unpacked(self, packed: list[bytes], first_seq: int, last_seq: int) -> Batch:
+        try:
+            batch = unpack(packed)
+        except ValueError as error:
+            raise self._damaged(f"the events from seq {first_seq} on cannot be read: {error}") from None
+        if len(batch) != last_seq - first_seq + 1:
+            raise self._damaged(f"from seq {first_seq} to {last_seq} there are {len(batch)} events")
+        return batch
+
+    def gone(self, model: int) -> int:
+        """The seq up to which the events of a model are no longer in the log, 0 where it has all of them."""
+        starts = self._starts(model)
+        return starts[-1][0] if starts else 0
+
+    def _starts(self, model: int) -> list[tuple[int, float]]:
+        """Up to which seq events are gone and when the last of them was written (seconds since 1970): now, and, where
+        that is to be remembered, at times before."""
+        starts: list[tuple[int, float]] = []
+        if self.format > 2:
+            query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
+            for seq, written_at, checksum in self._rows(query, model):
+                if checksum != crc(model, seq, written_at):
+                    raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
+                starts.append((seq, written_at))
+        return starts
+
+    def resumed(self, model: int) -> int:
+        """The seq at which a model that had stopped learning was let to learn again last, 0 if it never was."""
+        if self.format > 3:
+            for seq, resumed_at, checksum in self._rows(
+                "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1", model
+            ):
+                if checksum != crc(model, seq, resumed_at):
+                    raise self._damaged(f"the row that says that learning resumed at seq {seq} has a wrong checksum")
+                return int(seq)
+        return 0
+
+    def last_seq(self, model: int) -> int:
+        """The seq of a model's newest event, 0 without one."""
+        query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
+        return next((seq for (seq,) in self._rows(query, model)), 0)
+
+    def newest(self) -> dict[int, int]:
+        """The last seq of each model in the newest rows of the log, found without the index that all else goes by.
+
+        An index page that is damaged can hide a row, and SQLite does not tell; of the last row nothing else would.
+        """
+        query = (
+            "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches NOT INDEXED "
+            "ORDER BY rowid DESC LIMIT ?) GROUP BY model"
+        )
+        return {model: seq for model, seq in self._rows(query, NEWEST_ROWS)}  # noqa: C416
+
+    def check_models(self) -> None:
+        """Refuse a log with events of a model that is not there, and is not being removed."""
+        known = {
+            model for (model,) in self._rows("SELECT model FROM models NOT INDEXED UNION SELECT model FROM purges")
+        }
+        for (model,) in self._rows(_MODELS_WITH_EVENTS):
+            if model is not None and model not in known:
+                raise self._damaged(f"the row of model number {model} is missing, and its events are there")
+
+    def series(self, model: int, after: int, before: int) -> tuple[list[series.Row], list[series.Mark]]:
+        """How a model did between two times, and what happened."""
+        ((rows,),) = self._rows(series.READ, model, after, before)
+        marks = [series.Mark(model, *row) for row in self._rows(series.READ_MARKS, model, after, before)]
+        return msgspec.json.decode(rows, type=list[series.Row]), marks
+
+    def recent_losses(self, models: Sequence[int], count: int) -> dict[int, list[float | None]]:
+        """The last windowed losses of some models, oldest first."""
+        rows = self._rows(series.RECENT, count, json.dumps(models))
+        return {model: json.loads(losses)[::-1] for model, losses in rows}
+
+    def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
+        """The event of a model at a seq, and when it was written (seconds since 1970); None if it is not there."""
+        for first_seq, events, *row in self._rows(
+            "SELECT first_seq, events, written_at, payload, checksum FROM batches "
+            "WHERE model = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1",
+            model,
+            seq,
+        ):
+            if seq < first_seq + events:
+                payload = self._checked(model, first_seq, first_seq, events, *row)
+                batch = self._unpacked([payload], first_seq, first_seq + events - 1)
+                return row[0], batch.part(seq - first_seq, seq - first_seq + 1)
+        return None
+
+    def ids(self, model: int) -> tuple[int, int]:
+        """How many ids a model has, and the largest seq of an event with one, 0 without one."""
+        events = f"kind <= {LATE}" if self.format > 1 else "true"
+        query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE {events}), 0) FROM ids WHERE model = ?"  # noqa: S608
+        return next((count, seq) for count, seq in self._rows(query, model))
+
+    def waiting(self, model: int) -> Iterator[Waiting]:
+        """The predictions of a model that wait, the oldest first; damage is refused."""
+        if self.format > 1:
+            query = "SELECT number, id, kept_at, seq, payload, checksum FROM waiting WHERE model = ? ORDER BY number"
+            for row in self._rows(query, model):
+                yield self.waiting_row(model, *row)
+
+    def waiting_row(
+        self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: bytes, checksum: int
+    ) -> Waiting:
+        """A waiting prediction of its row; LogDamaged if it is damaged."""
+        what = f"the prediction that waits under the id {id_!r}"
+        if checksum != waiting_crc(model, number, id_.encode(), kept_at, seq, payload):
+            raise self._damaged(f"{what} has a wrong checksum")
+        try:
+            return Waiting(number, id_, kept_at, seq, *codec.decode_prediction(payload))
+        except ValueError as error:
+            raise self._damaged(f"{what} cannot be read: {error}") from None
+
+    def waiting_count(self, model: int) -> int:
+        """How many predictions of a model wait."""
+        if self.format == 1:
+            return 0
+        return next(int(count) for (count,) in self._rows("SELECT count(*) FROM waiting WHERE model = ?", model))
+
+    def dropped(self, model: int) -> int:
+        """How many predictions of a model waited too long, and were dropped."""
+        dropped = 0
+        if self.format > 1:
+            query = "SELECT number, seq, dropped_at, predictions, checksum FROM drops WHERE model = ?"
+            for number, seq, dropped_at, predictions, checksum in self._rows(query, model):
+                if checksum != crc(model, number, seq, dropped_at, predictions):
+                    raise self._damaged(f"the row of {predictions} dropped prediction(s) has a wrong checksum")
+                dropped += predictions
+        return dropped
+
+    def snapshot_seqs(self, model: int) -> list[int]:
+        """The seqs of a model's snapshots, the newest first."""
+        return [seq for (seq,) in self._rows("SELECT seq FROM snapshots WHERE model = ? ORDER BY seq DESC", model)]
+
+    def snapshot(self, model: int, seq: int) -> Snapshot:
+        """The snapshot of a model at a seq; LogDamaged if it cannot be used."""
+        data = b"".join(self.snapshot_chunks(model, seq))
+        try:
+            return Snapshot(seq, codec.decode_state(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"the snapshot at seq {seq} cannot be read: {error}") from None
+
+    def snapshot_chunks(self, model: int, seq: int) -> Iterator[bytes]:
+        """The bytes of a snapshot, a chunk at a step; LogDamaged where one is damaged or missing."""
+        what = f"the snapshot at seq {seq}"
+        query = "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?"
+        chunks, checksum = next(self._rows(query, model, seq), (None, None))
+        if chunks is None:
+            raise self._damaged(f"{what} is not there")
+        if checksum != crc(model, seq, chunks):
+            raise self._damaged(f"{what} is not whole")
+        query = "SELECT data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? AND chunk = ?"
+        for chunk in range(chunks):
+            data, checksum = next(self._rows(query, model, seq, chunk), (None, None))
+            if data is None:
+                raise self._damaged(f"{what} is not whole")
+            if checksum != crc(model, seq, chunk, data):
+                raise self._damaged(f"{what} has a wrong checksum")
+            yield data
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the database as it stands at this moment to a new file, and sync it.
+
+        One read transaction holds the moment, so a service writes on meanwhile. It keeps SQLite from reusing the
+        write-ahead log, which grows until the copy is done.
+        """
+        with path.open("wb") as file, closing(sqlite3.connect(path, isolation_level=None)) as target:
+            try:
+                target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+                self._db.execute("BEGIN")
+                self.log_end()  # a transaction begins with its first look
+                self._db.backup(target, pages=COPIED_PAGES, progress=lambda *_: os.fsync(file.fileno()))
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise self._damaged(str(error)) from None
+                raise errors.CopyFailed(path=str(path), reason=str(error)) from error
+            os.fsync(file.fileno())
+
+    def log_end(self) -> tuple[int, int]:
+        """The number of the last commit, and the checksum over all."""
+        for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
+            if not isinstance(number, int) or not isinstance(checksum, int):
+                raise self._damaged("the row of its last commit cannot be read")
+            return number, checksum
+        raise self._damaged("the row of its last commit is missing")
+
+    def tail(self) -> Tail:
+        """What stands in the write-ahead log beyond the commits that SQLite reads from it."""
+        path = self.folder / "log.db-wal"
+        whole = self._whole_frames()
+        if whole is None or not path.is_file():
+            return Tail()
+        with path.open("rb") as wal:
+            found = _tail(wal, whole, next(size for (size,) in self._rows("PRAGMA page_size")))
+        # Again, for what a service has committed meanwhile; it may have begun its write-ahead log anew, too.
+        return found if self._whole_frames() == whole else Tail()
+
+    def _whole_frames(self) -> int | None:
+        """How many frames of the write-ahead log SQLite reads, by its index (sqlite.org/walformat.html); None if it has
+        none."""
+        next(self._rows("SELECT 1 FROM log_end"), None)  # the index is made when it is needed
+        try:
+            with (self.folder / "log.db-shm").open("rb") as index:
+                header, copy = index.read(_INDEX.size), index.read(_INDEX.size)
+        except FileNotFoundError:
+            return None
+        return int(_INDEX.unpack(header)[0]) if header and header == copy else None
+
+    def integrity(self) -> list[str]:
+        """What SQLite's own check finds wrong; empty if nothing."""
+        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
+# -- the write-ahead log (sqlite.org/fileformat2.html, section 4)
+
+_WAL_HEADER = struct.Struct(">16x8s8s")
+_FRAME = struct.Struct(">4xI8s8x")
+_INDEX = struct.Struct("=16xI28x")
+
+
+def _tail(wal: BinaryIO, whole: int, page_size: int) -> Tail:
+    """What comes after so many frames. Those of an older write-ahead log have another salt, and are passed over."""
+    header = wal.read(_WAL_HEADER.size)
+    if len(header) < _WAL_HEADER.size:
+        return Tail(0, len(header) > 0)
+    salt, checksum = _WAL_HEADER.unpack(header)
+    header_whole = checksum == _wal_checksum(header)
+    start = _WAL_HEADER.size + whole * (_FRAME.size + page_size)
+    pages = commits = 0
+    for place in itertools.count(start, _FRAME.size + page_size):
+        wal.seek(place)
+        frame = wal.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            break
+        size_after_commit, frame_salt = _FRAME.unpack(frame)
+        if not header_whole and place == start:
+            salt = frame_salt
+        pages += frame_salt == salt
+        commits += frame_salt == salt and size_after_commit > 0
+    # The header is synced before the first frame is written, and a commit before the next one.
+    return Tail(start, pages + (len(frame) > 0), max(0, commits - header_whole))
+
+
+def _wal_checksum(header: bytes) -> bytes:
+    """What stands at the end of a header, if it is whole."""
+    one = two = 0
+    words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return struct.pack(">II", one, two)
+
+
+# -- the file last-commit
+
+_MARK = struct.Struct("<QI")
+
+
+def encode_mark(number: int, checksum: int) -> bytes:
+    """The bytes of `last-commit`: number and checksum of a commit, and a checksum of the two."""
+    body = _MARK.pack(number, checksum)
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def read_mark(folder: Path) -> tuple[int, int] | None:
+    """Number and checksum of the last commit that was acknowledged; None if the file is not there or damaged."""
+    try:
+        data = (folder / "last-commit").read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
+        return None
+    number, checksum = _MARK.unpack_from(data)
+    return number, checksum

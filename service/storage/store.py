@@ -1,0 +1,779 @@
+"""The log and the snapshots: one SQLite file, `log.db`, in the data folder.
+
+What is promised: when `commit` returns, the events are on disk and synced. A commit is one transaction: one row for
+each model in it, however many events, because an event a row costs three times as much.
+
+    models           name and spec of each model
+    names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
+    batches          the log: n events (core/packed.py) from `first_seq` on; rows of a model join without a gap
+    log_starts       up to which seq the events of a model are gone because they need not be kept; without a row all are
+                     there: so a log that lost its first rows is told from one that was to be shortened
+    ids              id -> kind, seq and fingerprint of its event: what makes an event with an id learned once; for a
+                     prediction that waits its number, for one that was dropped its kind alone
+    waiting          predictions that wait for their labels, by number; a row goes when its label comes, or too late
+    resumes          at which seq, and when, a model that had stopped learning (core/breaker.py) was let to learn again
+    drops            how many predictions were dropped, and after which seq
+    snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
+    purges           models deleted whose rows are not all gone yet
+    series, marks    how each model did, for plots (series.py); nothing depends on them
+    log_end          one row: the number of the last commit, and a checksum over all commits so far
+
+What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
+its checksum at the end:
+
+    models      1 | default | {"rule":"sgd","learning_rate":0.01,...}
+    names       1 | 0 | 2 | age\\0country=FR\\0
+    batches     1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
+    log_end     2
+
+SQLite checks no pages, so every row that matters carries a CRC-32 of its contents, and a damaged one is refused, never
+learned.
+
+SQLite ends its write-ahead log at the first frame that is damaged and says nothing: one flipped bit can lose hundreds
+of acknowledged commits. So after each sync and before the reply the commit's number and checksum are written (not
+synced) to the file `last-commit` beside the database. A log that ends before it refuses to open.
+
+One connection writes and checkpoints, this one. All others are read-only: SQLite before 3.51.3 has a rare race that
+needs a second writer or checkpointer.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from core.features import EXPIRED, LATE, ORDINARY, Batch
+from core.packed import pack
+from service import errors
+from service.storage import codec, series
+from service.storage.log import (
+    APPLICATION_ID,
+    DROPPED,
+    FORMAT,
+    WAITING,
+    LogReader,
+    Snapshot,
+    StoredModel,
+    Waiting,
+    batch_crc,
+    crc,
+    encode_mark,
+    read_mark,
+    waiting_crc,
+)
+
+logger = logging.getLogger("onestep")
+
+SNAPSHOT_CHUNK = 1 << 20
+KEPT_SNAPSHOTS = 2
+PURGE_ROWS = 200
+DROPPED_BYTES = 1 << 20
+"""Of events that are dropped in one short commit, about."""
+SCANNED_IDS = 2_000
+"""Ids that are looked at in one step, whether they are to be dropped."""
+FREE_PAGES = 4_096
+"""Free pages (16 MiB) that are left for what comes, or a quarter of the file if that is more. More are given back."""
+RETURNED_PAGES = 500
+"""Pages that are given back in one short commit."""
+
+_SCHEMA = """
+CREATE TABLE log_end (
+    one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+INSERT INTO log_end VALUES (1, 0, 0);
+CREATE TABLE models (
+    model INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE names (
+    model INTEGER NOT NULL, first_column INTEGER NOT NULL, count INTEGER NOT NULL, names BLOB NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (model, first_column)
+) STRICT;
+CREATE TABLE batches (
+    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL, written_at REAL NOT NULL,
+    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
+) STRICT;
+CREATE TABLE ids (
+    model INTEGER NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, fingerprint INTEGER NOT NULL,
+    PRIMARY KEY (model, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE snapshots (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunks INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+CREATE TABLE snapshot_chunks (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunk INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq, chunk)
+) STRICT;
+CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
+"""
+_SECOND_FORMAT = """
+ALTER TABLE ids ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE ids ADD COLUMN label INTEGER;
+CREATE TABLE waiting (
+    model INTEGER NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL, kept_at INTEGER NOT NULL, seq INTEGER NOT NULL,
+    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE drops (
+    model INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, dropped_at INTEGER NOT NULL,
+    predictions INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
+) STRICT;
+"""
+"""What the first format did not have."""
+_THIRD_FORMAT = """
+CREATE TABLE log_starts (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, written_at REAL NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+"""
+"""What the second format did not have."""
+_FOURTH_FORMAT = f"""
+CREATE TABLE resumes (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, resumed_at INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (model, seq)
+) STRICT;
+{series.SCHEMA}"""
+"""What the third format did not have."""
+_UPGRADES = {
+    1: _SECOND_FORMAT + _THIRD_FORMAT + _FOURTH_FORMAT,
+    2: _THIRD_FORMAT + _FOURTH_FORMAT,
+    3: _FOURTH_FORMAT,
+}
+
+_PURGED = {
+    "batches": "rowid",
+    "names": "rowid",
+    "snapshots": "rowid",
+    "snapshot_chunks": "rowid",
+    "drops": "rowid",
+    "log_starts": "rowid",
+    "resumes": "rowid",
+    "ids": "id",
+    "waiting": "number",
+    "series": "t",
+    "marks": "t",
+}
+"""Tables with rows of a model, and what tells those rows apart."""
+
+_FIND = """
+SELECT json_group_array(json_array(
+    ids.id, kind, ids.seq, fingerprint, label, kept_at, waiting.seq, hex(payload), waiting.checksum))
+FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
+WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
+"""
+_INSERT_IDS = """
+INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
+"""
+# An id that stands for an event never changes, but for one that was taken to be 0 and is corrected.
+_CHANGE_IDS = f"""{_INSERT_IDS} WHERE true
+ON CONFLICT (model, id) DO UPDATE SET
+    seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
+WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
+"""
+_OLDEST = """
+SELECT json_group_array(json_array(
+    number, hex(id), kept_at, seq, hex(payload), checksum,
+    EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
+FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
+"""
+
+
+class NewId(NamedTuple):
+    """An id and what it stands for from now on: an event's kind, seq, fingerprint (`core.features.fingerprints`) and
+    that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped. known: whether it stood
+    for something before."""
+
+    id: str
+    seq: int
+    fingerprint: int = 0
+    kind: int = ORDINARY
+    label: int | None = None
+    known: bool = False
+
+
+class IdsTakenError(Exception):
+    """An id that was taken to be new stands for something; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownId:
+    """What an id stands for, as in NewId. waiting: the prediction, None too where it is damaged."""
+
+    kind: int
+    seq: int
+    fingerprint: int
+    label: int | None
+    waiting: Waiting | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBatch:
+    """What one commit changes of one model.
+
+    Events from `first_seq` on, the feature names that they bring, their ids; predictions that wait from now on, under
+    ids that are new, or `known`; and the numbers of those that wait no more: `done`, being among the events now, or
+    `dropped`, with their ids.
+    """
+
+    model: int
+    first_seq: int
+    batch: Batch
+    first_column: int
+    names: Sequence[str]
+    ids: Sequence[NewId]
+    kept: Sequence[Waiting] = ()
+    done: Sequence[int] = ()
+    dropped: Sequence[tuple[int, str | None]] = ()
+    known: Container[str] = ()
+
+
+class LogRow(NamedTuple):
+    """A row of the log: the seq of its last event, when it was written (seconds since 1970), and its bytes."""
+
+    last_seq: int
+    written_at: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldWaiting:
+    """A prediction that may have waited too long.
+
+    waiting: all of it, None where it is damaged on disk. id: the one that leads to it, None where none does.
+    """
+
+    number: int
+    id: str | None
+    kept_at: int
+    waiting: Waiting | None
+
+
+class _SeriesDamagedError(Exception):
+    """A page of the series is damaged."""
+
+
+class Store(LogReader):
+    """The one writer of a data folder. Its methods are called by one thread at a time.
+
+    Raises DiskFull where there is no room, and then nothing was written; StorageFailed where writing or syncing failed,
+    and then the service must stop: what a failed sync left on disk is not known, and trying again would not tell.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path, self._mark_path = folder / "log.db", folder / "last-commit"
+        if not path.exists():
+            self._create(path)
+        unfinished = self._check(folder)
+        super().__init__(folder)
+        if unfinished:
+            self._drop_unfinished()
+        if self.format < FORMAT:
+            self._upgrade()
+        self._number, self._checksum = self.log_end()
+        self._failed = False
+        self._series_whole = True
+        self.sync_seconds = 0.0
+        """What writing and syncing the last commit took, once its rows were put together."""
+        self._mark = self._open_mark()
+
+    def _create(self, path: Path) -> None:
+        """A new log, made under another name and renamed: a crash on the way leaves no half-made one."""
+        for left in (self._mark_path, path.with_name("log.db-wal")):
+            if left.exists():
+                raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} is there")
+        new = path.with_name("log.db.new")
+        new.unlink(missing_ok=True)
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.executescript(
+                "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
+                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
+                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} {_FOURTH_FORMAT} COMMIT;"
+                # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
+                "PRAGMA journal_mode = WAL;"
+            )
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+        finally:
+            db.close()
+        new.rename(path)
+        sync_folder(path.parent)
+
+    def _upgrade(self) -> None:
+        """Add what an older format does not have, in one transaction; all that is there stays as it is."""
+        added = _UPGRADES[self.format]
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {FORMAT}; COMMIT;")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _failure(error) from error
+        self.format = FORMAT
+
+    @staticmethod
+    def _check(folder: Path) -> bool:
+        """Refuse a folder whose log has become shorter, by reading alone: a connection that may write would throw away
+        the damaged write-ahead log when it is closed, and with it what could still be saved.
+
+        Returns whether a commit was cut short.
+        """
+        log = LogReader(folder)
+        try:
+            number, checksum = log.log_end()
+            tail = log.tail()
+        finally:
+            log.close()
+        marked = read_mark(folder)
+        if marked is None and number > 0:
+            raise errors.LogDamaged(folder=str(folder), reason="its file last-commit is missing or unreadable")
+        if marked is not None and marked[0] > number:
+            raise errors.LogEndsEarly(folder=str(folder), log=number, mark=marked[0])
+        if marked is not None and marked[0] == number and marked[1] != checksum:
+            raise errors.LogDamaged(folder=str(folder), reason="its last commit is not the one that was acknowledged")
+        if tail.lost:
+            raise errors.LogHasAHole(folder=str(folder), log=number, lost=tail.lost)
+        if tail.pages:
+            logger.warning(
+                "commit %d was cut short and never acknowledged: %d page(s) of it are dropped", number + 1, tail.pages
+            )
+        return tail.pages > 0
+
+    def _drop_unfinished(self) -> None:
+        """Begin the write-ahead log anew: a commit that overwrote only a part of the one that was cut short would look
+        as if more had been lost, were it cut short too."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _failure(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self._mark_path.with_name("log.db"), isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        try:
+            # FULL: a commit is synced before it returns.
+            db.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+            )
+        except sqlite3.Error as error:
+            db.close()
+            raise _failure(error) from error
+        return db
+
+    def _open_mark(self) -> int:
+        """Open the file that remembers how far the log went, for the commits to come."""
+        fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
+        # First the log: a kill may have left a commit in it that was written and not synced. From now on it counts.
+        wal = self.folder / "log.db-wal"
+        if wal.exists():
+            sync_file(wal)
+        sync_folder(self.folder)
+        os.pwrite(fd, encode_mark(self._number, self._checksum), 0)
+        os.fsync(fd)
+        return fd
+
+    # -- writing
+
+    @contextmanager
+    def _transaction(self) -> Iterator[list[int]]:
+        """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums."""
+        checksums: list[int] = []
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield checksums
+            number, checksum = self._number + 1, crc(self._checksum, *checksums)
+            self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
+            started = time.perf_counter()
+            self._db.execute("COMMIT")
+            self.sync_seconds = time.perf_counter() - started
+            # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
+            os.pwrite(self._mark, encode_mark(number, checksum), 0)
+        except (sqlite3.Error, OSError) as error:
+            failure = _failure(error)
+            if isinstance(failure, errors.DiskFull):
+                self._roll_back()
+            else:
+                self._failed = True
+            raise failure from error
+        except BaseException:
+            self._roll_back()
+            raise
+        self._number, self._checksum = number, checksum
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def commit(self, batches: Sequence[ModelBatch]) -> None:
+        """Write what one turn of the writer gathered, and sync it. IdsTakenError: nothing was written."""
+        written_at = time.time()
+        with self._transaction() as checksums:
+            for part in batches:
+                if part.names:
+                    checksums.append(self._insert_names(part.model, part.first_column, part.names))
+                if len(part.batch):
+                    checksums.append(self._insert_batch(part, written_at))
+                if part.ids:
+                    self._insert_ids(part.model, part.ids)
+                if part.kept:
+                    checksums.append(self._insert_waiting(part.model, part.kept, part.known))
+                if part.dropped:
+                    checksums.append(self._insert_drop(part, written_at))
+                if part.done or part.dropped:
+                    self._delete_waiting(part.model, [*part.done, *(number for number, _ in part.dropped)])
+
+    def _insert_batch(self, part: ModelBatch, written_at: float) -> int:
+        payload = pack(part.batch)
+        checksum = batch_crc(part.model, part.first_seq, len(part.batch), written_at, payload)
+        row = (part.model, part.first_seq, len(part.batch), written_at, payload, checksum)
+        self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+        return checksum
+
+    def _insert_names(self, model: int, first_column: int, names: Sequence[str]) -> int:
+        data = "".join(name + "\0" for name in names).encode()
+        checksum = crc(model, first_column, len(names), data)
+        self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", (model, first_column, len(names), data, checksum))
+        return checksum
+
+    def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
+        # One statement for all: each statement gives up the GIL and must win it back. In order, because random ids then
+        # share the pages of the tree that they go to (measured, 8,000 at once: 3.1 us an id, out of order 4.6).
+        if fresh := sorted(new for new in ids if not new.known):
+            try:
+                self._db.execute(_INSERT_IDS, (model, _as_json(fresh)))
+            except sqlite3.IntegrityError:
+                raise IdsTakenError from None
+        if known := [new for new in ids if new.known]:
+            changed = self._db.execute(_CHANGE_IDS, (model, _as_json(known))).rowcount
+            if changed != len(known):
+                raise sqlite3.IntegrityError(f"{len(known) - changed} id(s) stand for events already")
+
+    def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
+        """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
+        payloads = [codec.encode_prediction(new.served, new.x) for new in kept]
+        rows: list[list[Any]] = []
+        checksums: list[int] = []
+        at = 1  # SQLite counts bytes from 1
+        for new, payload in zip(kept, payloads, strict=True):
+            checksums.append(waiting_crc(model, new.number, new.id.encode(), new.kept_at, new.seq, payload))
+            rows.append([new.number, new.id, new.kept_at, new.seq, at, len(payload), checksums[-1]])
+            at += len(payload)
+        self._db.execute(
+            "INSERT INTO waiting SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, "
+            "substr(?2, value ->> 4, value ->> 5), value ->> 6 FROM json_each(?3)",
+            (model, b"".join(payloads), json.dumps(rows)),
+        )
+        self._insert_ids(model, [NewId(w.id, w.number, kind=WAITING, known=w.id in known) for w in kept])
+        return crc(*checksums)
+
+    def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
+        """One entry for all that were dropped at once."""
+        row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
+        checksum = crc(*row)
+        self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
+        self._insert_ids(part.model, [NewId(i, 0, kind=DROPPED, known=True) for _, i in part.dropped if i is not None])
+        return checksum
+
+    def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
+        self._db.execute(
+            "DELETE FROM waiting WHERE model = ? AND number IN (SELECT value FROM json_each(?))",
+            (model, json.dumps(numbers)),
+        )
+
+    def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], KnownId]:
+        """(model, id) -> what it stands for, for those of the wanted ids that stand for something."""
+        found = {}
+        for model, ids in wanted.items():
+            # One row with all in it: each row gives up the GIL.
+            for id_, kind, seq, fingerprint, label, kept_at, made_at, payload, checksum in self._json_rows(
+                _FIND, model, json.dumps(ids), WAITING
+            ):
+                waiting = None
+                if kind == WAITING and kept_at is not None:
+                    waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
+                found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
+        return found
+
+    def oldest_waiting(self, model: int, count: int) -> list[OldWaiting]:
+        """The oldest predictions that wait."""
+        oldest = []
+        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
+            # An id that does not lead here is damaged: it may be another's.
+            id_ = _text(id_hex) if known else self._id_of(model, number)
+            waiting = None if id_ is None else self._whole(model, number, id_, *rest)
+            oldest.append(OldWaiting(number, id_, rest[0], waiting))
+        return oldest
+
+    def _id_of(self, model: int, number: int) -> str | None:
+        """The id under which a prediction of this number waits; it looks at all ids."""
+        query = "SELECT hex(id) FROM ids WHERE model = ? AND kind = ? AND seq = ?"
+        return next((_text(id_hex) for (id_hex,) in self._rows(query, model, WAITING, number)), None)
+
+    def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
+        """The rows of a query that gives all of them as one JSON array."""
+        try:
+            ((rows,),) = self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+        try:
+            decoded: list[list[Any]] = msgspec.json.decode(rows)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._damaged(f"an id cannot be read: {error}") from None
+        return decoded
+
+    def _whole(
+        self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: str, checksum: int
+    ) -> Waiting | None:
+        try:
+            return self.waiting_row(model, number, id_, kept_at, seq, bytes.fromhex(payload), checksum)
+        except errors.LogDamaged as damage:
+            logger.warning("%s", damage.members["reason"])
+            return None
+
+    def last_number(self, model: int) -> int:
+        """The largest number of a prediction that waits or was dropped, 0 without one; others may come again."""
+        query = (
+            "SELECT max(ifnull((SELECT max(number) FROM waiting WHERE model = ?1), 0), "
+            "ifnull((SELECT max(number) FROM drops WHERE model = ?1), 0))"
+        )
+        return next(int(number) for (number,) in self._rows(query, model))
+
+    def give_back(self) -> bool:
+        """Give a piece of the file's free room back to the file system, where there is much; whether there is more."""
+        try:
+            ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
+            ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
+            if free <= max(FREE_PAGES, pages // 4):
+                return False
+            self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_PAGES})").fetchall()
+            ((left,),) = self._db.execute("PRAGMA freelist_count").fetchall()
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+        return bool(left < free)  # a file of the first format gives nothing back
+
+    def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
+        """A new model."""
+        with self._transaction() as checksums:
+            return self._insert_model(name, spec, checksums)
+
+    def _insert_model(self, name: str, spec: dict[str, Any], checksums: list[int]) -> StoredModel:
+        text = json.dumps(spec, separators=(",", ":"))
+        insert = "INSERT INTO models (name, spec, checksum) VALUES (?, ?, 0) RETURNING model"
+        ((key,),) = self._db.execute(insert, (name, text)).fetchall()
+        checksums.append(crc(key, name, text))
+        self._db.execute("UPDATE models SET checksum = ? WHERE model = ?", (checksums[-1], key))
+        return StoredModel(key, name, spec)
+
+    def delete_model(self, model: StoredModel, successor: dict[str, Any] | None = None) -> StoredModel | None:
+        """Remove a model. Its rows go later, with `purge`. With a spec as `successor`, a new model takes its name."""
+        with self._transaction() as checksums:
+            self._db.execute("DELETE FROM models WHERE model = ?", (model.key,))
+            self._db.execute("INSERT INTO purges VALUES (?)", (model.key,))
+            return None if successor is None else self._insert_model(model.name, successor, checksums)
+
+    def resume(self, model: int, seq: int) -> None:
+        """Remember that a model that had stopped learning was let to learn again at a seq."""
+        row = (model, seq, time.time_ns() // 1_000)
+        with self._transaction() as checksums:
+            checksums.append(crc(*row))
+            self._db.execute("INSERT INTO resumes VALUES (?, ?, ?, ?)", (*row, checksums[0]))
+
+    def purge(self) -> bool:
+        """Remove some rows of deleted models, in one short commit; whether there may be more."""
+        # Not of a model that is there: its number in this table is damaged then.
+        query = "SELECT model FROM purges WHERE model NOT IN (SELECT model FROM models) LIMIT 1"
+        doomed = [key for (key,) in self._rows(query)]
+        if not doomed:
+            return False
+        with self._transaction():
+            for table, key in _PURGED.items():
+                # The table and key are ours, not a caller's.
+                some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {PURGE_ROWS}"  # noqa: S608
+                gone = self._db.execute(f"DELETE FROM {table} WHERE model = ?1 AND {key} IN ({some})", doomed)  # noqa: S608
+                if gone.rowcount:
+                    return True
+            self._db.execute("DELETE FROM purges WHERE model = ?", doomed)
+        return True
+
+    def rows_after(self, model: int, seq: int, count: int) -> list[LogRow]:
+        """The first rows of a model's log after a seq, at most `count`."""
+        query = (
+            "SELECT first_seq + events - 1, written_at, length(payload) FROM batches "
+            "WHERE model = ? AND first_seq > ? ORDER BY first_seq LIMIT ?"
+        )
+        return [LogRow(*row) for row in self._rows(query, model, seq, count)]
+
+    def drop_events(self, model: int, up_to: int, written_before: float, remember: float) -> bool:
+        """Remove the oldest rows of a model's log that end at or before a seq and were written before a time, some in
+        one short commit; whether there were any.
+
+        `remember`: how many seconds back it stays known when the events were written that are gone.
+        """
+        gone, dropped = self.gone(model), 0
+        end, last_written_at = gone, 0.0
+        for row in self.rows_after(model, gone, PURGE_ROWS):
+            if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
+                break
+            end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
+        deleted = not list(self._rows("SELECT 1 FROM models WHERE model = ?", model))
+        if end == gone or deleted:
+            return False
+        with self._transaction() as checksums:
+            self._db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))
+            checksums.append(self._insert_start(model, end, last_written_at, remember))
+        return True
+
+    def _insert_start(self, model: int, seq: int, written_at: float, remember: float) -> int:
+        kept = [seq for seq, _ in _thinned(self._starts(model), remember)]
+        self._db.execute(
+            "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))",
+            (model, json.dumps(kept)),
+        )
+        checksum = crc(model, seq, written_at)
+        self._db.execute("INSERT INTO log_starts VALUES (?, ?, ?, ?)", (model, seq, written_at, checksum))
+        return checksum
+
+    def seq_written_before(self, model: int, time_: float) -> int:
+        """The last seq whose event was written before a time, or one before it, as far as the clock was right."""
+        found = max((seq for seq, written_at in self._starts(model) if written_at < time_), default=0)
+        low, high = self.gone(model), self.last_seq(model)
+        while low < high:
+            middle = (low + high) // 2
+            row = self.rows_after(model, middle, 1)
+            if row and row[0].written_at < time_:
+                low = found = row[0].last_seq
+            else:
+                high = middle
+        return found
+
+    def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
+        """Of some ids after one, in their own order, remove those of events up to a seq, in one short commit.
+
+        The last of those looked at, None at the end.
+        """
+        looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
+        query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
+        ((last, old),) = self._rows(query, up_to, model, after, SCANNED_IDS)
+        if old:
+            delete = f"DELETE FROM ids WHERE model = ? AND id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?"  # noqa: S608
+            with self._transaction():
+                self._db.execute(delete, (model, after, last, up_to))
+        return None if last is None else str(last)
+
+    def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
+        """Write a snapshot in chunks, one short commit for each step of the iterator.
+
+        The last step makes it valid, and removes those before the last `KEPT_SNAPSHOTS`.
+        """
+        data = codec.encode_state(snapshot.state)
+        key = (model, snapshot.seq)
+        with self._transaction():  # what a crash left of the same one
+            self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)
+        yield
+        chunks = range(0, len(data), SNAPSHOT_CHUNK)
+        for chunk, start in enumerate(chunks):
+            part = data[start : start + SNAPSHOT_CHUNK]
+            with self._transaction() as checksums:
+                checksums.append(crc(*key, chunk, part))
+                self._db.execute(
+                    "INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, part, checksums[0])
+                )
+            yield
+        with self._transaction() as checksums:
+            checksums.append(crc(*key, len(chunks)))
+            self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (*key, len(chunks), checksums[0]))
+            older = self.snapshot_seqs(model)[KEPT_SNAPSHOTS:]
+            for seq in older:
+                self._db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", (model, seq))
+            oldest = self.snapshot_seqs(model)[-1]
+            self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
+
+    def write_series(self, piece: series.Piece) -> None:
+        """Write some rows of the series in one short commit. Where they are damaged no more are written: the log can do
+        without."""
+        if not self._series_whole:
+            return
+        try:
+            with self._transaction():
+                try:
+                    series.write(self._db, piece)
+                except sqlite3.Error as error:
+                    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                        raise  # nothing that is wrong with the series alone
+                    raise _SeriesDamagedError(str(error)) from error
+        except _SeriesDamagedError as damage:
+            self._series_whole = False
+            logger.warning("the series of the plots are damaged and not written any more (%s); the log is not", damage)
+
+    def close(self) -> None:
+        """Close it, after a failure without SQLite's last checkpoint.
+
+        That would sync again what could not be synced, and be told that all is well. SQLite makes it when the last
+        connection closes, so another one is open meanwhile, which may only read.
+        """
+        other = super()._connect() if self._failed else None
+        if other is not None:
+            with suppress(sqlite3.Error):  # the disk may fail here, too; then it closes as it can
+                other.execute("SELECT number FROM log_end").fetchall()
+        super().close()
+        if other is not None:
+            other.close()
+        os.close(self._mark)
+
+
+def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
+    """Of notes (seq, time) in order those that tell to within a 64th how far events of the last `seconds` went."""
+    kept: list[tuple[int, float]] = []
+    for start in starts:
+        if seconds and (not kept or start[1] - kept[-1][1] >= seconds / 64):
+            kept.append(start)
+    long_ago = time.time() - seconds
+    while len(kept) > 1 and kept[1][1] < long_ago:
+        del kept[0]
+    return kept
+
+
+def _as_json(ids: Sequence[NewId]) -> str:
+    return msgspec.json.encode(ids).decode()
+
+
+def _text(in_hex: str) -> str | None:
+    """The text of these bytes, None where they are none."""
+    try:
+        return bytes.fromhex(in_hex).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
+    """What a caller is told: that there was no room, or that nothing more can be trusted to be written."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
+        return errors.DiskFull()
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+        return errors.StorageDamaged(reason=str(error))
+    return errors.StorageFailed(reason=str(error))
+
+
+def sync_file(path: Path) -> None:
+    """Sync a file, whoever wrote it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries: without it, a file that was made or renamed may be gone after a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,380 @@
+"""What happens, as it happens: server-sent events for `GET /stream` and `GET /models/{model}/stream`.
+
+A message is made once a tick for each thing that is watched, if it has changed and somebody watches, and all who watch
+it get the same bytes. There is no queue: each viewer takes the newest message when it has got rid of the last one, so
+that a slow one misses some and costs no memory, and learning waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core.largest import largest
+from core.logistic import Floats
+from service import errors
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.storage.series import BUCKET_SECONDS
+from service.watching.past import Past
+from service.watching.telemetry import Telemetry
+
+TICK_SECONDS = 0.25
+OVERVIEW_SECONDS = 1.0
+HEARTBEAT_SECONDS = 15.0
+WEIGHTS_SECONDS = 1.0
+"""How often the largest weights are looked for: with a million of them it takes a millisecond."""
+REMEMBERED_SECONDS = 30.0
+"""How often the weights are copied. What moved is told since the copy before the last, so of this to twice as long."""
+SHARE_OF_THE_LOOP = 0.04
+"""At most, for making messages. Where more is watched, messages come less often."""
+VIEWER_SECONDS = 0.005
+"""Pause for each viewer: with a hundred, each gets two messages a second, and all of them cost what fifty would."""
+LARGEST, MOVED = 20, 10
+SHOWN_MODELS = 100
+SPARK = 60
+"""Windowed losses in a row of the overview: of five minutes, where the model was never idle."""
+Watched = str | frozenset[str] | None
+"""A model, the models within a token's reach, or all of them."""
+_HEARTBEAT = b": nothing new\n\n"
+
+
+class _Commits:
+    """Durations of the last commits: looked at once a second, whatever is watched."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._at = -1e9
+        self._found: dict[str, float | None] = {}
+
+    def now(self) -> dict[str, float | None]:
+        if time.monotonic() - self._at >= 1.0:
+            self._at = time.monotonic()
+            p50, p99 = self._telemetry.commit_ms(0.5, 0.99)
+            self._found = {"p50_ms": p50, "p99_ms": p99}
+        return self._found
+
+
+class Channel(ABC):
+    """Something that is watched. `newest`: the message to take, `number`: how many there were."""
+
+    pause = TICK_SECONDS
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.viewers = 0
+        self.number = 0
+        self.newest = b""
+        self.standing = b""
+        """The last message that is no heartbeat, for who comes later."""
+        self.ended = False
+        self._changed = asyncio.Event()
+        self._published_at = -1e9
+        self._looked_at = -1e9
+
+    async def look(self) -> None:
+        """Publish what is new, if it is time to; a heartbeat where nothing was new for long."""
+        now = time.monotonic()
+        if now - self._looked_at < self.pause * 0.9:  # the ticks are not to the millisecond
+            return
+        self._looked_at = now
+        content = await self.content()
+        if content is not None:
+            self.standing = b"event: now\ndata: %b\n\n" % msgspec.json.encode(content)
+            self._publish(self.standing)
+        elif now - self._published_at > HEARTBEAT_SECONDS:
+            self._publish(_HEARTBEAT)
+
+    @abstractmethod
+    async def content(self) -> dict[str, Any] | None:
+        """What is to be told; None if it is what was told last."""
+
+    def end(self, last: bytes = b"") -> None:
+        """No more messages; a last one."""
+        self.ended = True
+        self._publish(last)
+
+    def _publish(self, message: bytes) -> None:
+        self.newest, self.number, self._published_at = message, self.number + 1, time.monotonic()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def after(self, number: int) -> None:
+        """Return when there is a message after this one."""
+        while self.number == number and not self.ended:
+            await self._changed.wait()
+
+
+class _Rates:
+    """Events and predictions a second, over the last second or two."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque(maxlen=2)
+
+    def at(self, now: float, learned: int, predicted: int) -> tuple[float, float]:
+        if not self._seen or now - self._seen[-1][0] >= 1.0:
+            self._seen.append((now, learned, predicted))
+        then, learned_then, predicted_then = self._seen[0]
+        seconds = now - then
+        if seconds <= 0:
+            return 0.0, 0.0
+        return (learned - learned_then) / seconds, (predicted - predicted_then) / seconds
+
+
+class _Weights:
+    """The largest weights, and those that moved most lately."""
+
+    def __init__(self) -> None:
+        self._looked_at = -1e9
+        self._copies: deque[tuple[float, Floats]] = deque(maxlen=2)
+        self._found: dict[str, Any] = {"weights": [], "moved": []}
+
+    def of(self, model: Model, now: float) -> dict[str, Any]:
+        learner = model.learner
+        if learner.auto is not None:
+            return {**self._found, "learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+        if now - self._looked_at >= WEIGHTS_SECONDS:
+            self._looked_at = now
+            self._found = self._find(learner.weights, learner.features.names, now)
+        return self._found
+
+    def _find(self, weights: Floats, names: list[str], now: float) -> dict[str, Any]:
+        if not self._copies or now - self._copies[-1][0] >= REMEMBERED_SECONDS:
+            self._copies.append((now, weights.copy()))
+        then, before = self._copies[0]
+        return {
+            "weights": [{"name": names[i], "weight": float(weights[i])} for i in largest(weights, LARGEST)],
+            "moved": [
+                {"name": names[i], "weight": float(weights[i]), "before": float(before[i]) if i < len(before) else 0.0}
+                for i in largest(weights, MOVED, before)
+            ],
+            "moved_s": now - then,
+        }
+
+
+class _ModelChannel(Channel):
+    """A model that is watched."""
+
+    def __init__(self, engine: Engine, commits: _Commits, name: str) -> None:
+        super().__init__(engine)
+        self._commits = commits
+        self._name = name
+        self._model = engine.model(name)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rates, self._weights = _Rates(), _Weights()
+        self._told: tuple[Any, ...] = ()
+
+    async def content(self) -> dict[str, Any] | None:
+        try:
+            model = self.engine.model(self._name)
+        except errors.UnknownModel:
+            self.end(b'event: gone\ndata: {"model":"%b"}\n\n' % self._name.encode())
+            return None
+        if model is not self._model:  # deleted, and made again
+            self._model = model
+            self._forget()
+        now = time.monotonic()
+        learned_s, predicted_s = self._rates.at(now, model.learned, model.predicted)
+        told = (
+            (self.engine.state, model.learner.seq, model.predicted, model.waiting, model.snapshot_seq, model.dropped),
+            (learned_s, predicted_s),
+        )
+        if told == self._told:
+            return None
+        self._told = told
+        return {**self._now(learned_s, predicted_s), **self._weights.of(model, now)}
+
+    def _now(self, learned_s: float, predicted_s: float) -> dict[str, Any]:
+        model, standing = self._model, self._model.standing()
+        return {
+            "t": time.time(),
+            "model": model.name,
+            "state": self.engine.state,
+            "rule": model.learner.spec.rule,
+            "seq": model.learner.seq,
+            "learned_s": learned_s,
+            "predicted_s": predicted_s,
+            **standing,
+            "commit": self._commits.now(),
+            "calibration": standing["progressive"].pop("calibration"),
+        }
+
+
+class _Overview(Channel):
+    """All models, or those within a token's reach; of very many, those that learned last."""
+
+    pause = OVERVIEW_SECONDS
+
+    def __init__(self, engine: Engine, past: Past, reach: frozenset[str] | None) -> None:
+        super().__init__(engine)
+        self._past = past
+        self._reach = reach
+        self._sparks: dict[str, list[float | None]] = {}
+        self._sparks_at = -1e9
+        self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it was seen to change
+        self._rates: dict[str, _Rates] = {}
+        self._told: Any = None
+
+    async def content(self) -> dict[str, Any] | None:
+        now = time.monotonic()
+        models = self._shown(now)
+        self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
+        if now - self._sparks_at >= BUCKET_SECONDS:
+            self._sparks_at = now
+            with contextlib.suppress(errors.LogDamaged):  # then there are no more bars, and all else is told
+                self._sparks = await self._past.recent_losses(models, SPARK)
+        rows = []
+        for i, model in enumerate(models):
+            rows.append(self._row(model, now))
+            if i % 10 == 9:
+                await asyncio.sleep(0)
+        told = (self.engine.state, rows)
+        if told == self._told:
+            return None
+        self._told = told
+        more = len(self._seen) - len(models)
+        return {"t": time.time(), "state": self.engine.state, "models": rows, **({"more": more} if more else {})}
+
+    def _shown(self, now: float) -> list[Model]:
+        """In order of creation, those that learned last."""
+        models = [model for model in self.engine.models if self._reach is None or model.name in self._reach]
+        seen = {}
+        for model in models:
+            seq, at = self._seen.get(model.name, (0, 0.0))
+            seen[model.name] = (seq, at) if seq == model.learner.seq else (model.learner.seq, now)
+        self._seen = seen
+        if len(models) <= SHOWN_MODELS:
+            return models
+        last = sorted(models, key=lambda model: -seen[model.name][1])[:SHOWN_MODELS]
+        return sorted(last, key=lambda model: model.stored.key)
+
+    def _row(self, model: Model, now: float) -> dict[str, Any]:
+        learned_s, predicted_s = self._rates[model.name].at(now, model.learned, model.predicted)
+        scores = model.scores.brief()
+        return {
+            "model": model.name,
+            "rule": model.learner.spec.rule,
+            "seq": model.learner.seq,
+            "learned_s": learned_s,
+            "predicted_s": predicted_s,
+            "loss": scores.loss / scores.events if scores.events else None,
+            "loss_window": scores.loss_window,
+            "accuracy": scores.accuracy,
+            "accuracy_window": scores.accuracy_window,
+            "state": self.engine.state,
+            "spark": self._sparks.get(model.name, []),
+        }
+
+
+class Live:
+    """Everything that is watched, and the ticks. Without viewers there are none."""
+
+    def __init__(self, engine: Engine, past: Past, max_viewers: int) -> None:
+        self._engine = engine
+        self._past = past
+        self._commits = _Commits(engine.telemetry)
+        self._max_viewers = max_viewers
+        self._channels: dict[Watched, Channel] = {}
+        self._ticking: asyncio.Task[None] | None = None
+
+    @property
+    def viewers(self) -> int:
+        return sum(channel.viewers for channel in self._channels.values())
+
+    @contextlib.contextmanager
+    def watching(self, watched: Watched) -> Iterator[Channel]:
+        """Watch a model, some, or all of them."""
+        if self._engine.streams_end.is_set():
+            raise errors.NotReady(state="stopping")
+        if self.viewers >= self._max_viewers:
+            raise errors.TooManyViewers(limit=self._max_viewers)
+        channel = self._channels.get(watched)
+        if channel is None or channel.ended:
+            channel = self._channels[watched] = self._open(watched)
+        channel.viewers += 1
+        if self._ticking is None:
+            self._ticking = asyncio.create_task(self._tick())
+        try:
+            yield channel
+        finally:
+            channel.viewers -= 1
+            if not channel.viewers and self._channels.get(watched) is channel:
+                del self._channels[watched]
+
+    def _open(self, watched: Watched) -> Channel:
+        if isinstance(watched, str):
+            return _ModelChannel(self._engine, self._commits, watched)
+        self._engine.check_recovered()
+        return _Overview(self._engine, self._past, watched)
+
+    async def _tick(self) -> None:
+        """Look at everything that is watched, a few times a second, until nobody watches or the service stops."""
+        try:
+            while self._channels and not self._engine.streams_end.is_set():
+                started = time.perf_counter()
+                for channel in list(self._channels.values()):
+                    await channel.look()
+                    await asyncio.sleep(0)
+                spent = time.perf_counter() - started
+                await self._wait(max(TICK_SECONDS, spent / SHARE_OF_THE_LOOP, self.viewers * VIEWER_SECONDS))
+        finally:
+            self._ticking = None
+            for channel in self._channels.values():
+                channel.end()
+
+    async def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
+
+
+class EventStream(Response):
+    """The reply: messages until the viewer goes, the model is deleted or the service stops."""
+
+    def __init__(self, live: Live, watched: Watched) -> None:
+        # The last header is for nginx, which would gather what is to be seen at once.
+        headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(None, 200, headers)
+        del self.headers["content-length"]
+        self._live = live
+        self._watched = watched
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._live.watching(self._watched) as channel:
+            shown = asyncio.create_task(self._show(channel, send))
+            gone = asyncio.create_task(_disconnected(receive))
+            try:
+                await asyncio.wait((shown, gone), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (shown, gone):
+                    task.cancel()
+                await asyncio.gather(shown, gone, return_exceptions=True)
+
+    async def _show(self, channel: Channel, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        number = channel.number
+        await _send(send, b"retry: 2000\n\n" + channel.standing)
+        while not channel.ended:
+            await channel.after(number)
+            number = channel.number
+            await _send(send, channel.newest)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _send(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

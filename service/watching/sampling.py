@@ -1,0 +1,161 @@
+"""What the series say: a look at every model at the end of each bucket, and a row for those with news."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import msgspec
+
+from core.auto import Auto
+from service.learning.model import Model
+from service.storage.series import BUCKET_SECONDS, Mark, Piece, Row
+from service.watching.telemetry import Telemetry
+
+PIECE = 100
+"""Models that are looked at, and written, at once: a millisecond."""
+MOST_IN_A_BUCKET = 1_000
+"""Where more have news, they take turns, and their rows cover longer."""
+TIDIED = 10
+"""Models whose old rows are merged in one bucket, and how often all of them are gone through, at most."""
+TIDY_SECONDS = 60
+LEAST_WEIGHT = 0.005
+"""Of a learner of `auto` that is told: the others carry next to nothing."""
+
+
+class _Counts(NamedTuple):
+    """What a model has counted so far; its rows have the differences."""
+
+    learned: int = 0
+    predicted: int = 0
+    waiting: int = 0
+    scored: int = 0
+    loss: float = 0.0
+    served: int = 0
+    served_loss: float = 0.0
+    delays: int = 0
+    delay: float = 0.0
+
+    def differs(self, model: Model) -> bool:
+        """Whether something has happened to the model since."""
+        return model.learned != self.learned or model.predicted != self.predicted or model.waiting != self.waiting
+
+
+class Sampler:
+    """Looks at the models, and says what is to be written.
+
+    `now` is in seconds since 1970. A clock that is set makes a bucket shorter or longer.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._bucket = -1
+        self._ended = 0.0
+        """The end of the bucket before."""
+        self._left = 0
+        """How many models may still be written for this bucket."""
+        self._known: dict[Model, _Counts] = {}
+        self._pending: dict[Model, float] = {}
+        """Models with news, and since when."""
+        self._marks: list[Mark] = []
+        self._untidied: list[int] = []
+        self._tidied_at = 0.0
+        self._models = 0
+
+    def begin(self, now: float, models: Collection[Model]) -> None:
+        """The service has started, with these models."""
+        self._bucket, self._ended = int(now // BUCKET_SECONDS), now
+        self._known = {model: _counts(model) for model in models}
+        self._marks.append(Mark(0, int(now), 0, "start"))
+
+    def mark_snapshot(self, now: float, model: Model) -> None:
+        """A snapshot of a model is there; told with the next rows."""
+        self._marks.append(Mark(model.stored.key, int(now), model.snapshot_seq, "snapshot"))
+
+    def due_in(self, now: float) -> float:
+        """Seconds to the end of the bucket."""
+        return BUCKET_SECONDS - now % BUCKET_SECONDS
+
+    def piece(self, now: float, models: Collection[Model]) -> Piece | None:
+        """What is to be written now; None if there is nothing before the bucket ends."""
+        bucket = int(now // BUCKET_SECONDS)
+        if bucket != self._bucket:
+            self._bucket = bucket
+            self._end_bucket(bucket * BUCKET_SECONDS, models)
+        return self._next_piece() if self._pending and self._left else None
+
+    def last_piece(self, now: float, models: Collection[Model]) -> Piece | None:
+        """What happened in the bucket that the service does not see the end of."""
+        self._end_bucket(math.ceil(now), models)
+        return self._next_piece() if self._pending else None
+
+    def _end_bucket(self, end: float, models: Collection[Model]) -> None:
+        """Look which models have news."""
+        began, self._ended = self._ended, end
+        self._left = MOST_IN_A_BUCKET
+        known, pending, none = self._known, self._pending, _Counts()
+        self._pending = {model: pending.get(model, began) for model in models if known.get(model, none).differs(model)}
+        self._models = len(models)
+        if not self._untidied and end - self._tidied_at >= TIDY_SECONDS:
+            self._untidied, self._tidied_at = [model.stored.key for model in models], end
+            self._known = {model: known[model] for model in models if model in known}  # others are deleted
+
+    def _next_piece(self) -> Piece:
+        count = min(PIECE, self._left, len(self._pending))
+        taken = [(model, self._pending.pop(model)) for model in list(self._pending)[:count]]
+        self._left -= count
+        p50, p99 = self._telemetry.commit_ms(0.5, 0.99, last_seconds=BUCKET_SECONDS)
+        rows = [self._row(model, since, p50, p99) for model, since in taken]
+        marks, self._marks = self._marks, []
+        tidied: list[int] = []
+        if not self._pending or not self._left:  # the bucket's last
+            tidied, self._untidied = self._untidied[:TIDIED], self._untidied[TIDIED:]
+        return Piece(int(self._ended), rows, marks, tidied, self._models)
+
+    def _row(self, model: Model, since: float, p50: float | None, p99: float | None) -> Row:
+        before, after = self._known.get(model, _Counts()), _counts(model)
+        self._known[model] = after
+        scores = model.scores.brief()
+        return Row(
+            model.stored.key,
+            t=int(self._ended),
+            seconds=max(1, round(self._ended - since)),
+            seq=model.learner.seq,
+            features=model.learner.n_features,
+            learned=after.learned - before.learned,
+            predicted=after.predicted - before.predicted,
+            scored=after.scored - before.scored,
+            loss=after.loss - before.loss,
+            loss_total=scores.loss / scores.events if scores.events else None,
+            loss_window=scores.loss_window,
+            accuracy_window=scores.accuracy_window,
+            entropy=scores.entropy_window,
+            served=after.served - before.served,
+            served_loss=after.served_loss - before.served_loss,
+            waiting=after.waiting,
+            delays=after.delays - before.delays,
+            delay=after.delay - before.delay,
+            commit_p50_ms=p50,
+            commit_p99_ms=p99,
+            learners=None if model.learner.auto is None else _weights(model.learner.auto),
+        )
+
+
+def _counts(model: Model) -> _Counts:
+    scored, loss = model.scores.totals()
+    served, served_loss = model.joins.scores.totals()
+    return _Counts(
+        model.learned, model.predicted, model.waiting, scored, loss, served, served_loss, *model.joins.delay()
+    )
+
+
+def _weights(auto: Auto) -> str:
+    """The learners that carry weight, by name, as JSON."""
+    weights = {
+        f"{learner['view']} {learner['rule']} {learner['learning_rate']:g}"
+        + (" again" if learner["bank"] > 1 else ""): round(learner["weight"], 4)
+        for learner in auto.learners()
+        if learner["weight"] >= LEAST_WEIGHT
+    }
+    return msgspec.json.encode(weights).decode()

@@ -1,0 +1,225 @@
+"""What the service counts and measures of itself: every metric's name, once, and what `GET /metrics` says.
+
+What happens for each event or prediction is counted in plain integers (`Model.learned`, `Model.predicted`, ...), which
+are read when somebody asks: counting costs nanoseconds. What happens once a commit goes to histograms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service import errors
+from service.learning.model import Model
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REMEMBERED_COMMITS = 8_192
+"""Whose durations are remembered one by one: a few seconds of the fastest writer."""
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histograms of durations: a synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
+ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the engine knows when it is asked."""
+
+    state: str
+    folder: Path
+    queued: int
+    """Events and predictions that wait for the writer."""
+    models: Sequence[Model]
+    recovery_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts since the start, over all models, also those deleted since."""
+
+    learned: int
+    predicted: int
+    duplicates: int
+    not_kept: int
+    refused: int
+
+
+class Telemetry(Collector):
+    """The metrics of one service. `look` asks the engine for the facts; at most `most_models` models have series."""
+
+    def __init__(self, look: Callable[[], Facts], most_models: int = 1_000) -> None:
+        self._look = look
+        self._most_models = most_models
+        self._refused: Counter[str] = Counter()
+        self._deleted = Totals(0, 0, 0, 0, 0)
+        self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
+        self.snapshot_at = time.monotonic()
+        """When the newest snapshot was written, or the service was started."""
+        # Else each counter has another metric, of when it was made: process_start_time_seconds says as much.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._commit_seconds = Histogram(
+            "onestep_commit_seconds",
+            "What a commit took as those who waited saw it: handing over, writing, syncing.",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._sync_seconds = Histogram(
+            "onestep_sync_seconds",
+            "The part of it that went to writing and syncing the write-ahead log, and to its checkpoints.",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._commit_events = Histogram(
+            "onestep_commit_events",
+            "Events and kept predictions in one commit.",
+            buckets=ITEMS,
+            registry=self._registry,
+        )
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    # -- counting
+
+    def count_refusal(self, error: errors.OnestepError) -> None:
+        """A request was answered with this error."""
+        self._refused[error.slug()] += 1
+
+    def count_commit(self, items: int, seconds: float, sync_seconds: float) -> None:
+        """A commit of so many events and predictions is on disk."""
+        self._commits.append((time.monotonic(), seconds))
+        self._commit_seconds.observe(seconds)
+        self._sync_seconds.observe(sync_seconds)
+        self._commit_events.observe(items)
+
+    def count_deleted(self, model: Model) -> None:
+        """A model is gone; what it counted still counts."""
+        self._deleted = self._with(self._deleted, [model])
+
+    # -- asking
+
+    def commit_ms(self, *quantiles: float, last_seconds: float = 10.0) -> list[float | None]:
+        """Durations of the commits of the last seconds, in milliseconds, at quantiles like 0.5 and 0.99; None where
+        there was no commit."""
+        since = time.monotonic() - last_seconds
+        recent: list[float] = []
+        for at, seconds in reversed(self._commits):
+            if at < since:
+                break
+            recent.append(seconds)
+        recent.sort()
+        return [recent[min(int(q * len(recent)), len(recent) - 1)] * 1e3 if recent else None for q in quantiles]
+
+    def totals(self) -> Totals:
+        """Counts since the start."""
+        return self._with(self._deleted, self._look().models)
+
+    def _with(self, before: Totals, models: Sequence[Model]) -> Totals:
+        return Totals(
+            before.learned + sum(model.learned for model in models),
+            before.predicted + sum(model.predicted for model in models),
+            before.duplicates + sum(model.duplicates for model in models),
+            before.not_kept + sum(model.not_kept for model in models),
+            self._refused.total(),
+        )
+
+    def exposition(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def names(self) -> list[str]:
+        """The name of every metric, as a query names it: a counter's with `_total`."""
+        return [
+            family.name + "_total" if family.type == "counter" else family.name for family in self._registry.collect()
+        ]
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus_client for each exposition."""
+        facts = self._look()
+        yield from self._of_service(facts)
+        yield from _of_storage(facts, time.monotonic() - self.snapshot_at)
+        yield from _of_models(facts.models, self._most_models)
+
+    def _of_service(self, facts: Facts) -> Iterator[Metric]:
+        totals = self._with(self._deleted, facts.models)
+        yield _counter("onestep_learned", "Events learned since the start.", totals.learned)
+        yield _counter("onestep_predicted", "Predictions made since the start.", totals.predicted)
+        yield _counter("onestep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
+        yield _counter("onestep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
+        refused = CounterMetricFamily("onestep_refused", "Requests answered with an error.", labels=["reason"])
+        for reason in errors.slugs():
+            refused.add_metric([reason], self._refused[reason])
+        yield refused
+        yield _gauge(
+            "onestep_ready", "1 while it takes requests; 0 while it recovers or stops.", facts.state == "ready"
+        )
+        yield _gauge("onestep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
+        yield _gauge("onestep_recovery_seconds", "What the recovery at the start took.", facts.recovery_seconds)
+        build = GaugeMetricFamily("onestep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
+        build.add_metric([version("onestep"), platform.python_version(), sqlite3.sqlite_version], 1)
+        yield build
+
+
+def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
+    log = facts.folder / "log.db"
+    yield _gauge("onestep_log_bytes", "Size of the log.", _size(log))
+    yield _gauge("onestep_wal_bytes", "Size of the write-ahead log.", _size(log.with_name("log.db-wal")))
+    free: float | None = None
+    with contextlib.suppress(OSError):  # a folder that cannot be looked at has no number
+        disk = os.statvfs(facts.folder)
+        free = disk.f_bavail * disk.f_frsize
+    yield _gauge("onestep_disk_free_bytes", "Room left on the disk of the data folder.", free)
+    age = "Since the newest snapshot was written, or the service was started."
+    yield _gauge("onestep_snapshot_age_seconds", age, snapshot_age)
+    replay = sum(model.replay_seconds for model in facts.models)
+    yield _gauge("onestep_replay_seconds", "What replaying the log after the snapshots would take, about.", replay)
+
+
+def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
+    """Series by model, of the first models only: each costs the service, and Prometheus more."""
+    shown = models[:most]
+    yield _gauge("onestep_models", "Models.", len(models))
+    yield _gauge("onestep_models_without_series", "Models left out below, see --metrics-models.", len(models[most:]))
+    losses = [model.scores.log_loss() for model in shown]
+    values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
+        (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
+        (CounterMetricFamily, "predicted", "Predictions made since the start.", [m.predicted for m in shown]),
+        (GaugeMetricFamily, "features", "Features the model knows.", [m.learner.n_features for m in shown]),
+        (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [total for total, _ in losses]),
+        (GaugeMetricFamily, "window_log_loss", "The same over the last events.", [last for _, last in losses]),
+        (GaugeMetricFamily, "not_taken", "Events whose step was not taken.", [m.learner.not_taken for m in shown]),
+        (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", [m.waiting for m in shown]),
+        (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", [m.snapshot_seq for m in shown]),
+    ]
+    for kind, name, told, numbers in values:
+        family = kind(f"onestep_model_{name}", told, labels=["model"])
+        for model, number in zip(shown, numbers, strict=True):
+            if number is not None:
+                family.add_metric([model.name], number)
+        yield family
+
+
+def _counter(name: str, told: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, told, value=value)
+
+
+def _gauge(name: str, told: str, value: float | None) -> GaugeMetricFamily:
+    """A gauge, without a value where there is none yet."""
+    return GaugeMetricFamily(name, told, value=value)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # not there yet
+        return path.stat().st_size
+    return 0
