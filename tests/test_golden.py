@@ -62,7 +62,7 @@ def test_it_is_served_and_goes_on(golden: tuple[Path, dict[str, Any]]) -> None:
             assert (again["duplicate"], again["seq"]) == (True, 1)  # ids have come along
             assert (new["duplicate"], new["seq"]) == (False, 131)
         for place, id_ in enumerate(expected["waiting"]):
-            assert service.learn([{"id": id_, "y": 1}])[0]["seq"] == 132 + place
+            assert service.learn([{"id": id_, "y": 1}], "joined")[0]["seq"] == 1 + place
         state = service.get("/models/default")
     assert replayed_elsewhere(folder)["default"] == {"seq": state["seq"], "sha256": state["sha256"]}
 

@@ -1,7 +1,8 @@
 """Write a golden data folder with the onestep of a checkout: what a version leaves behind, to be opened by all later.
 
     git worktree add --detach /tmp/old COMMIT
-    PYTHONPATH=/tmp/old python tests/golden/write.py tests/golden/format-N
+    python -m venv /tmp/old-venv && /tmp/old-venv/bin/pip install -e '/tmp/old[dev]'
+    PATH=/tmp/old-venv/bin:$PATH PYTHONPATH=/tmp/old/tests python tests/golden/write.py tests/golden/format-N
 
 The folder `data` is as a kill leaves it: snapshots, events after them in the write-ahead log, ids; from format 2 on
 also predictions that wait. `expected.json` has seq and SHA-256 of each model as that version told them.
@@ -45,12 +46,12 @@ def learn(service: Service, first: int, count: int) -> None:
 
 
 def predict(service: Service) -> list[str]:
-    """Predictions that wait, where the version keeps them: their ids."""
+    """Predictions that wait, where the version keeps them: their ids. They do so for ten years, the most there is."""
+    if service.request("PUT", "/models/joined", {"join": {"keep": "3650d"}})[0] != 201:
+        return []
     ids = ["waits-1", "waits-2"]
     for id_ in ids:
-        status, _ = service.request("POST", "/predict", {"x": {"age": 2.0}, "id": id_})
-        if status != 200:
-            return []
+        assert service.request("POST", "/models/joined/predict", {"x": {"age": 2.0}, "id": id_})[0] == 200
     return ids
 
 
@@ -65,7 +66,7 @@ def write(to: Path) -> None:
     with Service(folder, "--snapshot-seconds", "1000").wait_until_ready() as service:
         learn(service, 120, 10)
         waiting = predict(service)
-        names = ("default", *SPECS)
+        names = ("default", *SPECS, *(["joined"] if waiting else []))
         found = {name: service.get(f"/models/{name}") for name in names}
         expected = {name: {"seq": model["seq"], "sha256": model["sha256"]} for name, model in found.items()}
     (folder / "lock").unlink()
