@@ -201,7 +201,7 @@ def check_name(name: str, longest: int = MAX_NAME) -> None:
     if not name:
         raise EventError("x", "a feature's name must not be empty")
     if len(name) > longest:
-        raise EventError(f"x.{_shown(name)}", f"a feature's name has at most {MAX_NAME} characters")
+        raise EventError(f"x.{_shown(name)}", f"a feature's name has at most {longest} characters")
     if "\0" in name:
         raise EventError("x", "a feature's name must not contain a zero byte")  # it ends a name in the state's SHA-256
     try:
@@ -250,6 +250,8 @@ class Features:
         self.max_value = max_value
         self.max_event = MAX_ARRAY
         """Features of an event; whoever takes events from others may want fewer."""
+        self.max_name = MAX_NAME
+        """Characters of a new name; with its text value (`country=FR`) twice as many, and the sign between them."""
         self._shapes: dict[tuple[str, ...], list[int]] = {}
 
     def __len__(self) -> int:
@@ -294,7 +296,7 @@ class Features:
         new = [name for name in names if name not in self._column]
         if self._hash_mask is None:  # a hashed name was made here
             for name in new:
-                _check_flat_name(name)
+                _check_flat_name(name, self.max_name)
         if add:
             if len(self) + len(new) > self.max_features:
                 raise TooManyFeatures(
@@ -332,23 +334,25 @@ class Features:
                 name = f"x.{_shown(list(names)[beyond])}" if isinstance(x, Mapping) else f"x[{beyond}]"
                 raise EventError(name, f"must be within ±{self.max_value:g}")
         if self._hash_mask is not None:
-            names, values = _hashed(names, values, self._hash_mask)
+            names, values = _hashed(names, values, self._hash_mask, self.max_name)
         return names, values
 
 
-def _hashed(names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:
+def _hashed(
+    names: Iterable[str], values: Iterable[float], mask: int, max_name: int
+) -> tuple[Iterable[str], array[float]]:
     """Names as `#hash`; the values of those that meet are summed."""
     summed: dict[str, float] = {}
     for name, value in zip(names, values, strict=True):
-        _check_flat_name(name)
+        _check_flat_name(name, max_name)
         bucket = f"#{zlib.crc32(name.encode()) & mask:x}"
         summed[bucket] = summed.get(bucket, 0.0) + value
     return summed.keys(), _numbers(summed.values())
 
 
-def _check_flat_name(name: str) -> None:
+def _check_flat_name(name: str, longest: int) -> None:
     """`check_name` for a name that may be made of a feature and its string value ("country=FR")."""
-    check_name(name, 2 * MAX_NAME + 1 if "=" in name else MAX_NAME)
+    check_name(name, 2 * longest + 1 if "=" in name else longest)
 
 
 def check_label(y: float, weight: float) -> None:

@@ -60,13 +60,14 @@ class Unauthorized(OnestepError):
     status = 401
     title = "Unauthorized"
 
-    def __init__(self, *, sent: bool) -> None:
-        self._sent = sent
-        super().__init__(reason="and the one that was sent is none of its" if sent else "and none was sent")
+    def __init__(self, *, sent: bool, **told: Any) -> None:
+        reason = "and the one that was sent is none of its" if sent else "and none was sent"
+        super().__init__(**{**told, "sent": sent, "reason": reason})
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 6750
-        return (("www-authenticate", 'Bearer realm="onestep"' + (', error="invalid_token"' if self._sent else "")),)
+        wrong = ', error="invalid_token"' if self.members["sent"] else ""
+        return (("www-authenticate", f'Bearer realm="onestep"{wrong}'),)
 
 
 class Forbidden(OnestepError):

@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     max_event_features: int = Field(
         100_000, ge=1, le=1_000_000, description="Features that one event may have; past it 422."
     )
+    max_name_characters: int = Field(
+        256,
+        ge=1,
+        le=256,
+        description="Characters of a feature's name that is new to a model, twice as many with its text; past it 422.",
+    )
     max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
     queue_events: int = Field(
         65_536,

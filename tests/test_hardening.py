@@ -213,6 +213,21 @@ def test_a_name_may_have_so_many_characters(shared: Service) -> None:
     assert name not in reply.text
 
 
+def test_a_new_name_may_have_as_many_characters_as_the_setting_says_and_known_ones_stay(
+    start: Start, tmp_path: Path
+) -> None:
+    known, folder = {"n" * 21: 1}, tmp_path / "data"
+    first = start(folder=folder)
+    assert first.http.put("/models/hashed", json={"hash_bits": 8}).status_code == 201
+    assert first.http.post("/learn", json={"x": known, "y": 1}).status_code == 200
+    first.stop()
+    http = start("--max-name-characters", "20", folder=folder).http
+    assert http.post("/learn", json={"x": {**known, "f" * 20: "t" * 20, "g" * 20: 1}, "y": 1}).status_code == 200
+    for path in ("/learn", "/predict", "/models/hashed/learn", "/models/hashed/predict"):
+        reply = http.post(path, json={"x": {"m" * 21: 1}, **({"y": 1} if path.endswith("learn") else {})})
+        assert_problem(reply, 422, "a feature's name has at most 20 characters")
+
+
 # -- TLS
 
 

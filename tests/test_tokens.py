@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -271,6 +272,45 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
     assert run("token", "revoke", str(service.folder), id_).returncode == 1
 
 
+def test_a_stream_ends_when_its_token_is_taken_back(start: Start) -> None:
+    """Those who watch, and a body that is still on its way: what was learned of it is told, and stays."""
+    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    token = made(service.folder, "--scope", "learn", "--scope", "predict")
+    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    revoked, watched = threading.Event(), threading.Event()
+
+    def watch() -> list[str]:
+        with service.another_client() as http, http.stream("GET", "/stream", headers=bearer(token)) as reply:
+            watched.set()
+            return list(reply.iter_lines())
+
+    def lines() -> Iterator[bytes]:
+        line = json.dumps(EVENT).encode() + b"\n"
+        yield line
+        assert revoked.wait(PATIENCE)
+        while service.http.get("/models", headers=bearer(token)).status_code == 200:
+            time.sleep(0.1)
+        for _ in range(100):
+            yield line
+            time.sleep(0.05)
+
+    def learn() -> httpx.Response:
+        with service.another_client() as http:
+            return http.post("/learn", content=lines(), headers=bearer(token) | NDJSON)
+
+    with ThreadPoolExecutor() as pool:
+        seen, learned = pool.submit(watch), pool.submit(learn)
+        assert watched.wait(PATIENCE)
+        assert run("token", "revoke", str(service.folder), token.split("_")[1]).returncode == 0
+        revoked.set()
+        told = learned.result(PATIENCE)
+        service.http.post("/learn", json=EVENT, headers=bearer(ADMIN))  # there is something to see
+        assert seen.result(PATIENCE)
+    assert_problem(told, 401)
+    assert told.json()["learned"] == 1
+    assert service.http.get("/models/default", headers=bearer(ADMIN)).json()["seq"] == 2
+
+
 def test_the_file_is_its_owners_alone_and_has_no_token_in_it(tmp_path: Path) -> None:
     token = made(tmp_path / "data", "--model", "clicks", "--rate", "1000")
     path = tmp_path / "data" / tokens.FILE
@@ -510,5 +550,7 @@ def test_a_token_stands_in_no_line_of_the_log_and_in_no_reply(guarded: Guarded) 
 
 
 def test_a_module_that_only_looks_at_tokens_starts_nothing_slow() -> None:
-    program = "import sys, service.tokens; sys.exit(bool({'numba', 'numpy', 'fastapi', 'httpx'} & set(sys.modules)))"
+    program = (
+        "import sys, service.http.tokens; sys.exit(bool({'numba', 'numpy', 'fastapi', 'httpx'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -90,6 +90,14 @@ class Access:
         if "grant" not in scope:  # else it was let in before: the short way of a request may leave it to the long one
             scope["grant"] = self._grant(scope, wants, model)
 
+    def still_lets_in(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request that was let in would be now. Asked by what may take hours: a stream, in or out."""
+        self._tokens.look()
+        grant: Grant | None = scope["grant"]
+        if grant is None:
+            return not self._tokens.exist
+        return self._tokens.knows(grant)
+
     def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
         if scope["query_string"]:
             _refuse_token_in_url(scope["query_string"])

@@ -58,7 +58,7 @@ class Service:
         self.live = Live(self.engine, self.past, settings.max_viewers)
         bodies = Bodies(settings)
         self._access = access.Access(settings)
-        self._hot = Hot(self.engine, bodies, settings)
+        self._hot = Hot(self.engine, self._access, bodies, settings)
         self._refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
         self.api = FastAPI(
@@ -77,7 +77,7 @@ class Service:
         add_inspection_routes(self.api, self.engine, self.crosschecks)
         add_explanations(self.api, self.engine, bodies, settings)
         add_series(self.api, self.engine, self.past)
-        add_streams(self.api, self.live)
+        add_streams(self.api, self.live, self._access)
         add_page(self.api)
         openapi.extend(self.api)
 
@@ -309,16 +309,16 @@ def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
         return Response(found, media_type="application/json")
 
 
-def add_streams(api: FastAPI, live: Live) -> None:
+def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
     """What happens, as it happens: server-sent events."""
 
     @api.get("/stream", tags=["models"], **openapi.STREAM)
     async def stream(request: Request) -> Response:
-        return EventStream(live, access.reach(request.scope))
+        return EventStream(live, access.reach(request.scope), lambda: door.still_lets_in(request.scope))
 
     @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
-    async def stream_model(name: ModelName) -> Response:
-        return EventStream(live, name)
+    async def stream_model(request: Request, name: ModelName) -> Response:
+        return EventStream(live, name, lambda: door.still_lets_in(request.scope))
 
 
 def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from core.features import EventError
 from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
-from service.http.access import pace_of
+from service.http.access import Access, pace_of
 from service.http.bodies import Bodies, chunk_of
 from service.http.headers import NO_SNIFFING
 from service.http.reply import JSON, Reply, json_reply
@@ -78,8 +78,9 @@ def is_stream(scope: Scope) -> bool:
 class Hot:
     """The ASGI endpoints of `/learn` and `/predict`, for the model in the path or `default`."""
 
-    def __init__(self, engine: Engine, bodies: Bodies, settings: Settings) -> None:
+    def __init__(self, engine: Engine, access: Access, bodies: Bodies, settings: Settings) -> None:
         self._engine = engine
+        self._access = access
         self._bodies = bodies
         self._settings = settings
         self._short = min(_SHORT, settings.max_body_bytes)
@@ -151,7 +152,7 @@ class Hot:
         """Learn piece by piece; an error says what was learned before it, and that stays learned."""
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
-        chunks = self._stream(receive)
+        chunks = self._stream(scope, receive)
         arriving: AsyncIterator[pieces.Piece[Any]] = (
             pieces.events_of_rows(chunks, self._settings)
             if _content_type(scope) == ARROW
@@ -201,7 +202,7 @@ class Hot:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
         if is_stream(scope):
-            chunks = self._stream(receive)
+            chunks = self._stream(scope, receive)
             arriving = (
                 pieces.questions_of_rows(chunks, self._settings)
                 if _content_type(scope) == ARROW
@@ -276,8 +277,8 @@ class Hot:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-    async def _stream(self, receive: Receive) -> AsyncIterator[bytes]:
-        """The body of a stream as it arrives, until the service stops."""
+    async def _stream(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a stream as it arrives, until the service stops or its token is revoked."""
         stop = asyncio.ensure_future(self._engine.streams_end.wait())
         try:
             while True:
@@ -290,6 +291,8 @@ class Hot:
                         raise errors.RequestTimeout(seconds=seconds)
                     raise errors.NotReady(state="stopping, and streams end here")
                 chunk, more = chunk_of(message.result())
+                if not self._access.still_lets_in(scope):
+                    raise errors.Unauthorized(sent=scope["grant"] is not None)
                 yield chunk
                 if not more:
                     return

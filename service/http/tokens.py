@@ -262,6 +262,10 @@ class Tokens:
         """
         return self._seen.get(authorization) or self._find(authorization)
 
+    def knows(self, grant: Grant) -> bool:
+        """Whether what a token was found to be allowed still stands: it may have been revoked meanwhile."""
+        return grant is self._admin or self._grants.get(grant.id) is grant
+
     def _find(self, authorization: bytes) -> Grant | None:
         scheme, _, text = authorization.partition(b" ")
         if scheme.lower() != b"bearer":

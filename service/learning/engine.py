@@ -476,8 +476,13 @@ class Engine:
 
     def _add(self, stored: StoredModel) -> Model:
         model = self._models[stored.name] = Model(stored, self._settings.window)
-        model.learner.features.max_event = self._settings.max_event_features
+        self._limit(model)
         return model
+
+    def _limit(self, model: Model) -> None:
+        """Events from others have limits of their own; what is in the log was within those of its time."""
+        model.learner.features.max_event = self._settings.max_event_features
+        model.learner.features.max_name = self._settings.max_name_characters
 
     # -- start, snapshots, stop
 
@@ -534,7 +539,7 @@ class Engine:
             reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
         self._load_waiting(model)
-        model.learner.features.max_event = self._settings.max_event_features
+        self._limit(model)
         model.learner.features.extend(names[model.learner.n_features :])
         for batch in self._opened.batches(key, after=model.learner.seq):
             if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):

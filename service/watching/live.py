@@ -12,7 +12,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -339,15 +339,16 @@ class Live:
 
 
 class EventStream(Response):
-    """The reply: messages until the viewer goes, the model is deleted or the service stops."""
+    """The reply: messages until the viewer goes or may no longer watch, the model is deleted or the service stops."""
 
-    def __init__(self, live: Live, watched: Watched) -> None:
+    def __init__(self, live: Live, watched: Watched, allowed: Callable[[], bool]) -> None:
         # The last header is for nginx, which would gather what is to be seen at once.
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
         del self.headers["content-length"]
         self._live = live
         self._watched = watched
+        self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._live.watching(self._watched) as channel:
@@ -366,6 +367,8 @@ class EventStream(Response):
         await _send(send, b"retry: 2000\n\n" + channel.standing)
         while not channel.ended:
             await channel.after(number)
+            if not self._allowed():
+                break
             number = channel.number
             await _send(send, channel.newest)
         await send({"type": "http.response.body", "body": b""})
