@@ -7,6 +7,7 @@ known: `field`, `line`, `row`, `learned`, `last_seq`.
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 _SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
@@ -23,7 +24,12 @@ class OnestepError(Exception):
 
     def __init__(self, **members: Any) -> None:
         self.members = members
-        super().__init__(inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**members))
+        super().__init__(self._template().format(**members))
+
+    @classmethod
+    @cache
+    def _template(cls) -> str:
+        return inspect.cleandoc(cls.__doc__ or "").replace("\n", " ")
 
     @classmethod
     def slug(cls) -> str:

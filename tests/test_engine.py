@@ -472,6 +472,21 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
     run(story())
 
 
+def test_room_is_kept_for_what_is_being_decoded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, queue_events=10) as engine:
+            with engine.announced(8):
+                with pytest.raises(errors.QueueFull), engine.announced(3):
+                    pass
+                assert engine.has_room(2)
+            assert (await engine.learn("default", some_events(10))).seq[-1] == 10
+            with engine.announced(50):  # larger than the queue, and alone
+                assert not engine.has_room(1)
+            assert engine.has_room(10)
+
+    run(story())
+
+
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:

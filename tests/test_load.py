@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from processes import HOST, Service, replayed_elsewhere
 
-ARRAY = 500
-"""Events of a request of the overload: a queue is filled with few connections."""
+ARRAY = 2_000
+"""Events of a request of the overload: a queue is filled with few connections, and what is sent can be made."""
 MIB = 2**20
 
 
@@ -278,7 +278,7 @@ def test_large_arrays_at_once_are_learned_one_after_the_other(tmp_path: Path) ->
 
 
 def many_models(folder: Path, models: int) -> None:
-    with Service(folder).wait_until_ready() as service:
+    with Service(folder, "--max-models", str(models + 1)).wait_until_ready() as service:  # one more: "default"
         create = post_of("PUT", [f"/models/m{i}" for i in range(models)], {})
         assert run(service, create, 32).statuses == {201: models}
         learn = [post(f"/models/m{i % models}/learn", event(i)) for i in range(2 * models)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from conftest import Connection, Reply, Service, Start, Starter, assert_problem, eventually
+from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
 from uvicorn.server import ServerState
 
 from service.http import app
@@ -98,24 +98,35 @@ def test_what_is_not_json_gets_the_same_reply_whole_in_two_and_chunked(shared: S
     assert told[0] == told[1] == told[2]
 
 
+class Transport(asyncio.Transport):
+    """Remembers what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.has_written = asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+        self.has_written.set()
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def connected(service: app.Service) -> tuple[Protocol, Transport]:
+    """A connection to a service in this process, without a network."""
+    config = uvicorn.Config(service, log_config=None, proxy_headers=False)
+    connection = Protocol(service, Outbox(), config=config, server_state=ServerState(), app_state={})
+    transport = Transport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
 def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
     """Without a task in between: what uvicorn calls when a head is there is still what the short way takes over."""
 
-    class Transport(asyncio.Transport):
-        written = b""
-
-        def write(self, data: Any) -> None:
-            self.written += bytes(data)
-
-        def is_closing(self) -> bool:
-            return False
-
     async def answered() -> bytes:
-        service = app.Service(Settings(data=tmp_path))
-        config = uvicorn.Config(service, log_config=None, proxy_headers=False)
-        connection = Protocol(service, Outbox(), config=config, server_state=ServerState(), app_state={})
-        transport = Transport()
-        connection.connection_made(transport)
+        connection, transport = connected(app.Service(Settings(data=tmp_path)))
         body = b'{"x": {}}'
         connection.data_received(head_of("/predict", len(body)) + body)
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -124,6 +135,42 @@ def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
         return transport.written
 
     assert asyncio.run(answered()).startswith(b"HTTP/1.1 503 ")  # it has not been started
+
+
+def test_what_the_queue_has_no_room_for_is_refused_by_its_head_and_the_connection_goes_on(tmp_path: Path) -> None:
+    async def answered() -> list[bytes]:
+        service = app.Service(Settings(data=tmp_path, queue_events=10))
+        connection, transport = connected(service)
+        replies = []
+
+        async def told(data: bytes, needs: bytes) -> bytes:
+            connection.data_received(data)
+            async with asyncio.timeout(PATIENCE):
+                while needs not in transport.written:
+                    transport.has_written.clear()
+                    await transport.has_written.wait()
+            written, transport.written = transport.written, b""
+            return written
+
+        service.engine.start()
+        assert service.engine._recovery is not None
+        await service.engine._recovery
+        body = json.dumps([EVENT]).encode()
+        with service.engine.announced(10):
+            replies.append(await told(head_of("/learn", len(body)), b"urn:onestep:queue-full"))
+            asked = b'{"x": {}}'
+            replies.append(await told(body + head_of("/predict", len(asked)) + asked, b'"p"'))
+        replies.append(await told(head_of("/learn", len(body)) + body, b'"seq"'))
+        await service.engine.stop(seconds=1)
+        connection.connection_lost(None)
+        return replies
+
+    refused, predicted, learned = asyncio.run(answered())
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in refused
+    assert predicted.startswith(b"HTTP/1.1 200 ")
+    assert predicted.count(b"HTTP/1.1") == 1
+    assert learned.startswith(b"HTTP/1.1 200 ")
 
 
 def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:

@@ -29,7 +29,7 @@ from service.http import access, openapi
 from service.http.bodies import Bodies
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
-from service.http.hot import Asked, Hot, Receive, Scope, Send, match, send_reply
+from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
 from service.http.reply import Reply, json_reply, problem
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
@@ -141,6 +141,30 @@ class Service:
         await self._hot(asked, scope, receive, send)
 
     # -- what the connections ask, without ASGI
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing can be learned now."""
+        return not self.engine.has_room(1)
+
+    def refuse_by_head(self, scope: Scope, answer: Callable[[Reply], None]) -> bool:
+        """Refuse what there is no room for, as its length says; False where there is, or something else is asked.
+
+        Refusing must be cheap when there is much to refuse, or nothing is left for what is learned.
+        """
+        asked = match(scope["path"]) if scope["method"] == "POST" else None
+        if asked is None or asked.verb != "learn" or is_stream(scope):
+            return False
+        exchange = Exchange(scope, self.engine)
+        try:
+            self._access.check(scope, *asked)
+            self.engine.model(asked.model)
+            self.engine.check_room(self._hot.expected(scope))
+        except Exception as error:
+            answer(exchange.complete(self.refusal(error, exchange.request_id, scope)))
+            self._tell(exchange)
+            return True
+        return False
 
     def asks_in_short(self, scope: Scope) -> Asked | None:
         """What a request asks, if by its head `answer_now` may answer it when its body is there."""

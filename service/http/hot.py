@@ -84,6 +84,8 @@ class Hot:
         self._bodies = bodies
         self._settings = settings
         self._short = min(_SHORT, settings.max_body_bytes)
+        self._event_bytes = _SHORT
+        """Of an event in the last array."""
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
 
@@ -96,6 +98,13 @@ class Hot:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
         return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
+
+    def expected(self, scope: Scope) -> int:
+        """How many events a JSON body may have, by the length that its head tells."""
+        return self._about(int(dict(scope["headers"]).get(b"content-length", b"0")))
+
+    def _about(self, length: int) -> int:
+        return 1 + length // (self._event_bytes + 1)
 
     def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
         """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
@@ -125,7 +134,7 @@ class Hot:
         if is_stream(scope):
             await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
-        self._engine.check_room(1)  # before the work of reading it: refusing must be cheap when there is much to refuse
+        self._engine.check_room(self.expected(scope))
         body = await self._body(scope, receive)
         if not wire.is_array(body):
             await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
@@ -135,13 +144,15 @@ class Hot:
 
     async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
         """All or nothing."""
+        self._engine.check_room(self._about(len(body)))  # again, and before the work of decoding it
         elements = _charged(scope, wire.split_array(body))
-        self._engine.check_room(len(elements))  # before the work of reading them
-        events = []
-        for i, element in enumerate(elements):
-            events.append(wire.decode_learn(element, f"[{i}]"))
-            if i % _PAUSE == _PAUSE - 1:
-                await asyncio.sleep(0)
+        self._event_bytes = len(body) // max(1, len(elements))
+        with self._engine.announced(len(elements)):
+            events = []
+            for i, element in enumerate(elements):
+                events.append(wire.decode_learn(element, f"[{i}]"))
+                if i % _PAUSE == _PAUSE - 1:
+                    await asyncio.sleep(0)
         try:
             result = await self._engine.learn(model, events)
         except errors.OnestepError as error:

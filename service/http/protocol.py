@@ -70,6 +70,10 @@ class Protocol(HttpToolsProtocol):
         """uvicorn has the head of a request, or answers the next of those that were pipelined."""
         if cycle is self.cycle and cycle.more_body and app is self._service and not self.flow.write_paused:
             asked = self._service.asks_in_short(cycle.scope)
+            if (asked is None or self._service.is_full) and self._service.refuse_by_head(
+                cycle.scope, partial(self._reply, cycle)
+            ):
+                return
             if asked is not None and not cycle.waiting_for_100_continue:
                 self._held = cycle, asked
                 return

@@ -102,6 +102,7 @@ class Engine:
         self._models: dict[str, Model] = {}
         self._queue: deque[Request] = deque()
         self._waiting_events = 0
+        self._announced_events = 0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -174,7 +175,7 @@ class Engine:
         """Put items of a stream in the queue of the writer, when there is room: a stream can be read slowly."""
         self._check_open()
         self.model(model)
-        while not self._has_room(len(items)):
+        while not self.has_room(len(items)):
             self._room.clear()
             await self._room.wait()
             self._check_open()
@@ -195,12 +196,26 @@ class Engine:
 
     def check_room(self, count: int) -> None:
         """QueueFull if there is no room in the queue for so many."""
-        if not self._has_room(count):
+        if not self.has_room(count):
             raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
 
-    def _has_room(self, count: int) -> bool:
-        """What is larger than the whole queue is taken alone."""
-        return not self._waiting_events or self._waiting_events + count <= self._settings.queue_events
+    def has_room(self, count: int) -> bool:
+        """Whether so many may wait too; what is larger than the whole queue is taken alone."""
+        coming = self._waiting_events + self._announced_events
+        return not coming or coming + count <= self._settings.queue_events
+
+    @contextlib.contextmanager
+    def announced(self, count: int) -> Iterator[None]:
+        """Keep room for so many events while they are decoded; QueueFull if there is none.
+
+        Else, where there is room for one array, fifty are decoded and one is learned.
+        """
+        self.check_room(count)
+        self._announced_events += count
+        try:
+            yield
+        finally:
+            self._announced_events -= count
 
     def check_recovered(self) -> None:
         """NotReady while the log is being replayed."""
