@@ -102,6 +102,7 @@ class Transport(asyncio.Transport):
     """Remembers what is written."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.written = b""
         self.has_written = asyncio.Event()
 
@@ -162,7 +163,7 @@ def test_what_the_queue_has_no_room_for_is_refused_by_its_head_and_the_connectio
             replies.append(await told(body + head_of("/predict", len(asked)) + asked, b'"p"'))
         replies.append(await told(head_of("/learn", len(body)) + body, b'"seq"'))
         await service.engine.stop(seconds=1)
-        connection.connection_lost(None)
+        connection.connection_lost(ConnectionResetError())
         return replies
 
     refused, predicted, learned = asyncio.run(answered())
