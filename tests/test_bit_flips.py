@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def check_flips(example: Example, folder: Path, name: str, a_page: int, to: Path
         else:
             assert result == example.state, where
         found[type(result).__name__] += 1
+        shutil.rmtree(damaged)
     print(name, dict(found))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def check_unacknowledged(example: Example, every: int, to: Path, caplog: pytest.
         assert not examine(folder).wrong
         assert asyncio.run(opened(folder)) == state_at(example, number), size
         assert (f"commit {number + 1} was cut short and never acknowledged" in caplog.text) is not boundary, size
+        shutil.rmtree(folder)  # of every byte there would be tens of thousands
 
 
 def check_acknowledged(example: Example, every: int, to: Path) -> None:
@@ -84,6 +86,7 @@ def check_acknowledged(example: Example, every: int, to: Path) -> None:
         assert isinstance(refusal, errors.LogEndsEarly), size
         assert f"onestep repair {folder}" in str(refusal)
         assert {name: (folder / name).read_bytes() for name in before} == before  # and left alone
+        shutil.rmtree(folder)
 
 
 def check_database(example: Example, sizes: Sequence[int], to: Path) -> None:
