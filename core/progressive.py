@@ -99,7 +99,7 @@ def _auc(passed: Counts) -> float | None:
     negatives, positives = int(passed[0].sum()), int(passed[1].sum())
     if not (negatives and positives):
         return None
-    return float(-np.trapezoid(above[1] / positives, above[0] / negatives))
+    return float(np.trapezoid(above[1, ::-1] / positives, above[0, ::-1] / negatives))
 
 
 def _entropy(zeros: int, ones: int) -> float | None:
