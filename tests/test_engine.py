@@ -482,6 +482,10 @@ def test_room_is_kept_for_what_is_being_decoded(tmp_path: Path) -> None:
             assert (await engine.learn("default", some_events(10))).seq[-1] == 10
             with engine.announced(50):  # larger than the queue, and alone
                 assert not engine.has_room(1)
+                stream = asyncio.create_task(engine.learn("default", some_events(3), Stream()))
+                await asyncio.sleep(0.01)
+                assert not stream.done()
+            assert (await stream).seq == [11, 12, 13]  # what is not learned after all makes room too
             assert engine.has_room(10)
 
     run(story())

@@ -113,6 +113,12 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def pause_reading(self) -> None:
+        """It is the test that sends."""
+
+    def resume_reading(self) -> None:
+        """The same."""
+
 
 def connected(service: app.Service) -> tuple[Protocol, Transport]:
     """A connection to a service in this process, without a network."""
@@ -138,7 +144,9 @@ def test_a_whole_request_is_answered_as_it_is_read(tmp_path: Path) -> None:
     assert asyncio.run(answered()).startswith(b"HTTP/1.1 503 ")  # it has not been started
 
 
-def test_what_the_queue_has_no_room_for_is_refused_by_its_head_and_the_connection_goes_on(tmp_path: Path) -> None:
+def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on(
+    tmp_path: Path,
+) -> None:
     async def answered() -> list[bytes]:
         service = app.Service(Settings(data=tmp_path, queue_events=10))
         connection, transport = connected(service)
@@ -156,7 +164,7 @@ def test_what_the_queue_has_no_room_for_is_refused_by_its_head_and_the_connectio
         service.engine.start()
         assert service.engine._recovery is not None
         await service.engine._recovery
-        body = json.dumps([EVENT]).encode()
+        body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
         with service.engine.announced(10):
             replies.append(await told(head_of("/learn", len(body)), b"urn:onestep:queue-full"))
             asked = b'{"x": {}}'
@@ -346,3 +354,39 @@ def sockets_of(service: Service) -> list[str]:
         if target.startswith("socket:"):
             found.append(target)
     return found
+
+
+def test_of_arrays_with_more_than_there_is_room_for_the_next_is_refused_by_its_head(start: Start) -> None:
+    """It says how long it is, and how much of that is too much was found out with the first."""
+    service = start("--queue-events", "4000")
+    body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in range(12)]
+        with service.paused():
+            for connection in connections:
+                connection.send(head_of("/learn", len(body)) + body)
+        statuses = [connection.reply().status for connection in connections]
+    assert set(statuses) == {200, 503}
+    assert service.get("/models/default")["seq"] == 3_000 * statuses.count(200)
+
+
+@pytest.mark.parametrize(("headers", "status"), [(["content-type: text/csv"], 415), ([], 413)])
+def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, headers: list[str], status: int) -> None:
+    async def answered() -> bytes:
+        service = app.Service(Settings(data=tmp_path, queue_events=10, max_body_bytes=100_000))
+        connection, transport = connected(service)
+        service.engine.start()
+        assert service.engine._recovery is not None
+        await service.engine._recovery
+        with service.engine.announced(10):
+            head = head_of("/learn", 200_000)
+            if headers:
+                head = head.replace(b"content-type: application/json", headers[0].encode())
+            connection.data_received(head)
+            async with asyncio.timeout(PATIENCE):
+                await transport.has_written.wait()
+        await service.engine.stop(seconds=1)
+        connection.connection_lost(ConnectionResetError())
+        return transport.written
+
+    assert asyncio.run(answered()).startswith(b"HTTP/1.1 %d " % status)

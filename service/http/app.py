@@ -142,13 +142,8 @@ class Service:
 
     # -- what the connections ask, without ASGI
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing can be learned now."""
-        return not self.engine.has_room(1)
-
     def refuse_by_head(self, scope: Scope, answer: Callable[[Reply], None]) -> bool:
-        """Refuse what there is no room for, as its length says; False where there is, or something else is asked.
+        """Refuse to learn a long body for which there is no room; False where there is, or something else is asked.
 
         Refusing must be cheap when there is much to refuse, or nothing is left for what is learned.
         """
@@ -159,7 +154,7 @@ class Service:
         try:
             self._access.check(scope, *asked)
             self.engine.model(asked.model)
-            self.engine.check_room(self._hot.expected(scope))
+            self._hot.check_head(scope)
         except Exception as error:
             answer(exchange.complete(self.refusal(error, exchange.request_id, scope)))
             self._tell(exchange)

@@ -20,9 +20,7 @@ class Bodies:
 
     async def read(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Message]], limit: int) -> bytes:
         """A body, whole. Refused before it is read where its length is told and too large."""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > limit:
-                raise errors.BodyTooLarge(limit=limit)
+        told_length(scope, limit)
         body = bytearray()
         more = True
         try:
@@ -37,6 +35,14 @@ class Bodies:
         finally:
             self._held -= len(body)
         return bytes(body)
+
+
+def told_length(scope: dict[str, Any], limit: int) -> int:
+    """The length of a body as its head tells it, 0 if it does not; BodyTooLarge past the limit."""
+    length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+    if length > limit:
+        raise errors.BodyTooLarge(limit=limit)
+    return length
 
 
 def chunk_of(message: Message) -> tuple[bytes, bool]:

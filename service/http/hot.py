@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
 from service.http.access import Access, pace_of
-from service.http.bodies import Bodies, chunk_of
+from service.http.bodies import Bodies, chunk_of, told_length
 from service.http.headers import NO_SNIFFING
 from service.http.reply import JSON, Reply, json_reply
 from service.http.tokens import Pace
@@ -84,8 +85,9 @@ class Hot:
         self._bodies = bodies
         self._settings = settings
         self._short = min(_SHORT, settings.max_body_bytes)
-        self._event_bytes = _SHORT
-        """Of an event in the last array."""
+        self._too_long = math.inf
+        """Bytes of the shortest array that there was no room for since the writer's last turn, of this number."""
+        self._turn = 0
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
 
@@ -99,12 +101,17 @@ class Hot:
         length = headers.get(b"content-length")
         return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
 
-    def expected(self, scope: Scope) -> int:
-        """How many events a JSON body may have, by the length that its head tells."""
-        return self._about(int(dict(scope["headers"]).get(b"content-length", b"0")))
+    def check_head(self, scope: Scope) -> None:
+        """Refuse to learn a JSON body that is of another kind, too long, or that there is no room for.
 
-    def _about(self, length: int) -> int:
-        return 1 + length // (self._event_bytes + 1)
+        Where there is room for some events and an array has more, only its end would tell. So what is as long as one
+        that was refused is refused at once, until the writer has taken some.
+        """
+        _check_json(scope)
+        length = told_length(scope, self._settings.max_body_bytes)
+        if self._turn != self._engine.turns:
+            self._turn, self._too_long = self._engine.turns, math.inf
+        self._engine.check_room(math.inf if length >= self._too_long else 1)
 
     def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
         """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
@@ -112,8 +119,7 @@ class Hot:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole."""
-        if _content_type(scope) != JSON:
-            raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
+        _check_json(scope)
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
     def _one_of_the_large(self, body: bytes) -> AbstractAsyncContextManager[None]:
@@ -134,7 +140,7 @@ class Hot:
         if is_stream(scope):
             await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
-        self._engine.check_room(self.expected(scope))
+        self.check_head(scope)
         body = await self._body(scope, receive)
         if not wire.is_array(body):
             await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
@@ -144,9 +150,9 @@ class Hot:
 
     async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
         """All or nothing."""
-        self._engine.check_room(self._about(len(body)))  # again, and before the work of decoding it
         elements = _charged(scope, wire.split_array(body))
-        self._event_bytes = len(body) // max(1, len(elements))
+        if not self._engine.has_room(len(elements)):
+            self._too_long = min(self._too_long, len(body))
         with self._engine.announced(len(elements)):
             events = []
             for i, element in enumerate(elements):
@@ -426,6 +432,11 @@ def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
     if pace is not None and elements:
         pace.take(len(elements) - 1)
     return elements
+
+
+def _check_json(scope: Scope) -> None:
+    if _content_type(scope) != JSON:
+        raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
 
 
 def _content_type(scope: Scope) -> bytes:

@@ -70,9 +70,7 @@ class Protocol(HttpToolsProtocol):
         """uvicorn has the head of a request, or answers the next of those that were pipelined."""
         if cycle is self.cycle and cycle.more_body and app is self._service and not self.flow.write_paused:
             asked = self._service.asks_in_short(cycle.scope)
-            if (asked is None or self._service.is_full) and self._service.refuse_by_head(
-                cycle.scope, partial(self._reply, cycle)
-            ):
+            if asked is None and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
                 return
             if asked is not None and not cycle.waiting_for_100_continue:
                 self._held = cycle, asked
@@ -81,7 +79,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._receives_since = math.inf
+        # What was refused by its head has had its reply, and uvicorn began to wait for the next request, but what came
+        # of this one's body ended that.
+        self._receives_since = self.loop.time() if self.cycle.response_complete else math.inf
         if self._held is not None:
             (cycle, asked), self._held = self._held, None
             if not self._service.answer_now(cycle.scope, asked, bytes(cycle.body), partial(self._reply, cycle)):

@@ -214,6 +214,11 @@ class Grant:
         self.models = None if token.models is None else frozenset(token.models)
         self.pace = None if token.rate is None else Pace(token.rate)
 
+    @property
+    def allows(self) -> tuple[str, frozenset[str], frozenset[str] | None]:
+        """Who may do what: all but the rate and the name."""
+        return self.token.sha256, self.may, self.models
+
     def reaches(self, model: str) -> bool:
         """Whether a model is within reach."""
         return self.models is None or model in self.models
@@ -264,7 +269,8 @@ class Tokens:
 
     def knows(self, grant: Grant) -> bool:
         """Whether what a token was found to be allowed still stands: it may have been revoked meanwhile."""
-        return grant is self._admin or self._grants.get(grant.id) is grant
+        now = self._grants.get(grant.id)
+        return grant is self._admin or (now is not None and now.allows == grant.allows)
 
     def _find(self, authorization: bytes) -> Grant | None:
         scheme, _, text = authorization.partition(b" ")

@@ -103,6 +103,8 @@ class Engine:
         self._queue: deque[Request] = deque()
         self._waiting_events = 0
         self._announced_events = 0
+        self.turns = 0
+        """How often the writer has taken from the queue."""
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -194,12 +196,13 @@ class Engine:
         self._work.set()
         return answer
 
-    def check_room(self, count: int) -> None:
+    def check_room(self, count: float) -> None:
         """QueueFull if there is no room in the queue for so many."""
         if not self.has_room(count):
-            raise errors.QueueFull(waiting=self._waiting_events, limit=self._settings.queue_events)
+            waiting = self._waiting_events + self._announced_events
+            raise errors.QueueFull(waiting=waiting, limit=self._settings.queue_events)
 
-    def has_room(self, count: int) -> bool:
+    def has_room(self, count: float) -> bool:
         """Whether so many may wait too; what is larger than the whole queue is taken alone."""
         coming = self._waiting_events + self._announced_events
         return not coming or coming + count <= self._settings.queue_events
@@ -216,6 +219,7 @@ class Engine:
             yield
         finally:
             self._announced_events -= count
+            self._room.set()
 
     def check_recovered(self) -> None:
         """NotReady while the log is being replayed."""
@@ -273,6 +277,7 @@ class Engine:
             taken.append(self._queue.popleft())
             events += len(taken[-1].items)
         self._waiting_events -= events
+        self.turns += 1
         self._room.set()
         return taken
 
