@@ -97,7 +97,7 @@ class Service:
     def _answers(self, path: str) -> bool:
         try:
             return self.request("GET", path)[0] == 200
-        except OSError:
+        except LOST:
             return False
 
     def kill(self) -> None:
