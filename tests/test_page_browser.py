@@ -302,6 +302,8 @@ def test_a_token_is_asked_for_sent_and_kept_in_the_tab(browser: Any, start: Star
     service.http.headers["authorization"] = f"Bearer {admin}"
     assert service.model().learn({"x": {"age": 3.0}, "y": 1}).status_code == 200
     token, made = tokens.create(service.folder, ["predict"], None, None)
+    known = {"authorization": f"Bearer {token}"}
+    eventually(lambda: service.http.get("/models", headers=known).status_code == 200, "the token")
     tab = Tab(browser, service)
     tab.page.goto("/")
     enter = tab.page.get_by_role("button", name="Enter a token")
