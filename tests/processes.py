@@ -155,10 +155,15 @@ def new_engine(folder: Path, **settings: Any) -> Engine:
 async def started(folder: Path, **settings: Any) -> Engine:
     """An engine on a folder that has recovered, or failed to."""
     engine = new_engine(folder, **settings)
+    await recover(engine)
+    return engine
+
+
+async def recover(engine: Engine) -> None:
+    """Start an engine, and wait until it has recovered, or failed to."""
     engine.start()
     assert engine._recovery is not None
     await asyncio.wait([engine._recovery])
-    return engine
 
 
 @asynccontextmanager

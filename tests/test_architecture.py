@@ -18,7 +18,7 @@ OURS = {"core", "service"}
 
 
 def module_of(path: Path) -> str:
-    """`service/storage/store.py` -> `service.store`; a package's `__init__.py` is the package."""
+    """`service/storage/store.py` -> `service.storage.store`; a package's `__init__.py` is the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

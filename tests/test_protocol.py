@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
+from processes import recover
 from uvicorn.server import ServerState
 
 from service.http import app
@@ -161,9 +162,7 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
             written, transport.written = transport.written, b""
             return written
 
-        service.engine.start()
-        assert service.engine._recovery is not None
-        await service.engine._recovery
+        await recover(service.engine)
         body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
         with service.engine.announced(10):
             replies.append(await told(head_of("/learn", len(body)), b"urn:onestep:queue-full"))
@@ -370,19 +369,14 @@ def test_of_arrays_with_more_than_there_is_room_for_the_next_is_refused_by_its_h
     assert service.get("/models/default")["seq"] == 3_000 * statuses.count(200)
 
 
-@pytest.mark.parametrize(("headers", "status"), [(["content-type: text/csv"], 415), ([], 413)])
-def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, headers: list[str], status: int) -> None:
+@pytest.mark.parametrize(("content_type", "status"), [("text/csv", 415), ("application/json", 413)])
+def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, content_type: str, status: int) -> None:
     async def answered() -> bytes:
         service = app.Service(Settings(data=tmp_path, queue_events=10, max_body_bytes=100_000))
         connection, transport = connected(service)
-        service.engine.start()
-        assert service.engine._recovery is not None
-        await service.engine._recovery
+        await recover(service.engine)
         with service.engine.announced(10):
-            head = head_of("/learn", 200_000)
-            if headers:
-                head = head.replace(b"content-type: application/json", headers[0].encode())
-            connection.data_received(head)
+            connection.data_received(head_of("/learn", 200_000).replace(b"application/json", content_type.encode()))
             async with asyncio.timeout(PATIENCE):
                 await transport.has_written.wait()
         await service.engine.stop(seconds=1)

@@ -84,7 +84,7 @@ class _Service:
             self._port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{self._port}"
         self._data = str(folder / "data")
-        self._log = folder / "service.storage.log"
+        self._log = folder / "service.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:

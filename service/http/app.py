@@ -333,11 +333,11 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
 
     @api.get("/stream", tags=["models"], **openapi.STREAM)
     async def stream(request: Request) -> Response:
-        return EventStream(live, access.reach(request.scope), lambda: door.still_lets_in(request.scope))
+        return EventStream(live, access.reach(request.scope), door.still_lets_in)
 
     @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
-    async def stream_model(request: Request, name: ModelName) -> Response:
-        return EventStream(live, name, lambda: door.still_lets_in(request.scope))
+    async def stream_model(name: ModelName) -> Response:
+        return EventStream(live, name, door.still_lets_in)
 
 
 def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:

@@ -118,8 +118,7 @@ class Hot:
         (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, tell)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """A JSON body, whole."""
-        _check_json(scope)
+        """A JSON body, whole. Its kind has been checked."""
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
     def _one_of_the_large(self, body: bytes) -> AbstractAsyncContextManager[None]:
@@ -227,6 +226,7 @@ class Hot:
             )
             await self._predict_stream(found, self._paced(scope, arriving), send)
             return
+        _check_json(scope)
         body = await self._body(scope, receive)
         if not wire.is_array(body):
             await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))

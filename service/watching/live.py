@@ -341,7 +341,7 @@ class Live:
 class EventStream(Response):
     """The reply: messages until the viewer goes or may no longer watch, the model is deleted or the service stops."""
 
-    def __init__(self, live: Live, watched: Watched, allowed: Callable[[], bool]) -> None:
+    def __init__(self, live: Live, watched: Watched, allowed: Callable[[Scope], bool]) -> None:
         # The last header is for nginx, which would gather what is to be seen at once.
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
@@ -352,7 +352,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._live.watching(self._watched) as channel:
-            shown = asyncio.create_task(self._show(channel, send))
+            shown = asyncio.create_task(self._show(channel, scope, send))
             gone = asyncio.create_task(_disconnected(receive))
             try:
                 await asyncio.wait((shown, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -361,13 +361,13 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(shown, gone, return_exceptions=True)
 
-    async def _show(self, channel: Channel, send: Send) -> None:
+    async def _show(self, channel: Channel, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         number = channel.number
         await _send(send, b"retry: 2000\n\n" + channel.standing)
         while not channel.ended:
             await channel.after(number)
-            if not self._allowed():
+            if not self._allowed(scope):
                 break
             number = channel.number
             await _send(send, channel.newest)
