@@ -245,7 +245,7 @@ _BANK = "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], flo
 @compiled(
     "float64(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
     "float64[:, ::1], float64[:, ::1], int64, int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
-    "float64[:, :, ::1])"
+    "float64[:, :, ::1], float64[::1])",
 )
 def event_score(
     c: Ints,
@@ -262,17 +262,19 @@ def event_score(
     seen: Table,
     z: Table,
     chances: Chances,
+    small: Floats,
 ) -> float:
     """The mixture's score for an event, log p / (1 - p).
 
-    Changes nothing but the room it is given: `fresh`, the statistics with the event taken up; `seen`, its values as
-    each learner sees them; `z` and `chances`, what each learner of each bank says.
+    Changes nothing but the room it is given (`_room`): `fresh`, the statistics with the event taken up; `seen`, its
+    values as each learner sees them; `z` and `chances`, what each learner of each bank says; `small`, for what is
+    passed on inside.
     """
-    unknown, four = np.zeros(STATISTICS), np.empty(len(VIEWS))
+    unknown, four, sides = small[:STATISTICS], small[STATISTICS:-2], small[-2:]
+    unknown[:], sides[:] = 0.0, 0.0
     for j in range(len(c)):
         known = 0 <= c[j] < len(statistics)
         look(x[j], statistics[c[j]] if known else unknown, fresh[j], views, four, seen[j])
-    sides = np.zeros(2)
     bank_scores(c, seen, first_w, first_stack, z[0])
     mixed(z[0], shares[0], chances[0], sides)
     if banks == 2:
@@ -294,7 +296,8 @@ def excess_loss(z: float, y: int, so_far: float) -> float:
 @compiled(
     "int64(int64, int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], "
     f"float64[:, ::1], {_BANK}, {_BANK}, float64[:, ::1], int64, float64[::1], int64[::1], float64[::1], "
-    "float64[::1], float64[::1])"
+    "float64[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, :, ::1], "
+    "float64[::1], float64[::1], float64[::1])",
 )
 def learn_many(
     start: int,
@@ -323,16 +326,20 @@ def learn_many(
     rates: Floats,
     stack_rates: Floats,
     scores: Floats,
+    fresh: Table,
+    seen: Table,
+    z: Table,
+    chances: Chances,
+    small: Floats,
+    g: Floats,
+    ones: Floats,
 ) -> int:
     """Learn the events from `start` on, in order; fills `scores` with the score before each.
 
+    `fresh` to `small` is the room for `event_score`, `g` that for a bank's gradients; `ones` is K ones.
+
     Returns how many events are learned: all, or fewer where an alarm was raised, after the event that raised it.
     """
-    longest = 0
-    for i in range(len(labels)):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    fresh, seen = np.empty((longest, STATISTICS)), np.empty((longest, K))
-    z, chances, g, ones = np.empty((2, M)), np.empty((2, 2, M)), np.empty(M), np.ones(K)
     for i in range(start, len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
         x = values[offsets[i] : offsets[i + 1]]
@@ -352,6 +359,7 @@ def learn_many(
             seen,
             z,
             chances,
+            small,
         )
         weight = sample_weights[i] * class_weights[y]
         bank_learn(
@@ -364,12 +372,19 @@ def learn_many(
                 second_stack_squares, rates, stack_rates, ones, g,
             )  # fmt: skip
         for j in range(len(c)):
-            statistics[c[j]] = fresh[j]
+            for s in range(STATISTICS):
+                statistics[c[j], s] = fresh[j, s]
         reweigh(chances, shares, y, weight, banks, SHARE)
         scalars[EXCESS] = excess_loss(scores[i], y, scalars[EXCESS])
         if scalars[EXCESS] > ALARM:
             return i + 1
     return len(labels)
+
+
+def _room(features: int) -> tuple[Table, Table, Table, Chances, Floats]:
+    """What `event_score` needs for an event of at most so many features: fresh, seen, z, chances, small."""
+    of_features = np.empty((features, STATISTICS)), np.empty((features, K))
+    return *of_features, np.empty((2, M)), np.empty((2, 2, M)), np.empty(STATISTICS + len(VIEWS) + 2)
 
 
 class _Bank:
@@ -425,13 +440,12 @@ class Auto:
 
     def _score_and_seen(self, columns: Ints, values: Floats) -> tuple[float, Table]:
         """The score, and (n, K) the values as each learner sees them."""
-        seen = np.empty((len(columns), K))
-        room = np.empty((len(columns), STATISTICS)), seen, np.empty((2, M)), np.empty((2, 2, M))
+        room = _room(len(columns))
         banks = (self._first.w, self._first.stack, self._second.w, self._second.stack)
         score: float = event_score(
             columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room
         )  # fmt: skip
-        return score, seen
+        return score, room[1]
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event alone, as `Learner.served` has it."""
@@ -451,6 +465,7 @@ class Auto:
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
         """n events, in order. Every step is taken: scores are bounded, and so is what a value can do."""
         learned[:] = True
+        room = _room(batch.longest)
         at = 0
         while at < len(batch):
             at = learn_many(
@@ -472,6 +487,9 @@ class Auto:
                 _rates,
                 _stack_rates,
                 scores,
+                *room,
+                np.empty(M),
+                np.ones(K),
             )
             if self._scalars[EXCESS] > ALARM:
                 self._restart_second()

@@ -94,6 +94,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def longest(self) -> int:
+        """The features of the event that has most, 0 if there is none."""
+        return int(np.diff(self.offsets).max(initial=0))
+
     def slices(self, events: int) -> Iterable[Batch]:
         """The same events in pieces of at most `events`, without copying the features."""
         for start in range(0, len(self), events):

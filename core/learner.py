@@ -181,7 +181,7 @@ class Learner:
         """`learn_many` for events that are arrays already, with columns of `features`."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        if self._n_features < len(self.features) and len(batch.columns):  # else none can be new
+        if len(batch.columns):
             self._n_features = max(self._n_features, int(batch.columns.max()) + 1)
         self._model.make_room(self._n_features)
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)

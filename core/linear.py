@@ -59,8 +59,10 @@ class Linear:
         """n events, n steps, in order, after `taken` steps; fills the score before each, and whether it was taken."""
         if self.plain:
             events = (batch.offsets, batch.columns.view(np.uint32), batch.values, batch.labels, batch.weights)
-            rules.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned)
+            room = np.empty(len(batch.columns))  # more than the longest event has, and sooner known
+            rules.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned, room)
             return
+        longest = batch.longest
         rules.learn_many(
             batch.offsets,
             batch.columns,
@@ -77,6 +79,9 @@ class Linear:
             self._q,
             scores,
             learned,
+            np.empty(longest),
+            np.empty(longest),
+            np.empty((longest + 1, rules.SAVED)),
         )
 
     def make_room(self, features: int) -> None:

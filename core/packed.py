@@ -109,13 +109,20 @@ def _add_counts(counts: Bytes, value: int, ends: Lengths) -> int:
     return value
 
 
+@compiled("void(uint8[::1], uint8[::1])")
+def _copy(source: Bytes, target: Bytes) -> None:
+    """`target` <- `source`, of the same length. An assignment would first copy it elsewhere, as if they overlapped."""
+    for i in range(len(target)):
+        target[i] = source[i]
+
+
 @compiled("void(uint8[::1], int64, int64[::1], uint8[::1])")
 def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
     """The same columns for each event, from the feature value on that the first begins with; and where each ends."""
     size = len(an_event)
     for i in range(len(ends)):
         start = 4 * value + i * size
-        columns[start : start + size] = an_event
+        _copy(an_event, columns[start : start + size])
         ends[i] = value + (i + 1) * (size // 4)
 
 
@@ -152,9 +159,9 @@ def _unpack(
             at += 4 * n
             if last != value + m:
                 return False
-            columns[4 * value : 4 * last] = data[at : at + 4 * m]
+            _copy(data[at : at + 4 * m], columns[4 * value : 4 * last])
             at += 4 * m
-        values[8 * value : 8 * last] = data[at : at + 8 * m]
+        _copy(data[at : at + 8 * m], values[8 * value : 8 * last])
         at += 8 * m
         for i in range(n):
             if data[at + i] > 1:
@@ -162,7 +169,7 @@ def _unpack(
             labels[event + i] = data[at + i]
         at += n
         if parts & WEIGHTED:
-            weights[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
+            _copy(data[at : at + 8 * n], weights[8 * event : 8 * (event + n)])
             at += 8 * n
         if parts & SERVED:
             for i in range(n):
@@ -170,8 +177,8 @@ def _unpack(
                     return False
                 kinds[event + i] = data[at + i]
             at += n
-            scores[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
+            _copy(data[at : at + 8 * n], scores[8 * event : 8 * (event + n)])
             at += 8 * n
-            delays[8 * event : 8 * (event + n)] = data[at : at + 8 * n]
+            _copy(data[at : at + 8 * n], delays[8 * event : 8 * (event + n)])
         event, value = event + n, last
     return True

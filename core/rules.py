@@ -376,6 +376,10 @@ def step(
 
 # What a step may change, copied so that it can be taken back.
 
+SAVED = 8
+"""Numbers of a feature that a step may change, at most: its weight, 3 that the rule keeps, 3 that the scaler keeps, and
+the L1 penalty it has paid."""
+
 _SAVE = "void(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[:, ::1])"
 
 
@@ -477,7 +481,8 @@ def serve_into(
 
 @compiled(
     "void(int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], float64[:, ::1], "
-    "float64[:, ::1], float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], boolean[::1])"
+    "float64[:, ::1], float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], boolean[::1], float64[::1], "
+    "float64[::1], float64[:, ::1])",
 )
 def learn_many(
     offsets: Offsets,
@@ -495,17 +500,17 @@ def learn_many(
     q: Floats,
     scores: Floats,
     learned: npt.NDArray[np.bool_],
+    g: Floats,
+    scaled: Floats,
+    saved: Table,
 ) -> None:
     """n events, n steps, in order, after `taken` steps.
 
     Event i has the features `columns[offsets[i]:offsets[i + 1]]` with the values at the same places. Fills `scores[i]`
     with the score of a prediction made before the event, and `learned[i]` with whether its step was taken: not if that
-    score, or a number that the step would leave, is not finite.
+    score, or a number that the step would leave, is not finite. `g`, `scaled` and `saved` are room: for the values of
+    the longest event, and in `saved` for a row of SAVED numbers for each, and one more.
     """
-    longest = 0
-    for i in range(len(labels)):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    g, scaled, saved = np.empty(longest), np.empty(longest), np.empty((longest + 1, 8))
     for i in range(len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
         x = values[offsets[i] : offsets[i + 1]]
@@ -528,7 +533,7 @@ def learn_many(
 
 @compiled(
     "void(int64[::1], uint32[::1], float64[::1], uint8[::1], float64[::1], float64[::1], float64[::1], float64[::1], "
-    "float64[::1], boolean[::1])"
+    "float64[::1], boolean[::1], float64[::1])",
 )
 def learn_many_sgd(
     offsets: Offsets,
@@ -541,16 +546,13 @@ def learn_many_sgd(
     q: Floats,
     scores: Floats,
     learned: npt.NDArray[np.bool_],
+    before: Floats,
 ) -> None:
     """`learn_many` for plain SGD: constant rates, no scaler, no penalty. The same numbers, to the last bit.
 
     Most models are this, and an event of 10 features takes 32 ns, not 260. Columns without a sign are a fifth of it: of
     others numba asks at each whether it counts from the end.
     """
-    longest = 0
-    for i in range(len(labels)):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    before = np.empty(longest)
     b, rate, bias_rate, clip = scalars[BIAS], q[RATE], q[BIAS_RATE], q[CLIP]
     for i in range(len(labels)):
         start, n = offsets[i], offsets[i + 1] - offsets[i]

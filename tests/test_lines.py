@@ -19,6 +19,7 @@ from core import Learner, Spec
 from core.lines import read_number
 from service.decode import pieces, wire
 from service.decode.shape import Shape
+from service.decode.text import PIECE_BYTES
 from service.settings import Settings
 
 LONGEST = 1 << 20
@@ -121,7 +122,8 @@ def test_lines_are_read_as_the_general_decoder_reads_them_up_to_one_that_is_left
     lines = [form.format(*row).encode() for row in rows]
     shape = Shape.of(lines[0])
     assert shape is not None
-    table = shape.read(lines, LONGEST)
+    table, end = shape.read(joined(lines), LONGEST)
+    assert end == sum(len(line) + 1 for line in lines[: len(table)])
     for i, (line, event) in enumerate(zip(lines, table.events(0, len(table)), strict=False)):
         expected = wire.decode_event(line)
         x = expected.x if isinstance(expected.x, dict) else {str(j): value for j, value in enumerate(expected.x)}
@@ -130,6 +132,11 @@ def test_lines_are_read_as_the_general_decoder_reads_them_up_to_one_that_is_left
         assert list(event.x) == list(x)
         assert [bits(value) for value in event.x.values()] == [bits(value) for value in x.values()], f"line {i}"
         assert (event.y, event.weight, event.id) == (expected.y, expected.weight, expected.id)
+
+
+def joined(lines: list[bytes]) -> bytearray:
+    """The lines, each ended."""
+    return bytearray(b"".join(line + b"\n" for line in lines))
 
 
 def bits(value: Any) -> bytes:
@@ -169,14 +176,15 @@ def test_a_line_that_looks_otherwise_ends_what_is_read(line: str) -> None:
     shape = Shape.of(FIRST.encode())
     assert shape is not None
     lines = [FIRST.encode(), FIRST.encode(), line.encode(), FIRST.encode()]
-    assert len(shape.read(lines, LONGEST)) == 2
+    table, end = shape.read(joined(lines), LONGEST)
+    assert (len(table), end) == (2, 2 * len(FIRST) + 2)
 
 
 def test_a_line_longer_than_the_limit_ends_what_is_read() -> None:
     shape = Shape.of(FIRST.encode())
     assert shape is not None
-    assert len(shape.read([FIRST.encode()], len(FIRST))) == 1
-    assert len(shape.read([FIRST.encode()], len(FIRST) - 1)) == 0
+    assert len(shape.read(joined([FIRST.encode()]), len(FIRST))[0]) == 1
+    assert len(shape.read(joined([FIRST.encode()]), len(FIRST) - 1)[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -317,7 +325,7 @@ def test_long_lines_are_learned_in_smaller_pieces() -> None:
 
     found = asyncio.run(sizes())
     assert sum(found) == 100
-    assert max(found) * len(line) <= pieces.PIECE_BYTES + 2 * len(line)
+    assert max(found) * len(line) <= PIECE_BYTES + 2 * len(line)
 
 
 def test_a_stream_that_breaks_off_keeps_what_was_whole(model: Model) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -16,20 +13,6 @@ from hypothesis import strategies as st
 
 from service import errors
 from service.decode import wire
-
-
-def lines_of(chunks: list[bytes], limit: int = 1_000) -> list[tuple[int, bytes]]:
-    """All lines that `split_lines` finds in a body that arrives in these chunks."""
-
-    async def arriving() -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
-
-    async def gather() -> list[tuple[int, bytes]]:
-        return [line async for lines in wire.split_lines(arriving(), limit) for line in lines]
-
-    return asyncio.run(gather())
-
 
 # -- one event
 
@@ -167,56 +150,6 @@ def test_an_array_is_split_into_its_elements(elements: list[Any]) -> None:
 def test_an_array_that_is_none(body: bytes) -> None:
     with pytest.raises(errors.MalformedJson, match=r"^The body is not valid JSON"):
         wire.split_array(body)
-
-
-# -- lines
-
-_bodies = st.text(alphabet="ab \r\n\t", max_size=40).map(str.encode)
-
-
-@given(body=_bodies, cuts=st.lists(st.integers(0, 40)))
-@example(body=b"a\r\nb", cuts=[2])
-@example(body=b"", cuts=[])
-def test_the_lines_of_a_body_are_the_same_however_it_arrives(body: bytes, cuts: list[int]) -> None:
-    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
-    chunks = [body[start:stop] for start, stop in itertools.pairwise(edges)]
-    expected = [(n, line) for n, line in enumerate(body.split(b"\n"), 1) if line.strip()]
-    assert lines_of(chunks) == expected
-
-
-def test_blank_lines_count_and_are_left_out() -> None:
-    assert lines_of([b"\n\na\n \r\n\nb"]) == [(3, b"a"), (6, b"b")]
-
-
-@pytest.mark.parametrize(
-    "chunks",
-    [
-        [b"ok\n123456\nok\n"],
-        [b"ok\n1234", b"56\nok\n"],
-        [b"ok\n123456"],
-        [b"ok\n", b"1234", b"56"],
-        [b"o", b"k\n      "],
-    ],
-)
-def test_the_lines_before_one_that_is_too_long_are_given_first(chunks: list[bytes]) -> None:
-    found: list[tuple[int, bytes]] = []
-
-    async def arriving() -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
-
-    async def gather() -> None:
-        async for lines in wire.split_lines(arriving(), 5):
-            found.extend(lines)
-
-    with pytest.raises(errors.LineTooLong) as refused:
-        asyncio.run(gather())
-    assert found == [(1, b"ok")]
-    assert (refused.value.members["line"], refused.value.status) == (2, 413)
-
-
-def test_a_line_of_just_the_limit_is_not_too_long() -> None:
-    assert lines_of([b"12345\n", b"123", b"45"], limit=5) == [(1, b"12345"), (2, b"12345")]
 
 
 def test_places_in_a_body() -> None:

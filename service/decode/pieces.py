@@ -11,27 +11,25 @@ from service import errors
 from service.decode import arrow, wire
 from service.decode.shape import Shape
 from service.decode.table import Table
+from service.decode.text import Chunks, Text, texts_of
 from service.settings import Settings
 
-Items = TypeVar("Items")
+Items_co = TypeVar("Items_co", covariant=True)
 Item = TypeVar("Item")
-Chunks = AsyncIterator[bytes]
-Lines = list[tuple[int, bytes]]
-PIECE_BYTES = 2 * 2**20
-"""Bytes of lines in a piece, about: many pieces wait at a time, and lines may be long."""
+
 WORTH_A_TABLE = 200
 """Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece(Generic[Items]):
+class Piece(Generic[Items_co]):
     """Some items of a stream, in order.
 
     unit: what they are in the body, "line" or "row". numbers: that of each, from 1. wrong: what is wrong with the one
     after them, which ends the stream.
     """
 
-    items: Items
+    items: Items_co
     unit: str
     numbers: Sequence[int]
     wrong: errors.OnestepError | None = None
@@ -67,15 +65,18 @@ async def lines_of(
     chunks: Chunks, decode: Callable[[bytes, str], Item], settings: Settings
 ) -> AsyncIterator[Piece[list[Item]]]:
     """The lines of NDJSON, decoded."""
-    async for lines in _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events):
-        yield _decoded(lines, decode)
+    async for text in texts_of(chunks, settings):
+        yield _decoded(text, decode, settings.max_line_bytes)
 
 
-def _decoded(lines: Lines, decode: Callable[[bytes, str], Item]) -> Piece[list[Item]]:
+def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: int) -> Piece[list[Item]]:
     items: list[Item] = []
+    lines = text.lines()
     wrong: errors.OnestepError | None = None
     try:
         for number, line in lines:
+            if len(line) > longest:
+                raise errors.LineTooLong(line=number, limit=longest)
             items.append(decode(line, f"line {number}"))
     except errors.OnestepError as error:
         wrong = error
@@ -88,52 +89,35 @@ async def events_of_lines(
 ) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
     """The lines of NDJSON to learn; those of one shape as tables."""
     shape: Shape | None = None
-    arriving = _batched(wire.split_lines(chunks, settings.max_line_bytes), settings.stream_events)
-    async for lines in _ahead(arriving):
-        rest = lines
-        while rest:
+    async for text in texts_of(chunks, settings):
+        rest = text
+        while rest.data:
             # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for the pieces before.
-            shape, table = await asyncio.to_thread(_table, rest, shape, settings.max_line_bytes)
+            shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
             if table is None:
-                piece = _decoded(rest, wire.decode_learn)
-                yield Piece(piece.items, piece.unit, piece.numbers, piece.wrong)
+                yield _decoded(rest, wire.decode_learn, settings.max_line_bytes)
                 break
-            yield Piece(table, "line", [number for number, _ in rest[: len(table)]])
-            rest = rest[len(table) :]
+            yield Piece(table, "line", range(rest.number, rest.number + len(table)))
+            rest = rest.after(len(table), end)
 
 
-async def _ahead(arriving: AsyncIterator[Lines]) -> AsyncIterator[Lines]:
-    """The same lines; while some are read, the next are received and split."""
-    queue: asyncio.Queue[Lines | Exception | None] = asyncio.Queue(1)
-
-    async def fill() -> None:
-        try:
-            async for lines in arriving:
-                await queue.put(lines)
-        except Exception as error:  # raised again where the lines are taken
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    filling = asyncio.create_task(fill())
-    try:
-        while (found := await queue.get()) is not None:
-            if isinstance(found, Exception):
-                raise found
-            yield found
-    finally:
-        filling.cancel()
+def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None, int]:
+    """The first lines as a table, if they have the shape of those before them or of the first, and are enough; the
+    shape, and where they end."""
+    for form in _forms(shape, data):
+        table, end = form.read(data, longest)
+        if len(table) >= WORTH_A_TABLE or end == len(data):
+            return form, table, end
+    return shape, None, 0
 
 
-def _table(lines: Lines, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None]:
-    """The first lines as a table, if they have the shape of those before them or of the first, and are enough."""
-    text = [line for _, line in lines]
-    for form in (shape, Shape.of(text[0])):
-        if form is not None:
-            table = form.read(text, longest)
-            if len(table) >= min(WORTH_A_TABLE, len(lines)):
-                return form, table
-    return shape, None
+def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
+    """The shapes that the first lines may have: that of those before them, and that of the first."""
+    if shape is not None:
+        yield shape
+    first = Shape.of(bytes(data[: data.index(b"\n")]))
+    if first is not None:
+        yield first
 
 
 async def events_of_rows(
@@ -161,23 +145,3 @@ def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
     ends = [min(start + rows, len(table)) for start in starts]
     first = table.first_row
     return [(start, end, range(first + start, first + end)) for start, end in zip(starts, ends, strict=True)]
-
-
-async def _batched(arriving: AsyncIterator[Lines], size: int) -> AsyncIterator[Lines]:
-    """Lines in pieces of `size`; the last is smaller, and so are those of long lines, or before an error."""
-    gathered: Lines = []
-    held = 0
-    try:
-        async for lines in arriving:
-            gathered += lines
-            held += sum(len(line) for _, line in lines)
-            while len(gathered) >= size or held > PIECE_BYTES:
-                yield gathered[:size]
-                del gathered[:size]
-                held = sum(len(line) for _, line in gathered)
-    except errors.OnestepError:
-        if gathered:
-            yield gathered
-        raise
-    if gathered:
-        yield gathered

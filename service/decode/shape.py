@@ -9,7 +9,6 @@ says what is wrong with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from core.lines import ID, read_lines
+from core.lines import ID, LINE_END, read_lines
 from core.logistic import Floats
 from service.decode.table import Table
+from service.decode.text import lines_in
 from service.decode.wire import MAX_ID
 
 LABEL, WEIGHT = -2, -1
@@ -61,19 +61,22 @@ class Shape:
         ends = np.cumsum([len(literal) for literal in literals], dtype=np.int64)
         return cls(names, np.frombuffer(bytearray().join(literals), np.uint8), ends, holes)
 
-    def read(self, lines: Sequence[bytes], longest: int) -> Table:
-        """The first of these lines, as long as they have this shape, and no more than `longest` bytes."""
-        text = np.frombuffer(bytearray(b"\n").join([*lines, b""]), np.uint8)
-        values, places = np.empty((len(lines), len(self.names) + 2)), np.empty((len(lines), 2), np.int64)
+    def read(self, data: bytearray, longest: int) -> tuple[Table, int]:
+        """The first of the lines that `data` holds, each ended by a line feed, as long as they have this shape and no
+        more than `longest` bytes; and where they end."""
+        text = np.frombuffer(data, np.uint8)
+        lines = lines_in(data)
+        values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3), np.int64)
         values[:, WEIGHT] = 1.0
         read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)
         read = _count_good(values[:read], places[:read] if ID in self.holes else None)
+        end = int(places[read - 1, LINE_END]) if read else 0
         ids: list[str | None] | None = None
         if ID in self.holes:
-            as_text = text.tobytes().decode("latin-1")  # an id that was read is ASCII
-            ids = [as_text[start:end] for start, end in places[:read].tolist()]
+            as_text = data[:end].decode("latin-1")  # an id that was read is ASCII
+            ids = [as_text[start:stop] for start, stop in places[:read, :LINE_END].tolist()]
         labels, weights = values[:read, LABEL].astype(np.uint8), np.ascontiguousarray(values[:read, WEIGHT])
-        return Table(1, self.names, np.ascontiguousarray(values[:read, :LABEL]), None, labels, weights, ids)
+        return Table(1, self.names, np.ascontiguousarray(values[:read, :LABEL]), None, labels, weights, ids), end
 
 
 def _count_good(values: Floats, id_places: npt.NDArray[np.int64] | None) -> int:

@@ -6,7 +6,7 @@ read again, slowly, to name the field.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -171,21 +171,6 @@ def split_array(body: bytes) -> list[msgspec.Raw]:
         return _pieces.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, "", body) from None
-
-
-async def split_lines(chunks: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """The lines of an NDJSON body with their numbers from 1, as they arrive; blank ones are left out."""
-    rest, number = b"", 0
-    async for chunk in chunks:
-        *complete, rest = (rest + chunk).split(b"\n")
-        lines = list(enumerate(complete, number + 1))
-        number += len(lines)
-        too_long = next((n for n, line in [*lines, (number + 1, rest)] if len(line) > max_line_bytes), None)
-        yield [(n, line) for n, line in lines if line.strip() and (too_long is None or n < too_long)]
-        if too_long is not None:
-            raise errors.LineTooLong(line=too_long, limit=max_line_bytes)
-    if rest.strip():
-        yield [(number + 1, rest)]
 
 
 # -- what is wrong, and where
