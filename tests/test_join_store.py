@@ -622,8 +622,8 @@ class Keeper:
         for _ in done:
             builder.add({"a": 1.0}, 1)
         batch = builder.build()
-        ids = [NewId(w.id, self.seq + i, 1, 1, JOINED, known=True) for i, w in enumerate(done, 1)]
-        self.commit(batch, ids=ids, done=[w.number for w in done])
+        ids = [NewId(w.id, self.seq + i, 1, JOINED, 1) for i, w in enumerate(done, 1)]
+        self.commit(batch, changed_ids=ids, done=[w.number for w in done])
 
     def drop(self, count: int) -> None:
         gone, self.waiting = self.waiting[:count], self.waiting[count:]

@@ -48,6 +48,7 @@ import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,6 +172,8 @@ SELECT json_group_array(json_array(
 FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
 """
+IDS_AT_ONCE = 250
+_INSERT_SOME_IDS = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * IDS_AT_ONCE)  # noqa: S608  # of constants
 _INSERT_IDS = """
 INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
 """
@@ -189,16 +192,14 @@ FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 
 
 class NewId(NamedTuple):
-    """An id and what it stands for from now on: an event's kind, seq, fingerprint (`core.features.fingerprints`) and
-    that of its label alone; or a prediction that waits, whose number is `seq`, or was dropped. known: whether it stood
-    for something before."""
+    """An id and what it stands for from now on: an event's seq, fingerprint (`core.features.fingerprints`), kind and
+    the fingerprint of its label alone; or a prediction that waits, whose number is `seq`, or was dropped."""
 
     id: str
     seq: int
     fingerprint: int = 0
     kind: int = ORDINARY
     label: int | None = None
-    known: bool = False
 
 
 class IdsTakenError(Exception):
@@ -220,9 +221,10 @@ class KnownId:
 class ModelBatch:
     """What one commit changes of one model.
 
-    Events from `first_seq` on, the feature names that they bring, their ids; predictions that wait from now on, under
-    ids that are new, or `known`; and the numbers of those that wait no more: `done`, being among the events now, or
-    `dropped`, with their ids.
+    Events from `first_seq` on, the feature names that they bring, their `ids` where those are new, and their
+    `changed_ids`, which stood for something before; predictions that wait from now on, under ids that are new, or
+    `known`; and the numbers of those that wait no more: `done`, being among the events now, or `dropped`, with their
+    ids.
     """
 
     model: int
@@ -231,6 +233,7 @@ class ModelBatch:
     first_column: int
     names: Sequence[str]
     ids: Sequence[NewId]
+    changed_ids: Sequence[NewId] = ()
     kept: Sequence[Waiting] = ()
     done: Sequence[int] = ()
     dropped: Sequence[tuple[int, str | None]] = ()
@@ -423,8 +426,8 @@ class Store(LogReader):
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
                 if len(part.batch):
                     checksums.append(self._insert_batch(part, written_at))
-                if part.ids:
-                    self._insert_ids(part.model, part.ids)
+                self._insert_ids(part.model, part.ids)
+                self._change_ids(part.model, part.changed_ids)
                 if part.kept:
                     checksums.append(self._insert_waiting(part.model, part.kept, part.known))
                 if part.dropped:
@@ -446,17 +449,28 @@ class Store(LogReader):
         return checksum
 
     def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
-        # One statement for all: each statement gives up the GIL and must win it back. In order, because random ids then
-        # share the pages of the tree that they go to (measured, 8,000 at once: 3.1 us an id, out of order 4.6).
-        if fresh := sorted(new for new in ids if not new.known):
-            try:
-                self._db.execute(_INSERT_IDS, (model, _as_json(fresh)))
-            except sqlite3.IntegrityError:
-                raise IdsTakenError from None
-        if known := [new for new in ids if new.known]:
-            changed = self._db.execute(_CHANGE_IDS, (model, _as_json(known))).rowcount
-            if changed != len(known):
-                raise sqlite3.IntegrityError(f"{len(known) - changed} id(s) stand for events already")
+        """IdsTakenError if one of them stands for something."""
+        # In order, because random ids then share the pages of the tree that they go to (measured, 8,000 at once: 3.1 us
+        # an id, out of order 4.6).
+        ids = sorted(ids)
+        rest = len(ids) % IDS_AT_ONCE
+        try:
+            # Few statements: each gives up the GIL and must win it back. As values an id takes 0.4 us; as JSON, which
+            # is one statement for any number, 1.2.
+            for start in range(rest, len(ids), IDS_AT_ONCE):
+                some = chain.from_iterable(ids[start : start + IDS_AT_ONCE])
+                self._db.execute(_INSERT_SOME_IDS, (model, *some))
+            if rest:
+                self._db.execute(_INSERT_IDS, (model, _as_json(ids[:rest])))
+        except sqlite3.IntegrityError:
+            raise IdsTakenError from None
+
+    def _change_ids(self, model: int, ids: Sequence[NewId]) -> None:
+        """What these stood for was not an event, or is corrected."""
+        if ids:
+            changed = self._db.execute(_CHANGE_IDS, (model, _as_json(ids))).rowcount
+            if changed != len(ids):
+                raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
 
     def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
         """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
@@ -473,7 +487,9 @@ class Store(LogReader):
             "substr(?2, value ->> 4, value ->> 5), value ->> 6 FROM json_each(?3)",
             (model, b"".join(payloads), json.dumps(rows)),
         )
-        self._insert_ids(model, [NewId(w.id, w.number, kind=WAITING, known=w.id in known) for w in kept])
+        ids = [NewId(new.id, new.number, kind=WAITING) for new in kept]
+        self._insert_ids(model, [new for new in ids if new.id not in known])
+        self._change_ids(model, [new for new in ids if new.id in known])
         return crc(*checksums)
 
     def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
@@ -481,7 +497,7 @@ class Store(LogReader):
         row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
         checksum = crc(*row)
         self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self._insert_ids(part.model, [NewId(i, 0, kind=DROPPED, known=True) for _, i in part.dropped if i is not None])
+        self._change_ids(part.model, [NewId(i, 0, kind=DROPPED) for _, i in part.dropped if i is not None])
         return checksum
 
     def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
