@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         description="Events in one commit, about: more share the price of a sync, fewer are sooner learned.",
     )
     stream_events: int = Field(
-        1_000, ge=1, description="Events of an NDJSON or Arrow body that are learned in one piece."
+        1_000, ge=1, description="Events of an NDJSON or Arrow body that are learned in one piece, at most."
     )
     window: int = Field(1_000, ge=1, description="Last events that the windowed scores cover.")
     snapshot_seconds: float = Field(

@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from conftest import JSON, NDJSON, ONESTEP, Service, Start, assert_problem, even
 from core import Learner, Spec
 from core.features import Batch
 from service.storage.store import ModelBatch, Store
+from service.threads import NICE
 
 
 def assert_not_ready(response: httpx.Response) -> None:
@@ -421,3 +423,17 @@ def test_wrong_settings_are_told_by_name(tmp_path: Path) -> None:
             process.kill()
             process.communicate()
     assert found == dict.fromkeys(WRONG_SETTINGS, (2, True))
+
+
+# -- while it serves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_threads_that_write_and_read_bodies_stand_back_for_the_one_that_predicts(start: Start) -> None:
+    service = start()
+    assert service.model().learn_lines(ndjson([{"x": {"a": 1}, "y": 1}])).status_code == 200
+    process = service.process.pid
+    threads = [int(task.name) for task in Path(f"/proc/{process}/task").iterdir()]
+    nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    assert nice[process] == os.getpriority(os.PRIO_PROCESS, 0)
+    assert sorted(nice.values())[-2:] == [nice[process] + NICE] * 2  # one for the disk, one for bodies

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -326,6 +327,21 @@ def test_long_lines_are_learned_in_smaller_pieces() -> None:
     found = asyncio.run(sizes())
     assert sum(found) == 100
     assert max(found) * len(line) <= PIECE_BYTES + 2 * len(line)
+
+
+def test_of_a_body_that_stays_open_each_event_is_learned_as_it_comes(model: Model) -> None:
+    seen: list[int] = []
+
+    def slowly() -> Iterator[bytes]:
+        for event in alike(3):
+            yield ndjson([event])
+            deadline = time.monotonic() + 5
+            while model.weights()["seq"] == len(seen) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append(model.weights()["seq"])
+
+    assert model.learn_lines(slowly()).json()["learned"] == 3
+    assert seen == [1, 2, 3]
 
 
 def test_a_stream_that_breaks_off_keeps_what_was_whole(model: Model) -> None:

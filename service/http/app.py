@@ -36,6 +36,7 @@ from service.learning.engine import Engine
 from service.learning.model import Model
 from service.settings import Settings
 from service.storage.log import WAITING
+from service.threads import background
 from service.watching import telemetry
 from service.watching.live import EventStream, Live
 from service.watching.page import add_page
@@ -83,6 +84,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(background("onestep-work"))
         self.engine.start()
         yield
         await self.engine.stop(seconds=2.0)

@@ -18,7 +18,6 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,6 +47,7 @@ from service.settings import Settings
 from service.storage.log import Snapshot, StoredModel
 from service.storage.series import Piece
 from service.storage.store import IdsTakenError, KnownId, OldWaiting, Store
+from service.threads import background
 from service.watching.sampling import Sampler
 from service.watching.telemetry import Facts, Telemetry
 
@@ -108,7 +108,7 @@ class Engine:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="onestep-store")
+        self._thread = background("onestep-store", 1)
         self._writer: asyncio.Task[None] | None = None
         self._store: Store | None = None
         self._recovery: asyncio.Task[None] | None = None
