@@ -7,6 +7,7 @@ needs it, so that help, and a second service on a folder, answer at once.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -282,7 +283,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     refuse_an_open_door(settings)
 
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
-    if not _kernels_are_kept():
+    if _kernels_are_kept():
+        gc.disable()  # what is imported stays: to look through it as it grows took an eighth of the start
+    else:
         say("compiling, which the first start does: some 15 seconds")
     from service.http.server import serve
 
