@@ -101,6 +101,9 @@ class Batch:
 
     def slices(self, events: int) -> Iterable[Batch]:
         """The same events in pieces of at most `events`, without copying the features."""
+        if 0 < len(self) <= events:
+            yield self
+            return
         for start in range(0, len(self), events):
             yield self.part(start, min(start + events, len(self)))
 

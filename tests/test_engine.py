@@ -21,7 +21,7 @@ from core.spec import InverseScaling, Optimal
 from service import errors
 from service.decode.wire import Event, Label
 from service.learning import engine as engine_module
-from service.learning.engine import Engine
+from service.learning.engine import IN_LINE, Engine
 from service.learning.model import Model
 from service.learning.turn import Result, Stream
 from service.storage.log import LogReader, Snapshot
@@ -475,18 +475,86 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
 def test_room_is_kept_for_what_is_being_decoded(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:
-            with engine.announced(8):
-                with pytest.raises(errors.QueueFull), engine.announced(3):
-                    pass
+            async with engine.announced(8):
+                with pytest.raises(errors.QueueFull):
+                    await engine.learn("default", some_events(3))
                 assert engine.has_room(2)
             assert (await engine.learn("default", some_events(10))).seq[-1] == 10
-            with engine.announced(50):  # larger than the queue, and alone
+            async with engine.announced(50):  # larger than the queue, and alone
                 assert not engine.has_room(1)
                 stream = asyncio.create_task(engine.learn("default", some_events(3), Stream()))
                 await asyncio.sleep(0.01)
                 assert not stream.done()
             assert (await stream).seq == [11, 12, 13]  # what is not learned after all makes room too
             assert engine.has_room(10)
+
+    run(story())
+
+
+async def announce(engine: Engine, count: int, entered: list[int], leave: asyncio.Event) -> None:
+    """Keep room for so many events until it is let go."""
+    async with engine.announced(count):
+        entered.append(count)
+        await leave.wait()
+
+
+def test_arrays_without_room_wait_in_line_and_others_are_refused_meanwhile(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, queue_events=10) as engine:
+            entered: list[int] = []
+            leave = [asyncio.Event() for _ in range(3)]
+            engine.check_room()
+            tasks = []
+            for count, event in zip((9, 5, 1), leave, strict=True):
+                tasks.append(asyncio.create_task(announce(engine, count, entered, event)))
+                await asyncio.sleep(0.01)
+            assert entered == [9]  # there is room for one more, but another was there before it
+            with pytest.raises(errors.QueueFull):
+                engine.check_room()
+            leave[0].set()
+            await asyncio.sleep(0.01)
+            assert entered == [9, 5, 1]
+            engine.check_room()
+            for event in leave:
+                event.set()
+            await asyncio.gather(*tasks)
+            assert engine.has_room(10)
+
+    run(story())
+
+
+def test_the_line_has_an_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, queue_events=10) as engine:
+            entered: list[int] = []
+            leave = asyncio.Event()
+            tasks = [asyncio.create_task(announce(engine, 10, entered, leave)) for _ in range(1 + IN_LINE)]
+            await asyncio.sleep(0.01)
+            with pytest.raises(errors.QueueFull, match="10 events wait"):
+                await announce(engine, 1, entered, leave)
+            tasks[3].cancel()  # whose connection was lost
+            await asyncio.sleep(0.01)
+            last = asyncio.create_task(announce(engine, 7, entered, leave))
+            leave.set()
+            await asyncio.gather(*tasks[:3], *tasks[4:], last)
+            assert entered == [10] * IN_LINE + [7]
+
+    run(story())
+
+
+def test_who_waits_in_line_is_told_when_the_service_stops(tmp_path: Path) -> None:
+    async def story() -> None:
+        engine = await started(tmp_path, queue_events=10)
+        leave = asyncio.Event()
+        first = asyncio.create_task(announce(engine, 10, [], leave))
+        waiting = [asyncio.create_task(announce(engine, 10, [], leave)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        await engine.stop(seconds=1)
+        for task in waiting:
+            with pytest.raises(errors.NotReady):
+                await task
+        leave.set()
+        await first
 
     run(story())
 

@@ -164,7 +164,7 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
 
         await recover(service.engine)
         body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
-        with service.engine.announced(10):
+        async with service.engine.announced(10):
             replies.append(await told(head_of("/learn", len(body)), b"urn:onestep:queue-full"))
             asked = b'{"x": {}}'
             replies.append(await told(body + head_of("/predict", len(asked)) + asked, b'"p"'))
@@ -355,12 +355,11 @@ def sockets_of(service: Service) -> list[str]:
     return found
 
 
-def test_of_arrays_with_more_than_there_is_room_for_the_next_is_refused_by_its_head(start: Start) -> None:
-    """It says how long it is, and how much of that is too much was found out with the first."""
+def test_arrays_beyond_the_queue_and_the_line_before_it_are_refused(start: Start) -> None:
     service = start("--queue-events", "4000")
     body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
     with ExitStack() as stack:
-        connections = [stack.enter_context(service.connect()) for _ in range(12)]
+        connections = [stack.enter_context(service.connect()) for _ in range(40)]
         with service.paused():
             for connection in connections:
                 connection.send(head_of("/learn", len(body)) + body)
@@ -375,7 +374,7 @@ def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, cont
         service = app.Service(Settings(data=tmp_path, queue_events=10, max_body_bytes=100_000))
         connection, transport = connected(service)
         await recover(service.engine)
-        with service.engine.announced(10):
+        async with service.engine.announced(10):
             connection.data_received(head_of("/learn", 200_000).replace(b"application/json", content_type.encode()))
             async with asyncio.timeout(PATIENCE):
                 await transport.has_written.wait()

@@ -47,7 +47,7 @@ class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str | None = None
 
 
-class Learned(msgspec.Struct):
+class Learned(msgspec.Struct, gc=False):
     """The reply to one learned event."""
 
     model: str
@@ -57,7 +57,7 @@ class Learned(msgspec.Struct):
     duplicate: bool
 
 
-class LearnedLate(Learned):
+class LearnedLate(Learned, gc=False):
     """The reply to a label that came after its features. late: whether it corrects a 0 that was learned meanwhile."""
 
     served_p: float | None

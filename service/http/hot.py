@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -85,9 +84,6 @@ class Hot:
         self._bodies = bodies
         self._settings = settings
         self._short = min(_SHORT, settings.max_body_bytes)
-        self._too_long = math.inf
-        """Bytes of the shortest array that there was no room for since the writer's last turn, of this number."""
-        self._turn = 0
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
 
@@ -102,16 +98,10 @@ class Hot:
         return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
 
     def check_head(self, scope: Scope) -> None:
-        """Refuse to learn a JSON body that is of another kind, too long, or that there is no room for.
-
-        Where there is room for some events and an array has more, only its end would tell. So what is as long as one
-        that was refused is refused at once, until the writer has taken some.
-        """
+        """Refuse to learn a JSON body that is of another kind, too long, or that there is no room for."""
         _check_json(scope)
-        length = told_length(scope, self._settings.max_body_bytes)
-        if self._turn != self._engine.turns:
-            self._turn, self._too_long = self._engine.turns, math.inf
-        self._engine.check_room(math.inf if length >= self._too_long else 1)
+        told_length(scope, self._settings.max_body_bytes)
+        self._engine.check_room()
 
     def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
         """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
@@ -150,9 +140,7 @@ class Hot:
     async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
         """All or nothing."""
         elements = _charged(scope, wire.split_array(body))
-        if not self._engine.has_room(len(elements)):
-            self._too_long = min(self._too_long, len(body))
-        with self._engine.announced(len(elements)):
+        async with self._engine.announced(len(elements)):
             events = []
             for i, element in enumerate(elements):
                 events.append(wire.decode_learn(element, f"[{i}]"))

@@ -17,7 +17,7 @@ import math
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,6 +59,8 @@ STEP_EVENTS = 4_096
 ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
+IN_LINE = 8
+"""Arrays that have been read and wait for room in the queue."""
 TIMEOUTS = 500
 """Predictions that time out in one commit: others wait while it is made."""
 
@@ -103,8 +105,8 @@ class Engine:
         self._queue: deque[Request] = deque()
         self._waiting_events = 0
         self._announced_events = 0
-        self.turns = 0
-        """How often the writer has taken from the queue."""
+        self._in_line = 0  # arrays that wait for room
+        self._line = asyncio.Lock()  # held by the first of them
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -175,12 +177,8 @@ class Engine:
 
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
         """Put items of a stream in the queue of the writer, when there is room: a stream can be read slowly."""
-        self._check_open()
         self.model(model)
-        while not self.has_room(len(items)):
-            self._room.clear()
-            await self._room.wait()
-            self._check_open()
+        await self._wait_for_room(len(items))
         if self.streams_end.is_set():
             raise errors.NotReady(state="stopping, and streams end here")
         return self.enqueue(model, items, stream)
@@ -189,37 +187,61 @@ class Engine:
         """Put items in the queue of the writer: what will become of them. QueueFull if there is no room."""
         self._check_open()
         self.model(model)
-        self.check_room(len(items))
+        if not self.has_room(len(items)):
+            raise self._full()
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append(Request(model, items, stream, answer))
         self._waiting_events += len(items)
         self._work.set()
         return answer
 
-    def check_room(self, count: float) -> None:
-        """QueueFull if there is no room in the queue for so many."""
-        if not self.has_room(count):
-            waiting = self._waiting_events + self._announced_events
-            raise errors.QueueFull(waiting=waiting, limit=self._settings.queue_events)
+    def check_room(self) -> None:
+        """QueueFull if there is no room for more, or if others wait for it."""
+        if self._in_line or not self.has_room(1):
+            raise self._full()
 
-    def has_room(self, count: float) -> bool:
+    def _full(self) -> errors.QueueFull:
+        waiting = self._waiting_events + self._announced_events
+        return errors.QueueFull(waiting=waiting, limit=self._settings.queue_events)
+
+    def has_room(self, count: int) -> bool:
         """Whether so many may wait too; what is larger than the whole queue is taken alone."""
         coming = self._waiting_events + self._announced_events
         return not coming or coming + count <= self._settings.queue_events
 
-    @contextlib.contextmanager
-    def announced(self, count: int) -> Iterator[None]:
-        """Keep room for so many events while they are decoded; QueueFull if there is none.
+    @contextlib.asynccontextmanager
+    async def announced(self, count: int) -> AsyncIterator[None]:
+        """Keep room for so many events while they are decoded; else, where there is room for one array, fifty are
+        decoded and one is learned. Waits for its turn if there is no room; QueueFull if IN_LINE others wait.
 
-        Else, where there is room for one array, fifty are decoded and one is learned.
+        That they wait, and are not refused, makes refusing cheap: meanwhile `check_room` refuses others, and their
+        bodies need not be read. What is read is learned.
         """
-        self.check_room(count)
+        if self._in_line or not self.has_room(count):
+            await self._wait_in_line(count)
         self._announced_events += count
         try:
             yield
         finally:
             self._announced_events -= count
             self._room.set()
+
+    async def _wait_in_line(self, count: int) -> None:
+        if self._in_line >= IN_LINE:
+            raise self._full()
+        self._in_line += 1
+        try:
+            async with self._line:
+                await self._wait_for_room(count)
+        finally:
+            self._in_line -= 1
+
+    async def _wait_for_room(self, count: int) -> None:
+        self._check_open()
+        while not self.has_room(count):
+            self._room.clear()
+            await self._room.wait()
+            self._check_open()
 
     def check_recovered(self) -> None:
         """NotReady while the log is being replayed."""
@@ -277,7 +299,6 @@ class Engine:
             taken.append(self._queue.popleft())
             events += len(taken[-1].items)
         self._waiting_events -= events
-        self.turns += 1
         self._room.set()
         return taken
 
