@@ -91,6 +91,17 @@ class Batch:
     weights: Floats
     served: Served | None = None
 
+    @classmethod
+    def of_one(cls, columns: Sequence[int], values: Sequence[float], y: float, weight: float = 1.0) -> Batch:
+        """One event, whose columns and values `Features.encode` gave."""
+        return cls(
+            np.array([0, len(columns)], np.int64),
+            np.array(columns, np.int32),
+            np.array(values, np.float64),
+            np.array([y], np.uint8),
+            np.array([weight], np.float64),
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 

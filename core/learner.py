@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from core import logistic
 from core.auto import Auto
-from core.features import Batch, BatchBuilder, Features, X
+from core.features import Batch, BatchBuilder, Features, X, check_label
 from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec
@@ -159,7 +159,8 @@ class Learner:
 
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
         """One step for one event with label `y` (0 or 1) and sample weight `w` (above 0). Raises EventError."""
-        self.learn_many([x], [y], [w])
+        check_label(y, w)
+        self.learn_batch(Batch.of_one(*self.features.encode(x, add=True), y, w))
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
         """n events, n steps, in order. All or nothing: EventError for one of them, and nothing is learned."""

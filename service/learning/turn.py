@@ -434,14 +434,7 @@ def _fingerprint(features: Features, event: Event) -> int | None:
     columns, values = features.encode(event.x)
     if -1 in columns:
         return None
-    batch = Batch(
-        np.array([0, len(columns)], np.int64),
-        np.array(columns, np.int32),
-        np.array(values, np.float64),
-        np.array([event.y], np.uint8),
-        np.array([event.weight], np.float64),
-    )
-    return int(fingerprints(batch)[0])
+    return int(fingerprints(Batch.of_one(columns, values, event.y, event.weight))[0])
 
 
 def same_x(a: X, b: X) -> bool:
