@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,4 +21,5 @@ def background(name: str, threads: int | None = None) -> ThreadPoolExecutor:
 
 def _stand_back() -> None:
     if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.nice(NICE)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and all works without
+            os.nice(NICE)

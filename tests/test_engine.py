@@ -523,6 +523,45 @@ def test_arrays_without_room_wait_in_line_and_others_are_refused_meanwhile(tmp_p
     run(story())
 
 
+def test_a_stream_waits_behind_the_array_that_was_there_before_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, queue_events=10) as engine:
+            entered: list[int] = []
+            leave = [asyncio.Event() for _ in range(2)]
+            first = asyncio.create_task(announce(engine, 6, entered, leave[0]))
+            await asyncio.sleep(0.01)
+            large = asyncio.create_task(announce(engine, 10, entered, leave[1]))
+            await asyncio.sleep(0.01)
+            stream = asyncio.create_task(engine.learn("default", some_events(2), Stream()))
+            await asyncio.sleep(0.01)
+            assert not stream.done()  # there would be room for it
+            leave[0].set()
+            await asyncio.sleep(0.01)
+            assert entered == [6, 10]
+            leave[1].set()
+            assert (await stream).seq == [1, 2]
+            await asyncio.gather(first, large)
+
+    run(story())
+
+
+def test_nobody_waits_in_line_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.learning.engine.LINE_SECONDS", 0.05)
+
+    async def story() -> None:
+        async with running_engine(tmp_path, queue_events=10) as engine:
+            leave = asyncio.Event()
+            first = asyncio.create_task(announce(engine, 10, [], leave))
+            await asyncio.sleep(0.01)
+            with pytest.raises(errors.QueueFull):
+                await announce(engine, 1, [], leave)
+            leave.set()
+            await first
+            engine.check_room()
+
+    run(story())
+
+
 def test_the_line_has_an_end(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:

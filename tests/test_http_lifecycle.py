@@ -27,7 +27,7 @@ from conftest import JSON, NDJSON, ONESTEP, Service, Start, assert_problem, even
 from core import Learner, Spec
 from core.features import Batch
 from service.storage.store import ModelBatch, Store
-from service.threads import NICE
+from service.threads import NICE, background
 
 
 def assert_not_ready(response: httpx.Response) -> None:
@@ -437,3 +437,12 @@ def test_threads_that_write_and_read_bodies_stand_back_for_the_one_that_predicts
     nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
     assert nice[process] == os.getpriority(os.PRIO_PROCESS, 0)
     assert sorted(nice.values())[-2:] == [nice[process] + NICE] * 2  # one for the disk, one for bodies
+
+
+def test_threads_work_where_priorities_may_not_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "nice", refused)
+    with background("test") as threads:
+        assert threads.submit(int, "7").result(timeout=5) == 7

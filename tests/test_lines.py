@@ -7,6 +7,7 @@ import json
 import math
 import struct
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -208,10 +209,29 @@ def test_a_line_longer_than_the_limit_ends_what_is_read() -> None:
         b'{"x": {"a": 1}, "y": 1, "id": null}',
         b'{"x": {"a": 1}, "y": {"a": 1}}',
         b'{"x": "a", "y": 1}',
+        b'{"x": {"a": --1}, "y": 1}',
+        b'{"x": {"a": -true}, "y": 1}',
+        b'{"x": {"a": 1, "b": --1}, "y": 1}',
+        b'{"x": [1, -true], "y": 1}',
+        b'{"x": [1], "y": -true}',
     ],
 )
 def test_a_line_that_is_no_event_of_numbers_has_no_shape(line: bytes) -> None:
     assert Shape.of(line) is None
+
+
+def test_blank_lines_after_a_long_one_take_no_room() -> None:
+    line = b'{"x":[%s],"y":1}' % b",".join([b"0"] * 100_000)
+    shape = Shape.of(line)
+    assert shape is not None
+    tracemalloc.start()
+    try:
+        table, _ = shape.read(joined([line, *[b""] * 1_000]), LONGEST)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(table) == 1
+    assert peak < 20 * len(line) * 8
 
 
 # -- streams of them, over HTTP
@@ -342,6 +362,15 @@ def test_of_a_body_that_stays_open_each_event_is_learned_as_it_comes(model: Mode
 
     assert model.learn_lines(slowly()).json()["learned"] == 3
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("wrong", [b'{"x":{"a":--1},"y":1}', b'{"x":{"a":1,"b":-true},"y":1}', b'{"x":[1],"y":-true}'])
+def test_numbers_with_two_signs_are_refused_whatever_stands_around_them(model: Model, wrong: bytes) -> None:
+    good = b'{"x":{"a":1},"y":1}'
+    problem = assert_problem(model.learn_lines(b"\n".join([wrong, *[good] * 300])), 400, "line 1")
+    assert problem["learned"] == 0
+    problem = assert_problem(model.learn_lines(b"\n".join([*[good] * 300, wrong])), 400, "line 301")
+    assert problem["learned"] == 300
 
 
 def test_a_stream_that_breaks_off_keeps_what_was_whole(model: Model) -> None:

@@ -181,6 +181,34 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
     assert learned.startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_large_prediction_does_not_wait_for_a_large_array_in_line(tmp_path: Path) -> None:
+    def large(content: list[dict[str, Any]]) -> bytes:
+        body = json.dumps(content).encode()
+        assert len(body) > 2**20
+        return body
+
+    async def answered() -> bytes:
+        service = app.Service(Settings(data=tmp_path, queue_events=10))
+        await recover(service.engine)
+        learns, told = connected(service)
+        predicts, transport = connected(service)
+        events = large([{"x": {"age": i}, "y": 1} for i in range(50_000)])
+        questions = large([{"x": {"age": i, "name": "n" * 100}} for i in range(10_000)])
+        async with service.engine.announced(9):
+            learns.data_received(head_of("/learn", len(events)) + events)
+            await asyncio.sleep(0.1)
+            predicts.data_received(head_of("/predict", len(questions)) + questions)
+            async with asyncio.timeout(PATIENCE):
+                await transport.has_written.wait()
+            assert not told.written
+        await service.engine.stop(seconds=1)
+        for connection in (learns, predicts):
+            connection.connection_lost(ConnectionResetError())
+        return transport.written
+
+    assert asyncio.run(answered()).startswith(b"HTTP/1.1 200 ")
+
+
 def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:
     model = shared.model("pipelined")
     assert model.create({}).status_code == 201

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
 import pytest
 from hypothesis import example, given
@@ -23,7 +24,7 @@ Part = bytes | float | Exception
 """What comes of a body: bytes, a pause of so many seconds, or an error."""
 
 
-async def arriving(parts: Iterable[Part]) -> AsyncIterator[bytes]:
+async def arriving(parts: Iterable[Part]) -> AsyncGenerator[bytes]:
     for part in parts:
         if isinstance(part, Exception):
             raise part
@@ -109,10 +110,47 @@ def test_lines_that_come_close_together_are_passed_on_together() -> None:
     assert [bytes(text.data) for text in found] == [b"a\nb\nc\n"]
 
 
+def test_lines_that_keep_coming_one_by_one_do_not_hold_each_other_back() -> None:
+    async def first() -> float:
+        started = time.monotonic()
+        trickle = [part for _ in range(100) for part in (b"a\n", LINGER_SECONDS / 2)]
+        async with aclosing(texts_of(arriving(trickle), Settings())) as found:
+            async for _ in found:
+                break
+        return time.monotonic() - started
+
+    assert asyncio.run(first()) < 20 * LINGER_SECONDS
+
+
+def test_a_body_that_is_given_up_is_received_no_further_and_let_go() -> None:
+    received: list[int] = []
+    closed = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                received.append(1)
+                yield b"a\n"
+        finally:
+            closed.set()
+
+    async def give_up() -> int:
+        async with aclosing(texts_of(chunks(), Settings(stream_events=1))) as found:
+            async for _ in found:
+                break
+        await asyncio.wait_for(closed.wait(), 5)
+        count = len(received)
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return len(received) - count
+
+    assert asyncio.run(give_up()) == 0
+
+
 def test_a_body_is_received_while_the_lines_before_are_worked_on() -> None:
     received: list[int] = []
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes]:
         for i in range(100):
             received.append(i)
             yield b"a\n"
@@ -167,7 +205,7 @@ def test_a_line_of_just_the_limit_is_not_too_long() -> None:
 def test_a_line_that_never_ends_is_refused_before_much_of_it_is_held() -> None:
     taken: list[int] = []
 
-    async def endless() -> AsyncIterator[bytes]:
+    async def endless() -> AsyncGenerator[bytes]:
         for i in range(1_000):
             taken.append(i)
             yield b"1" * 512

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,19 +55,21 @@ class Piece(Generic[Items_co]):
         return type(error)(**{**error.members, **told, self.unit: number})
 
 
-async def cut(arriving: AsyncIterator[Piece[Any]], size: int) -> AsyncIterator[Piece[Any]]:
+async def cut(arriving: AsyncGenerator[Piece[Any]], size: int) -> AsyncGenerator[Piece[Any]]:
     """The same items in pieces of at most `size`."""
-    async for piece in arriving:
-        for part in piece.parts(size):
-            yield part
+    async with aclosing(arriving):
+        async for piece in arriving:
+            for part in piece.parts(size):
+                yield part
 
 
 async def lines_of(
     chunks: Chunks, decode: Callable[[bytes, str], Item], settings: Settings
-) -> AsyncIterator[Piece[list[Item]]]:
+) -> AsyncGenerator[Piece[list[Item]]]:
     """The lines of NDJSON, decoded."""
-    async for text in texts_of(chunks, settings):
-        yield _decoded(text, decode, settings.max_line_bytes)
+    async with aclosing(texts_of(chunks, settings)) as texts:
+        async for text in texts:
+            yield _decoded(text, decode, settings.max_line_bytes)
 
 
 def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: int) -> Piece[list[Item]]:
@@ -86,19 +89,20 @@ def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: int) -> 
 
 async def events_of_lines(
     chunks: Chunks, settings: Settings
-) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
     """The lines of NDJSON to learn; those of one shape as tables."""
     shape: Shape | None = None
-    async for text in texts_of(chunks, settings):
-        rest = text
-        while rest.data:
-            # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for the pieces before.
-            shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
-            if table is None:
-                yield _decoded(rest, wire.decode_learn, settings.max_line_bytes)
-                break
-            yield Piece(table, "line", range(rest.number, rest.number + len(table)))
-            rest = rest.after(len(table), end)
+    async with aclosing(texts_of(chunks, settings)) as texts:
+        async for text in texts:
+            rest = text
+            while rest.data:
+                # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for what came before.
+                shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
+                if table is None:
+                    yield _decoded(rest, wire.decode_learn, settings.max_line_bytes)
+                    break
+                yield Piece(table, "line", range(rest.number, rest.number + len(table)))
+                rest = rest.after(len(table), end)
 
 
 def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None, int]:
@@ -122,21 +126,25 @@ def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
 
 async def events_of_rows(
     chunks: Chunks, settings: Settings
-) -> AsyncIterator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
     """The rows of an Arrow stream to learn; numbers as they are, arrays."""
-    async for table in arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes):
-        if table.is_plain and table.ids is None:
-            yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
-            continue
-        for start, stop, rows in _cuts(table, settings.stream_events):
-            yield Piece(table.part(start, stop) if table.is_plain else table.events(start, stop), "row", rows)
+    tables = arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes)
+    async with aclosing(tables):
+        async for table in tables:
+            if table.is_plain and table.ids is None:
+                yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
+                continue
+            for start, stop, rows in _cuts(table, settings.stream_events):
+                yield Piece(table.part(start, stop) if table.is_plain else table.events(start, stop), "row", rows)
 
 
-async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncIterator[Piece[list[wire.Question]]]:
+async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[wire.Question]]]:
     """The rows of an Arrow stream to predict from."""
-    async for table in arrow.read_tables(chunks, learn=False, max_batch_bytes=settings.max_batch_bytes):
-        for start, stop, rows in _cuts(table, settings.stream_events):
-            yield Piece(table.questions(start, stop), "row", rows)
+    tables = arrow.read_tables(chunks, learn=False, max_batch_bytes=settings.max_batch_bytes)
+    async with aclosing(tables):
+        async for table in tables:
+            for start, stop, rows in _cuts(table, settings.stream_events):
+                yield Piece(table.questions(start, stop), "row", rows)
 
 
 def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:

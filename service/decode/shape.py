@@ -50,6 +50,8 @@ class Shape:
             start, stop = token.span(1) if token[1] is not None else token.span(2)
             if start >= 0:
                 literals.append(line[end:start])
+                if literals[-1].endswith(b"-"):
+                    return None  # "--1", which would be JSON with a number in the place of the second part
                 filled += [literals[-1], b"%d" % (len(literals) - 1)]
                 end = stop
         literals.append(line[end:])
@@ -65,7 +67,8 @@ class Shape:
         """The first of the lines that `data` holds, each ended by a line feed, as long as they have this shape and no
         more than `longest` bytes; and where they end."""
         text = np.frombuffer(data, np.uint8)
-        lines = lines_in(data)
+        shortest = int(self.ends[-1]) + len(self.holes)  # a byte in each hole, but for the id's
+        lines = min(lines_in(data), len(data) // shortest)  # blank lines are none: room for them could be gigabytes
         values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3), np.int64)
         values[:, WEIGHT] = 1.0
         read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)

@@ -7,7 +7,9 @@ learned at once, and who sends a million has them learned a thousand at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from service import errors
 from service.settings import Settings
 
-Chunks = AsyncIterator[bytes]
+Chunks = AsyncGenerator[bytes]
 
 PIECE_BYTES = 2 * 2**20
 """Bytes of lines in a piece, about: many pieces wait at a time, and lines may be long."""
@@ -43,17 +45,17 @@ class Text(NamedTuple):
         return Text(self.number + lines, self.data[end:])
 
 
-async def texts_of(chunks: Chunks, settings: Settings) -> AsyncIterator[Text]:
+async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
     """A body's lines in texts of `stream_events`; smaller are the last, those of long lines, those before an error, and
-    those after which no more came for LINGER_SECONDS.
+    those that have waited LINGER_SECONDS.
 
     LineTooLong where a line that has not ended is longer than it may be.
     """
     gathered, arriving = _Gathered(settings), _Arriving(chunks)
     try:
-        while (chunk := await arriving.next(LINGER_SECONDS if gathered.lines else None)) is not None:
+        while (chunk := await arriving.next(gathered.patience())) is not None:
             gathered.add(chunk)
-            for text in gathered.texts(all_of_them=not chunk):
+            for text in gathered.texts(all_of_them=gathered.patience() == 0.0):
                 yield text
             gathered.check_length()
     except errors.OnestepError:
@@ -73,31 +75,45 @@ def lines_in(data: bytes | bytearray) -> int:
 
 
 class _Gathered:
-    """The bytes of a body that have come and were not passed on. lines: how many lines of them have ended."""
+    """The bytes of a body that have come and were not passed on."""
 
     def __init__(self, settings: Settings) -> None:
-        self.lines = 0
+        self._lines = 0
         self._data = bytearray()
         self._number = 1
+        self._open_since = 0  # where the line begins that has not ended
+        self._due = 0.0  # when the lines have waited long enough
         self._size, self._longest = settings.stream_events, settings.max_line_bytes
 
+    def patience(self) -> float | None:
+        """Seconds that the lines may still wait for others; None if there are none."""
+        return max(0.0, self._due - time.monotonic()) if self._lines else None
+
     def add(self, chunk: bytes) -> None:
+        ended = lines_in(chunk)
+        if ended:
+            if not self._lines:
+                self._due = time.monotonic() + LINGER_SECONDS
+            self._open_since = len(self._data) + chunk.rindex(b"\n") + 1
+            self._lines += ended
         self._data += chunk
-        self.lines += lines_in(chunk)
 
     def end(self) -> None:
         """The body has ended, and with it its last line."""
-        if self._data and not self._data.endswith(b"\n"):
+        if self._open_since < len(self._data):
             self.add(b"\n")
 
     def texts(self, all_of_them: bool) -> Iterator[Text]:
         """What there is to be passed on: the whole lines, all of them or those that make a piece."""
-        while self.lines and (all_of_them or self.lines >= self._size or len(self._data) > PIECE_BYTES):
-            lines = min(self.lines, self._size)
+        while self._lines and (all_of_them or self._lines >= self._size or len(self._data) > PIECE_BYTES):
+            lines = min(self._lines, self._size)
             text = Text(self._number, self._data[: self._end_of(lines)])
             del self._data[: len(text.data)]
-            self._number, self.lines = self._number + lines, self.lines - lines
+            self._open_since -= len(text.data)
+            self._number, self._lines = self._number + lines, self._lines - lines
             yield text
+            # From now, not from when they came: while that text was worked on, others may have.
+            self._due = time.monotonic() + LINGER_SECONDS
 
     def _end_of(self, lines: int) -> int:
         """Where the first so many lines end."""
@@ -106,9 +122,8 @@ class _Gathered:
 
     def check_length(self) -> None:
         """LineTooLong if a line that has not ended is too long already."""
-        unended = len(self._data) - (self._data.rfind(b"\n") + 1)
-        if unended > self._longest:
-            raise errors.LineTooLong(line=self._number + self.lines, limit=self._longest)
+        if len(self._data) - self._open_since > self._longest:
+            raise errors.LineTooLong(line=self._number + self._lines, limit=self._longest)
 
 
 class _Arriving:
@@ -120,15 +135,16 @@ class _Arriving:
 
     async def _fill(self, chunks: Chunks) -> None:
         try:
-            async for chunk in chunks:
-                await self._queue.put(chunk)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await self._queue.put(chunk)
         except Exception as error:  # raised again where the chunks are taken
             await self._queue.put(error)
         else:
             await self._queue.put(None)
 
     async def next(self, seconds: float | None) -> bytes | None:
-        """The next chunk, b"" if none comes for so many seconds, None after the last."""
+        """The next chunk, b"" if none comes in so many seconds, None after the last."""
         try:
             found = (
                 await asyncio.wait_for(self._queue.get(), seconds) if self._queue.empty() else self._queue.get_nowait()
@@ -140,5 +156,7 @@ class _Arriving:
         return found
 
     def stop(self) -> None:
-        """Receive no more."""
+        """Receive no more, and let go what was received."""
         self._filling.cancel()
+        # The task's end leads to the frame that it ended in, and that to this: the chunks would wait for the collector.
+        del self._filling

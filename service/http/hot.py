@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ NDJSON = b"application/x-ndjson"
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
+Pieces = AsyncGenerator[pieces.Piece[Any]]
 AHEAD = 16
 """Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
 _SHORT = 2**16
@@ -134,13 +135,15 @@ class Hot:
         if not wire.is_array(body):
             await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
             return
-        async with self._one_of_the_large(body):
-            await send_reply(send, await self._learn_array(model, body, scope))
+        async with contextlib.AsyncExitStack() as held:
+            await send_reply(send, await self._learn_array(model, body, scope, held))
 
-    async def _learn_array(self, model: str, body: bytes, scope: Scope) -> Reply:
-        """All or nothing."""
+    async def _learn_array(self, model: str, body: bytes, scope: Scope, held: contextlib.AsyncExitStack) -> Reply:
+        """All or nothing. `held` until the reply is sent: the place of a large array, which it takes when its turn has
+        come, or those that need no room would wait for it too."""
         elements = _charged(scope, wire.split_array(body))
         async with self._engine.announced(len(elements)):
+            await held.enter_async_context(self._one_of_the_large(body))
             events = []
             for i, element in enumerate(elements):
                 events.append(wire.decode_learn(element, f"[{i}]"))
@@ -157,7 +160,7 @@ class Hot:
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
         chunks = self._stream(scope, receive)
-        arriving: AsyncIterator[pieces.Piece[Any]] = (
+        arriving: Pieces = (
             pieces.events_of_rows(chunks, self._settings)
             if _content_type(scope) == ARROW
             else pieces.events_of_lines(chunks, self._settings)
@@ -165,14 +168,15 @@ class Hot:
         if breaker is not None:  # it is to look before many more are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
-            await self._learn_pieces(tally, self._paced(scope, arriving))
+            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+                await self._learn_pieces(tally, paced)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
         return tally.reply()
 
-    async def _learn_pieces(self, tally: _Tally, arriving: AsyncIterator[pieces.Piece[Any]]) -> None:
+    async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
         """Learn the items up to the first that is wrong; then raise what is wrong with it.
 
         Some pieces wait for the writer at a time, so that it has the next when it has synced one.
@@ -212,7 +216,8 @@ class Hot:
                 if _content_type(scope) == ARROW
                 else pieces.lines_of(chunks, wire.decode_question, self._settings)
             )
-            await self._predict_stream(found, self._paced(scope, arriving), send)
+            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+                await self._predict_stream(found, paced, send)
             return
         _check_json(scope)
         body = await self._body(scope, receive)
@@ -258,7 +263,7 @@ class Hot:
         return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
     async def _predict_stream(
-        self, model: Model, arriving: AsyncIterator[pieces.Piece[list[wire.Question]]], send: Send
+        self, model: Model, arriving: AsyncGenerator[pieces.Piece[list[wire.Question]]], send: Send
     ) -> None:
         """Predict piece by piece; the reply has a line for each.
 
@@ -282,16 +287,16 @@ class Hot:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-    async def _stream(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+    async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
         """The body of a stream as it arrives, until the service stops or its token is revoked."""
         stop = asyncio.ensure_future(self._engine.streams_end.wait())
+        message: asyncio.Future[dict[str, Any]] | None = None
         try:
             while True:
                 message = asyncio.ensure_future(receive())
                 seconds = self._settings.request_seconds
                 await asyncio.wait({message, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
-                    message.cancel()
                     if not stop.done():
                         raise errors.RequestTimeout(seconds=seconds)
                     raise errors.NotReady(state="stopping, and streams end here")
@@ -303,19 +308,22 @@ class Hot:
                     return
         finally:
             stop.cancel()
+            if message is not None:
+                message.cancel()
 
-    def _paced(self, scope: Scope, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
+    def _paced(self, scope: Scope, arriving: Pieces) -> Pieces:
         """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
         pace = pace_of(scope)
         return arriving if pace is None else self._slowed(pace, arriving)
 
-    async def _slowed(self, pace: Pace, arriving: AsyncIterator[pieces.Piece[Any]]) -> AsyncIterator[pieces.Piece[Any]]:
-        async for piece in arriving:
-            yield piece
-            pace.take(len(piece.items))
-            while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
+    async def _slowed(self, pace: Pace, arriving: Pieces) -> Pieces:
+        async with contextlib.aclosing(arriving):
+            async for piece in arriving:
+                yield piece
+                pace.take(len(piece.items))
+                while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
 
 async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:

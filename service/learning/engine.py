@@ -60,7 +60,8 @@ ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
 IN_LINE = 8
-"""Arrays that have been read and wait for room in the queue."""
+"""Arrays that have been read and wait for room in the queue, and for how long they do."""
+LINE_SECONDS = 2.0
 TIMEOUTS = 500
 """Predictions that time out in one commit: others wait while it is made."""
 
@@ -106,7 +107,7 @@ class Engine:
         self._waiting_events = 0
         self._announced_events = 0
         self._in_line = 0  # arrays that wait for room
-        self._line = asyncio.Lock()  # held by the first of them
+        self._line = asyncio.Lock()  # held by the first who waits, an array or a stream
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -212,13 +213,22 @@ class Engine:
     @contextlib.asynccontextmanager
     async def announced(self, count: int) -> AsyncIterator[None]:
         """Keep room for so many events while they are decoded; else, where there is room for one array, fifty are
-        decoded and one is learned. Waits for its turn if there is no room; QueueFull if IN_LINE others wait.
+        decoded and one is learned. Waits in line if there is no room; QueueFull after LINE_SECONDS, or if IN_LINE
+        others wait.
 
         That they wait, and are not refused, makes refusing cheap: meanwhile `check_room` refuses others, and their
-        bodies need not be read. What is read is learned.
+        bodies need not be read.
         """
-        if self._in_line or not self.has_room(count):
-            await self._wait_in_line(count)
+        if self._in_line >= IN_LINE:
+            raise self._full()
+        self._in_line += 1
+        try:
+            async with asyncio.timeout(LINE_SECONDS):
+                await self._wait_for_room(count)
+        except TimeoutError:
+            raise self._full() from None
+        finally:
+            self._in_line -= 1
         self._announced_events += count
         try:
             yield
@@ -226,22 +236,18 @@ class Engine:
             self._announced_events -= count
             self._room.set()
 
-    async def _wait_in_line(self, count: int) -> None:
-        if self._in_line >= IN_LINE:
-            raise self._full()
-        self._in_line += 1
-        try:
-            async with self._line:
-                await self._wait_for_room(count)
-        finally:
-            self._in_line -= 1
-
     async def _wait_for_room(self, count: int) -> None:
+        """Until there is room for so many, and for those who asked before: streams and arrays wait in one line, or
+        those that take much would wait for ever behind those that take little."""
         self._check_open()
-        while not self.has_room(count):
-            self._room.clear()
-            await self._room.wait()
+        if self.has_room(count) and not self._line.locked():
+            return
+        async with self._line:
             self._check_open()
+            while not self.has_room(count):
+                self._room.clear()
+                await self._room.wait()
+                self._check_open()
 
     def check_recovered(self) -> None:
         """NotReady while the log is being replayed."""
