@@ -194,7 +194,8 @@ class Draft:
         """Whether it has an item with an id of the request's already."""
         if not (self.ids or self.kept):
             return False
-        return any(id_ in self.ids or id_ in self.kept for id_ in request.ids())
+        ids = request.ids()
+        return not (self.ids.keys().isdisjoint(ids) and self.kept.keys().isdisjoint(ids))
 
     def mark(self) -> tuple[Any, ...]:
         """Where it stands now, for `take_back`."""
