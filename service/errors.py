@@ -376,8 +376,8 @@ class TooManyConnections(OnestepError):
 
 
 class TooManyBodies(OnestepError):
-    """Bodies of {limit} bytes are being received, and no more may be at once (ONESTEP_MAX_BODIES_BYTES); nothing of
-    this request was learned."""
+    """Bodies of {limit} bytes are being received or wait, and no more may be at once (ONESTEP_MAX_BODIES_BYTES);
+    nothing of this request was learned."""
 
     status = 503
     title = "Too many bodies"

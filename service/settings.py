@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     max_bodies_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="JSON bodies that are being received, all together, in bytes; past it 503.",
+        description="JSON bodies that are being received, and large ones that wait, in bytes all together; past it "
+        "503.",
     )
     max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
     max_batch_bytes: int = Field(

@@ -209,6 +209,34 @@ def test_a_large_prediction_does_not_wait_for_a_large_array_in_line(tmp_path: Pa
     assert asyncio.run(answered()).startswith(b"HTTP/1.1 200 ")
 
 
+def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tmp_path: Path) -> None:
+    async def answered() -> list[bytes]:
+        service = app.Service(Settings(data=tmp_path, max_bodies_bytes=3 * 2**20))
+        await recover(service.engine)
+        body = json.dumps([{"x": {"age": i, "name": "n" * 100}} for i in range(10_000)]).encode()
+        assert 2**20 < len(body) < 1.5 * 2**20
+        peers = [connected(service) for _ in range(3)]
+        async with service._hot._large:
+            for connection, _ in peers:
+                connection.data_received(head_of("/predict", len(body)) + body)
+                await asyncio.sleep(0.1)
+            waiting = [transport.written for _, transport in peers]
+        async with asyncio.timeout(PATIENCE):
+            for _, transport in peers:
+                await transport.has_written.wait()
+        await service.engine.stop(seconds=1)
+        for connection, _ in peers:
+            connection.connection_lost(ConnectionResetError())
+        assert [bool(written) for written in waiting] == [False, False, True]
+        return [transport.written for _, transport in peers]
+
+    first, second, third = asyncio.run(answered())
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert second.startswith(b"HTTP/1.1 200 ")
+    assert third.startswith(b"HTTP/1.1 503 ")
+    assert b"urn:onestep:too-many-bodies" in third
+
+
 def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:
     model = shared.model("pipelined")
     assert model.create({}).status_code == 201

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from service import errors
@@ -28,13 +29,25 @@ class Bodies:
                 chunk, more = chunk_of(await receive())
                 if len(body) + len(chunk) > limit:
                     raise errors.BodyTooLarge(limit=limit)
-                if self._held + len(chunk) > self._limit:
-                    raise errors.TooManyBodies(limit=self._limit)
-                self._held += len(chunk)
+                self._hold(len(chunk))
                 body += chunk
         finally:
             self._held -= len(body)
         return bytes(body)
+
+    @contextmanager
+    def held(self, body: bytes) -> Iterator[None]:
+        """Count a body that has been read while it waits; no other is waited for between `read` and this."""
+        self._hold(len(body))
+        try:
+            yield
+        finally:
+            self._held -= len(body)
+
+    def _hold(self, size: int) -> None:
+        if self._held + size > self._limit:
+            raise errors.TooManyBodies(limit=self._limit)
+        self._held += size
 
 
 def told_length(scope: dict[str, Any], limit: int) -> int:

@@ -11,7 +11,6 @@ import contextlib
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -112,8 +111,14 @@ class Hot:
         """A JSON body, whole. Its kind has been checked."""
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
-    def _one_of_the_large(self, body: bytes) -> AbstractAsyncContextManager[None]:
-        return self._large if len(body) > _LARGE else nullcontext()
+    @contextlib.asynccontextmanager
+    async def _one_of_the_large(self, body: bytes) -> AsyncGenerator[None]:
+        if len(body) <= _LARGE:
+            yield
+            return
+        with self._bodies.held(body):  # or any number of them could wait for the place
+            async with self._large:
+                yield
 
     # -- learn
 
