@@ -245,7 +245,7 @@ _BANK = "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], flo
 @compiled(
     "float64(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
     "float64[:, ::1], float64[:, ::1], int64, int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], "
-    "float64[:, :, ::1], float64[::1])",
+    "float64[:, :, ::1], float64[::1])"
 )
 def event_score(
     c: Ints,
@@ -297,7 +297,7 @@ def excess_loss(z: float, y: int, so_far: float) -> float:
     "int64(int64, int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], "
     f"float64[:, ::1], {_BANK}, {_BANK}, float64[:, ::1], int64, float64[::1], int64[::1], float64[::1], "
     "float64[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, :, ::1], "
-    "float64[::1], float64[::1], float64[::1])",
+    "float64[::1], float64[::1], float64[::1])"
 )
 def learn_many(
     start: int,
@@ -465,7 +465,7 @@ class Auto:
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
         """n events, in order. Every step is taken: scores are bounded, and so is what a value can do."""
         learned[:] = True
-        room = _room(batch.longest)
+        room = *_room(batch.longest), np.empty(M), np.ones(K)
         at = 0
         while at < len(batch):
             at = learn_many(
@@ -488,8 +488,6 @@ class Auto:
                 _stack_rates,
                 scores,
                 *room,
-                np.empty(M),
-                np.ones(K),
             )
             if self._scalars[EXCESS] > ALARM:
                 self._restart_second()

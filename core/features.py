@@ -112,14 +112,13 @@ class Batch:
 
     def slices(self, events: int) -> Iterable[Batch]:
         """The same events in pieces of at most `events`, without copying the features."""
-        if 0 < len(self) <= events:
-            yield self
-            return
         for start in range(0, len(self), events):
             yield self.part(start, min(start + events, len(self)))
 
     def part(self, start: int, stop: int) -> Batch:
         """The events from `start` to before `stop`, without copying the features."""
+        if start == 0 and stop == len(self):
+            return self
         first, last = self.offsets[start], self.offsets[stop]
         return Batch(
             self.offsets[start : stop + 1] - first,
@@ -132,7 +131,7 @@ class Batch:
 
     def first(self, events: int) -> Batch:
         """The first `events` of them, or all if there are no more."""
-        return self if len(self) <= events else self.part(0, events)
+        return self.part(0, min(events, len(self)))
 
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ HERE_COLUMNS = 256
 
 
 async def read_tables(
-    chunks: AsyncGenerator[bytes], *, learn: bool, max_batch_bytes: int, max_rows: int = MAX_ROWS
+    chunks: AsyncIterator[bytes], *, learn: bool, max_batch_bytes: int, max_rows: int = MAX_ROWS
 ) -> AsyncGenerator[Table]:
     """The rows of a stream, as they arrive in chunks of any size: to learn, with labels, or to predict from.
 
@@ -107,7 +107,7 @@ class _Message:
 class _Arriving:
     """The bytes of a body, taken in the lengths that are wanted."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self._waiting = bytearray()
 
@@ -130,7 +130,7 @@ class _Arriving:
         return taken
 
 
-async def _messages(chunks: AsyncGenerator[bytes], limit: int) -> AsyncGenerator[_Message]:
+async def _messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[_Message]:
     """The messages of a stream, up to its end."""
     arriving = _Arriving(chunks)
     batches = 0

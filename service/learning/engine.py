@@ -60,8 +60,10 @@ ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
 IN_LINE = 8
-"""Arrays that have been read and wait for room in the queue, and for how long they do."""
+"""Arrays that have been read and wait for room in the queue."""
 LINE_SECONDS = 2.0
+"""For how long they wait."""
+
 TIMEOUTS = 500
 """Predictions that time out in one commit: others wait while it is made."""
 
@@ -239,9 +241,6 @@ class Engine:
     async def _wait_for_room(self, count: int) -> None:
         """Until there is room for so many, and for those who asked before: streams and arrays wait in one line, or
         those that take much would wait for ever behind those that take little."""
-        self._check_open()
-        if self.has_room(count) and not self._line.locked():
-            return
         async with self._line:
             self._check_open()
             while not self.has_room(count):
