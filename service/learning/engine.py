@@ -59,6 +59,11 @@ STEP_EVENTS = 4_096
 ENCODE_EVENTS = 256
 """Events to make arrays of before the loop may serve others, for the same reason."""
 
+QUIET = 3
+"""Turns of the loop in which no more came: the first only sends replies, and the next requests follow these."""
+GATHER_SECONDS = 0.001
+"""For how long to gather more, where more comes all the time."""
+
 IN_LINE = 8
 """Arrays that have been read and wait for room in the queue."""
 LINE_SECONDS = 2.0
@@ -265,6 +270,7 @@ class Engine:
         while True:
             self._work.clear()  # before looking, so that what comes while it looks wakes it
             if self._queue:
+                await self._gather()
                 async with self._turn:
                     await self._take_turn()
                 await self._tidy()
@@ -272,6 +278,18 @@ class Engine:
                 return
             elif not await self._tidy():
                 await self._sleep()
+
+    async def _gather(self) -> None:
+        """Wait until nothing more comes, for a moment: while the loop is busy, the thread that commits does not get the
+        GIL, so what comes meanwhile may as well be committed too. Without this, connections that send event after event
+        part into two groups that wait for each other's commits: 8 of them learned 8,000 events a second instead of
+        12,000.
+        """
+        waiting, quiet, until = 0, 0, time.perf_counter() + GATHER_SECONDS
+        while quiet < QUIET and time.perf_counter() < until:
+            quiet = quiet + 1 if len(self._queue) == waiting else 0
+            waiting = len(self._queue)
+            await asyncio.sleep(0)
 
     async def _sleep(self) -> None:
         """Until there is work, a prediction times out, or the series want to be looked after."""
