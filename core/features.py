@@ -92,12 +92,12 @@ class Batch:
     served: Served | None = None
 
     @classmethod
-    def of_one(cls, columns: Sequence[int], values: Sequence[float], y: float, weight: float = 1.0) -> Batch:
-        """One event, whose columns and values `Features.encode` gave."""
+    def of_one(cls, columns: Ints, values: Floats, y: float, weight: float = 1.0) -> Batch:
+        """One event, whose columns and values `Features.arrays` gave."""
         return cls(
             np.array([0, len(columns)], np.int64),
-            np.array(columns, np.int32),
-            np.array(values, np.float64),
+            columns,
+            values,
             np.array([y], np.uint8),
             np.array([weight], np.float64),
         )
@@ -237,6 +237,15 @@ def _first_beyond(values: Floats, limit: float) -> int:
     return -1
 
 
+@compiled("int64(int32[::1])")
+def last_column(columns: Ints) -> int:
+    """The largest of some columns, -1 of none."""
+    largest = np.int32(-1)  # as wide as they are, or no vector instructions come of it
+    for i in range(len(columns)):
+        largest = max(largest, columns[i])
+    return int(largest)
+
+
 MAX_SHAPES = 1_000
 """Lists of names whose columns are remembered: most events of a stream have the same names in the same order, and to
 look them all up at once takes a third less time."""
@@ -254,7 +263,7 @@ class Features:
         The largest magnitude of a feature's value. Default 1e100.
 
     >>> features = Features()
-    >>> features.columns_of(["age", "vip"], add=True)
+    >>> features.columns_of(["age", "vip"], add=True).tolist()
     [0, 1]
     >>> features.names
     ['age', 'vip']
@@ -270,7 +279,7 @@ class Features:
         """Features of an event; whoever takes events from others may want fewer."""
         self.max_name = MAX_NAME
         """Characters of a new name; with its text value (`country=FR`) twice as many, and the sign between them."""
-        self._shapes: dict[tuple[str, ...], list[int]] = {}
+        self._shapes: dict[tuple[str, ...], array[int]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -297,12 +306,15 @@ class Features:
         """Whether names are replaced by their hashes."""
         return self._hash_mask is not None
 
-    def columns_of(self, names: Iterable[str], add: bool = False) -> list[int]:
-        """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column."""
+    def columns_of(self, names: Iterable[str], add: bool = False) -> array[int]:
+        """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column.
+
+        It is remembered, and must be left as it is.
+        """
         shape = tuple(names)
         columns = self._shapes.get(shape)
         if columns is None:
-            columns = [self._column.get(name, -1) for name in shape]
+            columns = array("i", self.known(shape))
             if -1 in columns:
                 return self._columns_of_new(shape, add)
             if len(self._shapes) >= MAX_SHAPES:
@@ -310,7 +322,7 @@ class Features:
             self._shapes[shape] = columns
         return columns
 
-    def _columns_of_new(self, names: tuple[str, ...], add: bool) -> list[int]:
+    def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]
         if self._hash_mask is None:  # a hashed name was made here
             for name in new:
@@ -323,15 +335,19 @@ class Features:
                     "see max_features and hash_bits in the model's spec",
                 )
             self.extend(new)
-        return self.known(names)
+        return array("i", self.known(names))
 
-    def encode(self, x: X, add: bool = False) -> tuple[list[int], array[float]]:
+    def encode(self, x: X, add: bool = False) -> tuple[array[int], array[float]]:
         """The columns and values of an event's x, in its own order. Unknown names as in `columns_of`.
 
         EventError where x cannot be learned or predicted from, and then nothing is changed.
         """
         names, values = self.flat(x)
         return self.columns_of(names, add), values
+
+    def arrays(self, x: X, add: bool = False) -> tuple[Ints, Floats]:
+        """`encode` as the kernels take it."""
+        return _as_arrays(*self.encode(x, add))
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
         """The names that the model calls an event's features by, and their values, in the event's own order.
@@ -354,6 +370,13 @@ class Features:
         if self._hash_mask is not None:
             names, values = _hashed(names, values, self._hash_mask, self.max_name)
         return names, values
+
+
+def _as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
+    """The same memory as numpy has it."""
+    if not values:  # numpy makes no array of no bytes
+        return np.zeros(0, np.int32), np.zeros(0)
+    return np.frombuffer(columns, np.int32), np.frombuffer(values)
 
 
 def _hashed(
@@ -425,7 +448,7 @@ class BatchBuilder:
         self._open()
 
     def _open(self) -> None:
-        self._columns: list[int] = []
+        self._columns = array("i")
         self._values = array("d")
         self._ends = array("q", [0])
         self._labels = bytearray()
@@ -439,7 +462,7 @@ class BatchBuilder:
         check_label(y, weight)
         self.add_columns(*self.features.encode(x, add=True), y, weight)
 
-    def add_columns(self, columns: Sequence[int], values: Sequence[float], y: float, weight: float = 1.0) -> None:
+    def add_columns(self, columns: Iterable[int], values: Iterable[float], y: float, weight: float = 1.0) -> None:
         """Add one event whose columns are known: one that was learned before."""
         check_label(y, weight)
         self._columns.extend(columns)
@@ -557,8 +580,7 @@ class BatchBuilder:
             return
         part = Batch(
             np.frombuffer(self._ends, np.int64),
-            np.array(self._columns, np.int32),
-            np.frombuffer(self._values) if self._values else np.zeros(0),
+            *_as_arrays(self._columns, self._values),
             np.frombuffer(self._labels, np.uint8),
             np.frombuffer(self._weights),
         )

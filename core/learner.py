@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from core import logistic
 from core.auto import Auto
-from core.features import Batch, BatchBuilder, Features, X, check_label
+from core.features import Batch, BatchBuilder, Features, X, check_label, last_column
 from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec
@@ -131,8 +131,7 @@ class Learner:
 
         Features that the model does not know add nothing.
         """
-        columns, values = self.features.encode(x)
-        return self._model.score(np.array(columns, np.int32), np.array(values))
+        return self._model.score(*self.features.arrays(x))
 
     def served(self, x: X) -> Floats:
         """The score and, but for `auto`, what it is made of: kept with x, it lets `core.explain.explain_served` say how
@@ -147,8 +146,7 @@ class Learner:
         >>> learner.served({"x": 3.0, "new": 1.0}).tolist()
         [1.75, 0.25, 0.5, nan]
         """
-        columns, values = self.features.encode(x)
-        return self._model.served(np.array(columns, np.int32), np.array(values), self._n_features)
+        return self._model.served(*self.features.arrays(x), self._n_features)
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x."""
@@ -160,7 +158,7 @@ class Learner:
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
         """One step for one event with label `y` (0 or 1) and sample weight `w` (above 0). Raises EventError."""
         check_label(y, w)
-        self.learn_batch(Batch.of_one(*self.features.encode(x, add=True), y, w))
+        self._step(Batch.of_one(*self.features.arrays(x, add=True), y, w))
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
         """n events, n steps, in order. All or nothing: EventError for one of them, and nothing is learned."""
@@ -180,17 +178,21 @@ class Learner:
 
     def learn_batch(self, batch: Batch) -> Outcome:
         """`learn_many` for events that are arrays already, with columns of `features`."""
+        scores, learned = self._step(batch)
+        probabilities, losses = np.empty(len(batch)), np.empty(len(batch))
+        logistic.assess(scores, batch.labels, probabilities, losses)
+        return Outcome(probabilities, losses, batch.labels, learned)
+
+    def _step(self, batch: Batch) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """A step for each event: the score before it, and whether it was taken."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        if len(batch.columns):
-            self._n_features = max(self._n_features, int(batch.columns.max()) + 1)
+        self._n_features = max(self._n_features, last_column(batch.columns) + 1)
         self._model.make_room(self._n_features)
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
-        probabilities, losses = np.empty(n), np.empty(n)
-        logistic.assess(scores, batch.labels, probabilities, losses)
-        return Outcome(probabilities, losses, batch.labels, learned)
+        return scores, learned
 
     # -- state
 

@@ -25,38 +25,50 @@ import numpy.typing as npt
 
 from core.compiled import compiled
 from core.features import LATE, Batch, Served
+from core.logistic import Floats, Ints, Offsets
 
 _HEADER = struct.Struct("<IIB")
 WEIGHTED, SERVED, ALIKE = 1, 2, 4
-WORTH_A_LOOK = 64
-"""Events from which on it is looked at whether they are alike; for fewer, looking costs more than it saves."""
-
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
 
 
+@compiled("int64(int64[::1], int32[::1], float64[::1])")
+def _parts(offsets: Offsets, columns: Ints, weights: Floats) -> int:
+    """WEIGHTED where a weight is not 1, plus ALIKE where all events have the same columns."""
+    parts, n = 0, len(weights)
+    for i in range(n):
+        if weights[i] != 1.0:
+            parts = WEIGHTED
+            break
+    size = len(columns) // n if n else 0
+    for i in range(n):
+        if offsets[i + 1] != (i + 1) * size:
+            return parts
+    for j in range(size if n else 0, len(columns)):
+        if columns[j] != columns[j - size]:
+            return parts
+    return parts | ALIKE if n else parts
+
+
 def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
-    weighted = not (batch.weights == 1.0).all()
     n, m = len(batch), len(batch.columns)
-    counts = batch.offsets[1:] - batch.offsets[:-1]
-    alike = n >= WORTH_A_LOOK and bool(
-        (counts == counts[0]).all() and (batch.columns.reshape(n, -1) == batch.columns[: m // n]).all()
-    )
-    kinds = WEIGHTED * weighted + SERVED * (batch.served is not None) + ALIKE * alike
-    parts = [
-        _HEADER.pack(n, m, kinds),
-        b"" if alike else counts.astype("<u4").tobytes(),
-        (batch.columns[: m // n] if alike else batch.columns).astype("<u4").tobytes(),
-        batch.values.astype("<f8", copy=False).tobytes(),
-        batch.labels.tobytes(),
-    ]
-    if weighted:
-        parts.append(batch.weights.astype("<f8", copy=False).tobytes())
+    kinds = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
+    packed = [_HEADER.pack(n, m, kinds)]
+    if kinds & ALIKE:
+        packed.append(batch.columns[: m // n].astype("<i4", copy=False).tobytes())
+    else:
+        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4").tobytes())
+        packed.append(batch.columns.astype("<i4", copy=False).tobytes())
+    packed.append(batch.values.astype("<f8", copy=False).tobytes())
+    packed.append(batch.labels.tobytes())
+    if kinds & WEIGHTED:
+        packed.append(batch.weights.astype("<f8", copy=False).tobytes())
     if batch.served is not None:
-        parts.append(batch.served.kinds.tobytes())
-        parts += [column.astype("<f8", copy=False).tobytes() for column in (batch.served.scores, batch.served.delays)]
-    return b"".join(parts)
+        packed.append(batch.served.kinds.tobytes())
+        packed += [column.astype("<f8", copy=False).tobytes() for column in (batch.served.scores, batch.served.delays)]
+    return b"".join(packed)
 
 
 def _header(packed: bytes) -> tuple[int, int, int]:

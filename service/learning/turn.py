@@ -432,7 +432,7 @@ def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) ->
 
 def _fingerprint(features: Features, event: Event) -> int | None:
     """The fingerprint of an event, None if it has features that the model does not know."""
-    columns, values = features.encode(event.x)
+    columns, values = features.arrays(event.x)
     if -1 in columns:
         return None
     return int(fingerprints(Batch.of_one(columns, values, event.y, event.weight))[0])
