@@ -55,20 +55,18 @@ def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     n, m = len(batch), len(batch.columns)
     kinds = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
-    packed = [_HEADER.pack(n, m, kinds)]
-    if kinds & ALIKE:
-        packed.append(batch.columns[: m // n].astype("<i4", copy=False).tobytes())
-    else:
-        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4").tobytes())
-        packed.append(batch.columns.astype("<i4", copy=False).tobytes())
-    packed.append(batch.values.astype("<f8", copy=False).tobytes())
-    packed.append(batch.labels.tobytes())
+    packed: list[bytes | memoryview] = [_HEADER.pack(n, m, kinds)]
+    if not kinds & ALIKE:
+        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4").data)
+    packed.append((batch.columns[: m // n] if kinds & ALIKE else batch.columns).astype("<i4", copy=False).data)
+    packed.append(batch.values.astype("<f8", copy=False).data)
+    packed.append(batch.labels.data)
     if kinds & WEIGHTED:
-        packed.append(batch.weights.astype("<f8", copy=False).tobytes())
+        packed.append(batch.weights.astype("<f8", copy=False).data)
     if batch.served is not None:
-        packed.append(batch.served.kinds.tobytes())
-        packed += [column.astype("<f8", copy=False).tobytes() for column in (batch.served.scores, batch.served.delays)]
-    return b"".join(packed)
+        packed.append(batch.served.kinds.data)
+        packed += [column.astype("<f8", copy=False).data for column in (batch.served.scores, batch.served.delays)]
+    return b"".join(packed)  # of the arrays, not of bytes made of each: new memory is dear
 
 
 def _header(packed: bytes) -> tuple[int, int, int]:

@@ -64,6 +64,12 @@ QUIET = 3
 GATHER_SECONDS = 0.001
 """For how long to gather more, where more comes all the time."""
 
+ROW_SECONDS = 0.05
+"""For how long turns follow one another, before others have theirs: what is to be tidied, and who changes models."""
+MUCH = 1_000
+"""Events that wait, for which it is worth while to commit them and take the steps of others at the same time. For few
+it is not: the thread that commits would wait for the GIL."""
+
 IN_LINE = 8
 """Arrays that have been read and wait for room in the queue."""
 LINE_SECONDS = 2.0
@@ -115,6 +121,8 @@ class Engine:
         self._announced_events = 0
         self._in_line = 0  # arrays that wait for room
         self._line = asyncio.Lock()  # held by the first who waits, an array or a stream
+        self._committed: deque[tuple[Draft, Batch]] = deque()
+        """What is on disk, and its steps are not taken yet."""
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -272,7 +280,7 @@ class Engine:
             if self._queue:
                 await self._gather()
                 async with self._turn:
-                    await self._take_turn()
+                    await self._take_turns()
                 await self._tidy()
             elif self.state in ("stopped", "failed"):
                 return
@@ -286,7 +294,7 @@ class Engine:
         12,000.
         """
         waiting, quiet, until = 0, 0, time.perf_counter() + GATHER_SECONDS
-        while quiet < QUIET and time.perf_counter() < until:
+        while quiet < QUIET and self._waiting_events < MUCH and time.perf_counter() < until:
             quiet = quiet + 1 if len(self._queue) == waiting else 0
             waiting = len(self._queue)
             await asyncio.sleep(0)
@@ -302,8 +310,21 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), max(0.0, seconds))
 
+    async def _take_turns(self) -> None:
+        """A turn for what waits, and, where that is much, some more: the steps of one are then taken while the next
+        commits, which lets a stream of arrays be learned in two thirds of the time."""
+        until = time.perf_counter() + ROW_SECONDS
+        try:
+            await self._take_turn()
+            while self._waiting_events >= MUCH and time.perf_counter() < until:
+                await self._take_turn()
+        finally:
+            await self._take_steps()
+
     async def _take_turn(self) -> None:
         """A turn for what waits; nobody is left waiting, whatever happens."""
+        if any(draft.model.watch is not None for draft, _ in self._committed):
+            await self._take_steps()  # they may stop the model
         requests = self._take()
         try:
             put_off = await self._learn_turn(requests)
@@ -341,8 +362,7 @@ class Engine:
         except errors.DiskFull as error:
             for draft in drafts:
                 draft.refuse()
-                for request, _, _ in draft.answers:
-                    request.refuse(error)
+                draft.give_up(error)
         return put_off
 
     async def _finish(self, drafts: list[Draft]) -> None:
@@ -356,8 +376,8 @@ class Engine:
         await self._commit(drafts, batches)
         for draft, batch in zip(drafts, batches, strict=True):
             draft.refuse()
-            self._count_waiting(draft)
-            await self._step(draft, batch)
+            self._count_committed(draft, batch)
+            self._committed.append((draft, batch))
 
     async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
         """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
@@ -367,7 +387,9 @@ class Engine:
                 raise IdsTakenError
             if added:
                 started = time.perf_counter()
-                await self._on_disk(self._opened.commit, added)
+                commit = self._begin(self._opened.commit, added)
+                await self._take_steps()
+                await self._end(commit)
                 items = sum(len(part.batch) + len(part.kept) for part in added)
                 seconds = time.perf_counter() - started
                 self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
@@ -377,9 +399,12 @@ class Engine:
                 draft.model.learner.features.truncate(draft.builder.first_feature)
             raise
 
-    def _count_waiting(self, draft: Draft) -> None:
-        """Count the predictions that wait now, after a commit."""
+    def _count_committed(self, draft: Draft, batch: Batch) -> None:
+        """What is so after a commit: where the log ends, which streams are broken, and which predictions wait."""
         model = draft.model
+        model.last_seq += len(batch)
+        for stream in draft.broken:
+            stream.broken = True
         if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
             model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
             self._due = min(self._due, model.next_timeout)
@@ -451,9 +476,19 @@ class Engine:
                     elif found.seq <= self._opened.gone(model):
                         known.gone.add((model, id_))
 
+    async def _take_steps(self) -> None:
+        """Take the steps of what is committed, and wake those who wait for them; nobody is left waiting."""
+        while self._committed:
+            draft, batch = self._committed.popleft()
+            try:
+                await self._step(draft, batch)
+            except BaseException:
+                for other in (draft, *(later for later, _ in self._committed)):
+                    other.give_up(self.failure or _mistake())
+                self._committed.clear()
+                raise
+
     async def _step(self, draft: Draft, batch: Batch) -> None:
-        """Take the steps of a committed batch, then wake those who wait for them."""
-        first_seq = draft.first_seq
         outcomes: list[Outcome] = []
         for piece in batch.slices(STEP_EVENTS):
             if outcomes:
@@ -464,7 +499,7 @@ class Engine:
             self._replay_seconds += draft.model.count_replay(batch)
             if draft.model.stopped:
                 logger.warning("%s", why_stopped(draft.model))
-        draft.answer(first_seq, Outcome.joined(outcomes))
+        draft.answer(Outcome.joined(outcomes))
 
     # -- predictions whose label does not come
 
@@ -485,6 +520,7 @@ class Engine:
                 draft = Draft(model, BatchBuilder(model.learner.features), now)
                 draft_timeouts(draft, late)
                 await self._finish([draft])
+                await self._take_steps()
             if len(late) < len(oldest):
                 model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
             elif len(oldest) < TIMEOUTS:
@@ -612,7 +648,8 @@ class Engine:
                 return
             model.learn(batch)
             model.count_replay(batch)
-        if model.learner.seq != last:
+        model.last_seq = model.learner.seq
+        if model.last_seq != last:
             raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
 
     def _load_waiting(self, model: Model) -> None:
@@ -803,8 +840,14 @@ class Engine:
 
     async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run something that touches the disk in the one thread that does."""
+        return await self._end(self._begin(function, *arguments))
+
+    def _begin(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def _end(self, begun: asyncio.Future[T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+            return await begun
         except errors.StorageFailed as failure:
             self._fail(failure)
             raise

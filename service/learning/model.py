@@ -42,6 +42,8 @@ class Model:
         self.joins = Joins(window)
         breaker = self.learner.spec.breaker
         self.watch = None if breaker is None else Watch(breaker)
+        self.last_seq = 0
+        """Of the last event in the log. The learner is at this one too, or its steps are about to be taken."""
         self.waiting = 0
         """Predictions that wait for their labels."""
         self.next_number = 1

@@ -157,6 +157,8 @@ class Draft:
     builder: BatchBuilder
     now: int
     """Microseconds since 1970."""
+    first_seq: int = field(init=False)
+    """Of its events."""
     ids: dict[str, int] = field(default_factory=dict)
     served: dict[int, tuple[int, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
@@ -170,9 +172,8 @@ class Draft:
     unsure: bool = False
     """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
 
-    @property
-    def first_seq(self) -> int:
-        return self.model.learner.seq + 1
+    def __post_init__(self) -> None:
+        self.first_seq = self.model.last_seq + 1
 
     @property
     def full(self) -> bool:
@@ -253,17 +254,15 @@ class Draft:
         """Whether there is nothing to commit."""
         return not (len(self.builder) or self.kept or self.dropped)
 
-    def answer(self, first_seq: int, outcome: Outcome) -> None:
-        """Tell everyone what became of their items, given the batch's first seq and what was found before its steps."""
+    def answer(self, outcome: Outcome) -> None:
+        """Tell everyone what became of their items, given what was found before the steps."""
         p: list[float] = []
         loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
-            if error is not None and request.stream is not None:
-                request.stream.broken = True
             if isinstance(places, range):  # of a table
                 of_table = slice(places.start, places.stop)
-                result.run = Run(first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
+                result.run = Run(self.first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
                 request.accept(result)
                 continue
             if not p:
@@ -276,7 +275,7 @@ class Draft:
                     continue
                 duplicate, at = place
                 self.model.duplicates += duplicate
-                result.seq.append(at if duplicate else first_seq + at)
+                result.seq.append(at if duplicate else self.first_seq + at)
                 result.p.append(None if duplicate else p[at])
                 result.loss.append(None if duplicate else loss[at])
                 result.duplicate.append(duplicate)
@@ -291,6 +290,11 @@ class Draft:
     def refuse(self) -> None:
         """Tell those of whom nothing is taken. Not before a commit: what ids stand for may be looked up again."""
         for request, error in self.refused:
+            request.refuse(error)
+
+    def give_up(self, error: errors.OnestepError) -> None:
+        """Tell those who were to be answered that they are not."""
+        for request, _, _ in self.answers:
             request.refuse(error)
 
     def answer_from_memory(self) -> None:

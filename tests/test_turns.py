@@ -1,0 +1,272 @@
+"""Turns of the writer that follow one another: the steps of one are taken while the next commits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import logged_events, running_engine, started
+from test_engine import PATIENCE, event, failing_commits, run, whole_state
+
+from core import Spec
+from core.features import Batch
+from core.learner import Outcome
+from core.spec import Breaker
+from service import errors
+from service.decode.wire import Event
+from service.learning import engine as engine_module
+from service.learning.model import Model
+from service.learning.turn import Result, Stream
+from service.storage.store import ModelBatch, Store
+
+
+@pytest.fixture(autouse=True)
+def _overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is much here, and turns may follow one another for long."""
+    monkeypatch.setattr(engine_module, "MUCH", 1)
+    monkeypatch.setattr(engine_module, "ROW_SECONDS", PATIENCE)
+
+
+class SecondCommit:
+    """Holds the writer's second commit until it is let go; then it may fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.entered, self._let_go, self._commits = threading.Event(), threading.Event(), 0
+        commit = Store.commit
+
+        def held(store: Store, batches: Sequence[ModelBatch]) -> None:
+            self._commits += 1
+            if self._commits == 2:
+                self.entered.set()
+                assert self._let_go.wait(PATIENCE)
+                if error is not None:
+                    raise error
+            commit(store, batches)
+
+        monkeypatch.setattr(Store, "commit", held)
+
+    async def wait_until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, PATIENCE)
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+
+def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SecondCommit(monkeypatch)
+
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            model = engine.model("default")
+            answers = [engine.enqueue("default", [event(float(i))]) for i in range(3)]
+            await second.wait_until_entered()
+            assert (await answers[0]).seq == [1]
+            assert model.learner.seq == 1
+            assert not answers[1].done()
+            second.let_go()
+            assert [(await answer).seq for answer in answers] == [[1], [2], [3]]
+            assert model.learner.seq == model.last_seq == 3
+
+    run(story())
+
+
+def test_what_is_not_much_is_learned_before_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MUCH", 1_000)
+    seen: list[int] = []
+    commit = Store.commit
+
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            model = engine.model("default")
+
+            def looked_at(store: Store, batches: Sequence[ModelBatch]) -> None:
+                seen.append(model.learner.seq)
+                commit(store, batches)
+
+            monkeypatch.setattr(Store, "commit", looked_at)
+            await asyncio.gather(*(engine.enqueue("default", [event(float(i))]) for i in range(4)))
+
+    run(story())
+    assert seen == [0, 1, 2, 3]
+
+
+def stories(seed: int) -> list[tuple[list[Event], bool]]:
+    """Requests, and whether each is the next of one stream: new names, ids that come again, the same and other."""
+    rng = random.Random(seed)
+    return [
+        (
+            [
+                Event(
+                    {rng.choice("abcdefgh"): rng.choice((1.0, 2.0)), "n": float(rng.randrange(3))},
+                    rng.randrange(2),
+                    rng.choice((None, None, f"id {rng.randrange(12)}")),
+                )
+                for _ in range(rng.randint(1, 3))
+            ],
+            rng.random() < 0.3,
+        )
+        for _ in range(40)
+    ]
+
+
+def said(result: Result | BaseException) -> Any:
+    """What can be compared of an answer."""
+    if isinstance(result, BaseException):
+        return repr(result)
+    return result.seq, result.p, result.loss, result.duplicate, repr(result.error)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_turns_that_overlap_learn_and_answer_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    def lived(folder: Path, much: int) -> Any:
+        monkeypatch.setattr(engine_module, "MUCH", much)
+        lives: list[Any] = []
+
+        async def story() -> None:
+            async with running_engine(folder, commit_events=3) as engine:
+                stream = Stream()
+                answers = [
+                    engine.enqueue("default", events, stream if streamed else None)
+                    for events, streamed in stories(seed)
+                ]
+                results = await asyncio.gather(*answers, return_exceptions=True)
+                model = engine.model("default")
+                lives.append(([said(result) for result in results], whole_state(model), model.duplicates))
+
+        run(story())
+        return lives[0], logged_events(folder)
+
+    assert lived(tmp_path / "overlap", 1) == lived(tmp_path / "apart", 10_000)
+
+
+def test_nothing_of_a_stream_is_learned_after_an_event_that_the_turn_before_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=2) as engine:
+            stream = Stream()
+            pieces = [[event(1.0), event(2.0, y=2)], [event(3.0), event(4.0)], [event(5.0), event(6.0)]]
+            answers = [engine.enqueue("default", piece, stream) for piece in pieces]
+            other = engine.enqueue("default", [event(7.0)])
+            first, *later = [await answer for answer in answers]
+            assert first.seq == [1]
+            assert isinstance(first.error, errors.InvalidEvent)
+            assert [result.seq for result in later] == [[], []]
+            assert (await other).seq == [2]
+        assert [x["a"] for x, _, _ in logged_events(tmp_path)] == [1.0, 7.0]
+
+    run(story())
+
+
+def test_a_breaker_looks_at_a_turn_before_the_next_is_committed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=2) as engine:
+            await engine.create("m", Spec(breaker=Breaker(log_loss=0.1, events=2)))
+            answers = [engine.enqueue("m", [event(1.0), event(1.0, y=0)]) for _ in range(5)]
+            first, *later = await asyncio.gather(*answers, return_exceptions=True)
+            assert isinstance(first, Result)
+            assert all(isinstance(error, errors.LearningStopped) for error in later)
+            assert engine.model("m").learner.seq == engine.model("m").last_seq == 2
+        assert len(logged_events(tmp_path, "m")) == 2
+
+    run(story())
+
+
+def test_a_full_disk_refuses_its_own_turn_and_not_the_ones_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SecondCommit(monkeypatch, errors.DiskFull())
+
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            answers = [engine.enqueue("default", [event(1.0, feature=name)]) for name in "abc"]
+            await second.wait_until_entered()
+            second.let_go()
+            first, full, third = await asyncio.gather(*answers, return_exceptions=True)
+            assert isinstance(full, errors.DiskFull)
+            assert isinstance(first, Result)
+            assert isinstance(third, Result)
+            assert first.seq + third.seq == [1, 2]
+            assert engine.model("default").learner.names == ["a", "c"]
+            state = whole_state(engine.model("default"))
+        async with running_engine(tmp_path) as again:
+            assert whole_state(again.model("default")) == state
+
+    run(story())
+
+
+def test_a_failed_storage_does_not_take_back_what_was_committed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SecondCommit(monkeypatch, errors.StorageFailed(reason="the disk is gone"))
+
+    async def story() -> None:
+        engine = await started(tmp_path, commit_events=1)
+        answers = [engine.enqueue("default", [event(float(i))]) for i in range(3)]
+        await second.wait_until_entered()
+        second.let_go()
+        first, *later = await asyncio.gather(*answers, return_exceptions=True)
+        assert isinstance(first, Result)
+        assert first.seq == [1]
+        assert all(isinstance(error, errors.StorageFailed) for error in later)
+        assert engine.model("default").learner.seq == 1
+        await engine.stop(seconds=1)
+        assert len(logged_events(tmp_path)) == 1
+
+    run(story())
+
+
+def test_a_mistake_in_a_step_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = SecondCommit(monkeypatch)
+
+    def mistaken(model: Model, batch: Batch) -> Outcome:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(Model, "learn", mistaken)
+
+    async def story() -> None:
+        engine = await started(tmp_path, commit_events=2)
+        await engine.create("m", Spec())
+        answers = [engine.enqueue(name, [event(1.0)]) for name in ("default", "m", "default", "m", "default")]
+        await second.wait_until_entered()
+        second.let_go()
+        done, waiting = await asyncio.wait(answers, timeout=5)
+        assert not waiting, "a waiter was never answered"
+        assert all(isinstance(answer.exception(), errors.StorageFailed) for answer in done)
+        await engine.stop(seconds=1)
+
+    run(story())
+
+
+def test_a_model_is_deleted_between_rows_of_turns_and_all_are_answered(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            await engine.create("m", Spec())
+            answers = [engine.enqueue("m", [event(float(i))]) for i in range(20)]
+            deleted = asyncio.create_task(engine.delete("m"))
+            results = await asyncio.gather(*answers, return_exceptions=True)
+            await deleted
+            assert all(isinstance(result, (Result, errors.UnknownModel)) for result in results)
+
+    run(story())
+
+
+def test_after_a_full_disk_a_stream_learns_nothing_more(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            stream = Stream()
+            with failing_commits(errors.DiskFull()):
+                answers = [engine.enqueue("default", [event(float(i))], stream) for i in range(3)]
+                first, *later = await asyncio.gather(*answers, return_exceptions=True)
+            assert isinstance(first, errors.DiskFull)
+            assert [result.seq for result in later if isinstance(result, Result)] == [[], []]
+            assert engine.model("default").learner.seq == 0
+
+    run(story())
