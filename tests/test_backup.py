@@ -26,6 +26,7 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.storage.lock import FolderLock
 from service.storage.log import read_mark
+from service.storage.store import PAGE_BYTES
 
 CLIENTS = 4
 SLOWEST_SECONDS = 2.0
@@ -250,7 +251,7 @@ def test_a_log_that_lost_its_end_is_neither_copied_nor_restored(folder: Path, tm
 def test_pages_that_are_garbage_are_refused(folder: Path, tmp_path: Path, call: Any) -> None:
     sql(folder, "PRAGMA wal_checkpoint(TRUNCATE)")
     data = bytearray((folder / "log.db").read_bytes())
-    data[4096 * 2 :] = b"\xff" * (len(data) - 4096 * 2)
+    data[PAGE_BYTES * 2 :] = b"\xff" * (len(data) - PAGE_BYTES * 2)
     (folder / "log.db").write_bytes(data)
     assert call("backup", folder, tmp_path / "out").code == 1
     assert files(tmp_path) == ["data"]

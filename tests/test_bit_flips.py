@@ -15,8 +15,7 @@ from processes import copied
 
 from service import errors
 from service.commands.inspect import examine
-
-PAGE = 4096
+from service.storage.store import PAGE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 def places(size: int, a_page: int, numbers: random.Random) -> list[tuple[int, int]]:
     """Bytes and bits to flip: so many in each page, every other one near its start, where its headers are."""
     found = []
-    for start in range(0, size, PAGE):
+    for start in range(0, size, PAGE_BYTES):
         for i in range(a_page):
-            within = numbers.randrange(min(size - start, 120 if i % 2 else PAGE))
+            within = numbers.randrange(min(size - start, 120 if i % 2 else PAGE_BYTES))
             found.append((start + within, numbers.randrange(8)))
     return found
 
@@ -73,14 +72,14 @@ FILES = [("closed", "log.db"), ("killed", "log.db-wal"), ("closed", "last-commit
 def test_a_flipped_bit_gives_the_same_weights_or_a_refusal(
     example: Example, tmp_path: Path, folder: str, name: str
 ) -> None:
-    a_page = {"log.db": 6, "log.db-wal": 1, "last-commit": 40}[name]
+    a_page = {"log.db": 12, "log.db-wal": 2, "last-commit": 40}[name]
     found = check_flips(example, getattr(example, folder), name, a_page, tmp_path)
     assert found.keys() - {"dict"}  # some were refused: the flips are no dry run
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("folder", "name"), FILES)
-def test_each_of_twenty_flipped_bits_in_every_page_gives_the_same_weights_or_a_refusal(
+def test_each_of_forty_flipped_bits_in_every_page_gives_the_same_weights_or_a_refusal(
     example: Example, tmp_path: Path, folder: str, name: str
 ) -> None:
-    check_flips(example, getattr(example, folder), name, 160 if name == "last-commit" else 20, tmp_path)
+    check_flips(example, getattr(example, folder), name, 160 if name == "last-commit" else 40, tmp_path)

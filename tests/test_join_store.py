@@ -643,14 +643,14 @@ def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_pat
     keeper = Keeper(store)
     for _ in range(40):
         keeper.keep(1_000)
-    peak = pages(store) * 4096
+    peak = pages(store) * store_module.PAGE_BYTES
     assert peak > 35e6
     for _ in range(40):
         getattr(keeper, how)(1_000)
     assert store.waiting_count(keeper.model) == 0
     size = size_when_closed(tmp_path, store)
     print(f"{peak / 1e6:.1f} MB with 40,000 waiting, {size / 1e6:.1f} MB after")
-    assert size < 4096 * store_module.FREE_PAGES + 5e6  # what it keeps for what comes, and ids and events
+    assert size < store_module.FREE_BYTES + 5e6  # what it keeps for what comes, and ids and events
 
 
 def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
     for i in range(60):
         keeper.keep(500)
         (keeper.join if i % 3 else keeper.drop)(500)
-        sizes.append(pages(store) * 4096)
+        sizes.append(pages(store) * store_module.PAGE_BYTES)
     # 25,000 predictions of 900 bytes went through after the first ten turns; under 100 of each stay: id and event.
     print(f"{sizes[9] / 1e6:.1f} MB after 5,000, {sizes[-1] / 1e6:.1f} MB after 30,000")
     assert sizes[-1] - sizes[9] < 25_000 * 100
@@ -670,7 +670,7 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
 
 def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, engine_module, store_module)
-    monkeypatch.setattr(store_module, "FREE_PAGES", 256)
+    monkeypatch.setattr(store_module, "FREE_BYTES", 1 << 20)
     monkeypatch.setattr(engine_module, "SPACE_PAUSE_SECONDS", 0.05)
 
     async def story() -> None:

@@ -27,7 +27,7 @@ from service import errors
 from service.storage import codec, store
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, Snapshot, StoredModel
-from service.storage.store import KnownId, ModelBatch, NewId, Store
+from service.storage.store import PAGE_BYTES, KnownId, ModelBatch, NewId, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -547,7 +547,7 @@ def test_a_database_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
 
 # -- damage to the write-ahead log
 
-FRAME = 24 + 4096
+FRAME = 24 + PAGE_BYTES
 WAL_HEADER = 32
 
 
@@ -778,12 +778,12 @@ def test_a_log_that_was_never_finished_being_made_is_made_anew(tmp_path: Path) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 2 MiB."""
+    """A folder on a file system of 4 MiB."""
     if os.geteuid() != 0 or sys.platform != "linux":
         pytest.skip("only root may mount a small file system")
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
@@ -828,7 +828,7 @@ def test_a_disk_that_fills_up_commit_by_commit_loses_no_commit_that_returned(sma
     """Small commits go on into the last bytes of the disk: the checkpoint fails first, then the log cannot grow."""
     with writing(small_disk) as writer:
         filler = small_disk / "filler"
-        filler.write_bytes(b"\0" * 1_000_000)
+        filler.write_bytes(b"\0" * 2_000_000)
         refused = 0
         for i in range(1_000):
             part = writer.draft(({"age": float(i), f"f{i // 10}": 1.0}, 1), ids=[f"id-{i}"])

@@ -15,10 +15,11 @@ from processes import copied
 from service import errors
 from service.commands.inspect import examine
 from service.storage.log import LogReader, encode_mark
+from service.storage.store import PAGE_BYTES
 
 LAST = 3
 """Commits at the end that are cut."""
-FRAME = 24 + 4096
+FRAME = 24 + PAGE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_cut_in_what_was_acknowledged_refuses_to_start(example: Example, tmp_p
 
 def test_a_database_that_is_cut_is_refused(example: Example, tmp_path: Path) -> None:
     length = (example.closed / "log.db").stat().st_size
-    check_database(example, [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, 4_096), length - 1], tmp_path)
+    check_database(example, [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, PAGE_BYTES), length - 1], tmp_path)
 
 
 @pytest.mark.long

@@ -83,10 +83,14 @@ DROPPED_BYTES = 1 << 20
 """Of events that are dropped in one short commit, about."""
 SCANNED_IDS = 2_000
 """Ids that are looked at in one step, whether they are to be dropped."""
-FREE_PAGES = 4_096
-"""Free pages (16 MiB) that are left for what comes, or a quarter of the file if that is more. More are given back."""
-RETURNED_PAGES = 500
-"""Pages that are given back in one short commit."""
+PAGE_BYTES = 8_192
+"""Of a new file's pages; 4,096 in older ones. A stream of arrays is written in a sixth less time than with those."""
+CHECKPOINT_BYTES = 4 << 20
+"""Size of the write-ahead log at which its pages are copied to the database, and it begins anew."""
+FREE_BYTES = 16 << 20
+"""Free room that is left for what comes, or a quarter of the file if that is more. More is given back."""
+RETURNED_BYTES = 2 << 20
+"""What is given back in one short commit."""
 
 _SCHEMA = """
 CREATE TABLE log_end (
@@ -299,7 +303,8 @@ class Store(LogReader):
         db = sqlite3.connect(new, isolation_level=None)
         try:
             db.executescript(
-                "PRAGMA auto_vacuum = INCREMENTAL;"  # first: SQLite passes over it once the file has a page
+                # First: SQLite passes over them once the file has a page.
+                f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
                 f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} {_FOURTH_FORMAT} COMMIT;"
                 # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
@@ -368,6 +373,8 @@ class Store(LogReader):
             db.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
             )
+            ((page,),) = db.execute("PRAGMA page_size").fetchall()
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}").fetchall()
         except sqlite3.Error as error:
             db.close()
             raise _failure(error) from error
@@ -569,9 +576,10 @@ class Store(LogReader):
         try:
             ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
             ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
-            if free <= max(FREE_PAGES, pages // 4):
+            ((page,),) = self._db.execute("PRAGMA page_size").fetchall()
+            if free <= max(FREE_BYTES // page, pages // 4):
                 return False
-            self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_PAGES})").fetchall()
+            self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_BYTES // page})").fetchall()
             ((left,),) = self._db.execute("PRAGMA freelist_count").fetchall()
         except sqlite3.Error as error:
             raise _failure(error) from error
