@@ -37,31 +37,33 @@ Lengths = npt.NDArray[np.int64]
 def _parts(offsets: Offsets, columns: Ints, weights: Floats) -> int:
     """WEIGHTED where a weight is not 1, plus ALIKE where all events have the same columns."""
     parts, n = 0, len(weights)
+    if n == 0:
+        return parts
     for i in range(n):
         if weights[i] != 1.0:
             parts = WEIGHTED
             break
-    size = len(columns) // n if n else 0
+    size = len(columns) // n
     for i in range(n):
         if offsets[i + 1] != (i + 1) * size:
             return parts
-    for j in range(size if n else 0, len(columns)):
+    for j in range(size, len(columns)):
         if columns[j] != columns[j - size]:
             return parts
-    return parts | ALIKE if n else parts
+    return parts | ALIKE
 
 
 def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     n, m = len(batch), len(batch.columns)
-    kinds = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
-    packed: list[bytes | memoryview] = [_HEADER.pack(n, m, kinds)]
-    if not kinds & ALIKE:
+    parts = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
+    packed: list[bytes | memoryview] = [_HEADER.pack(n, m, parts)]
+    if not parts & ALIKE:
         packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4").data)
-    packed.append((batch.columns[: m // n] if kinds & ALIKE else batch.columns).astype("<i4", copy=False).data)
+    packed.append((batch.columns[: m // n] if parts & ALIKE else batch.columns).astype("<i4", copy=False).data)
     packed.append(batch.values.astype("<f8", copy=False).data)
     packed.append(batch.labels.data)
-    if kinds & WEIGHTED:
+    if parts & WEIGHTED:
         packed.append(batch.weights.astype("<f8", copy=False).data)
     if batch.served is not None:
         packed.append(batch.served.kinds.data)

@@ -689,6 +689,22 @@ operations = st.lists(
 Operation = tuple[Any, ...]
 
 
+CONFLICT_AND_NO_ROOM = [
+    (
+        "together",
+        [
+            ("keep", [("p", {})], False),
+            (
+                "learn",
+                [Event({"a": 1.0, "b": -2.0}, 0), Event({"c": 3.0}, 0), Event({"d": 1.0, "e": 0.5}, 0, "p")],
+                False,
+            ),
+        ],
+    )
+]
+"""Of an event whose id waits with another x, and for whose features there is no room, the id is told."""
+
+
 async def asked(engine: Engine, meaning: Meaning, requests: Sequence[Operation]) -> None:
     """Send requests at once, and hold every reply to what it means."""
     model = engine.model("m")
@@ -786,6 +802,7 @@ TWICE_LATE = [
 
 @settings(deadline=None, max_examples=60)
 @given(operations, st.booleans(), st.booleans())
+@example(CONFLICT_AND_NO_ROOM, False, False)
 @example(TWICE_LATE, True, True)
 def test_every_reply_and_count_is_what_it_means(story: list[Operation], negative: bool, late: bool) -> None:
     lived(story, negative, late)

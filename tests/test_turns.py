@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from processes import logged_events, running_engine, started
 from test_engine import PATIENCE, event, failing_commits, run, whole_state
 
-from core import Spec
+from core import Learner, Spec
 from core.features import Batch
 from core.learner import Outcome
 from core.spec import Breaker
 from service import errors
-from service.decode.wire import Event
+from service.decode.table import Table
+from service.decode.wire import Event, Label
 from service.learning import engine as engine_module
+from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.turn import Result, Stream
 from service.storage.store import ModelBatch, Store
@@ -165,6 +170,104 @@ def test_nothing_of_a_stream_is_learned_after_an_event_that_the_turn_before_refu
     run(story())
 
 
+def mixed_items(rng: random.Random, model: Model, numbers: Sequence[int]) -> Any:
+    """What one request asks: events, a table, predictions to keep, or labels. Each event has a number, feature "n"."""
+    kind = rng.choice(("events", "events", "table", "keep", "labels"))
+    if kind == "table":
+        names = ["n", *rng.sample("abcdefgh", 2)]
+        values = np.array([[float(n), rng.random(), 1.0] for n in numbers])
+        labels = np.array([rng.randrange(2) for _ in numbers], np.uint8)
+        ids: Any = rng.choice((None, [f"t{n}" if rng.random() < 0.9 else f"i{rng.randrange(9)}" for n in numbers]))
+        return Table(1, names, values, None, labels, None, ids)
+    if kind == "keep":
+        return [model.predict_to_keep(f"p{rng.randrange(30)}", {"n": float(n)}) for n in numbers]
+    if kind == "labels":
+        return [Label(f"p{rng.randrange(30)}", rng.randrange(2)) for _ in numbers]
+    return [
+        Event(
+            {"n": float(n), rng.choice("abcdefgh"): 1.0},
+            rng.randrange(2) if rng.random() < 0.95 else 2,
+            rng.choice((None, f"i{rng.randrange(9)}", f"e{n}")),
+        )
+        for n in numbers
+    ]
+
+
+def learned_by(items: Any, result: Result) -> Iterator[tuple[int, float | None, float | None]]:
+    """The seq and the log loss of each event that was learned, and its number, if the request says it."""
+    if result.run is not None:
+        for i, loss in enumerate(result.run.losses.tolist()):
+            yield result.run.first_seq + i, loss, items.values[i, 0]
+    elif not result.predicted:
+        events = items.events(0, len(items)) if isinstance(items, Table) else items
+        for item, seq, loss, duplicate in zip(events, result.seq, result.loss, result.duplicate, strict=False):
+            if not duplicate:
+                yield seq, loss, None if isinstance(item, Label) else item.x["n"]
+
+
+def told_of_waiting(model: Model) -> dict[str, Any]:
+    joins = model.joins
+    return {"joins": joins.counts(), "delays": joins.delays(), "served": joins.scores.summary(), "wait": model.waiting}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Each event that was acknowledged is in the log at its seq, with the loss of a replay; nothing else changed."""
+    monkeypatch.setattr(engine_module, "STEP_EVENTS", 2)
+    rng, disk, commit = random.Random(seed), random.Random(seed), Store.commit
+    acknowledged: list[tuple[int, float | None, float | None]] = []
+    asked: list[asyncio.Future[Result]] = []
+    states: list[Any] = []
+
+    def note(items: Any, answer: asyncio.Future[Result]) -> None:
+        if answer.exception() is None:
+            acknowledged.extend(learned_by(items, answer.result()))
+
+    def sometimes_full(store: Store, batches: Sequence[ModelBatch]) -> None:
+        time.sleep(disk.random() / 1_000)
+        if disk.random() < 0.2:
+            raise errors.DiskFull
+        commit(store, batches)
+
+    async def client(engine: Engine, first: int) -> None:
+        stream = Stream()
+        for n in range(first, first + 120, 4):
+            numbers = range(n, n + rng.randint(1, 4))
+            items = mixed_items(rng, engine.model("default"), numbers)
+            answer = engine.enqueue("default", items, stream if rng.random() < 0.2 else None)
+            answer.add_done_callback(partial(note, items))
+            asked.append(answer)
+            await (asyncio.sleep(rng.random() / 500) if rng.random() < 0.5 else asyncio.wait([answer]))
+
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=5) as engine:
+            with monkeypatch.context() as full:
+                full.setattr(Store, "commit", sometimes_full)
+                await asyncio.gather(*(client(engine, 1_000 * i) for i in range(5)))
+                await asyncio.wait(asked)
+            model = engine.model("default")
+            async with engine._between_turns():
+                assert model.learner.seq == model.last_seq
+                states.append(whole_state(model) | told_of_waiting(model))
+        async with running_engine(tmp_path) as again:
+            model = again.model("default")
+            states.append(whole_state(model) | told_of_waiting(model))
+
+    run(story())
+    assert states[0] == states[1]
+    log = logged_events(tmp_path)
+    replayed = Learner()
+    outcome = replayed.learn_many(*(list(column) for column in zip(*log, strict=True)))
+    assert replayed.sha256() == states[0]["sha256"]
+    assert acknowledged
+    assert len({seq for seq, _, _ in acknowledged}) == len(acknowledged)
+    for seq, loss, number in acknowledged:
+        assert outcome.losses[seq - 1] == loss
+        assert number is None or log[seq - 1][0]["n"] == number
+
+
 def test_a_breaker_looks_at_a_turn_before_the_next_is_committed(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=2) as engine:
@@ -254,6 +357,71 @@ def test_a_model_is_deleted_between_rows_of_turns_and_all_are_answered(tmp_path:
             results = await asyncio.gather(*answers, return_exceptions=True)
             await deleted
             assert all(isinstance(result, (Result, errors.UnknownModel)) for result in results)
+
+    run(story())
+
+
+def test_a_row_of_turns_ends_when_somebody_wants_to_change_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SecondCommit(monkeypatch)
+
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            answers = [engine.enqueue("default", [event(float(i))]) for i in range(20)]
+            await second.wait_until_entered()
+            created = asyncio.create_task(engine.create("m", Spec()))
+            await asyncio.sleep(0)
+            second.let_go()
+            await created
+            assert [answer.done() for answer in answers] == [True] * 2 + [False] * 18
+            await asyncio.gather(*answers)
+
+    run(story())
+
+
+def test_what_is_to_be_tidied_has_a_turn_for_each_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path, commit_events=1) as engine:
+            took: list[int | str] = []
+            seen = asyncio.Event()
+            take_turns = engine._take_turns
+
+            async def recorded() -> int:
+                took.append(await take_turns())
+                return int(took[-1])
+
+            async def tidy() -> bool:
+                took.append("a piece")
+                if len(took) == 2:  # more to learn, before the rest is tidied
+                    engine.enqueue("default", [event(1.0)])
+                if len(took) > 6:
+                    seen.set()
+                return not seen.is_set()
+
+            monkeypatch.setattr(engine, "_take_turns", recorded)
+            monkeypatch.setattr(engine, "_tidy", tidy)
+            await asyncio.gather(*(engine.enqueue("default", [event(float(i))]) for i in range(5)))
+            await seen.wait()
+            assert took[:7] == [5, *["a piece"] * 5, 1]
+
+    run(story())
+
+
+def test_a_storage_that_fails_beside_a_row_of_turns_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = SecondCommit(monkeypatch)
+
+    async def story() -> None:
+        engine = await started(tmp_path, commit_events=1)
+        answers = [engine.enqueue("default", [event(float(i))]) for i in range(5)]
+        await second.wait_until_entered()
+        engine._fail(errors.StorageFailed(reason="a look for an id failed"))
+        second.let_go()
+        await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        assert [isinstance(answer.exception(), errors.StorageFailed) for answer in answers] == [False] * 2 + [True] * 3
+        assert engine._facts().queued == 0
+        await engine.stop(seconds=1)
+        assert len(logged_events(tmp_path)) == 2
 
     run(story())
 

@@ -1,8 +1,9 @@
 """The one writer: queue -> commit -> step -> acknowledge; named models; recovery.
 
-Requests wait in one queue. The writer takes all that waits, makes arrays of it, hands them to the store as one
-transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs the next gathers:
-all who wait share the price of a sync.
+Requests wait in one queue. When no more comes, the writer takes all that waits, makes arrays of it, hands them to
+the store as one transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs
+the next gathers: all who wait share the price of a sync. Where much waits, the steps of one are taken while the next
+commits.
 
 Everything but the disk happens on the event loop, so no lock is needed: a prediction sees the model after one event or
 after the next, never in between. What touches the disk runs in one thread.
@@ -126,6 +127,7 @@ class Engine:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._changing = 0  # who wait for a row of turns to end, to change models
         self._thread = background("onestep-store", 1)
         self._writer: asyncio.Task[None] | None = None
         self._store: Store | None = None
@@ -280,8 +282,10 @@ class Engine:
             if self._queue:
                 await self._gather()
                 async with self._turn:
-                    await self._take_turns()
-                await self._tidy()
+                    turns = await self._take_turns()
+                for _ in range(turns):  # as often as turns are taken, or much that is learned leaves more and more
+                    if not await self._tidy():
+                        break
             elif self.state in ("stopped", "failed"):
                 return
             elif not await self._tidy():
@@ -310,16 +314,18 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), max(0.0, seconds))
 
-    async def _take_turns(self) -> None:
-        """A turn for what waits, and, where that is much, some more: the steps of one are then taken while the next
-        commits, which lets a stream of arrays be learned in two thirds of the time."""
-        until = time.perf_counter() + ROW_SECONDS
+    async def _take_turns(self) -> int:
+        """A turn for what waits, and, where that is much, some more; how many. The steps of one are then taken while
+        the next commits, which lets a stream of arrays be learned in three quarters of the time."""
+        turns, until = 1, time.perf_counter() + ROW_SECONDS
         try:
             await self._take_turn()
-            while self._waiting_events >= MUCH and time.perf_counter() < until:
+            while self._waiting_events >= MUCH and not self._changing and time.perf_counter() < until:
                 await self._take_turn()
+                turns += 1
         finally:
             await self._take_steps()
+        return turns
 
     async def _take_turn(self) -> None:
         """A turn for what waits; nobody is left waiting, whatever happens."""
@@ -347,7 +353,7 @@ class Engine:
         return taken
 
     async def _learn_turn(self, requests: list[Request]) -> list[Request]:
-        """One turn: arrays, commit, step, wake. Returns the requests that are put off to the next."""
+        """One turn, but for its steps: arrays, commit. Returns the requests that are put off to the next."""
         try:
             # Nearly every id is new, and the commit finds the one that is not: looking first cost a fifth of the rate.
             return await self._try_turn(requests, await self._find_ids(requests, all_of_them=False))
@@ -366,7 +372,7 @@ class Engine:
         return put_off
 
     async def _finish(self, drafts: list[Draft]) -> None:
-        """Commit drafts, step the learners, wake those who wait.
+        """Commit drafts; their steps are to be taken, and then those who wait are woken.
 
         DiskFull, IdsTakenError: nothing is changed, and nobody was told anything.
         """
@@ -388,10 +394,12 @@ class Engine:
             if added:
                 started = time.perf_counter()
                 commit = self._begin(self._opened.commit, added)
-                await self._take_steps()
-                await self._end(commit)
+                try:
+                    await self._take_steps()
+                finally:
+                    await self._end(commit)
                 items = sum(len(part.batch) + len(part.kept) for part in added)
-                seconds = time.perf_counter() - started
+                seconds = self._opened.synced_at - started
                 self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
                 logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         except (errors.OnestepError, IdsTakenError):
@@ -477,7 +485,7 @@ class Engine:
                         known.gone.add((model, id_))
 
     async def _take_steps(self) -> None:
-        """Take the steps of what is committed, and wake those who wait for them; nobody is left waiting."""
+        """Take the steps of what is committed; nobody is left waiting, whatever happens."""
         while self._committed:
             draft, batch = self._committed.popleft()
             try:
@@ -489,6 +497,7 @@ class Engine:
                 raise
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
+        """Step for each event of a batch, in pieces, and wake those who wait for them."""
         outcomes: list[Outcome] = []
         for piece in batch.slices(STEP_EVENTS):
             if outcomes:
@@ -530,10 +539,20 @@ class Engine:
 
     # -- models
 
+    @contextlib.asynccontextmanager
+    async def _between_turns(self) -> AsyncIterator[None]:
+        """Every model is at the end of its log, and nothing is committed meanwhile."""
+        self._changing += 1
+        try:
+            async with self._turn:
+                self._check_open()
+                yield
+        finally:
+            self._changing -= 1
+
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new; SpecConflict if it exists with another spec."""
-        async with self._turn:
-            self._check_open()
+        async with self._between_turns():
             if name in self._models:
                 model = self.model(name)
                 if model.learner.spec != spec:
@@ -546,8 +565,7 @@ class Engine:
 
     async def delete(self, name: str) -> None:
         """Remove a model with its log, ids and snapshots. `default` reappears empty."""
-        async with self._turn:
-            self._check_open()
+        async with self._between_turns():
             model = self.model(name)
             successor = Spec().as_dict() if name == DEFAULT else None
             stored = await self._on_disk(self._opened.delete_model, model.stored, successor)
@@ -560,8 +578,7 @@ class Engine:
 
     async def resume(self, name: str) -> Model:
         """Let a model learn again that its breaker has stopped; one that learns goes on."""
-        async with self._turn:
-            self._check_open()
+        async with self._between_turns():
             model = self.model(name)
             if model.watch is None:
                 raise errors.NoBreaker(model=name)
@@ -860,6 +877,7 @@ class Engine:
         logger.error("%s", failure)
         while self._queue:
             self._queue.popleft().refuse(failure)
+        self._waiting_events = 0
         self._room.set()
         self._work.set()
         self.on_failure()

@@ -338,6 +338,7 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         places, refusal = _add_table(draft.builder, items)
         if items.ids is not None:
             draft.ids.update(zip(items.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+            draft.unsure = draft.unsure or refusal is not None
         _answer(draft, request, places, refusal)
 
 
@@ -373,10 +374,10 @@ def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Kno
         refusal = error
     if refusal is not None:
         refusal.index = len(places)
+        draft.unsure = draft.unsure or not known.all_of_them
         if request.stream is None:
             draft.take_back(mark)
             draft.refused.append((request, refusal))
-            draft.unsure = draft.unsure or not known.all_of_them
             return
     _answer(draft, request, places, refusal)
 

@@ -32,8 +32,8 @@ without one of when a model that had stopped learning was let to learn again. A 
 what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
-COPIED_PAGES = 1_024
-"""Pages (4 MiB) that are copied and synced at a time: a sync of more would hold up those of a service on that disk."""
+COPIED_BYTES = 4 << 20
+"""What is copied and synced at a time: a sync of more would hold up those of a service on that disk."""
 NEWEST_ROWS = 1_000
 """Rows of the log, the newest, that are looked for in the index at a start."""
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
@@ -404,13 +404,17 @@ class LogReader:
                 target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
                 self._db.execute("BEGIN")
                 self.log_end()  # a transaction begins with its first look
-                self._db.backup(target, pages=COPIED_PAGES, progress=lambda *_: os.fsync(file.fileno()))
+                pages = COPIED_BYTES // self._page_bytes()
+                self._db.backup(target, pages=pages, progress=lambda *_: os.fsync(file.fileno()))
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise self._damaged(str(error)) from None
                 raise errors.CopyFailed(path=str(path), reason=str(error)) from error
             os.fsync(file.fileno())
+
+    def _page_bytes(self) -> int:
+        return next(int(size) for (size,) in self._rows("PRAGMA page_size"))
 
     def log_end(self) -> tuple[int, int]:
         """The number of the last commit, and the checksum over all."""
@@ -427,7 +431,7 @@ class LogReader:
         if whole is None or not path.is_file():
             return Tail()
         with path.open("rb") as wal:
-            found = _tail(wal, whole, next(size for (size,) in self._rows("PRAGMA page_size")))
+            found = _tail(wal, whole, self._page_bytes())
         # Again, for what a service has committed meanwhile; it may have begun its write-ahead log anew, too.
         return found if self._whole_frames() == whole else Tail()
 

@@ -289,6 +289,8 @@ class Store(LogReader):
         self._number, self._checksum = self.log_end()
         self._failed = False
         self._series_whole = True
+        self.synced_at = 0.0
+        """When the last commit was synced, as `time.perf_counter` tells it."""
         self.sync_seconds = 0.0
         """What writing and syncing the last commit took, once its rows were put together."""
         self._mark = self._open_mark()
@@ -405,7 +407,8 @@ class Store(LogReader):
             self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
             started = time.perf_counter()
             self._db.execute("COMMIT")
-            self.sync_seconds = time.perf_counter() - started
+            self.synced_at = time.perf_counter()
+            self.sync_seconds = self.synced_at - started
             # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
             os.pwrite(self._mark, encode_mark(number, checksum), 0)
         except (sqlite3.Error, OSError) as error:
@@ -576,7 +579,7 @@ class Store(LogReader):
         try:
             ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
             ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
-            ((page,),) = self._db.execute("PRAGMA page_size").fetchall()
+            page = self._page_bytes()
             if free <= max(FREE_BYTES // page, pages // 4):
                 return False
             self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_BYTES // page})").fetchall()
