@@ -81,8 +81,9 @@ BELOW = {
     "learning/model": "log",
     "learning/turn": "errors log model store table wire",
     "learning/retention": "errors model store",
-    "learning/engine": "errors settings log logs store model retention sampling series table telemetry threads "
-    "turn wire",
+    "learning/recovery": "errors settings model store",
+    "learning/engine": "errors settings log logs store model recovery retention sampling series table telemetry "
+    "threads turn wire",
     "watching/telemetry": "errors log model",
     "watching/sampling": "model series telemetry",
     "watching/past": "errors log model series",

@@ -31,7 +31,7 @@ from core.packed import pack, unpack
 from service import errors
 from service.decode import pieces, wire
 from service.decode.table import Table
-from service.learning.engine import NOT_A_STATE
+from service.learning.recovery import NOT_A_STATE
 from service.settings import Settings
 from service.storage import codec
 

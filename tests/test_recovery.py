@@ -146,7 +146,7 @@ def test_a_service_whose_log_cannot_grow_says_so_ends_and_recovers_what_it_ackno
 
 
 def test_a_service_that_cannot_create_a_model_because_its_storage_failed_ends(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", file_limit=150_000).wait_until_ready() as service:
+    with Service(tmp_path / "data", file_limit=300_000).wait_until_ready() as service:
         status, number = 201, 0
         while status == 201:
             number += 1

@@ -1,4 +1,4 @@
-"""The one writer: queue -> commit -> step -> acknowledge; named models; recovery.
+"""The one writer: queue -> commit -> step -> acknowledge; named models; snapshots.
 
 Requests wait in one queue. When no more comes, the writer takes all that waits, makes arrays of it, hands them to
 the store as one transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs
@@ -15,23 +15,20 @@ import asyncio
 import contextlib
 import logging
 import math
-import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from core.breaker import Watch
 from core.features import EXPIRED, Batch, BatchBuilder
-from core.joins import Joins
-from core.learner import Learner, Outcome
-from core.progressive import Progressive
+from core.learner import Outcome
 from core.spec import Spec
 from service import errors, logs
 from service.decode.table import Table
 from service.decode.wire import Event, Label, PredictedKept
 from service.learning.model import Model, Prediction
+from service.learning.recovery import Recovery
 from service.learning.retention import Retention
 from service.learning.turn import (
     Draft,
@@ -86,9 +83,6 @@ DROP_PAUSE_SECONDS = 1
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown a snapshot is worth writing when it saves this much of the next start."""
-
-NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What making a learner or scores of a state raises where the state is none."""
 
 T = TypeVar("T")
 
@@ -593,13 +587,8 @@ class Engine:
 
     def _add(self, stored: StoredModel) -> Model:
         model = self._models[stored.name] = Model(stored, self._settings.window)
-        self._limit(model)
+        model.limit(self._settings.max_event_features, self._settings.max_name_characters)
         return model
-
-    def _limit(self, model: Model) -> None:
-        """Events from others have limits of their own; what is in the log was within those of its time."""
-        model.learner.features.max_event = self._settings.max_event_features
-        model.learner.features.max_name = self._settings.max_name_characters
 
     # -- start, snapshots, stop
 
@@ -616,6 +605,7 @@ class Engine:
         self._models = await self._on_disk(self._replay_all)
         if self._abandon:
             return
+        self._due = min((model.next_timeout for model in self.models), default=math.inf)
         if DEFAULT not in self._models:
             self._add(await self._on_disk(self._opened.create_model, DEFAULT, Spec().as_dict()))
         events = sum(model.learner.seq for model in self.models)
@@ -628,86 +618,7 @@ class Engine:
         self._writer.add_done_callback(self._ended)
 
     def _replay_all(self) -> dict[str, Model]:
-        """Each model, at the end of its log."""
-        models = {}
-        try:
-            self._opened.check_models()
-            newest = self._opened.newest()
-            for stored in self._opened.models():
-                model = models[stored.name] = Model(stored, self._settings.window)
-                self._replay(model, newest.get(stored.key, 0))
-                if self._abandon:
-                    return {}
-        except (TypeError, ValueError, OverflowError, struct.error) as error:
-            # A damaged page can put anything in the place of a number or a text.
-            raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error
-        return models
-
-    def _replay(self, model: Model, newest: int) -> None:
-        """The model's newest snapshot that is whole, then the batches after it, through the code that learns."""
-        key = model.stored.key
-        names = self._opened.names(key)
-        last = max(self._opened.last_seq(key), newest)
-        self._load_snapshot(model, names, last)
-        resumed = self._opened.resumed(key)
-        if model.watch is not None and resumed > model.watch.resumed_at:
-            model.watch.resume(resumed)
-        if (gone := self._opened.gone(key)) > model.learner.seq:
-            reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
-            raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
-        self._load_waiting(model)
-        self._limit(model)
-        model.learner.features.extend(names[model.learner.n_features :])
-        for batch in self._opened.batches(key, after=model.learner.seq):
-            if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
-                raise self._damaged("an event has a feature without a name")
-            if self._abandon:
-                return
-            model.learn(batch)
-            model.count_replay(batch)
-        model.last_seq = model.learner.seq
-        if model.last_seq != last:
-            raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
-
-    def _load_waiting(self, model: Model) -> None:
-        """Count the predictions that wait; they stay on disk."""
-        model.waiting = self._opened.waiting_count(model.stored.key)
-        model.dropped = self._opened.dropped(model.stored.key)
-        model.next_number = self._opened.last_number(model.stored.key) + 1
-        if model.waiting:
-            model.due = 0.0  # the first look tells
-            self._due = 0.0
-
-    def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
-        """Bring the model to its newest snapshot that is whole, and say which are not."""
-        for seq in self._opened.snapshot_seqs(model.stored.key):
-            if seq > last:
-                raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")
-            try:
-                state = self._opened.snapshot(model.stored.key, seq).state
-                known = state["learner"]["n_features"]
-                if known > len(names):
-                    raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
-                learner = Learner.from_state({**state["learner"], "names": names[:known]})
-                scores = Progressive.from_state(state["scores"], self._settings.window)
-                joins = model.joins
-                if "joins" in state:  # not in a snapshot of the first format
-                    joins = Joins.from_state(state["joins"], self._settings.window)
-                watch = model.watch
-                if watch is not None:
-                    watch = Watch.from_state(watch.breaker, state["watch"])
-            except errors.LogDamaged as damage:
-                logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
-            except NOT_A_STATE as error:
-                reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
-                logger.warning("model %r: %s; using the one before it", model.name, reason)
-            else:
-                model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
-                model.snapshot_seq = seq
-                return
-
-    def _damaged(self, reason: str) -> errors.LogDamaged:
-        return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
+        return Recovery(self._opened, self._settings, given_up=lambda: self._abandon).models()
 
     async def _tidy(self) -> bool:
         """Some timeouts, or a piece of a snapshot that is due, or of what is to be removed; whether there was one."""

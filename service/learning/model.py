@@ -69,6 +69,12 @@ class Model:
     def name(self) -> str:
         return self.stored.name
 
+    def limit(self, features: int, characters: int) -> None:
+        """How many features an event may have from now on, and how long a name may be: events from others have limits
+        of their own, what is in the log was within those of its time."""
+        self.learner.features.max_event = features
+        self.learner.features.max_name = characters
+
     def standing(self) -> dict[str, Any]:
         """How it does: what `GET /models/{model}` and its stream both say."""
         return {

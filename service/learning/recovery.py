@@ -1,0 +1,114 @@
+"""Recovery: every model brought to the end of its log, from its newest snapshot that is whole."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+
+from core.breaker import Watch
+from core.joins import Joins
+from core.learner import Learner
+from core.progressive import Progressive
+from service import errors
+from service.learning.model import Model
+from service.settings import Settings
+from service.storage.store import Store
+
+logger = logging.getLogger("onestep")
+
+NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What making a learner or scores of a state raises where the state is none."""
+
+
+class Recovery:
+    """Reads the models of a store that was just opened; nothing else uses it meanwhile.
+
+    given_up: asked now and then, from the thread that reads; once it says yes, what was read so far is of no use.
+    """
+
+    def __init__(self, store: Store, settings: Settings, given_up: Callable[[], bool]) -> None:
+        self._store = store
+        self._settings = settings
+        self._given_up = given_up
+
+    def models(self) -> dict[str, Model]:
+        """Each model, by name. What is replayed is replayed by the code that learns."""
+        models = {}
+        try:
+            self._store.check_models()
+            newest = self._store.newest()
+            for stored in self._store.models():
+                model = models[stored.name] = Model(stored, self._settings.window)
+                self._replay(model, newest.get(stored.key, 0))
+                if self._given_up():
+                    return {}
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            # A damaged page can put anything in the place of a number or a text.
+            raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error
+        return models
+
+    def _replay(self, model: Model, newest: int) -> None:
+        """The model's newest snapshot that is whole, then the batches after it, through the code that learns."""
+        key = model.stored.key
+        names = self._store.names(key)
+        last = max(self._store.last_seq(key), newest)
+        self._load_snapshot(model, names, last)
+        resumed = self._store.resumed(key)
+        if model.watch is not None and resumed > model.watch.resumed_at:
+            model.watch.resume(resumed)
+        if (gone := self._store.gone(key)) > model.learner.seq:
+            reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
+            raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
+        self._load_waiting(model)
+        model.limit(self._settings.max_event_features, self._settings.max_name_characters)
+        model.learner.features.extend(names[model.learner.n_features :])
+        for batch in self._store.batches(key, after=model.learner.seq):
+            if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
+                raise self._damaged("an event has a feature without a name")
+            if self._given_up():
+                return
+            model.learn(batch)
+            model.count_replay(batch)
+        model.last_seq = model.learner.seq
+        if model.last_seq != last:
+            raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
+
+    def _load_waiting(self, model: Model) -> None:
+        """Count the predictions that wait; they stay on disk."""
+        model.waiting = self._store.waiting_count(model.stored.key)
+        model.dropped = self._store.dropped(model.stored.key)
+        model.next_number = self._store.last_number(model.stored.key) + 1
+        if model.waiting:
+            model.due = 0.0  # the first look tells
+
+    def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
+        """Bring the model to its newest snapshot that is whole, and say which are not."""
+        for seq in self._store.snapshot_seqs(model.stored.key):
+            if seq > last:
+                raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")
+            try:
+                state = self._store.snapshot(model.stored.key, seq).state
+                known = state["learner"]["n_features"]
+                if known > len(names):
+                    raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
+                learner = Learner.from_state({**state["learner"], "names": names[:known]})
+                scores = Progressive.from_state(state["scores"], self._settings.window)
+                joins = model.joins
+                if "joins" in state:  # not in a snapshot of the first format
+                    joins = Joins.from_state(state["joins"], self._settings.window)
+                watch = model.watch
+                if watch is not None:
+                    watch = Watch.from_state(watch.breaker, state["watch"])
+            except errors.LogDamaged as damage:
+                logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
+            except NOT_A_STATE as error:
+                reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
+                logger.warning("model %r: %s; using the one before it", model.name, reason)
+            else:
+                model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
+                model.snapshot_seq = seq
+                return
+
+    def _damaged(self, reason: str) -> errors.LogDamaged:
+        return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
