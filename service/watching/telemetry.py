@@ -71,7 +71,7 @@ class Telemetry(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._commit_seconds = Histogram(
             "onestep_commit_seconds",
-            "What a commit took as those who waited saw it: handing over, writing, syncing.",
+            "What a commit took: handing over, writing, syncing.",
             buckets=SECONDS,
             registry=self._registry,
         )
