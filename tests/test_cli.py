@@ -458,7 +458,7 @@ def test_nothing_to_repair_changes_nothing(folder: Path, call: Call) -> None:
 
 def test_a_log_whose_end_is_gone_is_refused_repaired_and_served(folder: Path, start: Start, call: Call) -> None:
     wal = folder / "log.db-wal"
-    damage(wal, wal.stat().st_size // 2)
+    damage(wal, 100)  # in its first page: what stands further on may be from before the last checkpoint
     damaged = files(folder)
     service = start(folder=folder, ready=False)
     assert service.wait() == 1
