@@ -29,6 +29,7 @@ from core.logistic import Floats, Ints, Offsets
 
 _HEADER = struct.Struct("<IIB")
 WEIGHTED, SERVED, ALIKE = 1, 2, 4
+
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
 

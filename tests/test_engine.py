@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,20 @@ def plain(value: Any) -> Any:
 
 
 class Gate:
-    """Holds the writer in its commit until it is opened."""
+    """Holds the writer in its commits, from the `first` held on, until it is opened; then that one may fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: int = 1, error: Exception | None = None) -> None:
         self.opened = threading.Event()
         self.entered = threading.Event()
-        commit = Store.commit
+        commit, numbers = Store.commit, count(1)
 
         def held(store: Store, batches: Sequence[ModelBatch]) -> None:
-            self.entered.set()
-            assert self.opened.wait(PATIENCE)
+            number = next(numbers)
+            if number >= first:
+                self.entered.set()
+                assert self.opened.wait(PATIENCE)
+            if number == first and error is not None:
+                raise error
             commit(store, batches)
 
         monkeypatch.setattr(Store, "commit", held)

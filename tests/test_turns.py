@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import logged_events, running_engine, started
-from test_engine import PATIENCE, event, failing_commits, run, whole_state
+from test_engine import PATIENCE, Gate, event, failing_commits, run, whole_state
 
 from core import Learner, Spec
 from core.features import Batch
@@ -37,35 +36,10 @@ def _overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "ROW_SECONDS", PATIENCE)
 
 
-class SecondCommit:
-    """Holds the writer's second commit until it is let go; then it may fail."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
-        self.entered, self._let_go, self._commits = threading.Event(), threading.Event(), 0
-        commit = Store.commit
-
-        def held(store: Store, batches: Sequence[ModelBatch]) -> None:
-            self._commits += 1
-            if self._commits == 2:
-                self.entered.set()
-                assert self._let_go.wait(PATIENCE)
-                if error is not None:
-                    raise error
-            commit(store, batches)
-
-        monkeypatch.setattr(Store, "commit", held)
-
-    async def wait_until_entered(self) -> None:
-        assert await asyncio.to_thread(self.entered.wait, PATIENCE)
-
-    def let_go(self) -> None:
-        self._let_go.set()
-
-
 def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = SecondCommit(monkeypatch)
+    second = Gate(monkeypatch, 2)
 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
@@ -75,7 +49,7 @@ def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
             assert (await answers[0]).seq == [1]
             assert model.learner.seq == 1
             assert not answers[1].done()
-            second.let_go()
+            second.opened.set()
             assert [(await answer).seq for answer in answers] == [[1], [2], [3]]
             assert model.learner.seq == model.last_seq == 3
 
@@ -285,13 +259,13 @@ def test_a_breaker_looks_at_a_turn_before_the_next_is_committed(tmp_path: Path) 
 def test_a_full_disk_refuses_its_own_turn_and_not_the_ones_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = SecondCommit(monkeypatch, errors.DiskFull())
+    second = Gate(monkeypatch, 2, errors.DiskFull())
 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
             answers = [engine.enqueue("default", [event(1.0, feature=name)]) for name in "abc"]
             await second.wait_until_entered()
-            second.let_go()
+            second.opened.set()
             first, full, third = await asyncio.gather(*answers, return_exceptions=True)
             assert isinstance(full, errors.DiskFull)
             assert isinstance(first, Result)
@@ -308,13 +282,13 @@ def test_a_full_disk_refuses_its_own_turn_and_not_the_ones_beside_it(
 def test_a_failed_storage_does_not_take_back_what_was_committed_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = SecondCommit(monkeypatch, errors.StorageFailed(reason="the disk is gone"))
+    second = Gate(monkeypatch, 2, errors.StorageFailed(reason="the disk is gone"))
 
     async def story() -> None:
         engine = await started(tmp_path, commit_events=1)
         answers = [engine.enqueue("default", [event(float(i))]) for i in range(3)]
         await second.wait_until_entered()
-        second.let_go()
+        second.opened.set()
         first, *later = await asyncio.gather(*answers, return_exceptions=True)
         assert isinstance(first, Result)
         assert first.seq == [1]
@@ -327,7 +301,7 @@ def test_a_failed_storage_does_not_take_back_what_was_committed_before(
 
 
 def test_a_mistake_in_a_step_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    second = SecondCommit(monkeypatch)
+    second = Gate(monkeypatch, 2)
 
     def mistaken(model: Model, batch: Batch) -> Outcome:
         raise ZeroDivisionError("a mistake")
@@ -339,7 +313,7 @@ def test_a_mistake_in_a_step_leaves_nobody_waiting(tmp_path: Path, monkeypatch: 
         await engine.create("m", Spec())
         answers = [engine.enqueue(name, [event(1.0)]) for name in ("default", "m", "default", "m", "default")]
         await second.wait_until_entered()
-        second.let_go()
+        second.opened.set()
         done, waiting = await asyncio.wait(answers, timeout=5)
         assert not waiting, "a waiter was never answered"
         assert all(isinstance(answer.exception(), errors.StorageFailed) for answer in done)
@@ -364,7 +338,7 @@ def test_a_model_is_deleted_between_rows_of_turns_and_all_are_answered(tmp_path:
 def test_a_row_of_turns_ends_when_somebody_wants_to_change_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = SecondCommit(monkeypatch)
+    second = Gate(monkeypatch, 2)
 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
@@ -372,7 +346,7 @@ def test_a_row_of_turns_ends_when_somebody_wants_to_change_models(
             await second.wait_until_entered()
             created = asyncio.create_task(engine.create("m", Spec()))
             await asyncio.sleep(0)
-            second.let_go()
+            second.opened.set()
             await created
             assert [answer.done() for answer in answers] == [True] * 2 + [False] * 18
             await asyncio.gather(*answers)
@@ -409,14 +383,14 @@ def test_what_is_to_be_tidied_has_a_turn_for_each_of_a_row(tmp_path: Path, monke
 
 
 def test_a_storage_that_fails_beside_a_row_of_turns_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    second = SecondCommit(monkeypatch)
+    second = Gate(monkeypatch, 2)
 
     async def story() -> None:
         engine = await started(tmp_path, commit_events=1)
         answers = [engine.enqueue("default", [event(float(i))]) for i in range(5)]
         await second.wait_until_entered()
         engine._fail(errors.StorageFailed(reason="a look for an id failed"))
-        second.let_go()
+        second.opened.set()
         await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
         assert [isinstance(answer.exception(), errors.StorageFailed) for answer in answers] == [False] * 2 + [True] * 3
         assert engine._facts().queued == 0
