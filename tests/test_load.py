@@ -117,50 +117,62 @@ def resident(service: Service) -> int:
 # -- ten times as much
 
 
-def overload(folder: Path, seconds: float, settle: float) -> dict[str, float]:
-    """Two clients for the peak, then many times as many as the queue takes, then two again."""
+@dataclass(frozen=True)
+class Overload:
+    """What came of a round. A peak is what two clients get: one before the many, one after them, for the rate of the
+    machine itself changes by a third within minutes."""
+
+    peak: float
+    many: float
+    peak_after: float
+    grown: int
+    """Bytes of memory."""
+
+    @property
+    def share(self) -> float:
+        return 2 * self.many / (self.peak + self.peak_after)
+
+
+def overload(folder: Path, seconds: float, settle: float, rounds: int = 1) -> list[Overload]:
+    """Two clients for the peak, then many times as many as the queue takes, at ten times the peak, then two again."""
     array = post("/learn", [event(i) for i in range(ARRAY)])
     with Service(folder, "--queue-events", "8000").wait_until_ready() as service:
-        run_clients(service, lambda: array, 2, 1.0)  # what is compiled and made at first is not to count
-        few = run_clients(service, lambda: array, 2, settle)
-        peak = few.goodput(min(few.good_at), max(few.good_at))
-        before = resident(service)
-        many = run_clients(service, lambda: array, 160, seconds, rate=10 * peak)
-        grown = resident(service) - before
-        began = min(many.good_at)
-        goodput = many.goodput(began, began + seconds)
-        ended = time.monotonic()
-        after = run_clients(service, lambda: array, 2, settle)
-        assert service.request("GET", "/readyz")[0] == 200
-        learned = ARRAY * sum(part.statuses[200] for part in (few, many, after))
-        assert learned <= service.get("/models/default")["seq"]
-    assert set(many.statuses) == {200, 503}
-    assert many.without_retry_after == 0
-    assert set(after.statuses) == {200}
+        learned = run_clients(service, lambda: array, 2, 1.0).statuses[200]  # what is made at first is not to count
+        found = []
+        for _ in range(rounds):
+            few = run_clients(service, lambda: array, 2, settle)
+            peak = few.goodput(min(few.good_at), max(few.good_at))
+            before = resident(service)
+            many = run_clients(service, lambda: array, 160, seconds, rate=10 * peak)
+            grown = resident(service) - before
+            began, ended = min(many.good_at), time.monotonic()
+            after = run_clients(service, lambda: array, 2, settle)
+            assert service.request("GET", "/readyz")[0] == 200
+            assert set(many.statuses) == {200, 503}
+            assert many.without_retry_after == 0
+            assert set(after.statuses) == {200}
+            learned += sum(part.statuses[200] for part in (few, many, after))
+            goodput = many.goodput(began, began + seconds)
+            found.append(Overload(peak, goodput, after.goodput(ended, ended + settle), grown))
+        assert ARRAY * learned <= service.get("/models/default")["seq"]
     (replayed,) = replayed_elsewhere(folder).values()
-    assert replayed["seq"] >= learned
-    return {
-        "peak": peak * ARRAY,
-        "offered / peak": many.statuses.total() / seconds / peak,
-        "goodput / peak": goodput / peak,
-        "goodput afterwards / peak": after.goodput(ended, ended + settle) / peak,
-        "grown MiB": grown / MIB,
-    }
+    assert replayed["seq"] >= ARRAY * learned
+    return found
 
 
 def test_more_than_the_queue_takes_is_refused_and_the_rest_learned(tmp_path: Path) -> None:
-    measured = overload(tmp_path / "data", seconds=1.5, settle=0.5)
-    assert measured["goodput / peak"] > 0
-    assert measured["grown MiB"] < 200
+    (found,) = overload(tmp_path / "data", seconds=1.5, settle=0.5)
+    assert found.many > 0
+    assert found.grown < 200 * MIB
 
 
 @pytest.mark.long
 def test_at_ten_times_the_rate_goodput_stays_and_is_back_at_once(tmp_path: Path) -> None:
-    measured = overload(tmp_path / "data", seconds=60.0, settle=5.0)
-    print(measured)
-    assert measured["goodput / peak"] >= 0.8
-    assert measured["goodput afterwards / peak"] >= 0.8
-    assert measured["grown MiB"] < 200
+    found = overload(tmp_path / "data", seconds=60.0, settle=5.0, rounds=3)
+    print(*found, sep="\n")
+    assert median(overloaded.share for overloaded in found) >= 0.8
+    assert median(overloaded.peak_after / overloaded.peak for overloaded in found) >= 0.8
+    assert max(overloaded.grown for overloaded in found) < 200 * MIB
 
 
 # -- slow clients

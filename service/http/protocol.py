@@ -54,6 +54,8 @@ class Protocol(HttpToolsProtocol):
         self._outbox = outbox
         self._held: tuple[Any, Asked] | None = None
         """A request whose head is there, and what it asks, until its body is."""
+        self._refused: Any = None
+        """A request that was refused by its head."""
         self._max_head = service.settings.max_header_bytes
         self._in_head = True
         self._arrived = 0
@@ -71,11 +73,18 @@ class Protocol(HttpToolsProtocol):
         if cycle is self.cycle and cycle.more_body and app is self._service and not self.flow.write_paused:
             asked = self._service.asks_in_short(cycle.scope)
             if asked is None and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
+                self._refused = cycle
                 return
             if asked is not None and not cycle.waiting_for_100_continue:
                 self._held = cycle, asked
                 return
         super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        if (
+            self.cycle is not self._refused
+        ):  # nobody asks for that body: to keep it doubles what refusing half a megabyte costs
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
