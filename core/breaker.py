@@ -45,7 +45,8 @@ class Watch:
 
     >>> watch = Watch(Breaker(events=2, log_loss=1.0))
     >>> losses = np.array([0.1, 3.0, 0.2])
-    >>> watch.add(Outcome(np.zeros(3), losses, np.zeros(3, np.uint8), np.ones(3, np.bool_)), after=10)
+    >>> outcome = Outcome(np.zeros(3), np.zeros(3, np.uint8), np.ones(3, np.bool_), (np.zeros(3), losses))
+    >>> watch.add(outcome, after=10)
     >>> watch.stopped_at
     12
     >>> watch.resume(13)

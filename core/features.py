@@ -75,7 +75,7 @@ class Served:
         return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, to make one would take 0.7 us, not 0.3
 class Batch:
     """n events as arrays, in order.
 
@@ -460,11 +460,14 @@ class BatchBuilder:
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
         check_label(y, weight)
-        self.add_columns(*self.features.encode(x, add=True), y, weight)
+        self._append(*self.features.encode(x, add=True), y, weight)
 
     def add_columns(self, columns: Iterable[int], values: Iterable[float], y: float, weight: float = 1.0) -> None:
         """Add one event whose columns are known: one that was learned before."""
         check_label(y, weight)
+        self._append(columns, values, y, weight)
+
+    def _append(self, columns: Iterable[int], values: Iterable[float], y: float, weight: float) -> None:
         self._columns.extend(columns)
         self._values.extend(values)
         self._ends.append(len(self._columns))
@@ -575,25 +578,27 @@ class BatchBuilder:
         return self.features.names[self.first_feature :]
 
     def _close(self) -> None:
-        """Make arrays of the open part, if it has events. They share memory with what it was gathered in."""
-        if not self._labels:
-            return
-        part = Batch(
+        """Begin a new part, if the open one has events."""
+        if self._labels:
+            self._closed.append(self._open_part())
+            self._in_closed += len(self._labels)
+            self._open()
+
+    def _open_part(self) -> Batch:
+        """The events of the open part. They share memory with what it is gathered in, which cannot grow any more."""
+        return Batch(
             np.frombuffer(self._ends, np.int64),
             *_as_arrays(self._columns, self._values),
             np.frombuffer(self._labels, np.uint8),
             np.frombuffer(self._weights),
         )
-        self._closed.append(part)
-        self._in_closed += len(part)
-        self._open()
 
     def build(self) -> Batch:
-        """The events as arrays."""
-        self._close()
-        if not self._closed:
+        """The events as arrays. None can be added after it."""
+        parts = [*self._closed, self._open_part()] if self._labels else self._closed
+        if not parts:
             return Batch(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0))
-        return Batch.concatenate(self._closed)
+        return Batch.concatenate(parts)
 
 
 def _can_be_learned(labels: Labels, weights: Floats) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from core import logistic
 from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch
 from core.learner import Outcome
 from core.progressive import Progressive
@@ -36,9 +35,7 @@ class Joins:
             return
         kinds, scores, delays = batch.served.kinds, batch.served.scores, batch.served.delays
         self._counts += np.bincount(kinds, minlength=LATE + 1)
-        probabilities, losses = np.empty(len(batch)), np.empty(len(batch))
-        logistic.assess(scores, batch.labels, probabilities, losses)
-        self.scores.add(Outcome(probabilities, losses, batch.labels, kinds != ORDINARY))
+        self.scores.add(Outcome(scores, batch.labels, kinds != ORDINARY))
         told = delays[(kinds == JOINED) | (kinds == LATE)]
         self._delays += np.bincount(np.searchsorted(DELAYS, told), minlength=len(DELAYS) + 1)
         for delay in told.tolist():  # one after the other: the sum of a replay is the same to the last bit

@@ -18,18 +18,36 @@ from core.logistic import Floats, Labels
 from core.spec import Spec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What `learn_batch` found for each of n events *before* its step.
 
-    `probabilities`, `losses` (float64, nats): of the prediction before the step. `learned` (bool): whether the step was
-    taken; a step that would leave a number that is not finite is not, and its loss says nothing.
+    `scores` (float64): the log odds. `learned` (bool): whether the step was taken; a step that would leave a number
+    that is not finite is not, and its loss says nothing. `assessed`: probabilities and losses, where they are known
+    already; else they are made when they are first asked for, because they take a third of the time of the step.
     """
 
-    probabilities: Floats
-    losses: Floats
+    scores: Floats
     labels: Labels
     learned: npt.NDArray[np.bool_]
+    assessed: tuple[Floats, Floats] | None = None
+
+    @property
+    def probabilities(self) -> Floats:
+        """Of the label 1."""
+        return self._assess()[0]
+
+    @property
+    def losses(self) -> Floats:
+        """The log losses, in nats."""
+        return self._assess()[1]
+
+    def _assess(self) -> tuple[Floats, Floats]:
+        if self.assessed is None:
+            n = len(self.scores)
+            self.assessed = np.empty(n), np.empty(n)
+            logistic.assess(self.scores, self.labels, *self.assessed)
+        return self.assessed
 
     @classmethod
     def joined(cls, outcomes: Sequence[Outcome]) -> Outcome:
@@ -37,12 +55,15 @@ class Outcome:
         if len(outcomes) == 1:
             return outcomes[0]
         if not outcomes:
-            return cls(np.zeros(0), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0, np.bool_))
+            return cls(np.zeros(0), np.zeros(0, np.uint8), np.zeros(0, np.bool_))
         return cls(
-            np.concatenate([outcome.probabilities for outcome in outcomes]),
-            np.concatenate([outcome.losses for outcome in outcomes]),
+            np.concatenate([outcome.scores for outcome in outcomes]),
             np.concatenate([outcome.labels for outcome in outcomes]),
             np.concatenate([outcome.learned for outcome in outcomes]),
+            (
+                np.concatenate([outcome.probabilities for outcome in outcomes]),
+                np.concatenate([outcome.losses for outcome in outcomes]),
+            ),
         )
 
 
@@ -179,9 +200,7 @@ class Learner:
     def learn_batch(self, batch: Batch) -> Outcome:
         """`learn_many` for events that are arrays already, with columns of `features`."""
         scores, learned = self._step(batch)
-        probabilities, losses = np.empty(len(batch)), np.empty(len(batch))
-        logistic.assess(scores, batch.labels, probabilities, losses)
-        return Outcome(probabilities, losses, batch.labels, learned)
+        return Outcome(scores, batch.labels, learned)
 
     def _step(self, batch: Batch) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """A step for each event: the score before it, and whether it was taken."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,17 +59,17 @@ def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     n, m = len(batch), len(batch.columns)
     parts = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
-    packed: list[bytes | memoryview] = [_HEADER.pack(n, m, parts)]
+    packed: list[Any] = [_HEADER.pack(n, m, parts)]
     if not parts & ALIKE:
-        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4").data)
-    packed.append((batch.columns[: m // n] if parts & ALIKE else batch.columns).astype("<i4", copy=False).data)
-    packed.append(batch.values.astype("<f8", copy=False).data)
-    packed.append(batch.labels.data)
+        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4"))
+    packed.append((batch.columns[: m // n] if parts & ALIKE else batch.columns).astype("<i4", copy=False))
+    packed.append(batch.values.astype("<f8", copy=False))
+    packed.append(batch.labels)
     if parts & WEIGHTED:
-        packed.append(batch.weights.astype("<f8", copy=False).data)
+        packed.append(batch.weights.astype("<f8", copy=False))
     if batch.served is not None:
-        packed.append(batch.served.kinds.data)
-        packed += [column.astype("<f8", copy=False).data for column in (batch.served.scores, batch.served.delays)]
+        packed.append(batch.served.kinds)
+        packed += [column.astype("<f8", copy=False) for column in (batch.served.scores, batch.served.delays)]
     return b"".join(packed)  # of the arrays, not of bytes made of each: new memory is dear
 
 

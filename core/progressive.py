@@ -202,7 +202,8 @@ class Progressive:
         """
         recent = _Scores()
         probabilities, losses, labels = self._recent()
-        recent.add(Outcome(probabilities, losses, labels, np.ones(len(labels), np.bool_)), _ring(0))
+        taken = np.ones(len(labels), np.bool_)
+        recent.add(Outcome(np.zeros(0), labels, taken, (probabilities, losses)), _ring(0))
         return {
             "total": self._total.summary(),
             "window": recent.summary(),

@@ -230,7 +230,7 @@ def test_however_the_events_are_cut_into_batches_it_stops_at_the_same(
         for start, stop in zip([0, *places], [*places, len(stream)], strict=True):
             part = stream[start:stop]
             found, learned = np.array([loss for loss, _ in part]), np.array([taken for _, taken in part], np.bool_)
-            watch.add(Outcome(found, found, np.zeros(len(part), np.uint8), learned), start)
+            watch.add(Outcome(found, np.zeros(len(part), np.uint8), learned, (found, found)), start)
             watch = Watch.from_state(watch.breaker, watch.state())
         return watch
 

@@ -24,7 +24,7 @@ def outcome(predictions: Predictions, learned: list[bool] | None = None) -> Outc
     y = np.array([y for _, y in predictions], np.uint8)
     losses = np.array([-math.log(p if y else 1 - p) for p, y in predictions], np.float64)
     taken = np.ones(len(p), np.bool_) if learned is None else np.array(learned, np.bool_)
-    return Outcome(p, losses, y, taken)
+    return Outcome(np.zeros(len(p)), y, taken, (p, losses))
 
 
 def learned_stream(name: str, count: int | None = None) -> tuple[Outcome, Predictions]:
@@ -137,7 +137,7 @@ def test_certain_predictions_are_above_or_below_every_threshold_as_in_river() ->
     p = np.array([p for p, _ in certain])
     labels = np.array([y for _, y in certain], np.uint8)
     scores, auc = Progressive(), metrics.ROCAUC()
-    scores.add(Outcome(p, np.ones(5), labels, np.ones(5, np.bool_)))
+    scores.add(Outcome(np.zeros(5), labels, np.ones(5, np.bool_), (p, np.ones(5))))
     for probability, y in certain:
         auc.update(bool(y), probability)
     assert scores.summary()["total"]["roc_auc"] == pytest.approx(auc.get(), abs=1e-12)

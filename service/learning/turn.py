@@ -317,9 +317,10 @@ def why_stopped(model: Model) -> errors.LearningStopped:
 def _losses(outcome: Outcome) -> list[float | None]:
     """The log losses, None where a step was not taken."""
     losses: list[float | None] = list(outcome.losses.tolist())
-    if outcome.learned.all():
+    learned = outcome.learned.tolist()  # numpy's own `all` takes 2 us, and there may be a batch for each event
+    if all(learned):
         return losses
-    return [loss if taken else None for loss, taken in zip(losses, outcome.learned.tolist(), strict=True)]
+    return [loss if taken else None for loss, taken in zip(losses, learned, strict=True)]
 
 
 # -- what the requests ask for
