@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import Clock, logged_events, replay, running_engine, started
+from test_join_engine import described
 
 from core import Spec
 from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch, BatchBuilder, Features, Served
@@ -27,7 +28,6 @@ from service.commands.inspect import examine
 from service.decode.wire import Event, Label, PredictedKept
 from service.learning import engine as engine_module
 from service.learning.engine import Engine
-from service.learning.model import Model
 from service.learning.turn import Result
 from service.storage import codec
 from service.storage import store as store_module
@@ -53,20 +53,6 @@ async def kept(engine: Engine, *ids: str, model: str = "default") -> list[Predic
 
 async def learned(engine: Engine, *ids: str, y: int = 1, model: str = "default") -> Result:
     return await engine.learn(model, [Label(id_, y) for id_ in ids])
-
-
-def described(model: Model) -> dict[str, Any]:
-    """All that is told of a model's labels, and its weights."""
-    return {
-        "seq": model.learner.seq,
-        "sha256": model.learner.sha256(),
-        "waiting": model.waiting,
-        "dropped": model.dropped,
-        "counts": model.joins.counts(),
-        "delays": model.joins.delays(),
-        "served": model.joins.scores.summary(),
-        "progressive": model.scores.summary(),
-    }
 
 
 def counts(engine: Engine, model: str = "default") -> tuple[int, int, int, int]:
