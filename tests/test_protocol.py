@@ -106,13 +106,17 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.has_written = asyncio.Event()
+        self.has_closed = asyncio.Event()
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
         self.has_written.set()
 
+    def close(self) -> None:
+        self.has_closed.set()
+
     def is_closing(self) -> bool:
-        return False
+        return self.has_closed.is_set()
 
     def pause_reading(self) -> None:
         """It is the test that sends."""
@@ -179,6 +183,85 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
     assert predicted.startswith(b"HTTP/1.1 200 ")
     assert predicted.count(b"HTTP/1.1") == 1
     assert learned.startswith(b"HTTP/1.1 200 ")
+
+
+def test_of_a_body_that_is_refused_by_its_head_nothing_is_kept(tmp_path: Path) -> None:
+    async def held() -> list[int]:
+        service = app.Service(Settings(data=tmp_path))
+        await recover(service.engine)
+        connection, transport = connected(service)
+        refused = head_of("/models/nobody/learn", 200_000)
+        sizes = []
+        connection.data_received(refused + bytes(50_000))
+        sizes.append(len(connection.cycle.body))
+        await asyncio.sleep(0)  # the reply is written
+        connection.data_received(bytes(150_000))
+        sizes.append(len(connection.cycle.body))
+        # The same, when it comes while another is answered.
+        array = json.dumps([{"x": {}, "y": 1}] * 5_000).encode()
+        connection.data_received(head_of("/learn", len(array)) + array + refused + bytes(50_000))
+        async with asyncio.timeout(PATIENCE):
+            while transport.written.count(b"urn:onestep:unknown-model") < 2:
+                transport.has_written.clear()
+                await transport.has_written.wait()
+        sizes.append(len(connection.cycle.body))
+        await service.engine.stop(seconds=1)
+        connection.connection_lost(ConnectionResetError())
+        return sizes
+
+    assert asyncio.run(held()) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["learned", "refused"])
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_a_head_that_begins_in_one_read_with_the_end_of_a_long_body_is_not_too_large(
+    tmp_path: Path, refused: bool, cut: int
+) -> None:
+    async def answered() -> bytes:
+        service = app.Service(Settings(data=tmp_path))
+        await recover(service.engine)
+        connection, transport = connected(service)
+        array = json.dumps([{"x": {"age": i}, "y": 1} for i in range(2_000)]).encode()
+        assert len(array) > service.settings.max_header_bytes
+        question = b'{"x": {}}'
+        after = head_of("/predict", len(question)) + question
+        head = head_of("/models/nobody/learn" if refused else "/learn", len(array))
+        connection.data_received(head + array[:100])
+        connection.data_received(array[100:] + after[:cut])
+        await asyncio.sleep(0.01)
+        connection.data_received(after[cut:])
+        async with asyncio.timeout(PATIENCE):
+            while transport.written.count(b"HTTP/1.1 ") < 2:
+                transport.has_written.clear()
+                await transport.has_written.wait()
+        await service.engine.stop(seconds=1)
+        connection.connection_lost(ConnectionResetError())
+        return transport.written
+
+    replies = [part[:3] for part in asyncio.run(answered()).split(b"HTTP/1.1 ")[1:]]
+    assert replies == [b"404" if refused else b"200", b"200"]
+
+
+def test_a_head_that_is_too_large_is_refused_wherever_it_begins(tmp_path: Path) -> None:
+    """Whole in one read with what was before, or in many reads and without an end."""
+
+    async def refused(*reads: bytes) -> bytes:
+        connection, transport = connected(app.Service(Settings(data=tmp_path)))
+        for read in reads:
+            connection.data_received(read)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            await transport.has_closed.wait()
+        connection.connection_lost(ConnectionResetError())
+        return transport.written
+
+    question = b'{"x": {}}'
+    before, long_ = head_of("/predict", len(question)) + question, f"x-long: {'x' * 40_000}"
+    whole = head_of("/predict", len(question), long_) + question
+    begun = whole[:100]
+    many = [b"x" * 10_000] * 5
+    for reads in ([whole], [before + whole], [before, whole], [before + begun, *many], [begun, whole[100:]]):
+        assert b"HTTP/1.1 431 " in asyncio.run(refused(*reads)), [len(read) for read in reads]
 
 
 def test_a_large_prediction_does_not_wait_for_a_large_array_in_line(tmp_path: Path) -> None:

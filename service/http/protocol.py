@@ -58,9 +58,12 @@ class Protocol(HttpToolsProtocol):
         """A request that was refused by its head."""
         self._max_head = service.settings.max_header_bytes
         self._in_head = True
-        self._arrived = 0
-        """Bytes since the head began, and what came with it: a body may have."""
-        self._last = 0
+        self._at_most = self._at_least = 0
+        """Bytes of the head, or of the last: in one read with it others may have come, or their bodies."""
+        self._read = 0
+        self._between = self._begins = True
+        """Whether no message has begun that has not ended; whether that was so when the last read began, and no message
+        has begun in it."""
         self._receives_since = self.loop.time()
         """When the request that is being received began, or the connection that has not sent one; infinite between."""
         self._sends_since = math.inf
@@ -74,6 +77,7 @@ class Protocol(HttpToolsProtocol):
             asked = self._service.asks_in_short(cycle.scope)
             if asked is None and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
                 self._refused = cycle
+                cycle.body.clear()  # what came of it while others were answered
                 return
             if asked is not None and not cycle.waiting_for_100_continue:
                 self._held = cycle, asked
@@ -88,6 +92,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._refused, self._between = None, True
         # What was refused by its head has had its reply, and uvicorn began to wait for the next request, but what came
         # of this one's body ended that.
         self._receives_since = self.loop.time() if self.cycle.response_complete else math.inf
@@ -121,21 +126,25 @@ class Protocol(HttpToolsProtocol):
             self.app = partial(self._service.refuse, errors.TooManyConnections(limit=limit))
 
     def data_received(self, data: bytes) -> None:
-        self._last = len(data)
-        self._arrived += self._last
+        self._read = len(data)
+        self._at_most += self._read
+        self._at_least += self._read
+        self._begins = self._between
         super().data_received(data)
-        if self._in_head and self._arrived > self._max_head and not self.transport.is_closing():
+        if self._in_head and self._at_least > self._max_head and not self.transport.is_closing():
             self._end(errors.HeadTooLarge(limit=self._max_head))
 
     def on_message_begin(self) -> None:
-        self._in_head, self._arrived = True, self._last
+        self._in_head, self._at_most = True, self._read
+        self._at_least = self._read if self._begins else 0
+        self._begins = self._between = False
         self._receives_since = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         app = self.app
-        if self._arrived > self._max_head and self._head_bytes() > self._max_head:
+        if self._at_most > self._max_head and self._head_bytes() > self._max_head:
             self.app = partial(self._service.refuse, errors.HeadTooLarge(limit=self._max_head))
         super().on_headers_complete()
         self.app = app
