@@ -136,11 +136,32 @@ class Service:
 
 def exchange(connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """One request on an open connection: status and reply."""
+    status, reply, _ = exchange_whole(connection, method, path, body)
+    return status, reply
+
+
+def exchange_whole(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+) -> tuple[int, Any, Mapping[str, str]]:
+    """The same, and the reply's headers."""
     data = None if body is None else json.dumps(body).encode()
     connection.request(method, path, data, {} if data is None else {"content-type": "application/json"})
     response = connection.getresponse()
     text = response.read()
-    return response.status, json.loads(text) if text else None
+    return response.status, json.loads(text) if text else None, response.headers
+
+
+def faketime() -> Path | None:
+    """The library that tells a process another time (Debian's package faketime)."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+def told_the_time_by(clock: Path) -> list[str]:
+    """What to put before a command so that the time of day is ahead by what stands in a file ("+0d"); elapsed time
+    stays as it is."""
+    clock.write_text("+0d")
+    told = {"FAKETIME_TIMESTAMP_FILE": clock, "FAKETIME_NO_CACHE": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1}
+    return ["env", f"LD_PRELOAD={faketime()}", *(f"{name}={value}" for name, value in told.items())]
 
 
 # -- an engine inside the test

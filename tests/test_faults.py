@@ -11,11 +11,12 @@ import errno
 import http.client
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from typing import Any
 import pytest
 from conftest import eventually
 from disk import needs_strace
-from processes import LOST, Service, exchange, logged_events, replayed_elsewhere
+from processes import (
+    LOST,
+    Service,
+    exchange,
+    exchange_whole,
+    faketime,
+    logged_events,
+    replayed_elsewhere,
+    told_the_time_by,
+)
 from river import linear_model
 
 ANY = "pwrite64,fdatasync,fsync,rename,unlink,ftruncate"
@@ -37,6 +47,8 @@ class Journal:
     sent: list[int] = field(default_factory=list)
     acknowledged: dict[int, int] = field(default_factory=dict)
     refused: list[tuple[int, Any]] = field(default_factory=list)
+    refusals: list[Mapping[str, str]] = field(default_factory=list)
+    """Their headers."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def learn(self, connection: http.client.HTTPConnection) -> int:
@@ -44,12 +56,28 @@ class Journal:
         with self.lock:
             value = len(self.sent) + 1
             self.sent.append(value)
-        status, reply = exchange(connection, "POST", "/learn", {"x": {"value": value, "one": 1}, "y": value % 2})
+        event = {"x": {"value": value, "one": 1}, "y": value % 2}
+        status, reply, headers = exchange_whole(connection, "POST", "/learn", event)
         with self.lock:
             if status == 200:
                 self.acknowledged[value] = reply["seq"]
             else:
                 self.refused.append((status, reply))
+                self.refusals.append(headers)
+        return status
+
+    def learn_array(self, connection: http.client.HTTPConnection, events: int, **more: float) -> int:
+        """Send so many at once: the status."""
+        with self.lock:
+            values = [len(self.sent) + i for i in range(1, events + 1)]
+            self.sent += values
+        array = [{"x": {"value": value, **more}, "y": value % 2} for value in values]
+        status, replies = exchange(connection, "POST", "/learn", array)
+        with self.lock:
+            if status == 200:
+                self.acknowledged.update(zip(values, (reply["seq"] for reply in replies), strict=True))
+            else:
+                self.refused.append((status, replies))
         return status
 
     def learn_until_lost(self, service: Service, events: int) -> bool:
@@ -65,6 +93,7 @@ class Journal:
         with Service(folder).wait_until_ready() as service:
             state = service.get("/models/default")
             assert service.learn([{"x": {"value": 0.5}, "y": 1}])[0]["seq"] == state["seq"] + 1  # it goes on
+            after = service.get("/models/default")
         logged = [x["value"] for x, _, _ in logged_events(folder)][:-1]
         assert state["seq"] == len(logged)
         assert len(set(logged)) == len(logged)
@@ -72,8 +101,7 @@ class Journal:
         assert {value: logged[seq - 1] for value, seq in self.acknowledged.items()} == {
             value: value for value in self.acknowledged
         }
-        replayed = replayed_elsewhere(folder)["default"]
-        assert replayed["seq"] == len(logged) + 1
+        assert replayed_elsewhere(folder)["default"] == {"seq": len(logged) + 1, "sha256": after["sha256"]}
 
 
 @contextmanager
@@ -86,8 +114,13 @@ def connected(service: Service) -> Iterator[http.client.HTTPConnection]:
         connection.close()
 
 
-def injecting(calls: str, what: str, when: str, log: Path, only: Path | None = None) -> list[str]:
-    """What to put before a command so that something happens at some of its system calls, perhaps on one file only."""
+def injecting(
+    calls: str, what: str, when: str, log: Path, only: Path | None = None, inject: str | None = None
+) -> list[str]:
+    """What to put before a command so that something happens at some of its system calls, perhaps on one file only.
+
+    `log` has all of the `calls`; it happens at those named in `inject`, or at any of them.
+    """
     path = [] if only is None else ["-P", str(only)]
     return [
         "strace",
@@ -99,28 +132,31 @@ def injecting(calls: str, what: str, when: str, log: Path, only: Path | None = N
         "-e",
         f"trace={calls}",
         "-e",
-        f"inject={calls}:{what}:when={when}",
+        f"inject={inject or calls}:{what}:when={when}",
     ]
 
 
 # -- killed at a system call
 
 
-def killed_at(call: str, number: int, folder: Path) -> bool:
-    """Kill a service just before its so manieth call of a kind, and check; whether it came so far.
+def killed_at(call: str, number: int, folder: Path, life: str) -> bool:
+    """Kill a service just before the so manieth call of a kind of one of its threads, and check; whether it came so
+    far. "Just after" a call is before the next one.
 
-    It starts on an empty folder, learns, writes snapshots and starts again until it is killed. "Just after" a call is
-    before the next one.
+    life: in its `first` it begins with an empty folder, in its `second` it recovers from a kill. In both it learns,
+    writes snapshots and stops.
     """
     journal = Journal()
-    killed = False
-    for start in range(2):
-        tracing = injecting(call, "signal=KILL", str(number), folder.with_name(f"trace-{start}"))
-        with Service(folder, "--snapshot-seconds", "0.0001", tracing=tracing) as service:
-            killed = not (ready(service) and journal.learn_until_lost(service, 30))
-            if killed:
-                assert service.process.wait(30) == -signal.SIGKILL, service.log
-                break
+    flags = ("--snapshot-seconds", "0.0001")
+    if life == "second":
+        with Service(folder, *flags).wait_until_ready() as service:
+            assert journal.learn_until_lost(service, 30)
+    tracing = injecting(call, "signal=KILL", str(number), folder.with_name("trace"))
+    with Service(folder, *flags, tracing=tracing) as service:
+        lived = ready(service) and journal.learn_until_lost(service, 30 if life == "first" else 3)
+        killed = not lived or service.stop() != 0
+        if killed:
+            assert service.process.wait(30) == -signal.SIGKILL, service.log
     journal.check(folder)
     return killed
 
@@ -134,24 +170,31 @@ def ready(service: Service) -> bool:
     return True
 
 
-QUICK_KILLS = [("pwrite64", 2), ("pwrite64", 30), ("pwrite64", 90), ("fdatasync", 1), ("fdatasync", 9), ("fsync", 2)]
-QUICK_KILLS += [("rename", 1), ("unlink", 1)]
+QUICK_KILLS = [
+    ("first", "pwrite64", 2), ("first", "pwrite64", 30), ("first", "pwrite64", 90),
+    ("first", "fdatasync", 1), ("first", "fdatasync", 9), ("first", "fsync", 2), ("first", "rename", 1),
+    ("first", "unlink", 1), ("second", "pwrite64", 1), ("second", "pwrite64", 4), ("second", "fdatasync", 1),
+    ("second", "fsync", 1),
+]  # fmt: skip
 
 
 @needs_strace()
-@pytest.mark.parametrize(("call", "number"), QUICK_KILLS)
-def test_killed_at_a_system_call_nothing_acknowledged_is_lost(tmp_path: Path, call: str, number: int) -> None:
-    assert killed_at(call, number, tmp_path / "data")
+@pytest.mark.parametrize(("life", "call", "number"), QUICK_KILLS)
+def test_killed_at_a_system_call_nothing_acknowledged_is_lost(
+    tmp_path: Path, life: str, call: str, number: int
+) -> None:
+    assert killed_at(call, number, tmp_path / "data", life)
 
 
 @pytest.mark.long
 @needs_strace()
+@pytest.mark.parametrize("life", ["first", "second"])
 @pytest.mark.parametrize("call", ANY.split(","))
-def test_killed_at_each_system_call_nothing_acknowledged_is_lost(tmp_path: Path, call: str) -> None:
+def test_killed_at_each_system_call_nothing_acknowledged_is_lost(tmp_path: Path, call: str, life: str) -> None:
     number = 1
-    while killed_at(call, number, tmp_path / f"data-{number}"):
+    while killed_at(call, number, tmp_path / f"data-{number}", life):
         number += 1
-    print(f"{number - 1} kills, one at each {call}")
+    print(f"{number - 1} kills, one at each {call} of its {life} life")
 
 
 # -- disks that fail
@@ -166,7 +209,7 @@ def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
     folder, trace = tmp_path / "data", tmp_path / "trace"
     journal = Journal()
     wal = folder / "log.db-wal"
-    tracing = injecting(calls, "error=EIO", when.format(first), trace, wal)
+    tracing = injecting("pwrite64,fdatasync", "error=EIO", when.format(first), trace, wal, inject=calls)
     with Service(folder, tracing=tracing).wait_until_ready() as service, connected(service) as connection:
         while (status := journal.learn(connection)) == 200:
             assert len(journal.sent) < 100, "the error never came"
@@ -178,6 +221,34 @@ def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
     assert after, "nothing was injected"
     assert "pwrite64(" not in after
     assert "fdatasync(" not in after
+    journal.check(folder)
+
+
+@needs_strace()
+@pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
+@pytest.mark.parametrize("when", ["1", "1+"], ids=["once", "for good"])
+def test_an_error_while_the_log_is_copied_to_the_database_loses_nothing(tmp_path: Path, call: str, when: str) -> None:
+    """All is in the write-ahead log. If it happens again and again the service ends, before that log is much longer."""
+    folder = tmp_path / "data"
+    journal = Journal()
+    with Service(folder).wait_until_ready() as service, connected(service) as connection:
+        assert journal.learn(connection) == 200
+        assert service.stop() == 0
+    tracing = injecting(call, "error=EIO", when, tmp_path / "trace", folder / "log.db")
+    with Service(folder, tracing=tracing).wait_until_ready() as service, connected(service) as connection:
+        more = {f"f{i}": i / 7 for i in range(20)}
+        statuses = [200]
+        while statuses[-1] == 200 and len(statuses) < 20:
+            statuses.append(journal.learn_array(connection, 4_000, **more))
+        assert (folder / "log.db-wal").stat().st_size < 10 * 2**20
+        if when == "1":
+            assert set(statuses) == {200}
+            assert service.stop() == 0
+        else:
+            assert statuses[-1] == 503
+            assert journal.refused[0][1]["title"] == "Storage failed"
+            assert service.process.wait(30) == 1
+    assert "(INJECTED)" in (tmp_path / "trace").read_text()
     journal.check(folder)
 
 
@@ -257,6 +328,7 @@ def test_a_disk_that_syncs_slowly_bounds_the_queue_and_stops_nothing_else(tmp_pa
         assert max(waits) < 0.5  # none waited for a sync
         assert {status for status, _ in journal.refused} == {503}
         assert {reply["title"] for _, reply in journal.refused} == {"Queue full"}
+        assert {headers["Retry-After"] for headers in journal.refusals} == {"1"}
         assert len(journal.acknowledged) > 20
     journal.check(folder)
 
@@ -357,24 +429,41 @@ def test_sigterm_under_load_answers_what_it_took_and_loses_nothing(tmp_path: Pat
     journal.check(folder)
 
 
-def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
+def kills_while_it_recovers(folder: Path, kills: int) -> None:
+    """Each at another moment of a recovery that takes long."""
     journal = Journal()
-    with Service(folder).wait_until_ready() as service:
+    events = [{"x": {f"f{j}": (i * j) % 7 / 7 for j in range(20)}, "y": i % 2} for i in range(4_000)]
+    with Service(folder, "--snapshot-seconds", "1000").wait_until_ready() as service:
+        assert service.request("PUT", "/models/long", {"rule": "auto"})[0] == 201
+        for _ in range(20):
+            service.learn(events, "long")
         assert journal.learn_until_lost(service, 200)
-    for delay in (0.5, 0.7, 0.8, 0.9, 1.0):
+    started = time.monotonic()
+    with Service(folder).wait_until_ready() as service:
+        takes = time.monotonic() - started
+        state = service.get("/models/long")
+    recovering = 0
+    for i in range(kills):
         with Service(folder) as service:
-            time.sleep(delay)
-            os.kill(service.process.pid, signal.SIGKILL)
+            time.sleep(takes * (0.4 + 0.6 * i / kills))  # before that it imports
+            service.kill()
+            recovering += "onestep serves" in service.log and "recovered in" not in service.log
+    assert recovering >= kills // 4, "few of the kills came while it recovered"
     journal.check(folder)
+    assert replayed_elsewhere(folder)["long"] == {"seq": 80_000, "sha256": state["sha256"]}
+    print(f"{recovering} of {kills} kills came while it recovered")
+
+
+def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
+    kills_while_it_recovers(tmp_path / "data", 4)
+
+
+@pytest.mark.long
+def test_a_hundred_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
+    kills_while_it_recovers(tmp_path / "data", 100)
 
 
 # -- the clock
-
-
-def faketime() -> Path | None:
-    """The library that tells a process another time (Debian's package faketime)."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 @pytest.mark.skipif(faketime() is None, reason="needs libfaketime (Debian: apt-get install faketime)")
@@ -382,9 +471,7 @@ def faketime() -> Path | None:
 def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: int) -> None:
     """While it runs, and across a kill; what waits for its label is dropped when the clock says that it is late."""
     folder, clock = tmp_path / "data", tmp_path / "clock"
-    clock.write_text("+0d")
-    told = ["env", f"LD_PRELOAD={faketime()}", f"FAKETIME_TIMESTAMP_FILE={clock}", "FAKETIME_CACHE_DURATION=1"]
-    told.append("FAKETIME_DONT_FAKE_MONOTONIC=1")
+    told = told_the_time_by(clock)
     flags = ("--keep-events", "30d", "--keep-min", "1000")
     journal = Journal()
     with Service(folder, *flags, tracing=told).wait_until_ready() as service:
@@ -403,10 +490,13 @@ def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: in
         service.kill()
     clock.write_text("+0d")
     with Service(folder, *flags, tracing=told).wait_until_ready() as service:
-        state = service.get("/models/default")
-        assert state["seq"] == 200 + (years < 0)
+        assert service.get("/models/default")["seq"] == 200 + (years < 0)
         service.learn([{"x": {"one": 1}, "y": 1}])
+        state = service.get("/models/default")
     logged = [x.get("value") for x, _, _ in logged_events(folder)]
     assert logged[:200] == journal.sent
     assert {value: logged[seq - 1] for value, seq in journal.acknowledged.items()} == {v: v for v in journal.sent}
-    assert replayed_elsewhere(folder)["default"]["seq"] == len(logged)
+    assert replayed_elsewhere(folder)["default"] == {"seq": len(logged), "sha256": state["sha256"]}
+    with closing(sqlite3.connect(folder / "log.db")) as db:
+        ((first, last),) = db.execute("SELECT min(written_at), max(written_at) FROM batches")
+    assert last - first > 9.9 * 365 * 86_400, "the clock did not jump"

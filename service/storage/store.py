@@ -278,6 +278,7 @@ class Store(LogReader):
 
     def __init__(self, folder: Path) -> None:
         path, self._mark_path = folder / "log.db", folder / "last-commit"
+        self._wal, self._largest_wal = folder / "log.db-wal", 2 * CHECKPOINT_BYTES
         if not path.exists():
             self._create(path)
         unfinished = self._check(folder)
@@ -422,6 +423,21 @@ class Store(LogReader):
             self._roll_back()
             raise
         self._number, self._checksum = number, checksum
+        self._see_that_checkpoints_work()
+
+    def _see_that_checkpoints_work(self) -> None:
+        """SQLite does not say so when the checkpoint after a commit fails: the write-ahead log grows and grows, all in
+        it is safe, and the disk is not to be trusted. A checkpoint that is asked for says so."""
+        try:
+            size = self._wal.stat().st_size
+            if size > self._largest_wal:
+                self._largest_wal = size
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except (sqlite3.Error, OSError) as error:
+            failure = _failure(error)
+            if not isinstance(failure, errors.DiskFull):  # then it waits for room: what was committed stays so
+                self._failed = True
+                raise failure from error
 
     def _roll_back(self) -> None:
         if self._db.in_transaction:
