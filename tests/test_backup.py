@@ -277,6 +277,20 @@ def test_a_restore_does_not_touch_a_folder_that_has_a_log_or_lost_one(folder: Pa
     assert {name: (other / name).read_bytes() for name in files(other) if name != "lock"} == before
 
 
+def test_a_restore_that_was_killed_between_its_renames_can_be_done_again(
+    folder: Path, tmp_path: Path, call: Any
+) -> None:
+    out = tmp_path / "out"
+    assert call("restore", folder, out).code == 0
+    (out / "restore.partial").mkdir()
+    (out / "log.db").rename(out / "restore.partial" / "log.db")
+    refused = Service(out)
+    assert refused.process.wait(30) == 1
+    assert call("restore", folder, out).code == 0
+    assert files(out) == ["last-commit", "lock", "log.db"]
+    assert logged_events(out) == logged_events(folder)
+
+
 def test_a_restore_into_a_folder_in_use_is_refused_and_the_user_named(folder: Path, tmp_path: Path, call: Any) -> None:
     lock = FolderLock(tmp_path / "used")
     said = call("restore", folder, tmp_path / "used")

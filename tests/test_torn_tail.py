@@ -13,7 +13,7 @@ from examples import Example, State, make_example, opened
 from processes import copied
 
 from service import errors
-from service.commands.inspect import examine
+from service.commands.inspect import examine, repair
 from service.storage.log import LogReader, encode_mark
 from service.storage.store import PAGE_BYTES
 
@@ -110,9 +110,35 @@ def test_a_cut_in_what_was_acknowledged_refuses_to_start(example: Example, tmp_p
     check_acknowledged(example, 2_000, tmp_path)
 
 
+def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Example, tmp_path: Path) -> None:
+    """After a power cut the mark may be behind the log: then it is the commits after the hole that tell of it."""
+    numbers = sorted(example.sizes)
+    folder = copied(example.killed, tmp_path / "data")
+    wal = bytearray((folder / "log.db-wal").read_bytes())
+    wal[example.sizes[numbers[-LAST - 1]] + 24 + 100] ^= 1
+    (folder / "log.db-wal").write_bytes(wal)
+    number, checksum = end_of(folder)
+    assert number < numbers[-1]
+    (folder / "last-commit").write_bytes(encode_mark(number, checksum))
+    refusal = asyncio.run(opened(folder))
+    assert isinstance(refusal, errors.LogHasAHole)
+    assert f"`onestep repair {folder}`" in str(refusal)
+    assert any("come after that" in wrong for wrong in examine(folder).wrong)
+    assert repair(folder, yes=True) == 0
+    assert asyncio.run(opened(folder)) == state_at(example, number)
+
+
 def test_a_database_that_is_cut_is_refused(example: Example, tmp_path: Path) -> None:
     length = (example.closed / "log.db").stat().st_size
-    check_database(example, [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, PAGE_BYTES), length - 1], tmp_path)
+    within = random.Random(1).sample(range(length), 20)
+    ends = [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, PAGE_BYTES), length - 1]
+    check_database(example, [*ends, *within], tmp_path)
+
+
+@pytest.mark.long
+def test_a_database_that_is_cut_at_any_byte_of_its_last_page_is_refused(example: Example, tmp_path: Path) -> None:
+    length = (example.closed / "log.db").stat().st_size
+    check_database(example, range(length - PAGE_BYTES, length), tmp_path)
 
 
 @pytest.mark.long

@@ -60,7 +60,9 @@ def restore(copy: Path, folder: Path) -> int:
 
 
 def _restore(copy: Path, folder: Path) -> Findings:
-    if found := [name for name in _LOG_FILES if (folder / name).exists()]:
+    found = [name for name in _LOG_FILES if (folder / name).exists()]
+    killed_between_the_renames = found == ["last-commit"] and (folder / "restore.partial" / "log.db").exists()
+    if found and not killed_between_the_renames:
         what = "has a log" if "log.db" in found else f"has a {found[0]}, of a log that is gone"
         raise Failed(f"{folder} {what}; move it away, or name another folder. Nothing was changed")
     with _emptied(folder / "restore.partial") as staging:
