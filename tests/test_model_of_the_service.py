@@ -1,6 +1,7 @@
 """The real service beside a small model of it: whatever is asked, in whatever order, both say and hold the same.
 
-Weights are compared by their SHA-256 after every step, with those of `core` fed one event at a time.
+Weights are compared by their SHA-256 after every step, with those of `core` fed one event at a time. Days pass where
+the service can be told another time (Debian's package faketime); without it predictions wait for ever.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from conftest import eventually
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from processes import Service, replayed_elsewhere
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from processes import Service, faketime, replayed_elsewhere, told_the_time_by
 from river import linear_model
 
 from core import Learner, Spec
 
 SPECS: dict[str, dict[str, Any]] = {
     "default": {},
-    "adam": {"rule": "adam", "scale": "standard", "join": {"max_waiting": 2}},
+    "adam": {
+        "rule": "adam",
+        "scale": "standard",
+        "join": {"max_waiting": 2, "on_timeout": "negative", "late": "learn"},
+    },
 }
 Event = dict[str, Any]
 
@@ -52,7 +65,11 @@ class Twin:
     events: list[tuple[dict[str, float], int, float]] = field(default_factory=list)
     learned: dict[str, tuple[int, Event]] = field(default_factory=dict)
     waiting: dict[str, tuple[dict[str, float], float, int]] = field(default_factory=dict)
+    expired: set[str] = field(default_factory=set)
     joined: int = 0
+    late: int = 0
+    learned_as_0: int = 0
+    dropped: int = 0
     not_kept: int = 0
 
     def p(self, x: dict[str, float]) -> float:
@@ -61,14 +78,23 @@ class Twin:
     def learn(self, event: Event) -> Event:
         """An event, or a label alone: the reply's seq, p and duplicate."""
         id_, plain = event.get("id"), {"y": event["y"], "weight": event.get("weight", 1.0)}
-        if id_ in self.learned:
+        if id_ in self.expired:
+            seq, before = self.learned[id_]
+            x = before["x"]
+            if event.get("x", x) != x:
+                raise Refused(409)
+            if not event["y"]:
+                return {"seq": seq, "p": None, "duplicate": True}
+            self.expired.discard(id_)
+            self.late += 1
+        elif id_ in self.learned:
             seq, before = self.learned[id_]
             if "x" in event:
                 plain["x"] = event["x"]
             if any(before[key] != value for key, value in plain.items()):
                 raise Refused(409)
             return {"seq": seq, "p": None, "duplicate": True}
-        if id_ in self.waiting:
+        elif id_ in self.waiting:
             x, _, _ = self.waiting[id_]
             if event.get("x", x) != x:
                 raise Refused(409)
@@ -79,12 +105,26 @@ class Twin:
         else:
             x = event["x"]
         p = self.p(x)
-        self.learner.learn_one(x, plain["y"], plain["weight"])
-        self.events.append((x, plain["y"], plain["weight"]))
+        self.step(id_, x, plain["y"], plain["weight"])
+        return {"seq": self.seq, "p": p, "duplicate": False}
+
+    def step(self, id_: str | None, x: dict[str, float], y: int, weight: float) -> None:
+        self.learner.learn_one(x, y, weight)
+        self.events.append((x, y, weight))
         self.seq += 1
         if id_ is not None:
-            self.learned[id_] = self.seq, {"x": x, **plain}
-        return {"seq": self.seq, "p": p, "duplicate": False}
+            self.learned[id_] = self.seq, {"x": x, "y": y, "weight": weight}
+
+    def time_out(self) -> None:
+        """No label came for what waits: it is learned as 0, or dropped, the oldest first."""
+        for id_, (x, _, _) in self.waiting.items():
+            if self.spec.get("join", {}).get("on_timeout") == "negative":
+                self.step(id_, x, 0, 1.0)
+                self.expired.add(id_)
+                self.learned_as_0 += 1
+            else:
+                self.dropped += 1
+        self.waiting.clear()
 
     def predict(self, x: dict[str, float], id_: str) -> Event:
         """A prediction that is to be kept."""
@@ -116,6 +156,8 @@ class Machine(RuleBasedStateMachine):
 
     below: Path
     service: Service
+    told_the_time: Sequence[str] = ()
+    hours = 0
     places = 0
 
     @initialize()
@@ -226,9 +268,21 @@ class Machine(RuleBasedStateMachine):
             service.kill()
         else:
             assert service.stop() == 0
-        Machine.service = Service(folder).wait_until_ready()
+        Machine.service = Service(folder, tracing=Machine.told_the_time).wait_until_ready()
         for twin in self.twins.values():
             twin.not_kept = 0  # it is counted since the start
+
+    @precondition(lambda self: Machine.told_the_time)
+    @rule()
+    def a_day_passes(self) -> None:
+        """And an hour. It takes the service a moment to see it."""
+        if not any(twin.waiting for twin in self.twins.values()):
+            return
+        Machine.hours += 25
+        (self.below / "clock").write_text(f"+{Machine.hours}h")
+        for name, twin in self.twins.items():
+            twin.time_out()
+            eventually(lambda name=name: not self.ask("GET", f"/models/{name}")[1]["join"]["waiting"], "what is late")
 
     @invariant()
     def both_hold_the_same(self) -> None:
@@ -237,11 +291,14 @@ class Machine(RuleBasedStateMachine):
             assert status == 200
             assert (found["seq"], found["sha256"]) == (twin.seq, twin.learner.sha256())
             join = found["join"]
-            assert (join["waiting"], join["joined"], join["not_kept"]) == (
-                len(twin.waiting),
-                twin.joined,
-                twin.not_kept,
-            )
+            assert {key: join[key] for key in ("waiting", "joined", "expired", "late", "dropped", "not_kept")} == {
+                "waiting": len(twin.waiting),
+                "joined": twin.joined,
+                "expired": twin.learned_as_0,
+                "late": twin.late,
+                "dropped": twin.dropped,
+                "not_kept": twin.not_kept,
+            }
 
     def teardown(self) -> None:
         """River, fed the same events, has the same weights."""
@@ -253,15 +310,43 @@ class Machine(RuleBasedStateMachine):
             assert self.ask("GET", "/models/default/weights")[1]["weights"] == dict(theirs.weights)
 
 
+def after_a_day(machine: Machine) -> None:
+    """A story that chance seldom tells: what waited is learned as 0 or dropped, and then the labels come."""
+    machine.empty()
+    for name in SPECS:
+        for id_ in "ijk":  # of which adam keeps two
+            machine.predict_and_keep(name, {"a": 1.0}, id_)
+    machine.a_day_passes()
+    for name in SPECS:
+        for event in (
+            {"id": "i", "y": 0}, {"id": "i", "y": 1}, {"id": "i", "y": 1}, {"id": "i", "y": 0},
+            {"id": "j", "y": 0, "x": {"a": 1.0}}, {"id": "j", "y": 1, "x": {"a": 2.0}}, {"id": "k", "y": 1},
+        ):  # fmt: skip
+            machine.learn_one(name, event)
+            machine.both_hold_the_same()
+        machine.predict_and_keep(name, {"b": 1.0}, "j")
+        machine.predict_and_keep(name, {"b": 1.0}, "k")
+    for how in ("kill", "backup"):
+        machine.start_again(how, rare=0)
+        machine.learn_array("adam", [{"id": "j", "y": 1}, {"id": "j", "y": 1}, {"id": "k", "y": 0}])
+        machine.both_hold_the_same()
+    machine.a_day_passes()
+    machine.both_hold_the_same()
+
+
 def run(examples: int, steps: int) -> None:
     with TemporaryDirectory() as below:
         Machine.below = Path(below)
-        Machine.service = Service(Machine.below / "data").wait_until_ready()
+        Machine.told_the_time = told_the_time_by(Machine.below / "clock") if faketime() else ()
+        Machine.hours = 0
+        Machine.service = Service(Machine.below / "data", tracing=Machine.told_the_time).wait_until_ready()
         try:
             profile = settings(
                 max_examples=examples, stateful_step_count=steps, deadline=None,
                 suppress_health_check=list(HealthCheck), derandomize=bool(os.environ.get("CI")),
             )  # fmt: skip
+            if Machine.told_the_time:
+                after_a_day(Machine())
             run_state_machine_as_test(Machine, settings=profile)
             states = {name: Machine.service.request("GET", f"/models/{name}")[1] for name in SPECS}
             Machine.service.kill()
