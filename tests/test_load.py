@@ -323,6 +323,8 @@ def many_models(folder: Path, models: int) -> None:
         learn = [post(f"/models/m{i % models}/learn", event(i)) for i in range(2 * models)]
         assert run(service, learn, 32).statuses == {200: 2 * models}
         assert len(service.get("/models")["models"]) == models + 1
+        status, problem = service.request("PUT", "/models/one-more", {})
+        assert (status, problem["title"]) == (409, "Too many models")
     replayed = replayed_elsewhere(folder)
     with Service(folder).wait_until_ready() as service:
         for i in range(0, models, max(1, models // 50)):

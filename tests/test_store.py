@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -892,6 +892,21 @@ def test_a_mark_that_cannot_be_written_is_a_failed_storage_and_the_commit_is_the
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
         assert reopened.last_seq(writer.model.key) == 2  # it was synced: not acknowledged, and not lost
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.ENOSPC, None), (errno.EIO, errors.StorageFailed)])
+def test_a_commit_whose_checkpoint_finds_no_room_is_a_commit_and_one_whose_disk_fails_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: type[Exception] | None
+) -> None:
+    class Unreadable:
+        def stat(self) -> None:
+            raise OSError(code, os.strerror(code))
+
+    with writing(tmp_path / "a") as writer:
+        monkeypatch.setattr(writer.store, "_wal", Unreadable())
+        with nullcontext() if raised is None else pytest.raises(raised):
+            writer.store.commit([writer.draft(({"a": 2.0}, 1))])
+        assert writer.store.last_seq(writer.model.key) == 1
 
 
 @contextmanager
