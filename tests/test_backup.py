@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from disk import needs_strace
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
 from service import errors
@@ -307,7 +308,31 @@ def test_a_second_backup_to_the_same_place_waits_for_nobody(folder: Path, tmp_pa
     assert call("backup", folder, tmp_path / "out").code == 0
 
 
-# -- kills, and disks without room
+# -- kills, power cuts, and disks without room
+
+
+@needs_strace()
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    """Or a power cut could leave a copy with nothing in it."""
+    out, trace = tmp_path / "out", tmp_path / "trace"
+    strace = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,rename,renameat,renameat2"]
+    onestep = str(Path(sys.executable).with_name("onestep"))
+    subprocess.run([*strace, onestep, command, str(folder), str(out)], check=True, capture_output=True)
+    lines = trace.read_text().splitlines()
+    staging = tmp_path / "out.partial" if command == "backup" else out / "restore.partial"
+    inside = '/last-commit.new"'  # which is made in the copy itself
+    renames = [i for i, line in enumerate(lines) if "rename" in line and str(staging) in line and inside not in line]
+    assert renames
+
+    def syncs(path: Path, after: int, before: int) -> bool:
+        return any("sync(" in line and f"<{path}>" in line for line in lines[after:before])
+
+    for path in (staging / "log.db", staging / "last-commit.new", staging):
+        assert syncs(path, 0, renames[0]), path
+    assert syncs(tmp_path if command == "backup" else out, renames[-1], len(lines))
 
 
 def limited_backup(folder: Path, out: Path, limit: int) -> None:
