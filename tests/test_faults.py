@@ -173,8 +173,7 @@ def ready(service: Service) -> bool:
 QUICK_KILLS = [
     ("first", "pwrite64", 2), ("first", "pwrite64", 30), ("first", "pwrite64", 90),
     ("first", "fdatasync", 1), ("first", "fdatasync", 9), ("first", "fsync", 2), ("first", "rename", 1),
-    ("first", "unlink", 1), ("second", "pwrite64", 1), ("second", "pwrite64", 4), ("second", "fdatasync", 1),
-    ("second", "fsync", 1),
+    ("first", "unlink", 1), ("second", "pwrite64", 4), ("second", "fsync", 1),
 ]  # fmt: skip
 
 
@@ -225,8 +224,15 @@ def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
 
 
 @needs_strace()
-@pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
-@pytest.mark.parametrize("when", ["1", "1+"], ids=["once", "for good"])
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [
+        ("fdatasync", "1"),
+        ("pwrite64", "1+"),
+        pytest.param("pwrite64", "1", marks=pytest.mark.long),
+        pytest.param("fdatasync", "1+", marks=pytest.mark.long),
+    ],
+)
 def test_an_error_while_the_log_is_copied_to_the_database_loses_nothing(tmp_path: Path, call: str, when: str) -> None:
     """All is in the write-ahead log. If it happens again and again the service ends, before that log is much longer."""
     folder = tmp_path / "data"
@@ -435,22 +441,22 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
     events = [{"x": {f"f{j}": (i * j) % 7 / 7 for j in range(20)}, "y": i % 2} for i in range(4_000)]
     with Service(folder, "--snapshot-seconds", "1000").wait_until_ready() as service:
         assert service.request("PUT", "/models/long", {"rule": "auto"})[0] == 201
-        for _ in range(20):
+        for _ in range(10):
             service.learn(events, "long")
         assert journal.learn_until_lost(service, 200)
-    started = time.monotonic()
     with Service(folder).wait_until_ready() as service:
-        takes = time.monotonic() - started
+        takes = float(service.log.partition(" recovered in ")[2].split()[0])
         state = service.get("/models/long")
     recovering = 0
     for i in range(kills):
         with Service(folder) as service:
-            time.sleep(takes * (0.4 + 0.6 * i / kills))  # before that it imports
+            eventually(lambda starts=service: "onestep serves" in starts.log, "it to begin")
+            time.sleep(takes * i / kills)
             service.kill()
-            recovering += "onestep serves" in service.log and "recovered in" not in service.log
-    assert recovering >= kills // 4, "few of the kills came while it recovered"
+            recovering += "recovered in" not in service.log
+    assert recovering >= kills // 2, "few of the kills came while it recovered"
     journal.check(folder)
-    assert replayed_elsewhere(folder)["long"] == {"seq": 80_000, "sha256": state["sha256"]}
+    assert replayed_elsewhere(folder)["long"] == {"seq": 40_000, "sha256": state["sha256"]}
     print(f"{recovering} of {kills} kills came while it recovered")
 
 
