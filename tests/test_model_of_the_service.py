@@ -357,7 +357,7 @@ def run(examples: int, steps: int) -> None:
 
 
 def test_the_service_does_what_its_model_does() -> None:
-    run(12, 25)
+    run(6, 25)
 
 
 @pytest.mark.long
