@@ -144,21 +144,29 @@ def arrays_a_second(service: Service, array: bytes, seconds: float) -> float:
 
 
 @contextmanager
-def largest_memory(service: Service) -> Iterator[list[int]]:
-    """The most memory that it has meanwhile, looked at ten times a second."""
-    seen, stop = [resident(service)], threading.Event()
-
-    def look() -> None:
-        while not stop.wait(0.1):
-            seen[0] = max(seen[0], resident(service))
-
-    thread = threading.Thread(target=look)
+def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Work in a thread, which is asked to stop at the end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,))
     thread.start()
     try:
-        yield seen
+        yield
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def largest_memory(service: Service) -> Iterator[list[int]]:
+    """The most memory that it has meanwhile, looked at ten times a second."""
+    seen = [resident(service)]
+
+    def look(stop: threading.Event) -> None:
+        while not stop.wait(0.1):
+            seen[0] = max(seen[0], resident(service))
+
+    with meanwhile(look):
+        yield seen
 
 
 def overload(folder: Path, seconds: float, settle: float) -> Overload:
@@ -210,9 +218,8 @@ def slow_clients(service: Service, number: int) -> Iterator[Sequence[socket.sock
     """Clients that send their requests a byte a second."""
     request = post("/learn", event(1))
     sockets = [socket.create_connection((HOST, service.port)) for _ in range(number)]
-    stop = threading.Event()
 
-    def trickle() -> None:
+    def trickle(stop: threading.Event) -> None:
         for place in range(len(request)):
             for one in sockets:
                 try:
@@ -222,13 +229,10 @@ def slow_clients(service: Service, number: int) -> Iterator[Sequence[socket.sock
             if stop.wait(1.0):
                 return
 
-    thread = threading.Thread(target=trickle)
-    thread.start()
     try:
-        yield sockets
+        with meanwhile(trickle):
+            yield sockets
     finally:
-        stop.set()
-        thread.join()
         for one in sockets:
             one.close()
 

@@ -85,9 +85,8 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        if (
-            self.cycle is not self._refused
-        ):  # nobody asks for that body: to keep it doubles what refusing half a megabyte costs
+        # Nobody asks for a refused body: to keep what comes of it doubles what it costs to refuse half a megabyte.
+        if self.cycle is not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -387,9 +387,8 @@ class Store(LogReader):
         """Open the file that remembers how far the log went, for the commits to come."""
         fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
         # First the log: a kill may have left a commit in it that was written and not synced. From now on it counts.
-        wal = self.folder / "log.db-wal"
-        if wal.exists():
-            sync_file(wal)
+        if self._wal.exists():
+            sync_file(self._wal)
         sync_folder(self.folder)
         os.pwrite(fd, encode_mark(self._number, self._checksum), 0)
         os.fsync(fd)
