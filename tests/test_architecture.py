@@ -76,13 +76,14 @@ BELOW = {
     "decode/text": "errors settings",
     "storage/codec": "errors wire",
     "storage/series": "",
-    "storage/log": "errors codec series",
-    "storage/store": "errors codec log series",
+    "storage/ids": "",
+    "storage/log": "errors codec ids series",
+    "storage/store": "errors codec ids log series",
     "learning/model": "log",
-    "learning/turn": "errors log model store table wire",
+    "learning/turn": "errors ids log model store table wire",
     "learning/retention": "errors model store",
     "learning/recovery": "errors settings model store",
-    "learning/engine": "errors settings log logs store model recovery retention sampling series table telemetry "
+    "learning/engine": "errors settings ids log logs store model recovery retention sampling series table telemetry "
     "threads turn wire",
     "watching/telemetry": "errors log model",
     "watching/sampling": "model series telemetry",

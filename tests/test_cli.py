@@ -382,7 +382,7 @@ def test_inspect_shows_ids_and_snapshots(folder: Path) -> None:
         ("UPDATE models SET spec = '{}'", "the row of model 'default' has a wrong checksum"),
         ("DELETE FROM log_end", "the row of its last commit is missing"),
         ("UPDATE log_end SET checksum = 1", "its last commit is not the one that was acknowledged"),
-        ("UPDATE ids SET seq = 201 WHERE id = 'event-20'", "the id of an event at seq 201 is there"),
+        ("UPDATE ids SET seq = seq + 180 WHERE id = 'event-20'", "the id of an event at seq 201 is there"),
         ("UPDATE snapshots SET seq = 500", "there is a snapshot at seq 500"),
         ("DROP TABLE ids", "no such table"),
     ],
@@ -392,6 +392,8 @@ def test_inspect_names_what_is_damaged_and_repair_refuses(
 ) -> None:
     if "seq = 500" in statement:
         change(folder, "DELETE FROM snapshots WHERE seq < (SELECT max(seq) FROM snapshots)")
+    if "seq + 180" in statement:  # so it was written, and its event is gone
+        change(folder, "UPDATE log_end SET ids_checksum = ids_checksum + 180")
     change(folder, statement)
     before = files(folder)
     code, output, _ = call("inspect", folder)

@@ -14,6 +14,7 @@ from examples import opened
 from golden.write import SPECS, events
 from processes import Service, copied, replayed_elsewhere
 
+from service.commands.inspect import examine
 from service.storage.log import FORMAT
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("format-*"))
@@ -43,6 +44,7 @@ def test_a_folder_opens_with_the_weights_that_its_version_had(golden: tuple[Path
     folder, expected = golden
     assert asyncio.run(opened(folder)) == states(expected)
     assert version(folder) == FORMAT
+    assert examine(folder).wrong == []
 
 
 def test_its_log_alone_gives_the_same_weights(golden: tuple[Path, dict[str, Any]]) -> None:

@@ -31,8 +31,9 @@ from service.learning.engine import Engine
 from service.learning.turn import Result
 from service.storage import codec
 from service.storage import store as store_module
-from service.storage.log import DROPPED, FORMAT, LogReader, Waiting, crc, waiting_crc
-from service.storage.store import ModelBatch, NewId, Store
+from service.storage.ids import DROPPED, NewId
+from service.storage.log import FORMAT, LogReader, Waiting, crc, waiting_crc
+from service.storage.store import ModelBatch, Store
 
 PATIENCE = 60.0
 
@@ -124,7 +125,8 @@ def first_format(folder: Path) -> None:
     with closing(sqlite3.connect(old, isolation_level=None)) as db:
         db.executescript(f"PRAGMA application_id = {0x0E57E901}; PRAGMA user_version = 1; {FIRST_SCHEMA}")
         db.execute("ATTACH ? AS new", (str(folder / "log.db"),))
-        for table in ("log_end", "names", "batches", "snapshots", "purges"):
+        db.execute("INSERT INTO log_end SELECT one, number, checksum FROM new.log_end")
+        for table in ("names", "batches", "snapshots", "purges"):
             db.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
         db.execute("INSERT INTO ids SELECT model, id, seq, fingerprint FROM new.ids")
         for key, name, text, _ in db.execute("SELECT * FROM new.models").fetchall():

@@ -23,7 +23,7 @@ from disk import HOW, Call, Disk, lay, needs_strace, recorded, tracing
 from processes import LOST, Service, logged_events, replay, replayed_elsewhere, started
 
 from service.commands.inspect import examine
-from service.storage.log import WAITING
+from service.storage.ids import WAITING
 
 MODELS: dict[str, dict[str, Any]] = {
     "adam": {"rule": "adam", "scale": "standard"},

@@ -25,9 +25,10 @@ from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
 from core.packed import pack
 from service import errors
 from service.storage import codec, store
+from service.storage.ids import NewId
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, Snapshot, StoredModel
-from service.storage.store import PAGE_BYTES, KnownId, ModelBatch, NewId, Store
+from service.storage.store import PAGE_BYTES, KnownId, ModelBatch, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]

@@ -137,12 +137,15 @@ def _require_room(folder: Path, staging: Path) -> None:
 
 
 def _require_whole(folder: Path, findings: Findings) -> None:
-    """Failed if the log of the copy is damaged or has lost its end. A damaged snapshot is told: the log has it all."""
+    """Failed if the log of the copy is damaged or has lost its end. Damaged ids are told,
+    and so is a damaged snapshot: the log has all events."""
     if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
         raise Failed(
             f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "
             f"`onestep inspect {folder}` shows more"
         )
+    for reason in findings.bad_ids:
+        say(f"DAMAGED, and copied as it is: {reason}; `onestep inspect {folder}` says what to do")
     for reason in findings.bad_snapshots:
         say(f"DAMAGED, but not needed: {reason}")
 

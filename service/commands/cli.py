@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("copy", metavar="BACKUP", type=Path)
     restore.add_argument("folder", metavar="DIR", type=Path, help="a folder without a log")
     restore.set_defaults(run=_restore)
-    repair = commands.add_parser("repair", help="accept that the end of a log is gone, after a copy")
+    repair = commands.add_parser("repair", help="accept that the end of a log is gone or ids are damaged, after a copy")
     repair.add_argument("folder", metavar="DIR", type=Path)
     repair.add_argument("--yes", action="store_true", help="do not ask")
     repair.set_defaults(run=_repair)

@@ -1,4 +1,4 @@
-"""A look at a data folder, and the one repair there is: to accept that the end of its log is gone."""
+"""A look at a data folder, and the one repair there is: to accept that the end of its log is gone, or ids of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from service import errors
 from service.commands.terminal import Failed, confirm, number, say, show, size
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, StoredModel, Tail, encode_mark, read_mark
-from service.storage.store import sync_file, sync_folder
+from service.storage.store import Store, sync_file, sync_folder
 
 _UNCOPIED = ("lock", "log.db-shm")
 """Files of a data folder with nothing in them that a process makes not anew."""
 
+_DAMAGED_IDS = "An event whose id is damaged is learned again if it is sent again."
 _UNFINISHED = "of a commit being written, or cut short"
 
 
@@ -42,14 +43,16 @@ class Findings:
     """What a folder has, and what is wrong with it.
 
     end: number and checksum of the log's last commit. mark: those of the last commit that was acknowledged. Either is
-    None if it cannot be read. damage: what is wrong with the log. bad_snapshots: what is wrong with snapshots, which
-    costs a service time at its start and nothing else. tail: what the write-ahead log has after the log's end.
+    None if it cannot be read. damage: what is wrong with the log. bad_ids: what is wrong with the ids, none of which
+    the weights depend on. bad_snapshots: what is wrong with snapshots, which costs a service time at its start and
+    nothing else. tail: what the write-ahead log has after the log's end.
     """
 
     mark: tuple[int, int] | None
     end: tuple[int, int] | None = None
     models: list[ModelFindings] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    bad_ids: list[str] = field(default_factory=list)
     bad_snapshots: list[str] = field(default_factory=list)
     tail: Tail = field(default_factory=Tail)
 
@@ -78,7 +81,7 @@ class Findings:
     @property
     def wrong(self) -> list[str]:
         """Everything that is wrong."""
-        return [*self.damage, *([self.loss] if self.loss else []), *self.bad_snapshots]
+        return [*self.damage, *([self.loss] if self.loss else []), *self.bad_ids, *self.bad_snapshots]
 
 
 # -- looking
@@ -111,13 +114,15 @@ def _examine(log: LogReader, findings: Findings) -> None:
         findings.tail = log.tail()
     with _noting(findings.damage):
         findings.damage += log.integrity()
+    with _noting(findings.bad_ids):
+        log.check_ids()
     with _noting(findings.damage):
         for model in log.models():
             damage: list[str] = []
             bad_snapshots: list[str] = []
             found = ModelFindings(model.name, str(model.spec.get("rule", "-")))
             with _noting(damage):
-                _examine_model(log, model, found, damage, bad_snapshots)
+                _examine_model(log, model, found, findings.bad_ids, damage, bad_snapshots)
             if model in log.models():  # else it was deleted while it was read, and its rows went
                 findings.models.append(found)
                 findings.damage += [f"model {model.name!r}: {reason}" for reason in damage]
@@ -125,7 +130,12 @@ def _examine(log: LogReader, findings: Findings) -> None:
 
 
 def _examine_model(
-    log: LogReader, model: StoredModel, found: ModelFindings, damage: list[str], bad_snapshots: list[str]
+    log: LogReader,
+    model: StoredModel,
+    found: ModelFindings,
+    bad_ids: list[str],
+    damage: list[str],
+    bad_snapshots: list[str],
 ) -> None:
     # In this order a log that grows meanwhile looks whole: ids and snapshots before their events, names after them. So
     # does one that is shortened meanwhile: its start before the snapshots.
@@ -144,7 +154,7 @@ def _examine_model(
             found.waiting += 1
         log.dropped(model.key)
         log.resumed(model.key)
-    if last_id_seq > found.seq:
+    if last_id_seq > found.seq and not bad_ids:
         damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:
         damage.append(f"there is a snapshot at seq {found.snapshots[0][0]}, but the events end at seq {found.seq}")
@@ -238,6 +248,11 @@ def _advice(folder: Path, findings: Findings) -> str:
         return "Restore a backup; nothing here can be repaired without losing events in the middle."
     if findings.loss:
         return f"Restore a backup, or accept the loss with `onestep repair {folder}`."
+    if findings.bad_ids:
+        return (
+            f"No event is missing, and a service starts. {_DAMAGED_IDS} Restore a backup, or accept that with "
+            f"`onestep repair {folder}`."
+        )
     return "The log is whole: a service starts without the damaged snapshot, and takes longer for it."
 
 
@@ -246,8 +261,8 @@ def _advice(folder: Path, findings: Findings) -> str:
 
 def repair(folder: Path, yes: bool) -> int:
     """Accept that the end of the log is gone: `last-commit` then says where the log ends, and what the write-ahead log
-    has after that is cut off. The exit code."""
-    if _loss(folder) is None:
+    has after that is cut off. Accept that ids are damaged: those that are there count. The exit code."""
+    if _acceptable(folder) is None:
         print(f"nothing to repair in {folder}")
         return 0
     lock = FolderLock(folder)
@@ -257,33 +272,51 @@ def repair(folder: Path, yes: bool) -> int:
         lock.release()
 
 
-def _loss(folder: Path) -> Findings | None:
-    """The findings, if there is a loss to accept; Failed if the log is damaged in another way too."""
+def _acceptable(folder: Path) -> Findings | None:
+    """The findings, if there is something to accept; Failed if the log is damaged in another way too."""
     findings = examine(folder)
     if findings.damage:
         reasons = "; ".join(findings.damage)
         raise Failed(f"the log in {folder} is damaged: {reasons}. Repair does not touch it; restore a backup")
-    return findings if findings.loss else None
+    return findings if findings.loss or findings.bad_ids else None
 
 
 def _repair(folder: Path, yes: bool) -> int:
-    findings = _loss(folder)
+    findings = _acceptable(folder)
     if findings is None or findings.end is None:
         print(f"nothing to repair in {folder}")
         return 0
-    print(f"In {folder} {findings.loss}.")
-    show("What is there, and whole", [(model.name, model.seq) for model in findings.models], ("model", "last seq"))
-    print("Events after that are lost; clients that send ids can send theirs again. A backup may have more.")
+    _say_what_is_lost(folder, findings)
     if not confirm("Accept the loss?", yes):
         say("nothing was changed")
         return 1
     copy = _copy(folder)
+    if findings.loss:
+        _accept_the_end(folder, findings, findings.end)
+        print(f"Done: the log ends at commit {findings.end[0]:,}.")
+    if findings.bad_ids:
+        with closing(Store(folder)) as store:
+            store.accept_ids()
+        print("Done: the ids that are there count.")
+    print(f"The files as they were are in {copy}.")
+    return 0
+
+
+def _say_what_is_lost(folder: Path, findings: Findings) -> None:
+    for reason in [*([findings.loss] if findings.loss else []), *findings.bad_ids]:
+        print(f"In {folder} {reason}.")
+    show("What is there, and whole", [(model.name, model.seq) for model in findings.models], ("model", "last seq"))
+    if findings.loss:
+        print("Events after that are lost; clients that send ids can send theirs again. A backup may have more.")
+    if findings.bad_ids:
+        print(_DAMAGED_IDS)
+
+
+def _accept_the_end(folder: Path, findings: Findings, end: tuple[int, int]) -> None:
     if findings.tail.pages:
         os.truncate(folder / "log.db-wal", findings.tail.start)
         sync_file(folder / "log.db-wal")
-    write_mark(folder, findings.end)
-    print(f"Done: the log ends at commit {findings.end[0]:,}. The files as they were are in {copy}.")
-    return 0
+    write_mark(folder, end)
 
 
 def _copy(folder: Path) -> Path:

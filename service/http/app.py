@@ -35,7 +35,7 @@ from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.settings import Settings
-from service.storage.log import WAITING
+from service.storage.ids import WAITING
 from service.threads import background
 from service.watching import telemetry
 from service.watching.live import EventStream, Live

@@ -42,9 +42,10 @@ from service.learning.turn import (
     why_stopped,
 )
 from service.settings import Settings
+from service.storage.ids import IdsTakenError
 from service.storage.log import Snapshot, StoredModel
 from service.storage.series import Piece
-from service.storage.store import IdsTakenError, KnownId, OldWaiting, Store
+from service.storage.store import KnownId, OldWaiting, Store
 from service.threads import background
 from service.watching.sampling import Sampler
 from service.watching.telemetry import Facts, Telemetry

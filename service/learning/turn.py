@@ -39,8 +39,9 @@ from service import errors
 from service.decode.table import Table
 from service.decode.wire import Event, Label, PredictedKept
 from service.learning.model import Model, Prediction
-from service.storage.log import DROPPED, WAITING, Waiting
-from service.storage.store import KnownId, ModelBatch, NewId, OldWaiting
+from service.storage.ids import DROPPED, WAITING, IdRow
+from service.storage.log import Waiting
+from service.storage.store import KnownId, ModelBatch, OldWaiting
 
 Item = Event | Label | Prediction
 """What a request asks to be learned, or to be kept until its label comes."""
@@ -225,29 +226,23 @@ class Draft:
     def to_store(self, batch: Batch) -> ModelBatch:
         """The draft as the store takes it."""
         ids = self._new_ids(batch) if self.ids else []
-        fresh = ids if not self.known else [new for new in ids if new.id not in self.known]
-        changed = () if not self.known else [new for new in ids if new.id in self.known]
+        fresh = ids if not self.known else [new for new in ids if new[0] not in self.known]
+        changed = () if not self.known else [new for new in ids if new[0] in self.known]
         names = self.builder.new_names()
         return ModelBatch(
             self.key, self.first_seq, batch, self.builder.first_feature, names, fresh, changed,
             list(self.kept.values()), self.done, self.dropped, self.known,
         )  # fmt: skip
 
-    def _new_ids(self, batch: Batch) -> list[NewId]:
+    def _new_ids(self, batch: Batch) -> list[IdRow]:
         """The ids of the events, and what they stand for. By columns: a stream has thousands in a turn."""
         places = np.fromiter(self.ids.values(), np.int64, len(self.ids))
         kinds: Iterable[int] = repeat(ORDINARY)
         if self.served:
             kinds = [self.served[place][0] if place in self.served else ORDINARY for place in self.ids.values()]
-        rows = zip(
-            self.ids,
-            (self.first_seq + places).tolist(),
-            fingerprints(batch)[places].tolist(),
-            kinds,
-            label_fingerprints(batch.labels, batch.weights)[places].tolist(),
-            strict=False,
-        )
-        return list(map(NewId._make, rows))
+        seqs, marks = (self.first_seq + places).tolist(), fingerprints(batch)[places].tolist()
+        labels = label_fingerprints(batch.labels, batch.weights)[places].tolist()
+        return list(zip(self.ids, seqs, marks, kinds, labels, strict=False))
 
     @property
     def empty(self) -> bool:

@@ -24,12 +24,13 @@ from core.logistic import Floats
 from core.packed import unpack
 from service import errors
 from service.storage import codec, series
+from service.storage.ids import CHECKSUM, add_checksum
 
 APPLICATION_ID = 0x0E57E901
-FORMAT = 4
+FORMAT = 5
 """1: without predictions that wait for their labels. 2: without a note of where a log begins. 3: without series, and
-without one of when a model that had stopped learning was let to learn again. A service that opens such a folder adds
-what they need."""
+without one of when a model that had stopped learning was let to learn again. 4: without a checksum over the ids. A
+service that opens such a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_BYTES = 4 << 20
@@ -47,11 +48,6 @@ class StoredModel:
     key: int
     name: str
     spec: dict[str, Any]
-
-
-WAITING, DROPPED = LATE + 1, LATE + 2
-"""What an id stands for that has no event: a prediction that waits, or one that waited too long. An event's id has the
-kind of the event (core/features.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +141,9 @@ class LogReader:
         path = self.folder / "log.db"
         if not path.is_file():
             raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        add_checksum(db)
+        return db
 
     def _check_format(self) -> None:
         try:
@@ -423,6 +421,20 @@ class LogReader:
                 raise self._damaged("the row of its last commit cannot be read")
             return number, checksum
         raise self._damaged("the row of its last commit is missing")
+
+    def ids_checksum(self) -> int:
+        """The checksum that the table of ids should have."""
+        if self.format < 5:
+            return 0
+        return next(int(checksum) for (checksum,) in self._rows("SELECT ids_checksum FROM log_end"))
+
+    def check_ids(self) -> None:
+        """Read all ids of all models: LogDamaged if they are not those that were written."""
+        if self.format > 4:
+            query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # at one moment
+            for expected, found in self._rows(query):
+                if expected != found:
+                    raise self._damaged("the ids are not those that were written: their checksum is wrong")
 
     def tail(self) -> Tail:
         """What stands in the write-ahead log beyond the commits that SQLite reads from it."""

@@ -16,7 +16,7 @@ each model in it, however many events, because an event a row costs three times 
     snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
     purges           models deleted whose rows are not all gone yet
     series, marks    how each model did, for plots (series.py); nothing depends on them
-    log_end          one row: the number of the last commit, and a checksum over all commits so far
+    log_end          one row: the number of the last commit, a checksum over all commits so far, and one over `ids`
 
 What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
 its checksum at the end:
@@ -27,7 +27,7 @@ its checksum at the end:
     log_end     2
 
 SQLite checks no pages, so every row that matters carries a CRC-32 of its contents, and a damaged one is refused, never
-learned.
+learned. The ids, of which there are too many for that, have one checksum for all (ids.py).
 
 SQLite ends its write-ahead log at the first frame that is damaged and says nothing: one flipped bit can lose hundreds
 of acknowledged commits. So after each sync and before the reply the commit's number and checksum are written (not
@@ -48,21 +48,19 @@ import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from core.features import EXPIRED, LATE, ORDINARY, Batch
+from core.features import LATE, Batch
 from core.packed import pack
 from service import errors
 from service.storage import codec, series
+from service.storage.ids import CHECKSUM, DROPPED, WAITING, IdRow, Ids, NewId, add_checksum
 from service.storage.log import (
     APPLICATION_ID,
-    DROPPED,
     FORMAT,
-    WAITING,
     LogReader,
     Snapshot,
     StoredModel,
@@ -85,6 +83,9 @@ SCANNED_IDS = 2_000
 """Ids that are looked at in one step, whether they are to be dropped."""
 PAGE_BYTES = 8_192
 """Of a new file's pages; 4,096 in older ones. A stream of arrays is written in a sixth less time than with those."""
+CACHE_BYTES = 16 << 20
+"""Of pages in memory, if there are as many. Random ids go to pages all over their table: with SQLite's own 2 MB, a
+commit of 8,000 to a table of 100,000 took half as long again."""
 CHECKPOINT_BYTES = 4 << 20
 """Size of the write-ahead log at which its pages are copied to the database, and it begins anew."""
 FREE_BYTES = 16 << 20
@@ -149,11 +150,12 @@ CREATE TABLE resumes (
 ) STRICT;
 {series.SCHEMA}"""
 """What the third format did not have."""
-_UPGRADES = {
-    1: _SECOND_FORMAT + _THIRD_FORMAT + _FOURTH_FORMAT,
-    2: _THIRD_FORMAT + _FOURTH_FORMAT,
-    3: _FOURTH_FORMAT,
-}
+_FIFTH_FORMAT = f"""
+ALTER TABLE log_end ADD COLUMN ids_checksum INTEGER NOT NULL DEFAULT 0;
+UPDATE log_end SET ids_checksum = ({CHECKSUM});
+"""  # noqa: S608  # of constants
+"""What the fourth format did not have."""
+_ADDED = [_SECOND_FORMAT, _THIRD_FORMAT, _FOURTH_FORMAT, _FIFTH_FORMAT]
 
 _PURGED = {
     "batches": "rowid",
@@ -163,12 +165,11 @@ _PURGED = {
     "drops": "rowid",
     "log_starts": "rowid",
     "resumes": "rowid",
-    "ids": "id",
     "waiting": "number",
     "series": "t",
     "marks": "t",
 }
-"""Tables with rows of a model, and what tells those rows apart."""
+"""Tables with rows of a model, but for the ids, and what tells those rows apart."""
 
 _FIND = """
 SELECT json_group_array(json_array(
@@ -176,38 +177,12 @@ SELECT json_group_array(json_array(
 FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
 """
-IDS_AT_ONCE = 250
-_INSERT_SOME_IDS = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * IDS_AT_ONCE)  # noqa: S608  # of constants
-_INSERT_IDS = """
-INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
-"""
-# An id that stands for an event never changes, but for one that was taken to be 0 and is corrected.
-_CHANGE_IDS = f"""{_INSERT_IDS} WHERE true
-ON CONFLICT (model, id) DO UPDATE SET
-    seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
-WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
-"""
 _OLDEST = """
 SELECT json_group_array(json_array(
     number, hex(id), kept_at, seq, hex(payload), checksum,
     EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
 FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 """
-
-
-class NewId(NamedTuple):
-    """An id and what it stands for from now on: an event's seq, fingerprint (`core.features.fingerprints`), kind and
-    the fingerprint of its label alone; or a prediction that waits, whose number is `seq`, or was dropped."""
-
-    id: str
-    seq: int
-    fingerprint: int = 0
-    kind: int = ORDINARY
-    label: int | None = None
-
-
-class IdsTakenError(Exception):
-    """An id that was taken to be new stands for something; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +211,8 @@ class ModelBatch:
     batch: Batch
     first_column: int
     names: Sequence[str]
-    ids: Sequence[NewId]
-    changed_ids: Sequence[NewId] = ()
+    ids: Sequence[IdRow]
+    changed_ids: Sequence[IdRow] = ()
     kept: Sequence[Waiting] = ()
     done: Sequence[int] = ()
     dropped: Sequence[tuple[int, str | None]] = ()
@@ -288,6 +263,7 @@ class Store(LogReader):
         if self.format < FORMAT:
             self._upgrade()
         self._number, self._checksum = self.log_end()
+        self._ids = Ids(self._db, self.ids_checksum())
         self._failed = False
         self._series_whole = True
         self.synced_at = 0.0
@@ -304,12 +280,13 @@ class Store(LogReader):
         new = path.with_name("log.db.new")
         new.unlink(missing_ok=True)
         db = sqlite3.connect(new, isolation_level=None)
+        add_checksum(db)
         try:
             db.executescript(
                 # First: SQLite passes over them once the file has a page.
                 f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} {_SECOND_FORMAT} {_THIRD_FORMAT} {_FOURTH_FORMAT} COMMIT;"
+                f"BEGIN; {_SCHEMA} {''.join(_ADDED)} COMMIT;"
                 # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
                 "PRAGMA journal_mode = WAL;"
             )
@@ -322,7 +299,7 @@ class Store(LogReader):
 
     def _upgrade(self) -> None:
         """Add what an older format does not have, in one transaction; all that is there stays as it is."""
-        added = _UPGRADES[self.format]
+        added = "".join(_ADDED[self.format - 1 :])
         try:
             self._db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {FORMAT}; COMMIT;")
         except sqlite3.Error as error:
@@ -371,10 +348,12 @@ class Store(LogReader):
         db = sqlite3.connect(
             self._mark_path.with_name("log.db"), isolation_level=None, check_same_thread=False, cached_statements=64
         )
+        add_checksum(db)
         try:
             # FULL: a commit is synced before it returns.
             db.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+                f"PRAGMA cache_size = -{CACHE_BYTES >> 10};"
             )
             ((page,),) = db.execute("PRAGMA page_size").fetchall()
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}").fetchall()
@@ -400,11 +379,13 @@ class Store(LogReader):
     def _transaction(self) -> Iterator[list[int]]:
         """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums."""
         checksums: list[int] = []
+        ids_checksum = self._ids.checksum
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield checksums
             number, checksum = self._number + 1, crc(self._checksum, *checksums)
-            self._db.execute("UPDATE log_end SET number = ?, checksum = ?", (number, checksum))
+            end = (number, checksum, self._ids.checksum)
+            self._db.execute("UPDATE log_end SET number = ?, checksum = ?, ids_checksum = ?", end)
             started = time.perf_counter()
             self._db.execute("COMMIT")
             self.synced_at = time.perf_counter()
@@ -414,12 +395,12 @@ class Store(LogReader):
         except (sqlite3.Error, OSError) as error:
             failure = _failure(error)
             if isinstance(failure, errors.DiskFull):
-                self._roll_back()
+                self._roll_back(ids_checksum)
             else:
                 self._failed = True
             raise failure from error
         except BaseException:
-            self._roll_back()
+            self._roll_back(ids_checksum)
             raise
         self._number, self._checksum = number, checksum
         self._see_that_checkpoints_work()
@@ -438,7 +419,8 @@ class Store(LogReader):
                 self._failed = True
                 raise failure from error
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, ids_checksum: int) -> None:
+        self._ids.checksum = ids_checksum
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
@@ -451,8 +433,8 @@ class Store(LogReader):
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
                 if len(part.batch):
                     checksums.append(self._insert_batch(part, written_at))
-                self._insert_ids(part.model, part.ids)
-                self._change_ids(part.model, part.changed_ids)
+                self._ids.insert(part.model, part.ids)
+                self._ids.change(part.model, part.changed_ids)
                 if part.kept:
                     checksums.append(self._insert_waiting(part.model, part.kept, part.known))
                 if part.dropped:
@@ -473,30 +455,6 @@ class Store(LogReader):
         self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", (model, first_column, len(names), data, checksum))
         return checksum
 
-    def _insert_ids(self, model: int, ids: Sequence[NewId]) -> None:
-        """IdsTakenError if one of them stands for something."""
-        # In order, because random ids then share the pages of the tree that they go to (measured, 8,000 at once: 3.1 us
-        # an id, out of order 4.6).
-        ids = sorted(ids)
-        rest = len(ids) % IDS_AT_ONCE
-        try:
-            # Few statements: each gives up the GIL and must win it back. As values an id takes 0.4 us; as JSON, which
-            # is one statement for any number, 1.2.
-            for start in range(rest, len(ids), IDS_AT_ONCE):
-                some = chain.from_iterable(ids[start : start + IDS_AT_ONCE])
-                self._db.execute(_INSERT_SOME_IDS, (model, *some))
-            if rest:
-                self._db.execute(_INSERT_IDS, (model, _as_json(ids[:rest])))
-        except sqlite3.IntegrityError:
-            raise IdsTakenError from None
-
-    def _change_ids(self, model: int, ids: Sequence[NewId]) -> None:
-        """What these stood for was not an event, or is corrected."""
-        if ids:
-            changed = self._db.execute(_CHANGE_IDS, (model, _as_json(ids))).rowcount
-            if changed != len(ids):
-                raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
-
     def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
         """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
         payloads = [codec.encode_prediction(new.served, new.x) for new in kept]
@@ -513,8 +471,8 @@ class Store(LogReader):
             (model, b"".join(payloads), json.dumps(rows)),
         )
         ids = [NewId(new.id, new.number, kind=WAITING) for new in kept]
-        self._insert_ids(model, [new for new in ids if new.id not in known])
-        self._change_ids(model, [new for new in ids if new.id in known])
+        self._ids.insert(model, [new for new in ids if new.id not in known])
+        self._ids.change(model, [new for new in ids if new.id in known])
         return crc(*checksums)
 
     def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
@@ -522,7 +480,7 @@ class Store(LogReader):
         row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
         checksum = crc(*row)
         self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self._change_ids(part.model, [NewId(i, 0, kind=DROPPED) for _, i in part.dropped if i is not None])
+        self._ids.change(part.model, [NewId(i, 0, kind=DROPPED) for _, i in part.dropped if i is not None])
         return checksum
 
     def _delete_waiting(self, model: int, numbers: Sequence[int]) -> None:
@@ -638,6 +596,8 @@ class Store(LogReader):
         if not doomed:
             return False
         with self._transaction():
+            if self._ids.delete(*doomed, "id IN (SELECT id FROM ids WHERE model = ? LIMIT ?)", *doomed, PURGE_ROWS):
+                return True
             for table, key in _PURGED.items():
                 # The table and key are ours, not a caller's.
                 some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {PURGE_ROWS}"  # noqa: S608
@@ -698,6 +658,13 @@ class Store(LogReader):
                 high = middle
         return found
 
+    def accept_ids(self) -> None:
+        """Take the ids that are there for those that were written, but for those of events that never were."""
+        with self._transaction():
+            for model in self.models():
+                self._ids.delete(model.key, f"kind <= {LATE} AND seq > ?", self.last_seq(model.key))
+            self._ids.accept()
+
     def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
         """Of some ids after one, in their own order, remove those of events up to a seq, in one short commit.
 
@@ -707,9 +674,8 @@ class Store(LogReader):
         query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
         ((last, old),) = self._rows(query, up_to, model, after, SCANNED_IDS)
         if old:
-            delete = f"DELETE FROM ids WHERE model = ? AND id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?"  # noqa: S608
             with self._transaction():
-                self._db.execute(delete, (model, after, last, up_to))
+                self._ids.delete(model, f"id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?", after, last, up_to)
         return None if last is None else str(last)
 
     def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
@@ -783,10 +749,6 @@ def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[
     while len(kept) > 1 and kept[1][1] < long_ago:
         del kept[0]
     return kept
-
-
-def _as_json(ids: Sequence[NewId]) -> str:
-    return msgspec.json.encode(ids).decode()
 
 
 def _text(in_hex: str) -> str | None:

@@ -1,0 +1,268 @@
+"""The table of ids has one checksum: it goes along with whatever is written, and tells of whatever else changed it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from examples import Example, make_example, opened
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import Service, copied, replayed_elsewhere
+
+from core import Spec
+from core.features import JOINED, Batch, BatchBuilder, Features
+from service import errors
+from service.commands import cli
+from service.commands.inspect import examine
+from service.storage import ids as ids_module
+from service.storage.ids import AT_ONCE, IdsTakenError, NewId, checksum
+from service.storage.log import LogReader, Waiting
+from service.storage.store import ModelBatch, Store
+
+numbers = st.integers(-(2**63), 2**63 - 1)
+rows = st.tuples(
+    st.integers(1, 2**40), st.binary(min_size=1, max_size=40), numbers, numbers, st.integers(0, 5), st.none() | numbers
+)
+
+
+def of(*of_rows: tuple[Any, ...]) -> int:
+    return checksum(*zip(*of_rows, strict=True))
+
+
+# -- the checksum
+
+
+@given(rows, st.lists(rows, min_size=1, max_size=5), st.data())
+def test_a_flipped_bit_of_any_of_its_parts_changes_a_checksum(
+    row: tuple[Any, ...], others: list[tuple[Any, ...]], data: st.DataObject
+) -> None:
+    place = data.draw(st.sampled_from([0, 1, 2, 3, 4, *([5] if row[5] is not None else [])]))
+    flipped = list(row)
+    if place == 1:
+        text, bit = bytearray(row[1]), data.draw(st.integers(0, 8 * len(row[1]) - 1))
+        text[bit // 8] ^= 1 << bit % 8
+        flipped[1] = bytes(text)
+    else:
+        flipped[place] = int(np.int64(row[place]) ^ np.uint64(1 << data.draw(st.integers(0, 63))).astype(np.int64))
+    assert of(row, *others) != of(tuple(flipped), *others)
+
+
+@given(st.lists(rows, min_size=1, max_size=8), st.randoms())
+def test_the_order_in_which_ids_come_does_not_matter(some: list[tuple[Any, ...]], random: Any) -> None:
+    shuffled = list(some)
+    random.shuffle(shuffled)
+    assert of(*some) == of(*shuffled)
+
+
+@given(st.lists(rows, min_size=1, max_size=3 * AT_ONCE))
+def test_sqlite_adds_up_the_same(some: list[tuple[Any, ...]]) -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        ids_module.add_checksum(db)
+        db.execute("CREATE TABLE ids (model, id, seq, fingerprint, kind, label)")
+        db.executemany("INSERT INTO ids VALUES (?, ?, ?, ?, ?, ?)", some)
+        assert db.execute(ids_module.CHECKSUM).fetchall() == [(of(*some),)]
+
+
+# -- along with whatever is written
+
+
+class Model:
+    """A model of a store: ids of events, predictions that wait, are joined or dropped, as the engine writes them."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name, self.stored = store, name, store.create_model(name, Spec().as_dict())
+        self.features = Features()
+        self.seq, self.numbers = 0, itertools.count(1)
+        self.waiting: list[Waiting] = []
+
+    def commit(self, events: int, **more: Any) -> None:
+        builder = BatchBuilder(self.features)
+        for i in range(events):
+            builder.add({f"f{i % 3}": 1.0}, i % 2)
+        self.write(builder.build(), builder, **more)
+        self.seq += events
+
+    def write(self, batch: Batch, builder: BatchBuilder, ids: Any = (), **more: Any) -> None:
+        names = builder.new_names()
+        first = builder.first_feature
+        self.store.commit([ModelBatch(self.stored.key, self.seq + 1, batch, first, names, ids, **more)])
+
+    def learn(self, count: int) -> None:
+        seqs = range(self.seq + 1, self.seq + count + 1)
+        self.commit(count, ids=[NewId(f"e{seq}", seq, seq * 7**15, 0, seq * 5**17) for seq in seqs])
+
+    def learn_again(self, count: int) -> None:
+        before = self.seq
+        with pytest.raises(IdsTakenError):
+            self.commit(count, ids=[NewId("e1", 1), *(NewId(f"no-{i}", i) for i in range(count))])
+        self.seq = before
+
+    def keep(self, count: int) -> None:
+        seqs = itertools.islice(self.numbers, count)
+        new = [Waiting(number, f"p{number}", 7, 0, np.array([0.5]), {"a": 1.0}) for number in seqs]
+        self.commit(0, kept=new)
+        self.waiting += new
+
+    def join(self, count: int) -> None:
+        done, self.waiting = self.waiting[:count], self.waiting[count:]
+        ids = [NewId(w.id, self.seq + i, 1, JOINED, 9) for i, w in enumerate(done, 1)]
+        self.commit(len(done), changed_ids=ids, done=[w.number for w in done])
+
+    def drop(self, count: int) -> None:
+        gone, self.waiting = self.waiting[:count], self.waiting[count:]
+        if gone:
+            self.commit(0, dropped=[(w.number, w.id) for w in gone])
+
+    def forget(self, count: int) -> None:
+        id_: str | None = ""
+        while id_ is not None:
+            id_ = self.store.drop_ids(self.stored.key, count, id_)
+
+    def delete(self, _: int) -> None:
+        self.store.delete_model(self.stored)
+        self.store.purge()  # a part
+        self.__init__(self.store, self.name)  # type: ignore[misc]
+
+    def reopen(self, _: int) -> None:
+        self.store.close()
+        self.store.__init__(self.store.folder)  # type: ignore[misc]
+
+
+ACTIONS = ["learn", "keep", "join", "drop", "forget", "delete", "reopen"]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(ACTIONS), st.integers(1, 2 * AT_ONCE)), max_size=30))
+def test_the_checksum_is_that_of_what_is_there_whatever_was_written(steps: list[tuple[str, str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder))) as store:
+        models = {name: Model(store, name) for name in "ab"}
+        for name, action, count in [("a", "learn", 5), ("b", "keep", 5), *steps]:
+            getattr(models[name], action)(count)
+            store.check_ids()
+        while store.purge():
+            store.check_ids()
+
+
+def test_what_is_not_written_does_not_count(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        model = Model(store, "m")
+        model.learn(300)
+        model.learn_again(300)
+        store.check_ids()
+        model.learn(1)
+        store.check_ids()
+
+
+# -- damage
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    return asyncio.run(make_example(tmp_path_factory.mktemp("example")))
+
+
+def change(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
+        assert db.execute(statement).rowcount == 1
+
+
+DAMAGE = {
+    "an id is another one": "UPDATE ids SET id = 'event-9?' WHERE id = 'event-99' AND model = 1",
+    "an id is gone": "DELETE FROM ids WHERE id = 'event-99' AND model = 1",
+    "there is one more": "INSERT INTO ids VALUES (1, 'never', 5, 0, 0, 0)",
+    "it is another model's": "UPDATE ids SET model = 2 WHERE id = 'event-99' AND model = 1",
+    "it stands for another event": "UPDATE ids SET seq = seq - 64 WHERE id = 'event-99' AND model = 1",
+    "it stands for one that never was": "UPDATE ids SET seq = seq + 4096 WHERE id = 'event-99' AND model = 1",
+    "its event has other features": "UPDATE ids SET fingerprint = fingerprint - 1 WHERE id = 'event-99' AND model = 1",
+    "it is of another kind": "UPDATE ids SET kind = 2 WHERE id = 'event-99' AND model = 1",
+    "its label is another one": "UPDATE ids SET label = label - 1 WHERE id = 'event-99' AND model = 1",
+    "its label is gone": "UPDATE ids SET label = NULL WHERE id = 'event-99' AND model = 1",
+    "the checksum is another one": "UPDATE log_end SET ids_checksum = ids_checksum - 1",
+}
+REASON = "the ids are not those that were written: their checksum is wrong"
+
+
+@pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
+    example: Example, tmp_path: Path, capsys: Any, statement: str
+) -> None:
+    folder = copied(example.closed, tmp_path / "data")
+    change(folder, statement)
+    assert cli.main(["inspect", str(folder)]) == 1
+    output = capsys.readouterr().out
+    assert f"DAMAGED: {REASON}" in output
+    assert f"`onestep repair {folder}`" in output
+    assert asyncio.run(opened(copied(folder, tmp_path / "opened"))) == example.state
+
+    assert cli.main(["backup", str(folder), str(tmp_path / "backup")]) == 0
+    assert f"DAMAGED, and copied as it is: {REASON}" in capsys.readouterr().err
+    assert examine(tmp_path / "backup").wrong == [REASON]  # the copy is not the better for it
+
+    assert cli.main(["repair", str(folder), "--yes"]) == 0
+    output = capsys.readouterr().out
+    assert f"In {folder} {REASON}." in output
+    (copy,) = folder.glob("before-repair-*")
+    assert examine(copy).wrong == [REASON]
+    assert examine(folder).wrong == []
+    assert asyncio.run(opened(folder)) == example.state
+    assert examine(folder).wrong == []
+
+
+def test_ids_and_the_end_of_a_log_are_repaired_at_once(example: Example, tmp_path: Path, capsys: Any) -> None:
+    folder = copied(example.closed, tmp_path / "data")
+    change(folder, DAMAGE["an id is gone"])
+    (folder / "last-commit").unlink()
+    assert cli.main(["repair", str(folder), "--yes"]) == 0
+    output = capsys.readouterr().out
+    assert REASON in output
+    assert "last-commit is missing" in output
+    assert examine(folder).wrong == []
+    assert asyncio.run(opened(folder)) == example.state
+
+
+def test_an_event_whose_id_was_damaged_can_be_sent_again_after_a_repair(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    events = [{"x": {"a": i}, "y": i % 2, "id": f"event-{i}"} for i in range(100)]
+    with Service(folder).wait_until_ready() as service:
+        service.learn(events)
+        assert service.stop() == 0
+    change(folder, DAMAGE["an id is another one"])
+    assert cli.main(["repair", str(folder), "--yes"]) == 0
+    with Service(folder).wait_until_ready() as service:
+        replies = service.learn(events)
+        assert [reply["duplicate"] for reply in replies] == [True] * 99 + [False]
+        state = service.get("/models/default")
+    assert replayed_elsewhere(folder)["default"] == {"seq": 101, "sha256": state["sha256"]}
+
+
+def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        model = Model(store, "m")
+        model.learn(10)
+        store.delete_model(model.stored)
+    with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as db:
+        db.execute("UPDATE ids SET id = CAST(x'ff' AS TEXT) WHERE id = 'e3'")
+    with closing(Store(tmp_path)) as store:
+        while store.purge():
+            pass
+        assert store.ids(model.stored.key) == (0, 0)
+        with pytest.raises(errors.LogDamaged, match=REASON):
+            store.check_ids()
+        store.accept_ids()
+        store.check_ids()
+
+
+def test_ids_are_looked_at_while_others_are_written(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store, closing(LogReader(tmp_path)) as reader:
+        model = Model(store, "m")
+        for _ in range(20):
+            model.learn(50)
+            reader.check_ids()
