@@ -31,6 +31,9 @@ SLOW_TICKS = 5
 """Tenths of a second between two looks for connections that are too slow."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
+HANDSHAKE_SECONDS = 0.005
+"""For those who have begun to connect when a stop begins. Who begins just then tries again after a second, and is
+refused."""
 LINGER_SECONDS = 0.25
 LINGER_FRESH_SECONDS = 1.0
 """How long connections are still read once no more are accepted."""
@@ -103,6 +106,8 @@ class Server(uvicorn.Server):
         """
         for listener in sockets or []:
             _admit_no_more(listener)
+        await asyncio.sleep(HANDSHAKE_SECONDS)
+        for listener in sockets or []:
             await _accept_all(listener)
         for server in self.servers:
             server.close()
@@ -134,13 +139,21 @@ async def _accept_all(listener: socket.socket) -> None:
 
 
 def _admit_no_more(listener: socket.socket) -> None:
-    """Let no packet for a new connection through, by a filter of one instruction: "take 0 bytes". Linux only.
+    """Let nobody begin to connect any more, by a filter that drops packets with the flag SYN. Linux only.
 
-    Between the last accept and the close of a listener one more could be connected, and would be reset.
+    Between the last accept and the close of a listener one more could be connected, and would be reset. So would who
+    has begun already, were the rest of the handshake dropped, too: the client is connected by then, the service is not.
     """
+    instructions = (
+        (0x30, 0, 0, 13),  # load the byte with the flags, at 13 of the TCP header
+        (0x45, 0, 1, 0x02),  # if not SYN, skip one
+        (0x06, 0, 0, 0),  # take 0 bytes of it
+        (0x06, 0, 0, 0xFFFFFFFF),  # take it
+    )
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in instructions))
     with contextlib.suppress(OSError):
-        instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(instruction)))
+        wanted = struct.pack("@HP", len(instructions), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, wanted)
 
 
 def serve(settings: Settings, lock: FolderLock) -> int:
