@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import itertools
+import os
+import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -97,7 +101,7 @@ class Model:
 
     def learn(self, count: int) -> None:
         seqs = range(self.seq + 1, self.seq + count + 1)
-        self.commit(count, ids=[NewId(f"e{seq}", seq, seq * 7**15, 0, seq * 5**17) for seq in seqs])
+        self.commit(count, ids=[NewId(f"e{seq}", seq, seq * 7**17, 0, seq * 5**20) for seq in seqs])
 
     def learn_again(self, count: int) -> None:
         before = self.seq
@@ -169,6 +173,17 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     return asyncio.run(make_example(tmp_path_factory.mktemp("example")))
 
 
+def sql(folder: Path, statement: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
+        return db.execute(statement).fetchall()
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
 def change(folder: Path, statement: str) -> None:
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
         assert db.execute(statement).rowcount == 1
@@ -179,6 +194,7 @@ DAMAGE = {
     "an id is gone": "DELETE FROM ids WHERE id = 'event-99' AND model = 1",
     "there is one more": "INSERT INTO ids VALUES (1, 'never', 5, 0, 0, 0)",
     "it is another model's": "UPDATE ids SET model = 2 WHERE id = 'event-99' AND model = 1",
+    "it is of a model that never was": "UPDATE ids SET model = 77 WHERE id = 'event-99' AND model = 1",
     "it stands for another event": "UPDATE ids SET seq = seq - 64 WHERE id = 'event-99' AND model = 1",
     "it stands for one that never was": "UPDATE ids SET seq = seq + 4096 WHERE id = 'event-99' AND model = 1",
     "its event has other features": "UPDATE ids SET fingerprint = fingerprint - 1 WHERE id = 'event-99' AND model = 1",
@@ -214,6 +230,7 @@ def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
     assert examine(folder).wrong == []
     assert asyncio.run(opened(folder)) == example.state
     assert examine(folder).wrong == []
+    assert sql(folder, "SELECT count(*) FROM ids WHERE model NOT IN (SELECT model FROM models)") == [(0,)]
 
 
 def test_ids_and_the_end_of_a_log_are_repaired_at_once(example: Example, tmp_path: Path, capsys: Any) -> None:
@@ -243,13 +260,27 @@ def test_an_event_whose_id_was_damaged_can_be_sent_again_after_a_repair(tmp_path
     assert replayed_elsewhere(folder)["default"] == {"seq": 101, "sha256": state["sha256"]}
 
 
-def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path) -> None:
+def make_unreadable(folder: Path, id_: str) -> None:
+    """Let the head of an id's row say that its last number is shorter: SQLite finds the row, and cannot read that."""
+    data = (folder / "log.db").read_bytes()
+    place = data.index(id_.encode())
+    assert data.count(id_.encode()) == 1
+    flip(folder / "log.db", place - 1, 2)  # the last byte of the head: 2 bytes instead of 8
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        sql(folder, f"SELECT label FROM ids WHERE id = '{id_}'")
+
+
+def no_text(folder: Path, id_: str) -> None:
+    assert sql(folder, f"UPDATE ids SET id = CAST(x'ff' AS TEXT) WHERE id = '{id_}' RETURNING 1")
+
+
+@pytest.mark.parametrize("damage", [no_text, make_unreadable])
+def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path, damage: Any) -> None:
     with closing(Store(tmp_path)) as store:
         model = Model(store, "m")
         model.learn(10)
         store.delete_model(model.stored)
-    with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as db:
-        db.execute("UPDATE ids SET id = CAST(x'ff' AS TEXT) WHERE id = 'e3'")
+    damage(tmp_path, "e3")
     with closing(Store(tmp_path)) as store:
         while store.purge():
             pass
@@ -257,6 +288,64 @@ def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path) 
         with pytest.raises(errors.LogDamaged, match=REASON):
             store.check_ids()
         store.accept_ids()
+        store.check_ids()
+
+
+def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        model = Model(store, "m")
+        model.learn(10)
+    make_unreadable(tmp_path, "e3")
+    with closing(Store(tmp_path)) as store:
+        model.store = store
+        model.forget(10)
+        assert store.ids(model.stored.key) == (0, 0)
+
+
+def test_a_folder_without_a_checksum_gets_one_also_of_what_cannot_be_read(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        Model(store, "m").learn(10)
+    sql(tmp_path, "ALTER TABLE log_end DROP COLUMN ids_checksum")
+    sql(tmp_path, "PRAGMA user_version = 4")
+    whole = copied(tmp_path, tmp_path / "whole")
+    with closing(Store(whole)) as store:
+        store.check_ids()
+    make_unreadable(tmp_path, "e3")
+    with closing(Store(tmp_path)) as store, pytest.raises(errors.LogDamaged):
+        store.check_ids()
+
+
+def test_a_flipped_bit_in_the_row_of_the_last_commit_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with closing(Store(tmp_path / "data")) as store:
+        Model(store, "m").learn(10)
+        checksum, page = store.ids_checksum(), store._page_bytes()
+    ((root,),) = sql(tmp_path / "data", "SELECT rootpage FROM sqlite_master WHERE name = 'log_end'")
+    for place, bit in itertools.product(range(root * page - 24, root * page), range(8)):
+        damaged = copied(tmp_path / "data", tmp_path / "damaged")
+        flip(damaged / "log.db", place, bit)
+        told = examine(damaged).wrong
+        with contextlib.suppress(errors.OnestepError), closing(Store(damaged)) as store:
+            assert told or store.ids_checksum() == checksum, (place, bit)
+        shutil.rmtree(damaged)
+
+
+def test_what_is_committed_and_cannot_be_marked_counts_and_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there was no room for the mark: nothing was written is what a caller takes from that."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(Store(tmp_path)) as store:
+        model = Model(store, "m")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(errors.StorageFailed):
+                model.learn(10)
+    with closing(Store(tmp_path)) as store:
+        assert (store.last_seq(model.stored.key), store.ids(model.stored.key)) == (10, (10, 10))
         store.check_ids()
 
 

@@ -137,8 +137,8 @@ def _require_room(folder: Path, staging: Path) -> None:
 
 
 def _require_whole(folder: Path, findings: Findings) -> None:
-    """Failed if the log of the copy is damaged or has lost its end. Damaged ids are told,
-    and so is a damaged snapshot: the log has all events."""
+    """Failed if the log of the copy is damaged or has lost its end. Damaged ids are told, and a damaged snapshot, too:
+    the log has all events."""
     if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
         raise Failed(
             f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "

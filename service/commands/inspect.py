@@ -19,7 +19,7 @@ from service.storage.store import Store, sync_file, sync_folder
 _UNCOPIED = ("lock", "log.db-shm")
 """Files of a data folder with nothing in them that a process makes not anew."""
 
-_DAMAGED_IDS = "An event whose id is damaged is learned again if it is sent again."
+_DAMAGED_IDS = "An event whose id is damaged may be refused, or learned again, if it is sent again."
 _UNFINISHED = "of a commit being written, or cut short"
 
 
@@ -245,7 +245,7 @@ def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int,
 
 def _advice(folder: Path, findings: Findings) -> str:
     if findings.damage:
-        return "Restore a backup; nothing here can be repaired without losing events in the middle."
+        return "Restore a backup; what is damaged here cannot be repaired."
     if findings.loss:
         return f"Restore a backup, or accept the loss with `onestep repair {folder}`."
     if findings.bad_ids:
@@ -297,7 +297,7 @@ def _repair(folder: Path, yes: bool) -> int:
     if findings.bad_ids:
         with closing(Store(folder)) as store:
             store.accept_ids()
-        print("Done: the ids that are there count.")
+        print("Done: the ids that are there count, but for those of events that never were.")
     print(f"The files as they were are in {copy}.")
     return 0
 

@@ -33,7 +33,7 @@ ON CONFLICT (model, id) DO UPDATE SET
 WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
 """
 _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerprint", "kind", "label"))
-# With casts: of damaged rows it must not fail.
+# With casts: of the rows of a damaged page too there must be one.
 CHECKSUM = f"SELECT ifnull(ids_checksum(model, CAST(id AS BLOB), {_NUMBERS}), 0) FROM ids"  # noqa: S608  # of constants
 """A query for the checksum over all rows."""
 _MODULUS = (1 << 61) - 1  # a prime: no power of two, which is what a flipped bit adds, is 0 modulo it
@@ -52,6 +52,18 @@ class NewId(NamedTuple):
 
 IdRow = tuple[str, int, int, int, int | None]
 """The same without names: of a NewId, to make one takes three times as long."""
+
+
+class Rows(NamedTuple):
+    """Those rows of the table of which a condition in SQL is true."""
+
+    condition: str
+    values: tuple[Any, ...] = ()
+
+
+def rows_of(model: int, ids: Sequence[str]) -> Rows:
+    """The rows of these ids of a model."""
+    return Rows("model = ? AND id IN (SELECT value FROM json_each(?))", (model, msgspec.json.encode(ids).decode()))
 
 
 class IdsTakenError(Exception):
@@ -138,35 +150,32 @@ class Ids:
                 self._db.execute(_INSERT, (model, _as_json(ids[:rest])))
         except sqlite3.IntegrityError:
             raise IdsTakenError from None
-        self._add(_checksum(model, ids))
+        self._count(_checksum(model, ids))
 
     def change(self, model: int, ids: Sequence[IdRow]) -> None:
-        """What these stood for was not an event, or is corrected."""
-        if not ids:
-            return
-        known = msgspec.json.encode([id_ for id_, *_ in ids]).decode()
-        before = self._sum("model = ? AND id IN (SELECT value FROM json_each(?))", model, known)
-        changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
-        if changed != len(ids):
-            raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
-        self._add(_checksum(model, ids) - before)
+        """What these stood for was not an event, or is corrected; it has been left out."""
+        if ids:
+            changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
+            if changed != len(ids):
+                raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
+            self._count(_checksum(model, ids))
 
-    def delete(self, model: int, condition: str, *values: Any) -> int:
-        """Remove the rows of a model of which a condition in SQL is true; how many there were."""
-        removed = self._sum(f"model = ? AND {condition}", model, *values)
-        deleted = self._db.execute(f"DELETE FROM ids WHERE model = ? AND {condition}", (model, *values))  # noqa: S608
-        self._add(-removed)
-        return deleted.rowcount
+    def leave_out(self, rows: Rows) -> None:
+        """Leave rows out of the checksum, before the transaction that removes or changes them: in one that met a row
+        that cannot be read, SQLite would write nothing more."""
+        self._count(-self.sum(rows))
 
-    def accept(self) -> None:
-        """Take the rows that are there for those that were written."""
-        self.checksum = self._sum("true")
-
-    def _sum(self, condition: str, *values: Any) -> int:
-        ((found,),) = self._db.execute(f"{CHECKSUM} WHERE {condition}", values).fetchall()
+    def sum(self, rows: Rows) -> int:
+        """The checksum over some rows, a wrong one where a page is damaged: then nothing else fails for it."""
+        try:
+            ((found,),) = self._db.execute(f"{CHECKSUM} WHERE {rows.condition}", rows.values).fetchall()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            return 0
         return int(found)
 
-    def _add(self, checksum: int) -> None:
+    def _count(self, checksum: int) -> None:
         self.checksum = (self.checksum + checksum) % _MODULUS
 
 

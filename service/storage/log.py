@@ -417,7 +417,7 @@ class LogReader:
     def log_end(self) -> tuple[int, int]:
         """The number of the last commit, and the checksum over all."""
         for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
-            if not isinstance(number, int) or not isinstance(checksum, int):
+            if not isinstance(number, int) or not isinstance(checksum, int) or not 0 <= checksum < 1 << 32:
                 raise self._damaged("the row of its last commit cannot be read")
             return number, checksum
         raise self._damaged("the row of its last commit is missing")
@@ -426,7 +426,10 @@ class LogReader:
         """The checksum that the table of ids should have."""
         if self.format < 5:
             return 0
-        return next(int(checksum) for (checksum,) in self._rows("SELECT ids_checksum FROM log_end"))
+        ((checksum,),) = self._rows("SELECT ids_checksum FROM log_end")
+        if not isinstance(checksum, int):
+            raise self._damaged("the row of its last commit cannot be read")
+        return checksum
 
     def check_ids(self) -> None:
         """Read all ids of all models: LogDamaged if they are not those that were written."""

@@ -57,7 +57,7 @@ from core.features import LATE, Batch
 from core.packed import pack
 from service import errors
 from service.storage import codec, series
-from service.storage.ids import CHECKSUM, DROPPED, WAITING, IdRow, Ids, NewId, add_checksum
+from service.storage.ids import DROPPED, WAITING, IdRow, Ids, NewId, Rows, add_checksum, rows_of
 from service.storage.log import (
     APPLICATION_ID,
     FORMAT,
@@ -150,13 +150,11 @@ CREATE TABLE resumes (
 ) STRICT;
 {series.SCHEMA}"""
 """What the third format did not have."""
-_FIFTH_FORMAT = f"""
-ALTER TABLE log_end ADD COLUMN ids_checksum INTEGER NOT NULL DEFAULT 0;
-UPDATE log_end SET ids_checksum = ({CHECKSUM});
-"""  # noqa: S608  # of constants
+_FIFTH_FORMAT = "ALTER TABLE log_end ADD COLUMN ids_checksum INTEGER NOT NULL DEFAULT 0;"
 """What the fourth format did not have."""
 _ADDED = [_SECOND_FORMAT, _THIRD_FORMAT, _FOURTH_FORMAT, _FIFTH_FORMAT]
 
+_ALL_IDS = Rows("true")
 _PURGED = {
     "batches": "rowid",
     "names": "rowid",
@@ -217,6 +215,14 @@ class ModelBatch:
     done: Sequence[int] = ()
     dropped: Sequence[tuple[int, str | None]] = ()
     known: Container[str] = ()
+
+    def old_ids(self) -> list[str]:
+        """The ids that stood for something before."""
+        return [
+            *(id_ for id_, *_ in self.changed_ids),
+            *(new.id for new in self.kept if new.id in self.known),
+            *(id_ for _, id_ in self.dropped if id_ is not None),
+        ]
 
 
 class LogRow(NamedTuple):
@@ -280,7 +286,6 @@ class Store(LogReader):
         new = path.with_name("log.db.new")
         new.unlink(missing_ok=True)
         db = sqlite3.connect(new, isolation_level=None)
-        add_checksum(db)
         try:
             db.executescript(
                 # First: SQLite passes over them once the file has a page.
@@ -298,10 +303,15 @@ class Store(LogReader):
         sync_folder(path.parent)
 
     def _upgrade(self) -> None:
-        """Add what an older format does not have, in one transaction; all that is there stays as it is."""
-        added = "".join(_ADDED[self.format - 1 :])
+        """Add what an older format does not have, in a transaction for the last and one for those before; all that is
+        there stays as it is."""
+        tables = "".join(_ADDED[self.format - 1 : -1])
         try:
-            self._db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {FORMAT}; COMMIT;")
+            self._db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {FORMAT - 1}; COMMIT;")
+            checksum = Ids(self._db, 0).sum(_ALL_IDS)
+            self._db.executescript(f"BEGIN IMMEDIATE; {_FIFTH_FORMAT} PRAGMA user_version = {FORMAT};")
+            self._db.execute("UPDATE log_end SET ids_checksum = ?", (checksum,))
+            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._db.close()
             raise _failure(error) from error
@@ -376,11 +386,14 @@ class Store(LogReader):
     # -- writing
 
     @contextmanager
-    def _transaction(self) -> Iterator[list[int]]:
-        """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums."""
+    def _transaction(self, *old_ids: Rows) -> Iterator[list[int]]:
+        """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums. It
+        may remove or change the `old_ids`, and no others."""
         checksums: list[int] = []
         ids_checksum = self._ids.checksum
         try:
+            for rows in old_ids:
+                self._ids.leave_out(rows)
             self._db.execute("BEGIN IMMEDIATE")
             yield checksums
             number, checksum = self._number + 1, crc(self._checksum, *checksums)
@@ -390,8 +403,6 @@ class Store(LogReader):
             self._db.execute("COMMIT")
             self.synced_at = time.perf_counter()
             self.sync_seconds = self.synced_at - started
-            # Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it.
-            os.pwrite(self._mark, encode_mark(number, checksum), 0)
         except (sqlite3.Error, OSError) as error:
             failure = _failure(error)
             if isinstance(failure, errors.DiskFull):
@@ -403,7 +414,16 @@ class Store(LogReader):
             self._roll_back(ids_checksum)
             raise
         self._number, self._checksum = number, checksum
+        self._remember_the_end()
         self._see_that_checkpoints_work()
+
+    def _remember_the_end(self) -> None:
+        """Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it."""
+        try:
+            os.pwrite(self._mark, encode_mark(self._number, self._checksum), 0)
+        except OSError as error:
+            self._failed = True
+            raise errors.StorageFailed(reason=str(error)) from error  # whatever it was, the commit is in the log
 
     def _see_that_checkpoints_work(self) -> None:
         """SQLite does not say so when the checkpoint after a commit fails: the write-ahead log grows and grows, all in
@@ -427,7 +447,8 @@ class Store(LogReader):
     def commit(self, batches: Sequence[ModelBatch]) -> None:
         """Write what one turn of the writer gathered, and sync it. IdsTakenError: nothing was written."""
         written_at = time.time()
-        with self._transaction() as checksums:
+        old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
+        with self._transaction(*old_ids) as checksums:
             for part in batches:
                 if part.names:
                     checksums.append(self._insert_names(part.model, part.first_column, part.names))
@@ -595,8 +616,10 @@ class Store(LogReader):
         doomed = [key for (key,) in self._rows(query)]
         if not doomed:
             return False
-        with self._transaction():
-            if self._ids.delete(*doomed, "id IN (SELECT id FROM ids WHERE model = ? LIMIT ?)", *doomed, PURGE_ROWS):
+        some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
+        ids = Rows(some, (*doomed, PURGE_ROWS))
+        with self._transaction(ids):
+            if self._delete_ids(ids):
                 return True
             for table, key in _PURGED.items():
                 # The table and key are ours, not a caller's.
@@ -658,12 +681,20 @@ class Store(LogReader):
                 high = middle
         return found
 
+    def _delete_ids(self, rows: Rows) -> int:
+        return self._db.execute(f"DELETE FROM ids WHERE {rows.condition}", rows.values).rowcount  # noqa: S608  # of ours
+
     def accept_ids(self) -> None:
-        """Take the ids that are there for those that were written, but for those of events that never were."""
+        """Take the ids that are there for those that were written, but for those of events and models that never
+        were."""
         with self._transaction():
             for model in self.models():
-                self._ids.delete(model.key, f"kind <= {LATE} AND seq > ?", self.last_seq(model.key))
-            self._ids.accept()
+                past_the_end = Rows(f"model = ? AND kind <= {LATE} AND seq > ?", (model.key, self.last_seq(model.key)))
+                self._delete_ids(past_the_end)
+            self._delete_ids(Rows("model NOT IN (SELECT model FROM models UNION SELECT model FROM purges)"))
+        found = self._ids.sum(_ALL_IDS)
+        with self._transaction():
+            self._ids.checksum = found
 
     def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
         """Of some ids after one, in their own order, remove those of events up to a seq, in one short commit.
@@ -674,8 +705,10 @@ class Store(LogReader):
         query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
         ((last, old),) = self._rows(query, up_to, model, after, SCANNED_IDS)
         if old:
-            with self._transaction():
-                self._ids.delete(model, f"id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?", after, last, up_to)
+            condition = f"model = ? AND id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?"
+            rows = Rows(condition, (model, after, last, up_to))
+            with self._transaction(rows):
+                self._delete_ids(rows)
         return None if last is None else str(last)
 
     def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
