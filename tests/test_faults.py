@@ -53,31 +53,31 @@ class Journal:
 
     def learn(self, connection: http.client.HTTPConnection) -> int:
         """Send one event: the status."""
-        with self.lock:
-            value = len(self.sent) + 1
-            self.sent.append(value)
+        (value,) = values = self._next(1)
         event = {"x": {"value": value, "one": 1}, "y": value % 2}
         status, reply, headers = exchange_whole(connection, "POST", "/learn", event)
-        with self.lock:
-            if status == 200:
-                self.acknowledged[value] = reply["seq"]
-            else:
-                self.refused.append((status, reply))
-                self.refusals.append(headers)
-        return status
+        return self._note(values, status, [reply], headers)
 
     def learn_array(self, connection: http.client.HTTPConnection, events: int, **more: float) -> int:
         """Send so many at once: the status."""
+        values = self._next(events)
+        array = [{"x": {"value": value, **more}, "y": value % 2} for value in values]
+        status, replies, headers = exchange_whole(connection, "POST", "/learn", array)
+        return self._note(values, status, replies if status == 200 else [replies], headers)
+
+    def _next(self, events: int) -> list[int]:
         with self.lock:
             values = [len(self.sent) + i for i in range(1, events + 1)]
             self.sent += values
-        array = [{"x": {"value": value, **more}, "y": value % 2} for value in values]
-        status, replies = exchange(connection, "POST", "/learn", array)
+        return values
+
+    def _note(self, values: list[int], status: int, replies: list[Any], headers: Mapping[str, str]) -> int:
         with self.lock:
             if status == 200:
                 self.acknowledged.update(zip(values, (reply["seq"] for reply in replies), strict=True))
             else:
-                self.refused.append((status, replies))
+                self.refused.append((status, replies[0]))
+                self.refusals.append(headers)
         return status
 
     def learn_until_lost(self, service: Service, events: int) -> bool:

@@ -112,6 +112,12 @@ class Transport(asyncio.Transport):
         self.written += bytes(data)
         self.has_written.set()
 
+    async def until_written(self, what: bytes, times: int = 1) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while self.written.count(what) < times:
+                self.has_written.clear()
+                await self.has_written.wait()
+
     def close(self) -> None:
         self.has_closed.set()
 
@@ -159,10 +165,7 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
 
         async def told(data: bytes, needs: bytes) -> bytes:
             connection.data_received(data)
-            async with asyncio.timeout(PATIENCE):
-                while needs not in transport.written:
-                    transport.has_written.clear()
-                    await transport.has_written.wait()
+            await transport.until_written(needs)
             written, transport.written = transport.written, b""
             return written
 
@@ -200,10 +203,7 @@ def test_of_a_body_that_is_refused_by_its_head_nothing_is_kept(tmp_path: Path) -
         # The same, when it comes while another is answered.
         array = json.dumps([{"x": {}, "y": 1}] * 5_000).encode()
         connection.data_received(head_of("/learn", len(array)) + array + refused + bytes(50_000))
-        async with asyncio.timeout(PATIENCE):
-            while transport.written.count(b"urn:onestep:unknown-model") < 2:
-                transport.has_written.clear()
-                await transport.has_written.wait()
+        await transport.until_written(b"urn:onestep:unknown-model", times=2)
         sizes.append(len(connection.cycle.body))
         await service.engine.stop(seconds=1)
         connection.connection_lost(ConnectionResetError())
@@ -230,10 +230,7 @@ def test_a_head_that_begins_in_one_read_with_the_end_of_a_long_body_is_not_too_l
         connection.data_received(array[100:] + after[:cut])
         await asyncio.sleep(0.01)
         connection.data_received(after[cut:])
-        async with asyncio.timeout(PATIENCE):
-            while transport.written.count(b"HTTP/1.1 ") < 2:
-                transport.has_written.clear()
-                await transport.has_written.wait()
+        await transport.until_written(b"HTTP/1.1 ", times=2)
         await service.engine.stop(seconds=1)
         connection.connection_lost(ConnectionResetError())
         return transport.written
@@ -281,8 +278,7 @@ def test_a_large_prediction_does_not_wait_for_a_large_array_in_line(tmp_path: Pa
             learns.data_received(head_of("/learn", len(events)) + events)
             await asyncio.sleep(0.1)
             predicts.data_received(head_of("/predict", len(questions)) + questions)
-            async with asyncio.timeout(PATIENCE):
-                await transport.has_written.wait()
+            await transport.until_written(b"HTTP/1.1 ")
             assert not told.written
         await service.engine.stop(seconds=1)
         for connection in (learns, predicts):
@@ -304,9 +300,8 @@ def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tm
                 connection.data_received(head_of("/predict", len(body)) + body)
                 await asyncio.sleep(0.1)
             waiting = [transport.written for _, transport in peers]
-        async with asyncio.timeout(PATIENCE):
-            for _, transport in peers:
-                await transport.has_written.wait()
+        for _, transport in peers:
+            await transport.until_written(b"HTTP/1.1 ")
         await service.engine.stop(seconds=1)
         for connection, _ in peers:
             connection.connection_lost(ConnectionResetError())
@@ -515,8 +510,7 @@ def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, cont
         await recover(service.engine)
         async with service.engine.announced(10):
             connection.data_received(head_of("/learn", 200_000).replace(b"application/json", content_type.encode()))
-            async with asyncio.timeout(PATIENCE):
-                await transport.has_written.wait()
+            await transport.until_written(b"HTTP/1.1 ")
         await service.engine.stop(seconds=1)
         connection.connection_lost(ConnectionResetError())
         return transport.written
