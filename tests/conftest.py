@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
+from forked import Onestep
 
 ONESTEP = str(Path(sys.executable).with_name("onestep"))
 JSON = {"content-type": "application/json"}
@@ -158,11 +158,8 @@ class Service:
         self.folder = folder
         self.log_file = log_file
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
-        command = [ONESTEP, "serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
-        with log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=clean | env, cwd=log_file.parent, start_new_session=True
-            )
+        arguments = ("serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags)
+        self.process = Onestep(*arguments, log=log_file, env=clean | env, cwd=log_file.parent)
         self.http = httpx.Client(timeout=PATIENCE, trust_env=False)
         self.port = 0
 

@@ -23,6 +23,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import pytest
+from forked import Onestep
 
 from core import Learner, Spec
 from core.features import Batch
@@ -36,12 +37,6 @@ START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LOST = (OSError, http.client.HTTPException)
 """What a client sees of a kill."""
-_LIMITED = """
-import os, resource, sys
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 _LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
 
 
@@ -52,19 +47,21 @@ class Service:
     """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
 
     def __init__(self, folder: Path, *flags: str, file_limit: int | None = None, tracing: Sequence[str] = ()) -> None:
-        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk.
+        """`file_limit`: see `Onestep`.
 
         `tracing`: what to put before the command to record it.
         """
-        onestep = str(Path(sys.executable).with_name("onestep"))
-        command = [onestep, "serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
-        if file_limit is not None:
-            command = [sys.executable, "-c", _LIMITED, str(file_limit), *command]
+        arguments = ["serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
-        with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen([*tracing, *command], stdout=log, stderr=log, env=clean)
+        self.process: Onestep | subprocess.Popen[bytes]
+        if tracing:
+            onestep = str(Path(sys.executable).with_name("onestep"))
+            with self._log_path.open("wb") as log:
+                self.process = subprocess.Popen([*tracing, onestep, *arguments], stdout=log, stderr=log, env=clean)
+        else:
+            self.process = Onestep(*arguments, log=self._log_path, env=clean, file_limit=file_limit)
         self.port = 0
 
     def __enter__(self) -> Service:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from disk import needs_strace
+from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
 from service import errors
@@ -343,14 +343,6 @@ def limited_backup(folder: Path, out: Path, limit: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Any:
-    """Starts processes of this module's functions; forked from one that has it imported, so that they start at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["service.commands.backup"])
-    return context
-
-
-@pytest.fixture(scope="module")
 def large(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The example with 30 MiB of snapshot that are left from a crash, so that it takes some time to copy."""
     folder = copied(example, tmp_path_factory.mktemp("large") / "data")
@@ -359,9 +351,9 @@ def large(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     shutil.rmtree(folder)
 
 
-def killed(processes: Any, function: Any, arguments: tuple[Path, Path], seconds: float) -> bool:
+def killed(function: Any, arguments: tuple[Path, Path], seconds: float) -> bool:
     """Run a function in a process, and kill it after so many seconds; whether it was still running."""
-    process = processes.Process(target=function, args=arguments)
+    process = CONTEXT.Process(target=function, args=arguments)
     process.start()
     process.join(seconds)
     running = process.is_alive()
@@ -373,18 +365,18 @@ def killed(processes: Any, function: Any, arguments: tuple[Path, Path], seconds:
 @pytest.mark.parametrize("kills", [8, pytest.param(150, marks=pytest.mark.long)])
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(
-    large: Path, tmp_path: Path, processes: Any, command: str, kills: int
+    large: Path, tmp_path: Path, command: str, kills: int
 ) -> None:
     function = getattr(backups, command)
     numbers, out = random.Random(7), tmp_path / "out"
     begun = time.monotonic()
-    assert not killed(processes, function, (large, out), 60)
+    assert not killed(function, (large, out), 60)
     whole = time.monotonic() - begun
     ended_by_the_kill = 0
     for _ in range(kills):
         shutil.rmtree(out, ignore_errors=True)
         begun = time.monotonic()
-        if killed(processes, function, (large, out), numbers.uniform(0, whole)):
+        if killed(function, (large, out), numbers.uniform(0, whole)):
             ended_by_the_kill += 1
         else:  # it was faster than before
             whole = min(whole, time.monotonic() - begun)
@@ -392,14 +384,14 @@ def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(
             assert examine(out).wrong == []
             assert len(logged_events(out)) == 300
         else:
-            assert not killed(processes, function, (large, out), 60)  # what was left is in nobody's way
+            assert not killed(function, (large, out), 60)  # what was left is in nobody's way
             assert examine(out).wrong == []
     assert ended_by_the_kill > 0
     assert not [path for path in tmp_path.rglob("*.partial") if path.parent == out]
 
 
-def test_a_backup_that_can_write_no_more_puts_nothing_in_place(large: Path, tmp_path: Path, processes: Any) -> None:
-    process = processes.Process(target=limited_backup, args=(large, tmp_path / "out", 3_000_000))
+def test_a_backup_that_can_write_no_more_puts_nothing_in_place(large: Path, tmp_path: Path) -> None:
+    process = CONTEXT.Process(target=limited_backup, args=(large, tmp_path / "out", 3_000_000))
     process.start()
     process.join(60)
     assert process.exitcode == 0

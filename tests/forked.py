@@ -1,0 +1,88 @@
+"""`onestep` as a process of its own, forked from one that has loaded what it stands on, and so started at once.
+
+The tests start hundreds of services. What is forked does what the command does from its first line on, with arguments,
+environment, folder and log of its own, and can be killed like any process. The command itself is run where something
+is put before it (strace, faketime), by `onestep demo`, and by the tests of the commands.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# Not the service's own modules, but for its decoders, which take long: what the others have of their own, like the
+# number that their request ids begin with, is made in each process.
+CONTEXT.set_forkserver_preload(
+    [
+        *("fastapi.openapi.utils", "httptools", "httpx", "msgspec", "prometheus_client", "pydantic_settings", "rich"),
+        *("uvicorn", "uvloop", "core", "core.breaker", "core.explain", "core.largest", "core.lines", "core.packed"),
+        "service.decode.wire",
+    ]
+)
+
+
+class Onestep:
+    """A process of `onestep`; what a test needs of `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        log: Path,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        file_limit: int | None = None,
+    ) -> None:
+        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk."""
+        self.args = ("onestep", *arguments)
+        log.write_bytes(b"")
+        self._process = CONTEXT.Process(target=_become, args=(arguments, log, dict(env), cwd or Path.cwd(), file_limit))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _become(arguments: Sequence[str], log: Path, env: dict[str, str], cwd: Path, file_limit: int | None) -> None:
+    """Do what the command does, in a process that has done nothing yet."""
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    from service.commands import cli
+
+    sys.argv = ["onestep", *arguments]
+    sys.exit(cli.main(list(arguments)))
