@@ -47,10 +47,7 @@ class Service:
     """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
 
     def __init__(self, folder: Path, *flags: str, file_limit: int | None = None, tracing: Sequence[str] = ()) -> None:
-        """`file_limit`: see `Onestep`.
-
-        `tracing`: what to put before the command to record it.
-        """
+        """`file_limit`: see `Onestep`. `tracing`: what to put before the command to record it."""
         arguments = ["serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
