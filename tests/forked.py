@@ -13,8 +13,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -27,6 +29,10 @@ CONTEXT.set_forkserver_preload(
         "service.decode.wire",
     ]
 )
+
+
+_LOOK = threading.Lock()
+"""Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 
 
 class Onestep:
@@ -44,23 +50,26 @@ class Onestep:
         self.args = ("onestep", *arguments)
         log.write_bytes(b"")
         self._process = CONTEXT.Process(target=_become, args=(arguments, log, dict(env), cwd or Path.cwd(), file_limit))
-        self._process.start()
+        with _LOOK:
+            self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        with _LOOK:
+            return self._process.exitcode
 
     def poll(self) -> int | None:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self.returncode is None:
+        connection.wait([self._process.sentinel], timeout)
+        code = self.returncode
+        if code is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
-        return self.returncode
+        return code
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.returncode is None:
