@@ -105,3 +105,10 @@ async def opened(folder: Path) -> State | errors.OnestepError:
         return engine.failure
     finally:
         await engine.stop(seconds=0)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)

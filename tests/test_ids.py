@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import Example, make_example, opened
+from examples import Example, flip, make_example, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import Service, copied, replayed_elsewhere
@@ -176,12 +176,6 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 def sql(folder: Path, statement: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
         return db.execute(statement).fetchall()
-
-
-def flip(path: Path, place: int, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1 << bit
-    path.write_bytes(data)
 
 
 def change(folder: Path, statement: str) -> None:

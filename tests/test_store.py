@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import flip
 from processes import copied, events_of
 
 from core import Spec
@@ -107,13 +108,6 @@ def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """Run a statement on a closed log, as someone who meddles with it would."""
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
         return db.execute(statement, values).fetchall()
-
-
-def flip(path: Path, place: int, bit: int = 0) -> None:
-    """Flip one bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1 << bit
-    path.write_bytes(data)
 
 
 def flip_in_database(folder: Path, contents: bytes, place: int) -> None:
