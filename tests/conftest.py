@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-from forked import Onestep
+from forked import Onestep, clean_environment, serve
 
 ONESTEP = str(Path(sys.executable).with_name("onestep"))
 JSON = {"content-type": "application/json"}
@@ -157,9 +157,7 @@ class Service:
     def __init__(self, folder: Path, log_file: Path, flags: tuple[str, ...], env: dict[str, str]) -> None:
         self.folder = folder
         self.log_file = log_file
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
-        arguments = ("serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags)
-        self.process = Onestep(*arguments, log=log_file, env=clean | env, cwd=log_file.parent)
+        self.process = Onestep(*serve(folder, *flags), log=log_file, env=clean_environment() | env, cwd=log_file.parent)
         self.http = httpx.Client(timeout=PATIENCE, trust_env=False)
         self.port = 0
 

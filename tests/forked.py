@@ -31,6 +31,16 @@ CONTEXT.set_forkserver_preload(
 )
 
 
+def serve(folder: Path, *flags: str) -> list[str]:
+    """The arguments that start a service on a data folder, on a free port, that stops at once when it is asked to."""
+    return ["serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of the tests, without settings of a service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
+
+
 _LOOK = threading.Lock()
 """Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 

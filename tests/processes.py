@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
@@ -23,7 +22,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import pytest
-from forked import Onestep
+from forked import Onestep, clean_environment, serve
 
 from core import Learner, Spec
 from core.features import Batch
@@ -48,17 +47,16 @@ class Service:
 
     def __init__(self, folder: Path, *flags: str, file_limit: int | None = None, tracing: Sequence[str] = ()) -> None:
         """`file_limit`: see `Onestep`. `tracing`: what to put before the command to record it."""
-        arguments = ["serve", "--data", str(folder), "--port", "0", "--drain-seconds", "0", *flags]
+        arguments, env = serve(folder, *flags), clean_environment()
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
         self.process: Onestep | subprocess.Popen[bytes]
         if tracing:
             onestep = str(Path(sys.executable).with_name("onestep"))
             with self._log_path.open("wb") as log:
-                self.process = subprocess.Popen([*tracing, onestep, *arguments], stdout=log, stderr=log, env=clean)
+                self.process = subprocess.Popen([*tracing, onestep, *arguments], stdout=log, stderr=log, env=env)
         else:
-            self.process = Onestep(*arguments, log=self._log_path, env=clean, file_limit=file_limit)
+            self.process = Onestep(*arguments, log=self._log_path, env=env, file_limit=file_limit)
         self.port = 0
 
     def __enter__(self) -> Service:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import JSON, NDJSON, ONESTEP, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
+from forked import clean_environment
 
 from service import errors
 from service.commands import cli
@@ -234,10 +234,8 @@ def test_a_token_in_a_url_is_refused_and_not_repeated(guarded: Guarded, path: st
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
-    return subprocess.run(
-        [ONESTEP, *command], capture_output=True, text=True, timeout=60, check=False, env=clean | (env or {})
-    )
+    together = clean_environment() | (env or {})
+    return subprocess.run([ONESTEP, *command], capture_output=True, text=True, timeout=60, check=False, env=together)
 
 
 def made(folder: Path, *flags: str) -> str:
