@@ -27,6 +27,8 @@ JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
 PATIENCE = 30.0
 """Seconds after which a test gives up waiting for something that should long have happened."""
+PLAIN: Any = {"trust_env": False, "verify": False}
+"""For clients that speak no TLS: to read all that the machine trusts takes as long as a dozen requests."""
 
 # The project's checks try the same examples each time, so that a change and not chance makes them fail; elsewhere each
 # run tries others.
@@ -158,7 +160,7 @@ class Service:
         self.folder = folder
         self.log_file = log_file
         self.process = Onestep(*serve(folder, *flags), log=log_file, env=clean_environment() | env, cwd=log_file.parent)
-        self.http = httpx.Client(timeout=PATIENCE, trust_env=False)
+        self.http = httpx.Client(timeout=PATIENCE, **PLAIN)
         self.port = 0
 
     def log(self) -> str:
@@ -193,7 +195,7 @@ class Service:
 
     def another_client(self) -> httpx.Client:
         """A client with connections of its own."""
-        return httpx.Client(base_url=self.http.base_url, timeout=PATIENCE, trust_env=False)
+        return httpx.Client(base_url=self.http.base_url, timeout=PATIENCE, **PLAIN)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -14,19 +14,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Not the service's own modules, but for its decoders, which take long: what the others have of their own, like the
-# number that their request ids begin with, is made in each process.
+# Not service.http.exchange, nor what loads it: the number that request ids begin with is made in each process.
 CONTEXT.set_forkserver_preload(
     [
-        *("fastapi.openapi.utils", "httptools", "httpx", "msgspec", "prometheus_client", "pydantic_settings", "rich"),
-        *("uvicorn", "uvloop", "core", "core.breaker", "core.explain", "core.largest", "core.lines", "core.packed"),
-        "service.decode.wire",
+        *("fastapi.openapi.utils", "httptools", "prometheus_client", "pytest", "rich", "uvicorn", "uvloop"),
+        *("service.commands.cli", "service.commands.client", "service.http.hot", "service.http.openapi"),
+        *("service.learning.crosscheck", "service.watching.live", "service.watching.page", "service.watching.past"),
     ]
 )
 
@@ -88,6 +91,14 @@ class Onestep:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function gives in a process of its own."""
+    with ProcessPoolExecutor(1, CONTEXT) as pool:
+        with _LOOK:
+            waits = pool.submit(function, *arguments)
+        return waits.result()
 
 
 def _become(arguments: Sequence[str], log: Path, env: dict[str, str], cwd: Path, file_limit: int | None) -> None:

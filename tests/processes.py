@@ -1,7 +1,6 @@
 """The real service as a process, an engine inside a test, and an oracle that replays a log in a process of its own.
 
 The oracle is plain: it reads the log's rows and gives their events, one at a time and by name, to `Learner.learn_one`.
-Run as a program it prints what a data folder's log comes to: `python tests/processes.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import pytest
-from forked import Onestep, clean_environment, serve
+from forked import Onestep, clean_environment, elsewhere, serve
 
 from core import Learner, Spec
 from core.features import Batch
@@ -272,11 +271,4 @@ def replay(folder: Path) -> dict[str, dict[str, Any]]:
 
 def replayed_elsewhere(folder: Path) -> dict[str, dict[str, Any]]:
     """`replay` in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return result
-
-
-if __name__ == "__main__":
-    print(json.dumps(replay(Path(sys.argv[1]))))
+    return elsewhere(replay, folder)
