@@ -69,13 +69,9 @@ class Call:
 
 
 def tracing(to: Path, kill_at_sync: int | None = None) -> list[str]:
-    """What to put before a command to record it. The command stays the child of who starts it, and can be killed.
-
-    kill_at_sync: it is killed just before it syncs a file for so manieth time.
-    """
-    # With --seccomp-bpf it is faster, but does not kill.
-    more = ["--seccomp-bpf"] if kill_at_sync is None else ["-e", f"inject=fdatasync:signal=KILL:when={kill_at_sync}"]
-    options = ["-D", "-f", "-y", "-xx", "-s", "100000000", "-e", f"trace={CALLS},{RENAMES}"]
+    """How to record a service. kill_at_sync: it is killed just before it syncs a file for so manieth time."""
+    more = [] if kill_at_sync is None else ["-e", f"inject=fdatasync:signal=KILL:when={kill_at_sync}"]
+    options = ["-f", "-y", "-xx", "-s", "100000000", "-e", f"trace={CALLS},{RENAMES}"]
     return ["strace", *options, *more, "-o", str(to)]
 
 

@@ -1,12 +1,13 @@
 """`onestep` as a process of its own, forked from one that has loaded what it stands on, and so started at once.
 
 The tests start hundreds of services. What is forked does what the command does from its first line on, with arguments,
-environment, folder and log of its own, and can be killed like any process. The command itself is run where something
-is put before it (strace, faketime), by `onestep demo`, and by the tests of the commands.
+environment, folder and log of its own, and can be killed like any process. The command itself is run where it is told
+another time (faketime), by `onestep demo`, and by the tests of the commands.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -44,6 +46,9 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
 
 
+PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1  # linux/prctl.h
+PATIENCE = 30.0
+"""Seconds until a process must be held by its tracer."""
 _LOOK = threading.Lock()
 """Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 
@@ -58,15 +63,19 @@ class Onestep:
         env: Mapping[str, str],
         cwd: Path | None = None,
         file_limit: int | None = None,
+        tracing: Sequence[str] = (),
     ) -> None:
-        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk."""
+        """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk. `tracing`: a
+        command of strace that takes hold of the process before it does anything."""
         self.args = ("onestep", *arguments)
         log.write_bytes(b"")
-        self._process = CONTEXT.Process(target=_become, args=(arguments, log, dict(env), cwd or Path.cwd(), file_limit))
+        what = (arguments, log, dict(env), cwd or Path.cwd(), file_limit, bool(tracing))
+        self._process = CONTEXT.Process(target=_become, args=what)
         with _LOOK:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self._tracer = _take_hold(self.pid, tracing) if tracing else None
 
     @property
     def returncode(self) -> int | None:
@@ -82,6 +91,8 @@ class Onestep:
         if code is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
+        if self._tracer is not None:
+            self._tracer.wait(timeout)  # then it has written all that it saw
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -101,9 +112,31 @@ def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
         return waits.result()
 
 
-def _become(arguments: Sequence[str], log: Path, env: dict[str, str], cwd: Path, file_limit: int | None) -> None:
+def _take_hold(pid: int, tracing: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Trace a process that has stopped itself, and let it go on."""
+    _wait_for_status(pid, "State:\tT")
+    tracer = subprocess.Popen([*tracing, "-p", str(pid)], stderr=subprocess.DEVNULL)
+    _wait_for_status(pid, f"TracerPid:\t{tracer.pid}\n")
+    os.kill(pid, signal.SIGCONT)
+    return tracer
+
+
+def _wait_for_status(pid: int, line: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while line not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {line!r} of process {pid}"
+        time.sleep(0.001)
+
+
+def _become(
+    arguments: Sequence[str], log: Path, env: dict[str, str], cwd: Path, file_limit: int | None, traced: bool
+) -> None:
     """Do what the command does, in a process that has done nothing yet."""
     os.setsid()
+    if traced:
+        # Where a process may trace its own children alone, as on Ubuntu, and this is none of strace's, it is let in.
+        ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY))
+        os.kill(os.getpid(), signal.SIGSTOP)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

@@ -44,18 +44,25 @@ _LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
 class Service:
     """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
 
-    def __init__(self, folder: Path, *flags: str, file_limit: int | None = None, tracing: Sequence[str] = ()) -> None:
-        """`file_limit`: see `Onestep`. `tracing`: what to put before the command to record it."""
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        file_limit: int | None = None,
+        tracing: Sequence[str] = (),
+        told: Sequence[str] = (),
+    ) -> None:
+        """`file_limit`, `tracing`: see `Onestep`. `told`: what to put before the command, see `told_the_time_by`."""
         arguments, env = serve(folder, *flags), clean_environment()
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
         self.process: Onestep | subprocess.Popen[bytes]
-        if tracing:
+        if told:
             onestep = str(Path(sys.executable).with_name("onestep"))
             with self._log_path.open("wb") as log:
-                self.process = subprocess.Popen([*tracing, onestep, *arguments], stdout=log, stderr=log, env=env)
+                self.process = subprocess.Popen([*told, onestep, *arguments], stdout=log, stderr=log, env=env)
         else:
-            self.process = Onestep(*arguments, log=self._log_path, env=env, file_limit=file_limit)
+            self.process = Onestep(*arguments, log=self._log_path, env=env, file_limit=file_limit, tracing=tracing)
         self.port = 0
 
     def __enter__(self) -> Service:

@@ -117,14 +117,13 @@ def connected(service: Service) -> Iterator[http.client.HTTPConnection]:
 def injecting(
     calls: str, what: str, when: str, log: Path, only: Path | None = None, inject: str | None = None
 ) -> list[str]:
-    """What to put before a command so that something happens at some of its system calls, perhaps on one file only.
+    """How to trace a service so that something happens at some of its system calls, perhaps on one file only.
 
     `log` has all of the `calls`; it happens at those named in `inject`, or at any of them.
     """
     path = [] if only is None else ["-P", str(only)]
     return [
         "strace",
-        "-D",
         "-f",
         "-o",
         str(log),
@@ -480,7 +479,7 @@ def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: in
     told = told_the_time_by(clock)
     flags = ("--keep-events", "30d", "--keep-min", "1000")
     journal = Journal()
-    with Service(folder, *flags, tracing=told).wait_until_ready() as service:
+    with Service(folder, *flags, told=told).wait_until_ready() as service:
         assert service.request("POST", "/predict", {"x": {"one": 1}, "id": "waits"})[0] == 200
         assert journal.learn_until_lost(service, 100)
         clock.write_text(f"{years * 365:+d}d")
@@ -495,7 +494,7 @@ def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: in
             assert (status, reply["seq"]) == (200, 201)
         service.kill()
     clock.write_text("+0d")
-    with Service(folder, *flags, tracing=told).wait_until_ready() as service:
+    with Service(folder, *flags, told=told).wait_until_ready() as service:
         assert service.get("/models/default")["seq"] == 200 + (years < 0)
         service.learn([{"x": {"one": 1}, "y": 1}])
         state = service.get("/models/default")

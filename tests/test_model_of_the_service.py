@@ -268,7 +268,7 @@ class Machine(RuleBasedStateMachine):
             service.kill()
         else:
             assert service.stop() == 0
-        Machine.service = Service(folder, tracing=Machine.told_the_time).wait_until_ready()
+        Machine.service = Service(folder, told=Machine.told_the_time).wait_until_ready()
         for twin in self.twins.values():
             twin.not_kept = 0  # it is counted since the start
 
@@ -339,7 +339,7 @@ def run(examples: int, steps: int) -> None:
         Machine.below = Path(below)
         Machine.told_the_time = told_the_time_by(Machine.below / "clock") if faketime() else ()
         Machine.hours = 0
-        Machine.service = Service(Machine.below / "data", tracing=Machine.told_the_time).wait_until_ready()
+        Machine.service = Service(Machine.below / "data", told=Machine.told_the_time).wait_until_ready()
         try:
             profile = settings(
                 max_examples=examples, stateful_step_count=steps, deadline=None,
