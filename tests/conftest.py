@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ import httpx
 import hypothesis
 import pytest
 from forked import Onestep, clean_environment, serve
+from patience import PATIENCE, eventually
 
 ONESTEP = str(Path(sys.executable).with_name("onestep"))
 JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
-PATIENCE = 30.0
-"""Seconds after which a test gives up waiting for something that should long have happened."""
 PLAIN: Any = {"trust_env": False, "verify": False}
 """For clients that speak no TLS: to read all that the machine trusts takes as long as a dozen requests."""
 
@@ -37,16 +35,6 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("checks")
 
 Content = str | bytes | Iterable[bytes]
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until `condition()` is true, and return what it returned."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.01)
-    pytest.fail(f"waited {PATIENCE:g} s in vain for {what}")
 
 
 def ndjson(events: Iterable[Any]) -> bytes:

@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
+
+from patience import eventually
 
 T = TypeVar("T")
 
@@ -46,9 +47,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
 
 
-PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1  # linux/prctl.h
-PATIENCE = 30.0
-"""Seconds until a process must be held by its tracer."""
+PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
 _LOOK = threading.Lock()
 """Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 
@@ -75,7 +74,13 @@ class Onestep:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
-        self._tracer = _take_hold(self.pid, tracing) if tracing else None
+        self._tracer: subprocess.Popen[bytes] | None = None
+        if tracing:
+            try:
+                self._tracer = _take_hold(self.pid, tracing)
+            except BaseException:  # stopped as it is, it would never end, and the tests would wait for it
+                self.kill()
+                raise
 
     @property
     def returncode(self) -> int | None:
@@ -114,18 +119,12 @@ def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
 
 def _take_hold(pid: int, tracing: Sequence[str]) -> subprocess.Popen[bytes]:
     """Trace a process that has stopped itself, and let it go on."""
-    _wait_for_status(pid, "State:\tT")
+    status = Path(f"/proc/{pid}/status")
+    eventually(lambda: "State:\tT" in status.read_text(), "the process to stop itself")
     tracer = subprocess.Popen([*tracing, "-p", str(pid)], stderr=subprocess.DEVNULL)
-    _wait_for_status(pid, f"TracerPid:\t{tracer.pid}\n")
+    eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), "strace to take hold of it")
     os.kill(pid, signal.SIGCONT)
     return tracer
-
-
-def _wait_for_status(pid: int, line: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while line not in Path(f"/proc/{pid}/status").read_text():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {line!r} of process {pid}"
-        time.sleep(0.001)
 
 
 def _become(
@@ -135,7 +134,7 @@ def _become(
     os.setsid()
     if traced:
         # Where a process may trace its own children alone, as on Ubuntu, and this is none of strace's, it is let in.
-        ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY))
+        ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)
         os.kill(os.getpid(), signal.SIGSTOP)
     os.chdir(cwd)
     os.environ.clear()

@@ -413,12 +413,12 @@ def test_the_longest_numbers_fit_in_their_card(browser: Any, busy: Service, size
     page = tab.open("/#/models/default")
     moved = page.get_by_role("table", name="The weights that moved most")
     moved.wait_for()
-    width = """(table) => {
+    fill_and_look = """(table) => {
         for (const cell of table.querySelectorAll("td.num")) cell.textContent = "\u22128.888e\u2212888";
         const card = table.closest(".card");
         return [table.querySelectorAll("td.num").length, card.scrollWidth - card.clientWidth];
     }"""
-    cells, too_wide = moved.evaluate(width)
+    cells, too_wide = moved.evaluate(fill_and_look)
     assert cells >= 3
     assert too_wide == 0
     tab.close()
