@@ -63,12 +63,14 @@ class Onestep:
         cwd: Path | None = None,
         file_limit: int | None = None,
         tracing: Sequence[str] = (),
+        first: Callable[[], None] | None = None,
     ) -> None:
         """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk. `tracing`: a
-        command of strace that takes hold of the process before it does anything."""
+        command of strace that takes hold of the process before it does anything. `first`: what the process is to do
+        before the command."""
         self.args = ("onestep", *arguments)
         log.write_bytes(b"")
-        what = (arguments, log, dict(env), cwd or Path.cwd(), file_limit, bool(tracing))
+        what = (arguments, log, dict(env), cwd or Path.cwd(), file_limit, bool(tracing), first)
         self._process = CONTEXT.Process(target=_become, args=what)
         with _LOOK:
             self._process.start()
@@ -128,7 +130,13 @@ def _take_hold(pid: int, tracing: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _become(
-    arguments: Sequence[str], log: Path, env: dict[str, str], cwd: Path, file_limit: int | None, traced: bool
+    arguments: Sequence[str],
+    log: Path,
+    env: dict[str, str],
+    cwd: Path,
+    file_limit: int | None,
+    traced: bool,
+    first: Callable[[], None] | None,
 ) -> None:
     """Do what the command does, in a process that has done nothing yet."""
     os.setsid()
@@ -144,6 +152,8 @@ def _become(
         os.dup2(file.fileno(), 2)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if first is not None:
+        first()
     from service.commands import cli
 
     sys.argv = ["onestep", *arguments]

@@ -51,8 +51,10 @@ class Service:
         file_limit: int | None = None,
         tracing: Sequence[str] = (),
         told: Sequence[str] = (),
+        first: Callable[[], None] | None = None,
     ) -> None:
-        """`file_limit`, `tracing`: see `Onestep`. `told`: what to put before the command, see `told_the_time_by`."""
+        """`file_limit`, `tracing`, `first`: see `Onestep`. `told`: what to put before the command, see
+        `told_the_time_by`."""
         arguments, env = serve(folder, *flags), clean_environment()
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
@@ -62,7 +64,9 @@ class Service:
             with self._log_path.open("wb") as log:
                 self.process = subprocess.Popen([*told, onestep, *arguments], stdout=log, stderr=log, env=env)
         else:
-            self.process = Onestep(*arguments, log=self._log_path, env=env, file_limit=file_limit, tracing=tracing)
+            self.process = Onestep(
+                *arguments, log=self._log_path, env=env, file_limit=file_limit, tracing=tracing, first=first
+            )
         self.port = 0
 
     def __enter__(self) -> Service:
