@@ -266,8 +266,7 @@ class Progressive:
         scores = cls(window)
         scores._total.sums[:] = state["sums"]
         scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
-        if "calibration" in state:  # not in older snapshots: then it is that of the events from there on
-            scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
+        scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
         events = int(scores._total.sums[EVENTS])
         count = min(len(state["last_labels"]), window)
         scores._forgotten = events - count

@@ -467,6 +467,11 @@ class NewerFormat(OnestepError):
     """{path} was written by a newer onestep (format {found}, this one knows {known}); use that version."""
 
 
+class UnreleasedFormat(OnestepError):
+    """{path} is of a onestep from before its first release, and no version reads such folders; nothing was changed.
+    Begin with an empty folder, and send it your events again (`onestep replay FILE`)."""
+
+
 class LogDamaged(OnestepError):
     """The log in {folder} is damaged: {reason}. Nothing was changed. `onestep inspect {folder}` shows more; restore a
     backup."""

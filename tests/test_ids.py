@@ -296,19 +296,6 @@ def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> Non
         assert store.ids(model.stored.key) == (0, 0)
 
 
-def test_a_folder_without_a_checksum_gets_one_also_of_what_cannot_be_read(tmp_path: Path) -> None:
-    with closing(Store(tmp_path)) as store:
-        Model(store, "m").learn(10)
-    sql(tmp_path, "ALTER TABLE log_end DROP COLUMN ids_checksum")
-    sql(tmp_path, "PRAGMA user_version = 4")
-    whole = copied(tmp_path, tmp_path / "whole")
-    with closing(Store(whole)) as store:
-        store.check_ids()
-    make_unreadable(tmp_path, "e3")
-    with closing(Store(tmp_path)) as store, pytest.raises(errors.LogDamaged):
-        store.check_ids()
-
-
 def test_a_flipped_bit_in_the_row_of_the_last_commit_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with closing(Store(tmp_path / "data")) as store:

@@ -1,10 +1,8 @@
-"""Waiting predictions on disk: taken over from the first format, read back or refused, and their room given back."""
+"""Waiting predictions on disk: read back or refused, and their room given back."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
 import sqlite3
 import string
@@ -32,7 +30,7 @@ from service.learning.turn import Result
 from service.storage import codec
 from service.storage import store as store_module
 from service.storage.ids import DROPPED, NewId
-from service.storage.log import FORMAT, LogReader, Waiting, crc, waiting_crc
+from service.storage.log import Waiting, waiting_crc
 from service.storage.store import ModelBatch, Store
 
 PATIENCE = 60.0
@@ -75,169 +73,6 @@ def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """Run a statement on a closed log, as someone who meddles with it would."""
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as db:
         return db.execute(statement, values).fetchall()
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """A digest of every file of a folder but SQLite's own helpers, which come and go."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.endswith(("-shm", "-wal")) and path.name != "lock"
-    }
-
-
-# -- a folder of the first format
-
-FIRST_SCHEMA = """
-CREATE TABLE log_end (
-    one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE models (
-    model INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE names (
-    model INTEGER NOT NULL, first_column INTEGER NOT NULL, count INTEGER NOT NULL, names BLOB NOT NULL,
-    checksum INTEGER NOT NULL, PRIMARY KEY (model, first_column)
-) STRICT;
-CREATE TABLE batches (
-    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL, written_at REAL NOT NULL,
-    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
-) STRICT;
-CREATE TABLE ids (
-    model INTEGER NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, fingerprint INTEGER NOT NULL,
-    PRIMARY KEY (model, id)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE snapshots (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunks INTEGER NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq)
-) STRICT;
-CREATE TABLE snapshot_chunks (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunk INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq, chunk)
-) STRICT;
-CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
-"""
-
-
-def first_format(folder: Path) -> None:
-    """Make of a folder what the first version would have written of its ordinary events."""
-    old = folder / "first.db"
-    with closing(sqlite3.connect(old, isolation_level=None)) as db:
-        db.executescript(f"PRAGMA application_id = {0x0E57E901}; PRAGMA user_version = 1; {FIRST_SCHEMA}")
-        db.execute("ATTACH ? AS new", (str(folder / "log.db"),))
-        db.execute("INSERT INTO log_end SELECT one, number, checksum FROM new.log_end")
-        for table in ("names", "batches", "snapshots", "purges"):
-            db.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
-        db.execute("INSERT INTO ids SELECT model, id, seq, fingerprint FROM new.ids")
-        for key, name, text, _ in db.execute("SELECT * FROM new.models").fetchall():
-            spec = {field: value for field, value in json.loads(text).items() if field != "join"}
-            older = json.dumps(spec, separators=(",", ":"))
-            db.execute("INSERT INTO models VALUES (?, ?, ?, ?)", (key, name, older, crc(key, name, older)))
-        for key, seq, chunk, data, _ in db.execute("SELECT * FROM new.snapshot_chunks").fetchall():
-            state = codec.decode_state(data)
-            del state["joins"]
-            earlier = codec.encode_state(state)
-            row = (key, seq, chunk, earlier, crc(key, seq, chunk, earlier))
-            db.execute("INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", row)
-    for path in folder.glob("log.db*"):
-        path.unlink()
-    old.rename(folder / "log.db")
-
-
-def some_events(count: int, start: int = 0) -> list[Event]:
-    return [
-        Event({"age": (i % 17) / 10, f"f{i % 7}": 1.0, "vip": i % 3 == 0}, int(i % 17 > 8), f"e{i}", 1.0 + (i % 5) / 4)
-        for i in range(start, start + count)
-    ]
-
-
-async def old_folder(folder: Path, snapshot: bool) -> dict[str, Any]:
-    """A folder of the first format with two models and 300 events with ids in each; what a service said of them."""
-    async with running_engine(folder) as engine:
-        await engine.create("steep", Spec(rule="adam", learning_rate=0.1))
-        for name in ("default", "steep"):
-            await engine.learn(name, some_events(200))
-            if snapshot:
-                engine.model(name).replay_seconds = 1e9
-                engine._replay_seconds = 1e9
-                while await engine._snapshot_piece(1e8):
-                    pass
-            await engine.learn(name, some_events(100, 200))
-        before = {model.name: described(model) for model in engine.models}
-    first_format(folder)
-    assert sql(folder, "PRAGMA user_version") == [(1,)]
-    assert sql(folder, "SELECT count(*) FROM snapshots") == [(2 if snapshot else 0,)]
-    return before
-
-
-@pytest.mark.parametrize("snapshot", [False, True], ids=["from the log", "from a snapshot"])
-def test_a_folder_of_the_first_format_is_taken_over_with_every_bit(tmp_path: Path, snapshot: bool) -> None:
-    async def story() -> None:
-        before = await old_folder(tmp_path, snapshot)
-        async with running_engine(tmp_path) as engine:
-            assert {model.name: described(model) for model in engine.models} == before
-            again = await engine.learn("default", some_events(300))
-            assert again.duplicate == [True] * 300
-            assert again.seq == list(range(1, 301))
-            with pytest.raises(errors.IdConflict):
-                await engine.learn("default", [Event({"age": 1.0}, 1, "e5")])
-            with pytest.raises(errors.IdConflict, match="at seq 6"):
-                await kept(engine, "e5")
-            await kept(engine, "new", model="steep")
-            assert (await learned(engine, "new", model="steep")).seq == [301]
-            assert engine.model("steep").learner.spec == Spec(rule="adam", learning_rate=0.1)
-        assert sql(tmp_path, "PRAGMA user_version") == [(FORMAT,)]
-        async with running_engine(tmp_path) as engine:
-            assert described(engine.model("default")) == before["default"]
-            assert counts(engine, "steep") == (0, 1, 0, 0)
-
-    run(story())
-
-
-def test_reading_a_folder_of_the_first_format_does_not_change_it(tmp_path: Path) -> None:
-    async def story() -> None:
-        before = await old_folder(tmp_path, snapshot=True)
-        files = contents(tmp_path)
-        with closing(LogReader(tmp_path)) as log:
-            assert log.format == 1
-            for model in log.models():
-                assert sum(map(len, log.batches(model.key))) == 300
-                assert log.ids(model.key) == (300, 300)
-                assert (log.waiting_count(model.key), log.dropped(model.key), list(log.waiting(model.key))) == (
-                    0,
-                    0,
-                    [],
-                )
-        assert replay(tmp_path)["default"]["sha256"] == before["default"]["sha256"]
-        found = examine(tmp_path)
-        assert found.wrong == []
-        assert [(model.seq, model.ids, model.waiting) for model in found.models] == [(300, 300, 0)] * 2
-        assert contents(tmp_path) == files
-        assert sql(tmp_path, "PRAGMA user_version") == [(1,)]
-
-    run(story())
-
-
-def test_a_folder_of_the_first_format_that_cannot_be_changed_stays_whole(tmp_path: Path) -> None:
-    async def story() -> None:
-        await old_folder(tmp_path, snapshot=False)
-
-    run(story())
-    sql(tmp_path, "CREATE TABLE drops (whatever)")  # so that the last statement of the upgrade fails
-    with pytest.raises(errors.StorageFailed, match="drops"):
-        Store(tmp_path)
-    assert sql(tmp_path, "PRAGMA user_version") == [(1,)]
-    sql(tmp_path, "DROP TABLE drops")
-    with closing(Store(tmp_path)) as store:
-        assert store.format == FORMAT
-        assert store.integrity() == []
-
-
-def test_a_folder_of_a_later_format_is_refused(tmp_path: Path) -> None:
-    Store(tmp_path).close()
-    sql(tmp_path, f"PRAGMA user_version = {FORMAT + 1}")
-    with pytest.raises(errors.NewerFormat, match=f"format {FORMAT + 1}, this one knows {FORMAT}"):
-        Store(tmp_path)
 
 
 # -- bytes

@@ -36,7 +36,7 @@ from service.learning.retention import Keep, Retention
 from service.settings import Settings
 from service.storage import store
 from service.storage.ids import NewId
-from service.storage.log import FORMAT, LogReader, Snapshot
+from service.storage.log import LogReader, Snapshot
 from service.storage.store import ModelBatch, Store
 
 YEAR = 365 * 86_400.0
@@ -707,26 +707,6 @@ def test_a_log_that_is_shortened_while_it_is_inspected_is_whole(
     assert findings.wrong == []
     assert (findings.models[0].gone, findings.models[0].seq) == (gone(folder), 1_500)
     assert gone(folder) > 0
-
-
-def test_a_folder_of_the_second_format_is_taken_over(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-
-    async def run(**settings: Any) -> tuple[int, str]:
-        async with running_engine(folder, **settings) as engine:
-            if not settings:
-                await learn(engine, 200)
-            return mark(engine)
-
-    before = asyncio.run(run())
-    for table in ("log_starts", "series", "marks", "resumes"):
-        sql(folder, f"DROP TABLE {table}")
-    sql(folder, "ALTER TABLE log_end DROP COLUMN ids_checksum")
-    sql(folder, "PRAGMA user_version = 2")
-    assert examine(folder).wrong == []
-    assert asyncio.run(run(keep_events="100")) == before
-    assert sql(folder, "PRAGMA user_version") == [(FORMAT,)]
-    assert gone(folder) == 0
 
 
 # -- settings

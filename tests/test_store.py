@@ -25,11 +25,12 @@ from core import Spec
 from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
 from core.packed import pack
 from service import errors
-from service.storage import codec, store
+from service.storage import codec, schema, store
 from service.storage.ids import NewId
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, Snapshot, StoredModel
-from service.storage.store import PAGE_BYTES, KnownId, ModelBatch, Store
+from service.storage.schema import PAGE_BYTES
+from service.storage.store import KnownId, ModelBatch, Store
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -736,16 +737,16 @@ def test_an_empty_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
-    sql(tmp_path, f"PRAGMA user_version = {store.FORMAT + 1}")
+    sql(tmp_path, f"PRAGMA user_version = {schema.FORMAT + 1}")
     error = refusal(tmp_path)
     assert isinstance(error, errors.NewerFormat)
-    assert f"format {store.FORMAT + 1}, this one knows {store.FORMAT}" in str(error)
+    assert f"format {schema.FORMAT + 1}, this one knows {schema.FORMAT}" in str(error)
 
 
 def test_a_newer_format_in_another_journal_mode_is_left_in_it(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     sql(tmp_path, "PRAGMA journal_mode = DELETE")
-    sql(tmp_path, f"PRAGMA user_version = {store.FORMAT + 1}")
+    sql(tmp_path, f"PRAGMA user_version = {schema.FORMAT + 1}")
     assert isinstance(refusal(tmp_path), errors.NewerFormat)
 
 
@@ -990,8 +991,8 @@ def test_the_file_tells_what_it_is(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     data = (tmp_path / "log.db").read_bytes()
     assert data[:16] == b"SQLite format 3\0"
-    assert int.from_bytes(data[68:72], "big") == store.APPLICATION_ID
-    assert int.from_bytes(data[60:64], "big") == store.FORMAT
+    assert int.from_bytes(data[68:72], "big") == schema.APPLICATION_ID
+    assert int.from_bytes(data[60:64], "big") == schema.FORMAT
 
 
 def test_every_table_is_strict(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ class Findings:
 def examine(folder: Path) -> Findings:
     """Read all of a data folder, also one that a service is using. Changes nothing.
 
-    Raises NotADataFolder or NewerFormat where there is nothing that could be read; damage is told in the findings.
+    Raises NotADataFolder, NewerFormat or UnreleasedFormat where there is nothing that could be read; damage is told in
+    the findings.
     """
     # Before the log: a service that runs on marks a commit after the log has it. Twice: it may be writing just now.
     findings = Findings(read_mark(folder) or read_mark(folder))

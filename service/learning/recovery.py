@@ -94,9 +94,7 @@ class Recovery:
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
                 learner = Learner.from_state({**state["learner"], "names": names[:known]})
                 scores = Progressive.from_state(state["scores"], self._settings.window)
-                joins = model.joins
-                if "joins" in state:  # not in a snapshot of the first format
-                    joins = Joins.from_state(state["joins"], self._settings.window)
+                joins = Joins.from_state(state["joins"], self._settings.window)
                 watch = model.watch
                 if watch is not None:
                     watch = Watch.from_state(watch.breaker, state["watch"])

@@ -25,12 +25,8 @@ from core.packed import unpack
 from service import errors
 from service.storage import codec, series
 from service.storage.ids import CHECKSUM, add_checksum
+from service.storage.schema import APPLICATION_ID, FORMAT, UNRELEASED_ID
 
-APPLICATION_ID = 0x0E57E901
-FORMAT = 5
-"""1: without predictions that wait for their labels. 2: without a note of where a log begins. 3: without series, and
-without one of when a model that had stopped learning was let to learn again. 4: without a checksum over the ids. A
-service that opens such a folder adds what they need."""
 JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_BYTES = 4 << 20
@@ -151,11 +147,14 @@ class LogReader:
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
         except _UNREADABLE as error:
             raise self._damaged(str(error)) from None
+        if application == UNRELEASED_ID:
+            raise errors.UnreleasedFormat(path=str(self.folder))
         if application != APPLICATION_ID:
             raise errors.NotADataFolder(path=str(self.folder), reason="its log.db belongs to another program")
         if found > FORMAT:
             raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
-        self.format = int(found)
+        if found < FORMAT:
+            raise self._damaged(f"its format is {found}, and there is none before {FORMAT}")
 
     def close(self) -> None:
         self._db.close()
@@ -250,23 +249,21 @@ class LogReader:
         """Up to which seq events are gone and when the last of them was written (seconds since 1970): now, and, where
         that is to be remembered, at times before."""
         starts: list[tuple[int, float]] = []
-        if self.format > 2:
-            query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
-            for seq, written_at, checksum in self._rows(query, model):
-                if checksum != crc(model, seq, written_at):
-                    raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
-                starts.append((seq, written_at))
+        query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
+        for seq, written_at, checksum in self._rows(query, model):
+            if checksum != crc(model, seq, written_at):
+                raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
+            starts.append((seq, written_at))
         return starts
 
     def resumed(self, model: int) -> int:
         """The seq at which a model that had stopped learning was let to learn again last, 0 if it never was."""
-        if self.format > 3:
-            for seq, resumed_at, checksum in self._rows(
-                "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1", model
-            ):
-                if checksum != crc(model, seq, resumed_at):
-                    raise self._damaged(f"the row that says that learning resumed at seq {seq} has a wrong checksum")
-                return int(seq)
+        for seq, resumed_at, checksum in self._rows(
+            "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1", model
+        ):
+            if checksum != crc(model, seq, resumed_at):
+                raise self._damaged(f"the row that says that learning resumed at seq {seq} has a wrong checksum")
+            return int(seq)
         return 0
 
     def last_seq(self, model: int) -> int:
@@ -321,16 +318,14 @@ class LogReader:
 
     def ids(self, model: int) -> tuple[int, int]:
         """How many ids a model has, and the largest seq of an event with one, 0 without one."""
-        events = f"kind <= {LATE}" if self.format > 1 else "true"
-        query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE {events}), 0) FROM ids WHERE model = ?"  # noqa: S608
+        query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE kind <= {LATE}), 0) FROM ids WHERE model = ?"  # noqa: S608
         return next((count, seq) for count, seq in self._rows(query, model))
 
     def waiting(self, model: int) -> Iterator[Waiting]:
         """The predictions of a model that wait, the oldest first; damage is refused."""
-        if self.format > 1:
-            query = "SELECT number, id, kept_at, seq, payload, checksum FROM waiting WHERE model = ? ORDER BY number"
-            for row in self._rows(query, model):
-                yield self.waiting_row(model, *row)
+        query = "SELECT number, id, kept_at, seq, payload, checksum FROM waiting WHERE model = ? ORDER BY number"
+        for row in self._rows(query, model):
+            yield self.waiting_row(model, *row)
 
     def waiting_row(
         self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: bytes, checksum: int
@@ -346,19 +341,16 @@ class LogReader:
 
     def waiting_count(self, model: int) -> int:
         """How many predictions of a model wait."""
-        if self.format == 1:
-            return 0
         return next(int(count) for (count,) in self._rows("SELECT count(*) FROM waiting WHERE model = ?", model))
 
     def dropped(self, model: int) -> int:
         """How many predictions of a model waited too long, and were dropped."""
         dropped = 0
-        if self.format > 1:
-            query = "SELECT number, seq, dropped_at, predictions, checksum FROM drops WHERE model = ?"
-            for number, seq, dropped_at, predictions, checksum in self._rows(query, model):
-                if checksum != crc(model, number, seq, dropped_at, predictions):
-                    raise self._damaged(f"the row of {predictions} dropped prediction(s) has a wrong checksum")
-                dropped += predictions
+        query = "SELECT number, seq, dropped_at, predictions, checksum FROM drops WHERE model = ?"
+        for number, seq, dropped_at, predictions, checksum in self._rows(query, model):
+            if checksum != crc(model, number, seq, dropped_at, predictions):
+                raise self._damaged(f"the row of {predictions} dropped prediction(s) has a wrong checksum")
+            dropped += predictions
         return dropped
 
     def snapshot_seqs(self, model: int) -> list[int]:
@@ -424,8 +416,6 @@ class LogReader:
 
     def ids_checksum(self) -> int:
         """The checksum that the table of ids should have."""
-        if self.format < 5:
-            return 0
         ((checksum,),) = self._rows("SELECT ids_checksum FROM log_end")
         if not isinstance(checksum, int):
             raise self._damaged("the row of its last commit cannot be read")
@@ -433,11 +423,10 @@ class LogReader:
 
     def check_ids(self) -> None:
         """Read all ids of all models: LogDamaged if they are not those that were written."""
-        if self.format > 4:
-            query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # at one moment
-            for expected, found in self._rows(query):
-                if expected != found:
-                    raise self._damaged("the ids are not those that were written: their checksum is wrong")
+        query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # at one moment
+        for expected, found in self._rows(query):
+            if expected != found:
+                raise self._damaged("the ids are not those that were written: their checksum is wrong")
 
     def tail(self) -> Tail:
         """What stands in the write-ahead log beyond the commits that SQLite reads from it."""

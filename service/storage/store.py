@@ -59,8 +59,6 @@ from service import errors
 from service.storage import codec, series
 from service.storage.ids import DROPPED, WAITING, IdRow, Ids, NewId, Rows, add_checksum, rows_of
 from service.storage.log import (
-    APPLICATION_ID,
-    FORMAT,
     LogReader,
     Snapshot,
     StoredModel,
@@ -71,6 +69,7 @@ from service.storage.log import (
     read_mark,
     waiting_crc,
 )
+from service.storage.schema import APPLICATION_ID, FORMAT, PAGE_BYTES, SCHEMA
 
 logger = logging.getLogger("onestep")
 
@@ -81,8 +80,6 @@ DROPPED_BYTES = 1 << 20
 """Of events that are dropped in one short commit, about."""
 SCANNED_IDS = 2_000
 """Ids that are looked at in one step, whether they are to be dropped."""
-PAGE_BYTES = 8_192
-"""Of a new file's pages; 4,096 in older ones. A stream of arrays is written in a sixth less time than with those."""
 CACHE_BYTES = 16 << 20
 """Of pages in memory, if there are as many. Random ids go to pages all over their table: with SQLite's own 2 MB, a
 commit of 8,000 to a table of 100,000 took half as long again."""
@@ -92,67 +89,6 @@ FREE_BYTES = 16 << 20
 """Free room that is left for what comes, or a quarter of the file if that is more. More is given back."""
 RETURNED_BYTES = 2 << 20
 """What is given back in one short commit."""
-
-_SCHEMA = """
-CREATE TABLE log_end (
-    one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-INSERT INTO log_end VALUES (1, 0, 0);
-CREATE TABLE models (
-    model INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE names (
-    model INTEGER NOT NULL, first_column INTEGER NOT NULL, count INTEGER NOT NULL, names BLOB NOT NULL,
-    checksum INTEGER NOT NULL, PRIMARY KEY (model, first_column)
-) STRICT;
-CREATE TABLE batches (
-    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL, written_at REAL NOT NULL,
-    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
-) STRICT;
-CREATE TABLE ids (
-    model INTEGER NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, fingerprint INTEGER NOT NULL,
-    PRIMARY KEY (model, id)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE snapshots (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunks INTEGER NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq)
-) STRICT;
-CREATE TABLE snapshot_chunks (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, chunk INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq, chunk)
-) STRICT;
-CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
-"""
-_SECOND_FORMAT = """
-ALTER TABLE ids ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE ids ADD COLUMN label INTEGER;
-CREATE TABLE waiting (
-    model INTEGER NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL, kept_at INTEGER NOT NULL, seq INTEGER NOT NULL,
-    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE drops (
-    model INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, dropped_at INTEGER NOT NULL,
-    predictions INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, number)
-) STRICT;
-"""
-"""What the first format did not have."""
-_THIRD_FORMAT = """
-CREATE TABLE log_starts (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, written_at REAL NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq)
-) STRICT;
-"""
-"""What the second format did not have."""
-_FOURTH_FORMAT = f"""
-CREATE TABLE resumes (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, resumed_at INTEGER NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (model, seq)
-) STRICT;
-{series.SCHEMA}"""
-"""What the third format did not have."""
-_FIFTH_FORMAT = "ALTER TABLE log_end ADD COLUMN ids_checksum INTEGER NOT NULL DEFAULT 0;"
-"""What the fourth format did not have."""
-_ADDED = [_SECOND_FORMAT, _THIRD_FORMAT, _FOURTH_FORMAT, _FIFTH_FORMAT]
 
 _ALL_IDS = Rows("true")
 _PURGED = {
@@ -266,8 +202,6 @@ class Store(LogReader):
         super().__init__(folder)
         if unfinished:
             self._drop_unfinished()
-        if self.format < FORMAT:
-            self._upgrade()
         self._number, self._checksum = self.log_end()
         self._ids = Ids(self._db, self.ids_checksum())
         self._failed = False
@@ -291,7 +225,7 @@ class Store(LogReader):
                 # First: SQLite passes over them once the file has a page.
                 f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {_SCHEMA} {''.join(_ADDED)} COMMIT;"
+                f"BEGIN; {SCHEMA} COMMIT;"
                 # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
                 "PRAGMA journal_mode = WAL;"
             )
@@ -301,21 +235,6 @@ class Store(LogReader):
             db.close()
         new.rename(path)
         sync_folder(path.parent)
-
-    def _upgrade(self) -> None:
-        """Add what an older format does not have, in a transaction for the last and one for those before; all that is
-        there stays as it is."""
-        tables = "".join(_ADDED[self.format - 1 : -1])
-        try:
-            self._db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {FORMAT - 1}; COMMIT;")
-            checksum = Ids(self._db, 0).sum(_ALL_IDS)
-            self._db.executescript(f"BEGIN IMMEDIATE; {_FIFTH_FORMAT} PRAGMA user_version = {FORMAT};")
-            self._db.execute("UPDATE log_end SET ids_checksum = ?", (checksum,))
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._db.close()
-            raise _failure(error) from error
-        self.format = FORMAT
 
     @staticmethod
     def _check(folder: Path) -> bool:
@@ -580,7 +499,7 @@ class Store(LogReader):
             ((left,),) = self._db.execute("PRAGMA freelist_count").fetchall()
         except sqlite3.Error as error:
             raise _failure(error) from error
-        return bool(left < free)  # a file of the first format gives nothing back
+        return bool(left < free)
 
     def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
         """A new model."""
