@@ -138,7 +138,8 @@ def test_resumed_it_learns_and_looks_at_what_comes_from_then_on(poisoned: Servic
     stopped = of(poisoned)
     resumed = poisoned.http.post("/models/m/resume")
     assert resumed.status_code == 200
-    assert resumed.json()["breaker"] == {"log_loss": None, "stopped_at": None, "resumed_at": stopped[0]}
+    nothing = {"log_loss": None, "stopped_at": None, "resumed_at": stopped[0]}
+    assert resumed.json() == {"model": "m", "seq": poisoned.model("m").state()["seq"], "breaker": nothing}
     assert poisoned.http.post("/models/m/resume").json() == resumed.json()  # once more changes nothing
     assert model.learn(events(BREAKER["events"] - 1, 1)).status_code == 200  # as wrong as may be: it needs N events
     assert of(poisoned)[2]["stopped_at"] is None
@@ -176,7 +177,8 @@ def test_timeouts_wait_until_it_learns_again(start: Start) -> None:
 def test_a_model_made_anew_has_not_stopped(poisoned: Service, start: Start) -> None:
     assert poisoned.http.post("/models/m/resume").status_code == 200
     assert poisoned.model("m").delete().status_code == 204
-    assert poisoned.model("m").create(SPEC).json()["breaker"]["resumed_at"] == 0
+    assert poisoned.model("m").create(SPEC).json()["created"]
+    assert poisoned.model("m").state()["breaker"]["resumed_at"] == 0
     poisoned.kill()
     assert of(start(folder=poisoned.folder))[2] == {"log_loss": None, "stopped_at": None, "resumed_at": 0}
 

@@ -100,17 +100,16 @@ class Client:
         """What GET /models/{model} says."""
         return self._call("seq", "GET", _path(name))
 
-    def create(self, name: str, spec: bytes) -> tuple[dict[str, Any], bool]:
-        """The model of that name with a spec (JSON), and whether it is new."""
-        reply = self._send("PUT", _path(name), spec, "application/json")
-        return self._object("seq", reply), reply.status_code == httpx.codes.CREATED
+    def create(self, name: str, spec: bytes) -> bool:
+        """Have a model of that name with a spec (JSON); whether it is new."""
+        return bool(self._call("created", "PUT", _path(name), spec, "application/json")["created"])
 
     def delete(self, name: str) -> None:
         """Remove a model."""
         self._send("DELETE", _path(name))
 
     def resume(self, name: str) -> dict[str, Any]:
-        """Let a model learn again that its breaker has stopped; what GET /models/{model} says then."""
+        """Let a model learn again that its breaker has stopped; its name, seq and breaker."""
         return self._call("seq", "POST", f"{_path(name)}/resume")
 
     def crosscheck(self, name: str) -> dict[str, Any]:

@@ -103,9 +103,13 @@ class PredictedKept(Predicted):
 
 Body = TypeVar("Body", Event, Label, Question, Explain)
 
-_encoder = msgspec.json.Encoder()
-encode = _encoder.encode
-"""A reply as JSON; a float as the shortest text that reads back to the same float."""
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(reply: Any) -> bytes:
+    """A reply as a line of JSON; a float as the shortest text that reads back to the same float."""
+    return _encode(reply) + b"\n"  # else the prompt of who uses curl stands behind the reply
+
 
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
 _event = msgspec.json.Decoder(Event)

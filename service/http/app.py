@@ -71,6 +71,7 @@ class Service:
             generate_unique_id_function=lambda route: route.name,
             docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
             redoc_url=None,
+            openapi_url=None,  # and its document ends without a newline
         )
         add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
@@ -257,7 +258,8 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         if not MODEL_NAME.fullmatch(name):
             raise errors.InvalidModelName(model=name[:100])
         model, new = await engine.create(name, await read_spec(request, bodies, settings.max_line_bytes))
-        return reply(describe(model), 201 if new else 200)
+        made = {"model": name, "spec": model.learner.spec.as_dict(), "seq": model.learner.seq, "created": new}
+        return reply(made, 201 if new else 200)
 
     @api.delete("/models/{model}", status_code=204, tags=["models"], **openapi.DELETE_MODEL)
     async def delete_model(name: ModelName) -> Response:
@@ -266,7 +268,8 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 
     @api.post("/models/{model}/resume", tags=["models"], **openapi.RESUME)
     async def resume_model(name: ModelName) -> Response:
-        return reply(describe(await engine.resume(name)))
+        model = await engine.resume(name)
+        return reply({"model": name, "seq": model.learner.seq, "breaker": model.standing()["breaker"]})
 
 
 def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
@@ -351,7 +354,7 @@ def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) 
 
 def reply(content: Any, status: int = 200) -> Response:
     """A JSON reply; floats as the shortest text that reads back to the same float64."""
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+    return Response(wire.encode(content), status, media_type="application/json")
 
 
 def as_response(told: Reply) -> Response:

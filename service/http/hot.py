@@ -283,7 +283,7 @@ class Hot:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
                     raise piece.wrong
-                spool.writelines(wire.encode(reply) + b"\n" for reply in replies)
+                spool.writelines(map(wire.encode, replies))
             length = spool.tell()
             spool.seek(0)
             headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length), NO_SNIFFING]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
@@ -194,6 +194,10 @@ _MODEL_SCHEMA["properties"] |= {
     },
     "alarms": {"type": "integer", "description": "Of `auto`: how often the stream changed all at once."},
 }
+_MADE = {**{name: _MODEL[name] for name in ("model", "spec", "seq")}, "created": False}
+_MADE_SCHEMA = _schema_of(_MADE)
+_MADE_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
+_RESUMED = {name: _MODEL[name] for name in ("model", "seq", "breaker")}
 _WEIGHTS_EXAMPLE = {
     "model": "default",
     "seq": 2,
@@ -275,8 +279,11 @@ GET_MODEL: dict[str, Any] = {
 PUT_MODEL: dict[str, Any] = {
     "summary": "Create a model with a spec; what the spec leaves out has its default",
     "responses": {
-        200: {**_ok("It existed with this spec", _MODEL, _MODEL_SCHEMA), "links": _links("learn_model")},
-        201: {**_ok("Created", {**_MODEL, "seq": 0}, _MODEL_SCHEMA), "links": _links("learn_model", "get_model")},
+        200: {**_ok("It existed with this spec", _MADE, _MADE_SCHEMA), "links": _links("learn_model")},
+        201: {
+            **_ok("Created", {**_MADE, "seq": 0, "created": True}, _MADE_SCHEMA),
+            "links": _links("learn_model", "get_model"),
+        },
         **_problems(400, 409, 413, 415, 422, 503, 507),
     },
     "openapi_extra": {
@@ -297,7 +304,7 @@ DELETE_MODEL: dict[str, Any] = {
 }
 RESUME: dict[str, Any] = {
     "summary": "Let a model learn again that its breaker has stopped; one that learns goes on",
-    "responses": {200: _ok("The model", _MODEL, _MODEL_SCHEMA), **_problems(404, 409, 503, 507)},
+    "responses": {200: _ok("It learns", _RESUMED), **_problems(404, 409, 503, 507)},
 }
 GET_WEIGHTS: dict[str, Any] = {
     "summary": "The weights by feature name, and the bias",
@@ -438,7 +445,7 @@ def _hot(verb: str, summary: str, description: str, given: list[_Example], lines
 
 
 def extend(api: FastAPI) -> None:
-    """Add the hot paths, and the schemas that the routes name, to the OpenAPI document."""
+    """Add the hot paths, and the schemas that the routes name, to the OpenAPI document, and the route of it."""
     original = api.openapi
 
     def document() -> dict[str, Any]:
@@ -459,7 +466,11 @@ def extend(api: FastAPI) -> None:
             api.openapi_schema = whole
         return api.openapi_schema
 
+    async def reply(_: Request) -> Response:
+        return Response(wire.encode(document()), media_type="application/json")
+
     api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+    api.add_route("/openapi.json", reply, include_in_schema=False)
 
 
 def _say_who_may(document: dict[str, Any]) -> None:
