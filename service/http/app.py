@@ -18,6 +18,10 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Receive as StarletteReceive
+from starlette.types import Scope as StarletteScope
+from starlette.types import Send as StarletteSend
 
 from core import logistic
 from core.explain import Explanation
@@ -73,6 +77,7 @@ class Service:
             redoc_url=None,
             openapi_url=None,  # and its document ends without a newline
         )
+        self.api.router.route_class = Route
         add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, bodies, settings)
@@ -188,6 +193,19 @@ class Service:
         return True
 
 
+class Route(APIRoute):
+    """A route that takes HEAD where it takes GET, as starlette's own do. The API's document names the GET alone."""
+
+    def matches(self, scope: StarletteScope) -> tuple[Match, StarletteScope]:
+        return super().matches({**scope, "method": "GET"} if self._takes_head(scope) else scope)
+
+    async def handle(self, scope: StarletteScope, receive: StarletteReceive, send: StarletteSend) -> None:
+        await (self.app if self._takes_head(scope) else super().handle)(scope, receive, send)
+
+    def _takes_head(self, scope: StarletteScope) -> bool:
+        return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))
+
+
 ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
 
 
@@ -207,9 +225,8 @@ def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], 
         path = request.url.path[:100]
         if error.status_code == 405:
             routes = [route for route in api.routes if isinstance(route, APIRoute)]
-            allow = ", ".join(
-                sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
-            )
+            methods = {m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()}
+            allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             return refusal(request, errors.MethodNotAllowed(path=path, method=request.method, allow=allow))
         return refusal(request, errors.NotFound(path=path))
 

@@ -363,6 +363,9 @@ class EventStream(Response):
 
     async def _show(self, channel: Channel, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
         number = channel.number
         await _send(send, b"retry: 2000\n\n" + channel.standing)
         while not channel.ended:

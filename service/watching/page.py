@@ -66,7 +66,7 @@ def add_page(api: FastAPI) -> None:
         return _send(request, path)
 
     for path, endpoint in (("/", index), ("/docs", docs), ("/dashboard/{path:path}", file)):
-        api.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
+        api.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
 
 
 def _send(request: Request, path: str) -> Response:

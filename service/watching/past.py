@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from core.logistic import Floats
 from service import errors
-from service.decode import wire
 from service.learning.model import Model
 from service.storage.log import LogReader
 from service.storage.series import BUCKET_SECONDS, COARSER, KEPT_SECONDS, Mark, Row
@@ -48,7 +47,7 @@ class Past:
 
         def read(log: LogReader) -> bytes:
             rows, marks = log.series(model.stored.key, grid.start, grid.end)
-            return wire.encode({"model": model.name, **on_grid(grid, rows, marks, now)})
+            return msgspec.json.encode({"model": model.name, **on_grid(grid, rows, marks, now)}) + b"\n"
 
         return await self._read(read)
 
