@@ -333,6 +333,23 @@ class UnsupportedMediaType(OnestepError):
     title = "Unsupported media type"
 
 
+class UnsupportedEncoding(OnestepError):
+    """A body with the content encoding {encoding!r} is not read; send it as it is, uncompressed, and without the header
+    Content-Encoding."""
+
+    status = 415
+    title = "Unsupported encoding"
+    headers = (("accept-encoding", "identity"),)
+
+
+class UnsupportedCharset(OnestepError):
+    """A body in the charset {charset!r} is not read; send it in UTF-8, with no charset in Content-Type, or
+    charset=utf-8."""
+
+    status = 415
+    title = "Unsupported charset"
+
+
 # -- what the service cannot do now
 
 

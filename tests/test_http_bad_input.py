@@ -30,10 +30,11 @@ NOT_JSON: dict[str, tuple[str | bytes, str]] = {
     "cut": (b'{"x": {"age": 1}, "y": 1', "truncated"),
     "cut in a string": (b'{"x": {"ag', "truncated"),
     "two documents": (b'{"x": {}, "y": 1}{"x": {}, "y": 1}', "trailing characters"),
-    "NaN": (b'{"x": {"age": NaN}, "y": 1}', "invalid character"),
-    "Infinity": (b'{"x": {"age": Infinity}, "y": 1}', "invalid character"),
-    "-Infinity": (b'{"x": {"age": -Infinity}, "y": 1}', "invalid"),
-    "NaN as y": (b'{"x": {"age": 1}, "y": NaN}', "invalid character"),
+    "NaN": (b'{"x": {"age": NaN}, "y": 1}', "JSON has no NaN; leave out a feature"),
+    "Infinity": (b'{"x": {"age": Infinity}, "y": 1}', "JSON has no Infinity; leave out a feature"),
+    "-Infinity": (b'{"x": {"age": -Infinity}, "y": 1}', "JSON has no -Infinity; leave out a feature"),
+    "NaN as y": (b'{"x": {"age": 1}, "y": NaN}', "JSON has no NaN"),
+    "NaN in a string, and a mistake": (b'{"x": {"NaN": "NaN", "b": ]}', "invalid character"),
     "single quotes": (b"{'x': {}, 'y': 1}", "malformed"),
     "invalid UTF-8 in a name": (b'{"x": {"a\xff": 1}, "y": 1}', "UTF-8"),
     "invalid UTF-8 in a value": (b'{"x": {"a": "\xc3\x28"}, "y": 1}', "UTF-8"),
@@ -45,7 +46,8 @@ NOT_JSON: dict[str, tuple[str | bytes, str]] = {
     "nested arrays": (b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
     "nested objects": (b'{"x":' * 10_000 + b"1" + b"}" * 10_000, "nested too deeply"),
     "nested in an unknown field": (b'{"z": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
-    "byte order mark": (b'\xef\xbb\xbf{"x": {}, "y": 1}', "invalid character"),
+    "two byte order marks": (b'\xef\xbb\xbf\xef\xbb\xbf{"x": {}, "y": 1}', "invalid character"),
+    "a byte order mark inside": (b'{"x": \xef\xbb\xbf{}, "y": 1}', "invalid character"),
     "cut array": (b'[{"x": {}, "y": 1}', "truncated"),
     "text": (b"hello", "invalid character"),
 }
@@ -146,7 +148,7 @@ def test_an_event_that_makes_no_sense_is_422(learned: Model, body: str, field: s
 
 def test_a_weight_of_nan_is_no_json(learned: Model) -> None:
     before = learned.mark()
-    assert_problem(post(learned, "learn", '{"x": {"age": 1}, "y": 1, "weight": NaN}'), 400, "invalid character")
+    assert_problem(post(learned, "learn", '{"x": {"age": 1}, "y": 1, "weight": NaN}'), 400, "JSON has no NaN")
     assert learned.mark() == before
 
 

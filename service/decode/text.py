@@ -7,6 +7,7 @@ learned at once, and who sends a million has them learned a thousand at a time.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -51,7 +52,7 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
 
     LineTooLong where a line that has not ended is longer than it may be.
     """
-    gathered, arriving = _Gathered(settings), _Arriving(chunks)
+    gathered, arriving = _Gathered(settings), _Arriving(_without_mark(chunks))
     try:
         while (chunk := await arriving.next(gathered.patience())) is not None:
             gathered.add(chunk)
@@ -67,6 +68,22 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
     gathered.end()
     for text in gathered.texts(all_of_them=True):
         yield text
+
+
+async def _without_mark(chunks: Chunks) -> Chunks:
+    """The same chunks without the mark that may stand before UTF-8, wherever they part."""
+    first: bytes | None = b""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if first is None:
+                yield chunk
+                continue
+            first += chunk
+            if len(first) >= len(codecs.BOM_UTF8) or not codecs.BOM_UTF8.startswith(first):
+                yield first.removeprefix(codecs.BOM_UTF8)
+                first = None
+    if first:
+        yield first
 
 
 def lines_in(data: bytes | bytearray) -> int:

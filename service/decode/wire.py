@@ -6,6 +6,7 @@ read again, slowly, to name the field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -174,7 +175,7 @@ def split_array(body: bytes) -> list[msgspec.Raw]:
     try:
         return _pieces.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error, "", body) from None
+        raise malformed(error, "", body) from None
 
 
 # -- what is wrong, and where
@@ -192,8 +193,15 @@ def path(at: str, field: str) -> str:
     return field if not at else f"{at}.{field}" if at.startswith("[") else f"{at}: {field}"
 
 
-def _malformed(error: Exception, at: str, data: bytes = b"") -> errors.MalformedJson:
+_NO_NUMBER = re.compile(rb'(?<![\w"])[-+]?(?:nan|inf(?:inity)?)(?![\w"])', re.IGNORECASE)
+_PLACE = re.compile(r"\(byte (\d+)\)")
+
+
+def malformed(error: Exception, at: str, data: bytes, what: str = "feature") -> errors.MalformedJson:
+    """The error for bytes that are no JSON. `what` may be left out where it has no value."""
     reason = str(error)
+    if no_number := _no_number(reason, data):
+        reason = f"JSON has no {no_number}; leave out a {what} that has no value"
     if b"\\ud" in data.lower() and "truncated" in reason:
         reason = "it has half of a surrogate pair"
     if isinstance(error, RecursionError):
@@ -204,16 +212,26 @@ def _malformed(error: Exception, at: str, data: bytes = b"") -> errors.Malformed
     return errors.MalformedJson(where=where, reason=reason.removeprefix("JSON is malformed: "))
 
 
+def _no_number(reason: str, data: bytes) -> str | None:
+    """The NaN or infinity that msgspec found, if that is what it tells of."""
+    place = _PLACE.search(reason)
+    if place is None:
+        return None
+    at = int(place[1])  # "nan" is taken for a damaged null, which has one more character
+    found = _NO_NUMBER.search(data, max(0, at - len("nan") - 1))
+    return found[0].decode() if found is not None and found.start() <= at <= found.end() + 1 else None
+
+
 def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.OnestepError:
     """The error that names the first field that is wrong."""
     if not isinstance(error, msgspec.ValidationError):
-        return _malformed(error, at, data)
+        return malformed(error, at, data)
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         return errors.InvalidEvent(field=at or "body", reason='must be an object like {"x": {"age": 31}, "y": 1}')
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
-        return _malformed(malformed, at, data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+        return malformed(wrong, at, data)
     if shape is Event and "x" not in fields and "id" in fields:
         shape = Label  # that was meant
     for field, reason in _wrong_fields(fields, shape):

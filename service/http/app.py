@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import heapq
 import logging
 import re
@@ -30,11 +31,11 @@ from core.spec import Spec, SpecError
 from service import errors, logs
 from service.decode import wire
 from service.http import access, openapi
-from service.http.bodies import Bodies
+from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
 from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
-from service.http.reply import Reply, json_reply, problem
+from service.http.reply import JSON, Reply, json_reply, problem
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.learning.model import Model
@@ -176,6 +177,7 @@ class Service:
 
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        body = body.removeprefix(codecs.BOM_UTF8)
         if wire.is_array(body):
             return False
         exchange = Exchange(scope, self.engine)
@@ -395,10 +397,11 @@ def describe(model: Model) -> dict[str, Any]:
 
 async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
     """The JSON body of a request that nobody makes often."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise errors.UnsupportedMediaType(content_type=content_type[:100])
-    return await bodies.read(request.scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
+    scope: Any = request.scope
+    check_readable(scope)
+    if (media_type := media_type_of(scope)) != JSON:
+        raise errors.UnsupportedMediaType(content_type=media_type.decode("latin-1")[:100])
+    return await bodies.read(scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
 
 
 async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
@@ -410,7 +413,7 @@ async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
         field = wire.out_of_range(body)
         raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.MalformedJson(where="The body ", reason=str(error).removeprefix("JSON is malformed: ")) from None
+        raise wire.malformed(error, "", body, "field") from None
     try:
         return _spec.validate_json(body, strict=True)
     except ValidationError as error:

@@ -21,7 +21,15 @@ from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
 from service.http.access import Access, pace_of
-from service.http.bodies import Bodies, chunk_of, told_length
+from service.http.bodies import (
+    Bodies,
+    ContentType,
+    check_readable,
+    chunk_of,
+    content_type,
+    media_type_of,
+    told_length,
+)
 from service.http.headers import NO_SNIFFING
 from service.http.reply import JSON, Reply, json_reply
 from service.http.tokens import Pace
@@ -39,6 +47,7 @@ Tell = Callable[[Any, BaseException | None], None]
 """Takes what is to be answered, or what is wrong."""
 
 NDJSON = b"application/x-ndjson"
+_JSON = ContentType(JSON)
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
@@ -72,7 +81,7 @@ def match(path: str) -> Asked | None:
 
 def is_stream(scope: Scope) -> bool:
     """Whether a request's body is one of any length."""
-    return _content_type(scope) in _STREAMS
+    return media_type_of(scope) in _STREAMS
 
 
 class Hot:
@@ -89,16 +98,19 @@ class Hot:
 
     async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer any request of these paths, as ASGI has it."""
+        check_readable(scope)
         await (self._learn if asked.verb == "learn" else self._predict)(asked.model, scope, receive, send)
 
     def is_short(self, scope: Scope) -> bool:
         """Whether a request, by its head, has a short JSON body."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
-        return length is not None and int(length) <= self._short and headers.get(b"content-type") == JSON
+        is_json = content_type(headers.get(b"content-type", b"")) == _JSON
+        return length is not None and int(length) <= self._short and is_json and b"content-encoding" not in headers
 
     def check_head(self, scope: Scope) -> None:
         """Refuse to learn a JSON body that is of another kind, too long, or that there is no room for."""
+        check_readable(scope)
         _check_json(scope)
         told_length(scope, self._settings.max_body_bytes)
         self._engine.check_room()
@@ -167,7 +179,7 @@ class Hot:
         chunks = self._stream(scope, receive)
         arriving: Pieces = (
             pieces.events_of_rows(chunks, self._settings)
-            if _content_type(scope) == ARROW
+            if media_type_of(scope) == ARROW
             else pieces.events_of_lines(chunks, self._settings)
         )
         if breaker is not None:  # it is to look before many more are committed
@@ -218,7 +230,7 @@ class Hot:
             chunks = self._stream(scope, receive)
             arriving = (
                 pieces.questions_of_rows(chunks, self._settings)
-                if _content_type(scope) == ARROW
+                if media_type_of(scope) == ARROW
                 else pieces.lines_of(chunks, wire.decode_question, self._settings)
             )
             async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
@@ -436,16 +448,8 @@ def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
 
 
 def _check_json(scope: Scope) -> None:
-    if _content_type(scope) != JSON:
-        raise errors.UnsupportedMediaType(content_type=_content_type(scope).decode("latin-1")[:100])
-
-
-def _content_type(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            media_type: bytes = value.partition(b";")[0].strip().lower()
-            return media_type
-    return b""
+    if media_type_of(scope) != JSON:
+        raise errors.UnsupportedMediaType(content_type=media_type_of(scope).decode("latin-1")[:100])
 
 
 async def _told(ask: Callable[[Tell], None]) -> Any:

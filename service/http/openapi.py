@@ -47,7 +47,7 @@ _ERRORS = {
     405: "Another method",
     409: "In conflict with what is there",
     413: "Body or line too large",
-    415: "Another content type than JSON, NDJSON or Arrow",
+    415: "Another content type than JSON, NDJSON or Arrow, a charset other than UTF-8, or a compressed body",
     422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
     421: "The service is not called by this host name",
     429: "Past the token's rate, or another cross-check is running; try again after Retry-After seconds",
