@@ -384,7 +384,7 @@ def test_inspect_shows_ids_and_snapshots(folder: Path) -> None:
         ("UPDATE log_end SET checksum = 1", "its last commit is not the one that was acknowledged"),
         ("UPDATE ids SET seq = seq + 180 WHERE id = 'event-20'", "the id of an event at seq 201 is there"),
         ("UPDATE snapshots SET seq = 500", "there is a snapshot at seq 500"),
-        ("DROP TABLE ids", "no such table"),
+        ("DROP TABLE ids", "the table 'ids' is missing"),
     ],
 )
 def test_inspect_names_what_is_damaged_and_repair_refuses(

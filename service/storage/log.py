@@ -23,7 +23,7 @@ from core.features import LATE, Batch, X
 from core.logistic import Floats
 from core.packed import unpack
 from service import errors
-from service.storage import codec, series
+from service.storage import codec, schema, series
 from service.storage.ids import CHECKSUM, add_checksum
 from service.storage.schema import APPLICATION_ID, FORMAT, UNRELEASED_ID
 
@@ -31,6 +31,8 @@ JOINED_EVENTS = 20_000
 """Events that are read as one batch, about."""
 COPIED_BYTES = 4 << 20
 """What is copied and synced at a time: a sync of more would hold up those of a service on that disk."""
+SHOWN = 5
+"""Differences of a schema that are told, at most."""
 NEWEST_ROWS = 1_000
 """Rows of the log, the newest, that are looked for in the index at a start."""
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
@@ -138,6 +140,7 @@ class LogReader:
         if not path.is_file():
             raise errors.NotADataFolder(path=str(self.folder), reason="it has no log.db")
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        db.executescript(schema.GUARDS)
         add_checksum(db)
         return db
 
@@ -155,6 +158,16 @@ class LogReader:
             raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
         if found < FORMAT:
             raise self._damaged(f"its format is {found}, and there is none before {FORMAT}")
+        self._check_schema()
+
+    def _check_schema(self) -> None:
+        try:
+            different = schema.differences(schema.entries(self._db))
+        except _UNREADABLE as error:
+            raise self._damaged(str(error)) from None
+        if different:
+            more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            raise self._damaged(f"its database is not as onestep makes it: {'; '.join(different[:SHOWN])}{more}")
 
     def close(self) -> None:
         self._db.close()

@@ -1,9 +1,18 @@
 """What makes a file a log of this service: its format, and its tables, in one text.
 
 There is one format, the first; none was released before it, and a folder of an earlier one is refused.
+
+What stands in a database's schema runs whenever its tables are used: a trigger that somebody added to a backup would
+copy each event elsewhere. So the schema is compared with this text before anything else is read or written.
 """
 
 from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cache
 
 APPLICATION_ID = 0x0E57E902
 UNRELEASED_ID = 0x0E57E901
@@ -69,3 +78,40 @@ CREATE TABLE marks (
     model INTEGER NOT NULL, t INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (model, t, seq)
 ) STRICT, WITHOUT ROWID;
 """
+
+GUARDS = "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
+"""For each connection, beside the comparison: what a schema may call is limited, and pages are checked as they are
+read. Extensions are not loaded: the sqlite3 module does not unless it is told to."""
+
+Entry = tuple[str, str, str, str | None]
+"""Type, name, table and text of an entry of a schema; an index that comes with a table has no text."""
+
+
+def entries(db: sqlite3.Connection) -> list[Entry]:
+    """The schema of a database. In a damaged one anything can stand in the place of a text."""
+    return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+
+
+@cache
+def _made() -> list[Entry]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return entries(db)
+
+
+def differences(found: Sequence[Entry]) -> list[str]:
+    """What a schema has otherwise than this one, in words; empty where it is the same.
+
+    >>> differences([*_made(), ("trigger", "spy", "batches", "CREATE TRIGGER spy ...")])
+    ["the trigger 'spy' on 'batches' was added"]
+    """
+    # Counted: SQLite goes by the text, so an entry that only calls itself a table of ours may be a trigger.
+    more, fewer = Counter(found) - Counter(_made()), Counter(_made()) - Counter(found)
+    made, there = {entry[:3] for entry in _made()}, {entry[:3] for entry in found}
+    changed = [f"{_named(entry)} {'was changed' if entry[:3] in made else 'was added'}" for entry in more]
+    return changed + [f"{_named(entry)} is missing" for entry in fewer if entry[:3] not in there]
+
+
+def _named(entry: Entry) -> str:
+    type_, name, table = (repr(part)[:60] for part in entry[:3])  # whoever changed the schema chose the names
+    return f"the {type_[1:-1]} {name}" + (f" on {table}" if table != name else "")

@@ -69,7 +69,7 @@ from service.storage.log import (
     read_mark,
     waiting_crc,
 )
-from service.storage.schema import APPLICATION_ID, FORMAT, PAGE_BYTES, SCHEMA
+from service.storage.schema import APPLICATION_ID, FORMAT, GUARDS, PAGE_BYTES, SCHEMA
 
 logger = logging.getLogger("onestep")
 
@@ -281,8 +281,8 @@ class Store(LogReader):
         try:
             # FULL: a commit is synced before it returns.
             db.executescript(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
-                f"PRAGMA cache_size = -{CACHE_BYTES >> 10};"
+                f"{GUARDS} PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+                f"PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -{CACHE_BYTES >> 10};"
             )
             ((page,),) = db.execute("PRAGMA page_size").fetchall()
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}").fetchall()
