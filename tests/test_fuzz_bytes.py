@@ -97,7 +97,8 @@ an_array = st.lists(event_dicts, max_size=5).map(lambda events: json.dumps(event
 
 
 def elements(body: bytes) -> None:
-    for element in wire.split_array(body):
+    found = wire.Elements(body)
+    for element in itertools.chain.from_iterable(map(found.piece, range(len(found)))):
         wire.decode_learn(element, "[0]")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from core import outline
 from service import errors
 from service.decode import wire
 
@@ -87,8 +89,10 @@ def test_what_is_no_object_is_told_what_it_should_be(body: bytes) -> None:
         (b'{"x": {}', "truncated"),
         (b'{"x": {}, "y": 1} 2', "trailing"),
         (b'{"x": {"\xff": 1}, "y": 1}', "it is not UTF-8"),
-        (b'{"x": ' + b"[" * 100_000, "it is nested too deeply"),
-        (b'{"x": {"a": nan}, "y": 1}', "invalid"),
+        (b'{"x": ' + b"[" * 10_000, "it is nested too deeply"),
+        (b'{"x": ' + b"[" * 100_000, "truncated"),
+        (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "y": 1}', "it is nested too deeply"),
+        (b'{"x": {"a": nan}, "y": 1}', "JSON has no nan"),
     ],
     ids=lambda value: repr(value[:20]),
 )
@@ -140,16 +144,114 @@ def test_what_is_no_array(body: bytes) -> None:
     assert not wire.is_array(body)
 
 
-@given(elements=st.lists(st.none() | st.integers() | st.text() | st.lists(st.text())))
+def elements_of(body: bytes) -> list[Any]:
+    """What stands in an array, split as the service does it."""
+    found = wire.Elements(body)
+    return [json.loads(bytes(element)) for i in range(len(found)) for element in found.piece(i)]
+
+
+elements = st.lists(st.none() | st.integers() | st.text() | st.lists(st.text()))
+
+
+@given(elements=elements)
 def test_an_array_is_split_into_its_elements(elements: list[Any]) -> None:
-    pieces = wire.split_array(json.dumps(elements, indent=1).encode())
-    assert [json.loads(bytes(piece)) for piece in pieces] == elements
+    body = json.dumps(elements, indent=1).encode()
+    assert elements_of(body) == elements
+    assert wire.Elements(body).count == len(elements)
 
 
-@pytest.mark.parametrize("body", [b"[", b"[1,]", b"[1 2]", b"[1]]", b"[" * 100_000], ids=lambda body: repr(body[:9]))
+WRONG_ARRAYS = [b"[", b"[1,]", b"[1 2]", b"[1]]", b"[1,,2]", b"[,1]", b"[1}", b'["a]', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("body", WRONG_ARRAYS, ids=lambda body: repr(body[:9]))
 def test_an_array_that_is_none(body: bytes) -> None:
     with pytest.raises(errors.MalformedJson, match=r"^The body is not valid JSON"):
-        wire.split_array(body)
+        elements_of(body)
+
+
+# -- what is long is cut first; the same comes of it as if it were not
+
+
+@pytest.fixture(scope="module")
+def short_pieces() -> Iterator[None]:
+    """Cut what is a few bytes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outline, "PIECE_BYTES", 6)
+        patch.setattr(wire, "WIDE_BYTES", 12)
+        patch.setattr(wire, "LONG_BYTES", 12)
+        yield
+
+
+@pytest.mark.usefixtures("short_pieces")
+@given(elements=elements, indent=st.sampled_from([None, 1, 40]))
+def test_a_long_array_is_split_into_its_elements(elements: list[Any], indent: int | None) -> None:
+    body = json.dumps(elements, indent=indent).encode()
+    assert elements_of(body) == elements
+    assert wire.Elements(body).count == max(1, len(elements)) or not elements
+
+
+@pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("body", WRONG_ARRAYS, ids=lambda body: repr(body[:9]))
+def test_a_long_array_that_is_none(body: bytes) -> None:
+    longer = body[:1] + b"1000000, 1000000, 1000000, 1000000, " + body[1:]
+    with pytest.raises(errors.MalformedJson, match=r"^The body is not valid JSON"):
+        elements_of(longer)
+
+
+def outcome(decode: Callable[[bytes, str], Any], body: bytes) -> Any:
+    """What comes of a body: the event, or what is told is wrong with it."""
+    try:
+        return decode(body, "line 7")
+    except errors.OnestepError as error:
+        return type(error), str(error)
+
+
+xs = st.dictionaries(st.text(max_size=3), st.floats(-9, 9) | st.booleans() | st.text(max_size=3), max_size=9)
+wrong_xs = st.dictionaries(st.text(max_size=3), st.none() | st.lists(st.integers()) | st.floats(-9, 9), max_size=9)
+fields = {
+    "x": xs | wrong_xs | st.lists(st.floats(-9, 9) | st.booleans() | st.none(), max_size=9),
+    "y": st.sampled_from([0, 1, True, "1", [], [1, 2, 3, 4, 5, 6, 7, 8, 9]]),
+}
+more_fields = {"id": st.sampled_from(["i", 7, "x" * 40]), "weight": st.sampled_from([2.5, "a"]), "z": xs}
+
+
+@pytest.mark.parametrize("decode", [wire.decode_event, wire.decode_learn, wire.decode_question])
+@settings(deadline=None)
+@given(
+    event=st.fixed_dictionaries({}, optional={**fields, **more_fields}),
+    cut=st.none() | st.integers(0, 99),
+    more=st.sampled_from(["", " ", " 1", ", "]),
+)
+def test_a_long_event_is_decoded_as_a_short_one_is(
+    short_pieces: None, decode: Callable[[bytes, str], Any], event: dict[str, Any], cut: int | None, more: str
+) -> None:
+    body = (json.dumps(event, indent=1)[:cut] + more).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        found = outcome(decode, body)
+        patch.setattr(wire, "WIDE_BYTES", 10**9)
+        expected = outcome(decode, body)
+    if isinstance(expected, tuple):  # of several things that are wrong another may be met first
+        assert found[0] in (errors.MalformedJson, errors.InvalidEvent)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "rest", [b', "a": 1x, "b": 1}, "y": 1}', b'}, "y": 1x}', b'}, "y": 1} 2', b', }, "y": 1}', b""]
+)
+def test_a_wrong_byte_of_a_long_event_is_told_with_its_place(rest: bytes) -> None:
+    body = b'{"x": {' + b", ".join(b'"f%d": 1' % i for i in range(9_000)) + rest
+    with pytest.raises(msgspec.DecodeError) as expected:
+        msgspec.json.decode(body)
+    with pytest.raises(errors.MalformedJson) as found:
+        wire.decode_event(body)
+    assert found.value.members["reason"] == str(expected.value).removeprefix("JSON is malformed: ")
+
+
+def test_of_two_xs_of_a_long_event_the_last_counts() -> None:
+    long = json.dumps({f"f{i}": 1 for i in range(9_000)})
+    assert wire.decode_question(b'{"x": %b, "x": {"a": 1}}' % long.encode()).x == {"a": 1.0}
+    assert wire.decode_question(b'{"x": {"a": 1}, "x": %b}' % long.encode()).x == json.loads(long)
 
 
 def test_places_in_a_body() -> None:

@@ -2,19 +2,28 @@
 
 msgspec checks the shape while it reads, which costs nothing extra. Only when it finds something wrong is the event
 read again, slowly, to name the field.
+
+One call of msgspec keeps the GIL until it is done. So what is long is cut first (core/outline.py) and decoded piece by
+piece; that takes long all the same, and whoever decodes an event of more than WIDE_BYTES does it in a thread.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
+from core.outline import PIECE_BYTES, Outline
 from service import errors
 
 MAX_ID = 256
+WIDE_BYTES = PIECE_BYTES
+"""Bytes of an event from which on it is decoded in pieces."""
+LONG_BYTES = 2**18
+"""Bytes of an array from which on it is split in pieces."""
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -103,6 +112,10 @@ class PredictedKept(Predicted):
 
 
 Body = TypeVar("Body", Event, Label, Question, Explain)
+Asked = TypeVar("Asked", bound=Event | Label | Question | Explain)
+
+_FIRST = re.compile(rb"[^ \t\r\n]")
+"""The first byte that is no white space."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -117,11 +130,13 @@ _event = msgspec.json.Decoder(Event)
 _label = msgspec.json.Decoder(Label)
 _explain = msgspec.json.Decoder(Explain)
 _question = msgspec.json.Decoder(Question)
+_features = msgspec.json.Decoder(dict[str, float | bool | str])
+_numbers = msgspec.json.Decoder(list[float | bool])
 
 
 def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
     """One event, with its features. `at` says where it stands, for the message: "[3]" or "line 7"."""
-    event = _decode(_event, data, at)
+    event = _either_way(_event, data, at)
     if event.id is not None:
         _check_id(event.id, at)
     return event
@@ -130,20 +145,23 @@ def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
 def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
     """What `/learn` takes: an event, or a label without features."""
     data = bytes(data)
-    found: Event | Label
-    try:
-        found = _event.decode(data) if b'"x"' in data else _label.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # It is wrong, or the bytes deceived: an id "x", a name with escapes.
-        found = _label.decode(data) if _is(data, Label) else _decode(_event, data, at)
+    found = _event_or_label(data, at) if len(data) <= WIDE_BYTES else _in_pieces(_event_or_label, data, at)
     if found.id is not None:
         _check_id(found.id, at)
     return found
 
 
+def _event_or_label(data: bytes, at: str) -> Event | Label:
+    try:
+        return _event.decode(data) if b'"x"' in data else _label.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # It is wrong, or the bytes deceived: an id "x", a name with escapes.
+        return _label.decode(data) if _is(data, Label) else _decode(_event, data, at)
+
+
 def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
     """One question of `/predict`."""
-    question = _decode(_question, data, at)
+    question = _either_way(_question, data, at)
     if question.id is not None:
         _check_id(question.id, at)
     return question
@@ -151,7 +169,7 @@ def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
 
 def decode_explain(data: bytes) -> Explain:
     """The body of `/explain`."""
-    asked = _decode(_explain, data, "")
+    asked = _either_way(_explain, data, "")
     if (asked.x is None) == (asked.id is None):
         reason = 'must be an object with either x or id, like {"x": {"age": 31}} or {"id": "imp-7"}'
         raise errors.InvalidEvent(field="body", reason=reason)
@@ -170,12 +188,125 @@ def is_array(body: bytes) -> bool:
     return body.lstrip(b" \t\r\n")[:1] == b"["
 
 
-def split_array(body: bytes) -> list[msgspec.Raw]:
-    """The elements of a JSON array, still as bytes."""
+class Elements:
+    """The elements of a JSON array, still as bytes, piece by piece.
+
+    To make it takes long where the body has more than LONG_BYTES, and so does `piece` where `is_long` says so.
+    MalformedJson where the body is no array; a long one's elements may be found to be malformed by `piece` only.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._places = [(0, len(body))]
+        self._all = _split(body, 0) if len(body) <= LONG_BYTES else None
+        if self._all is None:
+            outline = _outlined(body, "")
+            self._places = outline.pieces()
+        self.count = outline.commas + 1 if self._all is None else len(self._all)
+
+    def __len__(self) -> int:
+        """Of the pieces."""
+        return len(self._places)
+
+    def is_long(self, i: int) -> bool:
+        """Whether piece i takes long: one of its elements does."""
+        start, end = self._places[i]
+        return end - start > LONG_BYTES
+
+    def piece(self, i: int) -> list[msgspec.Raw]:
+        """The elements of piece i."""
+        if self._all is not None:
+            return self._all
+        start, end = self._places[i]
+        elements = _split(b"[%b]" % self._body[start:end], start - 1)
+        if not elements and len(self._places) > 1:
+            raise _nothing("array", end)
+        return elements
+
+
+def _split(array: bytes, before: int) -> list[msgspec.Raw]:
+    """The elements of an array, before whose text there are so many bytes of the body."""
     try:
-        return _pieces.decode(body)
+        return _pieces.decode(array)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(error, "", body) from None
+        raise malformed(error, "", array, before=before) from None
+
+
+# -- what is long, piece by piece
+
+
+def _either_way(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
+    if len(data) <= WIDE_BYTES:
+        return _decode(decoder, data, at)
+    return _in_pieces(partial(_decode, decoder), bytes(data), at)
+
+
+def _in_pieces(decode: Callable[[bytes, str], Asked], data: bytes, at: str) -> Asked:
+    """A long event: all but its features, and then these, piece by piece."""
+    start = _FIRST.search(data)
+    if start is None or start[0] != b"{":
+        return decode(data, at)
+    opens, closes = _outlined(data, at).inner
+    if closes - opens <= WIDE_BYTES // 2:  # it is long, and not because of its features
+        return decode(data, at)
+    try:
+        asked = decode(data[: opens + 1] + data[closes:], at)
+    except errors.MalformedJson as wrong:
+        raise _shifted(wrong, closes - opens - 1, after=opens + 1) from None
+    if isinstance(asked, Label) or asked.x:  # it has two x, and the long one may not be that which counts
+        return decode(data, at)
+    asked.x = _long_x(data, opens, at)
+    return asked
+
+
+def _long_x(data: bytes, opens: int, at: str) -> dict[str, float | bool | str] | list[float | bool]:
+    """The features that open at a place of an event, piece by piece."""
+    named: dict[str, float | bool | str] = {}
+    numbers: list[float | bool] = []
+    decoder: msgspec.json.Decoder[Any] = _features if data[opens : opens + 1] == b"{" else _numbers
+    frame = b"{%b}" if decoder is _features else b"[%b]"
+    for start, end in Outline.of(data, opens).pieces():
+        piece = frame % data[start:end]
+        try:
+            found = decoder.decode(piece)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _wrong_piece(error, piece, at, start - 1, len(numbers)) from None
+        if not found:
+            raise _nothing("object" if decoder is _features else "array", end, at)
+        if decoder is _features:
+            named.update(found)
+        else:
+            numbers += found
+    return named or numbers
+
+
+def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: int) -> errors.OnestepError:
+    """What is wrong with a piece of an event's x, before which there are so many bytes and so many numbers."""
+    if not isinstance(error, msgspec.ValidationError):
+        return malformed(error, at, piece, before=before)
+    try:
+        field, reason = next(_wrong_features(msgspec.Raw(piece), first), ("x", str(error)))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+        return malformed(wrong, at, piece, before=before)
+    return errors.InvalidEvent(field=path(at, field), reason=reason)
+
+
+def _outlined(data: bytes, at: str) -> Outline:
+    """The outline of an array or object that is all there is; MalformedJson if it does not end or something follows."""
+    outline = Outline.of(data)
+    if outline.end < 0:
+        raise errors.MalformedJson(where=_where(at), reason="Input data was truncated")
+    if data[outline.start] + 2 != data[outline.end]:  # [ and ], { and }: two apart
+        raise errors.MalformedJson(where=_where(at), reason=f"invalid character (byte {outline.end})")
+    rest = _FIRST.search(data, outline.end + 1)
+    if rest is not None:
+        raise errors.MalformedJson(where=_where(at), reason=f"trailing characters (byte {rest.start() + 1})")
+    return outline
+
+
+def _nothing(kind: str, end: int, at: str = "") -> errors.MalformedJson:
+    """What is wrong where nothing stands between two commas, or after the last."""
+    return errors.MalformedJson(where=_where(at), reason=f"trailing comma in {kind} (byte {end})")
 
 
 # -- what is wrong, and where
@@ -197,8 +328,9 @@ _NO_NUMBER = re.compile(rb'(?<![\w"])[-+]?(?:nan|inf(?:inity)?)(?![\w"])', re.IG
 _PLACE = re.compile(r"\(byte (\d+)\)")
 
 
-def malformed(error: Exception, at: str, data: bytes, what: str = "feature") -> errors.MalformedJson:
-    """The error for bytes that are no JSON. `what` may be left out where it has no value."""
+def malformed(error: Exception, at: str, data: bytes, what: str = "feature", before: int = 0) -> errors.MalformedJson:
+    """The error for bytes that are no JSON. `what` may be left out where it has no value; `before`: how many bytes of
+    the body come before the data."""
     reason = str(error)
     if no_number := _no_number(reason, data):
         reason = f"JSON has no {no_number}; leave out a {what} that has no value"
@@ -208,8 +340,21 @@ def malformed(error: Exception, at: str, data: bytes, what: str = "feature") -> 
         reason = "it is nested too deeply"
     elif isinstance(error, UnicodeDecodeError):
         reason = "it is not UTF-8"
-    where = f"{at} " if at else "The body "
-    return errors.MalformedJson(where=where, reason=reason.removeprefix("JSON is malformed: "))
+    found = errors.MalformedJson(where=_where(at), reason=reason.removeprefix("JSON is malformed: "))
+    return _shifted(found, before) if before else found
+
+
+def _where(at: str) -> str:
+    return f"{at} " if at else "The body "
+
+
+def _shifted(error: errors.MalformedJson, bytes_more: int, after: int = 0) -> errors.MalformedJson:
+    """The same error of a text in which so many bytes stand before the place that is wrong, if that is `after` one."""
+
+    def moved(place: re.Match[str]) -> str:
+        return f"(byte {int(place[1]) + (bytes_more if int(place[1]) >= after else 0)})"
+
+    return errors.MalformedJson(**{**error.members, "reason": _PLACE.sub(moved, error.members["reason"])})
 
 
 def _no_number(reason: str, data: bytes) -> str | None:
@@ -273,7 +418,8 @@ def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[
             )
 
 
-def _wrong_features(x: msgspec.Raw) -> Iterator[tuple[str, str]]:
+def _wrong_features(x: msgspec.Raw, first: int = 0) -> Iterator[tuple[str, str]]:
+    """`first`: the number of an array's first element."""
     try:
         features: dict[str, msgspec.Raw] = msgspec.json.decode(x, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
@@ -282,7 +428,7 @@ def _wrong_features(x: msgspec.Raw) -> Iterator[tuple[str, str]]:
         except msgspec.ValidationError:
             yield "x", "must be an object of features or an array of numbers"
             return
-        for i, element in enumerate(elements):
+        for i, element in enumerate(elements, first):
             if not _is(element, float | bool):
                 yield f"x[{i}]", "must be a finite number"
         return

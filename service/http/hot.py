@@ -12,14 +12,13 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple, TypeVar
 
 from core.features import EventError
 from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
+from service.fairness import Slices, worked
 from service.http.access import Access, pace_of
 from service.http.bodies import (
     Bodies,
@@ -52,13 +51,12 @@ ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 _SPOOL_BYTES = 8 * 2**20
 Pieces = AsyncGenerator[pieces.Piece[Any]]
+Item = TypeVar("Item")
 AHEAD = 16
 """Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
 _SHORT = 2**16
 """Bytes that a connection reads on before someone asks for them."""
 _LARGE = 2**20
-_PAUSE = 1_000
-"""Events of an array to decode before the loop may serve others."""
 
 
 class Asked(NamedTuple):
@@ -123,6 +121,14 @@ class Hot:
         """A JSON body, whole. Its kind has been checked."""
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
+    async def _elements(self, scope: Scope, body: bytes) -> wire.Elements:
+        """The elements of an array, taken from what is left of the token's rate; the request itself took one."""
+        elements: wire.Elements = await worked(len(body) > wire.LONG_BYTES, wire.Elements, body)
+        pace = pace_of(scope)
+        if pace is not None:
+            pace.take(max(0, elements.count - 1))
+        return elements
+
     @contextlib.asynccontextmanager
     async def _one_of_the_large(self, body: bytes) -> AsyncGenerator[None]:
         if len(body) <= _LARGE:
@@ -158,14 +164,10 @@ class Hot:
     async def _learn_array(self, model: str, body: bytes, scope: Scope, held: contextlib.AsyncExitStack) -> Reply:
         """All or nothing. `held` until the reply is sent: the place of a large array, which it takes when its turn has
         come, or those that need no room would wait for it too."""
-        elements = _charged(scope, wire.split_array(body))
-        async with self._engine.announced(len(elements)):
+        elements = await self._elements(scope, body)
+        async with self._engine.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
-            events = []
-            for i, element in enumerate(elements):
-                events.append(wire.decode_learn(element, f"[{i}]"))
-                if i % _PAUSE == _PAUSE - 1:
-                    await asyncio.sleep(0)
+            events = await _decoded(elements, wire.decode_learn)
         try:
             result = await self._engine.learn(model, events)
         except errors.OnestepError as error:
@@ -242,9 +244,8 @@ class Hot:
             await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))
             return
         async with self._one_of_the_large(body):
-            elements = _charged(scope, wire.split_array(body))
-            places = [f"[{i}]" for i in range(len(elements))]
-            questions = [wire.decode_question(element, at) for element, at in zip(elements, places, strict=True)]
+            questions = await _decoded(await self._elements(scope, body), wire.decode_question)
+            places = [f"[{i}]" for i in range(len(questions))]
             replies, _ = await self._predict_all(found, questions, places)
             await send_reply(send, json_reply(replies))
 
@@ -439,12 +440,16 @@ def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
     return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
 
 
-def _charged(scope: Scope, elements: list[msgspec.Raw]) -> list[msgspec.Raw]:
-    """The same elements, taken from what is left of the token's rate; the request itself took one."""
-    pace = pace_of(scope)
-    if pace is not None and elements:
-        pace.take(len(elements) - 1)
-    return elements
+async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]) -> list[Item]:
+    """The elements of an array, decoded; others are served meanwhile."""
+    items: list[Item] = []
+    slices = Slices()
+    for i in range(len(elements)):
+        for element in await worked(elements.is_long(i), elements.piece, i):
+            items.append(await worked(len(element) > wire.WIDE_BYTES, decode, element, f"[{len(items)}]"))
+            if slices.over:
+                await slices.rest()
+    return items
 
 
 def _check_json(scope: Scope) -> None:

@@ -1,0 +1,40 @@
+"""How long work lets others be served meanwhile: in slices on the event loop, or in a thread.
+
+Everybody is served by one thread, so nothing that is asked may keep it for long in one go. What is long because it has
+many parts rests between them; what is long in itself goes to a thread, in calls that let go of the GIL now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+SLICE_SECONDS = 0.002
+WIDE = 4_096
+"""Features of an event, or characters of text for each eight of them, from which on it is worked on in a thread."""
+
+
+class Slices:
+    """Work that rests after every SLICE_SECONDS: `if slices.over: await slices.rest()`."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = time.perf_counter() + SLICE_SECONDS
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to rest."""
+        return time.perf_counter() >= self._until
+
+    async def rest(self) -> None:
+        """Let the loop serve others."""
+        await asyncio.sleep(0)
+        self._until = time.perf_counter() + SLICE_SECONDS
+
+
+async def worked(long: bool, work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns; in a thread where it takes long."""
+    return await asyncio.to_thread(work, *args) if long else work(*args)
