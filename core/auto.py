@@ -27,6 +27,7 @@ An event costs K numbers or so for each of its features, and the model likewise 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -501,8 +502,9 @@ class Auto:
         self._shares[0] *= 0.5 / self._shares[0].sum()
         self._shares[1] = 0.5 / M
 
-    def make_room(self, features: int) -> None:
-        """Room for `features` columns; what is new is 0."""
+    def add(self, first: int, names: Sequence[str]) -> None:
+        """Features for the columns from `first` on, all 0."""
+        features = first + len(names)
         if features + 1 <= self._rows:
             return
         self._rows = max(features + 1, 2 * self._rows)
@@ -551,9 +553,10 @@ class Auto:
             arrays[f"{name}_stack_squares"] = stack_squares.flatten()
         return arrays
 
-    def load(self, arrays: dict[str, Table], features: int) -> None:
-        """What `arrays` gave."""
-        self.make_room(features)
+    def load(self, arrays: dict[str, Table], names: Sequence[str]) -> None:
+        """What `arrays` gave of the features of these names."""
+        features = len(names)
+        self.add(0, names)
         self._banks = int(arrays["banks"][0])
         self._statistics[:features] = arrays["statistics"].reshape(features, STATISTICS)
         self._shares[:] = arrays["shares"].reshape(self._shares.shape)

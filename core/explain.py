@@ -32,9 +32,9 @@ _ADDED = "the contributions, added in order, and then the bias are the score."
 _METHODS = {
     "none": f"A feature contributes its weight times its value; {_ADDED}",
     "standard": "A feature contributes its weight times its value as seen, which is less the running mean and divided "
-    f"by the running standard deviation; {_ADDED}",
+    f"by the running standard deviation, but for text, which is as it is; {_ADDED}",
     "maxabs": "A feature contributes its weight times its value as seen, which is divided by the largest magnitude so "
-    f"far; {_ADDED}",
+    f"far, but for text, which is as it is; {_ADDED}",
 }
 _AUTO_METHOD = (
     "A feature contributes its Aumann-Shapley share of the mixture's score (integrated gradients): what the score "

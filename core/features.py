@@ -261,6 +261,9 @@ class Features:
         names never end. Features of one event that meet in one column are summed. Default None: no hashing.
     max_value
         The largest magnitude of a feature's value. Default 1e100.
+    text_apart
+        Whether hashed names of text (`colour=red`) are `=h`, not `#h`: then they never meet those of numbers, and there
+        are at most 2^k features of each. A model that scales needs that, because text is not scaled. Default False.
 
     >>> features = Features()
     >>> features.columns_of(["age", "vip"], add=True).tolist()
@@ -269,11 +272,18 @@ class Features:
     ['age', 'vip']
     """
 
-    def __init__(self, max_features: int = 1_000_000, hash_bits: int | None = None, max_value: float = 1e100) -> None:
+    def __init__(
+        self,
+        max_features: int = 1_000_000,
+        hash_bits: int | None = None,
+        max_value: float = 1e100,
+        text_apart: bool = False,
+    ) -> None:
         self.names: list[str] = []
         self._column: dict[str, int] = {}
         self._hash_mask = None if hash_bits is None else (1 << hash_bits) - 1
-        self.max_features = max_features if hash_bits is None else 1 << hash_bits
+        self._text_sign = "=" if text_apart else "#"
+        self.max_features = max_features if hash_bits is None else 1 << hash_bits + text_apart
         self.max_value = max_value
         self.max_event = MAX_ARRAY
         """Features of an event; whoever takes events from others may want fewer."""
@@ -368,8 +378,18 @@ class Features:
                 name = f"x.{_shown(list(names)[beyond])}" if isinstance(x, Mapping) else f"x[{beyond}]"
                 raise EventError(name, f"must be within ±{self.max_value:g}")
         if self._hash_mask is not None:
-            names, values = _hashed(names, values, self._hash_mask, self.max_name)
+            names, values = self._hashed(names, values, self._hash_mask)
         return names, values
+
+    def _hashed(self, names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:
+        """Names as `#hash`; the values of those that meet are summed."""
+        summed: dict[str, float] = {}
+        for name, value in zip(names, values, strict=True):
+            _check_flat_name(name, self.max_name)
+            sign = self._text_sign if is_text(name) else "#"
+            bucket = f"{sign}{zlib.crc32(name.encode()) & mask:x}"
+            summed[bucket] = summed.get(bucket, 0.0) + value
+        return summed.keys(), _numbers(summed.values())
 
 
 def _as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
@@ -379,16 +399,13 @@ def _as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]
     return np.frombuffer(columns, np.int32), np.frombuffer(values)
 
 
-def _hashed(
-    names: Iterable[str], values: Iterable[float], mask: int, max_name: int
-) -> tuple[Iterable[str], array[float]]:
-    """Names as `#hash`; the values of those that meet are summed."""
-    summed: dict[str, float] = {}
-    for name, value in zip(names, values, strict=True):
-        _check_flat_name(name, max_name)
-        bucket = f"#{zlib.crc32(name.encode()) & mask:x}"
-        summed[bucket] = summed.get(bucket, 0.0) + value
-    return summed.keys(), _numbers(summed.values())
+def is_text(name: str) -> bool:
+    """Whether a feature is one of text, by its name: `colour=red` is there or not, and its value is not scaled.
+
+    >>> is_text("colour=red"), is_text("age")
+    (True, False)
+    """
+    return "=" in name
 
 
 def _check_flat_name(name: str, longest: int) -> None:

@@ -89,7 +89,8 @@ class Learner:
 
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = Spec() if spec is None else spec
-        self.features = Features(self.spec.max_features, self.spec.hash_bits, self.spec.max_value)
+        scales = self.spec.scale != "none"
+        self.features = Features(self.spec.max_features, self.spec.hash_bits, self.spec.max_value, text_apart=scales)
         self.seq = 0
         """Events so far, whether their step was taken or not."""
         self.not_taken = 0
@@ -206,8 +207,9 @@ class Learner:
         """A step for each event: the score before it, and whether it was taken."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        self._n_features = max(self._n_features, last_column(batch.columns) + 1)
-        self._model.make_room(self._n_features)
+        known, self._n_features = self._n_features, max(self._n_features, last_column(batch.columns) + 1)
+        if self._n_features > known:
+            self._model.add(known, self.features.names[known : self._n_features])
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
@@ -241,5 +243,5 @@ class Learner:
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken, learner._n_features = state["seq"], state["not_taken"], state["n_features"]
-        learner._model.load(state["arrays"], learner._n_features)
+        learner._model.load(state["arrays"], learner.names)
         return learner

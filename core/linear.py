@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from core import rules
-from core.features import Batch
+from core.features import Batch, is_text
 from core.logistic import Floats, Ints
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
@@ -84,8 +85,14 @@ class Linear:
             np.empty((longest + 1, rules.SAVED)),
         )
 
-    def make_room(self, features: int) -> None:
-        """Room for `features` columns; what is new is 0."""
+    def add(self, first: int, names: Sequence[str]) -> None:
+        """Features for the columns from `first` on, all 0. The names say which are not scaled."""
+        self._make_room(first + len(names))
+        if self._scales:
+            as_is = [first + i for i, name in enumerate(names) if is_text(name)]
+            self._scaler[as_is] = rules.AS_IS[: self._scaler.shape[1]]
+
+    def _make_room(self, features: int) -> None:
         if features <= len(self.weights):
             return
         rows = max(features, 2 * len(self.weights))
@@ -105,11 +112,12 @@ class Linear:
             "scalars": self._scalars.copy(),
         }
 
-    def load(self, arrays: dict[str, Floats], features: int) -> None:
-        """What `arrays` gave."""
+    def load(self, arrays: dict[str, Floats], names: Sequence[str]) -> None:
+        """What `arrays` gave of the features of these names."""
+        features = len(names)
         if len(arrays["weights"]) != features:
             raise ValueError("a state must have a weight for each feature")  # one alone would be taken for all
-        self.make_room(features)
+        self._make_room(features)
         self.weights[:features] = arrays["weights"]
         self._kept[:features] = arrays["kept"].reshape(features, self._kept.shape[1])
         self._scaler[:features] = arrays["scaler"].reshape(features, self._scaler.shape[1])

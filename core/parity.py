@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from river import base, linear_model, optim, preprocessing
 from river.utils import VectorDict
 
 from core import rules
-from core.features import Batch, BatchBuilder, X
+from core.features import Batch, BatchBuilder, X, is_text
 from core.learner import Learner
 from core.logistic import Floats
 from core.rules import RULES
@@ -88,7 +88,10 @@ class NoTwin(ValueError):
 
 
 def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.LogisticRegression]:
-    """River's scaler, if any, and model that do what `spec` says; NoTwin if river has none."""
+    """River's scaler, if any, and model that do what `spec` says; NoTwin if river has none.
+
+    The scaler is for numbers alone: see `scaled_one`.
+    """
     if spec.rule == "auto":
         raise NoTwin("auto is many models at once, and river has no such")
     if spec.rule == "ftrl" and not spec.lag:
@@ -104,6 +107,18 @@ def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.Logist
     )
     scalers = {"standard": preprocessing.StandardScaler, "maxabs": preprocessing.MaxAbsScaler}
     return (scalers[spec.scale]() if spec.scale in scalers else None), model
+
+
+def scaled_one(scaler: base.Transformer, x: dict[Hashable, float]) -> dict[Hashable, float]:
+    """An event's values as a river twin learns them: its scaler learns the numbers and scales them, text features stay
+    as they are, and all are in the event's own order.
+
+    >>> scaled_one(preprocessing.MaxAbsScaler(), {"b": 4.0, "colour=red": 1.0, "a": -2.0})
+    {'b': 1.0, 'colour=red': 1.0, 'a': -1.0}
+    """
+    numbers: dict[Hashable, float] = {name: value for name, value in x.items() if not is_text(str(name))}
+    scaler.learn_one(numbers)
+    return x | scaler.transform_one(numbers)
 
 
 def _rate(rate: Rate | None, loss: optim.losses.Log) -> Any:
@@ -217,10 +232,9 @@ class CrossCheck:
         for i, (y, w) in enumerate(zip(batch.labels.tolist(), batch.weights.tolist(), strict=True)):
             if learned[i]:
                 event = slice(offsets[i], offsets[i + 1])
-                x = dict(zip([names[c] for c in columns[event]], values[event], strict=True))
+                x: dict[Hashable, float] = dict(zip([names[c] for c in columns[event]], values[event], strict=True))
                 if self._scaler is not None:
-                    self._scaler.learn_one(x)
-                    x = self._scaler.transform_one(x)
+                    x = scaled_one(self._scaler, x)
                 self._river.learn_one(x, bool(y), w)
 
     def compare(self, weights: Mapping[str, float], bias: float) -> Report:

@@ -2,7 +2,7 @@
 
 For an event with features x, label y and sample weight, after n events (t = n + 1):
 
-    scale      x <- scaled x, when the model scales; the scaler learns x first
+    scale      x <- scaled x, when the model scales; the scaler learns x first; text features stay as they are
     score      z = w·x + b
     gradient   g = clip((p - y) · class weight · sample weight);  g_i = x_i g + l2 w_i
     bias       b <- b - rate(n) g
@@ -274,15 +274,23 @@ RULES: dict[str, Rule] = {
 # -- what all rules share
 
 
+AS_IS = (-1.0, 0.0, 1.0)
+"""What the scaler keeps of a feature that is not scaled; as many of these numbers as it keeps of others. The mean 0 and
+the variance 1, or the largest magnitude 1, leave a value as it is. It does not learn where the first is negative."""
+
+
 @compiled("void(int64, int32[::1], float64[::1], float64[:, ::1])")
 def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
     """The scaler learns the event's values.
 
     Standard (river's `StandardScaler`): count, mean and population variance of each feature, by Welford's method.
     Maxabs (river's `MaxAbsScaler`): the largest magnitude of each feature.
+    A feature whose row is `AS_IS` keeps it.
     """
     for k in range(len(c)):
         i = c[k]
+        if scaler[i, 0] < 0.0:
+            continue
         if scale == STANDARD:
             old_mean = scaler[i, 1]
             scaler[i, 0] += 1.0
@@ -306,7 +314,7 @@ def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scale
             variance = scaler[i, 2]
             scaled[k] = (x[k] - scaler[i, 1]) / math.pow(variance, root) if variance != 0.0 else 0.0
         else:
-            scaled[k] = x[k] / scaler[i, 0] if scaler[i, 0] != 0.0 else 0.0
+            scaled[k] = x[k] / abs(scaler[i, 0]) if scaler[i, 0] != 0.0 else 0.0
 
 
 @compiled("float64(int64, float64, float64, float64)")

@@ -187,7 +187,8 @@ class Spec:
         The residual p - y times the sample weight is clipped to ±clip, above 0. Default 1e12.
     scale
         What is done to values before they are learned: `none`, `standard` (less the mean, divided by the standard
-        deviation, both running) or `maxabs` (divided by the largest magnitude so far). Default `none`.
+        deviation, both running) or `maxabs` (divided by the largest magnitude so far). A feature whose name contains
+        `=`, as those of text do (`country=FR`), is not scaled. Default `none`.
     class_weights
         What an event's gradient is multiplied by, by its label: {"0": 1, "1": 1}.
     rho, eps, beta_1, beta_2, gamma, final_lr, beta, correct_bias
@@ -198,7 +199,8 @@ class Spec:
     max_features
         How many features the model may have; past it an event with a new one is refused. Default 1,000,000.
     hash_bits
-        With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Default None: no hashing.
+        With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Where the model scales,
+        names that contain `=` are hashed to 2^k features of their own. Default None: no hashing.
     max_value
         Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
     join

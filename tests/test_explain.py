@@ -21,6 +21,7 @@ from core.explain import Explanation, aumann_shapley, explain, explain_served
 from core.features import X, flatten
 from core.learner import NoWeights
 from core.logistic import Floats
+from core.parity import scaled_one
 from core.rules import RULES
 
 SCALES = ["none", "standard", "maxabs"]
@@ -143,8 +144,8 @@ def test_the_value_as_seen_is_what_river_s_scaler_makes_of_it(scale: str, x: dic
     scaler = SCALERS[scale]()
     if scaler is not None:
         for known, _ in events(60):
-            scaler.learn_one(dict(zip(*flatten(known), strict=True)))
-        flat = scaler.transform_one(flat)
+            scaled_one(scaler, dict(zip(*flatten(known), strict=True)))
+        flat |= scaler.transform_one({name: value for name, value in flat.items() if "=" not in name})
     for feature in explain(a_linear("sgd", scale), x).features:
         assert feature.seen == flat[feature.name]
 

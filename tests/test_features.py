@@ -359,6 +359,23 @@ def test_features_of_one_event_that_meet_in_one_bucket_are_summed() -> None:
     assert encoded(Features(hash_bits=1), x) == expected
 
 
+def test_numbers_and_text_have_hashes_of_their_own_where_text_is_apart() -> None:
+    features = Features(hash_bits=3, text_apart=True)
+    assert features.max_features == 16
+    assert encoded(features, {"12345": "789"}) == {f"={zlib.crc32(b'12345=789') % 8:x}": 1.0}
+    for i in range(300):
+        x = {f"number {i}": 2.0, "user": f"id {i}"}
+        assert encoded(features, x) == {bucket(f"number {i}", 3): 2.0, "=" + bucket(f"user=id {i}", 3)[1:]: 1.0}
+    assert sorted(features.names) == sorted(f"{kind}{i}" for i in range(8) for kind in "#=")
+
+
+def test_a_model_that_scales_hashes_text_apart_and_no_other() -> None:
+    x = {"a": 1.0, "city": "Rome"}
+    names = {scale: set(encoded(Learner(Spec(scale=scale, hash_bits=20)).features, x)) for scale in ("none", "maxabs")}
+    assert {name[0] for name in names["none"]} == {"#"}
+    assert {name[0] for name in names["maxabs"]} == {"#", "="}
+
+
 def test_hashing_is_the_same_for_every_model_and_every_order_of_events() -> None:
     names = [f"name {i}" for i in range(50)]
     one, other = Features(hash_bits=5), Features(hash_bits=5)

@@ -55,7 +55,7 @@ class Model:
         arrays["scalars"][BIAS], arrays["scalars"][L1_TOTAL] = bias, owed
         if paid is not None:
             arrays["paid"][:] = paid
-        self.linear.load(arrays, self.size)
+        self.linear.load(arrays, [f"x{i}" for i in range(self.size)])
 
     def step(self, x: list[float], y: int, sample_weight: float = 1.0) -> bool:
         """Whether the step was taken."""
@@ -411,6 +411,17 @@ def test_a_step_by_hand_behind_the_standard_scaler() -> None:
     assert learner.weights_by_name() == {"a": -(0.5 * g)}
     assert learner.bias == 0.25 - 0.5 * g
     assert learner.score({"a": 2.0, "new": 5.0}) == -(0.5 * g) * -0.5 + learner.bias
+
+
+def test_a_step_by_hand_behind_a_scaler_leaves_text_as_it_is() -> None:
+    learner = Learner(Spec(learning_rate=0.5, scale="standard"))
+    learner.learn_one({"colour": "red", "a": 1.0}, 1)
+    assert learner.weights_by_name() == {"colour=red": 0.25, "a": 0.0}
+    learner.learn_one({"a": 1.0, "price=usd": -8.0}, 1)  # the sign alone says so
+    assert learner.weights_by_name()["price=usd"] == -8.0 * 0.5 * -residual(0.25, 1, 1.0)
+    assert learner.score({"colour": "red", "price=usd": 2.0}) == (
+        0.25 + 2.0 * learner.weights_by_name()["price=usd"] + learner.bias
+    )
 
 
 def test_the_products_are_grouped_as_rate_times_x_times_residual() -> None:

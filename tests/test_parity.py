@@ -333,6 +333,76 @@ def test_every_rule_scale_and_penalty_goes_on_from_half_way(rule: str, scale: st
     assert_the_same_from_half_way(Spec(rule=rule, scale=scale, **PENALTIES[penalty]), events)
 
 
+def mixed_events(seed: str, count: int) -> list[tuple[dict[str, float], int, float]]:
+    """Events of numbers, truth values and text, as features, in random order; more and more features come up."""
+    numbers = random.Random(seed)
+    events = []
+    for i in range(count):
+        x: dict[str, float] = {f"n{j}": numbers.gauss(j, 1 + 5 * j) for j in range(6) if numbers.random() < 0.8}
+        x |= {f"flag{j}": float(numbers.random() < 0.3) for j in range(3)}
+        x |= {f"{field}={numbers.randrange(1 + i // 4)}": 1.0 for field in ("city", "user")}
+        if numbers.random() < 0.2:
+            x["price=usd"] = numbers.gauss(50, 20)  # a number, and its name says text
+        shuffled = dict(numbers.sample(list(x.items()), len(x)))
+        events.append((shuffled, numbers.randrange(2), numbers.choice([1.0, 0.3, 2.5])))
+    return events
+
+
+MIXED_SPECS = {
+    f"{rule}, {scale}": Spec(rule=rule, scale=scale, **penalty)
+    for scale in ("standard", "maxabs")
+    for rule, penalty in [*((rule, {}) for rule in RULES), ("sgd", {"l1": 1e-3}), ("adam", {"l2": 0.01})]
+}
+
+
+@pytest.mark.parametrize("name", MIXED_SPECS)
+def test_numbers_are_scaled_as_river_scales_them_and_text_is_left_as_it_is(name: str) -> None:
+    """River's scaler over the numbers alone, then all features in the event's own order: every probability on the way,
+    every weight and the bias, with as many features as make the model's arrays grow twice."""
+    spec, events = MIXED_SPECS[name], mixed_events(name, 500)
+    ours, (_, theirs) = Learner(spec), river_twin(spec)
+    scaler = preprocessing.StandardScaler() if spec.scale == "standard" else preprocessing.MaxAbsScaler()
+    seen: set[str] = set()
+    for x, y, w in events:
+        numbers = {feature: value for feature, value in x.items() if "=" not in feature}
+        scaled = scaler.transform_one(numbers)
+        # What was never learned weighs nothing; river's scaler, and Nesterov's look ahead, would make an entry of it.
+        known = {f: scaled.get(f, value) if "=" not in f else value for f, value in x.items() if f in seen}
+        if spec.rule != "nesterov":
+            assert ours.predict_proba_one(x) == theirs.predict_proba_one(known)
+        scaler.learn_one(numbers)
+        scaled = scaler.transform_one(numbers)
+        theirs.learn_one({f: scaled[f] if f in numbers else value for f, value in x.items()}, bool(y), w)
+        ours.learn_one(x, y, w)
+        seen |= x.keys()
+    assert ours.not_taken == 0
+    assert ours.n_features > 128
+    assert ours.weights_by_name() == {feature: theirs.weights.get(feature, 0.0) for feature in ours.names}
+    assert ours.bias == theirs.intercept
+    assert any(ours.weights_by_name()[feature] for feature in seen if "=" in feature)
+
+
+@pytest.mark.parametrize("name", MIXED_SPECS)
+def test_text_beside_numbers_goes_on_from_half_way(name: str) -> None:
+    assert_the_same_from_half_way(MIXED_SPECS[name], mixed_events(name, 120))
+
+
+@pytest.mark.parametrize("scale", ["standard", "maxabs"])
+def test_hashed_text_beside_numbers_goes_on_from_half_way(scale: str) -> None:
+    spec = Spec(rule="adagrad", scale=scale, hash_bits=6)
+    half = assert_the_same_from_half_way(spec, mixed_events(scale, 200))
+    assert {name[0] for name in half.learner.names} == {"#", "="}
+
+
+def test_a_text_feature_alone_is_learned_behind_the_standard_scaler() -> None:
+    learner = Learner(Spec(scale="standard"))
+    for i in range(400):
+        learner.learn_one({"colour": "red" if i % 2 else "blue"}, i % 2)
+    p = {colour: learner.predict_proba_one({"colour": colour})[True] for colour in ("red", "blue")}
+    assert p["red"] > 0.65
+    assert p["blue"] < 0.35
+
+
 @pytest.mark.parametrize("rate", [InverseScaling("inverse_scaling", 0.3, 0.4), Optimal("optimal", 0.01)])
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("adadelta", "ftrl")])
 def test_every_schedule_goes_on_from_half_way(rule: str, rate: InverseScaling | Optimal) -> None:
