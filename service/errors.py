@@ -7,9 +7,12 @@ known: `field`, `line`, `row`, `learned`, `last_seq`.
 from __future__ import annotations
 
 import inspect
+import json
 from functools import cache
 from typing import Any
 
+TOLD_FIELDS, TOLD_CHARACTERS = 5, 60
+"""Of two specs that differ, at most."""
 _SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
 
 
@@ -259,10 +262,36 @@ class IdConflict(OnestepError):
 
 
 class SpecConflict(OnestepError):
-    """Model {model!r} exists with another spec; GET /models/{model} shows it, DELETE /models/{model} removes it."""
+    """Model {model!r} exists with another spec: {differences}. GET /models/{model} shows it, DELETE /models/{model}
+    removes it."""
 
     status = 409
     title = "Spec conflict"
+
+    def __init__(self, *, model: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
+        super().__init__(model=model, differences=_differences(_flat(there), _flat(asked)))
+
+
+def _flat(spec: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """The fields of a spec by their names: {"join": {"keep": "1h"}} is {"join.keep": "1h"}."""
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def _differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
+    """In which fields two specs differ, and how; last those that only one of them has, as rules have their own."""
+    names = [name for name in there | asked if there.get(name) != asked.get(name)]
+    names.sort(key=lambda name: name not in there or name not in asked)
+    told = [f"{name} is {_field(there, name)} there and {_field(asked, name)} here" for name in names[:TOLD_FIELDS]]
+    more = len(names) - len(told)
+    return ", ".join(told) + (f", and {more} more fields differ" if more else "")
+
+
+def _field(spec: dict[str, Any], name: str) -> str:
+    value = spec.get(name)
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:TOLD_CHARACTERS]
 
 
 class NoWeights(OnestepError):

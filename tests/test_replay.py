@@ -21,14 +21,26 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ONESTEP, PATIENCE, Model, NewModel, Service, Start, eventually
+from hypothesis import given
+from hypothesis import strategies as st
 from streams import stream
 
-from service.commands import cli
+from service.commands import cli, identity
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row, Source
-from service.commands.replay import GivenSpec, Options, Replay, Tally, learn_side_by_side, model_names
+from service.commands.replay import (
+    GivenSpec,
+    Options,
+    Replay,
+    Tally,
+    Target,
+    learn_side_by_side,
+    model_name,
+    model_names,
+)
 from service.commands.terminal import Failed, WrongUsage
 from service.decode import wire
+from service.http.app import MODEL_NAME
 
 EVENTS = stream("Phishing")
 NAMES = list(EVENTS[0][0])
@@ -104,7 +116,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 
 def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, run: Run, phishing: Path) -> None:
     service = start()
-    replay = run(phishing, "--label", "label", url(service), "--batch", "50", "--rate", "800")
+    replay = run(phishing, "--label=label", url(service), "--model=default", "--batch=50", "--rate=800")
     eventually(lambda: service.model().state()["seq"] >= 300, "a part to be learned")
     service.kill()
     assert replay.poll() is None
@@ -125,7 +137,7 @@ def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(
     start: Start, run: Run, phishing: Path
 ) -> None:
     service = start()
-    command = (phishing, "--label", "label", url(service))
+    command = (phishing, "--label", "label", url(service), "--model", "default")
     first = run(*command, "--rate", "800")
     eventually(lambda: service.model().state()["seq"] >= 300, "a part to be learned")
     first.send_signal(signal.SIGKILL)
@@ -178,6 +190,122 @@ def test_another_prefix_and_no_ids_learn_again(
         assert model.state()["seq"] == times * len(EVENTS)
 
 
+# -- which events of a file are the same
+
+
+def lines_learned(output: str) -> tuple[str, str]:
+    found = counts(output)
+    return found["learned"], found["duplicates"]
+
+
+def test_of_a_file_that_grew_moved_or_was_compressed_only_the_new_rows_are_learned(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = ("--label", "y", url(shared), "--model", model.name)
+    path = tmp_path / "clicks.csv"
+    path.write_bytes(b"a,y\n1,1")  # one line, without an end
+    assert lines_learned(call(capsys, "replay", path, *to)[1]) == ("1", "0")
+    path.write_bytes(b"a,y\n1,1\n2,0\n")
+    code, output, error = call(capsys, "replay", path, *to)
+    assert lines_learned(output) == ("1", "1")
+    assert "1 event(s) had been learned before" in error
+    assert "--id-prefix" in error
+    (tmp_path / "elsewhere").mkdir()
+    moved = path.rename(tmp_path / "elsewhere" / "clicks.csv")
+    assert lines_learned(call(capsys, "replay", moved, *to)[1]) == ("0", "2")
+    for name, content in (
+        ("clicks.csv.gz", gzip.compress(b"a,y\n1,1\n2,0\n3,1\n")),
+        ("clicks.csv", b"\xef\xbb\xbfa,y\r\n\r\n1,1\r\n2,0\r\n3,1\r\n4,0\r\n"),  # as a spreadsheet saves it
+    ):
+        (tmp_path / name).write_bytes(content)
+        code, output, error = call(capsys, "replay", tmp_path / name, *to)
+        assert code == 0, error
+        assert counts(output)["learned"] == "1"
+    assert model.state()["seq"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "another"),
+    [
+        ("clicks.csv", "a,y\n1,1\n2,0\n", "a,y\n1,0\n2,0\n"),
+        ("clicks.csv", "a,y\n1,1\n2,0\n", "b,y\n1,1\n2,0\n"),
+        ("clicks.tsv", "a\ty\n1\t1\n2\t0\n", "a\ty\n7\t1\n2\t0\n"),
+        ("clicks.ndjson", '{"a": 1, "y": 1}\n{"a": 2, "y": 0}\n', '{"a": 3, "y": 1}\n{"a": 2, "y": 0}\n'),
+        ("clicks.libsvm", "# Monday\n1 1:1\n0 1:2\n", "# Monday\n1 1:3\n0 1:2\n"),
+    ],
+)
+def test_another_days_file_of_the_same_name_is_learned_whole(
+    shared: Service,
+    model: Model,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    one: str,
+    another: str,
+) -> None:
+    label = () if name.endswith("libsvm") else ("--label", "y")
+    for day, content in enumerate((one, another), 1):
+        (tmp_path / name).write_text(content)
+        code, output, error = call(capsys, "replay", tmp_path / name, *label, url(shared), "--model", model.name)
+        assert code == 0, error
+        assert lines_learned(output) == ("2", "0")
+        assert model.state()["seq"] == 2 * day
+
+
+def test_another_row_further_down_is_refused_with_its_line_and_what_to_do(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clicks.csv"
+    command = ("replay", path, "--label", "y", url(shared), "--model", model.name)
+    path.write_text("a,y\n1,1\n2,0\n3,1\n")
+    assert call(capsys, *command)[0] == 0
+    path.write_text("a,y\n1,1\n2,0\n4,1\n")
+    code, _, error = call(capsys, *command)
+    assert code == 1
+    assert re.search(
+        r"clicks\.csv line 4 \(event 3\): id: the id 'clicks\.csv:[0-9a-f]{16}:3' was learned before", error
+    )
+    assert "another file of this name" in error
+    assert "--id-prefix TEXT" in error
+    assert "the same command goes on" not in error, "it would not"
+    code, output, _ = call(capsys, *command, "--id-prefix", "tuesday")
+    assert (code, *lines_learned(output)) == (0, "3", "0")
+
+
+def test_standard_input_is_told_by_its_first_lines_too(shared: Service, model: Model, run: Run) -> None:
+    for content, learned in (("a,y\n1,1\n", "1"), ("a,y\n1,1\n2,0\n", "1"), ("a,y\n3,1\n2,0\n", "2")):
+        replay = run("-", "--format", "csv", "--label", "y", url(shared), "--model", model.name)
+        output, error = replay.communicate(content, timeout=PATIENCE)
+        assert counts(output)["learned"] == learned, error
+
+
+LINES = st.lists(st.binary(min_size=1, max_size=9).filter(lambda line: not {10, 13} & set(line)), max_size=4)
+
+
+@given(LINES, st.booleans(), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
+def test_what_tells_a_file_is_its_header_and_its_first_line(
+    lines: list[bytes], header: bool, end: bytes, bom: bool
+) -> None:
+    def prefix(content: list[bytes], end: bytes = b"\n", bom: bool = False) -> str:
+        text = io.BytesIO(b"\xef\xbb\xbf" * bom + end + b"".join(line + end for line in content))
+        read = identity.Lines(text, header)
+        assert list(read) == text.getvalue().splitlines(keepends=True)
+        return read.id_prefix("a.csv")
+
+    told = [b"a,b", b"1,2"] if header else [b"1,2"]
+    assert prefix([*told, *lines], end, bom) == prefix(told)
+    assert prefix([*told[:-1], told[-1] + b"3"]) != prefix(told)
+    assert prefix([b"sep=;", *told]) == prefix(told)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "ä" * 255, "x" * 252 + ".gz", "surrogate-\udc80.csv"])
+def test_ids_are_no_longer_than_they_may_be(name: str) -> None:
+    prefix = identity.Lines([b"1 1:1"], header=False).id_prefix(name)
+    assert len(f"{prefix}:{10**18}") <= wire.MAX_ID
+    assert prefix.encode()
+    assert prefix != identity.Lines([b"1 1:1"], header=False).id_prefix("y" + name)
+
+
 # -- what is wrong with a file, found by the service
 
 
@@ -212,12 +340,6 @@ def test_another_event_under_the_same_id_is_refused_with_its_line(
     code, _, error = call(capsys, *command)
     assert code == 1
     assert "events.csv line 3 (event 2): id: the id 'two' was learned before" in error
-
-
-def test_an_unknown_model_is_told(shared: Service, phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = call(capsys, "replay", phishing, "--label", "label", url(shared), "--model", "nobody")
-    assert code == 1
-    assert "no model 'nobody'" in error
 
 
 def test_no_service_is_one_clear_line(phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,6 +414,84 @@ def test_a_rate_is_kept(shared: Service, model: Model, phishing: Path, capsys: p
     assert time.monotonic() - started < 15, "what was learned before passes at once"
 
 
+# -- into which model
+
+
+def test_a_file_goes_into_a_new_model_named_after_it_with_auto(
+    shared: Service, stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
+    before = shared.model("default").state()["seq"]
+    code, output, error = call(capsys, *command)
+    assert code == 0
+    assert output.startswith(f"{stem}.csv -> {stem}\n")
+    assert f"{stem}.csv goes into the new model {stem}, rule auto; --model NAME learns into another" in error
+    assert "--spec SPEC" in error
+    state = shared.model(stem).state()
+    assert (state["spec"]["rule"], state["seq"]) == ("auto", len(EVENTS))
+    assert shared.model("default").state()["seq"] == before
+    code, output, error = call(capsys, *command)
+    assert code == 0
+    assert f"goes into the model {stem}, which is there with this spec: rule auto, 1,250 events learned" in error
+    assert lines_learned(output) == ("0", "1,250")
+
+
+def test_a_model_of_that_name_with_another_spec_is_told_with_the_difference(
+    shared: Service, stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shared.model(stem).create({"rule": "adam", "join": {"keep": "1h"}}).status_code == 201
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared))
+    code, _, error = call(capsys, *command)
+    assert code == 1
+    assert f"Model '{stem}' exists with another spec" in error
+    assert 'rule is "adam" there and "auto" here' in error
+    assert 'join.keep is "1h" there and "24h" here' in error
+    assert f"--model {stem} learns into it as it is" in error
+    assert _seq(shared, stem) == 0
+    code, _, error = call(capsys, *command, "--model", stem)
+    assert code == 0
+    assert f"goes into the model {stem}, which is there: rule adam, 0 events learned" in error
+    assert _seq(shared, stem) == len(EVENTS)
+
+
+def test_a_name_that_no_model_has_yet_is_taken(
+    shared: Service, stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("replay", tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--model", f"{stem}-mine")
+    code, _, error = call(capsys, *command)
+    assert code == 0
+    assert f"goes into the new model {stem}-mine, rule auto" in error
+
+
+def test_several_files_are_learned_one_after_the_other(
+    shared: Service, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, part in enumerate((EVENTS[:600], EVENTS[600:]), 1):
+        (tmp_path / f"part-{number}.csv").write_text(as_csv(part))
+    files = [tmp_path / f"part-{number}.csv" for number in (1, 2)]
+    command = ("replay", *files, "--label", "label", url(shared))
+    code, _, error = call(capsys, *command)
+    assert code == 2
+    assert "for several files, --model NAME" in error
+    code, output, _ = call(capsys, *command, "--model", model.name)
+    assert code == 0
+    assert [line for line in output.splitlines() if "->" in line] == [f"{file.name} -> {model.name}" for file in files]
+    alone = shared.model(f"{model.name}-alone")
+    assert alone.create({}).status_code == 201
+    alone.learn_lines(as_ndjson(EVENTS))
+    assert model.state()["sha256"] == alone.state()["sha256"]
+    alone.delete()
+
+
+def test_several_specs_take_their_names_from_the_one_that_is_given(
+    shared: Service, stem: str, specs: list[str], run: Run
+) -> None:
+    replay = run("-", "--format", "csv", "--label", "label", url(shared), "--model", stem, *specs)
+    output, error = replay.communicate(as_csv(EVENTS[:50]), timeout=PATIENCE)
+    assert replay.returncode == 0, error
+    assert list(comparison(output)) == [f"{stem}-sgd", f"{stem}-scaled", f"{stem}-auto"]
+
+
 # -- several models side by side
 
 
@@ -349,7 +549,11 @@ def test_one_pass_teaches_every_model_what_it_would_learn_alone(
         *specs,
     )
     code, output, error = call(capsys, *command)
-    assert (code, error) == (0, "")
+    assert code == 0
+    assert error.splitlines() == [
+        f"onestep: {stem}.csv goes into the new model {stem}-{name}, rule {rule}"
+        for name, rule in (("sgd", "sgd"), ("scaled", "adagrad, standard"), ("auto", "auto"))
+    ]
     assert output.startswith(f"{stem}.csv -> 3 models: 1,250 events in ")
     found = comparison(output)
     alone = {name: new_model(**spec) for name, spec in SPECS.items()}
@@ -511,20 +715,47 @@ def test_a_wrong_spec_of_the_command_line_is_told(
 
 
 @pytest.mark.parametrize(
-    ("file", "stems", "names"),
+    ("stem", "specs", "names"),
     [
-        ("a.csv", ["sgd", "auto"], ["a-sgd", "a-auto"]),
-        ("a.b.csv.gz", ["my spec"], ["a.b-my-spec"]),
-        ("stdin", ["sgd", "sgd", "sgd-2", "sgd"], ["stdin-sgd", "stdin-sgd-2", "stdin-sgd-2-2", "stdin-sgd-3"]),
-        ("_é_.csv", ["ü"], ["model"]),
-        (f"{'a' * 80}.csv", ["sgd", "auto"], ["a" * 64, "a" * 62 + "-2"]),
+        ("a", ["sgd", "auto"], ["a-sgd", "a-auto"]),
+        ("a.b", ["my spec"], ["a.b-my-spec"]),
+        ("a", ["sgd", "sgd", "sgd-2", "sgd"], ["a-sgd", "a-sgd-2", "a-sgd-2-2", "a-sgd-3"]),
+        ("_é_", ["ü"], ["model"]),
+        ("a" * 80, ["sgd", "auto"], ["a" * 64, "a" * 62 + "-2"]),
     ],
 )
-def test_names_are_names_and_no_two_are_equal(file: str, stems: list[str], names: list[str]) -> None:
-    assert model_names(file, [GivenSpec("", stem, b"{}") for stem in stems]) == names
+def test_names_are_names_and_no_two_are_equal(stem: str, specs: list[str], names: list[str]) -> None:
+    assert model_names(stem, [GivenSpec("", spec, b"{}") for spec in specs]) == names
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("elec.csv", "elec"),
+        ("elec.CSV.GZ", "elec"),
+        ("clicks 2024-01-31.csv", "clicks-2024-01-31"),
+        ("clicks.2024-01.tsv.gz", "clicks.2024-01"),
+        ("clicks.2024-01", "clicks.2024-01"),
+        ("adult.data", "adult"),
+        (".hidden.jsonl", "hidden"),
+        ("_é_.csv", "model"),
+        ("été.csv", "t-"),
+        (".csv", "csv"),
+        ("default.csv", "default-file"),
+        ("default.csv.gz", "default-file"),
+        ("Default.csv", "Default"),
+        (f"{'a' * 80}.libsvm", "a" * 64),
+    ],
+)
+def test_the_model_of_a_file_is_named_after_it(file: str, name: str) -> None:
+    assert model_name(file) == name
+    assert MODEL_NAME.fullmatch(name)
 
 
 # -- a service that fails in every way, made up
+
+
+_EMPTY = {"seq": 0, "spec": {"rule": "sgd", "scale": "none"}}
 
 
 class Script:
@@ -536,16 +767,13 @@ class Script:
         self.sent: list[list[str | None]] = []
         self.models: list[str] = []
 
-    def alive(self) -> None:
-        pass
-
     def model(self, name: str) -> dict[str, Any]:
-        return {"model": name, "seq": 0}
+        return _EMPTY
 
     def create(self, name: str, spec: bytes) -> tuple[dict[str, Any], bool]:
         if self.creations and isinstance(reply := self.creations.pop(0), Exception):
             raise reply
-        return {"model": name, "seq": 0}, True
+        return _EMPTY, True
 
     def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
         batch = list(events)
@@ -583,7 +811,8 @@ def rows(count: int) -> Iterator[Row]:
 def play(script: Script, count: int = 6, **options: Any) -> Tally:
     tally = Tally()
     made = Options("stream", **{"batch": 3, **options})
-    Replay(script, "default", made, tally, notice=lambda _: None).run(rows(count))  # type: ignore[arg-type]
+    target = Target("default", GivenSpec("{}", "sgd", b"{}"), as_it_is=True)
+    Replay(script, target, made, tally, notice=lambda _: None).run(rows(count))  # type: ignore[arg-type]
     return tally
 
 
@@ -597,7 +826,11 @@ def play_two(script: Script, shown: list[str] | None = None, count: int = 6, **o
         if shown is not None:
             shown.append(tally.model)
 
-    replays = [Replay(script, tally.model, made, tally, show, lambda _: None, spec) for tally in tallies]  # type: ignore[arg-type]
+    targets = [Target(tally.model, spec) for tally in tallies]
+    replays = [
+        Replay(script, target, made, tally, show, lambda _: None)  # type: ignore[arg-type]
+        for target, tally in zip(targets, tallies, strict=True)
+    ]
     learn_side_by_side(replays, rows(count), made)
     return tallies
 
@@ -834,7 +1067,14 @@ def test_what_is_wrong_is_told_with_its_line(
         ["a.csv", "--label", "y", "--retry-seconds", "long"],
         ["a.csv", "--label", "y", "--url", "localhost:8000"],
         ["a.csv", "--label", "y", "--no-ids", "--id-prefix", "a"],
-        ["a.csv", "--label", "y", "--spec", "{}", "--spec", '{"rule": "auto"}', "--model", "default"],
+        ["-", "--format", "csv", "--label", "y"],
+        ["-", "--format", "csv", "--label", "y", "--spec", "{}"],
+        [__file__, __file__, "--format", "csv", "--label", "y"],
+        [__file__, __file__, "--format", "csv", "--label", "y", "--spec", "{}", "--spec", "{}"],
+        [__file__, __file__, "--format", "csv", "--label", "y", "--model", "m", "--id-prefix", "p"],
+        [__file__, "absent.csv", "--format", "csv", "--label", "y", "--model", "m"],
+        ["a.csv", "--label", "y", "--id-prefix", ""],
+        ["a.csv", "--label", "y", "--id-prefix", "p" * 237],
         ["a.csv", "--label", "y", "--spec", "absent.json"],
         ["a.csv", "--label", "y", "--spec", "@absent.json"],
         ["a.csv", "--label", "y", "--spec", "{"],

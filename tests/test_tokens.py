@@ -514,6 +514,26 @@ def test_the_commands_send_the_token_that_they_are_given(
     assert "cannot be read: No such file" in capsys.readouterr().err
 
 
+def test_a_token_that_creates_no_models_is_told_which_model_learns(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", str(guarded.service.http.base_url)]
+    events = tmp_path / "events-of-a-learner.csv"
+    events.write_text("a,y\n1,0\n2,1\n")
+    command = ["replay", str(events), "--label", "y", *url]
+    for models in (None, ["default"]):
+        token, _ = tokens.create(guarded.service.folder, ["predict", "learn"], models, None)
+        monkeypatch.setenv("ONESTEP_TOKEN", token)
+        eventually(lambda: cli.main(["models", "list", *url]) == 0, "the token to be seen")
+        capsys.readouterr()
+        assert cli.main(command) == 1
+        error = capsys.readouterr().err
+        assert "the model events-of-a-learner is not created" in error
+        assert "--model default learns into the existing one" in error
+        assert "Nothing was learned" in error
+        assert cli.main([*command, "--model", "default"]) == 0
+
+
 def test_no_command_takes_a_token_on_its_command_line() -> None:
     for command in (["serve"], ["replay", "FILE"], ["models", "list"], ["crosscheck"]):
         with pytest.raises(SystemExit) as usage:

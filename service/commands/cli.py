@@ -111,16 +111,25 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input; several are learned one after the other",
+    )
     _add_source(parser)
     _add_url(parser)
     _add_token_file(parser)
-    _add_model(parser, default=None)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="learn into the model of this name, as it is, or into a new one (named after the file, and --spec's)",
+    )
     parser.add_argument(
         "--spec",
         action="append",
         metavar="SPEC",
-        help="learn into a new model with this spec, a file or JSON; several are learned side by side and compared",
+        help='of a new model: a file or JSON ({"rule": "auto"}); several are learned side by side and compared',
     )
     parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events of one request (1000)")
     parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
@@ -140,7 +149,12 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "--retry-seconds", type=_seconds, default=60.0, metavar="S", help="how long to try without progress (60)"
     )
     ids = parser.add_mutually_exclusive_group()
-    ids.add_argument("--id-prefix", metavar="TEXT", help="an event's id is TEXT:row (the file's name)")
+    ids.add_argument(
+        "--id-prefix",
+        type=_id_prefix,
+        metavar="TEXT",
+        help="an event's id is TEXT:row (the file's name, and a hash of its first lines)",
+    )
     ids.add_argument("--no-ids", action="store_true", help="send no ids: what is sent twice is learned twice")
     parser.set_defaults(run=_replay)
 
@@ -218,9 +232,8 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     revoke.set_defaults(run=_token_revoke)
 
 
-def _add_model(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
-    named = f"({DEFAULT})" if default else f"({DEFAULT}; with --spec made of the file's name and the spec's)"
-    parser.add_argument("--model", default=default, metavar="NAME", help=named)
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"({DEFAULT})")
 
 
 def _url(text: str) -> str:
@@ -239,6 +252,14 @@ def _batch(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= LARGEST_BATCH:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH}")
     return int(text)
+
+
+def _id_prefix(text: str) -> str:
+    from service.commands.identity import LONGEST_PREFIX
+
+    if not 0 < len(text) <= LONGEST_PREFIX:
+        raise argparse.ArgumentTypeError(f"must have 1 to {LONGEST_PREFIX} characters")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -303,10 +324,10 @@ def _kernels_are_kept() -> bool:
 # -- replay and cross-check
 
 
-def _source(arguments: argparse.Namespace) -> Source:
+def _source(arguments: argparse.Namespace, file: str) -> Source:
     from service.commands.files import Source
 
-    return Source(arguments.file, arguments.format, arguments.label, arguments.positive, arguments.id_column)
+    return Source(file, arguments.format, arguments.label, arguments.positive, arguments.id_column)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -315,21 +336,31 @@ def _replay(arguments: argparse.Namespace) -> int:
     from service.commands.replay import Options, Replay, replay
     from service.http.tokens import given
 
-    source = _source(arguments)
+    sources = [_source(arguments, file) for file in arguments.files]
     delay = _delay(arguments)
-    targets = _targets(source, arguments.model, arguments.spec or [])
-    options = Options(
-        name=source.name,
-        batch=arguments.batch,
-        id_prefix=arguments.id_prefix,
-        ids=not arguments.no_ids,
-        rate=arguments.rate and arguments.rate * (arguments.speed_up or 1.0),
-        retry_seconds=arguments.retry_seconds,
-        predict_first=arguments.predict_first,
-        delay=delay,
-    )
+    targets = _targets(sources, arguments.model, arguments.spec or [])
+    for source in sources:  # what is wrong with the last is told before the first is learned
+        source.checked_format()
+        if source.file != "-" and not Path(source.file).exists():
+            raise WrongUsage(f"cannot read {source.file}: there is no such file")
+    if len(sources) > 1 and arguments.id_prefix is not None:
+        raise WrongUsage("--id-prefix goes with one file: rows of several would have the same ids")
     with Client(arguments.url, given(arguments.token_file)) as client:
-        return replay(source, client, targets, options, LateReplay if delay else Replay)
+        for source in sources:
+            options = Options(
+                name=source.name,
+                batch=arguments.batch,
+                id_prefix=arguments.id_prefix,
+                ids=not arguments.no_ids,
+                rate=arguments.rate and arguments.rate * (arguments.speed_up or 1.0),
+                retry_seconds=arguments.retry_seconds,
+                predict_first=arguments.predict_first,
+                delay=delay,
+            )
+            code = replay(source, client, targets, options, LateReplay if delay else Replay)
+            if code:
+                return code
+    return 0
 
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:
@@ -347,17 +378,24 @@ def _delay(arguments: argparse.Namespace) -> Delay | None:
     return Delay.parse(arguments.delay, arguments.seed or 0, arguments.speed_up or 1.0)
 
 
-def _targets(source: Source, model: str | None, texts: list[str]) -> list[Target]:
-    """The models to learn into: one for each spec, else the one that is there."""
-    from service.commands.replay import Target, model_names
+def _targets(sources: list[Source], model: str | None, texts: list[str]) -> list[Target]:
+    """The models to learn into: that of a name, else one named after the file; one for each spec, where there are."""
+    from service.commands.replay import AUTO, CHOOSE, Target, model_name, model_names, stem_of
 
-    if not texts:
-        return [Target(DEFAULT if model is None else model)]
-    if model is not None and len(texts) > 1:
-        raise WrongUsage("--model names one model, and each --spec makes one; their names are made of the files'")
+    if model is None and len(sources) > 1:
+        raise WrongUsage("a model is named after its file; for several files, --model NAME says which one learns them")
+    if model is None and sources[0].file == "-":
+        raise WrongUsage("a model is named after its file; for standard input, --model NAME says which one learns it")
     specs = [_given_spec(text) for text in texts]
-    names = model_names(source.name, specs) if model is None else [model]
-    return [Target(name, spec) for name, spec in zip(names, specs, strict=True)]
+    if len(specs) > 1:
+        names = model_names(stem_of(sources[0].name) if model is None else model, specs)
+        return [Target(name, spec) for name, spec in zip(names, specs, strict=True)]
+    if specs:
+        name = model_names(stem_of(sources[0].name), specs)[0] if model is None else model
+        return [Target(name, specs[0])]
+    if model is None:
+        return [Target(model_name(sources[0].name), AUTO, hint=CHOOSE)]
+    return [Target(model, AUTO, as_it_is=True)]
 
 
 def _given_spec(text: str) -> GivenSpec:
@@ -377,7 +415,7 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
     if arguments.spec is not None and arguments.file is None:
         raise WrongUsage("--spec goes with FILE; a service and a data folder know their models' specs")
     if arguments.file is not None:
-        source = _source(arguments)
+        source = _source(arguments, arguments.file)
         what, report = source.name, _crosscheck_file(source, arguments.spec or "{}")
     elif arguments.data is not None:
         from service.learning.crosscheck import check

@@ -18,7 +18,7 @@ import msgspec
 from service.commands.cli import verdict
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row
-from service.commands.replay import Options, Replay, Tally, display
+from service.commands.replay import GivenSpec, Options, Replay, Tally, Target, display
 from service.commands.terminal import Failed, show
 from service.decode import wire
 
@@ -136,10 +136,10 @@ def _ready(client: Client) -> bool:
 
 def _stream(client: Client, name: str) -> Tally:
     """Create a model and stream its data set into it."""
-    client.create(name, msgspec.json.encode(SPECS[name]))
+    target = Target(name, GivenSpec("", name, msgspec.json.encode(SPECS[name])))
     rows, tally = list(_rows(name)), Tally()
     with display(name, len(rows), lambda tally: tally.events) as (progress, notice):
-        Replay(client, name, Options(name), tally, progress, notice).run(rows)
+        Replay(client, target, Options(name), tally, progress, notice).run(rows)
     return tally
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from service import errors
+from service.commands.identity import Lines
 from service.commands.terminal import WrongUsage
 from service.decode import wire
 
@@ -110,10 +111,15 @@ class OpenSource:
         self._format = format_
         self._file = file
         self._line = 0
+        self._lines = Lines((), header=False)
 
     def position(self) -> int:
         """Bytes read so far."""
         return self._file.tell() if self.size is not None else 0
+
+    def id_prefix(self) -> str:
+        """What stands before the row in the ids of the events, once the first was read: see identity.py."""
+        return self._lines.id_prefix(self._source.name)
 
     def rows(self) -> Iterator[Row]:
         """The events, in order."""
@@ -136,12 +142,15 @@ class OpenSource:
 
     def _events(self) -> Iterator[wire.Event]:
         zipped = self._source.file.endswith(".gz")
-        file = gzip.GzipFile(fileobj=self._file) if zipped else self._file
+        lines: Iterable[bytes] = gzip.GzipFile(fileobj=self._file) if zipped else self._file
+        if self._format == "libsvm":
+            lines = (line.partition(b"#")[0] for line in lines)
+        file = self._lines = Lines(lines, header=self._format in ("csv", "tsv"))
         if self._format in ("csv", "tsv"):
             return self._csv(file)
         if self._format == "ndjson":
             return self._by_line(file, self._json_event)
-        return self._by_line((line.partition(b"#")[0] for line in file), self._libsvm_event)
+        return self._by_line(file, self._libsvm_event)
 
     def _by_line(self, file: Iterable[bytes], read: Callable[[bytes], wire.Event]) -> Iterator[wire.Event]:
         for self._line, line in enumerate(file, 1):

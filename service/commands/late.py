@@ -19,7 +19,7 @@ from typing import Any
 
 from service.commands.client import Refused
 from service.commands.files import Row
-from service.commands.replay import Replay
+from service.commands.replay import ID_CONFLICT, Replay
 from service.decode import wire
 
 UNKNOWN, EXPIRED, DROPPED = "unknown-id", "expired-id", "dropped-id"
@@ -133,7 +133,7 @@ class LateReplay(Replay):
     def _send_whole(self, row: Row, reason: str) -> None:
         """Send the whole event when the label of a row is due. People are told of the first such row."""
         if not self._whole:
-            self._notice(
+            self.notice(
                 f"the prediction of event {row.number} is not kept by model {self.model}: {reason}; such events are "
                 f"sent with their features when their labels are due"
             )
@@ -141,4 +141,4 @@ class LateReplay(Replay):
 
 
 def _learned_before(refusal: Refused) -> bool:
-    return refusal.kind == "id-conflict" and "was learned before" in str(refusal)
+    return refusal.kind == ID_CONFLICT and "was learned before" in str(refusal)

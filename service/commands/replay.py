@@ -1,8 +1,9 @@
 """A file streamed into a running service, exactly once, into one model or several side by side.
 
-Every event gets an id, by default the file's name and the number of its row, and goes to the service in pieces, one at
-a time and in order. A piece whose reply did not come is sent again: what the service had learned of it, it answers as
-duplicates. So the same command, given again after an interruption of either side, goes on where it was.
+Every event gets an id, by default of the file's name, a hash of its first lines and the number of its row
+(service/commands/identity.py), and goes to the service in pieces, one at a time and in order. A piece whose reply did
+not come is sent again: what the service had learned of it, it answers as duplicates. So the same command, given again
+after an interruption of either side, goes on where it was.
 
 Every model gets a piece, and has learned it, before the next piece is read: models are compared on the same events in
 one pass over the file.
@@ -17,14 +18,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.delays import Delay
 from service.commands.files import Row, Source
-from service.commands.terminal import Failed, say, show
+from service.commands.terminal import Failed, number, say, show
 from service.decode import wire
 
 T = TypeVar("T")
@@ -40,6 +40,15 @@ SMALLEST_P = 1e-15
 """A prediction of exactly 0 or 1 that is wrong would have an infinite log loss; scored as this far from it."""
 LONGEST_NAME = 64
 """Characters of a model's name."""
+ID_CONFLICT = "id-conflict"
+DEFAULT = "default"
+"""The model that is always there."""
+_ENDINGS = re.compile(r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm))?(\.gz)?$", re.IGNORECASE)
+AGAIN = "--id-prefix TEXT learns a file again, under other ids"
+ANOTHER_FILE = (
+    "The row was changed since, or another file of this name begins as this one does: --id-prefix TEXT has the events "
+    "of this file learned under ids of their own, TEXT:row"
+)
 
 
 class GivenSpec(NamedTuple):
@@ -52,10 +61,16 @@ class GivenSpec(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A model to learn into; without a `spec` it is there already."""
+    """A model to learn into. It is made with the `spec` where there is none of the `name`.
+
+    as_it_is: learn into one that is there whatever its spec; else it must be of this one. hint: what else people could
+    have asked for, where they named neither a model nor a spec.
+    """
 
     name: str
-    spec: GivenSpec | None = None
+    spec: GivenSpec
+    as_it_is: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +78,10 @@ class Options:
     """How a stream is sent.
 
     name: what the stream is called. batch: events of one request. id_prefix: what stands before the row number in an
-    event's id, by default the name. ids: whether events have ids at all. rate: events a second, None for as fast as it
-    goes. retry_seconds: how long to try again without progress. predict_first: ask for predictions of each piece
-    before it is learned. delay: how long after its prediction the label of a row comes, None for the whole event at
-    once.
+    event's id, by default the name; for a file, `replay` takes its name and a hash. ids: whether events have ids at
+    all. rate: events a second, None for as fast as it goes. retry_seconds: how long to try again without progress.
+    predict_first: ask for predictions of each piece before it is learned. delay: how long after its prediction the
+    label of a row comes, None for the whole event at once.
     """
 
     name: str
@@ -77,6 +92,10 @@ class Options:
     retry_seconds: float = 60.0
     predict_first: bool = False
     delay: Delay | None = None
+
+    def id_of(self, row: Row) -> str:
+        """The id of a row that has none of its own."""
+        return f"{self.id_prefix or self.name}:{row.number}"
 
     @property
     def piece(self) -> int:
@@ -136,9 +155,14 @@ class Tally:
         return self.events / max(self.seconds, 1e-9)
 
 
+AUTO = GivenSpec('{"rule": "auto"}', "auto", b'{"rule": "auto"}')
+"""Of a model that a file is learned into where no spec is given: it needs no tuning, whatever the columns are."""
+CHOOSE = "; --model NAME learns into another model, --spec SPEC by another rule"
+
+
 class Replay:
-    """Sends rows to a model of a service, which it creates if there is a `spec`. `progress` is called after each piece,
-    `notice` with what people should know.
+    """Sends rows to a model of a service, which it creates where it is not there. `progress` is called after each
+    piece, `notice` with what people should know.
 
     Raises Failed where it cannot go on; the tally says how far it came.
     """
@@ -146,39 +170,65 @@ class Replay:
     def __init__(
         self,
         client: Client,
-        model: str,
+        target: Target,
         options: Options,
         tally: Tally,
         progress: Callable[[Tally], None] = lambda _: None,
         notice: Callable[[str], None] = say,
-        spec: GivenSpec | None = None,
     ) -> None:
-        self.model = model
+        self.model = target.name
         self.tally = tally
         self.sent = 0.0
         """When rows were sent last, on the monotonic clock."""
         self._client = client
         self._options = options
         self._progress = progress
-        self._notice = notice
-        self._spec = spec
+        self.notice = notice
+        self._target = target
 
     def run(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Learn all rows; then what GET /models/{model} says."""
         (state,) = learn_side_by_side([self], rows, self._options)
         return state
 
-    def prepare(self) -> None:
-        """Create the model, or see that it is there."""
-        self._client.alive()  # tried once: who starts a replay should know at once that there is no service
-        if self._spec is None:
-            self.state()
-            return
+    def prepare(self) -> str:
+        """Create the model, or see that it is there; a sentence that says which of them, and its rule."""
+        target = self._target
+        found = self._patiently(self._find)
+        new = found is None
+        if found is None or not target.as_it_is:
+            try:
+                found, new = self._patiently(self._client.create, self.model, target.spec.json)
+            except Refused as refusal:
+                raise self._not_made(refusal, found is not None) from None
+        rule = rule_of(found["spec"])
+        if new:
+            return f"{self._options.name} goes into the new model {self.model}, rule {rule}{target.hint}"
+        there = "which is there" if target.as_it_is else "which is there with this spec"
+        learned = f"{number(found['seq'])} events learned"
+        return f"{self._options.name} goes into the model {self.model}, {there}: rule {rule}, {learned}{target.hint}"
+
+    def _find(self) -> dict[str, Any] | None:
+        """What GET /models/{model} says; None where there is no such model, or none within the token's reach."""
         try:
-            self._patiently(self._client.create, self.model, self._spec.json)
+            return self._client.model(self.model)
         except Refused as refusal:
-            refusal.args = (f"{self._spec.text}: {refusal}",)
+            if refusal.kind == "unknown-model":
+                return None
             raise
+
+    def _not_made(self, refusal: Refused, is_there: bool) -> Refused:
+        """The refusal to create a model, with what to do."""
+        name, spec = self.model, self._target.spec
+        as_it_is = f"--model {name}" if spec is AUTO else f"--model {name} without --spec"
+        into = f"{as_it_is} learns into it as it is" if is_there else f"--model {DEFAULT} learns into the existing one"
+        text = str(refusal).rstrip(".")
+        if refusal.kind == "spec-conflict":
+            text += f". {into}, and --model with another name leaves it alone"
+        elif refusal.kind in ("forbidden", "unknown-model"):  # the latter: it is out of the token's reach
+            text += f". So the model {name} is not created; {into}, and so does --model NAME with another that is there"
+        refusal.args = (text if spec is AUTO else f"{spec.text}: {text}",)
+        return refusal
 
     def state(self) -> dict[str, Any]:
         """What GET /models/{model} says."""
@@ -262,7 +312,7 @@ class Replay:
                 if left <= 0:
                     raise Failed(f"{failure}. Tried for {self._options.retry_seconds:g} s") from None
                 if pause == FIRST_PAUSE_SECONDS:
-                    self._notice(f"{failure}; trying again for {left:.0f} s")
+                    self.notice(f"{failure}; trying again for {left:.0f} s")
                 time.sleep(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -281,6 +331,8 @@ class Replay:
         if 0 < line <= len(piece):
             row = piece[line - 1]
             text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
+            if refusal.kind == ID_CONFLICT and row.event.id == self._options.id_of(row):
+                text = f"{text.rstrip('.')}. {ANOTHER_FILE}"
             refusal.args = (f"{self._options.name} line {row.line} (event {row.number}): {text}",)
         return refusal
 
@@ -300,8 +352,8 @@ def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: 
 
     A piece with something wrong in it is not sent.
     """
-    for replay in replays:
-        replay.prepare()
+    for told in [replay.prepare() for replay in replays]:
+        replays[0].notice(told)
     pace = _Pace(options.rate)
     waiting = iter(rows)
     while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
@@ -342,7 +394,7 @@ def _with_id(row: Row, options: Options) -> Row:
     if not options.ids:
         row.event.id = None
     elif row.event.id is None:
-        row.event.id = f"{options.id_prefix or options.name}:{row.number}"
+        row.event.id = options.id_of(row)
     return row
 
 
@@ -386,15 +438,20 @@ def replay(
     tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
     with source.open() as opened:
         try:
+            client.alive()  # tried once: who starts a replay should know at once that there is no service
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
+                rows = opened.rows()
+                first = list(itertools.islice(rows, 1))  # what is wrong there is told before a model is made
+                options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
                 replays = [
-                    kind(client, target.name, options, tally, progress, notice, target.spec)
+                    kind(client, target, options, tally, progress, notice)
                     for target, tally in zip(targets, tallies, strict=True)
                 ]
-                states = learn_side_by_side(replays, opened.rows(), options)
+                states = learn_side_by_side(replays, itertools.chain(first, rows), options)
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
-                failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options)}",)
+                conflict = isinstance(failure, Refused) and failure.kind == ID_CONFLICT
+                failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options, goes_on=not conflict)}",)
             raise
         except KeyboardInterrupt:
             say(f"interrupted. {_so_far(tallies, options)}")
@@ -403,28 +460,53 @@ def replay(
         _report(targets[0].name, tallies[0], states[0], options)
     else:
         _compare(tallies, states, options)
+    if any(tally.duplicates for tally in tallies):
+        counted = _span([tally.duplicates for tally in tallies])
+        say(f"{counted} event(s) had been learned before, and were not learned again; {AGAIN}")
     return 0
 
 
-def model_names(file: str, specs: Sequence[GivenSpec]) -> list[str]:
+def model_name(file: str) -> str:
+    """A name for the model of a file. It is not `default`, which has a spec of its own.
+
+    >>> model_name("2024 orders.csv.gz"), model_name("default.csv")
+    ('2024-orders', 'default-file')
+    """
+    name = _as_name(stem_of(file))[:LONGEST_NAME]
+    return f"{DEFAULT}-file" if name == DEFAULT else name
+
+
+def model_names(stem: str, specs: Sequence[GivenSpec]) -> list[str]:
     """A name for the model of each spec, always the same ones, so that the same command finds its models again.
 
-    >>> model_names("elec.csv.gz", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
+    >>> model_names("elec", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
     ['elec-sgd', 'elec-my-spec', 'elec-sgd-2']
     """
-    stem = Path(file.removesuffix(".gz")).stem
     names: list[str] = []
     for spec in specs:
-        # A name begins with a letter or a digit.
-        base = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{stem}-{spec.stem}").lstrip("_.-") or "model"
-        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        base = _as_name(f"{stem}-{spec.stem}")
+        endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
         choices = (base[: LONGEST_NAME - len(ending)] + ending for ending in endings)
         names.append(next(name for name in choices if name not in names))
     return names
 
 
-def _so_far(tallies: Sequence[Tally], options: Options) -> str:
-    """What was learned, and how to go on."""
+def stem_of(file: str) -> str:
+    """A file's name without .gz and the ending that tells its format.
+
+    >>> stem_of("clicks.2024.CSV.GZ"), stem_of("clicks.2024")
+    ('clicks.2024', 'clicks.2024')
+    """
+    return _ENDINGS.sub("", file) or file
+
+
+def _as_name(text: str) -> str:
+    """A model's name begins with a letter or a digit, and has no other characters than these."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-") or "model"
+
+
+def _so_far(tallies: Sequence[Tally], options: Options, goes_on: bool = True) -> str:
+    """What was learned, and how to go on, if the same command `goes_on`."""
     if not any(tally.events or tally.served for tally in tallies):
         return "Nothing was learned"
     each = " by each model" if len(tallies) > 1 else ""
@@ -433,6 +515,8 @@ def _so_far(tallies: Sequence[Tally], options: Options) -> str:
         learned += f", {_span([tally.duplicates for tally in tallies])} had been learned before"
     if options.delay is not None:
         learned += f", {_span([tally.waiting for tally in tallies])} prediction(s) wait for their labels"
+    if not goes_on:
+        return learned
     if options.ids:
         return f"{learned}; the same command goes on from there"
     return f"{learned}; without ids the same command would learn them again"
@@ -523,13 +607,13 @@ def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[floa
     elif options.predict_first:
         served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
     return (
-        *(tally.model, _rule(state["spec"]), tally.learned, tally.duplicates),
+        *(tally.model, rule_of(state["spec"]), tally.learned, tally.duplicates),
         *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
         *served,
     )
 
 
-def _rule(spec: dict[str, Any]) -> str:
+def rule_of(spec: dict[str, Any]) -> str:
     """What a spec is in short: "adagrad", or with a scale "adagrad, standard"."""
     return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
 

@@ -551,7 +551,8 @@ class Engine:
             if name in self._models:
                 model = self.model(name)
                 if model.learner.spec != spec:
-                    raise errors.SpecConflict(model=name)
+                    there = model.learner.spec.as_dict()
+                    raise errors.SpecConflict(model=name, there=there, asked=spec.as_dict())
                 return model, False
             if len(self._models) >= self._settings.max_models:
                 raise errors.TooManyModels(limit=self._settings.max_models)
