@@ -770,10 +770,10 @@ class Script:
     def model(self, name: str) -> dict[str, Any]:
         return _EMPTY
 
-    def create(self, name: str, spec: bytes) -> tuple[dict[str, Any], bool]:
+    def create(self, name: str, spec: bytes) -> dict[str, Any]:
         if self.creations and isinstance(reply := self.creations.pop(0), Exception):
             raise reply
-        return _EMPTY, True
+        return {**_EMPTY, "created": True}
 
     def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
         batch = list(events)

@@ -537,7 +537,7 @@ def _models_list(arguments: argparse.Namespace) -> int:
 def _models_create(arguments: argparse.Namespace) -> int:
     spec = _json(arguments.spec)
     with _client(arguments.url, arguments.token_file) as client:
-        new = client.create(arguments.name, spec)
+        new = client.create(arguments.name, spec)["created"]
     print(f"model {arguments.name} created" if new else f"model {arguments.name} is there already, with this spec")
     return 0
 

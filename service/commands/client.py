@@ -100,9 +100,9 @@ class Client:
         """What GET /models/{model} says."""
         return self._call("seq", "GET", _path(name))
 
-    def create(self, name: str, spec: bytes) -> bool:
-        """Have a model of that name with a spec (JSON); whether it is new."""
-        return bool(self._call("created", "PUT", _path(name), spec, "application/json")["created"])
+    def create(self, name: str, spec: bytes) -> dict[str, Any]:
+        """Have a model of that name with a spec (JSON): its whole spec, its seq, and whether it was `created`."""
+        return self._call("created", "PUT", _path(name), spec, "application/json")
 
     def delete(self, name: str) -> None:
         """Remove a model."""

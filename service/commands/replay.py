@@ -195,14 +195,13 @@ class Replay:
         """Create the model, or see that it is there; a sentence that says which of them, and its rule."""
         target = self._target
         found = self._patiently(self._find)
-        new = found is None
         if found is None or not target.as_it_is:
             try:
-                found, new = self._patiently(self._client.create, self.model, target.spec.json)
+                found = self._patiently(self._client.create, self.model, target.spec.json)
             except Refused as refusal:
                 raise self._not_made(refusal, found is not None) from None
         rule = rule_of(found["spec"])
-        if new:
+        if found.get("created"):
             return f"{self._options.name} goes into the new model {self.model}, rule {rule}{target.hint}"
         there = "which is there" if target.as_it_is else "which is there with this spec"
         learned = f"{number(found['seq'])} events learned"
