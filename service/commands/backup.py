@@ -14,7 +14,7 @@ from pathlib import Path
 
 from service.commands.inspect import Findings, examine, write_mark
 from service.commands.terminal import Failed, number, say, size
-from service.storage.lock import FolderLock
+from service.storage.lock import FolderLock, open_to_others
 from service.storage.log import LogReader, encode_mark, read_mark
 from service.storage.store import sync_file, sync_folder
 
@@ -56,6 +56,8 @@ def restore(copy: Path, folder: Path) -> int:
     finally:
         lock.release()
     print(f"restored {_contents(findings, folder, started)} to {folder}")
+    if warning := open_to_others(folder):
+        say(warning)
     return 0
 
 

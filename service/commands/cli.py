@@ -36,6 +36,7 @@ LARGEST_BATCH = 100_000
 def main(argv: list[str] | None = None) -> int:
     """The `onestep` command; returns its exit code."""
     arguments = _parser().parse_args(argv)
+    before = os.umask(0o077)  # data folders and backups, and each file in them, are their owner's alone
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
+    finally:
+        os.umask(before)
     return code
 
 

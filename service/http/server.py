@@ -23,7 +23,7 @@ from service.http import access
 from service.http.app import Service
 from service.http.protocol import Outbox, Protocol
 from service.settings import Settings
-from service.storage.lock import FolderLock
+from service.storage.lock import FolderLock, open_to_others
 
 logger = logging.getLogger("onestep")
 
@@ -187,6 +187,8 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if config.is_ssl else "http"
     logger.info("onestep serves %s://%s:%d from %s", scheme, shown, port, settings.data)
+    if warning := open_to_others(settings.data):
+        logger.warning("%s", warning)
     # What was imported stays: without this the collector looks at all of it again and again, and every request waits
     # 70 ms (measured: p99 of predictions with ids 58 ms, 8 ms with it).
     gc.freeze()

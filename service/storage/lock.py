@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -31,3 +33,17 @@ class FolderLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def open_to_others(folder: Path) -> str | None:
+    """What to say of a folder that others than its owner may look into; None of one that is closed.
+
+    One that is new is closed (cli.py). One that was there keeps its mode: some volumes cannot be changed.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return None
+    return (
+        f"others than its owner may look into {folder} (its mode is {mode:o}) and read every event: "
+        f"`chmod -R go= {shlex.quote(str(folder))}` closes it"
+    )

@@ -293,7 +293,7 @@ class Store(LogReader):
 
     def _open_mark(self) -> int:
         """Open the file that remembers how far the log went, for the commits to come."""
-        fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o600)
         # First the log: a kill may have left a commit in it that was written and not synced. From now on it counts.
         if self._wal.exists():
             sync_file(self._wal)
