@@ -154,6 +154,15 @@ class ArrowTooLarge(OnestepError):
     title = "Arrow batch too large"
 
 
+class TooManyRows(OnestepError):
+    """In the Arrow stream, {what} says that it has {rows} rows in {size} bytes; a batch of more than {free} rows must
+    have a byte for each {ratio}. Write it in smaller batches (with pyarrow: writer.write_table(table,
+    max_chunksize=100_000)). The stream itself has no limit."""
+
+    status = 413
+    title = "Too many rows"
+
+
 class BodyIncomplete(OnestepError):
     """The connection ended before the whole body had arrived; nothing of it was learned."""
 
@@ -347,6 +356,13 @@ class BodyTooLarge(OnestepError):
     title = "Body too large"
 
 
+class ReplyTooLarge(OnestepError):
+    """The reply would take more than {limit} bytes (ONESTEP_MAX_REPLIES_BYTES); ask in several requests."""
+
+    status = 413
+    title = "Reply too large"
+
+
 class LineTooLong(OnestepError):
     """Line {line} is longer than {limit} bytes (ONESTEP_MAX_LINE_BYTES)."""
 
@@ -430,6 +446,15 @@ class TooManyBodies(OnestepError):
     headers = (("retry-after", "1"),)
 
 
+class TooManyReplies(OnestepError):
+    """Replies of {limit} bytes wait to be sent, and no more may at once (ONESTEP_MAX_REPLIES_BYTES); nothing of this
+    request was learned."""
+
+    status = 503
+    title = "Too many replies"
+    headers = (("retry-after", "1"),)
+
+
 class QueueFull(OnestepError):
     """{waiting} events wait to be written and no more than {limit} may (ONESTEP_QUEUE_EVENTS); nothing of this request
     was learned."""
@@ -469,6 +494,13 @@ class DiskFull(OnestepError):
 
     status = 507
     title = "Disk full"
+
+
+class NoRoomForReply(OnestepError):
+    """There is no room on the disk for so long a reply, which waits there until it is sent; ask in several requests."""
+
+    status = 507
+    title = "No room for reply"
 
 
 # -- why a service does not start

@@ -13,7 +13,7 @@ from typing import Any
 
 SLICE_SECONDS = 0.002
 WIDE = 4_096
-"""Features of an event, or characters of text for each eight of them, from which on it is worked on in a thread."""
+"""Features of an event from which on it is worked on in a thread."""
 
 
 class Slices:

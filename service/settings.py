@@ -55,6 +55,12 @@ class Settings(BaseSettings):
         description="JSON bodies that are being received, and large ones that wait, in bytes all together; past it "
         "503.",
     )
+    max_replies_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Replies to streams and large arrays that wait to be sent, in memory and on the disk, in bytes all "
+        "together; past it 503, and 413 for one that is larger.",
+    )
     max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
     max_batch_bytes: int = Field(
         64 * 2**20,

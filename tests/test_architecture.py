@@ -73,7 +73,7 @@ BELOW = {
     "http/access": "errors settings tokens",
     "decode/wire": "errors codec",
     "decode/table": "errors wire",
-    "decode/arrow": "errors wire table",
+    "decode/arrow": "errors fairness wire table",
     "decode/text": "errors settings",
     "storage/codec": "errors wire",
     "storage/series": "",

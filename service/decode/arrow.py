@@ -28,6 +28,7 @@ from core.logistic import Floats, Labels
 from service import errors
 from service.decode import wire
 from service.decode.table import Array, Table, strings, valid
+from service.fairness import Slices, worked
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_ROWS = 8_192
@@ -37,8 +38,14 @@ MAX_CELLS = 131_072
 MIN_ROWS = 16
 """Rows of a table, at least, if the batch has them: so that the price of a column is shared where there are many."""
 HERE_BYTES = 2**18
+HERE_SCHEMA = 2**15
 HERE_COLUMNS = 256
 """What is larger is read in a thread, because it takes longer than the event loop should wait."""
+FREE_ROWS = 2**18
+ROWS_A_BYTE = 64
+"""A batch of more than FREE_ROWS has a byte for each ROWS_A_BYTE, or a few hundred bytes would have rows without end.
+Those are columns of one value: truth values that are not packed have 8 rows a byte, and a column of numbers that is
+nearly always 0 still takes more room when it is packed."""
 
 
 async def read_tables(
@@ -56,13 +63,18 @@ async def read_tables(
     await asyncio.to_thread(_import)
     reader: _Reader | None = None
     row = 1
+    slices = Slices()
     async for message in _messages(chunks, max_batch_bytes):
+        if slices.over:  # there may be many small messages
+            await slices.rest()
         if reader is None:
-            reader = await _worked(len(message) > HERE_BYTES, _Reader, message, learn, max_batch_bytes)
+            reader = await worked(len(message) > HERE_SCHEMA, _Reader, message, learn, max_batch_bytes)
         elif message.kind == _RECORD_BATCH:
-            batch = await _worked(max(len(message), message.takes) > HERE_BYTES, reader.read, message)
+            # What dictionaries take is looked at with each batch, and with each table.
+            batch = await worked(max(message.size, reader.held) > HERE_BYTES, reader.read, message)
             tables = reader.layout.tables(batch, row, max_rows)
-            while (table := await _worked(len(batch.schema) > HERE_COLUMNS, next, tables, None)) is not None:
+            is_long = len(batch.schema) > HERE_COLUMNS or reader.held > HERE_BYTES
+            while (table := await worked(is_long, next, tables, None)) is not None:
                 yield table
             row += message.rows
             del batch, tables, message  # or two batches would be held while the next is read
@@ -70,11 +82,6 @@ async def read_tables(
             reader.keep(message)
     if reader is None:
         raise errors.MalformedArrow(reason="it is empty, and a stream begins with its schema")
-
-
-async def _worked(long: bool, work: Callable[..., Any], *args: Any) -> Any:
-    """What `work` returns; in a thread where it takes long."""
-    return await asyncio.to_thread(work, *args) if long else work(*args)
 
 
 def _import() -> None:
@@ -102,6 +109,11 @@ class _Message:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, as it is or decompressed."""
+        return max(len(self), self.takes)
 
 
 class _Arriving:
@@ -160,6 +172,9 @@ async def _message(arriving: _Arriving, what: str, begun: tuple[bytes, bytes], h
     # A row takes a bit at least, or a short stream could have rows without end.
     if not 0 <= message.rows <= 8 * message.takes:
         raise errors.MalformedArrow(reason=f"{what} says that it has {message.rows} rows and has no data for them")
+    if message.rows > max(FREE_ROWS, ROWS_A_BYTE * len(message)):
+        told = {"rows": message.rows, "size": len(message), "free": FREE_ROWS, "ratio": ROWS_A_BYTE}
+        raise errors.TooManyRows(what=what, **told)
     return message
 
 
@@ -311,13 +326,18 @@ class _Reader:
         """Take a dictionary for the batches after it. All of them together are bounded too."""
         if message.kind != _DICTIONARY:
             raise errors.MalformedArrow(reason="it has a second schema")
-        size = max(len(message), message.takes)
+        size = message.size
         self._unread += size
         before = self._held.get(message.id, 0)
         self._held[message.id] = size + (before if message.is_delta else 0)
         self._all_held += self._held[message.id] - before
-        _check_size("its dictionaries together", max(self._unread, self._all_held), self._limit)
+        _check_size("its dictionaries together", self.held, self._limit)
         self._feed.give(message)
+
+    @property
+    def held(self) -> int:
+        """Bytes of its dictionaries, those that pyarrow has not read yet too."""
+        return max(self._unread, self._all_held)
 
     def read(self, message: _Message) -> Any:
         """The record batch of a message."""
@@ -392,7 +412,8 @@ class _Layout:
 
     def _table(self, batch: Any, first_row: int) -> tuple[Table, Wrong | None]:
         """A table of all the rows, and what is wrong with the first that is."""
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        # One by one: all at once they are one call, and there may be a hundred thousand.
+        columns = {name: batch.column(j) for j, name in enumerate(batch.schema.names)}
         wrong: list[Wrong] = []
         labels = None if self.y is None else _labels(columns[self.y], wrong)
         weights = None if self.weight is None else _weights(columns[self.weight], wrong)

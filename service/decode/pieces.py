@@ -13,11 +13,14 @@ from service.decode import arrow, wire
 from service.decode.shape import Shape
 from service.decode.table import Table
 from service.decode.text import Chunks, Text, texts_of
+from service.fairness import WIDE, Slices, worked
 from service.settings import Settings
 
 Items_co = TypeVar("Items_co", covariant=True)
 Item = TypeVar("Item")
 
+PIECE_CELLS = 2**15
+"""Values of the rows of a piece, about: to make objects of them takes a few milliseconds of the loop."""
 WORTH_A_TABLE = 200
 """Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
 
@@ -69,18 +72,25 @@ async def lines_of(
     """The lines of NDJSON, decoded."""
     async with aclosing(texts_of(chunks, settings)) as texts:
         async for text in texts:
-            yield _decoded(text, decode, settings.max_line_bytes)
+            yield await _decoded(text, decode, settings.max_line_bytes)
 
 
-def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: int) -> Piece[list[Item]]:
+async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: int) -> Piece[list[Item]]:
     items: list[Item] = []
     lines = text.lines()
+    slices = Slices()
     wrong: errors.OnestepError | None = None
     try:
         for number, line in lines:
             if len(line) > longest:
                 raise errors.LineTooLong(line=number, limit=longest)
-            items.append(decode(line, f"line {number}"))
+            place = f"line {number}"
+            if len(line) > wire.WIDE_BYTES:
+                items.append(await asyncio.to_thread(decode, line, place))
+            else:
+                items.append(decode(line, place))
+            if slices.over:
+                await slices.rest()
     except errors.OnestepError as error:
         wrong = error
         wrong.members["line"] = lines[len(items)][0]
@@ -99,7 +109,7 @@ async def events_of_lines(
                 # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for what came before.
                 shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
                 if table is None:
-                    yield _decoded(rest, wire.decode_learn, settings.max_line_bytes)
+                    yield await _decoded(rest, wire.decode_learn, settings.max_line_bytes)
                     break
                 yield Piece(table, "line", range(rest.number, rest.number + len(table)))
                 rest = rest.after(len(table), end)
@@ -135,7 +145,8 @@ async def events_of_rows(
                 yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
                 continue
             for start, stop, rows in _cuts(table, settings.stream_events):
-                yield Piece(table.part(start, stop) if table.is_plain else table.events(start, stop), "row", rows)
+                items = table.part(start, stop) if table.is_plain else await _each(table, table.events, start, stop)
+                yield Piece(items, "row", rows)
 
 
 async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[wire.Question]]]:
@@ -144,11 +155,19 @@ async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerato
     async with aclosing(tables):
         async for table in tables:
             for start, stop, rows in _cuts(table, settings.stream_events):
-                yield Piece(table.questions(start, stop), "row", rows)
+                yield Piece(await _each(table, table.questions, start, stop), "row", rows)
+
+
+async def _each(table: Table, rows: Callable[[int, int], list[Item]], start: int, stop: int) -> list[Item]:
+    """Some rows of a table, one by one."""
+    found: list[Item] = await worked(len(table.names) > WIDE, rows, start, stop)
+    return found
 
 
 def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
-    """From where to where a table is cut into pieces of so many rows, and their numbers in the stream."""
+    """From where to where a table is cut into pieces of so many rows, or fewer where they have many columns, and their
+    numbers in the stream."""
+    rows = min(rows, max(1, PIECE_CELLS // max(1, len(table.names))))
     starts = range(0, len(table), rows)
     ends = [min(start + rows, len(table)) for start in starts]
     first = table.first_row

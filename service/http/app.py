@@ -189,10 +189,10 @@ class Service:
 
         try:
             self._access.check(scope, *asked)
-            self._hot.answer_now(asked, body, tell)
+            return self._hot.answer_now(asked, body, tell)
         except Exception as error:
             tell(None, error)
-        return True
+            return True
 
 
 class Route(APIRoute):

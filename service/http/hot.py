@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +17,7 @@ from core.features import EventError
 from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
-from service.fairness import Slices, worked
+from service.fairness import WIDE, Slices, worked
 from service.http.access import Access, pace_of
 from service.http.bodies import (
     Bodies,
@@ -29,7 +28,7 @@ from service.http.bodies import (
     media_type_of,
     told_length,
 )
-from service.http.headers import NO_SNIFFING
+from service.http.long_reply import LongReplies, LongReply
 from service.http.reply import JSON, Reply, json_reply
 from service.http.tokens import Pace
 from service.learning.engine import DEFAULT, Engine
@@ -49,14 +48,17 @@ NDJSON = b"application/x-ndjson"
 _JSON = ContentType(JSON)
 ARROW = arrow.CONTENT_TYPE
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
-_SPOOL_BYTES = 8 * 2**20
 Pieces = AsyncGenerator[pieces.Piece[Any]]
 Item = TypeVar("Item")
 AHEAD = 16
 """Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
-_SHORT = 2**16
-"""Bytes that a connection reads on before someone asks for them."""
 _LARGE = 2**20
+_ENCODED = 1_000
+"""Items of a reply that are encoded in one call."""
+_LEARNED_BYTES = 320 + 2 * 64
+"""Bytes of the reply to one event of an array, at most, with the longest name that a model may have."""
+_LOOK_SECONDS = 0.25
+"""How often to look whether a request may go on."""
 
 
 class Asked(NamedTuple):
@@ -90,7 +92,8 @@ class Hot:
         self._access = access
         self._bodies = bodies
         self._settings = settings
-        self._short = min(_SHORT, settings.max_body_bytes)
+        self._replies = LongReplies(settings)
+        self._short = min(wire.WIDE_BYTES, settings.max_body_bytes)
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
 
@@ -113,9 +116,13 @@ class Hot:
         told_length(scope, self._settings.max_body_bytes)
         self._engine.check_room()
 
-    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> None:
-        """Answer a request of one event. What is wrong is raised, or, when the event waits for the writer, told."""
-        (self._learn_one if asked.verb == "learn" else self._predict_one)(asked.model, body, tell)
+    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> bool:
+        """Answer a request of one short event; False if it takes long all the same, and nothing is done. What is wrong
+        is raised, or, when the event waits for the writer, told."""
+        if asked.verb == "learn":
+            self._learn_one(asked.model, body, tell)
+            return True
+        return self._predict_one(asked.model, body, tell)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole. Its kind has been checked."""
@@ -154,25 +161,39 @@ class Hot:
             await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
         self.check_head(scope)
-        body = await self._body(scope, receive)
-        if not wire.is_array(body):
-            await send_reply(send, json_reply(await _told(partial(self._learn_one, model, body))))
-            return
-        async with contextlib.AsyncExitStack() as held:
-            await send_reply(send, await self._learn_array(model, body, scope, held))
+        async with contextlib.AsyncExitStack() as held:  # the place of a large body, until the reply is sent
+            async with self._while_it_may(scope):
+                body = await self._body(scope, receive)
+                if await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
+                    events, reply = await self._events(body, scope, held)
+                else:
+                    await held.enter_async_context(self._one_of_the_large(body))
+                    events = [await worked(len(body) > wire.WIDE_BYTES, wire.decode_learn, body)]
+                    reply = None
+            # From here on it is learned, whatever happens.
+            if reply is None:
+                result = await self._engine.learn(model, events)
+                await send_reply(send, json_reply(_learned(model, events[0], result, 0)))
+                return
+            try:
+                result = await self._engine.learn(model, events)
+            except errors.OnestepError as error:
+                raise _placed(error, f"[{error.index}]") from None
+            learned = (_learned(model, event, result, i) for i, event in enumerate(events))
+            await self._send_array(send, learned, reply)
 
-    async def _learn_array(self, model: str, body: bytes, scope: Scope, held: contextlib.AsyncExitStack) -> Reply:
-        """All or nothing. `held` until the reply is sent: the place of a large array, which it takes when its turn has
-        come, or those that need no room would wait for it too."""
+    async def _events(
+        self, body: bytes, scope: Scope, held: contextlib.AsyncExitStack
+    ) -> tuple[list[wire.Event | wire.Label], LongReply]:
+        """The events of an array, and what will be their reply. `held`: the place of a large array, which it takes when
+        its turn has come, or those that need no room would wait for it too."""
         elements = await self._elements(scope, body)
+        promised = elements.count * _LEARNED_BYTES if elements.count > _ENCODED else 0
         async with self._engine.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
-            events = await _decoded(elements, wire.decode_learn)
-        try:
-            result = await self._engine.learn(model, events)
-        except errors.OnestepError as error:
-            raise _placed(error, f"[{error.index}]") from None
-        return json_reply([_learned(model, event, result, i) for i, event in enumerate(events)])
+            # What is learned is not taken back because its reply finds no room.
+            reply = held.enter_context(self._replies.gathered(JSON, promised))
+            return await _decoded(elements, wire.decode_learn), reply
 
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
         """Learn piece by piece; an error says what was learned before it, and that stays learned."""
@@ -187,7 +208,7 @@ class Hot:
         if breaker is not None:  # it is to look before many more are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
-            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+            async with self._while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
                 await self._learn_pieces(tally, paced)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
@@ -205,49 +226,74 @@ class Hot:
         try:
             async for piece in arriving:
                 if len(waiting) == AHEAD:
-                    await _settle_all(tally, deque([waiting.popleft()]))
+                    await _settle_but(AHEAD - 1, tally, waiting)
                 if len(piece.items):
                     waiting.append((piece, await self._engine.submit(tally.model, piece.items, stream)))
                 if piece.wrong is not None:
                     raise piece.wrong
         finally:
-            await _settle_all(tally, waiting)  # what is wrong here came before what was wrong above
+            await _settle_but(0, tally, waiting)  # what is wrong here came before what was wrong above
 
     # -- predict
 
-    def _predict_one(self, name: str, body: bytes, tell: Tell) -> None:
+    def _predict_one(self, name: str, body: bytes, tell: Tell) -> bool:
         """Predict from the model as it stands; what has an id is kept first."""
         model = self._engine.model(name)
-        made = _predicted(model, wire.decode_question(body))
+        question = wire.decode_question(body)
+        if len(question.x) > WIDE:
+            return False
+        made = _predicted(model, question)
         if isinstance(made, Prediction):
             waits = self._engine.enqueue(name, [made])
             waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
         else:
             tell(made, None)
+        return True
 
     async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
-        if is_stream(scope):
-            chunks = self._stream(scope, receive)
-            arriving = (
-                pieces.questions_of_rows(chunks, self._settings)
-                if media_type_of(scope) == ARROW
-                else pieces.lines_of(chunks, wire.decode_question, self._settings)
-            )
-            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
-                await self._predict_stream(found, paced, send)
+        async with self._while_it_may(scope):
+            if is_stream(scope):
+                chunks = self._stream(scope, receive)
+                arriving = (
+                    pieces.questions_of_rows(chunks, self._settings)
+                    if media_type_of(scope) == ARROW
+                    else pieces.lines_of(chunks, wire.decode_question, self._settings)
+                )
+                async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+                    await self._predict_stream(found, paced, send)
+                return
+            _check_json(scope)
+            body = await self._body(scope, receive)
+            async with self._one_of_the_large(body):
+                await self._predict_body(found, body, scope, send)
+
+    async def _predict_body(self, model: Model, body: bytes, scope: Scope, send: Send) -> None:
+        if not await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
+            question = await worked(len(body) > wire.WIDE_BYTES, wire.decode_question, body)
+            (predicted,), _ = await self._predict_all(model, [question], [""])
+            await send_reply(send, json_reply(predicted))
             return
-        _check_json(scope)
-        body = await self._body(scope, receive)
-        if not wire.is_array(body):
-            await send_reply(send, json_reply(await _told(partial(self._predict_one, model, body))))
-            return
-        async with self._one_of_the_large(body):
-            questions = await _decoded(await self._elements(scope, body), wire.decode_question)
-            places = [f"[{i}]" for i in range(len(questions))]
-            replies, _ = await self._predict_all(found, questions, places)
-            await send_reply(send, json_reply(replies))
+        questions = await _decoded(await self._elements(scope, body), wire.decode_question)
+        places = [f"[{i}]" for i in range(len(questions))]
+        replies, _ = await self._predict_all(model, questions, places)
+        with self._replies.gathered(JSON) as reply:
+            await self._send_array(send, replies, reply)
+
+    async def _send_array(self, send: Send, items: Iterable[Any], reply: LongReply) -> None:
+        """Send an array; its items are made and encoded while others are served."""
+        slices = Slices()
+        some, before = [], b"["
+        for item in items:
+            some.append(item)
+            if len(some) == _ENCODED:
+                await reply.add(before + wire.encode(some).strip()[1:-1])
+                some, before = [], b","
+            if slices.over:
+                await slices.rest()
+        await reply.add((before + wire.encode(some).strip()[1:-1] if some or before == b"[" else b"") + b"]\n")
+        await reply.send(send)
 
     async def _predict_all(
         self, model: Model, questions: Sequence[wire.Question], places: Sequence[str], stream: bool = False
@@ -258,6 +304,7 @@ class Hot:
         """
         made: list[wire.Predicted | Prediction] = []
         wrong: errors.OnestepError | None = None
+        slices = Slices()
         for question, at in zip(questions, places, strict=False):
             try:
                 made.append(_predicted(model, question, at))
@@ -266,6 +313,8 @@ class Hot:
                     raise
                 wrong = error
                 break
+            if slices.over:
+                await slices.rest()
         kept_at = [i for i, prediction in enumerate(made) if isinstance(prediction, Prediction)]
         to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
         if to_keep:
@@ -286,24 +335,52 @@ class Hot:
         """Predict piece by piece; the reply has a line for each.
 
         The reply starts when the body has been read: until then the status is not known, and a client that sends all of
-        a long body before it reads would wait for the service while the service waits for it. What does not fit in
-        memory is kept in a file without a name.
+        a long body before it reads would wait for the service while the service waits for it.
         """
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._settings.data)) as spool:
+        with self._replies.gathered(NDJSON) as reply:
             async for piece in arriving:
                 replies, refused = await self._predict_all(model, piece.items, piece.places(), stream=True)
                 if refused is not None:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
                     raise piece.wrong
-                spool.writelines(map(wire.encode, replies))
-            length = spool.tell()
-            spool.seek(0)
-            headers = [(b"content-type", NDJSON), (b"content-length", b"%d" % length), NO_SNIFFING]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while chunk := spool.read(65_536):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                await reply.add(b"".join(map(wire.encode, replies)))
+            await reply.send(send)
+
+    @contextlib.asynccontextmanager
+    async def _while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
+        """End what is done here soon after its token is revoked or the service stops, wherever it is; it is told why.
+
+        A stop leaves it a moment, in which most are done.
+        """
+        loop = asyncio.get_running_loop()
+        why: errors.OnestepError | None = None
+        stops = False
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal why, stops, next_look
+            if not self._access.still_lets_in(scope):
+                why = errors.Unauthorized(sent=scope["grant"] is not None)
+            elif stops:
+                why = errors.NotReady(state="stopping")
+            if why is not None:
+                end.reschedule(loop.time())
+                return
+            stops = self._engine.streams_end.is_set()
+            next_look = loop.call_later(_LOOK_SECONDS, look)
+
+        try:
+            async with asyncio.timeout(None) as end:
+                next_look = loop.call_later(_LOOK_SECONDS, look)
+                try:
+                    yield
+                finally:
+                    next_look.cancel()
+        except TimeoutError:
+            if why is None:
+                raise
+            raise why from None
 
     async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
         """The body of a stream as it arrives, until the service stops or its token is revoked."""
@@ -344,13 +421,17 @@ class Hot:
                         await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
 
-async def _settle_all(tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]) -> None:
-    """Wait for all of them; then raise what was wrong first."""
+async def _settle_but(
+    left: int, tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]
+) -> None:
+    """Wait for all of them but so many; then raise what was wrong first."""
     wrong: errors.OnestepError | None = None
-    while waiting:
+    while len(waiting) > left:
+        if not waiting[0][1].done():
+            await asyncio.wait([waiting[0][1]])  # if this is ended meanwhile, that is waited for again, and counted
         piece, answer = waiting.popleft()
         try:
-            result = await answer
+            result = answer.result()
         except errors.OnestepError as error:
             wrong = wrong or error
             continue
@@ -455,22 +536,6 @@ async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]
 def _check_json(scope: Scope) -> None:
     if media_type_of(scope) != JSON:
         raise errors.UnsupportedMediaType(content_type=media_type_of(scope).decode("latin-1")[:100])
-
-
-async def _told(ask: Callable[[Tell], None]) -> Any:
-    """What is told to something asked."""
-    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def tell(content: Any, error: BaseException | None) -> None:
-        if answer.done():  # cancelled: the service stops
-            return
-        if error is None:
-            answer.set_result(content)
-        else:
-            answer.set_exception(error)
-
-    ask(tell)
-    return await answer
 
 
 def _settle(tell: Tell, content: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:

@@ -1,0 +1,137 @@
+"""Replies that may be long: gathered until their length is known, then sent piece by piece.
+
+They wait in memory, and what is more than MEMORY_BYTES of one in a file without a name. All of them together are
+bounded, and leave at least as much room on the disk as they take: the log is there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from typing import IO, Any
+
+from service import errors
+from service.http.headers import NO_SNIFFING
+from service.settings import Settings
+
+MEMORY_BYTES = 2**18
+SENT_BYTES = 2**16
+"""Bytes that are sent at a time: a connection takes no more before its client has read some."""
+
+
+class LongReplies:
+    """What all long replies take together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.max_replies_bytes
+        self._folder = settings.data
+        self._held = 0
+        self._on_disk = 0
+
+    @contextlib.contextmanager
+    def gathered(self, content_type: bytes, promised: int = 0) -> Iterator[LongReply]:
+        """An empty reply; what it takes is given back at the end.
+
+        promised: bytes for which there is room whatever happens. ReplyTooLarge or TooManyReplies now, if there is not.
+        """
+        reply = LongReply(self, content_type, promised)
+        self.hold(promised, promised)
+        try:
+            yield reply
+        finally:
+            reply.close()
+
+    def hold(self, size: int, of: int) -> None:
+        """Take so many bytes more for a reply of `of` bytes."""
+        if of > self._limit:
+            raise errors.ReplyTooLarge(limit=self._limit)
+        if self._held + size > self._limit:
+            raise errors.TooManyReplies(limit=self._limit)
+        self._held += size
+
+    def check_disk(self, size: int) -> None:
+        """NoRoomForReply where the disk has no room for so many bytes more, and as much again for others."""
+        if self._on_disk + size > shutil.disk_usage(self._folder).free:
+            raise errors.NoRoomForReply()
+
+    def new_file(self) -> IO[bytes]:
+        """A file without a name."""
+        return tempfile.TemporaryFile(dir=str(self._folder))
+
+    def written(self, size: int) -> None:
+        """So many bytes more are on the disk."""
+        self._on_disk += size
+
+    def let_go(self, held: int, on_disk: int) -> None:
+        """Give back what a reply took."""
+        self._held -= held
+        self._on_disk -= on_disk
+
+
+class LongReply:
+    """One of them."""
+
+    def __init__(self, replies: LongReplies, content_type: bytes, promised: int) -> None:
+        self._replies = replies
+        self._content_type = content_type
+        self._promised = promised
+        self._size = 0
+        self._memory = bytearray()
+        self._file: IO[bytes] | None = None
+        self._on_disk = 0
+        self._no_room = False
+
+    async def add(self, data: bytes) -> None:
+        """More of it. ReplyTooLarge, TooManyReplies or NoRoomForReply, but not for what was promised."""
+        more = max(0, self._size + len(data) - max(self._size, self._promised))
+        self._replies.hold(more, self._size + len(data))
+        self._size += len(data)
+        self._memory += data
+        if len(self._memory) > MEMORY_BYTES and not self._no_room:
+            try:
+                await self._put_on_disk()
+            except (errors.NoRoomForReply, OSError) as error:
+                if self._size > self._promised:
+                    raise errors.NoRoomForReply() from error
+                self._no_room = True  # the rest stays in memory
+
+    async def _put_on_disk(self) -> None:
+        size = len(self._memory)
+        self._replies.check_disk(size)
+        if self._file is None:
+            self._file = self._replies.new_file()
+        await asyncio.to_thread(self._write, self._file, self._on_disk, self._memory)
+        self._replies.written(size)
+        self._on_disk += size
+        self._memory = bytearray()
+
+    @staticmethod
+    def _write(file: IO[bytes], at: int, data: bytearray) -> None:
+        file.seek(at)  # a write that failed may have left some of it
+        file.write(data)
+        file.flush()
+
+    async def send(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        """Send all of it."""
+        length = (b"content-length", b"%d" % self._size)
+        headers = [(b"content-type", self._content_type), length, NO_SNIFFING]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._file is not None:
+            await asyncio.to_thread(self._file.seek, 0)
+            for start in range(0, self._on_disk, SENT_BYTES):
+                count = min(SENT_BYTES, self._on_disk - start)
+                chunk = await asyncio.to_thread(self._file.read, count)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        for start in range(0, len(self._memory), SENT_BYTES):
+            chunk = bytes(self._memory[start : start + SENT_BYTES])
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def close(self) -> None:
+        """Let go of it, sent or not."""
+        self._replies.let_go(max(self._size, self._promised), self._on_disk)
+        if self._file is not None:
+            self._file.close()
