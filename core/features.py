@@ -251,6 +251,12 @@ MAX_SHAPES = 1_000
 look them all up at once takes a third less time."""
 
 
+class _Remembered(array):  # type: ignore[type-arg]  # array.array takes none when it is a base
+    """Columns of names that are all known: nobody needs to look."""
+
+    __slots__ = ()
+
+
 class Features:
     """The names that a model knows, each with its column; columns count from 0 in order of appearance.
 
@@ -324,7 +330,7 @@ class Features:
         shape = tuple(names)
         columns = self._shapes.get(shape)
         if columns is None:
-            columns = array("i", self.known(shape))
+            columns = _Remembered("i", self.known(shape))
             if -1 in columns:
                 return self._columns_of_new(shape, add)
             if len(self._shapes) >= MAX_SHAPES:
@@ -347,6 +353,16 @@ class Features:
             self.extend(new)
         return array("i", self.known(names))
 
+    def unknown(self, columns: array[int]) -> int:
+        """How many of the columns that `columns_of` gave are of names that are not known.
+
+        >>> features = Features()
+        >>> features.extend(["age"])
+        >>> features.unknown(features.columns_of(["age", "vip"])), features.unknown(features.columns_of(["age"]))
+        (1, 0)
+        """
+        return 0 if type(columns) is _Remembered else columns.count(-1)
+
     def encode(self, x: X, add: bool = False) -> tuple[array[int], array[float]]:
         """The columns and values of an event's x, in its own order. Unknown names as in `columns_of`.
 
@@ -357,7 +373,7 @@ class Features:
 
     def arrays(self, x: X, add: bool = False) -> tuple[Ints, Floats]:
         """`encode` as the kernels take it."""
-        return _as_arrays(*self.encode(x, add))
+        return as_arrays(*self.encode(x, add))
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
         """The names that the model calls an event's features by, and their values, in the event's own order.
@@ -392,7 +408,7 @@ class Features:
         return summed.keys(), _numbers(summed.values())
 
 
-def _as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
+def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
     """The same memory as numpy has it."""
     if not values:  # numpy makes no array of no bytes
         return np.zeros(0, np.int32), np.zeros(0)
@@ -605,7 +621,7 @@ class BatchBuilder:
         """The events of the open part. They share memory with what it is gathered in, which cannot grow any more."""
         return Batch(
             np.frombuffer(self._ends, np.int64),
-            *_as_arrays(self._columns, self._values),
+            *as_arrays(self._columns, self._values),
             np.frombuffer(self._labels, np.uint8),
             np.frombuffer(self._weights),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from core import logistic
 from core.auto import Auto
-from core.features import Batch, BatchBuilder, Features, X, check_label, last_column
+from core.features import Batch, BatchBuilder, Features, X, as_arrays, check_label, last_column
 from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec
@@ -153,7 +154,11 @@ class Learner:
 
         Features that the model does not know add nothing.
         """
-        return self._model.score(*self.features.arrays(x))
+        return self.score_of(*self.features.encode(x))
+
+    def score_of(self, columns: array[int], values: array[float]) -> float:
+        """`score` for an x that `features.encode` has looked up."""
+        return self._model.score(*as_arrays(columns, values))
 
     def served(self, x: X) -> Floats:
         """The score and, but for `auto`, what it is made of: kept with x, it lets `core.explain.explain_served` say how
@@ -168,7 +173,11 @@ class Learner:
         >>> learner.served({"x": 3.0, "new": 1.0}).tolist()
         [1.75, 0.25, 0.5, nan]
         """
-        return self._model.served(*self.features.arrays(x), self._n_features)
+        return self.served_of(*self.features.encode(x))
+
+    def served_of(self, columns: array[int], values: array[float]) -> Floats:
+        """`served` for an x that `features.encode` has looked up."""
+        return self._model.served(*as_arrays(columns, values), self._n_features)
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x."""

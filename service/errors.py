@@ -86,6 +86,11 @@ class Forbidden(OnestepError):
     title = "Forbidden"
 
 
+class LearnsByTimeout(Forbidden):
+    """{field}: this token may {scopes}, and a prediction with an id takes {wants} too in this model, which learns it as
+    0 when its label does not come (on_timeout in its spec). Without an id it is served."""
+
+
 class ForeignOrigin(OnestepError):
     """A page of {origin!r} may not do this: without tokens, only pages of this service may, and those of
     --cors-origins (ONESTEP_CORS_ORIGINS)."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from conftest import JSON, Model, NewModel, Service, assert_problem, ndjson
+from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 
 from core import Learner, Spec
 
@@ -44,7 +47,18 @@ def learned(new_model: NewModel) -> Model:
 
 def expected(model: Model, question: dict[str, Any]) -> dict[str, Any]:
     p = taught().predict_proba_one(question["x"])[True]
-    return {"model": model.name, "p": p, "y": p > 0.5, "seq": len(EVENTS)}
+    unknown = unknown_in(question["x"])
+    return {"model": model.name, "p": p, "y": p > 0.5, "seq": len(EVENTS), **({"unknown": unknown} if unknown else {})}
+
+
+def features(x: Any) -> set[str]:
+    """What the names of an x mean, said in another way than core says it."""
+    pairs = x.items() if isinstance(x, dict) else ((str(i), value) for i, value in enumerate(x))
+    return {f"{name}={value}" if isinstance(value, str) else name for name, value in pairs}
+
+
+def unknown_in(x: Any) -> int:
+    return len(features(x) - set().union(*(features(event["x"]) for event in EVENTS)))
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -85,7 +99,9 @@ def test_an_empty_stream_is_answered_with_an_empty_stream(learned: Model) -> Non
 
 
 def test_a_model_that_has_learned_nothing_predicts_one_half(model: Model) -> None:
-    assert model.predict({"x": {"a": 1}}).json() == {"model": model.name, "p": 0.5, "y": False, "seq": 0}
+    reply = {"model": model.name, "p": 0.5, "y": False, "seq": 0}
+    assert model.predict({"x": {"a": 1}}).json() == {**reply, "unknown": 1}
+    assert model.predict({"x": {}}).json() == reply
 
 
 def test_predict_without_a_model_is_predict_of_the_default_model(shared: Service) -> None:
@@ -107,12 +123,66 @@ def test_predicting_changes_nothing(learned: Model) -> None:
 def test_features_that_the_model_does_not_know_add_nothing(learned: Model) -> None:
     x = {"age": 31, "country": "FR"}
     known = learned.predict({"x": x}).json()
-    assert learned.predict({"x": {"unknown": 1e6, **x, "country2": "FR", "no": True}}).json() == known
+    reply = learned.predict({"x": {"unknown": 1e6, **x, "country2": "FR", "no": True}}).json()
+    assert reply == {**known, "unknown": 3}
+
+
+STRANGE: dict[str, Any] = {"Age": 31, "COUNTRY": "FR", "VIP": True}
+
+
+def test_a_prediction_of_which_no_name_is_known_says_so_in_every_kind_of_body(learned: Model) -> None:
+    def column(name: str) -> pa.Array:
+        return pa.array([STRANGE[name]])
+
+    def counted() -> list[float]:
+        metrics = learned.service.http.get("/metrics").text
+        of_model = re.search(rf'^onestep_model_predicted_unknown_total{{model="{learned.name}"}} (.*)$', metrics, re.M)
+        in_all = re.search(r"^onestep_predicted_unknown_total (.*)$", metrics, re.M)
+        assert of_model is not None
+        assert in_all is not None
+        return [float(of_model[1]), float(in_all[1])]
+
+    before, ids = counted(), itertools.count()
+    sink = pa.BufferOutputStream()
+    table = pa.table({name: column(name) for name in STRANGE})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    arrow = {"content-type": "application/vnd.apache.arrow.stream"}
+    for kept in (False, True):
+        question = {"x": STRANGE, **({"id": f"strange-{next(ids)}"} if kept else {})}
+        other = {"x": STRANGE, **({"id": f"strange-{next(ids)}"} if kept else {})}
+        replies = [learned.predict(question).json(), *learned.predict([other]).json()]
+        again = [{**reply, "duplicate": True} if kept else reply for reply in replies]
+        assert lines_of(learned.predict_lines(ndjson([question, other])).text) == again
+        assert [reply["unknown"] for reply in replies] == [3, 3]
+    by_arrow = learned.service.http.post(f"{learned.path}/predict", content=sink.getvalue().to_pybytes(), headers=arrow)
+    assert by_arrow.json()["unknown"] == 3
+    learned.predict({"x": {**STRANGE, "age": 1}})  # one is known
+    learned.predict({"x": {}})  # none is asked
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [9, 9]
+
+
+def test_what_was_unknown_when_it_was_served_is_said_again_after_a_restart_and_when_it_is_known(start: Start) -> None:
+    """A prediction that is sent again is answered with what was served."""
+    service = start()
+    for spec in ({}, {"rule": "auto"}, {"hash_bits": 20}):
+        name = f"m-{'-'.join(spec) or 'plain'}"
+        assert service.model(name).create(spec).status_code == 201
+        first = service.model(name).predict({"x": STRANGE, "id": "a"}).json()
+        assert first["unknown"] == 3
+        service.model(name).learn({"x": STRANGE, "y": 1})
+        assert "unknown" not in service.model(name).predict({"x": STRANGE}).json()
+    service.kill()
+    again = start(folder=service.folder)
+    for name in ("m-plain", "m-rule", "m-hash_bits"):
+        told = again.model(name).predict({"x": STRANGE, "id": "a"}).json()
+        assert (told["unknown"], told["duplicate"]) == (3, True)
 
 
 def test_a_feature_whose_event_was_refused_is_not_known(learned: Model) -> None:
     assert learned.learn([{"x": {"refused": 1}, "y": 1}, {"x": {}, "y": 2}]).status_code == 422
-    assert learned.predict({"x": {"refused": 1e6}}).json() == learned.predict({"x": {}}).json()
+    told = learned.predict({"x": {"refused": 1e6}}).json()
+    assert told == {**learned.predict({"x": {}}).json(), "unknown": 1}
 
 
 def test_beyond_a_score_of_30_a_prediction_is_exactly_0_or_1(new_model: NewModel) -> None:

@@ -98,7 +98,7 @@ def told_to_all(responses: Sequence[Reply]) -> list[Json]:
 def test_a_prediction_with_an_id_is_kept_and_its_label_alone_is_learned(model: Model) -> None:
     model.learn({"x": {"age": 1.0}, "y": 1})
     plain = model.predict(question()).json()
-    assert plain.keys() == {"model", "p", "y", "seq"}
+    assert plain.keys() == {"model", "p", "y", "seq", "unknown"}
     reply = model.predict(question("imp-7")).json()
     assert reply == {**plain, "kept": True, "duplicate": False}
     assert counts(model) == expected(waiting=1)

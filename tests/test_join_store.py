@@ -193,7 +193,8 @@ xs = st.one_of(
 @given(st.lists(floats, min_size=1, max_size=5), xs)
 @example([float("nan")], {"a": -0.0, "b": True, "c": "1"})
 def test_a_waiting_prediction_comes_back_as_it_was(served: list[float], x: Any) -> None:
-    found, found_x = codec.decode_prediction(codec.encode_prediction(np.array(served), x))
+    found, found_x, *asked = codec.decode_prediction(codec.encode_prediction(np.array(served), x, 3, "3f9a2c71"))
+    assert asked == [3, "3f9a2c71"]
     assert found.tobytes() == np.array(served).tobytes()
     assert repr(found_x) == repr(x)  # the same order, types and signs
     found[0] = 1.0  # memory of its own
@@ -207,7 +208,7 @@ def test_a_waiting_prediction_comes_back_as_it_was(served: list[float], x: Any) 
 @example(b"\x01\0\0\0" + b"\0" * 8)
 def test_bytes_that_are_no_prediction_are_refused(data: bytes) -> None:
     try:
-        served, x = codec.decode_prediction(data)
+        served, x, *_ = codec.decode_prediction(data)
     except ValueError:
         return
     assert len(served) > 0
@@ -225,7 +226,7 @@ def test_a_prediction_that_is_damaged_or_cut_is_refused_or_a_prediction(
     place = data.draw(st.integers(0, len(encoded) * 8 - 1))
     encoded[place // 8] ^= 1 << place % 8
     try:
-        found, found_x = codec.decode_prediction(bytes(encoded))
+        found, found_x, *_ = codec.decode_prediction(bytes(encoded))
     except ValueError:
         return
     assert len(found) > 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 from conftest import JSON, NDJSON, ONESTEP, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
 from forked import clean_environment
@@ -24,7 +25,7 @@ from service import errors
 from service.commands import cli
 from service.http import access, tokens
 from service.http.access import wanted
-from service.http.hot import match
+from service.http.hot import ARROW, match
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"
@@ -175,6 +176,84 @@ def test_every_form_of_a_body_passes_the_same_door(guarded: Guarded, verb: str, 
         reply = guarded.ask(kind, "POST", f"/models/other/{verb}", content=content, headers=headers)
         assert reply.status_code == status, (kind, reply.text)
         assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def forms(*ids: str | None) -> dict[str, dict[str, Any]]:
+    """Questions with these ids, None for one without, as each kind of body has them; one body has the last alone."""
+    questions = [{"x": {"a": 1.0}} if id_ is None else {"x": {"a": 1.0}, "id": id_} for id_ in ids]
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": [1.0] * len(ids), "id": pa.array(ids, pa.string())})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {
+        "one": {"content": json.dumps(questions[-1]), "headers": JSON},
+        "array": {"content": json.dumps(questions), "headers": JSON},
+        "ndjson": {"content": ndjson(questions), "headers": NDJSON},
+        "arrow": {"content": sink.getvalue().to_pybytes(), "headers": {"content-type": ARROW.decode()}},
+    }
+
+
+def test_what_a_model_learns_without_a_label_takes_a_token_that_may_learn(start: Start, tmp_path: Path) -> None:
+    """With "on_timeout": "negative" a prediction with an id trains the model, if its label does not come."""
+    folder = tmp_path / "data"
+    made = {kind: tokens.create(folder, kind.split(), None, None)[0] for kind in ("predict", "predict learn", "admin")}  # type: ignore[arg-type]
+    service = start(folder=folder)
+
+    def ask(kind: str, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {**options.pop("headers", {}), **bearer(made[kind])}
+        return service.http.request(method, path, headers=headers, **options)
+
+    for on_timeout in ("negative", "drop"):
+        spec = {"join": {"keep": "1s", "on_timeout": on_timeout}}
+        assert ask("admin", "PUT", f"/models/{on_timeout}", json=spec).status_code == 201
+    for ids in (["p"], [None, None, "p"]):
+        for form, body in forms(*ids).items():
+            problem = assert_problem(ask("predict", "POST", "/models/negative/predict", **body), 403, "takes learn too")
+            at = {"one": "id", "array": f"[{len(ids) - 1}].id", "ndjson": f"line {len(ids)}: id"}
+            assert problem["field"] == at.get(form, f"row {len(ids)}: id")
+            assert "Without an id it is served" in problem["detail"]
+    for form, body in forms(None, None).items():
+        assert ask("predict", "POST", "/models/negative/predict", **body).status_code == 200
+        dropped = forms(f"dropped {form}")[form]  # that changes no weight
+        assert ask("predict", "POST", "/models/drop/predict", **dropped).status_code == 200
+    state = ask("admin", "GET", "/models/negative").json()
+    assert (state["seq"], state["join"]["waiting"]) == (0, 0)
+    for kind in ("predict learn", "admin"):
+        for form in forms("p"):
+            assert ask(kind, "POST", "/models/negative/predict", **forms(f"{kind} {form}")[form]).status_code == 200
+    eventually(lambda: ask("admin", "GET", "/models/negative").json()["seq"] == 8, "all of them to be learned as 0")
+
+
+def test_what_waits_is_shown_to_who_asked_for_it_and_to_who_may_learn(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    service = start(folder=folder)
+    assert service.model().predict({"x": {"a": 1}, "id": "of nobody"}).json()["kept"]
+    assert service.http.post("/models/default/explain", json={"id": "of nobody"}).status_code == 200
+    scopes = {"mine": "predict", "theirs": "predict", "both": "predict learn", "admin": "admin"}
+    made = {name: tokens.create(folder, scope.split(), None, None)[0] for name, scope in scopes.items()}  # type: ignore[arg-type]
+    eventually(lambda: service.http.get("/models").status_code == 401, "the tokens to be asked for")
+
+    def explained(service: Service, id_: str) -> dict[str, int]:
+        """Who sees it; others are told what they are told of an id that there is not."""
+        found = {}
+        for name, token in made.items():
+            ask = [{"json": {"id": asked}, "headers": bearer(token)} for asked in (id_, "never made")]
+            reply, never = (service.http.post("/models/default/explain", **asked) for asked in ask)  # type: ignore[arg-type]
+            if reply.status_code == 404:
+                assert never.json()["detail"] == reply.json()["detail"].replace(id_, "never made")
+            found[name] = reply.status_code
+        return found
+
+    for form in forms("p"):
+        body = forms(form)[form]
+        told = service.http.post("/predict", content=body["content"], headers=body["headers"] | bearer(made["mine"]))
+        assert told.status_code == 200
+        assert explained(service, form) == {"mine": 200, "theirs": 404, "both": 200, "admin": 200}
+    service.kill()
+    again = start(folder=folder)
+    for form in forms("p"):
+        assert explained(again, form) == {"mine": 200, "theirs": 404, "both": 200, "admin": 200}
+    assert explained(again, "of nobody") == {"mine": 404, "theirs": 404, "both": 200, "admin": 200}
 
 
 def test_what_is_not_in_the_document_is_open_or_takes_a_token(guarded: Guarded) -> None:

@@ -95,16 +95,18 @@ class LearnedManyLate(LearnedMany):
     served_loss: float | None
 
 
-class Predicted(msgspec.Struct):
-    """The reply to one prediction."""
+class Predicted(msgspec.Struct, omit_defaults=True):
+    """The reply to one prediction. unknown: features of it whose names the model does not know; left out where it knows
+    all of them."""
 
     model: str
     p: float
     y: bool
     seq: int
+    unknown: int = 0
 
 
-class PredictedKept(Predicted):
+class PredictedKept(Predicted, kw_only=True):
     """The reply to a prediction with an id. kept: whether it waits for its label; not, where too many do."""
 
     kept: bool

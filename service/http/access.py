@@ -173,6 +173,23 @@ def reach(scope: MutableMapping[str, Any]) -> frozenset[str] | None:
     return None if grant is None or grant.models is None else frozenset(grant.models)
 
 
+def owner_of(scope: MutableMapping[str, Any]) -> str:
+    """Whose a prediction is that is kept for a request: its token's id, empty where none is asked for."""
+    grant: Grant | None = scope.get("grant")
+    return "" if grant is None else grant.id
+
+
+def may_learn(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a request that was let in could learn too."""
+    grant: Grant | None = scope.get("grant")
+    return grant is None or LEARN in grant.may
+
+
+def may_see(scope: MutableMapping[str, Any], owner: str) -> bool:
+    """Whether a request may see what was kept for this owner: who asked for it, and who may learn from it."""
+    return may_learn(scope) or owner_of(scope) == owner
+
+
 def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
     """What holds a request to its token's rate; None where nothing does."""
     grant: Grant | None = scope.get("grant")

@@ -189,7 +189,7 @@ class Service:
 
         try:
             self._access.check(scope, *asked)
-            return self._hot.answer_now(asked, body, tell)
+            return self._hot.answer_now(asked, scope, body, tell)
         except Exception as error:
             tell(None, error)
             return True
@@ -325,7 +325,8 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         if asked.id is None:
             return reply(_explained(model, model.explain, asked.x))
         found = await engine.find_id(name, asked.id)
-        if found is None or found.kind != WAITING:
+        owner = "" if found is None or found.waiting is None else found.waiting.owner
+        if found is None or found.kind != WAITING or not access.may_see(request.scope, owner):
             raise errors.NothingWaits(field="id", id=asked.id)
         if found.waiting is None:
             raise errors.PredictionDamaged(field="id", id=asked.id)

@@ -18,7 +18,7 @@ from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
 from service.fairness import WIDE, Slices, worked
-from service.http.access import Access, pace_of
+from service.http.access import LEARN, Access, may_learn, owner_of, pace_of
 from service.http.bodies import (
     Bodies,
     ContentType,
@@ -116,13 +116,13 @@ class Hot:
         told_length(scope, self._settings.max_body_bytes)
         self._engine.check_room()
 
-    def answer_now(self, asked: Asked, body: bytes, tell: Tell) -> bool:
+    def answer_now(self, asked: Asked, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Answer a request of one short event; False if it takes long all the same, and nothing is done. What is wrong
         is raised, or, when the event waits for the writer, told."""
         if asked.verb == "learn":
             self._learn_one(asked.model, body, tell)
             return True
-        return self._predict_one(asked.model, body, tell)
+        return self._predict_one(asked.model, scope, body, tell)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """A JSON body, whole. Its kind has been checked."""
@@ -236,13 +236,13 @@ class Hot:
 
     # -- predict
 
-    def _predict_one(self, name: str, body: bytes, tell: Tell) -> bool:
+    def _predict_one(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Predict from the model as it stands; what has an id is kept first."""
         model = self._engine.model(name)
         question = wire.decode_question(body)
         if len(question.x) > WIDE:
             return False
-        made = _predicted(model, question)
+        made = _predicted(scope, model, question)
         if isinstance(made, Prediction):
             waits = self._engine.enqueue(name, [made])
             waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
@@ -262,7 +262,7 @@ class Hot:
                     else pieces.lines_of(chunks, wire.decode_question, self._settings)
                 )
                 async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
-                    await self._predict_stream(found, paced, send)
+                    await self._predict_stream(found, scope, paced, send)
                 return
             _check_json(scope)
             body = await self._body(scope, receive)
@@ -272,12 +272,12 @@ class Hot:
     async def _predict_body(self, model: Model, body: bytes, scope: Scope, send: Send) -> None:
         if not await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
             question = await worked(len(body) > wire.WIDE_BYTES, wire.decode_question, body)
-            (predicted,), _ = await self._predict_all(model, [question], [""])
+            (predicted,), _ = await self._predict_all(model, scope, [question], [""])
             await send_reply(send, json_reply(predicted))
             return
         questions = await _decoded(await self._elements(scope, body), wire.decode_question)
         places = [f"[{i}]" for i in range(len(questions))]
-        replies, _ = await self._predict_all(model, questions, places)
+        replies, _ = await self._predict_all(model, scope, questions, places)
         with self._replies.gathered(JSON) as reply:
             await self._send_array(send, replies, reply)
 
@@ -296,7 +296,12 @@ class Hot:
         await reply.send(send)
 
     async def _predict_all(
-        self, model: Model, questions: Sequence[wire.Question], places: Sequence[str], stream: bool = False
+        self,
+        model: Model,
+        scope: Scope,
+        questions: Sequence[wire.Question],
+        places: Sequence[str],
+        stream: bool = False,
     ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
         """Predict, and keep what has an id. `places` says where each question stands, for the message.
 
@@ -307,7 +312,7 @@ class Hot:
         slices = Slices()
         for question, at in zip(questions, places, strict=False):
             try:
-                made.append(_predicted(model, question, at))
+                made.append(_predicted(scope, model, question, at))
             except errors.OnestepError as error:
                 if not stream:
                     raise
@@ -330,7 +335,7 @@ class Hot:
         return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
     async def _predict_stream(
-        self, model: Model, arriving: AsyncGenerator[pieces.Piece[list[wire.Question]]], send: Send
+        self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[wire.Question]]], send: Send
     ) -> None:
         """Predict piece by piece; the reply has a line for each.
 
@@ -339,7 +344,7 @@ class Hot:
         """
         with self._replies.gathered(NDJSON) as reply:
             async for piece in arriving:
-                replies, refused = await self._predict_all(model, piece.items, piece.places(), stream=True)
+                replies, refused = await self._predict_all(model, scope, piece.items, piece.places(), stream=True)
                 if refused is not None:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
@@ -503,15 +508,23 @@ def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int)
     return wire.Learned(*plain)
 
 
-def _predicted(model: Model, question: wire.Question, at: str = "") -> wire.Predicted | Prediction:
+def _predicted(scope: Scope, model: Model, question: wire.Question, at: str = "") -> wire.Predicted | Prediction:
     """The reply, or, where there is an id, what is to be kept."""
     try:
         if question.id is not None:
-            return model.predict_to_keep(question.id, question.x)
-        p = model.predict(question.x)
+            _check_may_keep(scope, model, at)
+            return model.predict_to_keep(question.id, question.x, owner_of(scope))
+        p, unknown = model.predict(question.x)
     except EventError as error:
         raise errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message) from None
-    return wire.Predicted(model.name, p, p > 0.5, model.learner.seq)
+    return wire.Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
+
+
+def _check_may_keep(scope: Scope, model: Model, at: str) -> None:
+    """LearnsByTimeout where the model will learn from what it keeps, label or not, and the token may only predict."""
+    if model.learner.spec.join.on_timeout == "negative" and not may_learn(scope):
+        scopes = " and ".join(scope["grant"].token.scopes)
+        raise errors.LearnsByTimeout(field=wire.path(at, "id"), scopes=scopes, wants=LEARN)
 
 
 def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:

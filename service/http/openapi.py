@@ -223,7 +223,8 @@ EXPLAIN: dict[str, Any] = {
     "description": "Of an x, by the model as it stands; or, while it waits for its label, of the prediction that was "
     "served under an id, by the model as it was then (for `auto`, as it stands). Bias and contributions add up to the "
     "score. `seen` is the value as the model sees it, scaled where it scales. `unknown` are features that the model "
-    "has not learned; they add nothing.",
+    "has not learned; they add nothing. What waits under an id is shown to the token that asked for the prediction and "
+    "to those that may learn.",
     "responses": {
         200: _ok("The explanation", _EXPLAINED),
         **_problems(400, 404, 413, 415, 422, 500, 503),
@@ -411,6 +412,9 @@ def _hot(verb: str, summary: str, description: str, given: list[_Example], lines
     ndjson = "".join(msgspec.json.encode(example.body).decode() + "\n" for example in given)
     schemas = [{"$ref": f"#/components/schemas/{name}"} for name in sorted({one.kind.__name__ for one in given})]
     reply_schemas = [_schema_of(example.reply) for example in given]
+    if verb == "predict":
+        for schema in reply_schemas:
+            schema["properties"]["unknown"] = {"type": "integer", "minimum": 1}
     reply: dict[str, Any] = {
         "application/json": {
             "schema": {"anyOf": [*reply_schemas, {"type": "array", "items": {"anyOf": reply_schemas}}]},
@@ -519,8 +523,8 @@ def _hot_paths() -> dict[str, Any]:
         "predict",
         "Predict from the model as it stands",
         "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not "
-        "seen add nothing. With an `id` the prediction and its features are kept until the label comes: then /learn "
-        "takes the id and the label alone.",
+        "seen add nothing; `unknown` says how many there were, where there were some. With an `id` the prediction and "
+        "its features are kept until the label comes: then /learn takes the id and the label alone.",
         [
             _Example("prediction", wire.Question, _QUESTION, _PREDICTED),
             _Example("kept", wire.Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any, NamedTuple
 
 from core import logistic
@@ -24,12 +25,15 @@ REPLAY_SECONDS_PER_VALUE = 0.02e-6
 
 class Prediction(NamedTuple):
     """A prediction that is to be kept until its label comes. served: float64 that say what was served, the score first
-    (core/explain.py). seq: the model's when it was made."""
+    (core/explain.py). seq: the model's when it was made. unknown: how many of x's features the model did not know.
+    owner: the id of the token that asked, empty where none was asked for."""
 
     id: str
     x: X
     seq: int
     served: Floats
+    unknown: int
+    owner: str
 
 
 class Model:
@@ -54,6 +58,8 @@ class Model:
         """Predictions whose labels did not come in time, and that were dropped."""
         self.learned = self.predicted = self.duplicates = 0
         """Events learned, predictions made, and items that were learned or kept before, since the start."""
+        self.predicted_unknown = 0
+        """Predictions since the start of an x of which the model knew no feature's name, though it had some."""
         self.not_kept = 0
         """Predictions with an id that were served and not kept since the start, because too many waited."""
         self.snapshot_seq = 0
@@ -123,10 +129,19 @@ class Model:
         self.replay_seconds += seconds
         return seconds
 
-    def predict(self, x: X) -> float:
-        """The probability of label 1. Changes nothing but the count."""
+    def predict(self, x: X) -> tuple[float, int]:
+        """The probability of label 1, and how many of x's features the model does not know. Changes nothing but the
+        counts."""
+        columns, values = self.learner.features.encode(x)
+        return logistic.sigmoid(self.learner.score_of(columns, values)), self._count(columns)
+
+    def _count(self, columns: array[int]) -> int:
+        """Count a prediction; how many of its features are unknown."""
         self.predicted += 1
-        return logistic.sigmoid(self.learner.score(x))
+        unknown = self.learner.features.unknown(columns)
+        if unknown and unknown == len(columns):
+            self.predicted_unknown += 1
+        return unknown
 
     def explain(self, x: X) -> Explanation:
         """Where the score of x comes from, from the model as it stands."""
@@ -139,7 +154,9 @@ class Model:
             return explain(self.learner, waiting.x)
         return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
 
-    def predict_to_keep(self, id_: str, x: X) -> Prediction:
-        """A prediction to be kept until its label comes. Changes nothing but the count."""
-        self.predicted += 1
-        return Prediction(id_, x, self.learner.seq, self.learner.served(x))
+    def predict_to_keep(self, id_: str, x: X, owner: str = "") -> Prediction:
+        """A prediction to be kept until its label comes, for the token with the id `owner`. Changes nothing but the
+        counts."""
+        columns, values = self.learner.features.encode(x)
+        served = self.learner.served_of(columns, values)
+        return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner)

@@ -468,15 +468,16 @@ def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
         if not same_x(waiting.x, prediction.x):
             raise errors.IdConflict(field="id", id=id_, reason="waits for its label, with another x")
         p = logistic.sigmoid(float(waiting.served[0]))
-        return PredictedKept(model.name, p, p > 0.5, waiting.seq, kept=True, duplicate=True)
+        return PredictedKept(model.name, p, p > 0.5, waiting.seq, waiting.unknown, kept=True, duplicate=True)
     kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
     if kept:
         number = model.next_number + len(draft.kept)
-        draft.kept[id_] = Waiting(number, id_, draft.now, prediction.seq, prediction.served, prediction.x)
+        made = (prediction.seq, prediction.served, prediction.x, prediction.unknown, prediction.owner)
+        draft.kept[id_] = Waiting(number, id_, draft.now, *made)
     elif not known.all_of_them:
         draft.unsure = True
     p = logistic.sigmoid(float(prediction.served[0]))
-    return PredictedKept(model.name, p, p > 0.5, prediction.seq, kept, duplicate=False)
+    return PredictedKept(model.name, p, p > 0.5, prediction.seq, prediction.unknown, kept=kept, duplicate=False)
 
 
 def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Place:

@@ -2,8 +2,9 @@
 
 A state is one line of JSON, in which an array stands as {"array": [offset, length]}, then the arrays' float64.
 
-A waiting prediction is the number of float64 that say what was served (uint32), these, then its x as it was sent, in
-MessagePack: names and not columns, because what is never labelled must not give its features columns.
+A waiting prediction is the number of float64 that say what was served (uint32), these, then in MessagePack an array of
+its x as it was sent, how many of its features were unknown, and the id of the token that asked: of x names and not
+columns, because what is never labelled must not give its features columns.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from core.features import X
 from core.logistic import Floats
 
 _COUNT = struct.Struct("<I")
-_to_x = msgspec.msgpack.Decoder(dict[str, float | bool | str] | list[float | bool])
-_from_x = msgspec.msgpack.Encoder()
+_to_asked = msgspec.msgpack.Decoder(tuple[dict[str, float | bool | str] | list[float | bool], int, str])
+_from_asked = msgspec.msgpack.Encoder()
 
 
 def encode_state(state: dict[str, Any]) -> bytes:
@@ -66,16 +67,18 @@ def decode_state(data: bytes) -> dict[str, Any]:
     return state
 
 
-def encode_prediction(served: Floats, x: X) -> bytes:
-    """The bytes of a waiting prediction: the numbers that say what was served, and the x that it was made from."""
-    return b"".join([_COUNT.pack(len(served)), served.astype("<f8", copy=False).tobytes(), _from_x.encode(x)])
+def encode_prediction(served: Floats, x: X, unknown: int = 0, owner: str = "") -> bytes:
+    """The bytes of a waiting prediction: the numbers that say what was served, the x that it was made from, how many of
+    its features were unknown, and the id of the token that asked."""
+    asked = _from_asked.encode((x, unknown, owner))
+    return b"".join([_COUNT.pack(len(served)), served.astype("<f8", copy=False).tobytes(), asked])
 
 
-def decode_prediction(data: bytes) -> tuple[Floats, X]:
-    """What was served, and x; ValueError if these bytes are none.
+def decode_prediction(data: bytes) -> tuple[Floats, X, int, str]:
+    """What `encode_prediction` was given; ValueError if these bytes are none.
 
-    >>> decode_prediction(encode_prediction(np.array([0.5]), {"age": 31.0, "country": "FR"}))
-    (array([0.5]), {'age': 31.0, 'country': 'FR'})
+    >>> decode_prediction(encode_prediction(np.array([0.5]), {"age": 31.0, "country": "FR"}, 1, "3f9a2c71"))
+    (array([0.5]), {'age': 31.0, 'country': 'FR'}, 1, '3f9a2c71')
     """
     if len(data) < _COUNT.size:
         raise ValueError("it is cut short")
@@ -84,7 +87,7 @@ def decode_prediction(data: bytes) -> tuple[Floats, X]:
     if not count or end >= len(data):
         raise ValueError("its length does not fit its header")
     try:
-        x: X = _to_x.decode(memoryview(data)[end:])
+        x, unknown, owner = _to_asked.decode(memoryview(data)[end:])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not a prediction: {error}") from None
-    return np.frombuffer(data, "<f8", count, _COUNT.size).astype(np.float64), x
+    return np.frombuffer(data, "<f8", count, _COUNT.size).astype(np.float64), x, unknown, owner

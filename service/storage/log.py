@@ -54,6 +54,8 @@ class Waiting:
 
     number: its place among those that the model kept. kept_at: microseconds since 1970. seq: the model's when it was
     made. served: float64 that say what was served, the score first (core/explain.py). x: what it was made from.
+    unknown: how many of its features the model did not know. owner: the id of the token that asked, empty where none
+    was asked for.
     """
 
     number: int
@@ -62,6 +64,8 @@ class Waiting:
     seq: int
     served: Floats
     x: X
+    unknown: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

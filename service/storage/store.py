@@ -397,7 +397,7 @@ class Store(LogReader):
 
     def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
         """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
-        payloads = [codec.encode_prediction(new.served, new.x) for new in kept]
+        payloads = [codec.encode_prediction(new.served, new.x, new.unknown, new.owner) for new in kept]
         rows: list[list[Any]] = []
         checksums: list[int] = []
         at = 1  # SQLite counts bytes from 1

@@ -29,6 +29,7 @@ REMEMBERED_COMMITS = 8_192
 """Whose durations are remembered one by one: a few seconds of the fastest writer."""
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histograms of durations: a synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
+UNKNOWN = "Predictions from features of which the model knew none."
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -50,6 +51,7 @@ class Totals:
 
     learned: int
     predicted: int
+    predicted_unknown: int
     duplicates: int
     not_kept: int
     refused: int
@@ -62,7 +64,7 @@ class Telemetry(Collector):
         self._look = look
         self._most_models = most_models
         self._refused: Counter[str] = Counter()
-        self._deleted = Totals(0, 0, 0, 0, 0)
+        self._deleted = Totals(0, 0, 0, 0, 0, 0)
         self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
         self.snapshot_at = time.monotonic()
         """When the newest snapshot was written, or the service was started."""
@@ -129,6 +131,7 @@ class Telemetry(Collector):
         return Totals(
             before.learned + sum(model.learned for model in models),
             before.predicted + sum(model.predicted for model in models),
+            before.predicted_unknown + sum(model.predicted_unknown for model in models),
             before.duplicates + sum(model.duplicates for model in models),
             before.not_kept + sum(model.not_kept for model in models),
             self._refused.total(),
@@ -155,6 +158,7 @@ class Telemetry(Collector):
         totals = self._with(self._deleted, facts.models)
         yield _counter("onestep_learned", "Events learned since the start.", totals.learned)
         yield _counter("onestep_predicted", "Predictions made since the start.", totals.predicted)
+        yield _counter("onestep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
         yield _counter("onestep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
         yield _counter("onestep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
         refused = CounterMetricFamily("onestep_refused", "Requests answered with an error.", labels=["reason"])
@@ -195,6 +199,12 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
     values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
         (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
         (CounterMetricFamily, "predicted", "Predictions made since the start.", [m.predicted for m in shown]),
+        (
+            CounterMetricFamily,
+            "predicted_unknown",
+            UNKNOWN,
+            [m.predicted_unknown for m in shown],
+        ),
         (GaugeMetricFamily, "features", "Features the model knows.", [m.learner.n_features for m in shown]),
         (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [total for total, _ in losses]),
         (GaugeMetricFamily, "window_log_loss", "The same over the last events.", [last for _, last in losses]),
