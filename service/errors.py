@@ -137,6 +137,14 @@ class MalformedHttp(OnestepError):
     headers = (("connection", "close"),)
 
 
+class UnclearHead(OnestepError):
+    """The head of the request {reason}: it can be understood in two ways, and is not answered in either."""
+
+    status = 400
+    title = "Unclear head"
+    headers = (("connection", "close"),)
+
+
 class MalformedJson(OnestepError):
     """{where}is not valid JSON: {reason}."""
 
@@ -169,10 +177,12 @@ class TooManyRows(OnestepError):
 
 
 class BodyIncomplete(OnestepError):
-    """The connection ended before the whole body had arrived; nothing of it was learned."""
+    """The connection ended before the whole body had arrived, or what came of it is not valid HTTP. Nothing of a JSON
+    body was learned; of a stream, so many events as `learned` says."""
 
     status = 400
     title = "Body incomplete"
+    headers = (("connection", "close"),)
 
 
 class InvalidEvent(OnestepError):
@@ -354,6 +364,13 @@ class RequestTimeout(OnestepError):
     headers = (("connection", "close"),)
 
 
+class ReplyNotTaken(OnestepError):
+    """The client took nothing of its reply for {seconds:g} s (ONESTEP_REQUEST_SECONDS)."""
+
+    status = 408
+    title = "Reply not taken"
+
+
 class BodyTooLarge(OnestepError):
     """The body is larger than {limit} bytes (ONESTEP_MAX_BODY_BYTES); NDJSON has no limit."""
 
@@ -435,7 +452,7 @@ class NotReady(OnestepError):
 
 
 class TooManyConnections(OnestepError):
-    """There are {limit} connections, and no more are served at once (ONESTEP_MAX_CONNECTIONS)."""
+    """There are {limit} connections with requests on them, and no more are served at once (ONESTEP_MAX_CONNECTIONS)."""
 
     status = 503
     title = "Too many connections"
@@ -458,6 +475,14 @@ class TooManyReplies(OnestepError):
     status = 503
     title = "Too many replies"
     headers = (("retry-after", "1"),)
+
+
+class TooMuchUntaken(OnestepError):
+    """Clients have not taken {limit} bytes of what was written to them, and no more may wait
+    (ONESTEP_MAX_UNSENT_BYTES): of all these clients, this one had taken nothing for the longest."""
+
+    status = 503
+    title = "Too much untaken"
 
 
 class QueueFull(OnestepError):

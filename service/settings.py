@@ -16,6 +16,12 @@ def _checked(keep: str) -> str:
     return keep
 
 
+def _without_brackets(host: str) -> str:
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+Host = Annotated[str, AfterValidator(_without_brackets)]
+"""An address or a name; an address of IPv6 may be written as in a URL, [::1]."""
 Keep = Annotated[str, AfterValidator(_checked)]
 """What is kept: all, so many of the last events of each model, or what was written in so much time."""
 
@@ -26,7 +32,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONESTEP_", extra="forbid", frozen=True)
 
     data: Path = Field(Path("data"), description="Folder of the log and the snapshots; made if it is not there.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: Host = Field("127.0.0.1", description="Address to listen on; :: is every address, those of IPv4 too.")
     insecure: bool = Field(
         False, description="Serve others than this machine without asking for a token: whoever reaches it may do all."
     )
@@ -67,14 +73,29 @@ class Settings(BaseSettings):
         ge=65_536,
         description="Largest record batch of an Arrow stream, in bytes, as it is and decompressed; past it 413.",
     )
+    max_unsent_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="What is written to clients and not taken by them, in bytes all together; past it the connection is "
+        "closed whose client has taken nothing for the longest.",
+    )
     max_connections: int = Field(
-        4_096, ge=1, description="Connections that are served at once; past it 503, and the connection is closed."
+        4_096,
+        ge=1,
+        description="Connections that are served at once; past it the one is closed on which nothing was asked for the "
+        "longest, and where all are at work, the new one gets 503 and is closed.",
+    )
+    keep_alive_seconds: float = Field(
+        75.0,
+        gt=0,
+        description="How long a connection is kept on which nothing is asked. A proxy in front must close its own "
+        "sooner: what it sends on one that is being closed here is lost.",
     )
     request_seconds: float = Field(
         30.0,
         gt=0,
-        description="How long a request may take to arrive, or the next bytes of a stream; past it 408, and the "
-        "connection is closed.",
+        description="How long a request may take to arrive, or the next bytes of a stream, past it 408; and how long a "
+        "client may take nothing of its reply. Then the connection is closed.",
     )
     max_header_bytes: int = Field(
         32_768, ge=1_024, description="Request line and headers of a request, in bytes; past it 431."

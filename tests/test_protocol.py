@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import uvicorn
 from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
@@ -18,7 +20,8 @@ from processes import recover
 from uvicorn.server import ServerState
 
 from service.http import app
-from service.http.protocol import Outbox, Protocol
+from service.http.crowd import Crowd
+from service.http.protocol import Protocol
 from service.settings import Settings
 
 
@@ -112,6 +115,10 @@ class Transport(asyncio.Transport):
         self.written += bytes(data)
         self.has_written.set()
 
+    def get_write_buffer_size(self) -> int:
+        """The client takes all at once."""
+        return 0
+
     async def until_written(self, what: bytes, times: int = 1) -> None:
         async with asyncio.timeout(PATIENCE):
             while self.written.count(what) < times:
@@ -134,7 +141,7 @@ class Transport(asyncio.Transport):
 def connected(service: app.Service) -> tuple[Protocol, Transport]:
     """A connection to a service in this process, without a network."""
     config = uvicorn.Config(service, log_config=None, proxy_headers=False)
-    connection = Protocol(service, Outbox(), config=config, server_state=ServerState(), app_state={})
+    connection = Protocol(service, Crowd(service.settings), config=config, server_state=ServerState(), app_state={})
     transport = Transport()
     connection.connection_made(transport)
     return connection, transport
@@ -340,6 +347,212 @@ def reply_of(connection: Connection) -> bytes:
     return connection.socket.recv(length, socket.MSG_WAITALL)
 
 
+# -- what a head may say
+
+
+OFFERS = [
+    ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAoAAAAAIAAAAA"),
+    ("connection: upgrade", "upgrade: websocket", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="),
+    ("connection: Upgrade", "upgrade: TLS/1.2"),
+]
+"""What Java's HttpClient and curl --http2 send, what a proxy with the usual lines lets through, and another."""
+AN_EVENT, A_QUESTION = b'{"x": {"a": 1}, "y": 1}', b'{"x": {"a": 1}}'
+_sink = pa.BufferOutputStream()
+with pa.ipc.new_stream(_sink, pa.schema({"a": pa.float64()})) as _writer:
+    _writer.write_table(pa.table({"a": [1.0, 2.0]}))
+ASKED = {
+    "json": ("POST /predict", "application/json", A_QUESTION),
+    "array": ("POST /predict", "application/json", b"[%b, %b]" % (A_QUESTION, A_QUESTION)),
+    "ndjson": ("POST /predict", "application/x-ndjson", A_QUESTION + b"\n" + A_QUESTION),
+    "arrow": ("POST /predict", "application/vnd.apache.arrow.stream", _sink.getvalue().to_pybytes()),
+    "an event": ("POST /learn", "application/json", AN_EVENT),
+    "events": ("POST /models/default/learn", "application/x-ndjson", AN_EVENT + b"\n" + AN_EVENT),
+    "explain": ("POST /models/default/explain", "application/json", A_QUESTION),
+    "a spec": ("PUT /models/made", "application/json", b'{"rule": "adam"}'),
+    "no body": ("GET /models", "application/json", b""),
+}
+
+
+def asked_with(kind: str, offer: Sequence[str], chunked: bool) -> bytes:
+    """The bytes of a request, and of another after it."""
+    line, content_type, body = ASKED[kind]
+    length = "transfer-encoding: chunked" if chunked else f"content-length: {len(body)}"
+    head = "\r\n".join([f"{line} HTTP/1.1", "host: localhost", f"content-type: {content_type}", length, *offer, "", ""])
+    if chunked:
+        half = len(body) // 2
+        pieces = [piece for piece in (body[:half], body[half:]) if piece]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    return head.encode() + body + b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_an_offer_of_another_protocol_is_ignored_wherever_the_request_is_cut(tmp_path: Path, kind: str) -> None:
+    """RFC 9110, 7.8. The request gets the reply that it gets without the offer, and the next one its own."""
+
+    async def replies() -> None:
+        service = app.Service(Settings(data=tmp_path))
+        await recover(service.engine)
+        model = service.engine.model("default")
+
+        async def reply(sent: bytes, cut: int) -> list[Any]:
+            connection, transport = connected(service)
+            before = model.learner.seq
+            connection.data_received(sent[:cut])
+            if cut % 3 == 0:  # what is there is dealt with before the rest comes
+                await asyncio.sleep(0)
+            connection.data_received(sent[cut:])
+            await transport.until_written(b'{"status":"alive"}')
+            connection.connection_lost(None)
+            told = [split_reply(part) for part in transport.written.split(b"HTTP/1.1 ")[1:]]
+            return [told, model.learner.seq - before]
+
+        for chunked in (False, True):
+            plain = await reply(asked_with(kind, (), chunked), 0)
+            plain = await reply(asked_with(kind, (), chunked), 0)  # the first makes what the others find made
+            assert [status[:1] for status, _ in plain[0]] == [b"2", b"2"]
+            for number, offer in enumerate(OFFERS):
+                sent = asked_with(kind, offer, chunked)
+                for cut in range(number % 3, len(sent), len(OFFERS)):  # each cut with one of them
+                    assert await reply(sent, cut) == plain, (offer, cut)
+        await service.engine.stop(seconds=1)
+
+    asyncio.run(replies())
+
+
+def split_reply(part: bytes) -> tuple[bytes, bytes]:
+    """Status and body of a reply; of what was learned without the numbers that differ each time."""
+    head, _, body = part.partition(b"\r\n\r\n")
+    return head[:3], re.sub(rb'"(seq|first_seq|last_seq|p|loss|log_loss)":[^,}]+', b"", body)
+
+
+def test_a_request_to_connect_is_refused_and_ends_the_connection(shared: Service) -> None:
+    for target in (b"/livez", b"example.com:443"):
+        with shared.connect() as connection:
+            connection.send(b"CONNECT %b HTTP/1.1\r\nhost: localhost\r\n\r\nGET /livez HTTP/1.1\r\n\r\n" % target)
+            assert connection.reply().status in {400, 405}
+            assert connection.socket.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["transfer-encoding: gzip, chunked"], "gzip, chunked"),
+        (["transfer-encoding: gzip", "transfer-encoding: chunked"], "gzip, chunked"),
+        (["transfer-encoding: chunked", "host: example.com"], "host"),
+        (["content-length: 15", "host: localhost"], "host"),
+        (["content-length: 15", "content-type: application/x-ndjson"], "content-type"),
+        (["content-length: 15", "authorization: Bearer a", "authorization: Bearer b"], "authorization"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/models/default/explain", "/livez"])
+def test_a_head_that_can_be_understood_in_two_ways_is_refused(
+    shared: Service, more: list[str], told: str, path: str
+) -> None:
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", *more, "", ""]
+    with shared.connect() as connection:
+        connection.send("\r\n".join(lines).encode() + b'{"x": {"a": 1}}GET /livez HTTP/1.1\r\nhost: x\r\n\r\n')
+        assert_problem(connection.reply(), 400, told)
+        assert connection.socket.recv(1) == b""
+
+
+def test_a_transfer_coding_in_http_1_0_is_refused(shared: Service) -> None:
+    with shared.connect() as connection:
+        connection.send(
+            b"POST /predict HTTP/1.0\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        assert_problem(connection.reply(), 400, "HTTP/1.0")
+
+
+def test_trailers_are_headers_of_no_request(shared: Service) -> None:
+    """Neither of their own, nor of the next."""
+    with shared.connect() as connection:
+        body = b'1\r\n{\r\n8\r\n"x": {}}\r\n0\r\nx-request-id: of-a-trailer\r\nhost: example.com\r\n\r\n'
+        connection.send_head("/predict", content_type="application/json", transfer_encoding="chunked")
+        connection.send(body)
+        ids = [connection.reply().headers["x-request-id"]]
+        ids.append(whole(connection, "/predict", b'{"x": {}}').headers["x-request-id"])
+        connection.send_head("/livez", "GET")
+        ids.append(connection.reply().headers["x-request-id"])
+    assert "of-a-trailer" not in ids
+
+
+# -- malformed
+
+
+def test_a_malformed_chunk_gets_no_second_head_into_a_reply_that_has_begun(shared: Service) -> None:
+    with shared.connect() as connection:
+        connection.send_head("/stream", "GET", transfer_encoding="chunked")
+        begun = b""
+        while b"\r\n\r\n" not in begun:
+            begun += connection.socket.recv(65_536)
+        connection.send(b"xyz\r\n")
+        while piece := connection.socket.recv(65_536):
+            begun += piece
+    assert begun.count(b"HTTP/1.1 ") == 1
+    assert begun.startswith(b"HTTP/1.1 200 ")
+    assert not begun.endswith(b"0\r\n\r\n")  # it is cut, and not ended
+
+
+def test_a_refused_request_whose_body_goes_wrong_gets_one_reply(shared: Service) -> None:
+    for path, status in (("/models/nobody/learn", 404), ("/learn", 415)):
+        with shared.connect() as connection:
+            connection.send_head(
+                path, content_type="application/json" if status == 404 else "text/csv", transfer_encoding="chunked"
+            )
+            connection.send(b"3\r\nabc\r\nxyz\r\n")
+            assert connection.reply().status == status
+            assert connection.socket.recv(1) == b""
+
+
+def test_a_stream_whose_chunks_go_wrong_tells_what_was_learned(shared: Service) -> None:
+    model = shared.model("broken-chunks")
+    assert model.create({}).status_code == 201
+    with shared.connect() as connection:
+        connection.send_head(f"{model.path}/learn", content_type="application/x-ndjson", transfer_encoding="chunked")
+        connection.send_chunk(AN_EVENT + b"\n")
+        connection.send(b"xyz\r\n")
+        problem = assert_problem(connection.reply(), 400, "not valid HTTP")
+        assert (problem["learned"], connection.socket.recv(1)) == (1, b"")
+    assert model.state()["seq"] == 1
+
+
+def test_what_was_asked_before_something_malformed_is_answered_before_it_is_told(shared: Service) -> None:
+    model = shared.model("before-malformed")
+    assert model.create({}).status_code == 201
+    with shared.connect() as connection:
+        connection.send((head_of(f"{model.path}/learn", len(AN_EVENT)) + AN_EVENT) * 3 + b"NONSENSE\r\n\r\n")
+        assert [json.loads(reply_of(connection))["seq"] for _ in range(3)] == [1, 2, 3]
+        assert_problem(connection.reply(), 400, "not a valid HTTP request")
+        assert connection.socket.recv(1) == b""
+
+
+# -- HTTP/1.0
+
+
+def test_http_1_0_keeps_its_connection_where_it_asks_to(shared: Service) -> None:
+    keep = ("connection: Keep-Alive",)
+    with shared.connect() as connection:
+        for path, body in (("/predict", A_QUESTION), ("/predict", b"[%b]" % A_QUESTION), ("/predict", A_QUESTION)):
+            connection.send(head_of(path, len(body), *keep, version="1.0") + body)
+            reply = connection.reply()
+            assert (reply.status, reply.headers["connection"]) == (200, "keep-alive")
+        connection.send(b"GET /livez HTTP/1.0\r\nhost: localhost\r\n\r\n")
+        assert connection.reply().headers["connection"] == "close"
+        assert connection.socket.recv(1) == b""
+
+
+def test_http_1_0_gets_a_reply_without_chunks_where_no_length_is_known(shared: Service) -> None:
+    with shared.connect() as connection:
+        connection.send(b"GET /stream HTTP/1.0\r\nhost: localhost\r\nconnection: keep-alive\r\n\r\n")
+        begun = b""
+        while b"\n\n" not in begun:
+            begun += connection.socket.recv(65_536)
+    head, _, events = begun.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert b"connection: close" in head
+    assert events.startswith(b"retry: ")
+
+
 @pytest.mark.parametrize(("version", "more"), [("1.0", ()), ("1.1", ("connection: close",))])
 def test_a_client_that_wants_one_reply_gets_it_and_the_end(shared: Service, version: str, more: tuple[str]) -> None:
     body = b'{"x": {"a": 1}}'
@@ -381,28 +594,64 @@ def test_what_is_not_http_is_told_so(shared: Service) -> None:
 # -- too many
 
 
-def test_connections_beyond_the_limit_are_told_so_and_the_others_served(start: Start) -> None:
+def test_connections_beyond_the_limit_are_told_so_while_all_others_are_at_work(start: Start) -> None:
     service = start("--max-connections", "5")
     service.http.close()
-    time.sleep(0.1)
+    body = b'{"x": {}}'
     with ExitStack() as stack:
         connections = [stack.enter_context(service.connect()) for _ in range(5)]
         for connection in connections:
-            assert whole(connection, "/predict", b'{"x": {}}').status == 200
+            connection.send(head_of("/predict", len(body)))
+        eventually(lambda: len(sockets_of(service)) >= 6, "the connections to be there")
         with service.connect() as one_more:
-            refused = whole(one_more, "/predict", b'{"x": {}}')
+            refused = whole(one_more, "/predict", body)
             assert_problem(refused, 503, "5 connections", "ONESTEP_MAX_CONNECTIONS")
             assert refused.headers["retry-after"] == "1"
             assert one_more.socket.recv(1) == b""
         for connection in connections:
-            assert whole(connection, "/predict", b'{"x": {}}').status == 200
-        connections[0].close()
+            connection.send(body)
+            assert connection.reply().status == 200
+            assert whole(connection, "/predict", body).status == 200
+        with service.connect() as another:
+            assert whole(another, "/predict", body).status == 200
 
-        def served_again() -> bool:
-            with service.connect() as another:
-                return whole(another, "/predict", b'{"x": {}}').status == 200
 
-        eventually(served_again, "a place that is free again")
+def test_at_the_limit_the_connection_is_closed_that_was_idle_the_longest(start: Start) -> None:
+    """But not one on which a request has come that is not read yet."""
+    service = start("--max-connections", "5")
+    service.http.close()
+    body = b'{"x": {}}'
+    with ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in range(5)]
+        for i in (3, 1, 0, 4, 2):
+            assert whole(connections[i], "/predict", body).status == 200
+        with service.paused():
+            connections[3].send(head_of("/predict", len(body)) + body)
+            new = stack.enter_context(service.connect())
+        assert connections[3].reply().status == 200
+        assert whole(new, "/predict", body).status == 200
+        assert connections[1].socket.recv(1) == b""
+        for i in (0, 2, 3, 4):
+            assert whole(connections[i], "/predict", body).status == 200, i
+
+
+def test_a_connection_is_kept_for_as_long_as_is_set_and_closed_then(start: Start) -> None:
+    service = start("--keep-alive-seconds", "1.5")
+    body = b'{"x": {}}'
+    with service.connect() as connection:
+        for _ in range(4):  # longer than it would be kept if nothing was asked
+            assert whole(connection, "/predict", body).status == 200
+            time.sleep(0.7)
+        began = time.monotonic()
+        assert whole(connection, "/predict", body).status == 200
+        assert connection.socket.recv(1) == b""
+        assert time.monotonic() - began > 1.4
+
+
+def test_so_many_files_may_be_open_as_there_may_be_connections(shared: Service) -> None:
+    limits = Path(f"/proc/{shared.process.pid}/limits").read_text()
+    soft, hard = re.search(r"Max open files +(\d+|unlimited) +(\d+|unlimited)", limits).groups()  # type: ignore[union-attr]
+    assert soft == hard or int(soft) > Settings.model_fields["max_connections"].default
 
 
 # -- too slow

@@ -62,9 +62,10 @@ def wanted(method: str, path: str) -> tuple[str, str | None]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # ::ffff:127.0.0.1 is one too
 
 
 def refuse_an_open_door(settings: Settings) -> None:

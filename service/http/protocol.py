@@ -2,60 +2,101 @@
 
 Nearly all requests of `/learn` and `/predict` have one event. They are answered here when their last byte is there: no
 task, no ASGI messages, head and body of the reply in one write. Measured with tests/benchmarks/http_benchmark.py at 32
-connections: 3.9 times the peer's predictions, and 3.2 times through ASGI. What does not fit (an array, a stream, a
-pipelined request) goes through ASGI like all the rest, and gets the same reply.
+connections: 3.9 times the peer's predictions, and 3.2 times through ASGI. What does not fit (an array, a stream) goes
+through ASGI like all the rest, and gets the same reply.
+
+A connection is read piece by piece, and no further than it can be answered: while a request waits in line for those
+before it, or the client does not take what is written, the rest waits as bytes, and then in the client's own system.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import math
+import select
+import termios
+from array import array
+from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
 from service.http.app import Service
+from service.http.crowd import Crowd
+from service.http.cycle import Cycle
 from service.http.exchange import new_id
 from service.http.hot import Asked, is_stream
-from service.http.reply import CLOSE, Reply
+from service.http.reply import CLOSE, KEEP, Reply
 
+_NOTHING = memoryview(b"")
 _FIELD_BYTES = len(b": \r\n")
+_PIECE = 4_096
+"""Bytes that are read before it is asked whether more can be: some two hundred of the smallest requests."""
+_WAITING_BYTES = 2_048
+"""What a request that waits in line takes, about."""
+_ONCE = {b"host", b"content-type", b"authorization", b"origin"}
+"""Headers that are taken at their word: of two, a proxy before the service may have looked at the other."""
+_OFFER = (b"upgrade", b"http2-settings")
+_CLOSING_SECONDS = 1.0
+"""How long a client may take to say goodbye, where another has its place."""
 
 
-class Outbox:
-    """Replies made in one turn of the loop, written at its end.
+def _untaken(fd: int) -> int:
+    """Bytes that the system has and the other side has not acknowledged."""
+    count = array("i", [0])
+    with suppress(OSError):  # not told on every system
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return count[0]
 
-    Written at once, each would wake its client, which asks again before the next reply is made: with 32 clients on the
-    same machine that cost a third of the rate.
-    """
 
-    def __init__(self) -> None:
-        self._replies: list[tuple[Protocol, Any, Reply]] = []
+class Flow(FlowControl):
+    """Whether a connection is read. It goes on when there is no reason left to wait, whoever asks for more."""
 
-    def put(self, connection: Protocol, cycle: Any, reply: Reply) -> None:
-        """Write a reply when what is at hand has been read."""
-        if not self._replies:
-            connection.loop.call_soon(self._flush)
-        self._replies.append((connection, cycle, reply))
+    def __init__(self, connection: Protocol) -> None:
+        super().__init__(connection.transport)
+        self._connection = connection
 
-    def _flush(self) -> None:
-        replies, self._replies = self._replies, []
-        for connection, cycle, reply in replies:
-            connection.write_reply(cycle, reply)
+    def resume_reading(self) -> None:
+        if self.read_paused and self._connection.may_read:
+            self.read_paused = False
+            self._connection.read_on()
+            if not self.read_paused:
+                self._transport.resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, service: Service, outbox: Outbox, **uvicorns: Any) -> None:
+    cycle: Cycle | None  # type: ignore[assignment]  # uvicorn's, and here more is asked of it
+    """The request that came last."""
+    pipeline: deque[tuple[Cycle, Any]]  # type: ignore[assignment]
+    """Requests that wait in line, the last first, and who answers each."""
+
+    def __init__(self, service: Service, crowd: Crowd, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._service = service
-        self._outbox = outbox
-        self._held: tuple[Any, Asked] | None = None
+        self._crowd = crowd
+        self.serving: Cycle | None = None
+        """The request that is answered now; those after it are in `pipeline`."""
+        self._held: tuple[Cycle, Asked] | None = None
         """A request whose head is there, and what it asks, until its body is."""
-        self._refused: Any = None
+        self._refused: Cycle | None = None
         """A request that was refused by its head."""
+        self._offered: bytes | None = None
+        """The request line of a request that offers another protocol."""
+        self._came = _NOTHING
+        """What was received and is not read yet."""
+        self._over = False
+        """Whether nothing more is read: the client has ended its side, or what it sends makes no sense any more."""
+        self._last_words: errors.OnestepError | None = None
+        """Why, where it is told after all replies."""
         self._max_head = service.settings.max_header_bytes
         self._in_head = True
         self._at_most = self._at_least = 0
@@ -64,25 +105,156 @@ class Protocol(HttpToolsProtocol):
         self._between = self._begins = True
         """Whether no message has begun that has not ended; whether that was so when the last read began, and no message
         has begun in it."""
-        self._receives_since = self.loop.time()
+        self._receives_since = self.taken_at = self.loop.time()
         """When the request that is being received began, or the connection that has not sent one; infinite between."""
-        self._sends_since = math.inf
-        """When the client was first too slow to take what is written."""
+        self._left = 0
+        """Bytes of replies that the client had not taken when that was last looked at; `taken_at`: when it last took
+        some, or had nothing to take."""
 
-    # -- the short way
+    # -- what comes
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """uvicorn has the head of a request, or answers the next of those that were pipelined."""
-        if cycle is self.cycle and cycle.more_body and app is self._service and not self.flow.write_paused:
-            asked = self._service.asks_in_short(cycle.scope)
-            if asked is None and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
-                self._refused = cycle
-                cycle.body.clear()  # what came of it while others were answered
-                return
-            if asked is not None and not cycle.waiting_for_100_continue:
-                self._held = cycle, asked
-                return
-        super()._start_asgi_task(cycle, app)
+    @property
+    def may_read(self) -> bool:
+        """Whether more can be answered."""
+        return not (self.pipeline or self.flow.write_paused or self._over)
+
+    def data_received(self, data: bytes) -> None:
+        self._came = memoryview(bytes(self._came) + data if self._came else data)
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Read of what was received as much as can be answered."""
+        while self._came and not self.flow.read_paused:
+            taken = self._feed(self._came[:_PIECE])
+            self._came = self._came[taken:]
+        if not self._came:
+            self._came = _NOTHING  # an empty view would keep the whole
+
+    def _feed(self, piece: memoryview | bytes) -> int:
+        """Give a piece to the parser; how much of it is read."""
+        self._read = taken = len(piece)
+        self._at_most += taken
+        self._at_least += taken
+        self._begins = self._between
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            taken = upgrade.args[0]
+            self._decline()
+        except httptools.HttpParserError:
+            self._end(errors.MalformedHttp())
+        if self._in_head and self._at_least > self._max_head:
+            self._end(errors.HeadTooLarge(limit=self._max_head))
+        return taken
+
+    def _decline(self) -> None:
+        """Read a head that offered another protocol again, without the offer (RFC 9110, 7.8).
+
+        The parser takes the offer for accepted, and whatever follows the head for the other protocol.
+        """
+        if self._offered is None:  # CONNECT, which has no other meaning
+            self._close_after_last()
+            return
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _OFFER]
+        head, self._offered = b"".join([self._offered, *fields, b"\r\n"]), None
+        self._feed(head)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may tell that the connection stays
+        """The client sends no more: what it has asked is answered, then the connection is closed.
+
+        Not over TLS: there the end of one side ends both, for asyncio and for most clients.
+        """
+        if self.scheme == "https":
+            return False
+        if self._between:
+            self._close_after_last()
+        else:
+            self._end(errors.BodyIncomplete() if self._of_this_message else errors.MalformedHttp())
+        closes = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+        return not closes
+
+    def _close_after_last(self) -> None:
+        """Read nothing more, and close when the last request is answered."""
+        self._stop_reading()
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _stop_reading(self) -> None:
+        self._over, self._came = True, _NOTHING
+        self.flow.pause_reading()
+
+    @property
+    def _of_this_message(self) -> Cycle | None:
+        """The cycle of the message that is being received, if its head is there."""
+        return self.cycle if self.cycle is not None and self.cycle.scope is self.scope else None
+
+    # -- what the parser finds
+
+    def on_message_begin(self) -> None:
+        self._crowd.idle.remove(self)
+        self._in_head, self._at_most = True, self._read
+        self._at_least = self._read if self._begins else 0
+        self._begins = self._between = False
+        self._receives_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer, which nobody asked for
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self._offered = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
+            return
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self.scope["method"], self.scope["http_version"] = method.decode("ascii"), version
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"], self.scope["query_string"] = url.path, url.query or b""
+        wrong = self._wrong_with_head(version)
+        app = self.app if wrong is None else partial(self._service.refuse, wrong)
+        before, self.cycle = self.cycle, self._new_cycle(version)
+        if before is None or (before.response_complete and not self.flow.write_paused):
+            self._start(self.cycle, app)
+        else:
+            self.pipeline.appendleft((self.cycle, app))
+            self.flow.pause_reading()
+
+    def _new_cycle(self, version: str) -> Cycle:
+        return Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue and version == "1.1",
+            keep_alive=self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+
+    def _wrong_with_head(self, version: str) -> errors.OnestepError | None:
+        """What is wrong with a head, whatever it asks."""
+        if self._at_most > self._max_head and self._head_bytes() > self._max_head:
+            return errors.HeadTooLarge(limit=self._max_head)
+        names = [name for name, _ in self.headers]
+        if len(set(names)) < len(names):
+            for name in _ONCE:
+                if names.count(name) > 1:
+                    return errors.UnclearHead(reason=f"has the header {name.decode()} more than once")
+        if b"transfer-encoding" in names:
+            codings = b", ".join(value for name, value in self.headers if name == b"transfer-encoding")
+            if version != "1.1" or codings.lower() != b"chunked":
+                shown = codings.decode("latin-1")[:100]
+                return errors.UnclearHead(reason=f"has the transfer coding {shown!r} in HTTP/{version}")
+        return None
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         # Nobody asks for a refused body: to keep what comes of it doubles what it costs to refuse half a megabyte.
@@ -90,20 +262,51 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
+        if self._offered is not None:
+            return
         super().on_message_complete()
-        self._refused, self._between = None, True
-        # What was refused by its head has had its reply, and uvicorn began to wait for the next request, but what came
-        # of this one's body ended that.
-        self._receives_since = self.loop.time() if self.cycle.response_complete else math.inf
+        self._refused = None
+        self._receives_since = math.inf
         if self._held is not None:
             (cycle, asked), self._held = self._held, None
-            if not self._service.answer_now(cycle.scope, asked, bytes(cycle.body), partial(self._reply, cycle)):
-                super()._start_asgi_task(cycle, self.app)
+            if not self._answer_now(cycle, asked):
+                self._start_task(cycle, self.app)
+        elif self.cycle is not None and self.cycle.response_complete:  # refused before all of it was there
+            self._crowd.idle.add(self, self.loop.time())
 
-    def _reply(self, cycle: Any, reply: Reply) -> None:
-        self._outbox.put(self, cycle, reply)
+    # -- what is answered
 
-    def write_reply(self, cycle: Any, reply: Reply) -> None:
+    def _start(self, cycle: Cycle, app: Any) -> None:
+        """Answer a request; of the last its body may be still to come."""
+        self.serving = cycle
+        if app is self._service:
+            asked = self._service.asks_in_short(cycle.scope)
+            if asked is None:
+                if cycle.more_body and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
+                    self._refused = cycle
+                    cycle.body.clear()  # what came of it while others were answered
+                    return
+            elif not cycle.waiting_for_100_continue:
+                if cycle.more_body and not cycle.ends_early:
+                    self._held = cycle, asked
+                    return
+                if not cycle.more_body and self._answer_now(cycle, asked):
+                    return
+        self._start_task(cycle, app)
+
+    def _answer_now(self, cycle: Cycle, asked: Asked) -> bool:
+        return self._service.answer_now(cycle.scope, asked, bytes(cycle.body), partial(self._reply, cycle))
+
+    def _start_task(self, cycle: Cycle, app: Any) -> None:
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _reply(self, cycle: Cycle, reply: Reply) -> None:
+        self._crowd.outbox.put(self, cycle, reply)
+
+    def write_reply(self, cycle: Cycle, reply: Reply) -> None:
         """Write a whole reply, and go on to what the client asks next."""
         if cycle.disconnected:
             return
@@ -111,64 +314,131 @@ class Protocol(HttpToolsProtocol):
         ends = CLOSE in reply.headers
         if not (cycle.keep_alive or ends):
             reply.headers.append(CLOSE)
+        elif not ends and cycle.scope["http_version"] != "1.1":
+            reply.headers.append(KEEP)
         self.transport.write(reply.as_http())
         if ends or not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
 
-    # -- too many, too long, too slow
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if not (self.transport.is_closing() or self.flow.write_paused):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Go on to what comes after a reply: the next in line, or what was received."""
+        if self.pipeline:
+            self._start(*self.pipeline.pop())
+        elif self._last_words is not None:
+            self._say_and_close(self._last_words)
+        elif self._between:
+            self._crowd.idle.add(self, self.loop.time())
+        self.flow.resume_reading()
+
+    # -- what is wrong
+
+    def _end(self, error: errors.OnestepError) -> None:
+        """Nothing that comes can be answered any more: say why after the replies that are due, and close."""
+        last, broken = self.cycle, None if self._between else self._of_this_message
+        self._stop_reading()
+        if broken is None:
+            if last is None or last.response_complete:
+                self._say_and_close(error)
+            elif last.keep_alive:
+                self._last_words = error
+        elif broken.response_started:  # a second head would be taken for a part of the reply
+            broken.vanish()
+            self.transport.close()
+        elif broken is self._refused:  # its reply is in the outbox
+            broken.keep_alive = False
+        elif self._held is not None or isinstance(error, errors.RequestTimeout):
+            self._held = None
+            broken.vanish()
+            self._say_and_close(error)
+        else:  # whoever reads the body can say what came of it so far
+            broken.end_early()
+
+    def _say_and_close(self, error: errors.OnestepError) -> None:
+        self.transport.write(self._service.refusal(error, new_id().decode()).as_http())
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
+        self._end(errors.MalformedHttp())
+
+    # -- too many, too long, too slow, gone
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = Flow(self)
         limit = self._service.settings.max_connections
-        if len(self.connections) > limit:
+        if len(self.connections) > limit and not self._crowd.idle.close_one():
             self.app = partial(self._service.refuse, errors.TooManyConnections(limit=limit))
+        self._crowd.idle.add(self, self.loop.time())
 
-    def data_received(self, data: bytes) -> None:
-        self._read = len(data)
-        self._at_most += self._read
-        self._at_least += self._read
-        self._begins = self._between
-        super().data_received(data)
-        if self._in_head and self._at_least > self._max_head and not self.transport.is_closing():
-            self._end(errors.HeadTooLarge(limit=self._max_head))
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in (self.serving, self.cycle):
+            if cycle is not None:
+                cycle.vanish()
+        self.pipeline.clear()
+        self._over, self._came = True, _NOTHING
+        self._crowd.forget(self)
 
-    def on_message_begin(self) -> None:
-        self._in_head, self._at_most = True, self._read
-        self._at_least = self._read if self._begins else 0
-        self._begins = self._between = False
-        self._receives_since = self.loop.time()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        app = self.app
-        if self._at_most > self._max_head and self._head_bytes() > self._max_head:
-            self.app = partial(self._service.refuse, errors.HeadTooLarge(limit=self._max_head))
-        super().on_headers_complete()
-        self.app = app
-
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
+    def close_at_rest(self) -> bool:
+        """Close an idle connection; False where a request has come that is not read yet, or a reply is on its way."""
+        if self.transport.get_write_buffer_size() or self._look(select.POLLIN):
+            return False
+        self.connections.discard(self)  # another takes its place now
+        self.transport.close()
+        if self.scheme == "https":
+            self.loop.call_later(_CLOSING_SECONDS, self.transport.abort)
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._sends_since = self.loop.time()
+        self.taken_at = self.loop.time()
+        self.flow.pause_reading()
+        self._crowd.unsent.add(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._sends_since = math.inf
+        self.taken_at = self.loop.time()
+        self._crowd.unsent.remove(self)
+        if self.transport.is_closing():
+            return
+        if self.serving is None or self.serving.response_complete:
+            self._go_on()
+        else:
+            self.flow.resume_reading()
+
+    def held_bytes(self) -> int:
+        """What a client that does not read makes the service keep: a reply is kept whole until all of it is taken."""
+        self._look_whether_taken()
+        return self._left + len(self._came) + _WAITING_BYTES * len(self.pipeline)
+
+    def _look_whether_taken(self) -> None:
+        """Look whether the client has taken anything since this was last asked."""
+        left = self.transport.get_write_buffer_size()
+        if left:  # the system has megabytes more, of which a slow client takes some while none of ours are
+            left += _untaken(self.transport.get_extra_info("socket").fileno())
+        if not left or left < self._left:
+            self.taken_at = self.loop.time()
+        self._left = left
 
     def end_if_slow(self, seconds: float) -> None:
-        """End a request that began `seconds` ago and has not arrived, or whose reply nobody takes.
+        """End a request that began `seconds` ago and has not arrived, or a reply of which nothing was taken since.
 
         Streams have no end that could be late: what waits for their next bytes gives up by itself.
         """
-        now = self.loop.time()
-        if now - self._sends_since >= seconds:
+        self._look_whether_taken()
+        now, cycle = self.loop.time(), self._of_this_message
+        if now - self.taken_at >= seconds:
+            self.give_up(errors.ReplyNotTaken(seconds=seconds))
+        elif self.flow.read_paused and self._look(0):  # else the loop would have told
             self.transport.abort()
-        elif now - self._receives_since >= seconds:
-            cycle: Any = self.cycle if self.cycle is not None and self.cycle.scope is self.scope else None
+        elif now - self._receives_since >= seconds and not self._over:
             if self.flow.read_paused:  # it is the service that is slow
                 self._receives_since = now
             elif cycle is None or not (cycle.response_started or is_stream(cycle.scope)):
@@ -176,12 +446,15 @@ class Protocol(HttpToolsProtocol):
             elif cycle.response_complete:  # refused before all of it was there
                 self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
-        self._end(errors.MalformedHttp())
+    def give_up(self, error: errors.OnestepError) -> None:
+        """Cut a connection whose client does not take its reply; the log and the counts are told why."""
+        self._service.refusal(error, new_id().decode(), None if self.serving is None else self.serving.scope)
+        self.transport.abort()
 
-    def _end(self, error: errors.OnestepError) -> None:
-        """There is no request that could be answered, or not yet; unless another's reply is under way, say why."""
-        if self.cycle is None or self.cycle.response_complete or self.cycle.scope is self.scope:
-            self.transport.write(self._service.refusal(error, new_id().decode()).as_http())
-        self.transport.close()
+    def _look(self, events: int) -> int:
+        """Which of these have happened to the socket, or POLLHUP or POLLERR where the other side is gone."""
+        if self.transport.is_closing():
+            return 0
+        looks = select.poll()
+        looks.register(self.transport.get_extra_info("socket").fileno(), events)
+        return sum(found for _, found in looks.poll(0))

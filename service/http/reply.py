@@ -11,6 +11,8 @@ from service.http.headers import NO_SNIFFING
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
+KEEP = (b"connection", b"keep-alive")
+"""HTTP/1.0 must be told; later ones keep a connection unless they are told not to."""
 _PROBLEM = b"application/problem+json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import ipaddress
 import logging
+import resource
 import select
 import signal
 import socket
@@ -16,19 +18,22 @@ from collections.abc import Iterator
 from functools import partial
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors, logs
 from service.http import access
 from service.http.app import Service
-from service.http.protocol import Outbox, Protocol
+from service.http.crowd import Crowd
+from service.http.protocol import Protocol
 from service.settings import Settings
+from service.signals import stop_signals
 from service.storage.lock import FolderLock, open_to_others
 
 logger = logging.getLogger("onestep")
 
 SLOW_TICKS = 5
 """Tenths of a second between two looks for connections that are too slow."""
+OTHER_FILES = 256
+"""Files that may be open beside the connections: the log, what is spooled, what is read for others."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 HANDSHAKE_SECONDS = 0.005
@@ -48,34 +53,39 @@ class Server(uvicorn.Server):
 
     SIGTERM: /readyz says 503 for `drain_seconds`, while everything is served, so that a load balancer can turn away;
     then no new connections, requests in flight are answered, streams are ended between two pieces, the last snapshots
-    are written, and the exit code is 0. SIGINT (Ctrl-C), or a second signal: the same without the wait.
+    are written, and the exit code is 0. SIGHUP, of a terminal that is closed: the same. SIGINT (Ctrl-C), or a second
+    signal: the same without the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, crowd: Crowd) -> None:
         super().__init__(config)
         self._service = service
+        self._crowd = crowd
         self._drain_seconds = service.settings.drain_seconds
         service.engine.on_failure = self._stop_now
 
     async def on_tick(self, counter: int) -> bool:
         """Every tenth of a second."""
         if counter % SLOW_TICKS == 0:
+            settings = self._service.settings
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.end_if_slow(self._service.settings.request_seconds)
+                    connection.end_if_slow(settings.request_seconds)
+            self._crowd.idle.close_all_since(asyncio.get_running_loop().time() - settings.keep_alive_seconds)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would raise the signal again after a graceful stop, and the exit code would tell of a crash."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._drain)
-        loop.add_signal_handler(signal.SIGINT, self._stop_now)
+        handlers = dict.fromkeys(stop_signals(), self._drain) | {signal.SIGINT: self._stop_now}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            loop.remove_signal_handler(signal.SIGTERM)
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in handlers:
+                loop.remove_signal_handler(number)
 
     def _drain(self) -> None:
         if self._service.engine.state != "ready":
@@ -94,7 +104,7 @@ class Server(uvicorn.Server):
         """Cut event streams that are still open: they have ended, and who has not read that by now reads nothing. What
         was written for them would be waited for until `shutdown_seconds` are over."""
         for connection in list(self.server_state.connections):
-            asked = connection.cycle if isinstance(connection, HttpToolsProtocol) else None
+            asked = connection.serving if isinstance(connection, Protocol) else None
             if asked is not None and asked.scope["path"].endswith("/stream"):
                 connection.transport.abort()
 
@@ -123,7 +133,7 @@ class Server(uvicorn.Server):
         started, waits = loop.time(), True
         while waits:
             await asyncio.sleep(0.05)
-            connections = [c for c in self.server_state.connections if isinstance(c, HttpToolsProtocol)]
+            connections = [c for c in self.server_state.connections if isinstance(c, Protocol)]
             fresh = any(connection.cycle is None for connection in connections)
             waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
 
@@ -159,11 +169,11 @@ def _admit_no_more(listener: socket.socket) -> None:
 def serve(settings: Settings, lock: FolderLock) -> int:
     """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
     logs.set_up(settings.log_level, settings.log_format)
-    service = Service(settings)
+    service, crowd = Service(settings), Crowd(settings)
     config = uvicorn.Config(
         access.with_cors(service, settings),
         loop="uvloop",
-        http=partial(Protocol, service, Outbox()),  # type: ignore[arg-type]  # a class and its first argument
+        http=partial(Protocol, service, crowd),  # type: ignore[arg-type]  # a class and its first arguments
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ws="none",
@@ -178,11 +188,8 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         backlog=BACKLOG,
     )
     _load_certificate(config)
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise errors.CannotListen(host=settings.host, port=settings.port, reason=error.strerror) from None
+    _allow_connections(settings.max_connections)
+    listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if config.is_ssl else "http"
@@ -196,9 +203,36 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     # took a twentieth of the turn.
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     gc.enable()  # the start had no use for it
-    Server(config, service).run(sockets=[listener])
+    Server(config, service, crowd).run(sockets=[listener])
     lock.release()
     return 0 if service.engine.failure is None else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. That of every IPv6 address takes connections of IPv4 too, where the system can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        both = family == socket.AF_INET6 and ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except ValueError as error:
+        raise errors.CannotListen(host=host, port=port, reason=error) from None
+    except OSError as error:
+        raise errors.CannotListen(host=host, port=port, reason=error.strerror) from None
+
+
+def _allow_connections(count: int) -> None:
+    """Raise the number of files that may be open to what so many connections take, where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        logger.warning(
+            "%d files may be open (ulimit -n), too few for --max-connections: name %d there",
+            most,
+            max(1, most - OTHER_FILES),
+        )
 
 
 def _load_certificate(config: uvicorn.Config) -> None:
