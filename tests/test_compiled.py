@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import config
 
 import core
+from core import compiled as core_compiled
 from core import logistic
 
 # A third file beside `compiled.py` and `logistic.py`: kernels that have those of another file inlined. All of `core`
@@ -93,11 +97,11 @@ class Installation:
 
         Whatever became of the cache, the weights are the right ones and nothing is complained about.
         """
-        variables = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "PYTHON"))}
+        variables = {n: value for n, value in os.environ.items() if not n.startswith(("NUMBA", "PYTHON", "CORE_"))}
         variables |= {
             "PYTHONPATH": str(self.root),
             "HOME": str(self.root / "home"),
-            "XDG_CACHE_HOME": str(self.root / "home" / ".cache"),
+            "XDG_CACHE_HOME": "",
             "NUMBA_CACHE_DIR": str(self.cache),
             **environment,
         }
@@ -120,6 +124,11 @@ class Installation:
     def files(self, suffix: str) -> dict[Path, tuple[bytes, int]]:
         """Contents and time of change of every file of the cache that ends so."""
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in self.cache.rglob(f"*{suffix}")}
+
+
+def kept(folder: Path) -> dict[Path, int]:
+    """How many kernels are kept in each of the folders below one."""
+    return Counter(path.parent for path in folder.rglob("*.nbc"))
 
 
 def right_result() -> list[float]:
@@ -179,11 +188,10 @@ def test_a_good_cache_is_used_where_it_cannot_be_written_to(installation: Instal
 def test_a_start_with_no_folder_to_keep_kernels_in_compiles_and_runs(tmp_path: Path) -> None:
     installation = copy_package(tmp_path)
     (tmp_path / "file").write_text("a regular file has no folders in it, not even for root")
-    (tmp_path / "core" / "__pycache__").write_text("nor has this one")
     nowhere = str(tmp_path / "file" / "cache")
     kernels = installation.start(NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, HOME=nowhere)
     assert set(kernels.values()) == {0}
-    assert list(tmp_path.rglob("*.nb?")) == []
+    assert kept(tmp_path) == {}
 
 
 def test_a_start_with_a_damaged_cache_compiles_what_is_damaged_and_runs(installation: Installation) -> None:
@@ -206,3 +214,94 @@ def test_a_changed_line_in_one_file_makes_the_kernels_of_every_file_stale(instal
         file.write("# The kernels of other files may have this file's functions inlined.\n")
     assert set(installation.start().values()) == {0}
     assert set(installation.start().values()) == {1}  # and the new ones are kept
+
+
+# -- where they are kept
+
+
+def test_kernels_are_kept_in_the_users_cache_folder_and_never_in_the_package(
+    installation: Installation, tmp_path: Path
+) -> None:
+    shutil.rmtree(installation.cache)
+    compiled = installation.start(NUMBA_CACHE_DIR="", HOME=str(tmp_path))
+    folder = tmp_path / ".cache" / "onestep"
+    assert kept(tmp_path) == {next(folder.iterdir()): len(compiled)}
+    assert kept(installation.root) == {}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+class Folders:
+    """The folders that may be asked for, none of which is there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.named, self.user, self.other = folder / "named", folder / "user", folder / "other"
+
+    def found(self) -> tuple[Path, bool] | None:
+        """The one that is used, and whether kernels can be kept in it."""
+        cache = core_compiled.cache.__wrapped__()
+        return cache and (cache.folder.parent, cache.writable)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    folders = Folders(tmp_path)
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders.user))
+    monkeypatch.setenv("CORE_KERNELS_ELSE", str(folders.other))
+    return folders
+
+
+def test_the_users_cache_folder_comes_before_another_and_one_that_is_named_before_both(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert folders.found() == (folders.user / "onestep", True)
+    assert not folders.other.exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/folders/do/not/count")
+    monkeypatch.setenv("HOME", str(folders.user / "home"))
+    assert folders.found() == (folders.user / "home" / ".cache" / "onestep", True)
+    monkeypatch.setattr(config, "CACHE_DIR", str(folders.named))
+    assert folders.found() == (folders.named / "onestep", True)
+
+
+def test_where_the_user_has_no_folder_the_other_is_used_and_without_that_none(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders.user.touch()  # a file has no folders in it, not even for root
+    assert folders.found() == (folders.other, True)
+    monkeypatch.delenv("CORE_KERNELS_ELSE")
+    assert folders.found() is None
+
+
+def test_a_cache_folder_that_others_may_write_to_is_not_used(folders: Folders) -> None:
+    """Else they would say what code runs."""
+    (folders.user / "onestep").mkdir(parents=True)
+    for mode in (0o777, 0o770, 0o702):
+        (folders.user / "onestep").chmod(mode)
+        assert folders.found() == (folders.other, True)
+    (folders.user / "onestep").chmod(0o755)
+    assert folders.found() == (folders.user / "onestep", True)
+
+
+def test_neither_is_one_that_is_a_link_or_another_users(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.user.mkdir()
+    folders.named.mkdir()
+    (folders.user / "onestep").symlink_to(folders.named)
+    assert folders.found() == (folders.other, True)
+    (folders.user / "onestep").unlink()
+    assert folders.found() == (folders.user / "onestep", True)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert folders.found() is None
+
+
+def test_kernels_of_versions_made_long_ago_are_removed(folders: Folders) -> None:
+    (folders.user / "onestep" / "somebody else's").mkdir(parents=True)
+    old = [folders.user / "onestep" / f"{i:016x}" for i in range(20)]
+    for age, folder in enumerate(old):
+        folder.mkdir()
+        os.utime(folder, (1e9 + age, 1e9 + age))
+    folders.found()
+    assert [folder.is_dir() for folder in old] == [False] * 5 + [True] * 15
+    assert (folders.user / "onestep" / "somebody else's").is_dir()
+    (old[0]).mkdir()
+    folders.found()
+    assert old[0].is_dir()  # this version is not new any more

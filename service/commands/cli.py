@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import os
 import signal
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     before = os.umask(0o077)  # data folders and backups, and each file in them, are their owner's alone
     try:
-        code: int = arguments.run(arguments)
+        code = _run(arguments)
         sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
     except Failed as failure:
         say(str(failure))
@@ -61,6 +60,17 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    if not arguments.compiles:
+        code: int = arguments.run(arguments)
+        return code
+    from service.commands.kernels import watched
+
+    with watched():
+        code = arguments.run(arguments)
+    return code
+
+
 # -- what can be asked
 
 
@@ -73,6 +83,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="onestep", description="Online learning over HTTP, one gradient step an event.")
+    parser.set_defaults(compiles=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
@@ -111,7 +122,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:  # the flag alone says yes
             flag = {"action": "store_const", "const": True}
         parser.add_argument(f"--{name.replace('_', '-')}", help=help_.replace("%", "%%"), **flag)
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=_serve, compiles=False)
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
@@ -214,6 +225,7 @@ def _add_token_file(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(compiles=False)
     verbs = parser.add_subparsers(required=True, metavar="create|list|revoke")
     create = verbs.add_parser("create", help="a new token, which is shown this once")
     create.add_argument("folder", metavar="DIR", type=Path, help="the service's data folder")
@@ -303,27 +315,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     for stop in stop_signals():
         signal.signal(stop, lambda *_: sys.exit(0))  # until the server's own handlers are there
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
+    from service.commands import kernels
     from service.http.access import refuse_an_open_door
     from service.storage.lock import FolderLock
 
     refuse_an_open_door(settings)
-
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
-    if _kernels_are_kept():
-        gc.disable()  # what is imported stays: to look through it as it grows took an eighth of the start
-    else:
-        say("compiling, which the first start does: some 15 seconds")
-    from service.http.server import serve
+    gc.disable()  # what is imported stays: to look through it as it grows took an eighth of the start
+    with kernels.watched(settings.data):
+        from service.http.server import serve
 
     return serve(settings, lock)
-
-
-def _kernels_are_kept() -> bool:
-    """Whether an earlier start left its compiled kernels; without importing core, which would compile them."""
-    core = importlib.util.find_spec("core")
-    beside = Path(core.origin).parent / "__pycache__" if core and core.origin else Path()
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or beside)
-    return any(folder.rglob("*.nbi"))
 
 
 # -- replay and cross-check
