@@ -502,16 +502,22 @@ class Auto:
         self._shares[0] *= 0.5 / self._shares[0].sum()
         self._shares[1] = 0.5 / M
 
+    @property
+    def rows(self) -> int:
+        """Features for which there is room."""
+        return self._rows - 1
+
     def add(self, first: int, names: Sequence[str]) -> None:
         """Features for the columns from `first` on, all 0."""
         features = first + len(names)
         if features + 1 <= self._rows:
             return
-        self._rows = max(features + 1, 2 * self._rows)
-        self._statistics = grown(self._statistics, self._rows)
-        self._first.grow(self._rows)
+        rows = max(features + 1, 2 * self._rows)
+        self._statistics = grown(self._statistics, rows)
+        self._first.grow(rows)
         if self._banks == 2:
-            self._second.grow(self._rows)
+            self._second.grow(rows)
+        self._rows = rows
 
     def learners(self) -> list[dict[str, Any]]:
         """Every learner with its weight in the mixture now, the heaviest first."""

@@ -18,14 +18,16 @@ so that the c_i add up to F(1) - F(0), whatever the curves between, and a featur
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from core import logistic
 from core.auto import MAX_SCORE, Auto, K, Terms
-from core.features import X
-from core.learner import Learner, NoWeights
+from core.features import X, as_arrays
+from core.learner import Encoded, Learner, NoWeights
 from core.logistic import Floats
 
 _ADDED = "the contributions, added in order, and then the bias are the score."
@@ -101,9 +103,15 @@ def explain(learner: Learner, x: X) -> Explanation:
     >>> explanation.score, explanation.unknown
     (2.0, ['city=Rome'])
     """
+    return explaining(learner, x, learner.encoded(x))()
+
+
+def explaining(learner: Learner, x: X, encoded: Encoded) -> Callable[[], Explanation]:
+    """What makes the explanation of x for the learner as it stands now: it can be called at any time, and in a thread,
+    whatever the learner learns meanwhile. `encoded`: what `learner.encoded(x)` gave."""
     if learner.auto is not None:
-        return _explain_auto(learner, learner.auto, x)
-    return explain_served(learner, x, learner.served(x), learner.seq)
+        return _explaining_auto(learner, learner.auto, x, encoded)
+    return partial(explain_served, learner, x, learner.served_of(*encoded), learner.seq)
 
 
 def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explanation:
@@ -141,21 +149,24 @@ def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explana
     return Explanation(seq, score, logistic.sigmoid(score), bias, features, unknown, _METHODS[scale])
 
 
-def _explain_auto(learner: Learner, auto: Auto, x: X) -> Explanation:
-    flat, numbers = learner.features.flat(x)
-    names = list(flat)
-    columns, values = np.array(learner.features.columns_of(names), np.int32), np.array(numbers)
-    score = auto.score(columns, values)
-    bias = auto.score(columns[:0], values[:0])
-    known = (columns >= 0) & (columns < learner.n_features)
-    contributions = iter(aumann_shapley(auto.terms(columns[known], values[known])).tolist())
-    features, unknown = [], []
-    for name, value, there in zip(names, numbers, known, strict=True):
-        if there:
-            features.append(Contribution(name, value, None, None, next(contributions)))
-        else:
-            unknown.append(name)
-    return Explanation(learner.seq, score, logistic.sigmoid(score), bias, features, unknown, _AUTO_METHOD)
+def _explaining_auto(learner: Learner, auto: Auto, x: X, encoded: Encoded) -> Callable[[], Explanation]:
+    columns, values = as_arrays(*encoded)
+    seq, score, bias = learner.seq, auto.score(columns, values), auto.score(columns[:0], values[:0])
+    known = columns >= 0
+    terms = auto.terms(columns[known], values[known])
+
+    def explanation() -> Explanation:
+        names, _ = learner.features.flat(x)
+        contributions = iter(aumann_shapley(terms).tolist())
+        features, unknown = [], []
+        for name, value, there in zip(names, values.tolist(), known.tolist(), strict=True):
+            if there:
+                features.append(Contribution(name, value, None, None, next(contributions)))
+            else:
+                unknown.append(name)
+        return Explanation(seq, score, logistic.sigmoid(score), bias, features, unknown, _AUTO_METHOD)
+
+    return explanation
 
 
 # -- the path from no features to all of them. a: how far along; arrays have an axis of as many a first, then of banks

@@ -16,7 +16,7 @@ import math
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +110,25 @@ class Batch:
         """The features of the event that has most, 0 if there is none."""
         return int(np.diff(self.offsets).max(initial=0))
 
-    def slices(self, events: int) -> Iterable[Batch]:
-        """The same events in pieces of at most `events`, without copying the features."""
-        for start in range(0, len(self), events):
-            yield self.part(start, min(start + events, len(self)))
+    def slices(self, events: int, values: int = 2**62) -> Iterator[Batch]:
+        """The same events in pieces of at most `events`, and at most so many `values` unless one event has more,
+        without copying the features.
+
+        >>> batch = Batch(np.array([0, 3, 4, 5]), np.zeros(5, np.int32), np.ones(5), np.ones(3, np.uint8), np.ones(3))
+        >>> [len(piece) for piece in batch.slices(10, 2)], [len(piece) for piece in batch.slices(1, 10)]
+        ([1, 2], [1, 1, 1])
+        """
+        if 0 < len(self) <= events and len(self.values) <= values:
+            yield self
+            return
+        start = 0
+        while start < len(self):
+            within = (
+                int(np.searchsorted(self.offsets, min(self.offsets[start] + values, len(self.values)), "right")) - 1
+            )
+            stop = min(start + events, max(within, start + 1))
+            yield self.part(start, stop)
+            start = stop
 
     def part(self, start: int, stop: int) -> Batch:
         """The events from `start` to before `stop`, without copying the features."""

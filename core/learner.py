@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,12 @@ from core.features import Batch, BatchBuilder, Features, X, as_arrays, check_lab
 from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec
+from core.weights import Weights, sha256
+
+Encoded = tuple["array[int]", "array[float]"]
+"""Columns and values of an event's features, in its own order; -1 for those that the model does not know."""
+MANY = 4_096
+"""Features from which on it takes a while to make room for them."""
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ class Learner:
         """Events so far, whether their step was taken or not."""
         self.not_taken = 0
         """Events whose step would have left a number that is not finite, and was not taken."""
-        self._n_features = 0
+        self._n_features = self._room = 0
         self._model = Auto(self.spec) if self.spec.rule == "auto" else Linear(self.spec)
 
     @property
@@ -135,17 +140,17 @@ class Learner:
         """Feature name -> weight. NoWeights for `auto`."""
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 
+    def weights_now(self) -> Weights:
+        """The weights as they stand, which later steps leave alone: a copy, but for the names. NoWeights for `auto`."""
+        return Weights(self.seq, self.bias, self.weights.copy(), self.features.names)
+
     def sha256(self) -> str:
         """Of the UTF-8 names in column order, each ended by a zero byte, then the weights in that order and the bias
         as little-endian float64; for `auto`, all arrays of its state instead, in the order of their names."""
-        digest = hashlib.sha256("".join(name + "\0" for name in self.names).encode())
-        if isinstance(self._model, Auto):
-            for _, array in sorted(self._model.arrays(self._n_features).items()):
-                digest.update(array.astype("<f8").tobytes())
-        else:
-            digest.update(self.weights.astype("<f8").tobytes())
-            digest.update(np.array([self.bias], "<f8").tobytes())
-        return digest.hexdigest()
+        if not isinstance(self._model, Auto):
+            return Weights(self.seq, self.bias, self.weights, self.features.names).sha256()
+        arrays = self._model.arrays(self._n_features)
+        return sha256(self.features.names, self._n_features, (arrays[name] for name in sorted(arrays)))
 
     # -- predicting
 
@@ -159,6 +164,15 @@ class Learner:
     def score_of(self, columns: array[int], values: array[float]) -> float:
         """`score` for an x that `features.encode` has looked up."""
         return self._model.score(*as_arrays(columns, values))
+
+    def encoded(self, x: X) -> Encoded:
+        """What `features.encode` gives, for `score_of` and `served_of`. With many features it takes time, and may be
+        done in a thread while others learn and predict. Changes nothing; raises EventError."""
+        known = self._n_features  # names that come meanwhile may be taken back, and others have their columns then
+        columns, values = self.features.encode(x)
+        if max(columns, default=-1) >= known:
+            columns = array("i", [column if column < known else -1 for column in columns])
+        return columns, values
 
     def served(self, x: X) -> Floats:
         """The score and, but for `auto`, what it is made of: kept with x, it lets `core.explain.explain_served` say how
@@ -216,13 +230,29 @@ class Learner:
         """A step for each event: the score before it, and whether it was taken."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        known, self._n_features = self._n_features, max(self._n_features, last_column(batch.columns) + 1)
-        if self._n_features > known:
-            self._model.add(known, self.features.names[known : self._n_features])
+        self._n_features = self.make_room(batch)
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
         return scores, learned
+
+    @property
+    def takes_long_to_make_room(self) -> bool:
+        """Whether `make_room` has many features to add, or much to copy, for the names that `features` has by now."""
+        new = len(self.features) - self._n_features
+        return new > MANY or (new > 0 and len(self.features) > self._model.rows > MANY)
+
+    def make_room(self, batch: Batch) -> int:
+        """Make room for the features that a batch brings, and return how many the learner will have with them.
+
+        A step does it by itself. Where it takes long, it may be done before in a thread while others predict, but not
+        while a step is taken.
+        """
+        features = max(self._n_features, last_column(batch.columns) + 1)
+        if features > self._room:
+            self._model.add(self._room, self.features.names[self._room : features])
+            self._room = features
+        return features
 
     # -- state
 
@@ -253,4 +283,5 @@ class Learner:
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken, learner._n_features = state["seq"], state["not_taken"], state["n_features"]
         learner._model.load(state["arrays"], learner.names)
+        learner._room = learner._n_features
         return learner

@@ -85,6 +85,11 @@ class Linear:
             np.empty((longest + 1, rules.SAVED)),
         )
 
+    @property
+    def rows(self) -> int:
+        """Features for which there is room."""
+        return len(self.weights)
+
     def add(self, first: int, names: Sequence[str]) -> None:
         """Features for the columns from `first` on, all 0. The names say which are not scaled."""
         self._make_room(first + len(names))
@@ -96,11 +101,11 @@ class Linear:
         if features <= len(self.weights):
             return
         rows = max(features, 2 * len(self.weights))
-        self.weights = rules.grown(self.weights, rows)
         self._kept = rules.grown(self._kept, rows)
         self._scaler = rules.grown(self._scaler, rows)
         if len(self._paid):
             self._paid = rules.grown(self._paid, rows)
+        self.weights = rules.grown(self.weights, rows)
 
     def arrays(self, features: int) -> dict[str, Floats]:
         """Everything, as arrays over the first `features` columns: copies."""

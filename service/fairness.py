@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SLICE_SECONDS = 0.002
 WIDE = 4_096
@@ -35,6 +37,6 @@ class Slices:
         self._until = time.perf_counter() + SLICE_SECONDS
 
 
-async def worked(long: bool, work: Callable[..., Any], *args: Any) -> Any:
+async def worked(long: bool, work: Callable[..., T], *args: Any) -> T:
     """What `work` returns; in a thread where it takes long."""
     return await asyncio.to_thread(work, *args) if long else work(*args)

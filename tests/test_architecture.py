@@ -85,7 +85,7 @@ BELOW = {
     "learning/turn": "errors ids log model store table wire",
     "learning/retention": "errors model store",
     "learning/recovery": "errors settings model store",
-    "learning/engine": "errors settings ids log logs store model recovery retention sampling series table telemetry "
+    "learning/engine": "errors fairness settings ids log logs store model recovery retention sampling series telemetry "
     "threads turn wire",
     "watching/telemetry": "errors log model",
     "watching/sampling": "model series telemetry",

@@ -205,7 +205,7 @@ def test_a_batch_longer_than_a_piece_of_steps_is_learned_whole_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "STEP_EVENTS", 7)
-    monkeypatch.setattr(engine_module, "ENCODE_EVENTS", 3)
+    monkeypatch.setattr(engine_module, "DRAFT_WORK", 3)
 
     async def story() -> None:
         events = some_events(100)

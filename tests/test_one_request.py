@@ -12,8 +12,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import callbacks
 import pytest
@@ -42,10 +44,50 @@ def names(first: int, count: int) -> dict[str, float]:
     return {f"f{i}": i % 7 / 7 + 0.5 for i in range(first, first + count)}
 
 
+def as_bytes(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+@cache
+def many_features() -> bytes:
+    return as_bytes({"x": names(0, AT_ONCE)})
+
+
+@cache
+def many_strangers() -> bytes:
+    return as_bytes({"x": {f"stranger-{i}": 1.0 for i in range(AT_ONCE)}})
+
+
+@cache
+def many_features_learned() -> bytes:
+    return as_bytes({"x": names(0, AT_ONCE), "y": 1})
+
+
+@cache
+def wrong_at_the_end() -> bytes:
+    return as_bytes({"x": {**{f"f{i}": 1 for i in range(FEATURES - 1)}, "last": None}, "y": 1})
+
+
+@cache
+def too_many_features() -> bytes:
+    return as_bytes({"x": [1] * FEATURES, "y": 1})
+
+
 LARGE = {
+    "a model": Asked("GET", "/models/large"),
     "all models": Asked("GET", "/models"),
+    "weights": Asked("GET", "/models/large/weights"),
+    "the largest weights": Asked("GET", "/models/large/weights?top=10"),
+    "half of the weights by size": Asked("GET", "/models/large/weights?top=500000"),
     "metrics": Asked("GET", "/metrics"),
     "series": Asked("GET", "/models/large/series"),
+    "a model that is there": Asked("PUT", "/models/large", lambda: b"{}"),
+    "an explanation of many features": Asked("POST", "/models/large/explain", many_features),
+    "an explanation of unknown features": Asked("POST", "/models/large/explain", many_strangers),
+    "a prediction from many features": Asked("POST", "/models/large/predict", many_features),
+    "an event with many features": Asked("POST", "/models/large/learn", many_features_learned),
+    "an event whose last feature is wrong": Asked("POST", "/models/large/learn", wrong_at_the_end, 422),
+    "an event with too many features": Asked("POST", "/models/large/learn", too_many_features, 422),
 }
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import heapq
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -25,16 +23,19 @@ from starlette.types import Scope as StarletteScope
 from starlette.types import Send as StarletteSend
 
 from core import logistic
-from core.explain import Explanation
-from core.features import EventError
+from core.explain import Explanation, explaining
+from core.features import EventError, X
 from core.spec import Spec, SpecError
+from core.weights import PIECE
 from service import errors, logs
 from service.decode import wire
+from service.fairness import WIDE, worked
 from service.http import access, openapi
 from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
 from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
+from service.http.large import in_pieces, pieces_of
 from service.http.reply import JSON, Reply, json_reply, problem
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
@@ -82,7 +83,7 @@ class Service:
         add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, bodies, settings)
-        add_inspection_routes(self.api, self.engine, self.crosschecks)
+        add_inspection_routes(self.api, self.engine, self.crosschecks, bodies)
         add_explanations(self.api, self.engine, bodies, settings)
         add_series(self.api, self.engine, self.past)
         add_streams(self.api, self.live, self._access)
@@ -270,7 +271,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 
     @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)
     async def get_model(name: ModelName) -> Response:
-        return reply(describe(engine.model(name)))
+        return reply(await describe(engine, engine.model(name)))
 
     @api.put("/models/{model}", tags=["models"], **openapi.PUT_MODEL)
     async def put_model(name: ModelName, request: Request) -> Response:
@@ -291,7 +292,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         return reply({"model": name, "seq": model.learner.seq, "breaker": model.standing()["breaker"]})
 
 
-def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks) -> None:
+def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, bodies: Bodies) -> None:
     """What a model has learned, and whether it is right."""
 
     @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
@@ -299,16 +300,23 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         name: ModelName,
         top: Annotated[str | None, Query(description="Only the k weights of the largest magnitude.")] = None,
     ) -> Response:
-        learner = engine.model(name).learner
-        if learner.auto is not None:
-            raise errors.NoWeights(model=name)
-        weights = learner.weights_by_name()
+        count = None
         if top is not None:
             if not (top.isascii() and top.isdecimal()) or not 1 <= len(top) <= 9 or int(top) < 1:
                 raise errors.InvalidParameter(field="top", reason="must be a whole number above 0")
-            weights = dict(heapq.nlargest(int(top), weights.items(), key=lambda item: abs(item[1])))
-        state = {"model": name, "seq": learner.seq, "bias": learner.bias}
-        return reply({**state, "weights": weights, "sha256": learner.sha256()})
+            count = int(top)
+        learner = engine.model(name).learner
+        if learner.auto is not None:
+            raise errors.NoWeights(model=name)
+        weights = learner.weights_now()
+        many = len(weights) > WIDE
+        with ExitStack() as room:
+            room.enter_context(bodies.room(weights.values.nbytes))
+            places = None if count is None else await worked(many, weights.largest, count)
+            sha256 = await worked(many, weights.sha256)
+            state = {"model": name, "seq": weights.seq, "bias": weights.bias}
+            pieces = pieces_of(state, "weights", weights.by_name(places), {"sha256": sha256})
+            return in_pieces(pieces, many=many, room=room.pop_all())
 
     @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
     async def crosscheck(name: ModelName) -> Response:
@@ -321,9 +329,11 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
     async def explain_prediction(name: ModelName, request: Request) -> Response:
         model = engine.model(name)
-        asked = wire.decode_explain(await read_json(request, bodies, settings.max_body_bytes))
-        if asked.id is None:
-            return reply(_explained(model, model.explain, asked.x))
+        body = await read_json(request, bodies, settings.max_body_bytes)
+        asked = await worked(len(body) > wire.WIDE_BYTES, wire.decode_explain, body)
+        if asked.x is not None:
+            return await explained(model, asked.x, None, {})
+        assert asked.id is not None  # noqa: S101  # it has either
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
         if found is None or found.kind != WAITING or not access.may_see(request.scope, owner):
@@ -332,7 +342,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
             raise errors.PredictionDamaged(field="id", id=asked.id)
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
-        return reply({**_explained(model, model.explain_waiting, waiting), **served})
+        return await explained(model, waiting.x, model.explaining_waiting(waiting), served)
 
 
 def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
@@ -365,11 +375,25 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
         return EventStream(live, name, door.still_lets_in)
 
 
-def _explained(model: Model, explain: Callable[[Any], Explanation], asked: Any) -> dict[str, Any]:
+async def explained(
+    model: Model, x: X, explanation: Callable[[], Explanation] | None, after: dict[str, Any]
+) -> Response:
+    """The reply that has an explanation, by default that of x from the model as it stands, and what comes after it."""
+    many = len(x) > WIDE
     try:
-        return {"model": model.name, **asdict(explain(asked))}
+        if explanation is None:
+            explanation = explaining(model.learner, x, await worked(many, model.learner.encoded, x))
+        return in_pieces(await worked(many, _pieces_of_explanation, model.name, explanation, after), many=many)
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None
+
+
+def _pieces_of_explanation(name: str, explanation: Callable[[], Explanation], after: dict[str, Any]) -> list[bytes]:
+    made = explanation()
+    before = {"model": name, "seq": made.seq, "score": made.score, "p": made.p, "bias": made.bias}
+    after = {"unknown": made.unknown, "method": made.method, **after}
+    pieces = (made.features[start : start + PIECE] for start in range(0, max(1, len(made.features)), PIECE))
+    return list(pieces_of(before, "features", pieces, after))
 
 
 def reply(content: Any, status: int = 200) -> Response:
@@ -382,18 +406,18 @@ def as_response(told: Reply) -> Response:
     return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """What `GET /models/{model}` says."""
+async def describe(engine: Engine, model: Model) -> dict[str, Any]:
+    """What `GET /models/{model}` says: all of it of one moment."""
     learner = model.learner
-    mixture = {} if learner.auto is None else {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
-    return {
-        "model": model.name,
-        "spec": learner.spec.as_dict(),
-        "seq": learner.seq,
-        **model.standing(),
-        "sha256": learner.sha256(),
-        **mixture,
-    }
+    many = learner.n_features > WIDE
+    about = {"model": model.name, "spec": learner.spec.as_dict()}
+    if learner.auto is None:
+        told, weights = {"seq": learner.seq, **model.standing()}, learner.weights_now()
+        return {**about, **told, "sha256": await worked(many, weights.sha256)}
+    async with engine.no_steps():  # a copy of so much would take longer than to read it
+        mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+        told = {"seq": learner.seq, **model.standing()}
+        return {**about, **told, "sha256": await worked(many, learner.sha256), **mixture}
 
 
 async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from core.features import EventError
+from core.learner import Encoded
 from service import errors
 from service.decode import arrow, pieces, wire
 from service.decode.table import Table
@@ -312,7 +313,8 @@ class Hot:
         slices = Slices()
         for question, at in zip(questions, places, strict=False):
             try:
-                made.append(_predicted(scope, model, question, at))
+                encoded = await _encoded(model, question, at) if len(question.x) > WIDE else None
+                made.append(_predicted(scope, model, question, at, encoded))
             except errors.OnestepError as error:
                 if not stream:
                     raise
@@ -508,15 +510,25 @@ def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int)
     return wire.Learned(*plain)
 
 
-def _predicted(scope: Scope, model: Model, question: wire.Question, at: str = "") -> wire.Predicted | Prediction:
-    """The reply, or, where there is an id, what is to be kept."""
+async def _encoded(model: Model, question: wire.Question, at: str) -> Encoded:
+    """The features of a question that has many of them."""
+    try:
+        return await asyncio.to_thread(model.learner.encoded, question.x)
+    except EventError as error:
+        raise _invalid(error, at) from None
+
+
+def _predicted(
+    scope: Scope, model: Model, question: wire.Question, at: str = "", encoded: Encoded | None = None
+) -> wire.Predicted | Prediction:
+    """The reply, or, where there is an id, what is to be kept. `encoded`: its features, where they are at hand."""
     try:
         if question.id is not None:
             _check_may_keep(scope, model, at)
-            return model.predict_to_keep(question.id, question.x, owner_of(scope))
-        p, unknown = model.predict(question.x)
+            return model.predict_to_keep(question.id, question.x, owner_of(scope), encoded)
+        p, unknown = model.predict(question.x, encoded)
     except EventError as error:
-        raise errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message) from None
+        raise _invalid(error, at) from None
     return wire.Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
 
 
@@ -525,6 +537,10 @@ def _check_may_keep(scope: Scope, model: Model, at: str) -> None:
     if model.learner.spec.join.on_timeout == "negative" and not may_learn(scope):
         scopes = " and ".join(scope["grant"].token.scopes)
         raise errors.LearnsByTimeout(field=wire.path(at, "id"), scopes=scopes, wants=LEARN)
+
+
+def _invalid(error: EventError, at: str) -> errors.InvalidEvent:
+    return errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message)
 
 
 def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:

@@ -19,14 +19,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from core.features import EXPIRED, Batch, BatchBuilder
 from core.learner import Outcome
 from core.spec import Spec
 from service import errors, logs
-from service.decode.table import Table
 from service.decode.wire import Event, Label, PredictedKept
+from service.fairness import WIDE, worked
 from service.learning.model import Model, Prediction
 from service.learning.recovery import Recovery
 from service.learning.retention import Retention
@@ -40,12 +41,13 @@ from service.learning.turn import (
     draft_request,
     draft_timeouts,
     why_stopped,
+    work_of,
 )
 from service.settings import Settings
 from service.storage.ids import IdsTakenError
 from service.storage.log import Snapshot, StoredModel
 from service.storage.series import Piece
-from service.storage.store import KnownId, OldWaiting, Store
+from service.storage.store import KnownId, ModelBatch, OldWaiting, Store
 from service.threads import background
 from service.watching.sampling import Sampler
 from service.watching.telemetry import Facts, Telemetry
@@ -54,9 +56,15 @@ logger = logging.getLogger("onestep")
 
 DEFAULT = "default"
 STEP_EVENTS = 4_096
-"""Events to step before the loop may serve others: well under a millisecond of kernel time."""
-ENCODE_EVENTS = 256
-"""Events to make arrays of before the loop may serve others, for the same reason."""
+"""Events to step before the loop may serve others: well under a millisecond of kernel time, where they are short."""
+STEP_VALUES = 2**16
+"""Values of features to step for, for the same reason."""
+AUTO_STEP_VALUES = 2**13
+"""The same of `auto`, which is many learners."""
+DRAFT_WORK = 2**13
+"""What to make arrays of before the loop may serve others, in features and what else an event costs."""
+WIDE_DRAFT = 2**15
+"""What makes a request one that is drafted in a thread."""
 
 QUIET = 3
 """Turns of the loop in which no more came: the first only sends replies, and the next requests follow these."""
@@ -122,6 +130,7 @@ class Engine:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._steps = asyncio.Lock()
         self._changing = 0  # who wait for a row of turns to end, to change models
         self._thread = background("onestep-store", 1)
         self._writer: asyncio.Task[None] | None = None
@@ -371,9 +380,9 @@ class Engine:
 
         DiskFull, IdsTakenError: nothing is changed, and nobody was told anything.
         """
-        batches = [draft.build() for draft in drafts]
+        batches = [await worked(draft.wide, draft.build) for draft in drafts]
         for draft in drafts:
-            draft.answer_from_memory()
+            _accept(await worked(draft.wide, draft.results_from_memory))
         await self._commit(drafts, batches)
         for draft, batch in zip(drafts, batches, strict=True):
             draft.refuse()
@@ -382,8 +391,11 @@ class Engine:
 
     async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
         """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
-        added = [draft.to_store(batch) for draft, batch in zip(drafts, batches, strict=True) if not draft.empty]
+        added: list[ModelBatch] = []
         try:
+            for draft, batch in zip(drafts, batches, strict=True):
+                if not draft.empty:
+                    added.append(await worked(draft.wide, draft.to_store, batch))
             if any(draft.unsure for draft in drafts):
                 raise IdsTakenError
             if added:
@@ -399,7 +411,7 @@ class Engine:
                 logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         except (errors.OnestepError, IdsTakenError):
             for draft in drafts:
-                draft.model.learner.features.truncate(draft.builder.first_feature)
+                await worked(draft.wide, draft.model.learner.features.truncate, draft.builder.first_feature)
             raise
 
     def _count_committed(self, draft: Draft, batch: Batch) -> None:
@@ -424,7 +436,7 @@ class Engine:
         now = _now()
         drafts: dict[str, Draft] = {}
         put_off: list[Request] = []
-        encoded = 0
+        drafted = 0
         for request in requests:
             model = self._models.get(request.model)
             if model is None:
@@ -440,10 +452,12 @@ class Engine:
             ):
                 put_off.append(request)
                 continue
-            draft_request(draft, request, known)
-            encoded += 0 if isinstance(request.items, Table) else len(request.items)
-            if encoded >= ENCODE_EVENTS:
-                encoded = 0
+            work = work_of(request, draft.key, known)
+            draft.wide = draft.wide or work > WIDE_DRAFT
+            await worked(work > WIDE_DRAFT, draft_request, draft, request, known)
+            drafted += work
+            if drafted >= DRAFT_WORK:
+                drafted = 0
                 await asyncio.sleep(0)
         return list(drafts.values()), put_off
 
@@ -456,7 +470,8 @@ class Engine:
             if model is None:
                 continue
             # What is answered before the commit must be known before it.
-            ids = request.ids(labels_alone=not (all_of_them or model.learner.spec.join.ack == "memory"))
+            labels_alone = not (all_of_them or model.learner.spec.join.ack == "memory")
+            ids = await worked(len(request.items) > WIDE, partial(request.ids, labels_alone=labels_alone))
             if ids:
                 wanted.setdefault(model.stored.key, []).extend(ids)
                 if model.learner.spec.join.late == "learn":
@@ -479,12 +494,17 @@ class Engine:
                     elif found.seq <= self._opened.gone(model):
                         known.gone.add((model, id_))
 
+    def no_steps(self) -> asyncio.Lock:
+        """No step is taken while this is held: what a model is can be read in a thread."""
+        return self._steps
+
     async def _take_steps(self) -> None:
         """Take the steps of what is committed; nobody is left waiting, whatever happens."""
         while self._committed:
             draft, batch = self._committed.popleft()
             try:
-                await self._step(draft, batch)
+                async with self._steps:
+                    await self._step(draft, batch)
             except BaseException:
                 for other in (draft, *(later for later, _ in self._committed)):
                     other.give_up(self.failure or _mistake())
@@ -493,8 +513,11 @@ class Engine:
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Step for each event of a batch, in pieces, and wake those who wait for them."""
-        outcomes: list[Outcome] = []
-        for piece in batch.slices(STEP_EVENTS):
+        learner, outcomes = draft.model.learner, list[Outcome]()
+        if learner.takes_long_to_make_room:
+            await asyncio.to_thread(learner.make_room, batch)
+        values = STEP_VALUES if learner.auto is None else AUTO_STEP_VALUES
+        for piece in batch.slices(STEP_EVENTS, values):
             if outcomes:
                 await asyncio.sleep(0)
             outcomes.append(draft.model.learn(piece))
@@ -503,7 +526,7 @@ class Engine:
             self._replay_seconds += draft.model.count_replay(batch)
             if draft.model.stopped:
                 logger.warning("%s", why_stopped(draft.model))
-        draft.answer(Outcome.joined(outcomes))
+        _accept(await worked(draft.wide, draft.results, Outcome.joined(outcomes)))
 
     # -- predictions whose label does not come
 
@@ -522,7 +545,9 @@ class Engine:
             late = [old for old in oldest if _too_late(old, now, keep)]
             if late:
                 draft = Draft(model, BatchBuilder(model.learner.features), now)
-                draft_timeouts(draft, late)
+                work = sum(len(old.waiting.x) for old in late if old.waiting is not None)
+                draft.wide = work > WIDE_DRAFT
+                await worked(draft.wide, draft_timeouts, draft, late)
                 await self._finish([draft])
                 await self._take_steps()
             if len(late) < len(oldest):
@@ -681,7 +706,7 @@ class Engine:
             model = self._due_for_snapshot(due_seconds)
             if model is None:
                 return False
-            self._snapshot = self._begin_snapshot(model)
+            self._snapshot = await worked(model.learner.n_features > WIDE, self._begin_snapshot, model)
         under_way = self._snapshot
         if self._models.get(under_way.model.name) is not under_way.model:  # deleted meanwhile
             self._snapshot = None
@@ -706,7 +731,8 @@ class Engine:
         return next((model for model in models if model.snapshot_wanted), None)
 
     def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
-        """Copy the model's state as it stands, and the iterator that writes the copy."""
+        """Copy the model's state as it stands, and the iterator that writes the copy. For a large model it is called in
+        a thread: the writer waits for it, so no step is taken meanwhile."""
         model.snapshot_wanted = False
         seq = model.learner.seq
         state = {
@@ -803,6 +829,11 @@ class Engine:
         elif error is not None:
             logger.error("a mistake in onestep itself", exc_info=error)
             self._fail(_mistake())
+
+
+def _accept(results: list[tuple[Request, Result]]) -> None:
+    for request, result in results:
+        request.accept(result)
 
 
 _END = object()

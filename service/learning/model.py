@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from core import logistic
 from core.breaker import Watch
-from core.explain import Explanation, explain, explain_served
+from core.explain import Explanation, explain_served
 from core.features import Batch, X
 from core.joins import Joins
-from core.learner import Learner, Outcome
+from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
@@ -129,10 +131,10 @@ class Model:
         self.replay_seconds += seconds
         return seconds
 
-    def predict(self, x: X) -> tuple[float, int]:
+    def predict(self, x: X, encoded: Encoded | None = None) -> tuple[float, int]:
         """The probability of label 1, and how many of x's features the model does not know. Changes nothing but the
-        counts."""
-        columns, values = self.learner.features.encode(x)
+        counts. `encoded`: what the learner's `encoded` gave for x, where it is at hand."""
+        columns, values = self.learner.features.encode(x) if encoded is None else encoded
         return logistic.sigmoid(self.learner.score_of(columns, values)), self._count(columns)
 
     def _count(self, columns: array[int]) -> int:
@@ -143,20 +145,16 @@ class Model:
             self.predicted_unknown += 1
         return unknown
 
-    def explain(self, x: X) -> Explanation:
-        """Where the score of x comes from, from the model as it stands."""
-        return explain(self.learner, x)
-
-    def explain_waiting(self, waiting: Waiting) -> Explanation:
-        """Where the score of a prediction that waits came from when it was served; for `auto`, which is too many
-        learners to keep, from the model as it stands."""
+    def explaining_waiting(self, waiting: Waiting) -> Callable[[], Explanation] | None:
+        """What makes the explanation of a prediction that waits, as it was served; None for `auto`, which is too many
+        learners to keep."""
         if self.learner.auto is not None:
-            return explain(self.learner, waiting.x)
-        return explain_served(self.learner, waiting.x, waiting.served, waiting.seq)
+            return None
+        return partial(explain_served, self.learner, waiting.x, waiting.served, waiting.seq)
 
-    def predict_to_keep(self, id_: str, x: X, owner: str = "") -> Prediction:
+    def predict_to_keep(self, id_: str, x: X, owner: str = "", encoded: Encoded | None = None) -> Prediction:
         """A prediction to be kept until its label comes, for the token with the id `owner`. Changes nothing but the
-        counts."""
-        columns, values = self.learner.features.encode(x)
+        counts. `encoded`: as for `predict`."""
+        columns, values = self.learner.features.encode(x) if encoded is None else encoded
         served = self.learner.served_of(columns, values)
         return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner)

@@ -170,6 +170,8 @@ class Draft:
     refused: list[tuple[Request, errors.OnestepError]] = field(default_factory=list)
     broken: set[Stream] = field(default_factory=set)
     """Streams of which an event is refused here."""
+    wide: bool = False
+    """Whether there is much in it, so that what is done with all of it is done in a thread."""
     unsure: bool = False
     """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
 
@@ -249,16 +251,17 @@ class Draft:
         """Whether there is nothing to commit."""
         return not (len(self.builder) or self.kept or self.dropped)
 
-    def answer(self, outcome: Outcome) -> None:
-        """Tell everyone what became of their items, given what was found before the steps."""
+    def results(self, outcome: Outcome) -> list[tuple[Request, Result]]:
+        """What everyone is to be told that became of their items, given what was found before the steps."""
+        results: list[tuple[Request, Result]] = []
         p: list[float] = []
         loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
+            results.append((request, result))
             if isinstance(places, range):  # of a table
                 of_table = slice(places.start, places.stop)
                 result.run = Run(self.first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
-                request.accept(result)
                 continue
             if not p:
                 p, loss = outcome.probabilities.tolist(), _losses(outcome)
@@ -276,7 +279,7 @@ class Draft:
                 result.duplicate.append(duplicate)
                 if self.served and not duplicate and at in self.served:
                     result.late_labels[i] = self._late_label(at)
-            request.accept(result)
+        return results
 
     def _late_label(self, place: int) -> LateLabel:
         kind, score, delay, y = self.served[place]
@@ -292,13 +295,15 @@ class Draft:
         for request, _, _ in self.answers:
             request.refuse(error)
 
-    def answer_from_memory(self) -> None:
-        """Tell those who asked for predictions, before anything is on disk, where the spec says so."""
+    def results_from_memory(self) -> list[tuple[Request, Result]]:
+        """What those are to be told who asked for predictions, before anything is on disk, where the spec says so."""
+        results: list[tuple[Request, Result]] = []
         if self.model.learner.spec.join.ack == "memory":
             for request, places, error in self.answers:
                 predicted = [place for place in places if isinstance(place, PredictedKept)]
                 if predicted:
-                    request.accept(Result(predicted=predicted, error=error))
+                    results.append((request, Result(predicted=predicted, error=error)))
+        return results
 
 
 def why_stopped(model: Model) -> errors.LearningStopped:
@@ -319,6 +324,23 @@ def _losses(outcome: Outcome) -> list[float | None]:
 
 
 # -- what the requests ask for
+
+ITEM = 16
+"""What an item costs beside its features, as if it had so many more."""
+
+
+def work_of(request: Request, model: int, known: Known) -> int:
+    """What it takes to draft a request, in features, about; `model`: the model's key."""
+    items = request.items
+    if isinstance(items, Table):
+        return items.values.size
+    work = ITEM * len(items)
+    for item in items:
+        if not isinstance(item, Label):
+            work += len(item.x)
+        elif (found := known.ids.get((model, item.id))) is not None and found.waiting is not None:
+            work += len(found.waiting.x)
+    return work
 
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:

@@ -1,0 +1,59 @@
+"""Replies of JSON that are too large to be made in one go: pieces, sent as fast as they are taken.
+
+A model of a million features has weights of 40 MB. To encode them at once would keep everybody else waiting for a tenth
+of a second, and to keep them until a slow client has read them would take the room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.decode import wire
+
+
+def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: dict[str, Any]) -> Iterator[bytes]:
+    """A JSON object in pieces: what comes before the field `name`, that field, and what comes after it.
+
+    `members`: the field's value, cut into dicts or lists of some of its members each, at least one.
+
+    >>> b"".join(pieces_of({"n": 3}, "all", [[1, 2], [3]], {"sum": 6}))
+    b'{"n":3,"all":[1,2,3],"sum":6}\\n'
+    """
+    yield b'%b,"%b":' % (msgspec.json.encode(before)[:-1], name.encode())
+    last = b""
+    for some in members:
+        encoded = msgspec.json.encode(some)
+        yield b"," + encoded[1:-1] if last else encoded[:-1]
+        last = encoded[-1:]
+    yield last + b"," + wire.encode(after)[1:]
+
+
+def in_pieces(pieces: Iterable[bytes], *, many: bool, room: ExitStack | None = None) -> Response:
+    """The reply that has these pieces, which may be many. `room`: what it keeps is counted there until it is sent."""
+    if many:
+        return _LargeReply(pieces, room or ExitStack())
+    with room or ExitStack():
+        return Response(b"".join(pieces), media_type="application/json")
+
+
+class _LargeReply(Response):
+    def __init__(self, pieces: Iterable[bytes], room: ExitStack) -> None:
+        super().__init__(media_type="application/json")
+        del self.headers["content-length"]  # nobody knows it yet
+        self._pieces = pieces
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._room:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for piece in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)  # a client that reads fast would have them all in one turn of the loop
+            await send({"type": "http.response.body", "body": b""})
