@@ -228,11 +228,11 @@ def test_the_answer_comes_after_the_commit_and_a_prediction_then_sees_the_event(
             model = engine.model("default")
             assert not learning.done()
             assert model.learner.seq == 0
-            assert model.predict({"a": 1.0}) == 0.5  # nobody sees what is not on disk
+            assert model.predict({"a": 1.0})[0] == 0.5  # nobody sees what is not on disk
             gate.opened.set()
             await learning
             assert model.learner.seq == 1
-            assert model.predict({"a": 1.0}) > 0.5
+            assert model.predict({"a": 1.0})[0] > 0.5
 
     run(story())
 
@@ -359,7 +359,7 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
         ):
             with pytest.raises(errors.StorageFailed):
                 await attempt
-        assert engine.model("default").predict({"a": 1.0}) == 0.5
+        assert engine.model("default").predict({"a": 1.0})[0] == 0.5
         assert engine.model("default").learner.seq == 0
         await engine.stop(seconds=1)
 
