@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args
 
+from core.features import EventError, check_name
 from core.rules import RULES
 
 RuleName = Literal[
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta",
     "adam", "amsgrad", "nadam", "adamax", "adabound", "ftrl", "auto",
 ]  # fmt: skip
+
+
+Kind = Literal["number", "text", "ignore", "weight", "id"]
+"""What a column of a file is: the value of a feature, a text that is part of a feature's name, nothing, the event's
+weight, or its id."""
+MAX_COLUMNS = 10_000
 
 
 class SpecError(ValueError):
@@ -208,6 +215,10 @@ class Spec:
     breaker
         When learning stops by itself: see `Breaker`. Default None: never. The learner knows nothing of it, the service
         does.
+    columns
+        What the columns are of the files that are replayed into the model: {"age": "number", "zip": "text", "row":
+        "ignore"}, also "weight" and "id"; at most 10,000. `replay` writes it into the spec of a model that it creates,
+        and reads later files so. Default None: not known. Only `replay` looks at it.
 
     Raises SpecError, which names the field.
 
@@ -241,6 +252,7 @@ class Spec:
     max_value: float = 1e100
     join: Join = field(default_factory=Join)
     breaker: Breaker | None = None
+    columns: dict[str, Kind] | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -292,6 +304,8 @@ class Spec:
             raise SpecError("join", 'must be an object like {"keep": "24h"}')
         if not isinstance(self.breaker, Breaker | dict | None):
             raise SpecError("breaker", 'must be an object like {"events": 1000, "log_loss": 1.5}, or null')
+        if self.columns is not None:
+            _check_columns(self.columns)
 
     def _normalise(self) -> None:
         """1 and 1.0 are the same spec; so are a constant schedule and its number."""
@@ -357,7 +371,15 @@ class Spec:
 
     def as_dict(self) -> dict[str, Any]:
         """The spec as JSON types: every default written out, without the parameters that its rule does not have."""
-        return {name: value for name, value in asdict(self).items() if value is not None or name == "hash_bits"}
+        values = {known.name: _plain(getattr(self, known.name)) for known in fields(self)}
+        return {name: value for name, value in values.items() if value is not None or name == "hash_bits"}
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON types. A dict is copied here: `asdict` would copy each of 10,000 columns deeply."""
+    if isinstance(value, dict):
+        return dict(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _within(value: float | None, good: Callable[[float], bool]) -> bool:
@@ -381,6 +403,20 @@ def _as_join(values: dict[str, Any]) -> Join:
         if name not in known:
             raise SpecError(f"join.{name}", f"is not a field of it; the fields are {', '.join(known)}")
     return Join(**values)
+
+
+def _check_columns(columns: Any) -> None:
+    if not isinstance(columns, dict):
+        raise SpecError("columns", 'must be an object like {"age": "number", "zip": "text"}, or null')
+    if len(columns) > MAX_COLUMNS:
+        raise SpecError("columns", f"has {len(columns)} columns, and at most {MAX_COLUMNS} are kept")
+    for name, kind in columns.items():
+        if not isinstance(kind, str) or kind not in get_args(Kind):
+            raise SpecError("columns", f"has kinds of columns that are none of {', '.join(get_args(Kind))}")
+        try:
+            check_name(name)
+        except EventError as error:
+            raise SpecError("columns", f"has a name that no feature may have: {error.message}") from None
 
 
 def _as_breaker(values: dict[str, Any]) -> Breaker:

@@ -485,3 +485,45 @@ def test_pydantic_has_a_schema_that_names_every_field() -> None:
     schema = ADAPTER.json_schema()
     assert list(schema["properties"]) == NAMES
     assert schema["additionalProperties"] is False
+
+
+# -- the columns of files
+
+
+def test_a_spec_keeps_what_the_columns_of_files_are() -> None:
+    columns = {"age": "number", "zip": "text", "row": "ignore", "w": "weight", "key": "id"}
+    spec = Spec.from_dict({"columns": columns})
+    assert spec.as_dict()["columns"] == columns
+    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+    assert TypeAdapter(Spec).validate_json(json.dumps({"columns": columns}), strict=True) == spec
+    assert "columns" not in Spec().as_dict()
+    assert Spec(columns=None) == Spec()
+    spec.as_dict()["columns"].clear()
+    assert spec.columns == columns, "it is a copy"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [],
+        "age",
+        {"age": "float"},
+        {"age": 1},
+        {"age": None},
+        {"": "number"},
+        {"a\0b": "number"},
+        {"x" * 257: "number"},
+        {"\ud800": "text"},
+        {f"c{n}": "number" for n in range(10_001)},
+    ],
+    ids=range(10),
+)
+def test_columns_that_are_none_are_refused(columns: Any) -> None:
+    assert refused({"columns": columns}) == "columns"
+
+
+def test_a_model_learns_the_same_whatever_it_keeps_of_columns() -> None:
+    plain, keeping = Learner(Spec()), Learner(Spec(columns={"a": "text"}))
+    for learner in (plain, keeping):
+        learner.learn_one({"a": 1.0, "b": "x"}, 1)
+    assert plain.weights.tolist() == keeping.weights.tolist()
