@@ -89,7 +89,7 @@ def test_each_row_is_predicted_at_once_and_learned_in_the_order_in_which_labels_
     shared: Service, model: Model, few: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, output, error = call(capsys, *command(few, shared, model, "--delay=exp(300ms)", "--seed=7"))
-    assert (code, error.count("\n")) == (0, 1), "which model learns is said, and no more"
+    assert (code, error.count("\n")) == (0, 2), "that it keeps no columns and learns is said, and no more"
     logged = logged_events(shared.folder, model.name)
     delays = [Delay.parse("exp(300ms)", seed=7).of(row) for row in range(1, 301)]
     by_delay = sorted(range(300), key=delays.__getitem__)  # all were predicted in one piece
@@ -304,7 +304,7 @@ def test_what_the_service_does_not_keep_is_sent_whole_when_its_label_is_due(
     assert code == 0
     assert "the prediction of event 21 is not kept" in error
     assert "max_waiting" in error
-    assert error.count("\n") == 2, "which model learns, and this"
+    assert error.count("\n") == 3, "that it keeps no columns, that it learns, and this"
     delay = Delay.parse("uniform(0s,300ms)", seed=1)
     by_delay = sorted(range(300), key=lambda row: delay.of(row + 1))
     assert plain(logged_events(shared.folder, model.name)) == plain(EVENTS[row] for row in by_delay)

@@ -208,10 +208,43 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
+    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
     parser.add_argument("--label", metavar="COLUMN", help="the column, or key, of the label")
-    parser.add_argument("--positive", metavar="VALUE", help="the label that is 1; all others are 0")
-    parser.add_argument("--format", choices=("csv", "tsv", "ndjson", "libsvm"), help="(by the ending of the name)")
+    parser.add_argument("--label-column", type=_place, metavar="N", help="the same by its number, from 1")
+    parser.add_argument(
+        "--positive", action="append", default=[], metavar="VALUE", help="a label that is 1; all others are 0"
+    )
+    parser.add_argument(
+        "--negative", action="append", default=[], metavar="VALUE", help="a label that is 0; all others are 1"
+    )
+    parser.add_argument("--text", **many, help="a column that is text, though its cells be numbers")
+    parser.add_argument("--number", **many, help="a column that is a number; a cell that is none ends it")
+    parser.add_argument("--ignore", **many, help="a column that is left out")
+    parser.add_argument("--weight-column", metavar="COLUMN", help="the column, or key, of the event's weight")
     parser.add_argument("--id-column", metavar="COLUMN", help="the column, or key, of the event's id")
+    parser.add_argument(
+        "--look",
+        type=_look,
+        default=10_000,
+        metavar="N",
+        help="rows over which it is worked out what the columns are (10000)",
+    )
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line has the names of the columns; without it they are 1, 2, ... (it has)",
+    )
+    parser.add_argument(
+        "--quoted",
+        action=argparse.BooleanOptionalAction,
+        help="whether quotes stand around cells (in CSV they do, in TSV they do not)",
+    )
+    parser.add_argument(
+        "--delimiter", type=_delimiter, metavar="CHARACTER", help="what stands between cells (by the first two lines)"
+    )
+    parser.add_argument(
+        "--format", choices=("csv", "tsv", "ndjson", "libsvm"), help="(by the ending of the name, or the content)"
+    )
 
 
 def _add_url(parser: Any, default: str | None = URL) -> None:
@@ -278,6 +311,25 @@ def _id_prefix(text: str) -> str:
     return text
 
 
+def _look(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
+    return int(text)
+
+
+def _place(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be the number of a column, from 1")
+    return int(text)
+
+
+def _delimiter(text: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise argparse.ArgumentTypeError("must be one character, and no quote; a tab is 'tab'")
+    return delimiter
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -334,7 +386,33 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _source(arguments: argparse.Namespace, file: str) -> Source:
     from service.commands.files import Source
 
-    return Source(file, arguments.format, arguments.label, arguments.positive, arguments.id_column)
+    if arguments.label is not None and arguments.label_column is not None:
+        raise WrongUsage("--label names the column of the label, --label-column its number: one of them is enough")
+    return Source(
+        file,
+        format=arguments.format,
+        label=arguments.label if arguments.label_column is None else arguments.label_column,
+        positive=arguments.positive,
+        negative=arguments.negative,
+        asked=_asked(arguments),
+        look=arguments.look,
+        header=arguments.header,
+        quoted=arguments.quoted,
+        delimiter=arguments.delimiter,
+    )
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, str]:
+    """The kinds of columns that flags name, by the columns' names."""
+    from service.commands.columns import FLAGS
+
+    asked: dict[str, str] = {}
+    for kind, flag in FLAGS.items():
+        found = getattr(arguments, flag.removeprefix("--").replace("-", "_")) or []
+        for name in [found] if isinstance(found, str) else found:
+            if asked.setdefault(name, kind) != kind:
+                raise WrongUsage(f"column {name!r} cannot be both {FLAGS[asked[name]]} and {flag}")
+    return asked
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -347,11 +425,12 @@ def _replay(arguments: argparse.Namespace) -> int:
     delay = _delay(arguments)
     targets = _targets(sources, arguments.model, arguments.spec or [])
     for source in sources:  # what is wrong with the last is told before the first is learned
-        source.checked_format()
+        source.check()
         if source.file != "-" and not Path(source.file).exists():
             raise WrongUsage(f"cannot read {source.file}: there is no such file")
     if len(sources) > 1 and arguments.id_prefix is not None:
         raise WrongUsage("--id-prefix goes with one file: rows of several would have the same ids")
+    codes: list[int] = []
     with Client(arguments.url, given(arguments.token_file)) as client:
         for source in sources:
             options = Options(
@@ -364,10 +443,10 @@ def _replay(arguments: argparse.Namespace) -> int:
                 predict_first=arguments.predict_first,
                 delay=delay,
             )
-            code = replay(source, client, targets, options, LateReplay if delay else Replay)
-            if code:
-                return code
-    return 0
+            codes.append(replay(source, client, targets, options, LateReplay if delay else Replay))
+            if codes[-1] == 130:
+                return 130
+    return min(codes)  # a label that is rare need not be in each of them
 
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:
@@ -395,6 +474,7 @@ def _targets(sources: list[Source], model: str | None, texts: list[str]) -> list
         raise WrongUsage("a model is named after its file; for standard input, --model NAME says which one learns it")
     specs = [_given_spec(text) for text in texts]
     if len(specs) > 1:
+        _check_specs(specs)
         names = model_names(stem_of(sources[0].name) if model is None else model, specs)
         return [Target(name, spec) for name, spec in zip(names, specs, strict=True)]
     if specs:
@@ -414,6 +494,19 @@ def _given_spec(text: str) -> GivenSpec:
     found = json.loads(data)
     rule = found.get("rule", "sgd") if isinstance(found, dict) else "spec"
     return GivenSpec(text, str(rule), data)
+
+
+def _check_specs(specs: list[GivenSpec]) -> None:
+    """Failed where one of several is wrong, before a model is made of any. One alone is for the service to refuse."""
+    from core.spec import Spec, SpecError
+
+    for spec in specs:
+        try:
+            Spec.from_dict(json.loads(spec.json))
+        except SpecError as error:
+            raise Failed(f"{spec.text}: {error.field}: {error.message}") from None
+        except (TypeError, ValueError):
+            raise Failed(f'{spec.text}: body: must be an object like {{"learning_rate": 0.05}}') from None
 
 
 def _crosscheck(arguments: argparse.Namespace) -> int:
@@ -441,6 +534,7 @@ def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
     """The report on the events of a file, learned here and by river."""
     from core.parity import crosscheck
     from core.spec import Spec, SpecError
+    from service.commands.columns import Kept
     from service.learning.crosscheck import require_twin
 
     data, named = _json(spec), _spec_file(spec) or "--spec"
@@ -453,6 +547,7 @@ def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
     require_twin(parsed)
     line = 0
     with source.open() as opened:
+        opened.look(Kept("the spec", parsed.columns or {}))
 
         def events() -> Any:
             nonlocal line
@@ -463,9 +558,12 @@ def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
         from core.features import EventError
 
         try:
-            return crosscheck(events(), parsed).as_dict()
+            report = crosscheck(events(), parsed).as_dict()
         except EventError as error:
             raise Failed(f"{source.name} line {line}: {error}") from None
+        opened.tell_what_was_left_out()
+        opened.check_labels()
+        return report
 
 
 def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | None]]:

@@ -41,7 +41,7 @@ class LateReplay(Replay):
         """Numbers of rows that the service does not keep."""
         self._unknown = 0
         """Number of the last row whose label the service knew no prediction for, while `_behind`."""
-        self._size = self._options.batch
+        self._size = self.options.batch
         """Labels of one request: fewer, where many are refused and each refusal ends a request."""
 
     @property
@@ -58,9 +58,9 @@ class LateReplay(Replay):
 
     def turn(self, now: float) -> None:
         """Send the labels that are due. Delays begin at the first turn after a prediction: for all models at once."""
-        assert self._options.delay is not None  # noqa: S101  # see above
+        assert self.options.delay is not None  # noqa: S101  # see above
         for row in self._predicted:
-            heapq.heappush(self._labels, (now + self._options.delay.of(row.number), row.number, row))
+            heapq.heappush(self._labels, (now + self.options.delay.of(row.number), row.number, row))
         self._predicted.clear()
         due = []
         while self.next_due <= now:
@@ -121,7 +121,7 @@ class LateReplay(Replay):
                 self._send_whole(rows[done], 'it was lost (with join.ack "memory" in the model\'s spec that may be)')
                 return done
             return self._part(done, refusal, rows)
-        self._size = min(self._options.batch, 2 * self._size)
+        self._size = min(self.options.batch, 2 * self._size)
         return sent
 
     def _told(self, row: Row) -> wire.Event | wire.Label:

@@ -12,6 +12,7 @@ one pass over the file.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import sys
@@ -22,9 +23,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from service.commands.client import Client, NoAnswer, Refused
+from service.commands.columns import NOTHING_KEPT, Kept
 from service.commands.delays import Delay
-from service.commands.files import Row, Source
-from service.commands.terminal import Failed, number, say, show
+from service.commands.files import OpenSource, Row, Source
+from service.commands.terminal import Failed, WrongUsage, number, say, show
 from service.decode import wire
 
 T = TypeVar("T")
@@ -181,15 +183,32 @@ class Replay:
         self.sent = 0.0
         """When rows were sent last, on the monotonic clock."""
         self._client = client
-        self._options = options
-        self._progress = progress
+        self.options = options
+        self.progress = progress
         self.notice = notice
+        self.kinds: dict[str, str] | None = None
+        """Of the columns of the file, which a model that is created keeps."""
         self._target = target
 
     def run(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Learn all rows; then what GET /models/{model} says."""
-        (state,) = learn_side_by_side([self], rows, self._options)
+        (state,) = learn_side_by_side([self], rows, self.options)
         return state
+
+    def kept(self) -> tuple[Kept, bool]:
+        """What the model keeps of its files' columns, or the spec that it is to be made with; and whether it is new."""
+        found = self._patiently(self._find)
+        columns = _columns(self._target.spec.json) if found is None else found["spec"].get("columns")
+        whose = f"model {self.model!r}" if found is not None else self._target.spec.text
+        return Kept(whose, columns or {}), found is None
+
+    def _spec(self, found: dict[str, Any] | None) -> bytes:
+        """The spec to ask for, with the kinds of the columns; those of a model that is `found` are what it has."""
+        kinds = self.kinds if found is None else found["spec"].get("columns")
+        values = json.loads(self._target.spec.json)
+        if not kinds or not isinstance(values, dict) or values.get("columns") is not None:
+            return self._target.spec.json
+        return json.dumps({**values, "columns": kinds}).encode()
 
     def prepare(self) -> str:
         """Create the model, or see that it is there; a sentence that says which of them, and its rule."""
@@ -197,15 +216,15 @@ class Replay:
         found = self._patiently(self._find)
         if found is None or not target.as_it_is:
             try:
-                found = self._patiently(self._client.create, self.model, target.spec.json)
+                found = self._patiently(self._client.create, self.model, self._spec(found))
             except Refused as refusal:
                 raise self._not_made(refusal, found is not None) from None
         rule = rule_of(found["spec"])
         if found.get("created"):
-            return f"{self._options.name} goes into the new model {self.model}, rule {rule}{target.hint}"
+            return f"{self.options.name} goes into the new model {self.model}, rule {rule}{target.hint}"
         there = "which is there" if target.as_it_is else "which is there with this spec"
         learned = f"{number(found['seq'])} events learned"
-        return f"{self._options.name} goes into the model {self.model}, {there}: rule {rule}, {learned}{target.hint}"
+        return f"{self.options.name} goes into the model {self.model}, {there}: rule {rule}, {learned}{target.hint}"
 
     def _find(self) -> dict[str, Any] | None:
         """What GET /models/{model} says; None where there is no such model, or none within the token's reach."""
@@ -234,7 +253,7 @@ class Replay:
         return self._patiently(self._client.model, self.model)
 
     def show_progress(self) -> None:
-        self._progress(self.tally)
+        self.progress(self.tally)
 
     @property
     def next_due(self) -> float:
@@ -248,7 +267,7 @@ class Replay:
         """Predict a piece, if asked to, and learn all of it; how many events of it were new."""
         before, size = self.tally.learned, len(piece)
         events = [row.event for row in piece]
-        served = self._patiently(self._client.predict, self.model, events) if self._options.predict_first else []
+        served = self._patiently(self._client.predict, self.model, events) if self.options.predict_first else []
         while piece:
             piece = piece[self._patiently(self._learn, piece) :]
         new = self.tally.learned - before
@@ -284,7 +303,7 @@ class Replay:
 
     def _part(self, done: int, refusal: Refused, piece: Sequence[Row]) -> int:
         """How many rows were `done` before a refusal that passes; else the refusal is the end."""
-        if done and _may_pass(refusal, harmless=self._options.ids):
+        if done and _may_pass(refusal, harmless=self.options.ids):
             return done  # what is wrong with the next, the next request tells
         raise self._placed(refusal, piece) from None
 
@@ -298,7 +317,7 @@ class Replay:
 
     def _patiently(self, request: Callable[..., T], *arguments: Any) -> T:
         """Make a request, again and again while what is in its way may pass."""
-        harmless = self._options.ids or request != self._learn
+        harmless = self.options.ids or request != self._learn
         started = time.monotonic()
         pause = FIRST_PAUSE_SECONDS
         while True:
@@ -307,9 +326,9 @@ class Replay:
             except (NoAnswer, Refused) as failure:
                 if not _may_pass(failure, harmless):
                     raise self._lost(failure) from None
-                left = started + self._options.retry_seconds - time.monotonic()
+                left = started + self.options.retry_seconds - time.monotonic()
                 if left <= 0:
-                    raise Failed(f"{failure}. Tried for {self._options.retry_seconds:g} s") from None
+                    raise Failed(f"{failure}. Tried for {self.options.retry_seconds:g} s") from None
                 if pause == FIRST_PAUSE_SECONDS:
                     self.notice(f"{failure}; trying again for {left:.0f} s")
                 time.sleep(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
@@ -330,9 +349,9 @@ class Replay:
         if 0 < line <= len(piece):
             row = piece[line - 1]
             text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
-            if refusal.kind == ID_CONFLICT and row.event.id == self._options.id_of(row):
+            if refusal.kind == ID_CONFLICT and row.event.id == self.options.id_of(row):
                 text = f"{text.rstrip('.')}. {ANOTHER_FILE}"
-            refusal.args = (f"{self._options.name} line {row.line} (event {row.number}): {text}",)
+            refusal.args = (f"{self.options.name} line {row.line} (event {row.number}): {text}",)
         return refusal
 
 
@@ -430,6 +449,38 @@ class _Pace:
 # -- the command
 
 
+def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
+    """Look at the first rows of a file. Models that are there, and specs, say what its columns are if they know it.
+
+    WrongUsage where they do not agree.
+    """
+    found = [replay.kept() for replay in replays]
+    told = [kept for kept, _ in found if kept.kinds]
+    for kept in told[1:]:
+        if kept.kinds != told[0].kinds:
+            raise WrongUsage(
+                f"{told[0].whose} and {kept.whose} keep other kinds of columns, and one pass reads a file in one way: "
+                "learn into them one after the other"
+            )
+    opened.look(told[0] if told else NOTHING_KEPT)
+    if told:
+        say(f"the columns are read as {told[0].whose} keeps them")
+    kinds = opened.kinds()
+    for replay, (kept, new) in zip(replays, found, strict=True):
+        replay.kinds = kinds if new else None
+        if opened.columns and not new and not kept.kinds:
+            say(
+                f"{kept.whose} keeps no kinds of columns: they are worked out from each file, and flags are given again"
+            )
+
+
+def _columns(spec: bytes) -> dict[str, str] | None:
+    """The kinds of columns in a spec that somebody wrote, which may be wrong: then the service says so."""
+    values = json.loads(spec)
+    columns = values.get("columns") if isinstance(values, dict) else None
+    return columns if isinstance(columns, dict) else None
+
+
 def replay(
     source: Source, client: Client, targets: Sequence[Target], options: Options, kind: type[Replay] = Replay
 ) -> int:
@@ -438,15 +489,13 @@ def replay(
     with source.open() as opened:
         try:
             client.alive()  # tried once: who starts a replay should know at once that there is no service
+            replays = [kind(client, target, options, tally) for target, tally in zip(targets, tallies, strict=True)]
+            look(opened, replays)  # what is wrong with the first rows is told before a model is made
+            options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
-                rows = opened.rows()
-                first = list(itertools.islice(rows, 1))  # what is wrong there is told before a model is made
-                options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
-                replays = [
-                    kind(client, target, options, tally, progress, notice)
-                    for target, tally in zip(targets, tallies, strict=True)
-                ]
-                states = learn_side_by_side(replays, itertools.chain(first, rows), options)
+                for replay in replays:
+                    replay.options, replay.progress, replay.notice = options, progress, notice
+                states = learn_side_by_side(replays, opened.rows(), options)
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
                 conflict = isinstance(failure, Refused) and failure.kind == ID_CONFLICT
@@ -462,7 +511,8 @@ def replay(
     if any(tally.duplicates for tally in tallies):
         counted = _span([tally.duplicates for tally in tallies])
         say(f"{counted} event(s) had been learned before, and were not learned again; {AGAIN}")
-    return 0
+    opened.tell_what_was_left_out()
+    return opened.check_labels()
 
 
 def model_name(file: str) -> str:

@@ -22,6 +22,14 @@ class WrongUsage(Failed):
     exit_code = 2
 
 
+class WrongRow(Exception):
+    """What is wrong with a row of a file, said without where it stands. `line`: where, if not where the row begins."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 def number(value: float | str | None) -> str:
     """A number for people: 45,312 and 0.3321; "-" where there is none.
 

@@ -1,0 +1,205 @@
+"""What the columns of a file are, worked out over its first rows, and the table that says so.
+
+A column is one thing from its first row to its last. Cells typed one by one would make `05db9164` a text and
+`19772693`, the next id, a number that moves a weight by millions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from service.commands.cells import LARGEST, is_code, is_missing, is_plain, to_number, what_to_write
+from service.commands.terminal import WrongRow, WrongUsage, show
+
+Record = tuple[int, Sequence[str]]
+"""A row: the line where it begins, and its cells."""
+
+FLAGS = {"number": "--number", "text": "--text", "ignore": "--ignore", "weight": "--weight-column", "id": "--id-column"}
+ONLY_ONE = ("weight", "id")
+"""Kinds of which a file has one column at most."""
+WORDS = {"ignore": "left out"}
+"""What people read where a kind is another word."""
+FEWEST = 20
+"""Cells, below which it cannot be told whether a text is an id."""
+MOST_SHOWN = 100
+"""Rows of the table. Past it, columns about which there is nothing to say are counted only."""
+LONGEST_EXAMPLE = 24
+ROWS_BELOW = 1_000
+"""Rows that a header is compared with."""
+INDEX = "Unnamed: 0"
+"""What pandas calls an index that was written without a name, when it reads it."""
+
+
+class Column(NamedTuple):
+    """A column: where it stands, its kind (a key of FLAGS, or "label"), and for people why, an example, and how many of
+    the looked-at cells are missing."""
+
+    name: str
+    place: int
+    kind: str
+    why: str = ""
+    example: str = ""
+    missing: int = 0
+
+
+class Kept(NamedTuple):
+    """The kinds of columns that a model keeps, by name. whose: "model 'clicks'"."""
+
+    whose: str
+    kinds: Mapping[str, str]
+
+
+NOTHING_KEPT = Kept("", {})
+
+
+def agreed(asked: Mapping[str, str], kept: Kept) -> dict[str, tuple[str, str]]:
+    """The kinds that are known before a row is read, each with the reason. WrongUsage where flags and the model differ.
+
+    >>> agreed({"zip": "text"}, Kept("model 'm'", {"zip": "text", "age": "number"}))
+    {'zip': ('text', '--text'), 'age': ('number', "as model 'm' keeps it")}
+    """
+    for name, kind in asked.items():
+        for other, of_model in kept.kinds.items():
+            if (other == name and of_model != kind) or (other != name and of_model == kind and kind in ONLY_ONE):
+                raise WrongUsage(
+                    f"{FLAGS[kind]} {name}, but {kept.whose} keeps column {other!r} as {of_model!r}: leave out "
+                    f"{FLAGS[kind]} {name}, or learn into a new model (--model NAME)"
+                )
+    known = {name: (kind, FLAGS[kind]) for name, kind in asked.items()}
+    return known | {name: (kind, f"as {kept.whose} keeps it") for name, kind in kept.kinds.items() if name not in known}
+
+
+def told(name: str, place: int, rows: Sequence[Record], kind: str, why: str) -> Column:
+    """A column whose kind is known, with an example and the count of what is missing."""
+    cells = [cells[place] for _, cells in rows]
+    there = next((cell for cell in cells if not is_missing(cell)), "")
+    return Column(name, place, kind, why, there, sum(map(is_missing, cells)))
+
+
+def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
+    """A column whose kind its looked-at cells decide.
+
+    Where nine in ten of them are numbers, or all others nearly are, nobody can tell whether the others are mistakes:
+    WrongRow then, with the line.
+    """
+    texts = [cells[place] for _, cells in rows]
+    if texts and all(map(is_plain, texts)) and max(map(abs, map(float, texts))) <= LARGEST:
+        return Column(name, place, "number", _about_numbers(name, texts), texts[0])
+    cells = [(line, cells[place]) for line, cells in rows if not is_missing(cells[place])]
+    missing = len(rows) - len(cells)
+    if not cells:
+        return Column(name, place, "ignore", f"nothing in it so far; {_keep(name)}", "", missing)
+    example = cells[0][1]
+    others = [(line, cell) for line, cell in cells if to_number(cell) is None]
+    if not others:
+        return Column(name, place, "number", _about_numbers(name, [cell for _, cell in cells]), example, missing)
+    line, odd = others[0]
+    codes = any(is_code(cell) for _, cell in others)
+    mostly = 10 * len(others) <= len(cells)
+    if not codes and (mostly or all(what_to_write(cell) for _, cell in others)):
+        how = f"looks like numbers ({len(cells) - len(others):,} of {len(cells):,} cells are)"
+        raise WrongRow(not_a_number(name, odd, how), line)
+    distinct = len({cell for _, cell in cells})
+    if len(cells) >= FEWEST and 10 * distinct > 9 * len(cells):
+        why = f"{distinct:,} different ones in {len(cells):,}: an id or free text; --text {name} keeps it"
+        return Column(name, place, "ignore", why, example, missing)
+    why = "no cell is a number" if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
+    return Column(name, place, "text", why, example, missing)
+
+
+def not_a_number(name: str, cell: str, how: str) -> str:
+    """What is wrong with a cell of a column of numbers, and what to do. how: why it is one."""
+    advice = what_to_write(cell) or "leave the cell empty where the number is not known"
+    return (
+        f"column {name!r} {how}, and {_cut(cell)!r} is none: {advice}. --text {name} reads all of the column as text, "
+        f"--ignore {name} leaves it out (in a new model, if this one is there already: --model NAME)"
+    )
+
+
+def _is_no_number(cell: str) -> str:
+    if is_code(cell):
+        return "is no number (a leading zero, more than 15 digits, or beyond 1e100)"
+    return "is no number"
+
+
+def _about_numbers(name: str, cells: Sequence[str]) -> str:
+    """What people should know of a column of numbers."""
+    if all(cell.lower() in ("true", "false") for cell in cells):
+        return "true is 1, false is 0"
+    if len(cells) >= FEWEST:
+        numbers = [to_number(cell) or 0.0 for cell in cells]
+        if all(after - before == 1.0 for before, after in itertools.pairwise(numbers)):
+            return f"counts the rows; --ignore {name} leaves it out"
+    return "each cell is one"
+
+
+def _keep(name: str) -> str:
+    return f"--number {name} or --text {name} keeps it"
+
+
+def ids_among(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, str]:
+    """Of objects, the names whose values are texts that an id or free text would have, each with the reason."""
+    texts: dict[str, list[str]] = {}
+    numbers: set[str] = set()
+    for _, row in rows:
+        for name, value in row.items():
+            if isinstance(value, str):
+                texts.setdefault(name, []).append(value)
+            elif value is not None:
+                numbers.add(name)
+    return {
+        name: f"{len(set(values)):,} different ones in {len(values):,}: an id or free text; --text {name} keeps it"
+        for name, values in texts.items()
+        if name not in numbers and len(values) >= FEWEST and 10 * len(set(values)) > 9 * len(values)
+    }
+
+
+# -- the header
+
+
+def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: int | None) -> bool:
+    """Whether the first line may be a row, and no header: its cells are like those below it.
+
+    A text above numbers speaks for a header, and so does a label's name that is no label (its place, where it was
+    found by name).
+    """
+    rows, alike = rows[:ROWS_BELOW], False
+    for place, name in enumerate(header):
+        below = [cells[place] for _, cells in rows if place < len(cells) and not is_missing(cells[place])]
+        if not below or is_missing(name):
+            continue
+        if all(to_number(cell) is not None for cell in below):
+            if to_number(name) is None:
+                return False
+            alike = True
+        elif name in below:
+            alike = True
+        elif place == label:
+            return False
+    return alike
+
+
+# -- the table
+
+
+def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
+    """Print what each column is read as."""
+    shown = list(columns)
+    if len(shown) > MOST_SHOWN:
+        shown = [column for column in columns if column.why or column.kind not in ("number", "text")][:MOST_SHOWN]
+    table = [
+        (name or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
+        for name, _, kind, why, example, missing in shown
+    ]
+    show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
+    if len(shown) < len(columns):
+        rest = [column.kind for column in columns if column not in shown]
+        counts = ", ".join(f"{rest.count(kind):,} {WORDS.get(kind, kind)}" for kind in dict.fromkeys(rest))
+        print(f"  and {len(rest):,} more: {counts}")
+
+
+def _cut(text: str) -> str:
+    text = text.replace("\n", " ").replace("\t", " ")
+    return text if len(text) <= LONGEST_EXAMPLE else text[: LONGEST_EXAMPLE - 3] + "..."

@@ -1,0 +1,142 @@
+"""What a file is: compressed or not, CSV, TSV, NDJSON or libsvm, and which character stands between its cells.
+
+Its first bytes and its first two lines tell; of its name only the ending counts, and that of `.gz` does not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from service.commands.tables import DELIMITERS, Dialect
+from service.commands.terminal import WrongRow
+
+FORMATS = ("csv", "tsv", "ndjson", "libsvm")
+_ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".libsvm": "libsvm",
+    ".svm": "libsvm",
+}
+_GZIP = b"\x1f\x8b"
+_OTHERS = {
+    b"PK\x03\x04": "is a zip file, or a workbook of a spreadsheet; unpack it, or save the sheet as CSV",
+    b"PAR1": "is Parquet; write it as CSV or NDJSON, or send its columns as Arrow",
+    b"ARROW1": "is an Arrow file; write it as CSV or NDJSON, or send its columns to /learn as an Arrow stream",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; `zstd -dc FILE | onestep replay -` reads it",
+    b"\xfd7zXZ": "is compressed with xz; `xz -dc FILE | onestep replay -` reads it",
+    b"BZh": "is compressed with bzip2; `bzip2 -dc FILE | onestep replay -` reads it",
+    b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
+    b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
+}
+_NEEDED = max(map(len, _OTHERS))
+LONGEST_LINE = 64 * 2**20
+"""Bytes. A longer one is none: the file is something else."""
+
+
+def opened(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file, decompressed; WrongRow where it is nothing that can be read."""
+    head = file.read(_NEEDED)
+    for magic, reason in _OTHERS.items():
+        if head.startswith(magic):
+            raise WrongRow(reason)
+    whole = io.BufferedReader(_Joined(head, file))
+    lines: IO[bytes] = gzip.GzipFile(fileobj=whole) if head.startswith(_GZIP) else whole  # type: ignore[assignment]
+    while line := lines.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise WrongRow(f"has a line of more than {LONGEST_LINE >> 20} MiB")
+        yield line
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read already, and then the rest: a pipe cannot be read again. Gives what there is, and waits only
+    where there is nothing."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # what RawIOBase asks for
+        data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
+        data = data or self._rest.read1(len(buffer))  # type: ignore[attr-defined]  # of each buffered file
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Format(NamedTuple):
+    """How a file is to be read. name: one of FORMATS. dialect: of CSV and TSV. skip: lines before the first."""
+
+    name: str
+    dialect: Dialect | None = None
+    skip: int = 0
+
+
+def by_name(file: str) -> str | None:
+    """The format that the ending of a file's name tells, which is not always one.
+
+    >>> by_name("DAY.CSV.GZ"), by_name("adult.data")
+    ('csv', None)
+    """
+    name = file.lower()
+    return _ENDINGS.get(Path(name.removesuffix(".gz")).suffix)
+
+
+def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, quoted: bool | None) -> Format:
+    """The format of a file by its first two lines that are not blank, as far as it was not told.
+
+    told: one of FORMATS. delimiter: what stands between cells; quoted: whether quotes hold cells together, by default
+    where the delimiter is no tab. WrongRow where it cannot be known.
+    """
+    lines = [line.decode("utf-8", "replace").removeprefix("\ufeff").strip("\r\n") for line in first]
+    name = told or _by_content(lines)
+    if name not in ("csv", "tsv"):
+        return Format(name)
+    skip = 0
+    separator = re.fullmatch(r'"?sep=(.)"?', lines[0]) if lines else None
+    if separator:
+        skip, delimiter, lines = 1, delimiter or separator[1], lines[1:]
+    if lines and "\r" in lines[0].rstrip("\r"):
+        raise WrongRow("has carriage returns as line ends, as files of old Macs; `tr '\\r' '\\n' < OLD > NEW` mends it")
+    if delimiter is None and name == "tsv" and told is not None:
+        delimiter = "\t"
+    found = delimiter or _delimiter(lines)
+    if quoted is None:
+        quoted = found is not None and found != "\t"
+    return Format(name, Dialect(found, quoted), skip)
+
+
+_LIBSVM = re.compile(r"[+-]?[0-9.]+(\s+[0-9]+:\S+)+\s*(#.*)?")
+
+
+def _by_content(lines: Sequence[str]) -> str:
+    first = lines[0].lstrip() if lines else ""
+    if first.startswith("["):
+        raise WrongRow("is one JSON array; `jq -c '.[]' OLD > NEW` makes an object a line of it")
+    if first.startswith("{"):
+        return "ndjson"
+    if _LIBSVM.fullmatch(first) or first.startswith("#"):
+        return "libsvm"
+    return "csv"
+
+
+def _delimiter(lines: Sequence[str]) -> str | None:
+    """What stands between cells: what both lines have as often, else what the first has most. None for white space."""
+    bare = [re.sub(r'"[^"]*"', "", line) for line in lines]
+    counts = {mark: [line.count(mark) for line in bare] for mark in DELIMITERS}
+    there = {mark: found for mark, found in counts.items() if found and found[0]}
+    alike = {mark: found for mark, found in there.items() if found[-1] - found[0] in (0, 1)}  # 1: R's short header
+    best = alike or there
+    if best:
+        return max(best, key=lambda mark: best[mark][0])
+    words = [len(line.split()) for line in bare]
+    return None if len(words) == 2 and words[0] == words[1] > 1 else ","

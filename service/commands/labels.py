@@ -1,0 +1,163 @@
+"""Labels of a file as 0 and 1, and whether they can be what was meant.
+
+A label that a typo makes 0 in every row is the worst kind of mistake, as everything goes on. So what --positive and
+--negative name is looked for among the first rows, before anything is learned, and once more at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from service.commands.cells import is_missing, to_number
+from service.commands.terminal import WrongRow, WrongUsage
+
+Key = float | str
+_KNOWN: dict[Key, int] = {1.0: 1, 0.0: 0, -1.0: 0}
+MOST_VALUES = 1_000
+"""Different labels that are remembered."""
+SHOWN = 5
+
+
+class Labels:
+    """Which label is 1.
+
+    positive: the labels that are 1, all others are 0; negative: those that are 0, all others are 1; with both, others
+    are wrong. Without either, labels are 0, 1, -1, +1, true or false, of which -1 and 0 do not go together. look: after
+    how many rows it is checked what came so far. notice: gets what people should know and may be meant.
+
+    `missing`: rows without a label so far, which are no events.
+    """
+
+    def __init__(
+        self, name: str, positive: Sequence[str], negative: Sequence[str], look: int, notice: Callable[[str], None]
+    ) -> None:
+        self._name = name
+        self._sides = {"--positive": (positive, 1), "--negative": (negative, 0)}
+        self._named = {key_of(text): y for texts, y in self._sides.values() for text in texts}
+        self._others = int(not positive)
+        if both := {key_of(text) for text in positive} & {key_of(text) for text in negative}:
+            raise WrongUsage(f"the label {both.pop()!r} cannot be both --positive and --negative")
+        self._look = look
+        self._notice = notice
+        self._rows = 0
+        self._seen: Counter[Key] = Counter()
+        self._known: dict[object, tuple[Key, int]] = {}
+        self._shown: dict[Key, str] = {}
+        self.missing = 0
+
+    @property
+    def words(self) -> str:
+        """What is 1 and what is 0, for people."""
+        named = [f"{self._quoted(texts)} is {y}" for texts, y in self._sides.values() if texts]
+        if not named:
+            return "1 and true are 1; 0, -1 and false are 0"
+        return ", ".join(named) + ("" if len(named) == 2 else f", all others are {self._others}")
+
+    def read(self, value: object) -> int | None:
+        """0 or 1, or None where the label is missing."""
+        self._rows += 1
+        if self._rows > self._look > 0:
+            self.looked()
+        try:
+            key, y = self._known[value]
+        except (KeyError, TypeError):
+            if value is None or (isinstance(value, str) and is_missing(value)):
+                self.missing += 1
+                return None
+            key, y = self._new(value)
+        self._seen[key] += 1
+        return y
+
+    def _new(self, value: object) -> tuple[Key, int]:
+        """A label that was not read before."""
+        key = key_of(value)
+        if key in self._named:
+            y = self._named[key]
+        elif not self._named:
+            y = self._plain(value, key)
+        elif len(set(self._named.values())) == 2:
+            raise WrongRow(f"the label {value!r} is named by neither --positive nor --negative")
+        else:
+            y = self._others
+        if len(self._known) < MOST_VALUES:
+            self._known[value] = key, y
+            self._shown.setdefault(key, f"{key:g}" if isinstance(key, float) else repr(value))
+        elif key not in self._seen and key not in self._named:  # more are not told apart
+            key = ""
+        return key, y
+
+    def _plain(self, value: object, key: Key) -> int:
+        """A label of which neither flag says what it is."""
+        if key not in _KNOWN:
+            before = f"; labels before it are {self._listed(self._seen)}" if self._seen else ""
+            raise WrongRow(
+                f"the label {value!r} is not 0, 1, -1, +1, true or false{before}. --positive VALUE says which is 1"
+            )
+        if {0.0, -1.0} <= {key, *self._seen}:
+            raise WrongRow(
+                f"the label {value!r} makes more than two values with {self._listed(self._seen)}: 0 and -1 would both "
+                "be 0. --positive VALUE says which is 1, all others are 0 then"
+            )
+        return _KNOWN[key]
+
+    # -- whether they are what was meant
+
+    def looked(self) -> None:
+        """Check what came so far, once; WrongUsage where it cannot be what was meant."""
+        if not self._look:
+            return
+        self._look = 0
+        for flag, (texts, _) in self._sides.items():
+            if not self._seen or not texts:
+                continue
+            unseen = [text for text in texts if key_of(text) not in self._seen]
+            others = Counter({key: count for key, count in self._seen.items() if key not in self._named})
+            if len(unseen) == len(texts) and len(others) > 1:
+                raise WrongUsage(
+                    f"{self._name}: none of the first {self._total:,} labels is {self._quoted(unseen)}; they are "
+                    f"{self._listed(others)}. {flag} names one of the labels, and --look N looks at more rows"
+                )
+            if unseen:
+                self._notice(
+                    f"none of the first {self._total:,} labels of {self._name} is {self._quoted(unseen)} ({flag}); "
+                    f"they are {self._listed(self._seen)}"
+                )
+
+    def never_came(self) -> str:
+        """What is to be said at the end where a label that was named never came; else nothing."""
+        for flag, (texts, y) in self._sides.items():
+            if self._seen and texts and not any(key_of(text) in self._seen for text in texts):
+                return (
+                    f"no label of {self._name} is {self._quoted(texts)} ({flag}): they are {self._listed(self._seen)}, "
+                    f"and all {self._total:,} were read as {1 - y}"
+                )
+        return ""
+
+    @property
+    def _total(self) -> int:
+        return sum(self._seen.values())
+
+    @staticmethod
+    def _quoted(texts: Sequence[str]) -> str:
+        return " or ".join(map(repr, texts))
+
+    def _listed(self, seen: Counter[Key]) -> str:
+        """The most frequent labels, with their counts."""
+        most = [f"{self._shown.get(key, 'others')} ({count:,})" for key, count in seen.most_common(SHOWN)]
+        return ", ".join(most) + (f" and {len(seen) - SHOWN:,} others" if len(seen) > SHOWN else "")
+
+
+def key_of(value: object) -> Key:
+    """What two equal labels have in common: "+1", "1.0", 1 and true are equal, and so are "Up" and "up".
+
+    >>> [key_of(label) for label in ("+1", True, " false", "Up", 3)]
+    [1.0, 1.0, 0.0, 'up', 3.0]
+    """
+    if isinstance(value, bool | int | float):
+        return float(value)
+    if not isinstance(value, str):
+        raise WrongRow(f"the label {value!r} is neither a number nor text")
+    text = value.strip().lower()
+    number = to_number(text)
+    return text if number is None else number

@@ -1,0 +1,490 @@
+"""Lines of a file to events, one reader for each kind of file: tables, flat objects, events in JSON, libsvm.
+
+A reader turns lines into records, looks at the first of them, and then makes an event of each. `columns` is what it
+found out, and `missing` how many values said nothing and were left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+
+from service import errors
+from service.commands.cells import MISSING, is_missing, read_number, read_numbers, read_text, to_number
+from service.commands.columns import (
+    INDEX,
+    ONLY_ONE,
+    Column,
+    Kept,
+    agreed,
+    ids_among,
+    looks_like_data,
+    not_a_number,
+    told,
+    worked_out,
+)
+from service.commands.labels import Labels
+from service.commands.tables import Dialect, Records
+from service.commands.terminal import WrongRow, WrongUsage, say
+from service.decode import wire
+
+SLOW_SECONDS = 2.0
+"""How long rows to look at may take to come before people are told what is waited for."""
+SHOWN_NAMES = 20
+
+
+class Looked:
+    """The first rows of a source: each the line where it begins, and the record.
+
+    look: how many are looked at. regular: whether they are there already, as those of a file are: then it costs nothing
+    to look. Those of a pipe are waited for only where something hangs on them.
+    """
+
+    def __init__(self, look: int, regular: bool) -> None:
+        self.rows: list[tuple[int, Any]] = []
+        self.lines: list[bytes] = []
+        """Lines that were read before it was known what they are."""
+        self.done = False
+        """Whether the rows are all that are looked at."""
+        self._look = look
+        self._regular = regular
+
+    def read_lines(self, lines: Iterator[bytes]) -> list[bytes]:
+        """The first two lines that are not blank; all that were read are kept."""
+        found: list[bytes] = []
+        for line in lines:
+            self.lines.append(line)
+            if line.strip():
+                found.append(line)
+            if len(found) == 2:
+                break
+        return found
+
+    def read_first(self, records: Iterator[tuple[int, Any]]) -> None:
+        """The first row, whatever hangs on it."""
+        self.rows.extend(itertools.islice(records, 1))
+
+    def read_rows(self, records: Iterator[tuple[int, Any]], needed: bool) -> None:
+        """As many rows as are looked at, if they are `needed` or there anyway."""
+        if needed or self._regular:
+            for record in itertools.islice(records, self._look - len(self.rows)):
+                self.rows.append(record)  # one by one: somebody may ask how many there are
+            self.done = True
+
+    @contextmanager
+    def told_of(self) -> Iterator[None]:
+        """Where it takes long, people are told what is waited for."""
+        timer = threading.Timer(SLOW_SECONDS, self._tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell(self) -> None:
+        fewer = next((few for few in (100, 10) if few < self._look), 1)
+        say(f"have read {len(self.rows):,} rows, waiting for {self._look:,}; --look {fewer}")
+
+
+class Reader(Protocol):
+    """What reads one kind of file."""
+
+    columns: list[Column]
+    missing: int
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        """Look at the first records, which stand in `looked` then; the others."""
+
+    def event(self, record: Any) -> wire.Event | None:
+        """The event of a record, None where it has no label."""
+
+
+class TableReader:
+    """CSV, TSV and their like. label: its name, or its number from 1. header: whether the first line is one, None for
+    what it looks like."""
+
+    def __init__(
+        self,
+        file: str,
+        label: str | int,
+        header: bool | None,
+        asked: Mapping[str, str],
+        kept: Kept,
+        labels: Labels,
+        dialect: Dialect,
+        skip: int,
+    ) -> None:
+        self.columns: list[Column] = []
+        self.missing = 0
+        self._file = file
+        self._label = label
+        self._header = header
+        self._asked = asked
+        self._kept = kept
+        self._known = agreed(asked, kept)
+        self._labels = labels
+        self._dialect = dialect
+        self._skip = skip
+        self._width = 0
+        self._label_place = 0
+        self._id_place, self._weight_place = -1, -1
+        self._features = self._numbers = self._texts = _Cells([])
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        records: Iterator[tuple[int, list[str]]] = Records(lines, self._dialect, self._skip, self._notice)
+        top = next(records, None)
+        if top is None:
+            raise WrongUsage(f"{self._file} is empty")
+        names = top[1]
+        if self._header is False:
+            records = itertools.chain([top], records)
+            names = [str(number) for number in range(1, len(names) + 1)]
+        looked.read_first(records)
+        places = [place for place, name in enumerate(names) if name and name not in self._known]
+        looked.read_rows(records, needed=any(not self._is_label(place, names) for place in places))
+        if self._header is None and looks_like_data(names, looked.rows, self._named_place(names)):
+            shown = ", ".join(repr(name[:24]) for name in names[:5])
+            raise WrongRow(
+                f"looks like a row, and no header: {shown}. --no-header reads it as the first row, the columns are 1, "
+                "2, ... then and --label-column N names the label; --header takes it as the names of the columns",
+                top[0],
+            )
+        if not looked.rows:
+            raise WrongUsage(f"{self._file} has a header, and no row")
+        names, unnamed = self._widened(names, looked.rows)
+        self._width = len(names)
+        self._label_place = self._place_of_label(names)
+        self._check_names(names, unnamed)
+        self._check_known(names)
+        for line, cells in looked.rows:
+            self._check_width(cells, line)
+        self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
+        self._set_places()
+        return records
+
+    def event(self, record: Sequence[str]) -> wire.Event | None:
+        if len(record) != self._width:
+            self._check_width(record)
+        y = self._labels.read(record[self._label_place])
+        if y is None:
+            return None
+        id_ = None if self._id_place < 0 else _id(record[self._id_place])
+        weight = 1.0 if self._weight_place < 0 else _weight(record[self._weight_place])
+        # Most rows lack nothing, and are read at once: in half the time of one cell after the other.
+        numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
+        x: dict[str, float | bool | str]
+        if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
+            x = dict(self._values(record))
+            self.missing += len(self._features.names) - len(x)
+        elif texts:
+            x = dict(zip(self._features.names, self._features.of(record), strict=True))  # for the order of the columns
+            x.update(zip(self._numbers.names, numbers, strict=True))
+        else:
+            x = dict(zip(self._numbers.names, numbers, strict=True))
+        return wire.Event(x, y, id_, weight)
+
+    def _values(self, record: Sequence[str]) -> Iterator[tuple[str, float | str]]:
+        """The names and values of a row's features, cell by cell; what is missing is left out."""
+        for column in self.columns:
+            if column.kind in ("number", "text"):
+                cell = record[column.place]
+                try:
+                    value = read_number(cell) if column.kind == "number" else read_text(cell)
+                except WrongRow:
+                    why = self._known[column.name][1] if column.name in self._known else "so far"
+                    raise WrongRow(not_a_number(column.name, cell, f"has numbers ({why})")) from None
+                if value is not None:
+                    yield column.name, value
+
+    # -- the header
+
+    def _notice(self, line: int, what: str) -> None:
+        say(f"{self._file} line {line}: {what}")
+
+    def _is_label(self, place: int, names: Sequence[str]) -> bool:
+        return self._label in (place + 1, names[place])
+
+    def _named_place(self, names: Sequence[str]) -> int | None:
+        """Where the label stands, if it was found by its name."""
+        return names.index(self._label) if isinstance(self._label, str) and self._label in names else None
+
+    def _widened(self, names: list[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[list[str], dict[int, str]]:
+        """The names of all columns, and why those without one are left out."""
+        unnamed: dict[int, str] = {}
+        if rows and len(rows[0][1]) == len(names) + 1:
+            if all(not cells[-1] for _, cells in rows):
+                names = [*names, ""]
+            else:
+                names = ["", *names]
+                unnamed[0] = "row names, for which the header has no cell, as R writes them"
+        for place in itertools.takewhile(lambda place: not names[place], range(len(names))):
+            unnamed.setdefault(place, "an index without a name, as pandas writes it")
+        last = len(names) - 1
+        if not names[last] and all(not cells[last] for _, cells in rows if len(cells) == len(names)):
+            unnamed[last] = "nothing stands in it, not even a name"
+        return names, unnamed
+
+    def _place_of_label(self, names: Sequence[str]) -> int:
+        if isinstance(self._label, int):
+            if self._label > len(names):
+                raise WrongUsage(
+                    f"{self._file} has {len(names)} columns: --label-column {self._label} names none of them"
+                )
+            return self._label - 1
+        return self._place(names, self._label)
+
+    def _place(self, names: Sequence[str], column: str) -> int:
+        if column not in names:
+            hint = "; if its first line is a row, --no-header and --label-column N" if self._header is None else ""
+            raise WrongUsage(f"{self._file} has no column {column!r}; it has {_listed(names)}{hint}")
+        return names.index(column)
+
+    def _check_names(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
+        hint = "; if the first line is a row, --no-header and --label-column N" if self._header is None else ""
+        for place, name in enumerate(names):
+            if not name and place not in unnamed:
+                raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")
+            if name and names.index(name) < place:
+                raise WrongUsage(f"{self._file}: two columns have the name {name!r}{hint}")
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        """WrongUsage where the columns are not those that flags and the model speak of."""
+        known, label = self._known, names[self._label_place]
+        if label in known:
+            kind, why = known[label]
+            raise WrongUsage(f"{self._file}: column {label!r} is the label, and cannot be {kind!r} too ({why})")
+        for name, (kind, _) in known.items():
+            if name in self._asked or kind in ONLY_ONE:
+                self._place(names, name)
+        gone = [name for name in known if name not in names]
+        if gone:
+            say(f"{self._file} lacks columns that {self._kept.whose} knows: {_listed(gone)}")
+
+    def _check_width(self, cells: Sequence[str], line: int = 0) -> None:
+        if len(cells) != self._width:
+            raise WrongRow(
+                f"it has {len(cells)} cells, and the header {self._width} ({self._dialect.words})"
+                if self._header is not False
+                else f"it has {len(cells)} cells, and the first row {self._width} ({self._dialect.words})",
+                line,
+            )
+
+    # -- the columns
+
+    def _column(
+        self, name: str, place: int, unnamed: Mapping[int, str], rows: Sequence[tuple[int, list[str]]]
+    ) -> Column:
+        if place == self._label_place:
+            return told(name, place, rows, "label", self._labels.words)
+        if place in unnamed:
+            return told(name, place, rows, "ignore", unnamed[place])
+        if name in self._known:
+            return told(name, place, rows, *self._known[name])
+        if self._kept.kinds:
+            raise WrongUsage(
+                f"{self._file} has a column {name!r} that {self._kept.whose} does not know. --number {name}, --text "
+                f"{name} or --ignore {name} says what it is"
+            )
+        if name == INDEX:
+            return told(name, place, rows, "ignore", f"an index, as pandas names it; --number '{INDEX}' keeps it")
+        return worked_out(name, place, rows)
+
+    def _set_places(self) -> None:
+        self._numbers = _Cells([column for column in self.columns if column.kind == "number"])
+        self._texts = _Cells([column for column in self.columns if column.kind == "text"])
+        self._features = _Cells([column for column in self.columns if column.kind in ("number", "text")])
+        self._id_place = next((column.place for column in self.columns if column.kind == "id"), -1)
+        self._weight_place = next((column.place for column in self.columns if column.kind == "weight"), -1)
+        if not self._features.names:
+            left = [column.name for column in self.columns if column.kind == "ignore" and column.name]
+            keeps = f"; left out: {_listed(left)}. --text NAME or --number NAME keeps one" if left else ""
+            raise WrongUsage(f"{self._file} has no column to learn from{keeps}")
+
+
+class _Cells:
+    """Some columns of a table: their names, and their cells `of` a row."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.names = [column.name for column in columns]
+        places = [column.place for column in columns]
+        self.of: Callable[[Sequence[str]], Sequence[str]] = (
+            operator.itemgetter(*places) if len(places) > 1 else lambda cells: [cells[place] for place in places]
+        )
+
+
+class ObjectReader:
+    """NDJSON of flat objects. Their values are what JSON says they are; what was asked for, or kept, is read so."""
+
+    def __init__(self, file: str, label: str, asked: Mapping[str, str], kept: Kept, labels: Labels) -> None:
+        self.columns: list[Column] = []
+        self.missing = 0
+        self._file = file
+        self._label = label
+        self._known = agreed(asked, kept)
+        self._labels = labels
+        self._kinds: dict[str, str] = {}
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        records = self._objects(lines)
+        looked.read_rows(records, needed=True)
+        left_out = {name: ("ignore", why) for name, why in ids_among(looked.rows).items() if name != self._label}
+        for name, (kind, why) in (left_out | self._known).items():
+            values = [row.get(name) for _, row in looked.rows]
+            example = next((_text(value) for value in values if value is not None), "")
+            self.columns.append(Column(name, 0, kind, why, example, values.count(None)))
+        self._kinds = {column.name: column.kind for column in self.columns}
+        return records
+
+    def _objects(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for line, data in numbered(lines):
+            try:
+                found = msgspec.json.decode(data)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise WrongRow(f"it is not JSON: {error}", line) from None
+            if not isinstance(found, dict):
+                raise WrongRow("it is not a JSON object", line)
+            yield line, found
+
+    def event(self, record: dict[str, Any]) -> wire.Event | None:
+        if self._label not in record:
+            raise WrongRow(f"it has no {self._label!r}")
+        y = self._labels.read(record[self._label])
+        if y is None:
+            return None
+        event = wire.Event({}, y)
+        for name, value in record.items():
+            if name != self._label:
+                self._add(event, name, value)
+        if "id" in self._kinds.values() and event.id is None:
+            raise WrongRow("it has no id")
+        return event
+
+    def _add(self, event: wire.Event, name: str, value: Any) -> None:
+        """Read a value into the event, as what it is."""
+        kind = self._kinds.get(name)
+        if kind == "ignore":
+            return
+        if kind == "id":
+            event.id = _id(_text(value))
+        elif kind == "weight":
+            event.weight = _weight(_text(value))
+        elif value is None:
+            self.missing += 1
+        elif not isinstance(value, float | int | str):
+            raise WrongRow(f"{name}: must be a number, a string, true, false or null")
+        else:
+            event.x[name] = self._as_kind(kind, name, value)  # type: ignore[call-overload]  # it is a dict
+
+    def _as_kind(self, kind: str | None, name: str, value: float | bool | str) -> float | bool | str:
+        if kind == "text":
+            return _text(value)
+        if kind == "number" and isinstance(value, str):
+            number = to_number(value.strip())
+            if number is None:
+                raise WrongRow(not_a_number(name, value, f"has numbers ({self._known[name][1]})"))
+            return number
+        return value
+
+
+class EventReader:
+    """NDJSON of events as `/learn` takes them: {"x": {...}, "y": 1}."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.columns: list[Column] = []
+        self.missing = 0
+        self._labels = labels
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        records = numbered(lines)
+        looked.read_rows(records, needed=False)
+        return records
+
+    def event(self, record: bytes) -> wire.Event | None:
+        try:
+            return wire.decode_event(record)
+        except errors.OnestepError as error:
+            if _has_no_label(record):
+                self._labels.missing += 1
+                return None
+            hint = "; where the label stands among the features, --label names it"
+            raise WrongRow(str(error).replace("The body is", "it is") + hint) from None
+
+
+class LibsvmReader:
+    """libsvm without its comments: the label, then index:value."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.columns: list[Column] = []
+        self.missing = 0
+        self._labels = labels
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        records = numbered(lines)
+        looked.read_rows(records, needed=False)
+        return records
+
+    def event(self, record: bytes) -> wire.Event | None:
+        label, *features = record.decode().split()
+        y = self._labels.read(label)
+        if y is None:
+            return None
+        x: dict[str, float | bool | str] = {}
+        for feature in features:
+            index, _, text = feature.partition(":")
+            value = to_number(text)
+            if not (index.isascii() and index.isdecimal()) or (value is None and not is_missing(text)) or not text:
+                raise WrongRow(f"{feature!r} is not index:value, which libsvm has after the label")
+            if index in x:
+                raise WrongRow(f"the index {index} stands twice in it")
+            if value is None:
+                self.missing += 1
+            else:
+                x[index] = value
+        return wire.Event(x, y)
+
+
+def numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1, without blank ones and a byte order mark."""
+    for number, line in enumerate(lines, 1):
+        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if content.strip():
+            yield number, content
+
+
+def _has_no_label(record: bytes) -> bool:
+    """Whether all that is wrong with an event is that its label is null."""
+    try:
+        found = msgspec.json.decode(record)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(found, dict) and "y" in found and found["y"] is None and "x" in found
+
+
+def _text(value: object) -> str:
+    """A JSON value as text: true, 17, France; nothing for null."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _id(cell: str) -> str:
+    if is_missing(cell):
+        raise WrongRow("it has no id")
+    return cell
+
+
+def _weight(cell: str) -> float:
+    value = to_number(cell.strip())
+    if value is None or value <= 0:
+        raise WrongRow(f"its weight {cell!r} is no number above 0")
+    return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(name or "(no name)" for name in names[:SHOWN_NAMES]) + more

@@ -1,0 +1,167 @@
+"""Lines of CSV, TSV and their like to cells, and nothing guessed.
+
+Python's `csv` reads a stray quote as the beginning of a cell that swallows rows, and says nothing; here a quote stands
+around a whole cell, or it is refused with its line. Most lines have no quote, and are split where they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from service.commands.terminal import WrongRow
+
+LONGEST_CELL = 100
+"""Lines of one quoted cell."""
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+_HOW_TO_QUOTE = 'Quotes stand around a whole cell, and a quote within one is written twice: "5"" pipe"'
+_CARRIAGE_RETURN = "a carriage return stands in the middle of it, and only a quoted cell may have one"
+_OR_NOT = "--no-quoted takes quotes as characters as others are"
+
+
+class Dialect(NamedTuple):
+    """How cells are told apart. delimiter: a character, or None for runs of white space. quoted: whether quotes hold a
+    cell together; else they are characters as others are."""
+
+    delimiter: str | None
+    quoted: bool
+
+    @property
+    def words(self) -> str:
+        """For people: "a semicolon between cells"."""
+        if self.delimiter is None:
+            return "white space between cells"
+        return f"a {DELIMITERS.get(self.delimiter, repr(self.delimiter))} between cells"
+
+
+class Records:
+    """The rows of a table: cells as text, without the spaces around them. Blank lines are none.
+
+    `line` is where the row before the next one begins, from 1. `notice` is told once of a cell that looks quoted where
+    quotes mean nothing, or of one that goes on over several lines where they do. WrongRow, with its line, for what
+    is no row.
+    """
+
+    def __init__(self, lines: Iterable[bytes], dialect: Dialect, skip: int, notice: Callable[[int, str], None]) -> None:
+        self.line = 0
+        self._lines = iter(lines)
+        self._read = 0
+        self._dialect = dialect
+        self._notice: Callable[[int, str], None] | None = notice
+        for _ in range(skip):
+            self._next_line()
+        delimiter = re.escape(dialect.delimiter or " ")
+        self._bare = re.compile(rf'[^"\r\n{delimiter}]*')
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        return self
+
+    def __next__(self) -> tuple[int, list[str]]:
+        """The next row and the line where it begins."""
+        delimiter, quoted = self._dialect
+        while True:
+            text = self._next_line()
+            if text is None:
+                raise StopIteration
+            self.line = self._read
+            if quoted and '"' in text:
+                return self.line, self._with_quotes(text)
+            text = text.rstrip("\r\n")
+            if "\r" in text:
+                raise WrongRow(_CARRIAGE_RETURN, self.line)
+            if not text or (text.isspace() and (delimiter is None or delimiter not in text)):
+                continue
+            if delimiter is None:
+                return self.line, text.split()
+            cells = text.split(delimiter)
+            if " " in text:
+                cells = [cell.strip(" ") for cell in cells]
+            if not quoted and '"' in text:
+                self._tell_of_quotes(cells)
+            return self.line, cells
+
+    def _next_line(self) -> str | None:
+        data = next(self._lines, None)
+        if data is None:
+            return None
+        self._read += 1
+        try:
+            return data.decode("utf-8-sig" if self._read == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise WrongRow(
+                f"it is not text in UTF-8 (byte {error.start + 1} of the line is {data[error.start]:#x}). "
+                "`iconv -f LATIN1 -t UTF-8 OLD > NEW` makes it so, if it is Latin-1",
+                self._read,
+            ) from None
+
+    # -- quotes
+
+    def _with_quotes(self, text: str) -> list[str]:
+        """The cells of a row with quotes; further lines belong to it while a quoted cell goes on."""
+        cells: list[str] = []
+        at = 0
+        while True:
+            start = _OPENING.match(text, at)
+            if start:
+                text, end = self._closed(text, start.end())
+                cells.append(text[start.end() : end].replace('""', '"').strip(" "))
+                at = _SPACES.match(text, end + 1).end()  # type: ignore[union-attr]  # it matches nothing, too
+            else:
+                found = self._bare.match(text, at)
+                cells.append(found.group().strip(" "))  # type: ignore[union-attr]  # the same
+                at = found.end()  # type: ignore[union-attr]
+            rest = text[at : at + 2]
+            if rest[:1] in ("", "\n") or rest == "\r\n":
+                return cells
+            if rest[:1] != self._dialect.delimiter:
+                raise WrongRow(self._misplaced(rest[0], cells[-1], bool(start)), self.line + text.count("\n", 0, at))
+            at += 1
+
+    def _misplaced(self, found: str, cell: str, quoted: bool) -> str:
+        """What is wrong with a cell that ends where no delimiter is."""
+        if found == "\r":
+            return _CARRIAGE_RETURN
+        place = f"after the quoted cell {_cut(cell)!r}" if quoted else f"in the middle of a cell, after {_cut(cell)!r}"
+        what = "a quote" if found == '"' else "text"
+        return f"{what} stands {place}. {_HOW_TO_QUOTE}; {_OR_NOT}"
+
+    def _closed(self, text: str, start: int) -> tuple[str, int]:
+        """The text, with as many more lines as it takes, and where the quoted cell that began before `start` ends."""
+        opened = self._read
+        end = start
+        while (end := _INNER.match(text, end).end()) == len(text):  # type: ignore[union-attr]  # it matches nothing, too
+            if self._read - opened + 1 == LONGEST_CELL:
+                raise WrongRow(self._swallows(f"not closed within {LONGEST_CELL} lines"), opened)
+            more = self._next_line()
+            if more is None:
+                raise WrongRow(self._swallows("never closed"), opened)
+            text += more
+        if self._read > opened and self._notice is not None:
+            self._notice(opened, f"a quoted cell begins that goes on to line {self._read}")
+            self._notice = None
+        return text, end
+
+    def _swallows(self, how: str) -> str:
+        return (
+            f"a quoted cell begins that is {how}. {_HOW_TO_QUOTE}; --no-quoted takes quotes as characters as others are"
+        )
+
+    def _tell_of_quotes(self, cells: list[str]) -> None:
+        cell = next((cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"'), None)
+        if cell is not None and self._notice is not None:
+            self._notice(
+                self.line,
+                f"the cell {_cut(cell)} begins and ends with a quote, and both are read as part of it; "
+                "--quoted takes them as marks around the cell",
+            )
+            self._notice = None
+
+
+_OPENING = re.compile(r' *"')
+_SPACES = re.compile(r" *")
+_INNER = re.compile(r'(?:[^"]+|"")*+')
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
