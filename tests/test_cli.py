@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, PATIENCE, Model, Service, Start, Starter
+from conftest import ONESTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, eventually
 from streams import stream
 
 from service import errors
@@ -560,6 +560,31 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.stdout.count("the same\n") == 2
     assert "\x1b" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        try:
+            assert demo.stdout is not None
+            url = next(found[1] for line in demo.stdout if (found := re.search(r"runs at (http\S+),", line)))
+            assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
+            demo.send_signal(number)
+            demo.wait(PATIENCE)
+        finally:
+            demo.kill()
+    eventually(lambda: not answers(url), "the service to end")
+    if number != signal.SIGKILL:
+        assert demo.returncode == 128 + number
+        assert list(tmp_path.iterdir()) == []
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez", **PLAIN).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from service.children import command
 from service.commands.cli import verdict
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row
@@ -33,6 +35,8 @@ STOP_SECONDS = 15.0
 
 def demo(keep: bool = False) -> int:
     """Show all of it, and with `keep` go on serving until Ctrl-C; the exit code. Leaves nothing behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what follows is cleaned up
     with tempfile.TemporaryDirectory(prefix="onestep-demo-") as folder:
         service = _Service(Path(folder))
         try:
@@ -94,8 +98,8 @@ class _Service:
         settings = {name: value for name, value in os.environ.items() if not name.upper().startswith("ONESTEP_")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command
-                [sys.executable, "-m", "service.commands.cli", "serve", *flags],
-                stdin=subprocess.DEVNULL,
+                command("service.commands.child", "serve", *flags),
+                stdin=subprocess.PIPE,  # open as long as the demo lives, and so the service
                 stdout=log,
                 stderr=log,
                 env=settings,
@@ -112,7 +116,7 @@ class _Service:
         """kill -9; nothing if it does not run."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
     def wait(self) -> None:
         """Until it ends."""

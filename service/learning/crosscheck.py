@@ -3,8 +3,9 @@
 The child reads the log itself, read-only, and gets nothing from the service but the weights to be checked. It says two
 things: whether a replay of the log gives those weights bit for bit, and how far they are from river's.
 
-The first line of its standard input is a JSON object (folder, model, key and seq), then the weights
-and the bias as little-endian float64. It prints the report as JSON.
+The first line of its standard input is a JSON object (folder, model, key, seq, and how many bytes follow), then come
+the weights and the bias as little-endian float64. It prints the report as JSON. Its input stays open as long as it is
+wanted.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
 from core.spec import Spec
 from service import errors
+from service.children import command, end_with_parent
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.storage.log import LogReader, StoredModel
@@ -57,14 +60,20 @@ class CrossChecks:
 
     async def _ask_child(self, question: bytes) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "service.learning.crosscheck"),
+            *command("service.learning.crosscheck"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        stdin = cast("asyncio.StreamWriter", child.stdin)
+        outputs = cast("list[asyncio.StreamReader]", [child.stdout, child.stderr])
         try:
-            output, error = await child.communicate(question)
+            with contextlib.suppress(ConnectionError):  # it ended before it had read all: then it says why
+                stdin.write(question)
+                await stdin.drain()
+            output, error = await asyncio.gather(*(stream.read() for stream in outputs))
+            stdin.close()
+            await child.wait()
         finally:
             if child.returncode is None:  # the request was cancelled
                 child.kill()
@@ -77,9 +86,15 @@ class CrossChecks:
 
     def _question(self, model: Model) -> bytes:
         learner = model.learner
-        header = {"folder": str(self._folder), "model": model.name, "key": model.stored.key, "seq": learner.seq}
-        state = [learner.weights.astype("<f8").tobytes(), np.array([learner.bias], "<f8").tobytes()]
-        return json.dumps(header).encode() + b"\n" + b"".join(state)
+        state = learner.weights.astype("<f8").tobytes() + np.array([learner.bias], "<f8").tobytes()
+        header = {
+            "folder": str(self._folder),
+            "model": model.name,
+            "key": model.stored.key,
+            "seq": learner.seq,
+            "bytes": len(state),
+        }
+        return json.dumps(header).encode() + b"\n" + state
 
 
 def require_twin(spec: Spec) -> None:
@@ -161,7 +176,8 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
 def main() -> int:
     """The child process."""
     header = json.loads(sys.stdin.buffer.readline())
-    served = sys.stdin.buffer.read()
+    served = sys.stdin.buffer.read(header["bytes"])
+    end_with_parent(lambda: os._exit(1))
     try:
         report = check(Path(header["folder"]), header["model"], header["key"], header["seq"], served)
     except errors.UnknownModel:
