@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -69,9 +70,13 @@ class Unauthorized(OnestepError):
     status = 401
     title = "Unauthorized"
 
-    def __init__(self, *, sent: bool, **told: Any) -> None:
+    def __init__(self, *, sent: bool, expired_at: float | None = None, **told: Any) -> None:
+        """`sent`: whether one was; `expired_at`: when it expired, in seconds since 1970, if that is why."""
         reason = "and the one that was sent is none of its" if sent else "and none was sent"
-        super().__init__(**{**told, "sent": sent, "reason": reason})
+        if expired_at is not None:
+            at = datetime.fromtimestamp(expired_at, UTC).isoformat(" ", "seconds")
+            reason = f"and the one that was sent expired at {at}"
+        super().__init__(**{**told, "sent": sent, "expired_at": expired_at, "reason": reason})
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 6750
@@ -99,6 +104,11 @@ class ForeignOrigin(OnestepError):
     title = "Foreign origin"
 
 
+class ForeignSite(ForeignOrigin):
+    """A page of another site, or a link on it, may not do this: without tokens, only pages of this service may, and
+    those of --cors-origins (ONESTEP_CORS_ORIGINS). Type the address, or start from the page at /."""
+
+
 class ForeignHost(OnestepError):
     """This service is not called {host!r}; it answers to localhost, and to the names in --allowed-hosts
     (ONESTEP_ALLOWED_HOSTS)."""
@@ -108,7 +118,8 @@ class ForeignHost(OnestepError):
 
 
 class TooFast(OnestepError):
-    """This token may learn and predict {rate:g} events a second; try again in {retry_after} s."""
+    """This token may have {rate:g} events a second, and a reply to a GET counts by its size; try again in
+    {retry_after} s."""
 
     status = 429
     title = "Too fast"

@@ -46,6 +46,22 @@ def test_the_probes_answer_to_any_name(shared: Service) -> None:
         assert shared.http.get(path, headers={"host": "10.0.0.7:8000"}).status_code == 200
 
 
+def test_what_a_page_of_another_site_asks_for_without_an_origin_is_refused_too(shared: Service) -> None:
+    """An image, or a link: the page sees no reply, but a cross-check costs much, and a stream a viewer's place."""
+    document = shared.get("/openapi.json")["paths"]
+    gets = {path.replace("{model}", "default") for path, item in document.items() if "get" in item}
+    assert {"/models/default/crosscheck", "/stream"} < gets
+    for path in (gets | {"/openapi.json"}) - {"/livez", "/readyz"}:
+        for method, site in (("GET", "cross-site"), ("GET", "same-site"), ("HEAD", "cross-site")):
+            reply = shared.http.request(method, path, headers={"sec-fetch-site": site})
+            assert reply.status_code == 403, path
+            assert method == "HEAD" or assert_problem(reply, 403, "A page of another site", "Type the address")
+    for path in ("/", "/docs", "/dashboard/main.js", "/livez", "/readyz"):
+        assert shared.http.get(path, headers={"sec-fetch-site": "cross-site"}).status_code == 200
+    for site in ("none", "same-origin"):
+        assert shared.http.get("/models", headers={"sec-fetch-site": site}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
 )

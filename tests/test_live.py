@@ -211,7 +211,7 @@ def test_a_slow_viewer_gets_the_newest_message_and_never_those_it_missed(tmp_pat
         async with running_engine(tmp_path) as engine:
             viewers = live.Live(engine, Past(tmp_path), 1)
             never = asyncio.Event().wait
-            stream = live.EventStream(viewers, "default", lambda _: True)
+            stream = live.EventStream(viewers, "default", lambda _: None)
             watching = asyncio.create_task(stream({"method": "GET"}, never, send))  # type: ignore[arg-type]
             for i in range(50):
                 await engine.learn("default", [Event({"age": float(i)}, 1)])

@@ -300,6 +300,7 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
             return await client.get(path.replace("{model}", "default"))
 
     replies.append(asyncio.run(not_started()))
+    replies.append(shared.http.get(path.replace("{model}", "default"), headers={"sec-fetch-site": "cross-site"}))
     replies += asyncio.run(at_the_door(guarded, path.replace("{model}", "default")))
     for reply in replies:
         assert_documented(document, "get", path, reply)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -151,6 +152,27 @@ def test_the_stream_of_all_models_tells_of_those_within_reach(guarded: Guarded, 
     with guarded.service.http.stream("GET", "/stream", headers=bearer(guarded.made[kind])) as reply:
         told = next(line for line in reply.iter_lines() if line.startswith("data: "))
     assert {model["model"] for model in json.loads(told[6:])["models"]} == seen
+
+
+def test_the_metrics_tell_of_the_models_within_reach(guarded: Guarded) -> None:
+    for name in ("clicks", "other"):
+        assert guarded.ask("admin", "POST", f"/models/{name}/learn", json=[EVENT] * 7).status_code == 200
+        assert guarded.ask("admin", "POST", f"/models/{name}/predict", json={"x": {"a": 1}}).status_code == 200
+    whole = guarded.ask("admin", "GET", "/metrics").text
+    part = guarded.ask("predict of clicks", "GET", "/metrics").text
+    assert guarded.ask("predict", "GET", "/metrics").text.count("onestep_model_seq{") == 3
+    of_clicks = [line for line in whole.splitlines() if 'model="clicks"' in line]
+    assert [line for line in part.splitlines() if "model=" in line] == of_clicks
+    counts = dict(line.rsplit(" ", 1) for line in part.splitlines() if not line.startswith("#"))
+    assert counts["onestep_models"] == "1.0"
+    learned = [float(line.split()[1]) for line in of_clicks if line.startswith("onestep_model_seq")]
+    assert [float(counts["onestep_learned_total"])] <= learned
+    assert counts["onestep_predicted_total"] == counts['onestep_model_predicted_total{model="clicks"}']
+    # Nothing that moves with what others do: no commits, sizes, queues or refusals.
+    assert {name.partition("{")[0] for name in counts if "_model" not in name} == {
+        *(f"onestep_{name}_total" for name in ("learned", "predicted", "predicted_unknown", "duplicates", "not_kept")),
+        *("onestep_ready", "onestep_build_info"),
+    }
 
 
 @pytest.mark.parametrize("form", ["event", "array", "ndjson", "chunked"])
@@ -349,6 +371,52 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
     assert run("token", "revoke", str(service.folder), id_).returncode == 1
 
 
+def test_a_token_expires_and_its_streams_end(start: Start) -> None:
+    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    text, token = tokens.create(service.folder, ["learn", "predict"], None, None, seconds=5.0)
+    eventually(lambda: service.http.get("/models", headers=bearer(text)).status_code == 200, "the token")
+
+    def watch() -> list[str]:
+        with service.another_client() as http, http.stream("GET", "/stream", headers=bearer(text)) as reply:
+            return list(reply.iter_lines())
+
+    def lines() -> Iterator[bytes]:
+        yield json.dumps(EVENT).encode() + b"\n"
+        eventually(lambda: time.time() > token.expires_at, "the token to expire")
+        for _ in range(100):
+            yield json.dumps(EVENT).encode() + b"\n"
+            time.sleep(0.05)
+
+    def learn() -> httpx.Response:
+        with service.another_client() as http:
+            return http.post("/learn", content=lines(), headers=bearer(text) | NDJSON)
+
+    with ThreadPoolExecutor() as pool:
+        seen, learned = pool.submit(watch), pool.submit(learn)
+        told = learned.result(PATIENCE)
+        assert_problem(told, 401, "expired at 20")
+        assert told.json()["learned"] >= 1
+        assert seen.result(PATIENCE)  # although nothing happened that there would be to see
+    for method, path in (("GET", "/models"), ("POST", "/predict"), ("HEAD", "/metrics")):
+        reply = service.http.request(method, path, json={"x": {}}, headers=bearer(text))
+        assert (reply.status_code, reply.headers["www-authenticate"][-15:]) == (401, '"invalid_token"')
+    assert re.search(rf"{token.id} .* expired 20\d\d-", run("token", "list", str(service.folder)).stdout)
+
+
+def test_the_command_says_until_when_a_token_is_valid(tmp_path: Path) -> None:
+    done = run("token", "create", str(tmp_path), "--expires", "90d")
+    (token,) = tokens.read(tmp_path)
+    assert token.expires_at is not None
+    assert abs(token.expires_at - token.created_at - 90 * 86_400) < 1
+    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(token.expires_at))
+    assert f"until {day}" in done.stderr
+    assert day in run("token", "list", str(tmp_path)).stdout
+    for wrong in ("0d", "90", "1w", "-1d", "d", "3651d", "1.5h"):
+        refused = run("token", "create", str(tmp_path), f"--expires={wrong}")
+        assert (refused.returncode, len(tokens.read(tmp_path))) == (2, 1), wrong
+        assert "like 90d" in refused.stderr
+
+
 def test_a_stream_ends_when_its_token_is_taken_back(start: Start) -> None:
     """Those who watch, and a body that is still on its way: what was learned of it is told, and stays."""
     service = start(env={"ONESTEP_TOKEN": ADMIN})
@@ -425,6 +493,11 @@ def test_a_file_that_cannot_be_read_stops_a_start_and_not_a_service(start: Start
     assert f"The tokens in {path} cannot be read" in again.log()
 
 
+def token_with(member: str) -> str:
+    """A file with one token, which has this member too."""
+    return f'{{"format": 1, "tokens": [{{"id": "a", "sha256": "{"0" * 64}", "scopes": [], {member}}}]}}'
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -432,7 +505,12 @@ def test_a_file_that_cannot_be_read_stops_a_start_and_not_a_service(start: Start
         '{"format": 2, "tokens": []}',
         '{"format": 1, "tokens": [{"id": "a", "sha256": "", "scopes": ["root"]}]}',
         '{"format": 1, "tokens": [{"id": "a", "sha256": "", "scopes": [], "more": 1}]}',
-        "\xff",
+        token_with('"expires_at": 0'),
+        token_with('"expires_at": -1.5'),
+        token_with('"expires_at": "soon"'),
+        token_with('"expires_at": 1e300'),
+        token_with('"rate": 0'),
+        token_with('"sha256": "no hash"'),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str) -> None:
@@ -529,14 +607,14 @@ def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
     slow = bearer(tokens.create(service.folder, ["predict", "learn"], None, 20)[0])
     eventually(lambda: service.http.get("/models", headers=slow).status_code == 200, "the token")
     codes = [service.http.post("/predict", json={"x": {}}, headers=slow).status_code for _ in range(40)]
-    assert codes[:20] == [200] * 20
+    assert codes[:18] == [200] * 18  # of 20 the first GET took one, and a little for its reply
     assert 429 in codes
     refused = next(
         reply for _ in range(40) if (reply := service.http.post("/learn", json=EVENT, headers=slow)).status_code == 429
     )
     assert_problem(refused, 429, "20 events a second")
     assert refused.headers["retry-after"] == "1"
-    assert service.http.get("/models", headers=slow).status_code == 200  # looking is not counted
+    assert_problem(service.http.get("/models", headers=slow), 429, "by its size")
     assert service.http.post("/predict", json={"x": {}}, headers=bearer(ADMIN)).status_code == 200
 
     time.sleep(1.0)
@@ -545,6 +623,32 @@ def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
     indebted = service.http.post("/learn", json=EVENT, headers=slow)
     assert_problem(indebted, 429)
     assert int(indebted.headers["retry-after"]) in (2, 3)
+
+
+def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(start: Start) -> None:
+    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    with httpx.Client(base_url=service.http.base_url, headers=bearer(ADMIN), trust_env=False) as admin:
+        wide = {f"feature-{i}": float(i) for i in range(5_000)}
+        assert admin.post("/learn", json={"x": wide, "y": 1}).status_code == 200
+        assert admin.put("/models/long", json={}).status_code == 201
+        assert admin.post("/models/long/learn", json=[{"x": {"a": 1}, "y": 1}] * 1_000).status_code == 200
+        size = len(admin.get("/models/default/weights").content)
+    for method, path, events in (
+        ("GET", "/models/default/weights", size / access.EVENT_BYTES),
+        ("HEAD", "/models/default/weights", size / access.EVENT_BYTES),
+        ("GET", "/models/long/crosscheck", 1_000),
+        ("GET", "/models/default/weights?top=1", 0.1),
+    ):
+        slow = bearer(tokens.create(service.folder, ["predict"], None, 10)[0])
+        eventually(lambda slow=slow: service.http.get("/models", headers=slow).status_code == 200, "the token")  # type: ignore[misc]
+        assert service.http.request(method, path, headers=slow).status_code == 200
+        after = service.http.get("/models", headers=slow)
+        if events < 1:
+            assert after.status_code == 200
+            continue
+        assert_problem(after, 429, "a GET counts by its size")
+        assert 0.8 * (events - 10) / 10 <= int(after.headers["retry-after"]) <= events / 10 + 2
+        assert service.http.get("/livez").status_code == 200
 
 
 def test_a_stream_past_the_rate_is_read_more_slowly(guarded: Guarded) -> None:

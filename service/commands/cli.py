@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -270,6 +271,9 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument("--model", action="append", metavar="NAME", help="for this model alone, or several (all)")
     create.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as many as come)")
+    create.add_argument(
+        "--expires", type=_valid, metavar="TIME", help="how long it is valid, like 90d or 12h (for ever)"
+    )
     create.add_argument("--name", default="", metavar="TEXT", help="whose it is, for people")
     create.set_defaults(run=_token_create)
     list_ = verbs.add_parser("list", help="every token, without its secret")
@@ -345,6 +349,15 @@ def _above_zero(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError("must be a number above 0")
     return value
+
+
+def _valid(text: str) -> float:
+    """Seconds. A token that is valid for longer than ten years does not expire for anybody who is there."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]] if found else 0
+    if not 0 < seconds <= 3_650 * 86_400:
+        raise argparse.ArgumentTypeError("must be a whole number and s, m, h or d, like 90d, and 3650d at most")
+    return float(seconds)
 
 
 # -- serve
@@ -735,7 +748,8 @@ def _token_create(arguments: argparse.Namespace) -> int:
     from service.http import tokens
 
     scopes = arguments.scope or ["predict", "learn"]
-    text, token = tokens.create(arguments.folder, scopes, arguments.model, arguments.rate, arguments.name)
+    told = (arguments.model, arguments.rate, arguments.name, arguments.expires)
+    text, token = tokens.create(arguments.folder, scopes, *told)
     say(f"token {token.id} for {arguments.folder} ({_may(token)}). It is shown this once; the folder has its hash")
     print(text)
     return 0
@@ -745,13 +759,13 @@ def _token_list(arguments: argparse.Namespace) -> int:
     from service.http import tokens
 
     rows = [
-        (token.id, token.name or "-", *_may_parts(token), time.strftime("%Y-%m-%d", time.gmtime(token.created_at)))
+        (token.id, token.name or "-", *_may_parts(token), _day(token.created_at), _valid_until(token) or "-")
         for token in tokens.read(arguments.folder)
     ]
     if not rows:
         print(f"no tokens for {arguments.folder}")
         return 0
-    show(f"Tokens for {arguments.folder}", rows, ("id", "name", "scopes", "models", "events/s", "made"))
+    show(f"Tokens for {arguments.folder}", rows, ("id", "name", "scopes", "models", "events/s", "made", "expires"))
     return 0
 
 
@@ -773,7 +787,19 @@ def _may_parts(token: Token) -> tuple[str, str, str]:
 def _may(token: Token) -> str:
     scopes, models, rate = _may_parts(token)
     held = "" if token.rate is None else f", {rate} events a second"
-    return f"{scopes}; models: {models}{held}"
+    valid = "" if token.expires_at is None else f", until {_valid_until(token)}"
+    return f"{scopes}; models: {models}{held}{valid}"
+
+
+def _valid_until(token: Token) -> str | None:
+    """When a token expires or did; None for one that does not."""
+    if token.expires_at is None:
+        return None
+    return ("expired " if token.expired else "") + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(token.expires_at))
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def _top(arguments: argparse.Namespace) -> int:

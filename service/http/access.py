@@ -8,7 +8,7 @@ Host and Origin headers that browsers send and pages cannot forge.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,6 +16,8 @@ from service import errors
 from service.http import tokens
 from service.http.tokens import FILE, Grant, Pace, Tokens, given
 from service.settings import Settings
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROBE, OPEN, ANY = "probe", "open", tokens.ANY
 PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
@@ -40,6 +42,10 @@ _IN_URL = {
     "bearer",
 }
 _HOSTS_REMEMBERED = 100
+_FOREIGN = (b"cross-site", b"same-site")
+"""What a browser says of a request that a page of another origin makes, also where it sends no origin."""
+EVENT_BYTES = 1_000
+"""Of the reply to a GET, that count as one event."""
 
 
 def wanted(method: str, path: str) -> tuple[str, str | None]:
@@ -91,13 +97,15 @@ class Access:
         if "grant" not in scope:  # else it was let in before: the short way of a request may leave it to the long one
             scope["grant"] = self._grant(scope, wants, model)
 
-    def still_lets_in(self, scope: MutableMapping[str, Any]) -> bool:
-        """Whether a request that was let in would be now. Asked by what may take hours: a stream, in or out."""
+    def check_again(self, scope: MutableMapping[str, Any]) -> None:
+        """Unauthorized where a request that was let in would not be now. Asked by what may take hours: a stream, in or
+        out."""
         self._tokens.look()
         grant: Grant | None = scope["grant"]
-        if grant is None:
-            return not self._tokens.exist
-        return self._tokens.knows(grant)
+        if grant is not None:
+            self._tokens.check(grant)
+        elif self._tokens.exist:
+            raise errors.Unauthorized(sent=False)
 
     def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
         if scope["query_string"]:
@@ -112,6 +120,8 @@ class Access:
         if not (self._tokens.exist or self._always):
             if b"origin" in headers:
                 self._check_origin(headers[b"origin"], host)
+            elif wants != OPEN and headers.get(b"sec-fetch-site") in _FOREIGN:
+                raise errors.ForeignSite()  # what no page could read may still be dear: a cross-check, a viewer's place
             return None
         return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
@@ -120,11 +130,13 @@ class Access:
         grant = None if sent is None else self._tokens.grant(sent)
         if grant is None:
             raise errors.Unauthorized(sent=sent is not None)
+        if grant.token.expires_at is not None:
+            self._tokens.check(grant)
         if model is not None and not grant.reaches(model):
             raise errors.UnknownModel(model=model)  # as if it were not there: what others have is not told
         if wants not in grant.may or (wants == ADMIN and model is None and grant.models is not None):
             raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=wants)
-        if grant.pace is not None and model is not None and scope["method"] == "POST":
+        if grant.pace is not None:
             grant.pace.begin()
         return grant
 
@@ -195,6 +207,25 @@ def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
     """What holds a request to its token's rate; None where nothing does."""
     grant: Grant | None = scope.get("grant")
     return None if grant is None else grant.pace
+
+
+def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
+    """What sends the reply to a GET and takes its size from what is left of the token's rate. Of a stream of events,
+    which are made once for all who watch, nothing is taken."""
+    pace = pace_of(scope)
+    if pace is None or scope["method"] not in ("GET", "HEAD"):
+        return send
+    counts = True
+
+    async def sends(message: dict[str, Any]) -> None:
+        nonlocal counts
+        if message["type"] == "http.response.start":
+            counts = not dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+        elif counts:
+            pace.take(len(message.get("body", b"")) / EVENT_BYTES)
+        await send(message)
+
+    return sends
 
 
 def names(text: str) -> list[str]:

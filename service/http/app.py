@@ -143,7 +143,7 @@ class Service:
         if asked is None:
             self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
             scope["request_id"] = exchange.request_id
-            await self.api(scope, receive, with_headers(send))  # type: ignore[arg-type]  # the same
+            await self.api(scope, receive, with_headers(access.charged(scope, send)))  # type: ignore[arg-type]  # the same
             return
         self._access.check(scope, *asked)
         if scope["method"] != "POST":
@@ -242,9 +242,11 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
     """Is it alive, is it ready, how is it doing."""
 
     @api.get("/metrics", tags=["service"], **openapi.METRICS)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
-        return Response(await asyncio.to_thread(engine.telemetry.exposition), media_type=telemetry.CONTENT_TYPE)
+        reach = access.reach(request.scope)
+        found = await asyncio.to_thread(engine.telemetry.exposition, reach)
+        return Response(found, media_type=telemetry.CONTENT_TYPE)
 
     @api.get("/livez", tags=["service"], **openapi.LIVEZ)
     async def livez() -> Response:
@@ -319,8 +321,11 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             return in_pieces(pieces, many=many, room=room.pop_all())
 
     @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
-    async def crosscheck(name: ModelName) -> Response:
-        return reply(await crosschecks.run(name))
+    async def crosscheck(name: ModelName, request: Request) -> Response:
+        report = await crosschecks.run(name)
+        if (pace := access.pace_of(request.scope)) is not None:
+            pace.take(report["events"])
+        return reply(report)
 
 
 def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
@@ -368,11 +373,11 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
 
     @api.get("/stream", tags=["models"], **openapi.STREAM)
     async def stream(request: Request) -> Response:
-        return EventStream(live, access.reach(request.scope), door.still_lets_in)
+        return EventStream(live, access.reach(request.scope), door.check_again)
 
     @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
     async def stream_model(name: ModelName) -> Response:
-        return EventStream(live, name, door.still_lets_in)
+        return EventStream(live, name, door.check_again)
 
 
 async def explained(

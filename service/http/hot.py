@@ -367,10 +367,12 @@ class Hot:
 
         def look() -> None:
             nonlocal why, stops, next_look
-            if not self._access.still_lets_in(scope):
-                why = errors.Unauthorized(sent=scope["grant"] is not None)
-            elif stops:
-                why = errors.NotReady(state="stopping")
+            try:
+                self._access.check_again(scope)
+                if stops:
+                    raise errors.NotReady(state="stopping")
+            except errors.OnestepError as error:
+                why = error
             if why is not None:
                 end.reschedule(loop.time())
                 return
@@ -403,8 +405,7 @@ class Hot:
                         raise errors.RequestTimeout(seconds=seconds)
                     raise errors.NotReady(state="stopping, and streams end here")
                 chunk, more = chunk_of(message.result())
-                if not self._access.still_lets_in(scope):
-                    raise errors.Unauthorized(sent=scope["grant"] is not None)
+                self._access.check_again(scope)
                 yield chunk
                 if not more:
                     return

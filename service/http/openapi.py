@@ -486,9 +486,8 @@ def _say_who_may(document: dict[str, Any]) -> None:
             statuses = [400]
             if wants not in (access.PROBE, access.OPEN):
                 operation["security"] = [{"token": []}]
-                statuses += [401, 421]
-                statuses += [403] if wants != access.ANY else []
-                statuses += [404, 429] if model and method == "post" else [404] if model else []
+                statuses += [401, 403, 421, 429]
+                statuses += [404] if model else []
             for status, told in _problems(*statuses).items():
                 operation["responses"].setdefault(str(status), told)
 

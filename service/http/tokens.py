@@ -1,7 +1,8 @@
 """Tokens: who may use a service, kept as hashes in a file of the data folder, `tokens.json`.
 
     {"format": 1, "tokens": [{"id": "3f9a2c71", "sha256": "9f86d0...", "scopes": ["predict"], "models": ["clicks"],
-                              "rate": 1000.0, "name": "shop", "created_at": 1767225600.0}]}
+                              "rate": 1000.0, "name": "shop", "created_at": 1767225600.0,
+                              "expires_at": 1775001600.0}]}
 
 A token is `onestep_`, its id, `_` and 256 random bits. Those cannot be guessed, so a plain SHA-256 of it is enough: the
 slow hashes that passwords need would only slow a service down. The file is replaced by rename, so that a running
@@ -24,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -46,6 +47,7 @@ REMEMBERED = 1_024
 """Valid tokens, as they were sent, that need not be hashed again."""
 _ENVIRONMENT = "environment"
 _PREFIX = "onestep_"
+_YEAR_10000 = 253_402_300_800.0
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
@@ -53,15 +55,22 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the file knows of a token.
 
     models: those within its reach, None for all. rate: events a second, None for as many as come. name: for people.
+    created_at, expires_at: seconds since 1970; None for one that does not expire.
     """
 
     id: str
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     scopes: tuple[Scope, ...]
     models: tuple[str, ...] | None = None
-    rate: float | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
     name: str = ""
-    created_at: float = 0.0
+    created_at: Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)] = 0.0
+    expires_at: Annotated[float, msgspec.Meta(gt=0, lt=_YEAR_10000)] | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it is no longer valid."""
+        return self.expires_at is not None and time.time() >= self.expires_at
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,9 +98,14 @@ def read(folder: Path) -> list[Token]:
 
 
 def create(
-    folder: Path, scopes: Sequence[Scope], models: Sequence[str] | None, rate: float | None, name: str = ""
+    folder: Path,
+    scopes: Sequence[Scope],
+    models: Sequence[str] | None,
+    rate: float | None,
+    name: str = "",
+    seconds: float | None = None,
 ) -> tuple[str, Token]:
-    """A new token: the text, which is nowhere kept, and what the file knows of it."""
+    """A new token: the text, which is nowhere kept, and what the file knows of it. `seconds`: how long it is valid."""
     with _changing(folder) as tokens:
         id_ = secrets.token_hex(4)
         while any(token.id == id_ for token in tokens):
@@ -99,7 +113,9 @@ def create(
         text = f"{_PREFIX}{id_}_{secrets.token_urlsafe(32)}"
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         reach = None if models is None else tuple(models)
-        tokens.append(Token(id_, sha256, tuple(scopes), reach, rate, name, time.time()))
+        now = time.time()
+        expires_at = None if seconds is None else now + seconds
+        tokens.append(Token(id_, sha256, tuple(scopes), reach, rate, name, now, expires_at))
     return text, tokens[-1]
 
 
@@ -196,7 +212,7 @@ class Pace:
             raise errors.TooFast(rate=self._rate, retry_after=math.ceil(seconds))
         self._left -= 1.0
 
-    def take(self, events: int) -> None:
+    def take(self, events: float) -> None:
         """Take events."""
         self._left -= events
 
@@ -267,10 +283,14 @@ class Tokens:
         """
         return self._seen.get(authorization) or self._find(authorization)
 
-    def knows(self, grant: Grant) -> bool:
-        """Whether what a token was found to be allowed still stands: it may have been revoked meanwhile."""
-        now = self._grants.get(grant.id)
-        return grant is self._admin or (now is not None and now.allows == grant.allows)
+    def check(self, grant: Grant) -> None:
+        """Unauthorized where what a token was found to be allowed stands no more: it was revoked meanwhile, or has
+        expired."""
+        now = self._admin if grant is self._admin else self._grants.get(grant.id)
+        if now is None or now.allows != grant.allows:
+            raise errors.Unauthorized(sent=True)
+        if now.token.expired:
+            raise errors.Unauthorized(sent=True, expired_at=now.token.expires_at)
 
     def _find(self, authorization: bytes) -> Grant | None:
         scheme, _, text = authorization.partition(b" ")

@@ -31,6 +31,8 @@ from service.watching.telemetry import Telemetry
 TICK_SECONDS = 0.25
 OVERVIEW_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
+CHECK_SECONDS = 1.0
+"""How often it is looked whether a viewer may still watch, where nothing happens."""
 WEIGHTS_SECONDS = 1.0
 """How often the largest weights are looked for: with a million of them it takes a millisecond."""
 REMEMBERED_SECONDS = 30.0
@@ -341,14 +343,15 @@ class Live:
 class EventStream(Response):
     """The reply: messages until the viewer goes or may no longer watch, the model is deleted or the service stops."""
 
-    def __init__(self, live: Live, watched: Watched, allowed: Callable[[Scope], bool]) -> None:
+    def __init__(self, live: Live, watched: Watched, check: Callable[[Scope], None]) -> None:
+        """`check`: raises an error once who watches may not any more."""
         # The last header is for nginx, which would gather what is to be seen at once.
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
         del self.headers["content-length"]
         self._live = live
         self._watched = watched
-        self._allowed = allowed
+        self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._live.watching(self._watched) as channel:
@@ -369,11 +372,16 @@ class EventStream(Response):
         number = channel.number
         await _send(send, b"retry: 2000\n\n" + channel.standing)
         while not channel.ended:
-            await channel.after(number)
-            if not self._allowed(scope):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await channel.after(number)
+            try:
+                self._check(scope)
+            except errors.OnestepError:
                 break
-            number = channel.number
-            await _send(send, channel.newest)
+            if channel.number != number:
+                number = channel.number
+                await _send(send, channel.newest)
         await send({"type": "http.response.body", "body": b""})
 
 

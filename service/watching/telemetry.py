@@ -12,7 +12,7 @@ import platform
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +57,9 @@ class Totals:
     refused: int
 
 
+NOTHING = Totals(0, 0, 0, 0, 0, 0)
+
+
 class Telemetry(Collector):
     """The metrics of one service. `look` asks the engine for the facts; at most `most_models` models have series."""
 
@@ -64,7 +67,7 @@ class Telemetry(Collector):
         self._look = look
         self._most_models = most_models
         self._refused: Counter[str] = Counter()
-        self._deleted = Totals(0, 0, 0, 0, 0, 0)
+        self._deleted = NOTHING
         self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
         self.snapshot_at = time.monotonic()
         """When the newest snapshot was written, or the service was started."""
@@ -137,9 +140,24 @@ class Telemetry(Collector):
             self._refused.total(),
         )
 
-    def exposition(self) -> bytes:
-        """The metrics as Prometheus reads them."""
-        return generate_latest(self._registry)
+    def exposition(self, reach: Container[str] | None = None) -> bytes:
+        """The metrics as Prometheus reads them: all of them, or those of the models within a reach, and nothing that
+        tells of others."""
+        return generate_latest(self._registry if reach is None else self._part(reach))
+
+    def _part(self, reach: Container[str]) -> CollectorRegistry:
+        """The metrics of some models, and what is no secret of the others: no sizes, no durations, no refusals."""
+        facts = self._look()
+        models = [model for model in facts.models if model.name in reach]
+        families = [
+            *_totals(self._with(NOTHING, models)),
+            _ready(facts),
+            _build(),
+            *_of_models(models, self._most_models),
+        ]
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Families(families))
+        return registry
 
     def names(self) -> list[str]:
         """The name of every metric, as a query names it: a counter's with `_total`."""
@@ -155,24 +173,44 @@ class Telemetry(Collector):
         yield from _of_models(facts.models, self._most_models)
 
     def _of_service(self, facts: Facts) -> Iterator[Metric]:
-        totals = self._with(self._deleted, facts.models)
-        yield _counter("onestep_learned", "Events learned since the start.", totals.learned)
-        yield _counter("onestep_predicted", "Predictions made since the start.", totals.predicted)
-        yield _counter("onestep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
-        yield _counter("onestep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
-        yield _counter("onestep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
+        yield from _totals(self._with(self._deleted, facts.models))
         refused = CounterMetricFamily("onestep_refused", "Requests answered with an error.", labels=["reason"])
         for reason in errors.slugs():
             refused.add_metric([reason], self._refused[reason])
         yield refused
-        yield _gauge(
-            "onestep_ready", "1 while it takes requests; 0 while it recovers or stops.", facts.state == "ready"
-        )
+        yield _ready(facts)
         yield _gauge("onestep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
         yield _gauge("onestep_recovery_seconds", "What the recovery at the start took.", facts.recovery_seconds)
-        build = GaugeMetricFamily("onestep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
-        build.add_metric([version("onestep"), platform.python_version(), sqlite3.sqlite_version], 1)
-        yield build
+        yield _build()
+
+
+class _Families(Collector):
+    """Metrics that have been collected."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _totals(totals: Totals) -> Iterator[Metric]:
+    yield _counter("onestep_learned", "Events learned since the start.", totals.learned)
+    yield _counter("onestep_predicted", "Predictions made since the start.", totals.predicted)
+    yield _counter("onestep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
+    yield _counter("onestep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
+    yield _counter("onestep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
+
+
+def _ready(facts: Facts) -> Metric:
+    told = "1 while it takes requests; 0 while it recovers or stops."
+    return _gauge("onestep_ready", told, facts.state == "ready")
+
+
+def _build() -> Metric:
+    build = GaugeMetricFamily("onestep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
+    build.add_metric([version("onestep"), platform.python_version(), sqlite3.sqlite_version], 1)
+    return build
 
 
 def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
