@@ -18,6 +18,8 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -75,13 +77,42 @@ class Served:
         return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """For each of n events the features that were left out of it, because the model had no room for them.
+
+    `counts` (uint32): how many. `marks` (uint64): 64 bits of their names and values, whatever their order; 0 for none.
+    """
+
+    counts: npt.NDArray[np.uint32]
+    marks: Bits
+
+    @classmethod
+    def none(cls, events: int) -> LeftOut:
+        """Nothing was left out of so many events."""
+        return cls(np.zeros(events, np.uint32), np.zeros(events, np.uint64))
+
+    @classmethod
+    def of(cls, names: Sequence[str], values: Floats, present: Mask) -> LeftOut:
+        """The features `names`, of the values `values` (n, m), where they are `present` (n, m)."""
+        hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
+        found = cls.none(len(values))
+        bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: -0.0 is 0.0
+        _left_out(np.array(hashes, np.uint64), bits, np.ascontiguousarray(present), found.counts, found.marks)
+        return found
+
+    def part(self, start: int, stop: int) -> LeftOut:
+        """The same of the events `start` to `stop`."""
+        return LeftOut(self.counts[start:stop], self.marks[start:stop])
+
+
 @dataclass(slots=True)  # frozen, to make one would take 0.7 us, not 0.3
 class Batch:
     """n events as arrays, in order.
 
     Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32) with `values` (float64) at the same places;
     `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64, the sample
-    weights) have n. `served` is None where all events are ordinary.
+    weights) have n. `served` is None where all events are ordinary, `left_out` where nothing was left out.
     """
 
     offsets: Offsets
@@ -90,16 +121,18 @@ class Batch:
     labels: Labels
     weights: Floats
     served: Served | None = None
+    left_out: LeftOut | None = None
 
     @classmethod
-    def of_one(cls, columns: Ints, values: Floats, y: float, weight: float = 1.0) -> Batch:
-        """One event, whose columns and values `Features.arrays` gave."""
+    def of_one(cls, event: Admitted, y: float, weight: float = 1.0) -> Batch:
+        """One event, as `Features.admit` gave it."""
+        columns, values, left_out = event
         return cls(
             np.array([0, len(columns)], np.int64),
-            columns,
-            values,
+            *as_arrays(columns, values),
             np.array([y], np.uint8),
             np.array([weight], np.float64),
+            left_out=left_out,
         )
 
     def __len__(self) -> int:
@@ -142,6 +175,7 @@ class Batch:
             self.labels[start:stop],
             self.weights[start:stop],
             self.served and self.served.part(start, stop),
+            self.left_out and self.left_out.part(start, stop),
         )
 
     def first(self, events: int) -> Batch:
@@ -162,7 +196,15 @@ class Batch:
             np.concatenate([batch.values for batch in batches]),
             np.concatenate([batch.labels for batch in batches]),
             np.concatenate([batch.weights for batch in batches]),
+            left_out=_left_out_of_all(batches),
         )
+
+
+def _left_out_of_all(batches: Sequence[Batch]) -> LeftOut | None:
+    if all(batch.left_out is None for batch in batches):
+        return None
+    parts = [batch.left_out or LeftOut.none(len(batch)) for batch in batches]
+    return LeftOut(np.concatenate([part.counts for part in parts]), np.concatenate([part.marks for part in parts]))
 
 
 _positions: list[str] = []
@@ -276,7 +318,10 @@ class Features:
     """The names that a model knows, each with its column; columns count from 0 in order of appearance.
 
     max_features
-        How many names there may be; past it an event with a new name is refused. Default 1,000,000.
+        How many names there may be. Default 1,000,000.
+    overflow
+        What is done past it with an event that has a new name: that feature is left out of the event (`ignore`), or the
+        event is refused (`refuse`). Default `ignore`.
     hash_bits
         With k, a name is replaced by `#h` with h = CRC-32 of its UTF-8, modulo 2^k, in hexadecimal: for streams whose
         names never end. Features of one event that meet in one column are summed. Default None: no hashing.
@@ -299,6 +344,7 @@ class Features:
         hash_bits: int | None = None,
         max_value: float = 1e100,
         text_apart: bool = False,
+        overflow: Literal["ignore", "refuse"] = "ignore",
     ) -> None:
         self.names: list[str] = []
         self._column: dict[str, int] = {}
@@ -306,6 +352,7 @@ class Features:
         self._text_sign = "=" if text_apart else "#"
         self.max_features = max_features if hash_bits is None else 1 << hash_bits + text_apart
         self.max_value = max_value
+        self.overflow = overflow
         self.max_event = MAX_ARRAY
         """Features of an event; whoever takes events from others may want fewer."""
         self.max_name = MAX_NAME
@@ -337,10 +384,16 @@ class Features:
         """Whether names are replaced by their hashes."""
         return self._hash_mask is not None
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for a new name."""
+        return len(self.names) >= self.max_features
+
     def columns_of(self, names: Iterable[str], add: bool = False) -> array[int]:
         """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column.
 
-        It is remembered, and must be left as it is.
+        Where there are no more columns: TooManyFeatures, and no name is added, or -1, see `overflow`. The result is
+        remembered, and must be left as it is.
         """
         shape = tuple(names)
         columns = self._shapes.get(shape)
@@ -359,13 +412,14 @@ class Features:
             for name in new:
                 _check_flat_name(name, self.max_name)
         if add:
-            if len(self) + len(new) > self.max_features:
+            room = self.max_features - len(self)
+            if len(new) > room and self.overflow == "refuse":
                 raise TooManyFeatures(
                     "x",
                     f"has {len(new)} new feature(s), the model has {len(self)} of at most {self.max_features}; "
-                    "see max_features and hash_bits in the model's spec",
+                    "see max_features, overflow and hash_bits in the model's spec",
                 )
-            self.extend(new)
+            self.extend(new[:room])
         return array("i", self.known(names))
 
     def unknown(self, columns: array[int]) -> int:
@@ -378,17 +432,48 @@ class Features:
         """
         return 0 if type(columns) is _Remembered else columns.count(-1)
 
-    def encode(self, x: X, add: bool = False) -> tuple[array[int], array[float]]:
-        """The columns and values of an event's x, in its own order. Unknown names as in `columns_of`.
+    def encode(self, x: X) -> tuple[array[int], array[float]]:
+        """The columns and values of an event's x, in its own order; -1 for names that are not known.
 
-        EventError where x cannot be learned or predicted from, and then nothing is changed.
+        EventError where x cannot be predicted from.
         """
         names, values = self.flat(x)
-        return self.columns_of(names, add), values
+        return self.columns_of(names), values
 
-    def arrays(self, x: X, add: bool = False) -> tuple[Ints, Floats]:
-        """`encode` as the kernels take it."""
-        return as_arrays(*self.encode(x, add))
+    def admit(self, x: X) -> Admitted:
+        """An event's x to be learned: new names are given columns, or what there is no room for is left out.
+
+        EventError where x cannot be learned, and then nothing is changed.
+
+        >>> features = Features(max_features=1)
+        >>> columns, values, left_out = features.admit({"age": 31.0, "user": "u7"})
+        >>> list(columns), list(values), left_out.counts.tolist()
+        ([0], [31.0], [1])
+        """
+        names, values = self.flat(x)
+        names = tuple(names)
+        columns = self.columns_of(names, add=True)
+        if self.full and self.unknown(columns):
+            return self._without_unknown(names, columns, values)
+        return columns, values, None
+
+    def admitted(self, x: X) -> Admitted | None:
+        """What `admit` would have given, had x been learned before; None if it cannot have been, because it has names
+        that are not known, and there is room for them."""
+        names, values = self.flat(x)
+        names = tuple(names)
+        columns = self.columns_of(names)
+        if not self.unknown(columns):
+            return columns, values, None
+        return self._without_unknown(names, columns, values) if self.full and self.overflow == "ignore" else None
+
+    @staticmethod
+    def _without_unknown(names: tuple[str, ...], columns: array[int], values: array[float]) -> Admitted:
+        known = [i for i, column in enumerate(columns) if column >= 0]
+        unknown = [i for i, column in enumerate(columns) if column < 0]
+        row = np.array([[values[i] for i in unknown]])
+        left_out = LeftOut.of([names[i] for i in unknown], row, np.ones(row.shape, np.bool_))
+        return array("i", [columns[i] for i in known]), array("d", [values[i] for i in known]), left_out
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
         """The names that the model calls an event's features by, and their values, in the event's own order.
@@ -421,6 +506,10 @@ class Features:
             bucket = f"{sign}{zlib.crc32(name.encode()) & mask:x}"
             summed[bucket] = summed.get(bucket, 0.0) + value
         return summed.keys(), _numbers(summed.values())
+
+
+Admitted: TypeAlias = "tuple[array[int], array[float], LeftOut | None]"
+"""The columns and values of an event to learn, in its own order, and what is left out of it, if anything."""
 
 
 def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
@@ -462,16 +551,20 @@ def _gather(
     columns: Ints,
     values: Floats,
 ) -> bool:
-    """The values that are present, row by row, to `columns` and `values`; False if one is not within ±limit."""
+    """The values that are present and have a column, row by row, to `columns` and `values`.
+
+    False if one that is present is not within ±limit.
+    """
     at = 0
     for i in range(table.shape[0]):
         for j in range(table.shape[1]):
             if present[i, j]:
                 if not abs(table[i, j]) <= limit:
                     return False
-                columns[at] = of_column[j]
-                values[at] = table[i, j]
-                at += 1
+                if of_column[j] >= 0:
+                    columns[at] = of_column[j]
+                    values[at] = table[i, j]
+                    at += 1
         offsets[i + 1] = at
     return True
 
@@ -501,6 +594,7 @@ class BatchBuilder:
         self._ends = array("q", [0])
         self._labels = bytearray()
         self._weights = array("d")
+        self._left_out: dict[int, LeftOut] = {}  # by place, of those events of which something is
 
     def __len__(self) -> int:
         return self._in_closed + len(self._labels)
@@ -508,14 +602,18 @@ class BatchBuilder:
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
         """Add one event; EventError where it cannot be learned, and then nothing is changed."""
         check_label(y, weight)
-        self._append(*self.features.encode(x, add=True), y, weight)
+        self._append(*self.features.admit(x), y, weight)
 
-    def add_columns(self, columns: Iterable[int], values: Iterable[float], y: float, weight: float = 1.0) -> None:
-        """Add one event whose columns are known: one that was learned before."""
+    def add_again(self, event: Batch, y: float, weight: float = 1.0) -> None:
+        """Add one event that was learned before, with another label."""
         check_label(y, weight)
-        self._append(columns, values, y, weight)
+        self._append(event.columns.tolist(), event.values.tolist(), event.left_out, y, weight)
 
-    def _append(self, columns: Iterable[int], values: Iterable[float], y: float, weight: float) -> None:
+    def _append(
+        self, columns: Iterable[int], values: Iterable[float], left_out: LeftOut | None, y: float, weight: float
+    ) -> None:
+        if left_out is not None:
+            self._left_out[len(self._labels)] = left_out
         self._columns.extend(columns)
         self._values.extend(values)
         self._ends.append(len(self._columns))
@@ -560,10 +658,14 @@ class BatchBuilder:
         n, m = table.shape
         found = self.features.known(names)
         new = _by_appearance([j for j in range(m) if found[j] < 0], present) if n else []
-        for place, j in enumerate(new, len(self.features)):
+        room = self.features.max_features - len(self.features)
+        for place, j in enumerate(new[:room], len(self.features)):
             found[j] = place
         of_column = np.array(found, np.int32)
         limit = self.features.max_value
+        over = new[room:]
+        if over and present is None:
+            present = np.ones(table.shape, np.bool_)
         if present is None:
             if _first_beyond(table.reshape(-1), limit) >= 0:
                 return None
@@ -573,11 +675,15 @@ class BatchBuilder:
             offsets, columns, values = np.zeros(n + 1, np.int64), np.empty(count, np.int32), np.empty(count)
             if not _gather(table, np.ascontiguousarray(present), of_column, limit, offsets, columns, values):
                 return None
+            columns, values = columns[: offsets[-1]], values[: offsets[-1]]
         try:
             self.features.columns_of([names[j] for j in new], add=True)
         except EventError:
             return None
-        return Batch(offsets, columns, values, np.asarray(labels, np.uint8), weights)
+        left_out = None
+        if over and present is not None:
+            left_out = LeftOut.of([names[j] for j in over], table[:, over], present[:, over])
+        return Batch(offsets, columns, values, np.asarray(labels, np.uint8), weights, left_out=left_out)
 
     def _add_rows(
         self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats
@@ -594,12 +700,12 @@ class BatchBuilder:
                 error.row = i
                 raise
 
-    def event(self, place: int) -> tuple[dict[int, float], int, float]:
-        """An event that was added since the last table: its values by column, its label and its weight."""
+    def event(self, place: int) -> Batch:
+        """An event that was added since the last table."""
         i = place - self._in_closed
-        start, end = self._ends[i], self._ends[i + 1]
-        values = dict(zip(self._columns[start:end], self._values[start:end], strict=True))
-        return values, self._labels[i], self._weights[i]
+        of_event = slice(self._ends[i], self._ends[i + 1])
+        admitted = (self._columns[of_event], self._values[of_event], self._left_out.get(i))
+        return Batch.of_one(admitted, self._labels[i], self._weights[i])
 
     def mark(self) -> tuple[int, int]:
         """Where the batch stands now, for `take_back`."""
@@ -619,6 +725,7 @@ class BatchBuilder:
         end = self._ends[kept]
         del self._columns[end:], self._values[end:], self._ends[kept + 1 :]
         del self._labels[kept:], self._weights[kept:]
+        self._left_out = {i: left_out for i, left_out in self._left_out.items() if i < kept}
         self.features.truncate(features)
 
     def new_names(self) -> list[str]:
@@ -639,7 +746,16 @@ class BatchBuilder:
             *as_arrays(self._columns, self._values),
             np.frombuffer(self._labels, np.uint8),
             np.frombuffer(self._weights),
+            left_out=self._left_out_of_open(),
         )
+
+    def _left_out_of_open(self) -> LeftOut | None:
+        if not self._left_out:
+            return None
+        whole, places = LeftOut.none(len(self._labels)), list(self._left_out)
+        whole.counts[places] = [one.counts[0] for one in self._left_out.values()]
+        whole.marks[places] = [one.marks[0] for one in self._left_out.values()]
+        return whole
 
     def build(self) -> Batch:
         """The events as arrays. None can be added after it."""
@@ -674,12 +790,22 @@ def _mixed(bits: np.uint64) -> np.uint64:
     return bits ^ (bits >> np.uint64(33))
 
 
-@compiled("void(int64[::1], int32[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1])")
+@compiled("void(uint64[::1], uint64[:, ::1], boolean[:, ::1], uint32[::1], uint64[::1])")
+def _left_out(names: Bits, values: Bits, present: Mask, counts: npt.NDArray[np.uint32], marks: Bits) -> None:
+    """Count what is present of each row, and add up the marks of it: of the hash of its name, and its value."""
+    for i in range(len(counts)):
+        for j in range(len(names)):
+            if present[i, j]:
+                counts[i] += 1
+                marks[i] += _mixed(_mixed(names[j]) ^ values[i, j])
+
+
+@compiled("void(int64[::1], int32[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1], uint64[::1])")
 def _fingerprints(
-    offsets: Offsets, columns: Ints, values: Bits, labels: Labels, weights: Bits, fingerprints: Bits
+    offsets: Offsets, columns: Ints, values: Bits, labels: Labels, weights: Bits, left_out: Bits, fingerprints: Bits
 ) -> None:
     for i in range(len(labels)):
-        mixed = _mixed(_mixed(weights[i]) + np.uint64(labels[i]))
+        mixed = _mixed(_mixed(weights[i]) + np.uint64(labels[i])) + left_out[i]
         for j in range(offsets[i], offsets[i + 1]):
             # A sum, so that the order of the features does not count.
             mixed += _mixed(_mixed(np.uint64(columns[j]) + np.uint64(1)) ^ values[j])
@@ -688,6 +814,8 @@ def _fingerprints(
 
 def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
     """64 bits for each event of a batch: equal for equal events, whatever the order of their features.
+
+    What was left out of an event is a part of it.
 
     Different events of one model have different ones but for one in 2^64. Not made to withstand an attacker, who could
     only deceive himself.
@@ -702,7 +830,9 @@ def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
     """
     result = np.empty(len(batch), np.uint64)
     values, weights = batch.values + 0.0, batch.weights  # + 0.0: -0.0 is 0.0
-    _fingerprints(batch.offsets, batch.columns, values.view(np.uint64), batch.labels, weights.view(np.uint64), result)
+    bits = (values.view(np.uint64), batch.labels, weights.view(np.uint64))
+    marks = np.zeros(len(batch), np.uint64) if batch.left_out is None else batch.left_out.marks
+    _fingerprints(batch.offsets, batch.columns, *bits, marks, result)
     return result.view(np.int64)
 
 

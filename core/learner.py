@@ -95,12 +95,14 @@ class Learner:
 
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = Spec() if spec is None else spec
-        scales = self.spec.scale != "none"
-        self.features = Features(self.spec.max_features, self.spec.hash_bits, self.spec.max_value, text_apart=scales)
+        limits = (self.spec.max_features, self.spec.hash_bits, self.spec.max_value)
+        self.features = Features(*limits, text_apart=self.spec.scale != "none", overflow=self.spec.overflow)
         self.seq = 0
         """Events so far, whether their step was taken or not."""
         self.not_taken = 0
         """Events whose step would have left a number that is not finite, and was not taken."""
+        self.left_out = 0
+        """Features that were left out of events, because the model had no room for them."""
         self._n_features = self._room = 0
         self._model = Auto(self.spec) if self.spec.rule == "auto" else Linear(self.spec)
 
@@ -203,7 +205,7 @@ class Learner:
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
         """One step for one event with label `y` (0 or 1) and sample weight `w` (above 0). Raises EventError."""
         check_label(y, w)
-        self._step(Batch.of_one(*self.features.arrays(x, add=True), y, w))
+        self._step(Batch.of_one(self.features.admit(x), y, w))
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
         """n events, n steps, in order. All or nothing: EventError for one of them, and nothing is learned."""
@@ -234,6 +236,8 @@ class Learner:
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
+        if batch.left_out is not None:
+            self.left_out += int(batch.left_out.counts.sum())
         return scores, learned
 
     @property
@@ -266,6 +270,7 @@ class Learner:
             "spec": self.spec.as_dict(),
             "seq": self.seq,
             "not_taken": self.not_taken,
+            "left_out": self.left_out,
             "n_features": self._n_features,
             "arrays": self._model.arrays(self._n_features),
         }
@@ -281,7 +286,7 @@ class Learner:
             raise ValueError("a state must have a name for each feature")  # and so it takes no more room than its names
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
-        learner.seq, learner.not_taken, learner._n_features = state["seq"], state["not_taken"], state["n_features"]
+        learner.seq, learner.not_taken, learner.left_out = state["seq"], state["not_taken"], state["left_out"]
+        learner._n_features = learner._room = state["n_features"]
         learner._model.load(state["arrays"], learner.names)
-        learner._room = learner._n_features
         return learner

@@ -4,7 +4,8 @@ A batch of n events with m feature values:
 
     n, m            2 x uint32
     parts           uint8: 1 where sample weights follow (they are left out where all are 1), plus 2 where events have a
-                    prediction that was served, plus 4 where all have the same features in the same order
+                    prediction that was served, plus 4 where all have the same features in the same order, plus 8 where
+                    the model had no room for some of their features
     counts          n x uint32: features of each event; not where parts has 4
     columns         m x uint32; where parts has 4, those of one event, m / n
     values          m x float64
@@ -13,6 +14,8 @@ A batch of n events with m feature values:
     kinds           n x uint8: how the label came (core/features.py); this and the next two where parts has 2
     scores          n x float64: the score that was served
     delays          n x float64: seconds from then to the label
+    left_out        n x uint32: features that were left out of the event; this and the next where parts has 8
+    marks           n x uint64: what they were (core/features.py)
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from core.compiled import compiled
-from core.features import LATE, Batch, Served
+from core.features import LATE, Batch, LeftOut, Served
 from core.logistic import Floats, Ints, Offsets
 
 _HEADER = struct.Struct("<IIB")
-WEIGHTED, SERVED, ALIKE = 1, 2, 4
+WEIGHTED, SERVED, ALIKE, LEFT_OUT = 1, 2, 4, 8
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
@@ -59,6 +62,7 @@ def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     n, m = len(batch), len(batch.columns)
     parts = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
+    parts += LEFT_OUT * (batch.left_out is not None)
     packed: list[Any] = [_HEADER.pack(n, m, parts)]
     if not parts & ALIKE:
         packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4"))
@@ -70,6 +74,8 @@ def pack(batch: Batch) -> bytes:
     if batch.served is not None:
         packed.append(batch.served.kinds)
         packed += [column.astype("<f8", copy=False) for column in (batch.served.scores, batch.served.delays)]
+    if batch.left_out is not None:
+        packed += [batch.left_out.counts.astype("<u4", copy=False), batch.left_out.marks.astype("<u8", copy=False)]
     return b"".join(packed)  # of the arrays, not of bytes made of each: new memory is dear
 
 
@@ -78,11 +84,12 @@ def _header(packed: bytes) -> tuple[int, int, int]:
     if len(packed) < _HEADER.size:
         raise ValueError("it is cut short")
     n, m, parts = _HEADER.unpack_from(packed)
-    an_event = 1 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED)
+    an_event = 1 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED) + 12 * bool(parts & LEFT_OUT)
     alike = bool(parts & ALIKE)
     named = 4 * (m // n if alike and n else n + m)  # bytes of counts and columns
     whole = not alike or (n > 0 and m % n == 0)
-    if parts > WEIGHTED + SERVED + ALIKE or not whole or len(packed) != _HEADER.size + n * an_event + m * 8 + named:
+    length = _HEADER.size + n * an_event + m * 8 + named
+    if parts > WEIGHTED + SERVED + ALIKE + LEFT_OUT or not whole or len(packed) != length:
         raise ValueError("its length does not fit its header")
     return n, m, parts
 
@@ -103,12 +110,14 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     n, m = int(ns.sum()), int(ms.sum())
     served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n)) if (headers[:, 2] & SERVED).any() else None
     rooms = served or Served(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0))
-    batch = Batch(
-        np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n), served
-    )
-    places = (batch.columns.view(np.uint8), batch.values.view(np.uint8), batch.labels, batch.weights.view(np.uint8))
-    later = (rooms.kinds, rooms.scores.view(np.uint8), rooms.delays.view(np.uint8))
-    if not _unpack(np.frombuffer(bytearray().join(packed), np.uint8), starts, ns, ms, batch.offsets, *places, *later):
+    left_out = LeftOut.none(n) if (headers[:, 2] & LEFT_OUT).any() else None
+    left_rooms = left_out or LeftOut.none(0)
+    events = (np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
+    batch = Batch(*events, served, left_out)
+    places: list[npt.NDArray[Any]] = [batch.columns, batch.values, batch.labels, batch.weights]
+    places += [rooms.kinds, rooms.scores, rooms.delays, left_rooms.counts, left_rooms.marks]
+    data = np.frombuffer(bytearray().join(packed), np.uint8)
+    if not _unpack(data, starts, ns, ms, batch.offsets, *(place.view(np.uint8) for place in places)):
         raise ValueError("its counts do not add up, or it has a label or a kind that is none")
     return batch
 
@@ -130,6 +139,16 @@ def _copy(source: Bytes, target: Bytes) -> None:
         target[i] = source[i]
 
 
+@compiled("boolean(uint8, uint8[::1], uint8[::1])")
+def _copy_up_to(most: int, source: Bytes, target: Bytes) -> bool:
+    """`target` <- `source`; False where a byte of it is above the most it may be."""
+    good = True
+    for i in range(len(target)):
+        good &= source[i] <= most
+        target[i] = source[i]
+    return good
+
+
 @compiled("void(uint8[::1], int64, int64[::1], uint8[::1])")
 def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
     """The same columns for each event, from the feature value on that the first begins with; and where each ends."""
@@ -142,7 +161,7 @@ def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
 
 @compiled(
     "boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], uint8[::1], uint8[::1], "
-    "uint8[::1], uint8[::1], uint8[::1], uint8[::1])"
+    "uint8[::1], uint8[::1], uint8[::1], uint8[::1], uint8[::1], uint8[::1])"
 )
 def _unpack(
     data: Bytes,
@@ -157,9 +176,11 @@ def _unpack(
     kinds: Bytes,
     scores: Bytes,
     delays: Bytes,
+    left_out: Bytes,
+    marks: Bytes,
 ) -> bool:
     """Copy each batch's parts to their places; False if the counts do not add up, or a label or kind is none."""
-    event, value = 0, 0
+    event, value, good = 0, 0, True
     for row in range(len(starts)):
         n, m, at = ns[row], ms[row], starts[row]
         parts = data[at + 8]
@@ -177,22 +198,21 @@ def _unpack(
             at += 4 * m
         _copy(data[at : at + 8 * m], values[8 * value : 8 * last])
         at += 8 * m
-        for i in range(n):
-            if data[at + i] > 1:
-                return False
-            labels[event + i] = data[at + i]
+        good &= _copy_up_to(1, data[at : at + n], labels[event : event + n])
         at += n
         if parts & WEIGHTED:
             _copy(data[at : at + 8 * n], weights[8 * event : 8 * (event + n)])
             at += 8 * n
         if parts & SERVED:
-            for i in range(n):
-                if data[at + i] > LATE:
-                    return False
-                kinds[event + i] = data[at + i]
+            good &= _copy_up_to(LATE, data[at : at + n], kinds[event : event + n])
             at += n
             _copy(data[at : at + 8 * n], scores[8 * event : 8 * (event + n)])
             at += 8 * n
             _copy(data[at : at + 8 * n], delays[8 * event : 8 * (event + n)])
+            at += 8 * n
+        if parts & LEFT_OUT:
+            _copy(data[at : at + 4 * n], left_out[4 * event : 4 * (event + n)])
+            at += 4 * n
+            _copy(data[at : at + 8 * n], marks[8 * event : 8 * (event + n)])
         event, value = event + n, last
-    return True
+    return good

@@ -204,7 +204,10 @@ class Spec:
         Of ftrl. True (default): weights are made of the sums when a feature is seen again, as in river. False: at once,
         as in the paper (McMahan et al. 2013).
     max_features
-        How many features the model may have; past it an event with a new one is refused. Default 1,000,000.
+        How many features the model may have. Default 1,000,000.
+    overflow
+        What is done past it with an event that has a new feature: that feature is left out and counted (`ignore`), or
+        the event is refused (`refuse`). Default `ignore`.
     hash_bits
         With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Where the model scales,
         names that contain `=` are hashed to 2^k features of their own. Default None: no hashing.
@@ -248,6 +251,7 @@ class Spec:
     lag: bool | None = None
     correct_bias: bool | None = None
     max_features: int = 1_000_000
+    overflow: Literal["ignore", "refuse"] = "ignore"
     hash_bits: int | None = None
     max_value: float = 1e100
     join: Join = field(default_factory=Join)
@@ -347,6 +351,7 @@ class Spec:
         )
         yield "max_value", self.max_value <= 1e300, "must be at most 1e300"
         yield "max_features", 1 <= self.max_features <= 2**30, "must be from 1 to 2^30"
+        yield "overflow", self.overflow in ("ignore", "refuse"), "must be 'ignore' or 'refuse'"
         yield "hash_bits", self.hash_bits is None or 1 <= self.hash_bits <= 30, "must be from 1 to 30, or null"
 
     @property

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
-from core.features import Batch, BatchBuilder, Served, TooManyFeatures, fingerprints, flatten
+from core.features import Batch, BatchBuilder, LeftOut, Served, TooManyFeatures, fingerprints, flatten
 
 
 def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:
-    """What `encode` makes of x, by name, in order: a feature without a column is "?"."""
-    columns, values = features.encode(x, add)
+    """What `admit` or `encode` makes of x, by name, in order: a feature without a column is "?"."""
+    columns, values = features.admit(x)[:2] if add else features.encode(x)
     return dict(zip(["?" if c < 0 else features.names[c] for c in columns], values, strict=True))
 
 
@@ -33,17 +33,18 @@ def batch_of(*events: tuple[Any, int] | tuple[Any, int, float], features: Featur
 
 
 def assert_same_batch(a: Batch, b: Batch) -> None:
-    assert (a.served is None) == (b.served is None)
-    for part_a, part_b in ((a, b), (a.served, b.served)):
+    assert (a.served is None, a.left_out is None) == (b.served is None, b.left_out is None)
+    for part_a, part_b in ((a, b), (a.served, b.served), (a.left_out, b.left_out)):
         for name in arrays_of(part_a):
             ours, theirs = getattr(part_a, name), getattr(part_b, name)
             assert ours.dtype == theirs.dtype, name
             assert ours.tolist() == theirs.tolist(), name
 
 
-def arrays_of(batch: Batch | Served | None) -> list[str]:
+def arrays_of(batch: Batch | Served | LeftOut | None) -> list[str]:
     """The names of the arrays in it."""
-    return [] if batch is None else [field.name for field in dataclasses.fields(batch) if field.name != "served"]
+    parts = ("served", "left_out")
+    return [] if batch is None else [field.name for field in dataclasses.fields(batch) if field.name not in parts]
 
 
 # -- names and columns
@@ -119,8 +120,8 @@ def test_an_array_is_features_named_by_position() -> None:
 
 def test_an_array_and_an_object_with_positions_for_names_meet_in_the_same_columns() -> None:
     features = Features()
-    assert list(features.encode([7.0, 8.0], add=True)[0]) == [0, 1]
-    columns, values = features.encode({"1": 8.0, "0": 7.0, "2": 9.0}, add=True)
+    assert list(features.admit([7.0, 8.0])[0]) == [0, 1]
+    columns, values, _ = features.admit({"1": 8.0, "0": 7.0, "2": 9.0})
     assert (list(columns), list(values)) == ([1, 0, 2], [8.0, 7.0, 9.0])
     assert list(features.encode([1.0, 2.0, 3.0])[0]) == [0, 1, 2]
 
@@ -152,8 +153,8 @@ def test_where_two_names_of_an_object_meet_the_later_wins(x: Mapping[str, Any], 
 
 def test_each_string_value_is_a_feature_of_its_own() -> None:
     features = Features()
-    assert list(features.encode({"city": "Rome"}, add=True)[0]) == [0]
-    assert list(features.encode({"city": "Paris"}, add=True)[0]) == [1]
+    assert list(features.admit({"city": "Rome"})[0]) == [0]
+    assert list(features.admit({"city": "Paris"})[0]) == [1]
     assert features.names == ["city=Rome", "city=Paris"]
     assert encoded(features, {"city": "Rome"}, add=False) == {"city=Rome": 1.0}
 
@@ -226,7 +227,7 @@ def test_what_cannot_be_learned_is_refused_and_changes_nothing(x: Any, field: st
 @pytest.mark.parametrize(("x", "field"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_refused_names_its_field(x: Any, field: str) -> None:
     with pytest.raises(EventError) as refusal:
-        Features().encode(x, add=True)
+        Features().admit(x)
     assert refusal.value.field == field
     assert str(refusal.value) == f"{field}: {refusal.value.message}"
     assert len(str(refusal.value)) < 250  # it does not echo the body
@@ -255,14 +256,14 @@ def test_max_value_is_the_largest_magnitude_and_includes_itself() -> None:
     assert encoded(features, {"a": 10.0, "b": -10.0}) == {"a": 10.0, "b": -10.0}
     for value in (math.nextafter(10.0, 11.0), -math.nextafter(10.0, 11.0)):
         with pytest.raises(EventError) as refusal:
-            features.encode({"a": 1.0, "c": value}, add=True)
+            features.admit({"a": 1.0, "c": value})
         assert refusal.value.field == "x.c"
         assert "±10" in refusal.value.message
     assert features.names == ["a", "b"]
 
 
 def test_an_event_with_one_feature_too_many_is_refused_whole() -> None:
-    builder = BatchBuilder(Features(max_features=3))
+    builder = BatchBuilder(Features(max_features=3, overflow="refuse"))
     builder.add({"a": 1.0, "b": 2.0}, 1)
     with pytest.raises(TooManyFeatures) as refusal:
         builder.add({"b": 1.0, "c": 1.0, "d": 1.0}, 0)
@@ -275,9 +276,68 @@ def test_an_event_with_one_feature_too_many_is_refused_whole() -> None:
     assert builder.build().columns.tolist() == [0, 1, 2, 0, 2, 1]
 
 
+def left_out_of(batch: Batch) -> list[int]:
+    return [0] * len(batch) if batch.left_out is None else batch.left_out.counts.tolist()
+
+
+def test_features_that_there_is_no_room_for_are_left_out_and_counted() -> None:
+    builder = BatchBuilder(Features(max_features=3))
+    builder.add({"a": 1.0, "b": 2.0}, 1)
+    builder.add({"d": 7.0, "b": 1.0, "c": 1.0, "e": 8.0}, 0)  # the first new one has room, in the event's own order
+    builder.add({"e": 3.0}, 0)
+    builder.add({"a": 4.0}, 1)
+    assert builder.features.names == ["a", "b", "d"]
+    batch = builder.build()
+    assert batch.offsets.tolist() == [0, 2, 4, 4, 5]
+    assert batch.columns.tolist() == [0, 1, 2, 1, 0]
+    assert batch.values.tolist() == [1.0, 2.0, 7.0, 1.0, 4.0]
+    assert left_out_of(batch) == [0, 2, 1, 0]
+    assert [left_out_of(part) for part in batch.slices(2)] == [[0, 2], [1, 0]]
+
+
+@pytest.mark.parametrize("bad", [{"": 1.0}, {"x" * 257: 1.0}, {"zero\0byte": 1.0}, {"b": math.nan}, {"b": 1e101}])
+def test_what_cannot_be_learned_is_refused_where_it_would_be_left_out_too(bad: dict[str, float]) -> None:
+    builder = BatchBuilder(Features(max_features=1))
+    builder.add({"a": 1.0}, 1)
+    with pytest.raises(EventError):
+        builder.add({"a": 1.0, **bad}, 1)
+    name, value = next(iter(bad.items()))
+    with pytest.raises(EventError):
+        builder.add_table(["a", name], np.array([[1.0, value]]), None, np.array([1], np.uint8))
+    assert len(builder) == 1
+
+
+def test_an_event_of_which_something_was_left_out_is_told_from_others() -> None:
+    """The same event again, in whatever order, has the same fingerprint; one with another user, value or without has
+    another, though the model learns the same of all of them."""
+    features = Features(max_features=1)
+    sent: list[dict[str, Any]] = [
+        {"a": 1.0, "user": "u1", "n": 2.0},
+        {"n": 2.0, "user": "u1", "a": 1.0},
+        {"a": 1.0, "user": "u2", "n": 2.0},
+        {"a": 1.0, "user": "u1", "n": 3.0},
+        {"a": 1.0, "user": "u1"},
+        {"a": 1.0},
+    ]
+    batch = batch_of(*((x, 1) for x in sent), features=features)
+    first, again, *others = fingerprints(batch).tolist()
+    assert first == again
+    assert len({first, *others}) == 1 + len(others)
+    for x, mark in zip(sent, fingerprints(batch).tolist(), strict=True):
+        admitted = features.admitted(x)
+        assert admitted is not None
+        assert fingerprints(Batch.of_one(admitted, 1))[0] == mark
+
+
+def test_an_event_with_new_features_was_never_learned_while_there_is_room_or_where_it_is_refused() -> None:
+    for features in (Features(max_features=2), Features(max_features=1, overflow="refuse")):
+        features.admit({"a": 1.0})
+        assert features.admitted({"a": 1.0, "b": 1.0}) is None
+
+
 def test_a_full_model_predicts_for_events_with_other_features() -> None:
     features = Features(max_features=1)
-    features.encode({"a": 1.0}, add=True)
+    features.admit({"a": 1.0})
     assert list(features.encode({"b": 2.0, "a": 1.0, "c": 3.0})[0]) == [-1, 0, -1]
     assert features.names == ["a"]
 
@@ -337,7 +397,7 @@ def test_names_beyond_ascii_are_hashed_as_utf_8() -> None:
 def test_a_hashed_model_never_has_more_than_its_buckets(bits: int) -> None:
     features = Features(hash_bits=bits)
     for i in range(1500):
-        features.encode({f"name {i}": 1.0, "user": f"id {i}"}, add=True)
+        features.admit({f"name {i}": 1.0, "user": f"id {i}"})
         assert len(features) <= 2**bits
     assert sorted(features.names) == sorted(f"#{i:x}" for i in range(2**bits))  # and all are used
 
@@ -346,7 +406,7 @@ def test_hashing_makes_max_features_the_number_of_buckets() -> None:
     features = Features(max_features=2, hash_bits=4)
     assert features.max_features == 16
     for i in range(100):
-        features.encode({str(i): 1.0}, add=True)
+        features.admit({str(i): 1.0})
     assert len(features) == 16
 
 
@@ -391,7 +451,7 @@ def test_an_array_is_hashed_by_position() -> None:
 
 def test_a_hashed_name_that_is_not_known_registers_nothing_when_predicting() -> None:
     features = Features(hash_bits=16)
-    features.encode({"a": 1.0}, add=True)
+    features.admit({"a": 1.0})
     assert list(features.encode({"b": 2.0, "a": 1.0})[0]) == [-1, 0]
     assert features.names == [bucket("a", 16)]
 

@@ -26,6 +26,7 @@ DEFAULTS = {
     "l2": 0.0,
     "clip": 1e12,
     "max_features": 1_000_000,
+    "overflow": "ignore",
     "hash_bits": None,
     "max_value": 1e100,
 }
@@ -241,8 +242,32 @@ def test_hashing_keeps_the_number_of_features_and_sums_those_that_meet(new_model
     assert model.state()["sha256"] == learner.sha256()
 
 
+def test_a_full_model_leaves_new_features_out_and_says_how_many(new_model: NewModel) -> None:
+    model = new_model(max_features=2)
+    learner = Learner(Spec(max_features=2))
+    events = [{"x": {"a": i / 3, "user": f"u{i}"}, "y": i % 2, "id": f"e{i}"} for i in range(12)]
+    for event in events:
+        learner.learn_one(event["x"], event["y"])
+    assert model.learn(events[0]).json()["seq"] == 1
+    assert [reply["seq"] for reply in model.learn(events[1:6]).json()] == [2, 3, 4, 5, 6]
+    assert model.learn_lines(ndjson(events[6:])).json()["learned"] == 6
+    state = model.state()
+    assert (state["seq"], state["features"], state["left_out"]) == (12, 2, 11)
+    assert (state["sha256"], state["spec"]["overflow"]) == (learner.sha256(), "ignore")
+    assert model.learn_lines(ndjson(events)).json()["duplicates"] == 12
+    assert model.learn({"x": {"user": "nobody"}, "y": 1}).json()["seq"] == 13  # a step of the bias
+    assert model.weights()["bias"] != learner.bias
+    assert model.state()["left_out"] == 12
+    metric = f'onestep_model_left_out{{model="{model.name}"}} 12.0'
+    assert metric in model.service.http.get("/metrics").text
+    assert model.predict({"x": {"a": 1.0, "user": "u11"}}).json()["p"] == model.predict({"x": {"a": 1.0}}).json()["p"]
+    assert model.crosscheck().json()["equal"] is True
+    explained = model.service.http.post(f"{model.path}/explain", json={"x": {"a": 1.0, "user": "u11"}}).json()
+    assert ([feature["name"] for feature in explained["features"]], explained["unknown"]) == (["a"], ["user=u11"])
+
+
 def test_more_features_than_the_model_may_have_are_refused_and_nothing_changes(new_model: NewModel) -> None:
-    model = new_model(max_features=3)
+    model = new_model(max_features=3, overflow="refuse")
     model.learn({"x": {"a": 1, "b": 1}, "y": 1})
     before = model.mark()
     problem = assert_problem(model.learn({"x": {"a": 1, "c": 1, "d": 1}, "y": 1}), 422, "max_features", "hash_bits")
@@ -256,7 +281,7 @@ def test_more_features_than_the_model_may_have_are_refused_and_nothing_changes(n
 
 
 def test_a_stream_keeps_what_it_learned_before_there_was_no_room(new_model: NewModel) -> None:
-    model = new_model(max_features=10)
+    model = new_model(max_features=10, overflow="refuse")
     problem = assert_problem(model.learn_lines(ndjson({"x": {f"f{i}": 1}, "y": 1} for i in range(15))), 422)
     assert (problem["line"], problem["learned"], problem["last_seq"]) == (11, 10, 10)
     assert model.mark()[:2] == (10, 10)

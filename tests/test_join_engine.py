@@ -761,7 +761,7 @@ async def live(folder: Path, story: Sequence[Operation], negative: bool, late: b
         "late": "learn" if late else "refuse",
         "max_waiting": MOST_WAITING,
     }
-    spec = Spec.from_dict({"learning_rate": 0.5, "max_features": MOST_FEATURES, "join": join})
+    spec = Spec.from_dict({"learning_rate": 0.5, "max_features": MOST_FEATURES, "overflow": "refuse", "join": join})
     chapters: list[list[Operation]] = [[]]
     for operation in story:
         if operation[0] == "restart":

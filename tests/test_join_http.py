@@ -423,7 +423,7 @@ def test_a_label_with_another_x_is_a_conflict_and_the_prediction_goes_on_waiting
 
 
 def test_a_label_whose_features_no_longer_fit_in_the_model_says_so(new_model: NewModel) -> None:
-    model = new_model(max_features=2)
+    model = new_model(max_features=2, overflow="refuse")
     kept(model, "a", {"c": 1.0, "d": 1.0})
     learned(model, {"x": {"a": 1.0, "b": 1.0}, "y": 1})
     assert_problem(model.learn(label("a")), 422, "x: has 2 new feature(s), the model has 2 of at most 2")
@@ -557,12 +557,35 @@ def test_a_prediction_whose_label_does_not_come_is_learned_as_0(new_model: NewMo
 
 
 def test_a_timed_out_prediction_that_no_longer_fits_in_the_model_is_dropped(new_model: NewModel) -> None:
-    model = new_model(max_features=1, join={"keep": "0.1s", "on_timeout": "negative"})
+    model = new_model(max_features=1, overflow="refuse", join={"keep": "0.1s", "on_timeout": "negative"})
     learned(model, {"x": {"a": 1.0}, "y": 1})
     replies = model.predict([question("fits", {"a": 1.0}), question("does not", {"b": 1.0})]).json()
     assert [reply["kept"] for reply in replies] == [True, True]
     assert none_waits(model) == expected(expired=1, dropped=1)
     assert_not_found(model.learn(label("does not")), "Dropped id", "does not")
+
+
+@pytest.mark.parametrize("label_comes", [True, False])
+def test_a_prediction_whose_features_there_is_no_room_for_is_learned_without_them(
+    new_model: NewModel, label_comes: bool
+) -> None:
+    seconds = "1h" if label_comes else "0.05s"
+    model = new_model(max_features=1, join={"keep": seconds, "on_timeout": "negative", "late": "learn"})
+    x = {"a": 2.0, "user": "u1"}
+    kept(model, "a", x)
+    learned(model, {"x": {"a": 1.0}, "y": 1})
+    if not label_comes:
+        none_waits(model)
+    late = learned(model, {"x": x, "y": 1, "id": "a"})
+    steps = [({"a": 1.0}, 1, 1.0), ({"a": 2.0}, 1, 1.0)]
+    if not label_comes:
+        steps.insert(1, ({"a": 2.0}, 0, 1.0))
+    assert (late["seq"], late["duplicate"], late["late"]) == (len(steps), False, not label_comes)
+    assert (model.state()["sha256"], model.state()["left_out"]) == (sha256(steps), len(steps) - 1)
+    assert learned(model, {"x": x, "y": 1, "id": "a"})["duplicate"] is True
+    assert learned(model, label("a"))["duplicate"] is True
+    assert_conflict(model.learn({"x": {"a": 2.0, "user": "u2"}, "y": 1, "id": "a"}), "a", "was learned before")
+    assert_conflict(model.learn({"x": {"a": 2.0}, "y": 1, "id": "a"}), "a", "was learned before")
 
 
 @pytest.mark.parametrize("with_x", [False, True])

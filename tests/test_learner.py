@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -303,8 +304,22 @@ def test_a_source_of_events_that_breaks_midway_leaves_nothing_behind() -> None:
     assert learner.features.names == names
 
 
-def test_a_model_that_is_full_learns_events_of_its_own_features_only() -> None:
-    learner = learned(Spec(max_features=2), [({"a": 1.0, "b": 1.0}, 1, 1.0)])
+@pytest.mark.parametrize("spec", [Spec(), Spec(rule="adam", scale="standard"), Spec(rule="auto")], ids=described)
+def test_a_full_model_learns_the_same_as_one_that_never_saw_what_is_left_out(spec: Spec) -> None:
+    full, other = Learner(dataclasses.replace(spec, max_features=3)), Learner(spec)
+    for i in range(60):
+        x, y = {"a": i / 7, "b": 1.0 - i % 3}, i % 2
+        # With an id in each event: the first one takes the last room. Now and then all of it is left out.
+        full.learn_one({**x, "user": f"u{i}"} if i % 10 != 9 else {"user": f"u{i}"}, y)
+        other.learn_one({**x, **({"user": "u0"} if i == 0 else {})} if i % 10 != 9 else {}, y)
+    assert full.names == ["a", "b", "user=u0"]
+    assert full.sha256() == other.sha256()
+    assert (full.seq, full.left_out) == (60, 59)
+    assert Learner.from_state(full.state()).left_out == 59
+
+
+def test_a_model_that_is_full_and_refuses_learns_events_of_its_own_features_only() -> None:
+    learner = learned(Spec(max_features=2, overflow="refuse"), [({"a": 1.0, "b": 1.0}, 1, 1.0)])
     before = state_bytes(learner)
     with pytest.raises(EventError, match="max_features"):
         learner.learn_many([{"a": 1.0}, {"c": 1.0}], [1, 1])

@@ -80,7 +80,7 @@ def test_a_stream_says_what_the_model_says_when_it_is_asked(shared: Service, new
     state = model.state()
     calibration = state["progressive"].pop("calibration")
     assert data["calibration"] == calibration
-    told = ("model", "seq", "features", "not_taken", "snapshot_seq", "progressive", "served", "join")
+    told = ("model", "seq", "features", "not_taken", "left_out", "snapshot_seq", "progressive", "served", "join")
     assert {name: data[name] for name in told} == {name: state[name] for name in told}
     assert (data["state"], data["rule"]) == ("ready", "sgd")
     assert data["learned_s"] > 0

@@ -73,6 +73,7 @@ def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:
         "scale": "none",
         "class_weights": {"0": 1.0, "1": 1.0},
         "max_features": 1_000_000,
+        "overflow": "ignore",
         "hash_bits": None,
         "max_value": 1e100,
         "join": JOIN,
@@ -143,6 +144,7 @@ NONSENSE = [
     *[("l2", value) for value in (-0.1, math.nan, math.inf)],
     *[("max_features", value) for value in (0, -1, 2**30 + 1)],
     *[("hash_bits", value) for value in (0, -1, 31)],
+    *[("overflow", value) for value in ("drop", "", None, True)],
     *[("rule", value) for value in ("newton", "", "SGD", "Auto", None, 1)],
     *[("scale", value) for value in ("", "minmax", "None", None, 1, True)],
     *[("class_weights", {"0": value}) for value in (0, -1.0, math.nan, math.inf)],
@@ -303,6 +305,7 @@ def test_auto_takes_no_rates_no_penalties_and_no_scale(field: str, value: Any) -
 
 def test_auto_takes_what_has_nothing_to_do_with_tuning() -> None:
     said = {"clip": 5.0, "max_features": 7, "hash_bits": 3, "max_value": 10.0, "class_weights": {"0": 2.0, "1": 1.0}}
+    said["overflow"] = "refuse"
     expected = {"rule": "auto", "l1": 0.0, "l2": 0.0, "scale": "none", "join": JOIN, **said}
     assert Spec(rule="auto", **said).as_dict() == expected
     assert Spec(rule="auto", l1=0, l2=0, scale="none") == Spec(rule="auto")

@@ -127,6 +127,91 @@ def test_turns_that_overlap_learn_and_answer_the_same(
     assert lived(tmp_path / "overlap", 1) == lived(tmp_path / "apart", 10_000)
 
 
+FULL = Spec(max_features=4, learning_rate=0.3)
+
+
+def named_apart(seed: int) -> list[list[Event]]:
+    """The same requests, an id for half of their events, and none of them twice: so that none is put off."""
+    return [
+        [Event(one.x, one.y, f"{i}-{j}" if (i + j) % 2 else None) for j, one in enumerate(events)]
+        for i, (events, _) in enumerate(stories(seed))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_full_model_is_the_same_however_requests_were_cut_into_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What was left out, and how much, hangs on the order of the events alone; an event that comes again is known by
+    what was left out of it too; and all is the same after a restart, with snapshots and without."""
+
+    def lived(folder: Path, much: int, at_once: int) -> Any:
+        monkeypatch.setattr(engine_module, "MUCH", much)
+        lives: list[Any] = []
+
+        async def story(snapshots: bool) -> None:
+            async with running_engine(folder, commit_events=at_once) as engine:
+                if not lives:
+                    await engine.create("full", FULL)
+                results = await asyncio.gather(*(engine.enqueue("full", events) for events in named_apart(seed)))
+                model = engine.model("full")
+                lives.append(([said(result) for result in results], whole_state(model)))
+                if snapshots:
+                    model.replay_seconds = engine._replay_seconds = 1e9
+                    while await engine._snapshot_piece(1e8):
+                        pass
+
+        async def look() -> None:
+            async with running_engine(folder) as engine:
+                lives.append(whole_state(engine.model("full")))
+
+        run(story(snapshots=False))
+        run(look())
+        assert lives[-1] == lives[0][1]
+        run(story(snapshots=True))  # all of it again: what has an id is known
+        run(look())
+        assert lives[-1] == lives[2][1]
+        return lives, logged_events(folder, "full")
+
+    one_by_one, at_once = lived(tmp_path / "one", 1, 1), lived(tmp_path / "at-once", 10_000, 10_000)
+    assert one_by_one == at_once
+    (_, first), _, (again, second), _ = one_by_one[0]
+    assert sum(sum(duplicate) for _, _, _, duplicate, _ in again) == sum(
+        one.id is not None for events in named_apart(seed) for one in events
+    )
+    assert first["left_out"] > 0
+    assert second["left_out"] > first["left_out"]  # of the events without an id
+    learner = Learner(FULL)
+    for x, y, w in one_by_one[1]:
+        learner.learn_one(x, y, w)
+    assert (learner.sha256(), learner.left_out) == (second["sha256"], 0)  # the log has the events as they were learned
+
+
+@pytest.mark.parametrize("overflow", ["ignore", "refuse"])
+def test_an_event_that_comes_again_is_told_from_one_of_which_something_else_is_left_out(
+    tmp_path: Path, overflow: Any
+) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            await engine.create("full", Spec(max_features=1, overflow=overflow))
+            await engine.learn("full", [Event({"a": 1.0}, 1)])
+            mine, other = Event({"a": 2.0, "user": "u1"}, 1, "id"), Event({"a": 2.0, "user": "u2"}, 1, "id")
+            if overflow == "refuse":
+                with pytest.raises(errors.InvalidEvent, match="overflow"):
+                    await engine.learn("full", [mine])
+                return
+            together = await engine.learn("full", [mine, Event({"user": "u1", "a": 2.0}, 1, "id")])
+            assert (together.seq, together.duplicate) == ([2, 2], [False, True])
+            assert (await engine.learn("full", [mine])).duplicate == [True]
+            twice = [Event(mine.x, 1, "new"), Event(other.x, 1, "new")]
+            for conflict in ([other], [Event({"a": 2.0}, 1, "id")], twice):
+                with pytest.raises(errors.IdConflict):
+                    await engine.learn("full", conflict)
+            assert (engine.model("full").learner.seq, engine.model("full").learner.left_out) == (2, 1)
+
+    run(story())
+
+
 def test_nothing_of_a_stream_is_learned_after_an_event_that_the_turn_before_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=2) as engine:

@@ -125,6 +125,7 @@ _MODEL = {
     "seq": 45312,
     "features": 6,
     "not_taken": 0,
+    "left_out": 0,
     "snapshot_seq": 40000,
     "breaker": {"log_loss": 0.3312, "stopped_at": None, "resumed_at": 0},
     "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},

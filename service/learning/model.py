@@ -88,6 +88,7 @@ class Model:
         return {
             "features": self.learner.n_features,
             "not_taken": self.learner.not_taken,
+            "left_out": self.learner.left_out,
             "snapshot_seq": self.snapshot_seq,
             "breaker": None if self.watch is None else self.watch.summary(),
             "progressive": self.scores.summary(),

@@ -425,10 +425,10 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
 def _learned_here(draft: Draft, item: Event | Label) -> Place:
     """An event or label whose id an earlier one of its request has: the same again, or in conflict."""
     place = draft.ids[item.id]  # type: ignore[index]  # it has an id
-    values, y, weight = draft.builder.event(place)
-    same = (y, weight) == (item.y, item.weight)
+    event = draft.builder.event(place)
+    same = (event.labels[0], event.weights[0]) == (item.y, item.weight)
     if same and isinstance(item, Event):
-        same = values == dict(zip(*draft.builder.features.encode(item.x), strict=True))
+        same = _fingerprint(draft.builder.features, item) == fingerprints(event)[0]
     if not same:
         raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
     return True, draft.first_seq + place
@@ -454,11 +454,9 @@ def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) ->
 
 
 def _fingerprint(features: Features, event: Event) -> int | None:
-    """The fingerprint of an event, None if it has features that the model does not know."""
-    columns, values = features.arrays(event.x)
-    if -1 in columns:
-        return None
-    return int(fingerprints(Batch.of_one(columns, values, event.y, event.weight))[0])
+    """The fingerprint of an event, None if it cannot have been learned before."""
+    admitted = features.admitted(event.x)
+    return None if admitted is None else int(fingerprints(Batch.of_one(admitted, event.y, event.weight))[0])
 
 
 def same_x(a: X, b: X) -> bool:
@@ -535,7 +533,7 @@ def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> 
     if logged is None or logged[1].served is None:
         raise errors.PredictionDamaged(field="id", id=label.id)
     written_at, batch = logged
-    draft.builder.add_columns(batch.columns.tolist(), batch.values.tolist(), label.y, label.weight)
+    draft.builder.add_again(batch, label.y, label.weight)
     served = batch.served
     assert served is not None  # noqa: S101  # seen above
     kept_at = int((written_at - float(served.delays[0])) * 1e6)

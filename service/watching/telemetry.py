@@ -247,6 +247,7 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
         (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [total for total, _ in losses]),
         (GaugeMetricFamily, "window_log_loss", "The same over the last events.", [last for _, last in losses]),
         (GaugeMetricFamily, "not_taken", "Events whose step was not taken.", [m.learner.not_taken for m in shown]),
+        (GaugeMetricFamily, "left_out", "Features left out: the model is full.", [m.learner.left_out for m in shown]),
         (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", [m.waiting for m in shown]),
         (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", [m.snapshot_seq for m in shown]),
     ]

@@ -62,6 +62,12 @@ export function findings(now) {
       `${count(now.not_taken)} steps were not taken, because they would have left numbers that are not finite: look for extreme values, or lower the learning rate.`,
     ]);
   }
+  if (now.left_out) {
+    found.push([
+      "warn",
+      `${count(now.left_out)} features were left out of events, because the model has as many as it may have (max_features). Is an id or free text among them? Leave that out, or take a model with hash_bits.`,
+    ]);
+  }
   if (last.events >= 100 && last.entropy != null && last.log_loss > NOISE * last.entropy) {
     found.push([
       "warn",
