@@ -490,10 +490,11 @@ class TooManyReplies(OnestepError):
 
 class TooMuchUntaken(OnestepError):
     """Clients have not taken {limit} bytes of what was written to them, and no more may wait
-    (ONESTEP_MAX_UNSENT_BYTES): of all these clients, this one had taken nothing for the longest."""
+    (ONESTEP_MAX_UNSENT_BYTES)."""
 
     status = 503
     title = "Too much untaken"
+    headers = (("retry-after", "1"),)
 
 
 class QueueFull(OnestepError):

@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     max_unsent_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="What is written to clients and not taken by them, in bytes all together; past it the connection "
-        "is closed whose client has taken nothing for the longest.",
+        description="What is written to clients and not taken by them, in bytes all together; past it those are cut "
+        "that have taken nothing for the longest, and large replies get 503 where all take some.",
     )
     max_connections: int = Field(
         4_096,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from service import errors
@@ -11,6 +12,10 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.http.protocol import Protocol
+
+
+STILL_SECONDS = 1.0
+"""How long a client takes nothing before others may have its place."""
 
 
 class Crowd:
@@ -94,24 +99,29 @@ class Unsent:
         """What each held when it was last looked at; it becomes less since."""
         self._all = 0
 
+    def has_room(self, size: int, now: float) -> bool:
+        """Whether so many bytes more may wait. Who has taken nothing for long gives way to them, and nobody else."""
+        self._make_room(size, lambda connection: now - connection.taken_at >= STILL_SECONDS)
+        return self._all + size <= self._limit or not self._held
+
     def add(self, connection: Protocol) -> None:
         """A connection waits for its client to take what is written; once for all that it holds then."""
         self._held[connection] = size = connection.held_bytes()
         self._all += size
-        if self._all > self._limit:
-            self._give_up_but(connection)
+        self._make_room(0, lambda other: other is not connection)  # even if it is beyond the limit alone
 
     def remove(self, connection: Protocol) -> None:
         """It waits no more."""
         self._all -= self._held.pop(connection, 0)
 
-    def _give_up_but(self, last: Protocol) -> None:
-        """Give up so many that the rest is within the limit; the last that came is kept, even if it is alone beyond."""
+    def _make_room(self, size: int, gives_way: Callable[[Protocol], bool]) -> None:
+        if self._all + size <= self._limit:
+            return
         self._held = {connection: connection.held_bytes() for connection in self._held}
         self._all = sum(self._held.values())
         for connection in sorted(self._held, key=lambda connection: connection.taken_at):
-            if self._all <= self._limit:
+            if self._all + size <= self._limit:
                 return
-            if connection is not last:
+            if gives_way(connection):
                 self.remove(connection)
                 connection.give_up(errors.TooMuchUntaken(limit=self._limit))

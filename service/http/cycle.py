@@ -1,20 +1,26 @@
 """A request on a connection and its reply, as ASGI has them: uvicorn's, with what it leaves out.
 
 A client that ends its side of the connection in the middle of a body is told so in the reply: to uvicorn it would be
-gone. And HTTP/1.0 keeps its connections where the client asks for that, and knows no chunks: a reply that does not tell
-its length ends with the connection.
+gone. A large reply is written as the client takes it, and not at all where too many wait already. And HTTP/1.0 keeps
+its connections where the client asks for that, and knows no chunks: a reply that does not tell its length ends with the
+connection.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.http.reply import CLOSE, KEEP
 
+if TYPE_CHECKING:
+    from service.http.protocol import Protocol
+
 Message = Any
 _WITHOUT_BODY = (204, 304)
+_OF_EVERY_REPLY = (b"x-request-id", b"connection")
 
 
 class Cycle(RequestResponseCycle):
@@ -23,8 +29,16 @@ class Cycle(RequestResponseCycle):
     scope: dict[str, Any]  # type: ignore[assignment]
     ends_early = False
     """Whether no more comes of a body that has not ended."""
+    writes = 0
+    """Bytes of the reply that are kept while they are written."""
+    _head: Message = None
+    """The head of a reply that waits for its body."""
     _until_the_end = False
     """Whether the connection's end is the reply's."""
+
+    def __init__(self, connection: Protocol, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._connection = connection
 
     def end_early(self) -> None:
         """Nothing more comes of the body: whoever reads it is told, and may still reply."""
@@ -44,21 +58,48 @@ class Cycle(RequestResponseCycle):
         return await super().receive()
 
     async def send(self, message: Message) -> None:
-        """Write a piece of the reply."""
-        if self.scope["http_version"] != "1.1":
-            message = self._without_chunks(message)
+        """Write a piece of the reply; the head with the first of the body, when it is known whether there is room."""
+        if message["type"] == "http.response.start":
+            self._head = message
+            return
+        body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
+        large = len(body) > HIGH_WATER_LIMIT
+        if self._head is not None:
+            head, self._head = self._head, None
+            if large and not self._connection.has_room(len(body)):
+                head, message = self._refused(head)
+                large = False
+            await super().send(head if self.scope["http_version"] == "1.1" else self._without_chunks(head))
+        if not large:
+            await self._write(message)
+            return
+        # Written at once, all of it would be kept until its last byte is sent, and nobody could tell how much that is.
+        self.writes = len(body)
+        for place in range(0, len(body), HIGH_WATER_LIMIT):
+            await self._write({**message, "body": body[place : place + HIGH_WATER_LIMIT], "more_body": True})
+        self.writes = 0
+        await self._write({**message, "body": b""})
+
+    def _refused(self, head: Message) -> tuple[Message, Message]:
+        """Head and body of what is replied instead of a body for which there is no room."""
+        kept = [field for field in head["headers"] if field[0] in _OF_EVERY_REPLY]
+        reply = self._connection.refuse_large(self.scope, dict(kept)[b"x-request-id"].decode())
+        return {**head, "status": reply.status, "headers": reply.headers + kept}, {
+            "type": "http.response.body",
+            "body": reply.body,
+        }
+
+    async def _write(self, message: Message) -> None:
+        if self._until_the_end:
+            self.expected_content_length = len(message.get("body", b""))  # what uvicorn compares it with
         await super().send(message)
 
-    def _without_chunks(self, message: Message) -> Message:
-        """The same message for a client that knows no chunks."""
-        if message["type"] == "http.response.body":
-            if self._until_the_end:
-                self.expected_content_length = len(message.get("body", b""))  # what uvicorn compares it with
-            return message
-        names = [name.lower() for name, _ in message["headers"]]
-        empty = self.scope["method"] == "HEAD" or message["status"] in _WITHOUT_BODY
+    def _without_chunks(self, head: Message) -> Message:
+        """The same head for a client that knows no chunks."""
+        names = [name.lower() for name, _ in head["headers"]]
+        empty = self.scope["method"] == "HEAD" or head["status"] in _WITHOUT_BODY
         if not (empty or b"content-length" in names):
             self._until_the_end, self.keep_alive, self.chunked_encoding = True, False, False
-        if self.keep_alive and CLOSE not in message["headers"]:
-            return {**message, "headers": [*message["headers"], KEEP]}
-        return message
+        if self.keep_alive and CLOSE not in head["headers"]:
+            return {**head, "headers": [*head["headers"], KEEP]}
+        return head

@@ -32,7 +32,7 @@ from service.http.app import Service
 from service.http.crowd import Crowd
 from service.http.cycle import Cycle
 from service.http.exchange import new_id
-from service.http.hot import Asked, is_stream
+from service.http.hot import Asked, Scope, is_stream
 from service.http.reply import CLOSE, KEEP, Reply
 
 _NOTHING = memoryview(b"")
@@ -224,6 +224,7 @@ class Protocol(HttpToolsProtocol):
 
     def _new_cycle(self, version: str) -> Cycle:
         return Cycle(
+            self,
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -413,10 +414,21 @@ class Protocol(HttpToolsProtocol):
         else:
             self.flow.resume_reading()
 
+    def has_room(self, size: int) -> bool:
+        """Whether a reply of so many bytes may wait for its client to take it."""
+        return self._crowd.unsent.has_room(size, self.loop.time())
+
+    def refuse_large(self, scope: Scope, request_id: str) -> Reply:
+        """What is replied where it may not."""
+        error = errors.TooMuchUntaken(limit=self._service.settings.max_unsent_bytes)
+        return self._service.refusal(error, request_id, scope)
+
     def held_bytes(self) -> int:
-        """What a client that does not read makes the service keep: a reply is kept whole until all of it is taken."""
+        """What a client that does not read makes the service keep."""
         self._look_whether_taken()
-        return self._left + len(self._came) + _WAITING_BYTES * len(self.pipeline)
+        writes = 0 if self.serving is None else self.serving.writes
+        waits = len(self._came) + _WAITING_BYTES * len(self.pipeline)
+        return writes + self.transport.get_write_buffer_size() + waits
 
     def _look_whether_taken(self) -> None:
         """Look whether the client has taken anything since this was last asked."""
