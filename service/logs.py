@@ -1,8 +1,8 @@
 """The log: what the service says of itself, as JSON for programs or as lines for a person.
 
 A line has a time, a level, a message, and fields that say more: `logger.info("...", extra=fields(seconds=0.2))`. Never
-in it: anything of a request's body, headers or query, but for its id. What a caller may make happen often, refusals,
-is told once a second at most for each reason, and how often it happened since.
+in it: anything of a request's body, headers or query, but for its id. What a caller may make happen often (refusals,
+and whatever other packages log) is told once a second at most for each reason, and how often it happened since.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
 from typing import Any, TextIO
 
 import msgspec
@@ -19,10 +23,12 @@ from service import errors
 
 logger = logging.getLogger("onestep")
 
-REFUSAL_SECONDS = 1.0
-"""How long refusals for the same reason are only counted once one was told."""
+PAUSE_SECONDS = 1.0
+"""How long lines for the same reason are only counted once one was told."""
 _MEMBERS: tuple[str, ...] = ("line", "row", "learned", "limit")
 """What is told of a refusal beside its reason: numbers. The rest may be of the body."""
+Line = Callable[[dict[str, Any]], None]
+"""Tells a line, which has these fields too."""
 
 
 def fields(**values: Any) -> dict[str, Any]:
@@ -66,35 +72,130 @@ def _shown(value: Any) -> str:
     return text if text.isprintable() and " " not in text else repr(text)
 
 
-def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
+def set_up(level: str, form: str, stream: TextIO | None = None) -> Handler:
     """Log to standard error. `form`: json, console, or auto: console where a person watches."""
     stream = stream or sys.stderr
     if form == "auto":
         form = "console" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
+    handler = Handler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     # Of what others log, warnings: at debug numba alone would write hundreds of lines.
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     logging.root.addHandler(handler)
     logger.setLevel(level.upper())
+    return handler
+
+
+@dataclass(slots=True)
+class _Told:
+    """What was told for a reason: when last, how many lines since were not, and the last of these."""
+
+    at: float
+    untold: int = 0
+    last: Line | None = None
+
+
+class Sparing:
+    """Tells one line a second for each reason. Those that come meanwhile are counted, and the last of them is told with
+    their number when the second is over."""
+
+    def __init__(self) -> None:
+        self._told: dict[Hashable, _Told] = {}
+
+    def tell(self, reason: Hashable, line: Line) -> None:
+        """Tell a line now, or later, or count it."""
+        told, now = self._told.get(reason), time.monotonic()
+        if told is None or now - told.at >= PAUSE_SECONDS:
+            self._told[reason] = _Told(now)
+            line(_others(told.untold if told else 0))
+        else:
+            told.untold += 1
+            told.last = line
+
+    def tell_the_rest(self, *, now: bool = False) -> None:
+        """Tell what is due; to be called now and then. `now`: all of it, as nothing comes any more."""
+        at = time.monotonic()
+        for reason, told in list(self._told.items()):
+            if not now and at - told.at < PAUSE_SECONDS:
+                continue
+            if told.last is None:
+                del self._told[reason]
+                continue
+            self._told[reason] = _Told(at)
+            told.last(_others(told.untold - 1))
+
+
+def _others(count: int) -> dict[str, Any]:
+    return {"others_untold": count} if count else {}
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes lines; those of other loggers sparingly, as callers may be what makes them log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._others = Sparing()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == logger.name:
+            super().emit(record)
+            return
+        kind = record.exc_info and record.exc_info[0]
+        self._others.tell((record.pathname, record.lineno, kind), partial(self._tell, record))
+
+    def _tell(self, record: logging.LogRecord, more: dict[str, Any]) -> None:
+        record.__dict__.update(fields(**more))
+        super().emit(record)
+
+    def tell_the_rest(self, *, now: bool = False) -> None:
+        """As `Sparing` has it."""
+        self.acquire()
+        try:
+            self._others.tell_the_rest(now=now)
+        finally:
+            self.release()
 
 
 class Refusals:
-    """Tells of requests that were answered with an error."""
+    """Tells of requests that were answered with an error, sparingly; where all is told (debug), of each."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
-        self._untold: dict[str, int] = {}
+        self._sparing = Sparing()
 
     def tell(self, error: errors.OnestepError, method: str, path: str, request_id: str) -> None:
-        """One line, unless one was told a moment ago; where all is told (debug), always."""
-        reason, now = error.slug(), time.monotonic()
-        if now - self._told.get(reason, -REFUSAL_SECONDS) < REFUSAL_SECONDS and not logger.isEnabledFor(logging.DEBUG):
-            self._untold[reason] = self._untold.get(reason, 0) + 1
-            return
-        self._told[reason] = now
-        more = {name: error.members[name] for name in _MEMBERS if name in error.members}
-        if untold := self._untold.pop(reason, 0):
-            more["others_untold"] = untold
-        told = fields(reason=reason, status=error.status, method=method, path=path[:100], request_id=request_id, **more)
-        logger.log(logging.WARNING if error.status >= 500 else logging.INFO, "refused", extra=told)
+        """A request was refused."""
+        reason = error.slug()
+
+        def line(more: dict[str, Any]) -> None:
+            told = {"reason": reason, "status": error.status, "method": method, "path": path[:100]}
+            more = {name: error.members[name] for name in _MEMBERS if name in error.members} | more
+            level = logging.WARNING if error.status >= 500 else logging.INFO
+            logger.log(level, "refused", extra=fields(**told, request_id=request_id, **more))
+
+        self._tell(reason, line)
+
+    def tell_mistake(self, error: BaseException, request_id: str) -> None:
+        """What went wrong is not the caller's doing."""
+
+        def line(more: dict[str, Any]) -> None:
+            extra = fields(request_id=request_id, **more)
+            logger.error("a mistake in onestep itself", exc_info=error, extra=extra)
+
+        self._tell((type(error), error.__traceback__ and _raised_at(error.__traceback__)), line)
+
+    def tell_the_rest(self, *, now: bool = False) -> None:
+        """As `Sparing` has it."""
+        self._sparing.tell_the_rest(now=now)
+
+    def _tell(self, reason: Hashable, line: Line) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            line({})
+        else:
+            self._sparing.tell(reason, line)
+
+
+def _raised_at(trace: TracebackType) -> tuple[str, int]:
+    """The file and the line in which an error was raised."""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename, trace.tb_lineno

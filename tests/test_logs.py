@@ -11,7 +11,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +114,102 @@ def test_at_debug_each_request_and_commit_is_told(start: Start) -> None:
 
 def test_many_refusals_are_told_once_a_second_and_counted(start: Start) -> None:
     service = start()
+    began = time.monotonic()
     for _ in range(200):
         service.http.post("/learn", content='{"x": {}, "y": 3}', headers=JSON)
     service.http.post("/learn", content="{", headers=JSON)  # another reason is told at once
-    reasons = [line["reason"] for line in told(service, "refused")]
-    assert "malformed-json" in reasons
-    assert 1 <= reasons.count("invalid-event") <= 10
-    eventually(
-        lambda: (
-            service.http.post("/learn", content='{"x": {}, "y": 3}', headers=JSON)
-            and any("others_untold" in line for line in told(service, "refused"))
-        ),
-        "those that were not told to be counted",
-    )
+    assert "malformed-json" in {line["reason"] for line in told(service, "refused")}
+    assert_all_told(service, began, 200, lambda line: line.get("reason") == "invalid-event")
+
+
+def assert_all_told(service: Service, began: float, times: int, is_of: Callable[[dict[str, Any]], bool]) -> None:
+    """That lines say of something that it happened so often, and that there is one a second at most."""
+
+    def found() -> list[dict[str, Any]]:
+        return [line for line in lines(service) if is_of(line)]
+
+    def counted() -> int:
+        return sum(1 + line.get("others_untold", 0) for line in found())
+
+    eventually(lambda: counted() >= times, f"{times} to be told or counted")
+    assert counted() == times
+    assert len(found()) <= 2 + time.monotonic() - began
+
+
+def test_a_flood_of_what_is_no_request_does_not_flood_the_log(start: Start) -> None:
+    service = start()
+    began = time.monotonic()
+
+    def flood(times: int) -> None:
+        for _ in range(times):
+            with service.connect() as connection:
+                connection.send(b"NONSENSE\r\n\r\n")
+                assert connection.socket.recv(12) == b"HTTP/1.1 400"
+
+    with ThreadPoolExecutor(7) as pool:
+        assert list(pool.map(flood, [500] * 7)) == [None] * 7
+    assert_all_told(service, began, 3_500, lambda line: line.get("reason") == "malformed-http")
+    assert len(lines(service)) < 20 + 2 * (time.monotonic() - began)
+    assert service.stop() == 0
+    assert service.log().count("\n") < 25 + 2 * (time.monotonic() - began)
+
+
+@pytest.mark.usefixtures("root")
+def test_what_other_packages_log_is_told_once_a_second_for_each_place_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uvicorn, for one, has a warning for each request that is none of HTTP."""
+    out, clock = io.StringIO(), Clock(monkeypatch)
+    handler = logs.set_up("info", "json", out)
+    other = logging.getLogger("uvicorn.error")
+
+    def flood(times: int) -> None:
+        for i in range(times):
+            other.warning("Invalid HTTP request received from %d.", i)
+
+    def said() -> list[tuple[str, int]]:
+        found = [json.loads(line) for line in out.getvalue().splitlines()]
+        out.seek(0)
+        out.truncate()
+        return [(line["message"], line.get("others_untold", 0)) for line in found]
+
+    flood(1_000)
+    other.warning("something else")
+    assert said() == [("Invalid HTTP request received from 0.", 0), ("something else", 0)]
+    clock.now += 0.9
+    handler.tell_the_rest()
+    assert said() == []
+    clock.now += 0.2
+    handler.tell_the_rest()
+    assert said() == [("Invalid HTTP request received from 999.", 998)]
+    flood(3)
+    clock.now += 1.1
+    flood(1)  # nobody has asked to tell the rest
+    assert said() == [("Invalid HTTP request received from 0.", 3)]
+    flood(2)
+    handler.tell_the_rest(now=True)
+    assert said() == [("Invalid HTTP request received from 1.", 1)]
+    for _ in range(2):
+        clock.now += 1.1
+        handler.tell_the_rest()
+    assert said() == []
+    assert not handler._others._told  # what is over is forgotten
+
+
+class Clock:
+    """Elapsed time, as the log sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now)
+
+
+def test_what_was_not_told_when_a_service_stops_is_counted(start: Start) -> None:
+    service = start("--drain-seconds", "0")
+    for _ in range(5):
+        assert service.http.get("/nothing").status_code == 404
+    assert service.stop() == 0
+    assert sum(1 + line.get("others_untold", 0) for line in told(service, "refused")) == 5
 
 
 def test_nothing_of_a_body_a_header_or_a_query_is_logged(start: Start) -> None:
@@ -161,12 +246,12 @@ def test_a_mistake_is_a_500_without_a_trace_whose_id_leads_to_the_trace_in_the_l
     program = """
 import sys, pathlib
 from service.learning import model
-from service.http import server
+from service.http import app, server
 from service import settings
 from service.storage.lock import FolderLock
-def mistake(self, x):
+def mistake(self, *_):
     raise ZeroDivisionError("a mistake put here")
-model.Model.predict = model.Model.explain = mistake
+model.Model.predict = app.explaining = mistake
 found = settings.Settings(data=pathlib.Path(sys.argv[1]), port=0, drain_seconds=0)
 sys.exit(server.serve(found, FolderLock(found.data)))
 """

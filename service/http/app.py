@@ -66,7 +66,7 @@ class Service:
         bodies = Bodies(settings)
         self._access = access.Access(settings)
         self._hot = Hot(self.engine, self._access, bodies, settings)
-        self._refusals = logs.Refusals()
+        self.refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
         self.api = FastAPI(
             title="onestep",
@@ -131,10 +131,10 @@ class Service:
     def refusal(self, error: BaseException, request_id: str, scope: Scope | None = None) -> Reply:
         """What is answered instead: counted and told. What is not a caller's is logged, and is an internal error."""
         if not isinstance(error, errors.OnestepError):
-            logger.error("a mistake in onestep itself", exc_info=error, extra=logs.fields(request_id=request_id))
+            self.refusals.tell_mistake(error, request_id)
             error = errors.OnestepError()
         self.engine.telemetry.count_refusal(error)
-        self._refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
+        self.refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
         return problem(error, request_id)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:

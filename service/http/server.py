@@ -57,8 +57,9 @@ class Server(uvicorn.Server):
     signal: the same without the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, crowd: Crowd) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, crowd: Crowd, log: logs.Handler) -> None:
         super().__init__(config)
+        self._log = log
         self._service = service
         self._crowd = crowd
         self._drain_seconds = service.settings.drain_seconds
@@ -67,6 +68,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Every tenth of a second."""
         if counter % SLOW_TICKS == 0:
+            self._log.tell_the_rest()
+            self._service.refusals.tell_the_rest()
             settings = self._service.settings
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
@@ -168,7 +171,7 @@ def _admit_no_more(listener: socket.socket) -> None:
 
 def serve(settings: Settings, lock: FolderLock) -> int:
     """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
-    logs.set_up(settings.log_level, settings.log_format)
+    log = logs.set_up(settings.log_level, settings.log_format)
     service, crowd = Service(settings), Crowd(settings)
     config = uvicorn.Config(
         access.with_cors(service, settings),
@@ -203,7 +206,9 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     # took a twentieth of the turn.
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     gc.enable()  # the start had no use for it
-    Server(config, service, crowd).run(sockets=[listener])
+    Server(config, service, crowd, log).run(sockets=[listener])
+    log.tell_the_rest(now=True)
+    service.refusals.tell_the_rest(now=True)
     lock.release()
     return 0 if service.engine.failure is None else 1
 
