@@ -248,6 +248,27 @@ def test_a_wrong_byte_of_a_long_event_is_told_with_its_place(rest: bytes) -> Non
     assert found.value.members["reason"] == str(expected.value).removeprefix("JSON is malformed: ")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "nan", "-inf"])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_a_number_that_json_does_not_have_is_told_with_its_place(size: int, number: str) -> None:
+    """However long the body is; in a long array the place is that in the body."""
+    features = ", ".join(f'"f{i}": {number if i == size // 2 else i}' for i in range(size))
+    event = f'{{"x": {{{features}}}, "y": 1}}'
+    array = "[" + ", ".join(event if i == size // 2 else '{"x": {}, "y": 1}' for i in range(size)) + "]"
+    told = f"JSON has no {number}; leave out a feature that has no value (byte {{}})"
+    with pytest.raises(errors.MalformedJson) as wrong:
+        wire.decode_event(event.encode())
+    assert wrong.value.members["reason"] == told.format(event.index(number))
+    with pytest.raises(errors.MalformedJson) as wrong:
+        split(array.encode())
+    assert wrong.value.members["reason"] == told.format(array.index(number))
+
+
+def split(array: bytes) -> list[msgspec.Raw]:
+    elements = wire.Elements(array)
+    return [element for i in range(len(elements)) for element in elements.piece(i)]
+
+
 def test_of_two_xs_of_a_long_event_the_last_counts() -> None:
     long = json.dumps({f"f{i}": 1 for i in range(9_000)})
     assert wire.decode_question(b'{"x": %b, "x": {"a": 1}}' % long.encode()).x == {"a": 1.0}

@@ -335,7 +335,8 @@ def malformed(error: Exception, at: str, data: bytes, what: str = "feature", bef
     the body come before the data."""
     reason = str(error)
     if no_number := _no_number(reason, data):
-        reason = f"JSON has no {no_number}; leave out a {what} that has no value"
+        number = no_number[0].decode()
+        reason = f"JSON has no {number}; leave out a {what} that has no value (byte {no_number.start()})"
     if b"\\ud" in data.lower() and "truncated" in reason:
         reason = "it has half of a surrogate pair"
     if isinstance(error, RecursionError):
@@ -359,14 +360,14 @@ def _shifted(error: errors.MalformedJson, bytes_more: int, after: int = 0) -> er
     return errors.MalformedJson(**{**error.members, "reason": _PLACE.sub(moved, error.members["reason"])})
 
 
-def _no_number(reason: str, data: bytes) -> str | None:
+def _no_number(reason: str, data: bytes) -> re.Match[bytes] | None:
     """The NaN or infinity that msgspec found, if that is what it tells of."""
     place = _PLACE.search(reason)
     if place is None:
         return None
     at = int(place[1])  # "nan" is taken for a damaged null, which has one more character
     found = _NO_NUMBER.search(data, max(0, at - len("nan") - 1))
-    return found[0].decode() if found is not None and found.start() <= at <= found.end() + 1 else None
+    return found if found is not None and found.start() <= at <= found.end() + 1 else None
 
 
 def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.OnestepError:
