@@ -17,9 +17,12 @@ MISSING = frozenset(("", "na", "n/a", "nan", "null", "?", "\\n"))
 TRUTHS = {"true": 1.0, "false": 0.0}
 LARGEST = 1e100
 
-_PLAIN = r"[+-]?+(?:(?:0|[1-9][0-9]{0,14}+)(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE](?:-[0-9]{3}|[+-]?+[0-9]{1,2}+))?+"
+_MANTISSA = r"[+-]?+(?:(?:0|[1-9][0-9]{0,14}+)(?:\.[0-9]*+)?+|\.[0-9]++)"
+_PLAIN = rf"{_MANTISSA}(?:[eE](?:-[0-9]{{3}}|[+-]?+[0-9]{{1,2}}+))?+"
 is_plain = re.compile(_PLAIN).fullmatch
 """Matches a number. One beyond 1e100 may still be among them: the service says so, and names the feature."""
+_is_number = re.compile(rf"{_MANTISSA}(?:[eE][+-]?[0-9]++)?+").fullmatch
+"""Matches any number, however small or large."""
 _are_plain = re.compile(f"(?:{_PLAIN} )*+").fullmatch
 """The same for several, with a space after each."""
 _CODE = re.compile(r"[+-]?0[0-9].*|[+-]?[0-9]{16,}(\..*)?|[0-9]+[eE][+-]?[0-9]+")
@@ -45,7 +48,7 @@ def to_number(text: str) -> float | None:
     >>> [to_number(text) for text in ("-2.5e3", "TRUE", "0.50", "01234", "1e101", "1_000")]
     [-2500.0, 1.0, 0.5, None, None, None]
     """
-    if is_plain(text):
+    if _is_number(text):
         value = float(text)
         return value if abs(value) <= LARGEST else None
     return TRUTHS.get(text.lower())

@@ -21,8 +21,8 @@ ONLY_ONE = ("weight", "id")
 """Kinds of which a file has one column at most."""
 WORDS = {"ignore": "left out"}
 """What people read where a kind is another word."""
-FEWEST = 20
-"""Cells, below which it cannot be told whether a text is an id."""
+FEWEST = 10
+"""Cells, below which nobody can tell whether a text is an id."""
 MOST_SHOWN = 100
 """Rows of the table. Past it, columns about which there is nothing to say are counted only."""
 LONGEST_EXAMPLE = 24
@@ -106,6 +106,8 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
         why = f"{distinct:,} different ones in {len(cells):,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
     why = "no cell is a number" if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
+    if len(cells) < FEWEST and distinct == len(cells) > 1:
+        why += "; too few rows to tell an id"
     return Column(name, place, "text", why, example, missing)
 
 

@@ -130,6 +130,7 @@ class OpenSource:
         self._source = source
         self._file = file
         self._line = 0
+        self._input: formats.Input | None = None
         self._lines = Lines((), header=False)
         self._reader: Reader | None = None
         self._rows: Iterator[Row] | None = None
@@ -137,6 +138,10 @@ class OpenSource:
     def position(self) -> int:
         """Bytes read so far."""
         return self._file.tell() if self.size is not None else 0
+
+    def pauses(self) -> bool:
+        """Whether the next row has not come yet: of a pipe, that which came may as well be learned."""
+        return self.size is None and self._input is not None and self._input.pauses()
 
     def id_prefix(self) -> str:
         """What stands before the row in the ids of the events, once the first rows were looked at: see identity.py."""
@@ -167,7 +172,7 @@ class OpenSource:
         looked = Looked(self._source.look, regular=self.size is not None)
         with self._placed():
             with looked.told_of():
-                lines = formats.opened(self._file)
+                self._input = lines = formats.Input(self._file)
                 first = looked.read_lines(lines)
                 told = self._source.format or formats.by_name(self._source.file)
                 found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)

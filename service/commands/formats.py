@@ -5,9 +5,11 @@ Its first bytes and its first two lines tell; of its name only the ending counts
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
+import select
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -41,18 +43,44 @@ LONGEST_LINE = 64 * 2**20
 """Bytes. A longer one is none: the file is something else."""
 
 
-def opened(file: IO[bytes]) -> Iterator[bytes]:
+class Input:
     """The lines of a file, decompressed; WrongRow where it is nothing that can be read."""
-    head = file.read(_NEEDED)
-    for magic, reason in _OTHERS.items():
-        if head.startswith(magic):
-            raise WrongRow(reason)
-    whole = io.BufferedReader(_Joined(head, file))
-    lines: IO[bytes] = gzip.GzipFile(fileobj=whole) if head.startswith(_GZIP) else whole  # type: ignore[assignment]
-    while line := lines.readline(LONGEST_LINE):
+
+    def __init__(self, file: IO[bytes]) -> None:
+        head = file.read(_NEEDED)
+        for magic, reason in _OTHERS.items():
+            if head.startswith(magic):
+                raise WrongRow(reason)
+        self._joined = _Joined(head, file)
+        self._whole = io.BufferedReader(self._joined)
+        self._lines: IO[bytes] = self._whole
+        self._descriptor: int | None = None
+        self._came = 0
+        if head.startswith(_GZIP):
+            self._lines = gzip.GzipFile(fileobj=self._whole)  # type: ignore[assignment]  # the same
+            return
+        with contextlib.suppress(OSError):  # what is no file has no descriptor
+            self._descriptor = file.fileno()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self._lines.readline(LONGEST_LINE)
+        if not line:
+            raise StopIteration
         if len(line) == LONGEST_LINE:
             raise WrongRow(f"has a line of more than {LONGEST_LINE >> 20} MiB")
-        yield line
+        self._came += len(line)
+        return line
+
+    def pauses(self) -> bool:
+        """Whether the next line has not come yet, and nobody knows when it will. False for what is compressed."""
+        if self._descriptor is None:
+            return False
+        if self._joined.given > self._came and b"\n" in self._whole.peek():  # of a buffer with something in it
+            return False
+        return not select.select([self._descriptor], [], [], 0)[0]
 
 
 class _Joined(io.RawIOBase):
@@ -62,6 +90,8 @@ class _Joined(io.RawIOBase):
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
         self._rest = rest
+        self.given = 0
+        """Bytes that were given."""
 
     def readable(self) -> bool:
         return True
@@ -70,6 +100,7 @@ class _Joined(io.RawIOBase):
         data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
         data = data or self._rest.read1(len(buffer))  # type: ignore[attr-defined]  # of each buffered file
         buffer[: len(data)] = data
+        self.given += len(data)
         return len(data)
 
 

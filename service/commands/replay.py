@@ -188,6 +188,8 @@ class Replay:
         self.notice = notice
         self.kinds: dict[str, str] | None = None
         """Of the columns of the file, which a model that is created keeps."""
+        self.is_there = False
+        """Whether the model was there when it was asked what it keeps."""
         self._target = target
 
     def run(self, rows: Iterable[Row]) -> dict[str, Any]:
@@ -195,12 +197,12 @@ class Replay:
         (state,) = learn_side_by_side([self], rows, self.options)
         return state
 
-    def kept(self) -> tuple[Kept, bool]:
-        """What the model keeps of its files' columns, or the spec that it is to be made with; and whether it is new."""
+    def kept(self) -> Kept:
+        """What the model keeps of its files' columns, or the spec that it is to be made with."""
         found = self._patiently(self._find)
         columns = _columns(self._target.spec.json) if found is None else found["spec"].get("columns")
-        whose = f"model {self.model!r}" if found is not None else self._target.spec.text
-        return Kept(whose, columns or {}), found is None
+        self.is_there = found is not None
+        return Kept(f"model {self.model!r}" if self.is_there else self._target.spec.text, columns or {})
 
     def _spec(self, found: dict[str, Any] | None) -> bytes:
         """The spec to ask for, with the kinds of the columns; those of a model that is `found` are what it has."""
@@ -365,16 +367,19 @@ def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
 # -- one pass, one model or several
 
 
-def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: Options) -> list[dict[str, Any]]:
-    """Learn all rows into each model; then what GET /models/{model} says of each.
+def learn_side_by_side(
+    replays: Sequence[Replay], rows: Iterable[Row], options: Options, pauses: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]]:
+    """Learn all rows into each model; then what GET /models/{model} says of each. `pauses` says that the next row may
+    take long to come: what came is learned then.
 
     A piece with something wrong in it is not sent.
     """
-    for told in [replay.prepare() for replay in replays]:
+    # First those that are there: where one has another spec, no model is made of the others.
+    for told in [replay.prepare() for replay in sorted(replays, key=lambda replay: not replay.is_there)]:
         replays[0].notice(told)
     pace = _Pace(options.rate)
-    waiting = iter(rows)
-    while piece := [_with_id(row, options) for row in itertools.islice(waiting, options.piece)]:
+    for piece in _pieces((_with_id(row, options) for row in rows), options.piece, pauses):
         _turns(replays, until=pace.due)
         new = 0
         for replay in replays:
@@ -389,6 +394,18 @@ def learn_side_by_side(replays: Sequence[Replay], rows: Iterable[Row], options: 
     for replay in replays:
         replay.tally.ended = time.monotonic()
     return [replay.state() for replay in replays]
+
+
+def _pieces(rows: Iterable[Row], size: int, pauses: Callable[[], bool]) -> Iterator[list[Row]]:
+    """The rows, `size` at a time, or fewer where more `pauses`."""
+    piece = []
+    for row in rows:
+        piece.append(row)
+        if len(piece) == size or pauses():
+            yield piece
+            piece = []
+    if piece:
+        yield piece
 
 
 def _turns(replays: Sequence[Replay], until: float) -> None:
@@ -455,7 +472,7 @@ def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
     WrongUsage where they do not agree.
     """
     found = [replay.kept() for replay in replays]
-    told = [kept for kept, _ in found if kept.kinds]
+    told = [kept for kept in found if kept.kinds]
     for kept in told[1:]:
         if kept.kinds != told[0].kinds:
             raise WrongUsage(
@@ -466,9 +483,9 @@ def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
     if told:
         say(f"the columns are read as {told[0].whose} keeps them")
     kinds = opened.kinds()
-    for replay, (kept, new) in zip(replays, found, strict=True):
-        replay.kinds = kinds if new else None
-        if opened.columns and not new and not kept.kinds:
+    for replay, kept in zip(replays, found, strict=True):
+        replay.kinds = kinds
+        if opened.columns and replay.is_there and not kept.kinds:
             say(
                 f"{kept.whose} keeps no kinds of columns: they are worked out from each file, and flags are given again"
             )
@@ -495,7 +512,7 @@ def replay(
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 for replay in replays:
                     replay.options, replay.progress, replay.notice = options, progress, notice
-                states = learn_side_by_side(replays, opened.rows(), options)
+                states = learn_side_by_side(replays, opened.rows(), options, opened.pauses)
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
                 conflict = isinstance(failure, Refused) and failure.kind == ID_CONFLICT
