@@ -511,6 +511,7 @@ def replay(
             options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 for replay in replays:
+                    replay.tally.started = time.monotonic()  # now: the rows that were looked at may have been slow
                     replay.options, replay.progress, replay.notice = options, progress, notice
                 states = learn_side_by_side(replays, opened.rows(), options, opened.pauses)
         except Failed as failure:
