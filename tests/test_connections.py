@@ -207,7 +207,7 @@ def large(service: Service) -> bytes:
 
 
 def test_replies_that_nobody_takes_are_bounded_together_and_who_reads_gets_all(start: Start) -> None:
-    service = start("--max-unsent-bytes", str(16 * MIB))
+    service = start("--max-unsent-bytes", str(MIB))
     asked = large(service)
     with ExitStack() as stack:
         one = stack.enter_context(service.connect())
@@ -215,24 +215,17 @@ def test_replies_that_nobody_takes_are_bounded_together_and_who_reads_gets_all(s
             one.send(asked)
             whole = one.reply()
         before = resident(service)
-        for _ in range(60):
+        for _ in range(30):
             deaf = stack.enter_context(service.connect())
             deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             deaf.send(asked)
-        eventually(lambda: "too-much-untaken" in service.log(), "more to wait than may")
-
-        def reply() -> str | None:
-            one.send(asked)
-            reply = one.reply()
-            if reply.status == 200:
-                return reply.text
-            assert_problem(reply, 503, "ONESTEP_MAX_UNSENT_BYTES")
-            assert reply.headers["x-request-id"] == reply.json()["request_id"]
-            return None
-
-        assert eventually(reply, "those to be given up that took nothing") == whole.text
-        assert resident(service) - before < 80 * MIB  # all of them: 300
-        assert len(whole.json()["weights"]) == 40_000
+        one.send(asked)
+        assert one.reply().text == whole.text
+        eventually(lambda: "too-much-untaken" in service.log(), "some to be given up")
+        most = MIB // 65_536 + 2  # each holds that much at least; one more may, and one reads
+        eventually(lambda: sockets_of(service) < most + 10, "so many to be given up that the rest is within the limit")
+        assert resident(service) - before < 80 * MIB  # all of them, whole: 150
+    assert len(whole.json()["weights"]) == 40_000
 
 
 def test_a_slow_client_gets_its_whole_reply_however_long_it_takes(start: Start) -> None:
@@ -240,14 +233,10 @@ def test_a_slow_client_gets_its_whole_reply_however_long_it_takes(start: Start) 
     asked = large(service)
     with service.connect() as connection:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        connection.send(asked)
-        began, got, length = time.monotonic(), bytearray(), 2**30
-        while len(got) < length:
-            piece = connection.socket.recv(100_000)
-            assert piece, f"cut after {len(got)} bytes"
+        connection.send(asked.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        began, got = time.monotonic(), bytearray()
+        while piece := connection.socket.recv(100_000):
             got += piece
-            if told := re.search(rb"content-length: (\d+)[^{]*", got):
-                length = told.end() + int(told[1])
             time.sleep(0.04)
         assert time.monotonic() - began > 1.5  # three times as long as it may stand still
     assert len(json.loads(got.partition(b"\r\n\r\n")[2])["weights"]) == 40_000

@@ -20,7 +20,7 @@ from processes import recover
 from uvicorn.server import ServerState
 
 from service.http import app
-from service.http.crowd import Crowd
+from service.http.crowd import STILL_SECONDS, Crowd
 from service.http.protocol import Protocol
 from service.settings import Settings
 
@@ -652,6 +652,74 @@ def test_so_many_files_may_be_open_as_there_may_be_connections(shared: Service) 
     limits = Path(f"/proc/{shared.process.pid}/limits").read_text()
     soft, hard = re.search(r"Max open files +(\d+|unlimited) +(\d+|unlimited)", limits).groups()  # type: ignore[union-attr]
     assert soft == hard or int(soft) > Settings.model_fields["max_connections"].default
+
+
+class Deaf(Transport):
+    """That of a client that takes nothing."""
+
+    connection: Protocol
+
+    def __init__(self, socket_: socket.socket) -> None:
+        super().__init__()
+        self._socket = socket_
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        if self.get_write_buffer_size() > 65_536 and not self.connection.flow.write_paused:
+            self.connection.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._socket if name == "socket" else default
+
+    def abort(self) -> None:
+        self.has_closed.set()
+        self.connection.connection_lost(None)
+
+
+def test_a_large_reply_waits_for_nobody_where_too_much_waits_already(tmp_path: Path) -> None:
+    """It gets 503 while all that wait may yet take theirs; then those are cut that have taken nothing for long."""
+
+    async def app_(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"350000"), (b"x-request-id", b"mine")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * 350_000})
+
+    async def outcome(socket_: socket.socket) -> None:
+        service = app.Service(Settings(data=tmp_path, max_unsent_bytes=2**20))
+        crowd = Crowd(service.settings)
+        config = uvicorn.Config(service, log_config=None, proxy_headers=False)
+
+        async def asks() -> Deaf:
+            transport = Deaf(socket_)
+            connection = Protocol(service, crowd, config=config, server_state=ServerState(), app_state={})
+            transport.connection, connection.app = connection, app_
+            connection.connection_made(transport)
+            connection.data_received(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await transport.until_written(b"\r\n\r\n")
+            return transport
+
+        waiting = [await asks() for _ in range(2)]
+        assert [transport.written[9:12] for transport in waiting] == [b"200", b"200"]
+        refused = await asks()
+        assert refused.written[9:12] == b"503"
+        assert b"x-request-id: mine" in refused.written
+        assert b'"request_id":"mine"' in refused.written
+        first, second = (transport.connection for transport in waiting)
+        second.taken_at -= 2 * STILL_SECONDS
+        last = await asks()
+        assert last.written[9:12] == b"200"
+        assert [transport.has_closed.is_set() for transport in waiting] == [False, True]
+        assert first.serving is not None
+        assert first.serving.writes == 350_000
+        for connection in (first, last.connection, refused.connection):
+            connection.connection_lost(None)
+            await asyncio.gather(*connection.tasks)
+
+    with socket.socket() as socket_:
+        asyncio.run(outcome(socket_))
 
 
 # -- too slow
