@@ -41,7 +41,7 @@ _PROBLEM = {
 }
 _ERRORS = {
     400: "Malformed JSON, a body that ended too soon, or a token in the URL",
-    401: "A token is asked for, and none was sent, or none of this service's",
+    401: "A token is asked for, and none was sent, or none of this service's, or one that has expired",
     403: "The token may not do this; or, where none is asked for, a browser sent it for a page of another site",
     404: "Unknown model, or one out of the token's reach; or a label for an id that is unknown, expired or dropped",
     405: "Another method",
