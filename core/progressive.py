@@ -102,8 +102,8 @@ def _auc(passed: Counts) -> float | None:
     return float(np.trapezoid(above[1, ::-1] / positives, above[0, ::-1] / negatives))
 
 
-def _entropy(zeros: int, ones: int) -> float | None:
-    """The log loss of who always predicts the share of ones: what a model must be below to be of use."""
+def _base_rate_loss(zeros: int, ones: int) -> float | None:
+    """The log loss of who always predicts the share of ones, the base rate: its entropy."""
     n = zeros + ones
     return sum(count / n * math.log(n / count) for count in (zeros, ones) if count) if n else None
 
@@ -134,10 +134,14 @@ class _Scores:
         return {
             "events": events,
             "log_loss": float(self.sums[LOSS] / events) if events else None,
+            "base_rate_log_loss": self.base_rate_loss(),
             "accuracy": float(self.sums[CORRECT] / events) if events else None,
             "roc_auc": _auc(self.passed),
-            "entropy": _entropy(*self.passed.sum(axis=1).tolist()),
         }
+
+    def base_rate_loss(self) -> float | None:
+        """The log loss of who always predicts the share of ones, in nats."""
+        return _base_rate_loss(*self.passed.sum(axis=1).tolist())
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """What the predictions said, and what came, by the probability predicted."""
@@ -153,14 +157,22 @@ class _Scores:
 
 
 class Brief(NamedTuple):
-    """The scores that a plot shows, in a few microseconds: events and their losses' sum in total, and of the window."""
+    """The scores that are looked at most, in a few microseconds: of all events, whose `loss` is the sum, and of the
+    window. `base_rate_loss`: the log loss of who always predicts the share of ones."""
 
     events: int
     loss: float
+    base_rate_loss: float | None
     accuracy: float | None
+    events_window: int
     loss_window: float | None
+    base_rate_loss_window: float | None
     accuracy_window: float | None
-    entropy_window: float | None
+
+    @property
+    def log_loss(self) -> float | None:
+        """The mean of the losses of all events."""
+        return self.loss / self.events if self.events else None
 
 
 def _ring(window: int) -> tuple[Floats, Floats, Labels]:
@@ -179,7 +191,7 @@ class Progressive:
     >>> scores = Progressive()
     >>> scores.add(Learner().learn_many([{"a": 1.0}, {"a": 1.0}], [1, 1]))
     >>> scores.summary()["total"]
-    {'events': 2, 'log_loss': 0.6906534305339038, 'accuracy': 0.5, 'roc_auc': None, 'entropy': 0.0}
+    {'events': 2, 'log_loss': 0.6906534305339038, 'base_rate_log_loss': 0.0, 'accuracy': 0.5, 'roc_auc': None}
     """
 
     def __init__(self, window: int = 1_000) -> None:
@@ -194,8 +206,9 @@ class Progressive:
         self._total.add(outcome, self._last)
 
     def summary(self) -> dict[str, Any]:
-        """`total` and `window`: each with `events`, `log_loss` (nats), `accuracy` (p > 0.5 says 1), `roc_auc` and
-        `entropy`, the log loss of always predicting the share of ones. A score that cannot be told yet is None.
+        """`total` and `window`: each with `events`, `log_loss` (nats), `base_rate_log_loss` (of always predicting the
+        share of ones among the same events), `accuracy` (p > 0.5 says 1) and `roc_auc`. What cannot be told yet is
+        None. A sample's weight counts in none of them.
 
         `calibration`, of both: for each tenth of the probabilities, how many were predicted there, their mean `p`, and
         the share of `ones` among their labels.
@@ -216,28 +229,15 @@ class Progressive:
 
     def brief(self) -> Brief:
         """Some of what `summary` says, soon enough to be asked of thousands of models."""
-        events = int(self._total.sums[EVENTS])
+        events, loss, correct = self._total.sums.tolist()
+        events = int(events)
+        base_rate_loss, accuracy = self._total.base_rate_loss(), correct / events if events else None
         n = min(events - self._forgotten, self.window)
         if not n:
-            return Brief(events, float(self._total.sums[LOSS]), None, None, None, None)
-        loss, correct, ones = _recently(*self._last, events - n, events)
-        return Brief(
-            events,
-            float(self._total.sums[LOSS]),
-            float(self._total.sums[CORRECT] / events),
-            loss / n,
-            correct / n,
-            _entropy(n - int(ones), int(ones)),
-        )
-
-    def log_loss(self) -> tuple[float | None, float | None]:
-        """`log_loss` of the total and of the window, as in `summary`, and nothing else: a few microseconds."""
-        events, loss, _ = self._total.sums.tolist()
-        recent = min(int(events) - self._forgotten, self.window)
-        if not recent:
-            return loss / events if events else None, None
-        losses = self._last[1]  # those that are not in use yet are 0
-        return loss / events, float(losses.sum()) / recent
+            return Brief(events, loss, base_rate_loss, accuracy, 0, None, None, None)
+        loss_window, correct_window, ones = _recently(*self._last, events - n, events)
+        window = loss_window / n, _base_rate_loss(n - int(ones), int(ones)), correct_window / n
+        return Brief(events, loss, base_rate_loss, accuracy, n, *window)
 
     def _recent(self) -> tuple[Floats, Floats, Labels]:
         """The last events, oldest first."""

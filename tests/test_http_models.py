@@ -33,6 +33,9 @@ DEFAULTS = {
 _numbers = itertools.count(1)
 
 
+NOTHING_LEARNED = {"log_loss": None, "base_rate_log_loss": None, "worse_than_guessing": None}
+
+
 @pytest.fixture
 def absent(shared: Service) -> Model:
     """A model that there is not."""
@@ -45,7 +48,7 @@ def absent(shared: Service) -> Model:
 def test_a_new_model_is_201_and_begins_at_nothing(absent: Model) -> None:
     response = absent.create({"learning_rate": 0.05})
     assert response.status_code == 201
-    nothing = {"events": 0, "log_loss": None, "accuracy": None, "roc_auc": None, "entropy": None}
+    nothing = {"events": 0, "log_loss": None, "base_rate_log_loss": None, "accuracy": None, "roc_auc": None}
     state = absent.state()
     assert response.json() == {"model": absent.name, "spec": state["spec"], "seq": 0, "created": True}
     assert (
@@ -70,8 +73,15 @@ def test_models_are_listed_in_order_of_creation(shared: Service, new_model: NewM
     listed = shared.get("/models")["models"]
     assert listed[0]["model"] == "default"
     assert listed[-2:] == [
-        {"model": first.name, "rule": "sgd", "seq": 0},
-        {"model": second.name, "rule": "sgd", "seq": 1},
+        {"model": first.name, "rule": "sgd", "seq": 0, **NOTHING_LEARNED},
+        {
+            "model": second.name,
+            "rule": "sgd",
+            "seq": 1,
+            "log_loss": pytest.approx(0.6931, abs=1e-4),
+            "base_rate_log_loss": 0.0,
+            "worse_than_guessing": None,
+        },
     ]
 
 
@@ -381,7 +391,7 @@ def test_a_deleted_model_is_gone_and_its_name_is_free(new_model: NewModel) -> No
 def test_the_default_model_is_there_from_the_start_and_back_empty_when_deleted(start: Start) -> None:
     service = start()
     model = service.model()
-    assert service.get("/models") == {"models": [{"model": "default", "rule": "sgd", "seq": 0}]}
+    assert service.get("/models") == {"models": [{"model": "default", "rule": "sgd", "seq": 0, **NOTHING_LEARNED}]}
     assert model.state()["spec"].items() >= DEFAULTS.items()
     model.learn({"x": {"a": 1}, "y": 1, "id": "i"})
     assert model.delete().status_code == 204

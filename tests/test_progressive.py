@@ -282,16 +282,16 @@ def test_the_calibration_is_what_was_predicted_and_what_came_in_each_tenth(windo
     }
 
 
-def test_the_entropy_is_the_log_loss_of_always_predicting_the_share_of_ones() -> None:
+def test_the_base_rate_log_loss_is_the_log_loss_of_always_predicting_the_share_of_ones() -> None:
     predictions = random_predictions(900)
     scores = Progressive(200)
-    assert scores.summary()["total"]["entropy"] is None
+    assert scores.summary()["total"]["base_rate_log_loss"] is None
     scores.add(outcome(predictions))
     for part, labels in (("total", predictions), ("window", predictions[-200:])):
         share, loss = sum(y for _, y in labels) / len(labels), metrics.LogLoss()
         for _, y in labels:
             loss.update(bool(y), share)
-        assert scores.summary()[part]["entropy"] == pytest.approx(loss.get())
+        assert scores.summary()[part]["base_rate_log_loss"] == pytest.approx(loss.get())
 
 
 def test_the_calibration_goes_on_from_a_state_and_begins_with_one_that_has_none() -> None:
@@ -311,7 +311,7 @@ def test_the_calibration_goes_on_from_a_state_and_begins_with_one_that_has_none(
 @pytest.mark.parametrize(("kept", "window"), [(50, 50), (50, 20), (20, 70)])
 def test_in_brief_it_says_what_the_summary_says(kept: int, window: int) -> None:
     scores = Progressive(kept)
-    assert scores.brief()[:4] == (0, 0.0, None, None)
+    assert scores.brief() == (0, 0.0, None, None, 0, None, None, None)
     scores.add(outcome(random_predictions(333)))
     scores = Progressive.from_state(scores.state(), window)
     scores.add(outcome(random_predictions(11, seed=6)))
@@ -319,5 +319,7 @@ def test_in_brief_it_says_what_the_summary_says(kept: int, window: int) -> None:
     assert (brief.events, brief.accuracy) == (total["events"], total["accuracy"])
     assert brief.loss == pytest.approx(total["log_loss"] * total["events"])
     assert brief.accuracy_window == last["accuracy"]
-    assert (brief.loss_window, brief.entropy_window) == pytest.approx((last["log_loss"], last["entropy"]))
+    assert (brief.log_loss, brief.base_rate_loss) == (total["log_loss"], total["base_rate_log_loss"])
+    assert (brief.events_window, brief.base_rate_loss_window) == (last["events"], last["base_rate_log_loss"])
+    assert brief.loss_window == pytest.approx(last["log_loss"])
     assert scores.totals() == (brief.events, brief.loss)

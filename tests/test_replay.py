@@ -563,8 +563,9 @@ def test_one_pass_teaches_every_model_what_it_would_learn_alone(
         state, row = other.state(), found[f"{stem}-{name}"]
         assert shared.model(f"{stem}-{name}").state()["sha256"] == state["sha256"]
         total, window = state["progressive"]["total"], state["progressive"]["window"]
-        scores = total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]
-        columns = ("log loss", "in window", "accuracy", "ROC AUC")
+        losses = [part[name] for part in (total, window) for name in ("log_loss", "base_rate_log_loss")]
+        scores = *losses, total["accuracy"], total["roc_auc"]
+        columns = ("log loss", "guessing", "in window", "guessing there", "accuracy", "ROC AUC")
         assert [row[column] for column in columns] == [f"{score:.4f}" for score in scores]
         assert (row["learned"], row["duplicates"]) == ("1,250", "0")
     assert [row["rule"] for row in found.values()] == ["sgd", "adagrad, standard", "auto"]

@@ -104,7 +104,7 @@ def test_the_past_survives_a_kill_and_a_stop(start: Start) -> None:
     assert after["loss_total"][point] == pytest.approx(state["total"]["log_loss"])
     assert after["loss_window"][point] == pytest.approx(state["window"]["log_loss"])
     assert after["accuracy_window"][point] == state["window"]["accuracy"]
-    assert after["entropy"][point] == pytest.approx(state["window"]["entropy"])
+    assert after["base_rate_loss_window"][point] == pytest.approx(state["window"]["base_rate_log_loss"])
     assert learned_in(after) == pytest.approx(400)
     assert sum(rate for rate in after["predicted"] if rate) * 5 == pytest.approx(1)
     arrays = [values for name, values in after.items() if isinstance(values, list) and name != "marks"]

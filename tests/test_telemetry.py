@@ -69,6 +69,8 @@ def test_it_counts_what_was_answered(start: Start) -> None:
     scores = service.model().state()["progressive"]
     assert said['onestep_model_log_loss{model="default"}'] == pytest.approx(scores["total"]["log_loss"], rel=1e-15)
     assert said['onestep_model_window_log_loss{model="default"}'] == pytest.approx(scores["window"]["log_loss"])
+    for part, name in (("total", "base_rate_log_loss"), ("window", "window_base_rate_log_loss")):
+        assert said[f'onestep_model_{name}{{model="default"}}'] == scores[part]["base_rate_log_loss"]
     assert said["onestep_models"] == 2
     assert said["onestep_ready"] == 1
     assert said["onestep_queue_events"] == 0

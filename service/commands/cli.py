@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 URL = "http://127.0.0.1:8000"
 DEFAULT = "default"
 LARGEST_BATCH = 100_000
+LEAST_WEIGHT = 0.001
+"""Of a learner of `auto` that is shown."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -645,10 +647,16 @@ def _spec_file(text: str) -> Path | None:
 
 
 def _models_list(arguments: argparse.Namespace) -> int:
+    from service.commands.worse import mark_of, say_if_worse
+
     with _client(arguments.url, arguments.token_file) as client:
         models = client.models()
-    rows = [(model["model"], model["rule"], model["seq"]) for model in models]
-    show(f"Models at {arguments.url}", rows, ("model", "rule", "seq"))
+    rows = [
+        (*(model[name] for name in ("model", "rule", "seq", "log_loss", "base_rate_log_loss")), mark_of(model))
+        for model in models
+    ]
+    show(f"Models at {arguments.url}", rows, ("model", "rule", "seq", "log loss", "guessing", ""))
+    say_if_worse(models)
     return 0
 
 
@@ -661,11 +669,16 @@ def _models_create(arguments: argparse.Namespace) -> int:
 
 
 def _models_show(arguments: argparse.Namespace) -> int:
+    from service.commands.worse import say_if_worse
+
     with _client(arguments.url, arguments.token_file) as client:
         model = client.model(arguments.name)
+    say_if_worse([model])
+    del model["worse_than_guessing"]
     spec = {name: value for name, value in model.pop("spec").items() if value is not None}
     scores, served, join = model.pop("progressive"), model.pop("served"), model.pop("join")
     breaker = model.pop("breaker")
+    learners = model.pop("learners", [])
     show(
         f"Model {model.pop('model')}",
         [(name.replace("_", " "), value) for name, value in model.items()],
@@ -676,6 +689,13 @@ def _models_show(arguments: argparse.Namespace) -> int:
         if shown is scores or shown["total"]["events"]:
             show(title, rows, ("", "total", "window"))
     _show_join(join)
+    if learners:
+        heavy = [
+            (x["view"] + (" again" if x["bank"] > 1 else ""), x["rule"], x["learning_rate"], x["weight"])
+            for x in learners
+            if x["weight"] >= LEAST_WEIGHT
+        ]
+        show("Learners that carry the weight", heavy, ("view", "rule", "learning rate", "weight"))
     if breaker is not None:
         show("Breaker", [(name.replace("_", " "), value) for name, value in breaker.items()])
     return 0

@@ -163,12 +163,12 @@ Table = tuple[list[tuple[float | str | None, ...]], tuple[str, ...]]
 
 
 def _scores(client: Client, runs: dict[str, Tally]) -> Table:
-    columns = ("model", "events", "features", "events/s", "log loss", "accuracy", "ROC AUC")
+    columns = ("model", "events", "features", "events/s", "log loss", "guessing", "accuracy", "ROC AUC")
     rows: list[tuple[float | str | None, ...]] = []
     for name, tally in runs.items():
         state = client.model(name)
         scores = state["progressive"]["total"]
-        scored = (scores["log_loss"], scores["accuracy"], scores["roc_auc"])
+        scored = (scores[name] for name in ("log_loss", "base_rate_log_loss", "accuracy", "roc_auc"))
         rows.append((name, state["seq"], state["features"], int(tally.rate), *scored))
     return rows, columns
 

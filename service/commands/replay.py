@@ -27,6 +27,7 @@ from service.commands.columns import NOTHING_KEPT, Kept
 from service.commands.delays import Delay
 from service.commands.files import OpenSource, Row, Source
 from service.commands.terminal import Failed, WrongUsage, number, say, show
+from service.commands.worse import say_if_worse
 from service.decode import wire
 
 T = TypeVar("T")
@@ -134,6 +135,8 @@ class Tally:
     served_loss: Mean = field(default_factory=Mean)
     """Of the predictions asked for before a piece was learned."""
     served_accuracy: Mean = field(default_factory=Mean)
+    served_ones: Mean = field(default_factory=Mean)
+    """Of their labels, the share of ones."""
     served: int = 0
     """Predictions whose labels come later (service/commands/late.py)."""
     waiting: int = 0
@@ -142,6 +145,12 @@ class Tally:
     """Labels that came when their predictions were not kept any more."""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
+
+    @property
+    def served_guessing(self) -> float | None:
+        """The log loss of always saying the share of ones, over the events of `served_loss`."""
+        ones = self.served_ones.value
+        return None if ones is None else sum(-p * math.log(p) for p in (ones, 1.0 - ones) if p)
 
     @property
     def events(self) -> int:
@@ -281,6 +290,7 @@ class Replay:
         for p, event in zip(served, events, strict=False):
             y = int(event.y)
             self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
+            self.tally.served_ones.add(float(y))
             self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
 
     def _learn(self, piece: Sequence[Row]) -> int:
@@ -596,7 +606,7 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -> None:
-    scores = state.get("progressive", {}).get("total", {})
+    total = state["progressive"]["total"]
     rows: list[tuple[str, float | str | None]] = [
         ("events", tally.events),
         ("learned", tally.learned),
@@ -611,14 +621,18 @@ def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -
         rows += [
             ("predictions served first", tally.served_loss.count),
             ("their log loss", tally.served_loss.value),
+            ("guessing has", tally.served_guessing),
             ("their accuracy", tally.served_accuracy.value),
         ]
     rows += [
         ("model's seq", state["seq"]),
-        ("model's accuracy", scores.get("accuracy")),
-        ("model's ROC AUC", scores.get("roc_auc")),
+        ("model's log loss", total["log_loss"]),
+        ("guessing has", total["base_rate_log_loss"]),
+        ("model's accuracy", total["accuracy"]),
+        ("model's ROC AUC", total["roc_auc"]),
     ]
     show(f"{options.name} -> {model}", rows)
+    say_if_worse([state])
 
 
 def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | str | None]]:
@@ -632,12 +646,14 @@ def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | s
         ("model's expired, dropped", f"{join['expired']:,}, {join['dropped']:,}"),
         ("model's mean delay, s", join["delay_s"]["mean"]),
         ("model's log loss as served", state["served"]["total"]["log_loss"]),
+        ("guessing has", state["served"]["total"]["base_rate_log_loss"]),
     ]
 
 
-COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
-SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
-LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
+COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "guessing", "in window", "guessing there")
+SCORES = ("accuracy", "ROC AUC")
+SERVED_COLUMNS = ("served first", "their log loss", "guessing them", "their accuracy")
+LATE_COLUMNS = ("served", "too late", "joined", "loss as served", "guessing those")
 
 
 def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
@@ -653,8 +669,9 @@ def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options
     show(
         f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
         rows,
-        (*COLUMNS, *_more_columns(options), ""),
+        (*COLUMNS, *SCORES, *_more_columns(options), ""),
     )
+    say_if_worse(states)
     if len(set(seqs)) > 1:
         say(f"none is best: the models have learned different numbers of events ({_span(seqs)})")
 
@@ -669,13 +686,16 @@ def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[floa
     total, window = state["progressive"]["total"], state["progressive"]["window"]
     served: tuple[float | None, ...] = ()
     if options.delay is not None:
-        loss = state["served"]["total"]["log_loss"]
-        served = (tally.served, tally.too_late, state["join"]["joined"], loss)
+        scores = state["served"]["total"]
+        losses = scores["log_loss"], scores["base_rate_log_loss"]
+        served = (tally.served, tally.too_late, state["join"]["joined"], *losses)
     elif options.predict_first:
-        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
+        losses = tally.served_loss.value, tally.served_guessing
+        served = (tally.served_loss.count, *losses, tally.served_accuracy.value)
     return (
         *(tally.model, rule_of(state["spec"]), tally.learned, tally.duplicates),
-        *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
+        *(scores[name] for scores in (total, window) for name in ("log_loss", "base_rate_log_loss")),
+        *(total["accuracy"], total["roc_auc"]),
         *served,
     )
 

@@ -6,6 +6,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+LARGE = 1e6
+"""From here on the magnitude is what is read of a number."""
 LONGEST_NUMBER = 24
 """Characters. A column with numbers stands to the right, but for one that has a longer text too."""
 
@@ -33,14 +35,16 @@ class WrongRow(Exception):
 def number(value: float | str | None) -> str:
     """A number for people: 45,312 and 0.3321; "-" where there is none.
 
-    >>> number(45312), number(0.33214), number(None)
-    ('45,312', '0.3321', '-')
+    >>> number(45312), number(0.33214), number(1.6e35), number(None)
+    ('45,312', '0.3321', '1.60e+35', '-')
     """
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4f}" if abs(value) < LARGE else f"{value:.2e}"
 
 
 def size(count: float) -> str:

@@ -10,11 +10,16 @@ from typing import Any
 
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.terminal import number, show
+from service.commands.worse import say_if_worse, worse_lines
 
 RETRY_SECONDS = 2.0
 _BARS = "▁▂▃▄▅▆▇█"
-COLUMNS = ("model", "rule", "seq", "learn/s", "predict/s", "loss", "in window", "accuracy", "lately")
-_OTHERS = 68
+COLUMNS = (
+    *("model", "rule", "seq", "learn/s", "predict/s"),
+    *("loss", "guessing", "in window", "guessing there", "accuracy", "lately"),
+)
+SCORES = ("loss", "base_rate_loss", "loss_window", "base_rate_loss_window", "accuracy_window")
+_OTHERS = 94
 """Characters that the other columns take, about: what is left of a line is for the bars, but at least so many:"""
 _FEWEST_BARS = 10
 
@@ -27,6 +32,7 @@ def top(client: Client) -> int:
         else:
             overview = next(client.overviews())
             show(_title(client, overview), _rows(overview, _bars()), COLUMNS)
+            say_if_worse(overview["models"])
     return 0
 
 
@@ -35,7 +41,15 @@ def _watch(client: Client) -> None:
 
     with Live(auto_refresh=False, screen=False) as screen:
         for overview in _overviews(client):
-            screen.update(overview if isinstance(overview, str) else _table(client, overview), refresh=True)
+            screen.update(overview if isinstance(overview, str) else _screen(client, overview), refresh=True)
+
+
+def _screen(client: Client, overview: dict[str, Any]) -> Any:
+    """The table, and under it what is wrong with some models."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(_table(client, overview), *map(Text, worse_lines(overview["models"])))
 
 
 def _overviews(client: Client) -> Iterator[dict[str, Any] | str]:
@@ -63,7 +77,7 @@ def _rows(overview: dict[str, Any], bars: int) -> list[tuple[float | str | None,
             row["seq"],
             round(row["learned_s"]),
             round(row["predicted_s"]),
-            *(row[name] for name in ("loss", "loss_window", "accuracy_window")),
+            *(row[name] for name in SCORES),
             sparkline(row["spark"][-bars:]),
         )
         for row in overview["models"]

@@ -268,7 +268,11 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         if engine.state in ("starting", "recovering"):
             raise errors.NotReady(state=engine.state)
         within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
-        models = [{"model": m.name, "rule": m.learner.spec.rule, "seq": m.learner.seq} for m in within_reach]
+        models = []
+        for i, model in enumerate(within_reach, 1):
+            models.append(model.in_short())
+            if i % 100 == 0:
+                await asyncio.sleep(0)
         return reply({"models": models})
 
     @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)

@@ -118,7 +118,7 @@ def _links(*operations: str) -> dict[str, Any]:
     return {name: {"operationId": name, "parameters": {"model": "$request.path.model"}} for name in operations}
 
 
-_SCORES = {"events": 45312, "log_loss": 0.3321, "accuracy": 0.861, "roc_auc": 0.921}
+_SCORES = {"events": 45312, "log_loss": 0.3321, "base_rate_log_loss": 0.6812, "accuracy": 0.861, "roc_auc": 0.921}
 _MODEL = {
     "model": "default",
     "spec": Spec().as_dict(),
@@ -129,6 +129,7 @@ _MODEL = {
     "snapshot_seq": 40000,
     "breaker": {"log_loss": 0.3312, "stopped_at": None, "resumed_at": 0},
     "progressive": {"total": _SCORES, "window": {**_SCORES, "events": 1000}},
+    "worse_than_guessing": None,
     "served": {"total": {**_SCORES, "events": 30000}, "window": {**_SCORES, "events": 1000}},
     "join": {
         "waiting": 812,
@@ -184,7 +185,15 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_WORSE = {
+    "type": ["object", "null"],
+    "required": ["over", "advice"],
+    "properties": {"over": {"enum": ["window", "total"]}, "advice": {"type": "string"}},
+    "description": "Where over more than 200 events the log loss is above that of always saying the share of label 1: "
+    "over which events, and what to do.",
+}
 _MODEL_SCHEMA = _schema_of(_MODEL)
+_MODEL_SCHEMA["properties"]["worse_than_guessing"] = _WORSE
 _MODEL_SCHEMA["properties"]["spec"] = {"$ref": "#/components/schemas/Spec"}
 _MODEL_SCHEMA["properties"]["breaker"]["type"] = ["object", "null"]
 _MODEL_SCHEMA["properties"] |= {
@@ -264,10 +273,18 @@ METRICS: dict[str, Any] = {
         }
     },
 }
+_LINE = {
+    **{name: _MODEL[name] for name in ("model", "seq")},
+    "rule": "sgd",
+    **{name: _SCORES[name] for name in ("log_loss", "base_rate_log_loss")},
+    "worse_than_guessing": None,
+}
+_LINES_SCHEMA = _schema_of({"models": [_LINE]})
+_LINES_SCHEMA["properties"]["models"]["items"]["properties"]["worse_than_guessing"] = _WORSE
 LIST_MODELS: dict[str, Any] = {
     "summary": "Every model",
     "responses": {
-        200: _ok("Models", {"models": [{"model": "default", "rule": "sgd", "seq": 45312}]}),
+        200: _ok("Models", {"models": [_LINE]}, _LINES_SCHEMA),
         **_problems(503),
     },
 }
@@ -318,7 +335,10 @@ _POINTS = {
     "features": [6],
     "learned": [5201.4],
     "predicted": [310.2],
-    **{name: [0.3321] for name in ("loss", "loss_total", "loss_window", "accuracy_window", "entropy", "served_loss")},
+    **{
+        name: [0.3321]
+        for name in ("loss", "loss_total", "loss_window", "accuracy_window", "base_rate_loss_window", "served_loss")
+    },
     "waiting": [812.0],
     "delay_s": [31.2],
     "commit_p50_ms": [0.4],
@@ -347,7 +367,16 @@ def _events(example: Any) -> dict[str, Any]:
 
 
 _RATES = {"learned_s": 5201.5, "predicted_s": 310.0}
-_ROW = {"loss": 0.3321, "loss_window": 0.31, "accuracy": 0.861, "accuracy_window": 0.87, "state": "ready"}
+_ROW = {
+    "loss": 0.3321,
+    "base_rate_loss": 0.6812,
+    "loss_window": 0.31,
+    "base_rate_loss_window": 0.6795,
+    "accuracy": 0.861,
+    "accuracy_window": 0.87,
+    "worse_than_guessing": None,
+    "state": "ready",
+}
 STREAM: dict[str, Any] = {
     "summary": "All models as they learn, once a second: server-sent events",
     "responses": {

@@ -17,6 +17,7 @@ from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
+from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel, Waiting
 
 # What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
@@ -83,6 +84,18 @@ class Model:
         self.learner.features.max_event = features
         self.learner.features.max_name = characters
 
+    def in_short(self) -> dict[str, Any]:
+        """A line of it: what `GET /models` says of each."""
+        scores, spec = self.scores.brief(), self.learner.spec
+        return {
+            "model": self.name,
+            "rule": spec.rule,
+            "seq": self.learner.seq,
+            "log_loss": scores.log_loss,
+            "base_rate_log_loss": scores.base_rate_loss,
+            "worse_than_guessing": worse_than_guessing(spec, scores),
+        }
+
     def standing(self) -> dict[str, Any]:
         """How it does: what `GET /models/{model}` and its stream both say."""
         return {
@@ -92,6 +105,7 @@ class Model:
             "snapshot_seq": self.snapshot_seq,
             "breaker": None if self.watch is None else self.watch.summary(),
             "progressive": self.scores.summary(),
+            "worse_than_guessing": worse_than_guessing(self.learner.spec, self.scores.brief()),
             "served": self.joins.scores.summary(),
             "join": {
                 "waiting": self.waiting,

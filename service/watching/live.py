@@ -23,6 +23,7 @@ from core.largest import largest
 from core.logistic import Floats
 from service import errors
 from service.learning.engine import Engine
+from service.learning.guessing import worse_than_guessing
 from service.learning.model import Model
 from service.storage.series import BUCKET_SECONDS
 from service.watching.past import Past
@@ -270,10 +271,13 @@ class _Overview(Channel):
             "seq": model.learner.seq,
             "learned_s": learned_s,
             "predicted_s": predicted_s,
-            "loss": scores.loss / scores.events if scores.events else None,
+            "loss": scores.log_loss,
+            "base_rate_loss": scores.base_rate_loss,
             "loss_window": scores.loss_window,
+            "base_rate_loss_window": scores.base_rate_loss_window,
             "accuracy": scores.accuracy,
             "accuracy_window": scores.accuracy_window,
+            "worse_than_guessing": worse_than_guessing(model.learner.spec, scores),
             "state": self.engine.state,
             "spark": self._sparks.get(model.name, []),
         }

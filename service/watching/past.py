@@ -30,7 +30,12 @@ LATEST = 4_102_444_800.0
 """The year 2100: what is after it was meant in other units."""
 
 T = TypeVar("T")
-_GAUGES = ("loss_total", "loss_window", "accuracy_window", "entropy", "waiting", "commit_p50_ms", "commit_p99_ms")
+_GAUGES = {
+    **{name: name for name in ("loss_total", "loss_window", "accuracy_window")},
+    "base_rate_loss_window": "entropy",
+    **{name: name for name in ("waiting", "commit_p50_ms", "commit_p99_ms")},
+}
+"""What the reply calls a column of the rows."""
 
 
 class Past:
@@ -156,7 +161,7 @@ def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) 
         **{name: whole(gauge(column(name))) for name in ("seq", "features")},
         **{name: np.where(covered, added(column(name)) / elapsed, np.nan) for name in ("learned", "predicted")},
         "loss": mean("loss", "scored"),
-        **{name: gauge(column(name)) for name in _GAUGES},
+        **{told: gauge(column(name)) for told, name in _GAUGES.items()},
         "served_loss": mean("served_loss", "served"),
         "delay_s": mean("delay", "delays"),
     }

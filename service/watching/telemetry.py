@@ -30,6 +30,7 @@ REMEMBERED_COMMITS = 8_192
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histograms of durations: a synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
 UNKNOWN = "Predictions from features of which the model knew none."
+_GUESSING = "Log loss of always saying the share of label 1, over"
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -233,7 +234,7 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
     shown = models[:most]
     yield _gauge("onestep_models", "Models.", len(models))
     yield _gauge("onestep_models_without_series", "Models left out below, see --metrics-models.", len(models[most:]))
-    losses = [model.scores.log_loss() for model in shown]
+    scores = [model.scores.brief() for model in shown]
     values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
         (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
         (CounterMetricFamily, "predicted", "Predictions made since the start.", [m.predicted for m in shown]),
@@ -244,8 +245,20 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
             [m.predicted_unknown for m in shown],
         ),
         (GaugeMetricFamily, "features", "Features the model knows.", [m.learner.n_features for m in shown]),
-        (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [total for total, _ in losses]),
-        (GaugeMetricFamily, "window_log_loss", "The same over the last events.", [last for _, last in losses]),
+        (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [s.log_loss for s in scores]),
+        (GaugeMetricFamily, "base_rate_log_loss", f"{_GUESSING} all events.", [s.base_rate_loss for s in scores]),
+        (
+            GaugeMetricFamily,
+            "window_log_loss",
+            "Progressive log loss over the last events.",
+            [s.loss_window for s in scores],
+        ),
+        (
+            GaugeMetricFamily,
+            "window_base_rate_log_loss",
+            f"{_GUESSING} the last events.",
+            [s.base_rate_loss_window for s in scores],
+        ),
         (GaugeMetricFamily, "not_taken", "Events whose step was not taken.", [m.learner.not_taken for m in shown]),
         (GaugeMetricFamily, "left_out", "Features left out: the model is full.", [m.learner.left_out for m in shown]),
         (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", [m.waiting for m in shown]),

@@ -192,7 +192,7 @@ function chartsOf(auto, { window: last }) {
       lines: [
         { key: "loss_window", label: N, tone: "accent" },
         { key: "loss_total", label: "total", tone: "second" },
-        { key: "entropy", label: "base rate's entropy", tone: "ink-2", dash: true },
+        { key: "base_rate_loss_window", label: `guessing, ${N}`, tone: "ink-2", dash: true },
       ],
     }),
     calibration: new Calibration({

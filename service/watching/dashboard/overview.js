@@ -4,16 +4,22 @@ import { follow, modelPath, token } from "./api.js";
 import { sparkline } from "./charts.js";
 import { filler, h, pasteable } from "./dom.js";
 import { count, loss, percent, rate } from "./format.js";
+import { findingsList } from "./panels.js";
+
+const TOLD = 5; // models that are worse than guessing, of which each is told
 
 /** Show it in `main`; returns what ends it. `link` is told of the connection. */
 export function overview(main, _, link) {
   const summary = h("p", { class: "lead" });
   const table = h("div", { class: "card flush" });
   const first = h("div", {});
-  main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, "Models"), summary), first, table);
+  const wrong = h("div", { class: "findings" });
+  const heading = h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, "Models"), summary);
+  main.replaceChildren(heading, first, table, wrong);
 
   const showFirst = filler(first, (wanted) => wanted && firstSteps("default"));
   const showModels = modelTable(table);
+  const showWrong = filler(wrong, worse);
   return follow("stream", {
     onLink: link,
     onNow({ t, state, models, more }) {
@@ -21,6 +27,7 @@ export function overview(main, _, link) {
       summary.textContent = inAll(models, more);
       showFirst(models.every((model) => !model.seq));
       showModels(models);
+      showWrong(models.filter((model) => model.worse_than_guessing).map(named));
     },
   });
 }
@@ -40,16 +47,21 @@ const COLUMNS = [
   { label: "Learned", of: (model) => [model.learned_s], show: rate },
   { label: "Predicted", of: (model) => [model.predicted_s], show: rate },
   { label: "Log loss", of: (model) => [model.loss_window, model.loss], show: two(loss) },
+  { label: "Guessing", of: (model) => [model.base_rate_loss_window, model.base_rate_loss], show: two(loss) },
   { label: "Accuracy", of: (model) => [model.accuracy_window, model.accuracy], show: two(percent) },
   { label: "Log loss lately", of: (model) => [model.spark], show: lately },
-  { label: "State", of: (model) => [model.state, model.seq > 0, model.learned_s > 0], show: stateOf },
+  {
+    label: "State",
+    of: (model) => [model.state, model.seq > 0, model.learned_s > 0, model.worse_than_guessing?.over],
+    show: stateOf,
+  },
 ];
 
 /** Put a table into `place`. Returns what shows models in it: their rows stay, so that a focus in them does. */
 function modelTable(place) {
   const body = h("tbody");
   const head = ["Model", ...COLUMNS.map((column) => column.label)].map((label) => h("th", { scope: "col" }, label));
-  const caption = h("caption", { class: "hidden" }, "Models: log loss and accuracy over the last events, and in total");
+  const caption = h("caption", { class: "hidden" }, "Models: log loss, beside that of always saying the share of label 1, and accuracy; over the last events, and in total");
   const table = h("table", { class: "models" }, caption, h("thead", {}, h("tr", {}, head)), body);
   let rows = new Map();
   return (models) => {
@@ -89,13 +101,23 @@ function two(format) {
     h("span", { class: "two" }, format(recent), h("small", {}, recent == null ? "" : `total ${format(total)}`));
 }
 
+const named = ({ model, worse_than_guessing: { advice } }) => [model, advice];
+
+/** What to do with models that are worse than guessing, which is to say the share of label 1 to everything. */
+function worse(models) {
+  if (!models.length) return null;
+  return findingsList(models.slice(0, TOLD).map(([name, advice]) => ["warn", `${name}: ${advice}.`]));
+}
+
 function lately(losses) {
   return sparkline(losses, `Log loss lately: from ${loss(losses[0])} to ${loss(losses.at(-1))}`);
 }
 
-function stateOf(state, learned, learning) {
+function stateOf(state, learned, learning, worseOver) {
   if (state !== "ready") return h("span", { class: "state warn" }, state);
   if (!learned) return h("span", { class: "state" }, "no events");
+  if (worseOver === "window") return h("span", { class: "state bad" }, "worse than guessing");
+  if (worseOver) return h("span", { class: "state warn" }, "worse in total");
   return learning ? h("span", { class: "state good" }, "learning") : h("span", { class: "state" }, "idle");
 }
 

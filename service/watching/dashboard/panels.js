@@ -4,8 +4,6 @@ import { ask, modelPath } from "./api.js";
 import { h } from "./dom.js";
 import { count, duration, loss, milliseconds, number, percent, rate, signed } from "./format.js";
 
-const NOISE = 1.02; // a model that knows nothing is above the base rate as often as below it
-
 /** The few numbers that are looked at first. */
 export function tiles(now) {
   const { window: last, total } = now.progressive;
@@ -14,7 +12,8 @@ export function tiles(now) {
     tile(
       `Log loss, last ${count(last.events)}`,
       loss(last.log_loss),
-      comparedWithBaseRate(last) ?? `total ${loss(total.log_loss)}`,
+      comparedWithGuessing(last),
+      last.events < total.events && `total\u00a0${loss(total.log_loss)}, guessing\u00a0${loss(total.base_rate_log_loss)}`,
     ),
     tile(
       `Accuracy, last ${count(last.events)}`,
@@ -34,20 +33,22 @@ export function joins({ join }) {
   return join.waiting + join.joined + join.expired + join.dropped + join.not_kept > 0;
 }
 
-function tile(label, value, more) {
-  return h("div", { class: "tile" }, h("dt", {}, label), h("dd", {}, h("strong", {}, value), h("small", {}, more)));
+function tile(label, value, ...more) {
+  const small = more.filter(Boolean).map((text) => h("small", {}, text));
+  return h("div", { class: "tile" }, h("dt", {}, label), h("dd", {}, h("strong", {}, value), small));
 }
 
-function comparedWithBaseRate({ log_loss, entropy }) {
-  if (log_loss == null || !entropy) return null;
-  const ratio = log_loss / entropy;
-  if (ratio > 2) return `${number(ratio)} times the base rate's`;
-  return `${percent(Math.abs(1 - ratio))} ${ratio <= 1 ? "below" : "above"} the base rate's`;
+/** Who guesses always says the share of label 1: a model that is no better is of no use. */
+function comparedWithGuessing({ log_loss, base_rate_log_loss: guessing }) {
+  const said = `guessing\u00a0${loss(guessing)}`;
+  if (log_loss == null || !guessing) return said;
+  const ratio = log_loss / guessing;
+  if (ratio > 2) return `${said}, ${number(ratio)}\u00a0times that`;
+  return `${said}, ${percent(Math.abs(1 - ratio))} ${ratio <= 1 ? "below" : "above"}`;
 }
 
 /** What is worth a look, worst first: [tone, text]. Empty where nothing is. */
 export function findings(now) {
-  const { window: last } = now.progressive;
   const found = [];
   if (now.state !== "ready") found.push(["warn", `The service is ${now.state}.`]);
   if (now.breaker?.stopped_at != null) {
@@ -68,12 +69,7 @@ export function findings(now) {
       `${count(now.left_out)} features were left out of events, because the model has as many as it may have (max_features). Is an id or free text among them? Leave that out, or take a model with hash_bits.`,
     ]);
   }
-  if (last.events >= 100 && last.entropy != null && last.log_loss > NOISE * last.entropy) {
-    found.push([
-      "warn",
-      `Over the last ${count(last.events)} events the model is worse than always predicting the share of label 1: log loss ${loss(last.log_loss)}, base rate ${loss(last.entropy)}. Is the learning rate too high, are features unscaled, did the stream change?`,
-    ]);
-  }
+  if (now.worse_than_guessing) found.push(["warn", `${now.worse_than_guessing.advice}.`]);
   if (now.weights?.length === 0 && now.rule !== "auto" && now.seq >= 100) {
     found.push([
       "warn",
