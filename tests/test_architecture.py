@@ -81,7 +81,8 @@ BELOW = {
     "storage/schema": "",
     "storage/log": "errors codec ids schema series",
     "storage/store": "errors codec ids log schema series",
-    "learning/model": "log",
+    "learning/guessing": "",
+    "learning/model": "guessing log",
     "learning/turn": "errors ids log model store table wire",
     "learning/retention": "errors model store",
     "learning/recovery": "errors settings model store",
@@ -90,7 +91,7 @@ BELOW = {
     "watching/telemetry": "errors log model",
     "watching/sampling": "model series telemetry",
     "watching/past": "errors log model series",
-    "watching/live": "engine errors model past series telemetry",
+    "watching/live": "engine errors guessing model past series telemetry",
 }
 """What each part of the service may import of the service. All but the first five and the door may import core."""
 

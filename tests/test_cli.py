@@ -199,7 +199,7 @@ def test_models_are_created_listed_shown_and_deleted(shared: Service, tmp_path: 
     assert "exists with another spec" in error
     code, output, _ = call("models", "list", at)
     assert code == 0
-    assert ["made", "sgd", "0"] in [line.split() for line in output.splitlines()]
+    assert ["made", "sgd", "0", "-", "-"] in [line.split() for line in output.splitlines()]
     code, output, _ = call("models", "show", "made", at)
     assert code == 0
     assert "0.25" in output

@@ -168,9 +168,18 @@ def test_models_side_by_side_are_shown_beside_guessing(
     command = ["replay", str(path), "--label", "y", f"--url=http://127.0.0.1:{service.port}"]
     assert cli.main([*command, "--spec", "{}", "--spec", '{"rule": "auto"}', "--predict-first"]) == 0
     output, error = capsys.readouterr()
-    assert all(line.count(guessing) == 3 for line in output.splitlines()[2:]), "in total, in the window, and as served"
+    (row,) = [line for line in output.splitlines() if line.startswith("  guessing")]
+    assert row.count(guessing) == 3, "in total, in the window, and as served"
     assert "model orders-sgd: Worse than guessing" in error
     assert "model orders-auto: Worse" not in error
+    other = tmp_path / "others.csv"
+    other.write_text("income,y\n1,1\n2,1\n")
+    assert cli.main([command[0], str(other), *command[2:], "--spec", "{}", "--model", "orders-sgd"]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, "--spec", "{}", "--spec", '{"rule": "auto"}']) == 0
+    output, _ = capsys.readouterr()
+    rows = [line.split()[:2] for line in output.splitlines() if line.startswith("  guessing")]
+    assert rows == [["guessing,", "orders-sgd"], ["guessing,", "orders-auto"]], "they have learned other events"
 
 
 def test_over_http_it_is_the_same_everywhere(shared: Service, new_model: NewModel) -> None:

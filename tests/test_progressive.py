@@ -294,18 +294,15 @@ def test_the_base_rate_log_loss_is_the_log_loss_of_always_predicting_the_share_o
         assert scores.summary()[part]["base_rate_log_loss"] == pytest.approx(loss.get())
 
 
-def test_the_calibration_goes_on_from_a_state_and_begins_with_one_that_has_none() -> None:
+def test_the_calibration_goes_on_from_a_state() -> None:
     predictions = random_predictions(600)
     scores = Progressive(50)
     scores.add(outcome(predictions[:400]))
     state = scores.state()
     again = Progressive.from_state(state, 50)
-    older = Progressive.from_state({name: value for name, value in state.items() if name != "calibration"}, 50)
-    for each in (scores, again, older):
+    for each in (scores, again):
         each.add(outcome(predictions[400:]))
     assert again.summary() == scores.summary()
-    assert older.summary()["calibration"]["total"] == calibrated(predictions[400:])
-    assert {**older.summary(), "calibration": None} == {**scores.summary(), "calibration": None}
 
 
 @pytest.mark.parametrize(("kept", "window"), [(50, 50), (50, 20), (20, 70)])

@@ -650,10 +650,9 @@ def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | s
     ]
 
 
-COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "guessing", "in window", "guessing there")
-SCORES = ("accuracy", "ROC AUC")
-SERVED_COLUMNS = ("served first", "their log loss", "guessing them", "their accuracy")
-LATE_COLUMNS = ("served", "too late", "joined", "loss as served", "guessing those")
+COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
+SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
+LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
 
 
 def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
@@ -665,11 +664,13 @@ def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options
         (*_scores(tally, state, options), "best" if best is not None and loss == best else "")
         for tally, state, loss in zip(tallies, states, losses, strict=True)
     ]
+    rows += [(*row, "") for row in _guessing(tallies, states, options)]
     first = tallies[0]
+    took = f"{first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s"
     show(
-        f"{options.name} -> {len(rows)} models: {first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s",
+        f"{options.name} -> {len(states)} models: {took}",
         rows,
-        (*COLUMNS, *SCORES, *_more_columns(options), ""),
+        (*COLUMNS, *_more_columns(options), ""),
     )
     say_if_worse(states)
     if len(set(seqs)) > 1:
@@ -686,18 +687,34 @@ def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[floa
     total, window = state["progressive"]["total"], state["progressive"]["window"]
     served: tuple[float | None, ...] = ()
     if options.delay is not None:
-        scores = state["served"]["total"]
-        losses = scores["log_loss"], scores["base_rate_log_loss"]
-        served = (tally.served, tally.too_late, state["join"]["joined"], *losses)
+        loss = state["served"]["total"]["log_loss"]
+        served = (tally.served, tally.too_late, state["join"]["joined"], loss)
     elif options.predict_first:
-        losses = tally.served_loss.value, tally.served_guessing
-        served = (tally.served_loss.count, *losses, tally.served_accuracy.value)
+        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
     return (
         *(tally.model, rule_of(state["spec"]), tally.learned, tally.duplicates),
-        *(scores[name] for scores in (total, window) for name in ("log_loss", "base_rate_log_loss")),
-        *(total["accuracy"], total["roc_auc"]),
+        *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
         *served,
     )
+
+
+def _guessing(
+    tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options
+) -> list[tuple[float | str | None, ...]]:
+    """Rows for who guesses, with the log losses that the models are to be below: one, where they learned the same."""
+    found: dict[tuple[float | None, ...], str] = {}
+    for tally, state in zip(tallies, states, strict=True):
+        total, window = state["progressive"]["total"], state["progressive"]["window"]
+        served: tuple[float | None, ...] = ()
+        if options.delay is not None:
+            served = (None, None, None, state["served"]["total"]["base_rate_log_loss"])
+        elif options.predict_first:
+            served = (None, tally.served_guessing, None)
+        losses = total["base_rate_log_loss"], window["base_rate_log_loss"]
+        found.setdefault((None, None, *losses, None, None, *served), tally.model)
+    if len(found) == 1:
+        return [("guessing", "", *scores) for scores in found]
+    return [(f"guessing, {model}", "", *scores) for scores, model in found.items()]
 
 
 def rule_of(spec: dict[str, Any]) -> str:
