@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-from forked import Onestep, clean_environment, serve
+from forked import Onestep, clean_environment, end, serve, started
 from patience import PATIENCE, eventually
 
 ONESTEP = str(Path(sys.executable).with_name("onestep"))
@@ -33,6 +33,25 @@ PLAIN: Any = {"trust_env": False, "verify": False}
 hypothesis.settings.register_profile("checks", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("checks")
+
+LONG_SECONDS = 3 * 3600.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take minutes have a time limit of their own."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(LONG_SECONDS))
+
+
+@pytest.fixture(autouse=True)
+def what_a_test_started_ends_with_it() -> Iterator[None]:
+    """Also if it failed, or took too long. What fixtures of a module or session started is there before."""
+    before = started()
+    yield
+    for pid in started() - before:
+        end(pid)
+
 
 Content = str | bytes | Iterable[bytes]
 

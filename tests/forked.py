@@ -26,6 +26,12 @@ from patience import eventually
 
 T = TypeVar("T")
 
+# Started by `nohup`, in the background of a script and by some runners, these tests ignore a signal, and so would what
+# they start: no test of Ctrl-C could end. With a handler it is ignored still, and who is started has the default again.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not service.http.exchange, nor what loads it: the number that request ids begin with is made in each process.
 CONTEXT.set_forkserver_preload(
@@ -47,7 +53,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
 
 
-PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 1, 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
 _LOOK = threading.Lock()
 """Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 
@@ -111,6 +117,39 @@ class Onestep:
         self.send_signal(signal.SIGKILL)
 
 
+def children(pid: int) -> set[int]:
+    """The processes that one has started, and that run."""
+    found: set[int] = set()
+    with suppress(OSError):  # it has ended, or a thread of it
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found |= {int(child) for child in (thread / "children").read_text().split()}
+    return found
+
+
+def started() -> set[int]:
+    """The processes that these tests have started themselves, by forking too, and that run."""
+    own = children(os.getpid())
+    helpers = {pid for pid in own if b"from multiprocessing." in _command(pid)}
+    return (own - helpers).union(*map(children, helpers))
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def end(pid: int) -> None:
+    """Kill a process, and those that it has started."""
+    below = children(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for child in below:
+        end(child)
+    eventually(lambda: not _command(pid), "a process to end")
+
+
 def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
     """What a function gives in a process of its own."""
     with ProcessPoolExecutor(1, CONTEXT) as pool:
@@ -140,6 +179,8 @@ def _become(
 ) -> None:
     """Do what the command does, in a process that has done nothing yet."""
     os.setsid()
+    if sys.platform == "linux":  # it ends when the one that it was forked from does, as that ends with the tests
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if traced:
         # Where a process may trace its own children alone, as on Ubuntu, and this is none of strace's, it is let in.
         ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -36,6 +36,16 @@ STOP_SECONDS = 30.0
 LOST = (OSError, http.client.HTTPException)
 """What a client sees of a kill."""
 _LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
+
+
+@contextmanager
+def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that is killed at the end, if it has not ended. (`with Popen` would wait for it.)"""
+    with subprocess.Popen([*map(str, command)], **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 # -- the service as a process

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE
 from golden.make import EVENTS, HERE
-from processes import copied
+from processes import copied, running
 
 from service.children import command
 from service.storage.log import LogReader
@@ -30,15 +30,12 @@ def question(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("parent_lives", [True, False])
 def test_a_cross_check_ends_when_nobody_waits_for_it(question: dict[str, Any], parent_lives: bool) -> None:
     ours, theirs = os.pipe()
-    with subprocess.Popen(command("service.learning.crosscheck"), stdin=ours, stdout=subprocess.PIPE) as child:
-        try:
-            os.close(ours)
-            os.write(theirs, json.dumps(question).encode() + b"\n")
-            if not parent_lives:
-                os.close(theirs)  # as the end of the process that holds it does
-            output = child.communicate(timeout=2 * PATIENCE)[0]
-        finally:
-            child.kill()
+    with running(command("service.learning.crosscheck"), stdin=ours, stdout=subprocess.PIPE) as child:
+        os.close(ours)
+        os.write(theirs, json.dumps(question).encode() + b"\n")
+        if not parent_lives:
+            os.close(theirs)  # as the end of the process that holds it does
+        output = child.communicate(timeout=2 * PATIENCE)[0]
     if parent_lives:
         os.close(theirs)
         assert (child.returncode, json.loads(output)["equal"]) == (0, True)

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ONESTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, eventually
+from processes import running
 from streams import stream
 
 from service import errors
@@ -565,15 +566,11 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
-        try:
-            assert demo.stdout is not None
-            url = next(found[1] for line in demo.stdout if (found := re.search(r"runs at (http\S+),", line)))
-            assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
-            demo.send_signal(number)
-            demo.wait(PATIENCE)
-        finally:
-            demo.kill()
+    with running([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        url = next(found[1] for line in demo.stdout if (found := re.search(r"runs at (http\S+),", line)))
+        assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
+        demo.send_signal(number)
+        demo.wait(PATIENCE)
     eventually(lambda: not answers(url), "the service to end")
     if number != signal.SIGKILL:
         assert demo.returncode == 128 + number
@@ -590,8 +587,7 @@ def answers(url: str) -> bool:
 @pytest.mark.long
 def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
-        assert demo.stdout is not None
+    with running([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
         url = next(found[1] for line in demo.stdout if (found := re.search(r"goes on at (http\S+)/ ,", line)))
         assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
         demo.send_signal(signal.SIGINT)

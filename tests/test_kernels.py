@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import ONESTEP, eventually
 from forked import clean_environment, serve
+from processes import running
 
 from core import compiled
 from service.commands import kernels
@@ -28,16 +28,9 @@ def kept() -> Path:
 def starts(data: Path, **environment: str) -> str:
     """What a service says that starts with an environment, until it listens."""
     log = data.parent / "said"
-    with (
-        log.open("wb") as file,
-        subprocess.Popen([ONESTEP, *serve(data)], stderr=file, env=clean_environment() | environment) as service,
-    ):
-        try:
-            eventually(
-                lambda: b"onestep serves" in log.read_bytes() or service.poll() is not None, "the service to listen"
-            )
-        finally:
-            service.kill()
+    environment = clean_environment() | environment
+    with log.open("wb") as file, running([ONESTEP, *serve(data)], stderr=file, env=environment) as service:
+        eventually(lambda: b"onestep serves" in log.read_bytes() or service.poll() is not None, "the service to listen")
     return log.read_text()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ONESTEP, NewModel, Service, Start, assert_problem, eventually
-from processes import running_engine
+from processes import running, running_engine
 
 from service.decode.wire import Event
 from service.watching import live
@@ -366,9 +366,7 @@ def test_top_waits_for_a_service_that_went_away_and_ends_with_ctrl_c(start: Star
     service.model().learn(events(7))
     port = service.port
     controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [ONESTEP, "top", "--url", str(service.http.base_url)], stdout=terminal, stderr=terminal
-    ) as top:
+    with running([ONESTEP, "top", "--url", str(service.http.base_url)], stdout=terminal, stderr=terminal) as top:
         shown: list[bytes] = []
 
         def shows(text: bytes) -> bool:

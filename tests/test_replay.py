@@ -23,6 +23,7 @@ import pytest
 from conftest import ONESTEP, PATIENCE, Model, NewModel, Service, Start, eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import running
 from streams import stream
 
 from service.commands import cli, identity
@@ -386,9 +387,10 @@ def on_a_terminal(*arguments: str | Path) -> str:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     command = [ONESTEP, "replay", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment) as replay:
+    with running(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment) as replay:
         os.close(theirs)
         output = b"".join(_read(ours)).decode()
+        replay.wait(PATIENCE)
     os.close(ours)
     assert replay.returncode == 0, output
     return output
