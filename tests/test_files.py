@@ -258,6 +258,27 @@ def test_the_rows_that_are_looked_at_decide_and_no_others() -> None:
     assert xs_of("a,y\nx,1\n2,0\n3,1\n", **Y, look=1) == [{"a": "x"}, {"a": "2"}, {"a": "3"}]
 
 
+def test_of_wide_rows_fewer_are_looked_at_unless_it_is_said_how_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.commands.readers.MOST_CELLS", 30)
+    content = "a,b,y\n" + "1,2,1\n" * 20
+    assert len(rows_of(content, **Y)) == 20
+    assert "by its first 10 row(s)" in capsys.readouterr().out
+    assert len(rows_of(content, **Y, look=15)) == 20
+    assert "by its first 15 row(s)" in capsys.readouterr().out
+    assert rows_of(content, **Y) == list(piped(content.encode(), 1, **Y).rows())
+
+
+def test_a_wide_table_says_of_each_column_what_is_worth_saying(capsys: pytest.CaptureFixture[str]) -> None:
+    columns: dict[str, Sequence[object]] = {f"c{n}": [1, 2] for n in range(150)}
+    rows_of(table({**columns, "zip": ["01", "2"]}), **Y)
+    output = capsys.readouterr().out
+    assert "zip     text" in output
+    assert "c17" not in output
+    assert "and 150 more: 150 number" in output
+
+
 def test_with_all_columns_given_nothing_is_waited_for() -> None:
     content = b"a,b,w,y\n1,x,1,1\n2,y,1,0\n"
     asked = {"a": "number", "b": "text", "w": "weight"}
@@ -450,6 +471,7 @@ def labelled(*labels: str) -> str:
         (["a", "b"], {"negative": ["c"]}, "none of the first 2 labels is 'c'"),
         (["a", "b", "c"], {"positive": ["a"], "negative": ["b"]}, "line 4: the label 'c' is named by neither"),
         (["a"], {"positive": ["A"], "negative": ["a"]}, "cannot be both --positive and --negative"),
+        (["a"], {"positive": ["NA"]}, "'NA' is no label: a row with it has none, and is left out"),
         (["0", "1", "-1"], {}, "line 4: the label '-1' makes more than two values with"),
         (["0", "1", "2"], {}, "line 4: the label '2' is not 0, 1, -1, +1, true or false; labels before it are 0 (1)"),
         (["yes", "no"], {}, "line 2: the label 'yes' is not 0, 1"),
@@ -584,6 +606,8 @@ def test_libsvm_is_told_by_its_content_too() -> None:
     expected: list[Any] = [({"1": 0.5, "3": 2.0}, 1), ({"2": 0.001}, 0), ({}, 1), ({}, 0)]
     for name in ("a.txt", "a.libsvm", "a"):
         assert events_of(content, name) == expected
+        assert events_of(f"# a comment\n{content}", name) == expected
+    assert xs_of("#a\ty\n1\t1\n", "a.txt", **Y) == [{"#a": 1.0}]
     assert "the index 1 stands twice in it" in refusal("1 1:1 1:2\n", "a.libsvm")
     assert "leave out --label" in refusal("1 1:1\n", "a.libsvm", **Y)
 

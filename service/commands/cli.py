@@ -228,9 +228,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--look",
         type=_look,
-        default=10_000,
         metavar="N",
-        help="rows over which it is worked out what the columns are (10000)",
+        help="rows over which it is worked out what the columns are (10000; fewer, where they are very wide)",
     )
     parser.add_argument(
         "--header",

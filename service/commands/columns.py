@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from service.commands.cells import LARGEST, is_code, is_missing, is_plain, to_number, what_to_write
+from service.commands.cells import LARGEST, is_code, is_missing, read_numbers, to_number, what_to_write
 from service.commands.terminal import WrongRow, WrongUsage, show
 
 Record = tuple[int, Sequence[str]]
@@ -25,6 +25,7 @@ FEWEST = 10
 """Cells, below which nobody can tell whether a text is an id."""
 MOST_SHOWN = 100
 """Rows of the table. Past it, columns about which there is nothing to say are counted only."""
+ALL_NUMBERS, NO_NUMBERS = "each cell is one", "no cell is a number"
 LONGEST_EXAMPLE = 24
 ROWS_BELOW = 1_000
 """Rows that a header is compared with."""
@@ -85,7 +86,8 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     WrongRow then, with the line.
     """
     texts = [cells[place] for _, cells in rows]
-    if texts and all(map(is_plain, texts)) and max(map(abs, map(float, texts))) <= LARGEST:
+    numbers = read_numbers(texts) if texts else None
+    if numbers is not None and max(map(abs, numbers)) <= LARGEST:
         return Column(name, place, "number", _about_numbers(name, texts), texts[0])
     cells = [(line, cells[place]) for line, cells in rows if not is_missing(cells[place])]
     missing = len(rows) - len(cells)
@@ -105,7 +107,7 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     if len(cells) >= FEWEST and 10 * distinct > 9 * len(cells):
         why = f"{distinct:,} different ones in {len(cells):,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
-    why = "no cell is a number" if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
+    why = NO_NUMBERS if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
     if len(cells) < FEWEST and distinct == len(cells) > 1:
         why += "; too few rows to tell an id"
     return Column(name, place, "text", why, example, missing)
@@ -131,10 +133,10 @@ def _about_numbers(name: str, cells: Sequence[str]) -> str:
     if all(cell.lower() in ("true", "false") for cell in cells):
         return "true is 1, false is 0"
     if len(cells) >= FEWEST:
-        numbers = [to_number(cell) or 0.0 for cell in cells]
+        numbers = (to_number(cell) or 0.0 for cell in cells)
         if all(after - before == 1.0 for before, after in itertools.pairwise(numbers)):
             return f"counts the rows; --ignore {name} leaves it out"
-    return "each cell is one"
+    return ALL_NUMBERS
 
 
 def _keep(name: str) -> str:
@@ -190,7 +192,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
     """Print what each column is read as."""
     shown = list(columns)
     if len(shown) > MOST_SHOWN:
-        shown = [column for column in columns if column.why or column.kind not in ("number", "text")][:MOST_SHOWN]
+        shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS)][:MOST_SHOWN]
     table = [
         (name or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
         for name, _, kind, why, example, missing in shown

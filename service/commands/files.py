@@ -15,6 +15,7 @@ import os
 import stat
 import sys
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from service.commands.terminal import WrongRow, WrongUsage, say
 from service.decode import wire
 
 LOOK = 10_000
-"""Rows that are looked at."""
+"""Rows that are looked at, if nobody says how many."""
 MOST_KEPT = 10_000
 """Columns whose kinds a model keeps: `MAX_COLUMNS` of core/spec.py, which would take a second to import."""
 
@@ -50,7 +51,8 @@ class Source:
 
     format: one of FORMATS, by default what its name or its content tells. label: the column, or key, of the label, or
     the column's number, from 1. positive, negative: see Labels. asked: kinds of columns by name, as a spec's `columns`
-    has them. look: rows to look at. header: whether the first line is one; by default it is, and must not look like a
+    has them. look: rows to look at, None for 10,000, or fewer where they are wide
+    (readers.MOST_CELLS). header: whether the first line is one; by default it is, and must not look like a
     row. quoted, delimiter: see formats.of_lines.
     """
 
@@ -60,7 +62,7 @@ class Source:
     positive: Sequence[str] = ()
     negative: Sequence[str] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
-    look: int = LOOK
+    look: int | None = None
     header: bool | None = None
     quoted: bool | None = None
     delimiter: str | None = None
@@ -74,7 +76,7 @@ class Source:
         """WrongUsage where what is asked for cannot be, whatever is in the file."""
         if (self.format or formats.by_name(self.file)) in ("csv", "tsv"):
             self._check_label()
-        Labels(self.name, self.positive, self.negative, self.look, say)
+        Labels(self.name, self.positive, self.negative, self.look or LOOK, say)
 
     @contextmanager
     def open(self) -> Iterator[OpenSource]:
@@ -126,7 +128,7 @@ class OpenSource:
 
     def __init__(self, source: Source, file: IO[bytes], size: int | None) -> None:
         self.size = size
-        self.labels = Labels(source.name, source.positive, source.negative, source.look, say)
+        self.labels = Labels(source.name, source.positive, source.negative, source.look or LOOK, say)
         self._source = source
         self._file = file
         self._line = 0
@@ -169,7 +171,8 @@ class OpenSource:
 
         WrongUsage for whatever is wrong up to there. What is waited for longer than two seconds is told.
         """
-        looked = Looked(self._source.look, regular=self.size is not None)
+        asked = self._source.look
+        looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
         with self._placed():
             with looked.told_of():
                 self._input = lines = formats.Input(self._file)
@@ -180,7 +183,7 @@ class OpenSource:
                 self._reader = self._source.reader(found, kept, self.labels)
                 rest = self._reader.look(self._lines, looked)
             numbers = itertools.count(1)
-            rows = [self._row(next(numbers), *record) for record in looked.rows]
+            rows = deque(self._row(next(numbers), *record) for record in looked.drained())
             if looked.done:
                 self.labels.looked()
         if self.columns:
@@ -216,12 +219,13 @@ class OpenSource:
         return Lines(lines, header=found.dialect is not None and self._source.header is not False)
 
     def _with_rest(
-        self, rows: list[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
+        self, rows: deque[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
     ) -> Iterator[Row]:
-        yield from (row for row in rows if row is not None)
+        while rows:  # none is kept longer than it takes: they may be wide
+            if (row := rows.popleft()) is not None:
+                yield row
         for line, record in rest:
-            row = self._row(next(numbers), line, record)
-            if row is not None:
+            if (row := self._row(next(numbers), line, record)) is not None:
                 yield row
         self.labels.looked()
 

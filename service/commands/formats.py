@@ -155,7 +155,8 @@ def _by_content(lines: Sequence[str]) -> str:
         raise WrongRow("is one JSON array; `jq -c '.[]' OLD > NEW` makes an object a line of it")
     if first.startswith("{"):
         return "ndjson"
-    if _LIBSVM.fullmatch(first) or first.startswith("#"):
+    comment = first.startswith("#") and (lines[-1].startswith("#") or _LIBSVM.fullmatch(lines[-1].strip()))
+    if _LIBSVM.fullmatch(first) or comment:
         return "libsvm"
     return "csv"
 

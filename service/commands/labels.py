@@ -38,6 +38,8 @@ class Labels:
         self._others = int(not positive)
         if both := {key_of(text) for text in positive} & {key_of(text) for text in negative}:
             raise WrongUsage(f"the label {both.pop()!r} cannot be both --positive and --negative")
+        if missing := [text for text in (*positive, *negative) if is_missing(text)]:
+            raise WrongUsage(f"{missing[0]!r} is no label: a row with it has none, and is left out")
         self._look = look
         self._notice = notice
         self._rows = 0

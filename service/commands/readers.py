@@ -7,6 +7,7 @@ found out, and `missing` how many values said nothing and were left out.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,17 +37,20 @@ from service.decode import wire
 
 SLOW_SECONDS = 2.0
 """How long rows to look at may take to come before people are told what is waited for."""
+MOST_CELLS = 2_000_000
+"""Cells of the rows that are looked at: they are in memory together, with 75 bytes each."""
 SHOWN_NAMES = 20
 
 
 class Looked:
     """The first rows of a source: each the line where it begins, and the record.
 
-    look: how many are looked at. regular: whether they are there already, as those of a file are: then it costs nothing
-    to look. Those of a pipe are waited for only where something hangs on them.
+    look: how many are looked at; if `bounded`, no more than have MOST_CELLS together. regular: whether they are there
+    already, as those of a file are: then it costs nothing to look. Those of a pipe are waited for only where something
+    hangs on them.
     """
 
-    def __init__(self, look: int, regular: bool) -> None:
+    def __init__(self, look: int, regular: bool, bounded: bool = False) -> None:
         self.rows: list[tuple[int, Any]] = []
         self.lines: list[bytes] = []
         """Lines that were read before it was known what they are."""
@@ -54,6 +58,7 @@ class Looked:
         """Whether the rows are all that are looked at."""
         self._look = look
         self._regular = regular
+        self._cells_left = MOST_CELLS if bounded else math.inf
 
     def read_lines(self, lines: Iterator[bytes]) -> list[bytes]:
         """The first two lines that are not blank; all that were read are kept."""
@@ -72,10 +77,19 @@ class Looked:
 
     def read_rows(self, records: Iterator[tuple[int, Any]], needed: bool) -> None:
         """As many rows as are looked at, if they are `needed` or there anyway."""
-        if needed or self._regular:
-            for record in itertools.islice(records, self._look - len(self.rows)):
-                self.rows.append(record)  # one by one: somebody may ask how many there are
-            self.done = True
+        if not needed and not self._regular:
+            return
+        self._cells_left -= sum(_cells(record) for _, record in self.rows)
+        while len(self.rows) < self._look and self._cells_left > 0 and (record := next(records, None)):
+            self.rows.append(record)
+            self._cells_left -= _cells(record[1])
+        self.done = True
+
+    def drained(self) -> Iterator[tuple[int, Any]]:
+        """The rows, each forgotten as it is given."""
+        self.rows.reverse()
+        while self.rows:
+            yield self.rows.pop()
 
     @contextmanager
     def told_of(self) -> Iterator[None]:
@@ -89,8 +103,15 @@ class Looked:
             timer.cancel()
 
     def _tell(self) -> None:
+        if self.done:  # it is no input that is slow
+            return
         fewer = next((few for few in (100, 10) if few < self._look), 1)
         say(f"have read {len(self.rows):,} rows, waiting for {self._look:,}; --look {fewer}")
+
+
+def _cells(record: Any) -> int:
+    """How many cells a row has, or would have."""
+    return len(record) // 8 if isinstance(record, bytes) else len(record)
 
 
 class Reader(Protocol):
