@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from examples import opened
+from golden import make
 from golden.make import HERE, SPECS, WAITING, WITHOUT_FMA, events, events_of, pinned
 from processes import Service, copied, replayed_elsewhere
 
@@ -93,3 +94,16 @@ def test_a_format_of_the_future_is_refused_and_left_alone(golden: Path) -> None:
     refusal = asyncio.run(opened(golden))
     assert f"was written by a newer onestep (format {FORMAT + 1}, this one knows {FORMAT})" in str(refusal)
     assert (golden / "log.db").read_bytes() == before
+
+
+def test_a_folder_with_other_weights_is_not_put_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor are they pinned."""
+    here = copied(HERE, tmp_path / "golden")
+    monkeypatch.setattr(make, "HERE", here)
+    monkeypatch.setattr(make, "PINNED", here / "pinned.json")
+    found = {name: pin["sha256"] for name, pin in pinned().items()} | {"adam": "0" * 64}
+    monkeypatch.setattr(make, "write", lambda folder, pins: found)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="the weights of adam are not those that are pinned; nothing was written"):
+        make.make()
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before

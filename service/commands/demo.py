@@ -23,6 +23,7 @@ from service.commands.files import Row
 from service.commands.replay import GivenSpec, Options, Replay, Tally, Target, display
 from service.commands.terminal import Failed, show
 from service.decode import wire
+from service.signals import stop_signals
 
 SPECS: dict[str, dict[str, Any]] = {
     "phishing": {"learning_rate": 0.3},
@@ -35,7 +36,7 @@ STOP_SECONDS = 15.0
 
 def demo(keep: bool = False) -> int:
     """Show all of it, and with `keep` go on serving until Ctrl-C; the exit code. Leaves nothing behind."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what follows is cleaned up
     with tempfile.TemporaryDirectory(prefix="onestep-demo-") as folder:
         service = _Service(Path(folder))
