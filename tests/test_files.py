@@ -166,6 +166,12 @@ def test_a_cell_that_is_nearly_a_number_is_a_question_in_the_smallest_file() -> 
         )
 
 
+def test_a_code_after_the_rows_that_are_looked_at_is_a_question() -> None:
+    told = refusal(table({"zip": [10_000, 10_001, "01234"]}), **Y, look=2)
+    assert "line 4: column 'zip' has numbers (so far), and '01234' is none: a leading zero, or more digits" in told
+    assert "--text zip" in told
+
+
 def test_a_code_among_numbers_makes_it_text_and_no_question() -> None:
     assert kinds_of(table({"zip": [*range(10_000, 10_060), "01234"]}), **Y, asked={"zip": "text"}) == {"zip": "text"}
     zips = [str(number) for number in range(10_000, 10_010)] * 6 + ["01234"]
@@ -284,7 +290,7 @@ def test_with_all_columns_given_nothing_is_waited_for() -> None:
     asked = {"a": "number", "b": "text", "w": "weight"}
     rows = piped(content, 1, more=True, **Y, asked=asked).rows()
     assert [dict(next(rows).event.x) for _ in range(2)] == [{"a": 1.0, "b": "x"}, {"a": 2.0, "b": "y"}]  # type: ignore[arg-type]
-    rows = piped(b'{"x": {"a": 1}, "y": 1}\n\n{"x": {"a": 2}, "y": 1}\n', 1, more=True).rows()
+    rows = piped(b'{"x": {"a": 1}, "y": 1}\n', 1, more=True).rows()
     assert next(rows).event.x == {"a": 1.0}
     with pytest.raises(AssertionError, match="waits for what is not needed"):
         piped(content, 1, more=True, **Y, asked={"a": "number"}).look()
@@ -601,6 +607,10 @@ def test_the_content_tells_the_format_and_the_delimiter(content: str, expected: 
     assert xs_of(data, name, **Y) == [expected]
 
 
+def test_white_space_is_a_delimiter_where_it_is_said_to_be_one() -> None:
+    assert xs_of("  a b,c\ty\n  1 x    1\n", **Y, delimiter=" ") == [{"a": 1.0, "b,c": "x"}]
+
+
 def test_libsvm_is_told_by_its_content_too() -> None:
     content = "+1 1:0.5 3:2 # a comment\n-1 2:1e-3\n+1\n-1 4:nan\n"
     expected: list[Any] = [({"1": 0.5, "3": 2.0}, 1), ({"2": 0.001}, 0), ({}, 1), ({}, 0)]
@@ -641,6 +651,7 @@ def test_json_says_what_its_values_are_and_ids_are_left_out() -> None:
         "b": 1.0,
     }
     assert rows_of(content, "a.ndjson", **Y, asked={"id": "id"})[7].event.id == "e7"
+    assert refusal('{"a": 1, "y": 1}\n', "a.ndjson", **Y, asked={"w": "weight"}) == "a.ndjson line 1: it has no weight"
     assert rows_of(content[len(lines[0]) :], "a.ndjson", **Y, asked={"a": "weight"})[6].event.weight == 7.0
 
 
@@ -693,7 +704,7 @@ def test_a_model_keeps_the_kinds_of_its_columns(shared: Service, replay: Call) -
         assert message in error
     code, _, error = replay("day3.csv", table({"zip": [1], "new": [2]}), "--label=y", "--model=zips")
     assert code == 2
-    assert "day3.csv has a column 'new' that model 'zips' does not know. --number new, --text new or" in error
+    assert "day3.csv has columns that model 'zips' does not know: new. --number new, --text new or" in error
     assert shared.model("zips").state()["seq"] == before["seq"]
     code, _, error = replay("day3.csv", table({"zip": [1], "new": [2]}), "--label=y", "--model=zips", "--ignore=new")
     assert code == 0

@@ -82,7 +82,7 @@ def read_number(cell: str) -> float | None:
         return None
     value = to_number(cell.strip())
     if value is None and not is_missing(cell):
-        raise WrongRow(what_to_write(cell) or "leave the cell empty where the number is not known")
+        raise WrongRow(f"{cell!r} is no number")
     return value
 
 

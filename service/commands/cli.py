@@ -331,7 +331,7 @@ def _place(text: str) -> int:
 def _delimiter(text: str) -> str:
     delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise argparse.ArgumentTypeError("must be one character, and no quote; a tab is 'tab'")
+        raise argparse.ArgumentTypeError("must be one character, and no quote; a tab is 'tab', and white space ' '")
     return delimiter
 
 

@@ -115,7 +115,8 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
 
 def not_a_number(name: str, cell: str, how: str) -> str:
     """What is wrong with a cell of a column of numbers, and what to do. how: why it is one."""
-    advice = what_to_write(cell) or "leave the cell empty where the number is not known"
+    code = "a leading zero, or more digits than a number keeps, makes it a code" if is_code(cell) else None
+    advice = what_to_write(cell) or code or "leave the cell empty where the number is not known"
     return (
         f"column {name!r} {how}, and {_cut(cell)!r} is none: {advice}. --text {name} reads all of the column as text, "
         f"--ignore {name} leaves it out (in a new model, if this one is there already: --model NAME)"

@@ -125,8 +125,9 @@ def by_name(file: str) -> str | None:
 def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, quoted: bool | None) -> Format:
     """The format of a file by its first two lines that are not blank, as far as it was not told.
 
-    told: one of FORMATS. delimiter: what stands between cells; quoted: whether quotes hold cells together, by default
-    where the delimiter is no tab. WrongRow where it cannot be known.
+    told: one of FORMATS. delimiter: what stands between cells, a space for runs of white space; quoted: whether quotes
+    hold cells together, by default where the delimiter is neither a tab nor white space. WrongRow where it cannot be
+    known.
     """
     lines = [line.decode("utf-8", "replace").removeprefix("\ufeff").strip("\r\n") for line in first]
     name = told or _by_content(lines)
@@ -140,7 +141,7 @@ def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, qu
         raise WrongRow("has carriage returns as line ends, as files of old Macs; `tr '\\r' '\\n' < OLD > NEW` mends it")
     if delimiter is None and name == "tsv" and told is not None:
         delimiter = "\t"
-    found = delimiter or _delimiter(lines)
+    found = None if delimiter == " " else delimiter or _delimiter(lines)
     if quoted is None:
         quoted = found is not None and found != "\t"
     return Format(name, Dialect(found, quoted), skip)

@@ -42,6 +42,9 @@ MOST_CELLS = 2_000_000
 SHOWN_NAMES = 20
 
 
+_BLANK = b" \t\xef\xbb\xbf"
+
+
 class Looked:
     """The first rows of a source: each the line where it begins, and the record.
 
@@ -61,13 +64,13 @@ class Looked:
         self._cells_left = MOST_CELLS if bounded else math.inf
 
     def read_lines(self, lines: Iterator[bytes]) -> list[bytes]:
-        """The first two lines that are not blank; all that were read are kept."""
+        """The first two lines that are not blank, or the first alone if it tells all; what was read is kept."""
         found: list[bytes] = []
         for line in lines:
             self.lines.append(line)
             if line.strip():
                 found.append(line)
-            if len(found) == 2:
+            if len(found) == 2 or (found[:1] == [line] and line.lstrip(_BLANK).startswith(b"{")):
                 break
         return found
 
@@ -186,6 +189,7 @@ class TableReader:
         self._check_known(names)
         for line, cells in looked.rows:
             self._check_width(cells, line)
+        self._check_new(names, unnamed)
         self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
         self._set_places()
         return records
@@ -288,6 +292,16 @@ class TableReader:
         if gone:
             say(f"{self._file} lacks columns that {self._kept.whose} knows: {_listed(gone)}")
 
+    def _check_new(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
+        """WrongUsage for columns that are new to the model: worked out from each file, they might change."""
+        places = (place for place in range(len(names)) if place not in unnamed and place != self._label_place)
+        new = [names[place] for place in places if names[place] not in self._known]
+        if self._kept.kinds and new:
+            raise WrongUsage(
+                f"{self._file} has columns that {self._kept.whose} does not know: {_listed(new)}. --number {new[0]}, "
+                f"--text {new[0]} or --ignore {new[0]} says what it is, and so for each"
+            )
+
     def _check_width(self, cells: Sequence[str], line: int = 0) -> None:
         if len(cells) != self._width:
             raise WrongRow(
@@ -308,11 +322,6 @@ class TableReader:
             return told(name, place, rows, "ignore", unnamed[place])
         if name in self._known:
             return told(name, place, rows, *self._known[name])
-        if self._kept.kinds:
-            raise WrongUsage(
-                f"{self._file} has a column {name!r} that {self._kept.whose} does not know. --number {name}, --text "
-                f"{name} or --ignore {name} says what it is"
-            )
         if name == INDEX:
             return told(name, place, rows, "ignore", f"an index, as pandas names it; --number '{INDEX}' keeps it")
         return worked_out(name, place, rows)
@@ -380,11 +389,12 @@ class ObjectReader:
         if y is None:
             return None
         event = wire.Event({}, y)
+        for name, kind in self._kinds.items():
+            if kind in ONLY_ONE and record.get(name) is None:
+                raise WrongRow(f"it has no {kind}")
         for name, value in record.items():
             if name != self._label:
                 self._add(event, name, value)
-        if "id" in self._kinds.values() and event.id is None:
-            raise WrongRow("it has no id")
         return event
 
     def _add(self, event: wire.Event, name: str, value: Any) -> None:
