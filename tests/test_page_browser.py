@@ -179,6 +179,29 @@ def test_the_overview_has_every_model_and_its_numbers_move(tab: Tab, busy: Servi
     assert number(events.inner_text()) <= busy.get("/models/default")["seq"]
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_a_model_that_is_worse_than_guessing_has_a_badge_and_is_told_what_to_try(
+    browser: Any, start: Start, size: tuple[int, int]
+) -> None:
+    service = start()
+    events = [{"x": {"income": 1e4 * (i % 7)}, "y": int(i % 3 == 0)} for i in range(300)]
+    assert service.model().learn(events).status_code == 200
+    state = service.model().state()
+    guessing = f"{state['progressive']['total']['base_rate_log_loss']:.4f}"
+    advice = state["worse_than_guessing"]["advice"]
+    tab = Tab(browser, service, size)
+    page = tab.open("/")
+    tab.wait_for("tbody tr .state", "worse than guessing")
+    cell = page.locator("tbody td[data-label=Guessing]")
+    assert cell.inner_text().split()[-3:] == [guessing, "total", guessing]
+    tab.wait_for(".finding", f"default: {advice}.")
+    page.get_by_role("link", name="default").click()
+    tab.wait_for(".tile:nth-child(2)", f"guessing\u00a0{guessing}")
+    tab.wait_for(".finding", f"{advice}.")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.close()
+
+
 def test_a_model_is_drawn_and_moves(tab: Tab, busy: Service) -> None:
     page = tab.open("/#/models/default")
     tab.wait_for(".tile", "events")

@@ -315,7 +315,7 @@ class Forgetful(Counted):
     """As if the service had lost predictions that it answered from memory."""
 
     def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
-        return [wire.PredictedKept(name, p, p > 0.5, 0, True, False) for p in self.predict(name, events)]
+        return [wire.PredictedKept(name, p, p > 0.5, 0, kept=True, duplicate=False) for p in self.predict(name, events)]
 
 
 def test_what_the_service_lost_is_sent_whole(shared: Service, model: Model) -> None:
