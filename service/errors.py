@@ -588,7 +588,7 @@ class NewerFormat(OnestepError):
 
 
 class UnreleasedFormat(OnestepError):
-    """{path} is of a onestep from before its first release, and no version reads such folders; nothing was changed.
+    """{path} was written before the first release of onestep, in a format that no version reads. Nothing was changed.
     Begin with an empty folder, and send it your events again (`onestep replay FILE`)."""
 
 

@@ -74,7 +74,7 @@ def test_a_folder_from_before_the_first_release_is_refused_and_left_alone(
 ) -> None:
     sql(folder, f"PRAGMA application_id = {UNRELEASED_ID}; PRAGMA user_version = 5")
     said = refused(command, folder, capfd)
-    assert f"{folder} is of a onestep from before its first release" in said
+    assert f"{folder} was written before the first release of onestep" in said
     assert "Begin with an empty folder" in said
     assert "onestep replay FILE" in said
 
@@ -86,7 +86,7 @@ def test_so_is_one_of_each_format_that_there_was(
     (tmp_path / "data").mkdir()
     sql(tmp_path / "data", f"CREATE TABLE models (model); PRAGMA application_id = {UNRELEASED_ID}")
     sql(tmp_path / "data", f"PRAGMA user_version = {number}")
-    assert "before its first release" in refused("inspect", tmp_path / "data", capfd)
+    assert "before the first release" in refused("inspect", tmp_path / "data", capfd)
 
 
 # -- a schema that somebody changed: what stands in it would run, or hide rows
