@@ -274,8 +274,12 @@ def test_another_row_further_down_is_refused_with_its_line_and_what_to_do(
 
 
 def test_standard_input_is_told_by_its_first_lines_too(shared: Service, model: Model, run: Run) -> None:
-    for content, learned in (("a,y\n1,1\n", "1"), ("a,y\n1,1\n2,0\n", "1"), ("a,y\n3,1\n2,0\n", "2")):
-        replay = run("-", "--format", "csv", "--label", "y", url(shared), "--model", model.name)
+    for file, content, learned in (
+        ("-", "a,y\n1,1\n", "1"),
+        ("/dev/stdin", "a,y\n1,1\n2,0\n", "1"),
+        ("/dev/fd/0", "a,y\n3,1\n2,0\n", "2"),
+    ):
+        replay = run(file, "--format", "csv", "--label", "y", url(shared), "--model", model.name)
         output, error = replay.communicate(content, timeout=PATIENCE)
         assert counts(output)["learned"] == learned, error
 
@@ -1065,6 +1069,7 @@ def test_what_is_wrong_is_told_with_its_line(
         ["a.csv", "--label", "y", "--no-ids", "--id-prefix", "a"],
         ["-", "--format", "csv", "--label", "y"],
         ["-", "--format", "csv", "--label", "y", "--spec", "{}"],
+        ["/dev/fd/0", "--format", "csv", "--label", "y"],
         [__file__, __file__, "--format", "csv", "--label", "y"],
         [__file__, __file__, "--format", "csv", "--label", "y", "--spec", "{}", "--spec", "{}"],
         [__file__, __file__, "--format", "csv", "--label", "y", "--model", "m", "--id-prefix", "p"],

@@ -484,7 +484,7 @@ def _targets(sources: list[Source], model: str | None, texts: list[str]) -> list
 
     if model is None and len(sources) > 1:
         raise WrongUsage("a model is named after its file; for several files, --model NAME says which one learns them")
-    if model is None and sources[0].file == "-":
+    if model is None and not sources[0].has_name:
         raise WrongUsage("a model is named after its file; for standard input, --model NAME says which one learns it")
     specs = [_given_spec(text) for text in texts]
     if len(specs) > 1:

@@ -70,7 +70,12 @@ class Source:
     @property
     def name(self) -> str:
         """The file's name without its folder: "elec.csv"."""
-        return "stdin" if self.file == "-" else Path(self.file).name
+        return Path(self.file).name if self.has_name else "stdin"
+
+    @property
+    def has_name(self) -> bool:
+        """Whether the file has a name that it has again next time: what a shell opens (/dev/fd/63) has none."""
+        return self.file != "-" and Path(self.file).parts[:2] not in (("/", "dev"), ("/", "proc"))
 
     def check(self) -> None:
         """WrongUsage where what is asked for cannot be, whatever is in the file."""
