@@ -6,7 +6,6 @@ Only strings and brackets are looked at. Whether the text is JSON is for the dec
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,6 @@ Places = npt.NDArray[np.int64]
 PIECE_BYTES = 2**15
 """Bytes of a piece, at least: it is decoded in a fraction of a millisecond."""
 
-_NO_SPACE = re.compile(rb"[^ \t\r\n]")
 CUTS, COMMAS, END, OPENS, CLOSES, FIELDS = range(6)
 
 
@@ -74,9 +72,9 @@ class Outline:
     cuts
         Commas between its elements or fields, each PIECE_BYTES or more after the one before.
 
-    >>> outline = Outline.of(b' {"y": 1, "x": {"a": 1, "b": [2]}}')
+    >>> outline = Outline.of(b'{"y": 1, "x": {"a": 1, "b": [2]}}')
     >>> outline.start, outline.end, outline.commas, outline.inner
-    (1, 33, 1, (15, 32))
+    (0, 32, 1, (14, 31))
     """
 
     start: int
@@ -86,12 +84,8 @@ class Outline:
     cuts: list[int]
 
     @classmethod
-    def of(cls, text: bytes, start: int | None = None) -> Outline:
-        """The outline of the array or object that opens at `start`, or, by default, at the text's first byte that is no
-        white space."""
-        if start is None:
-            first = _NO_SPACE.search(text)
-            start = 0 if first is None else first.start()
+    def of(cls, text: bytes, start: int = 0) -> Outline:
+        """The outline of the array or object that opens at `start`."""
         found = np.zeros(FIELDS, np.int64)
         found[END] = -1
         cuts = np.empty((len(text) - start) // PIECE_BYTES + 1, np.int64)

@@ -389,6 +389,14 @@ class BodyTooLarge(OnestepError):
     title = "Body too large"
 
 
+class ArrayTooLong(OnestepError):
+    """The array has {count} elements, and no more than {limit} are taken at once; send a line for each as NDJSON
+    (content type application/x-ndjson), which has no limit."""
+
+    status = 413
+    title = "Array too long"
+
+
 class ReplyTooLarge(OnestepError):
     """The reply would take more than {limit} bytes (ONESTEP_MAX_REPLIES_BYTES); ask in several requests."""
 

@@ -13,22 +13,30 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-SLICE_SECONDS = 0.002
+SLICE_SECONDS = 0.005
+_UNITS = 1_024
+"""Features after which the clock is looked at: for each event, that would take as long as to decode it."""
+_EVENT = 8
+"""What an event takes besides its features, in features."""
 WIDE = 4_096
 """Features of an event from which on it is worked on in a thread."""
 
 
 class Slices:
-    """Work that rests after every SLICE_SECONDS: `if slices.over: await slices.rest()`."""
+    """Work that rests after every SLICE_SECONDS: `if slices.spent(len(x)): await slices.rest()`."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("_left", "_until")
 
     def __init__(self) -> None:
+        self._left = _UNITS
         self._until = time.perf_counter() + SLICE_SECONDS
 
-    @property
-    def over(self) -> bool:
-        """Whether it is time to rest."""
+    def spent(self, features: int) -> bool:
+        """Whether it is time to rest after another event of so many features, or of four times as many bytes."""
+        self._left -= _EVENT + features
+        if self._left > 0:
+            return False
+        self._left = _UNITS
         return time.perf_counter() >= self._until
 
     async def rest(self) -> None:

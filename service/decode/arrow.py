@@ -65,7 +65,7 @@ async def read_tables(
     row = 1
     slices = Slices()
     async for message in _messages(chunks, max_batch_bytes):
-        if slices.over:  # there may be many small messages
+        if slices.spent(len(message)):  # there may be many small messages
             await slices.rest()
         if reader is None:
             reader = await worked(len(message) > HERE_SCHEMA, _Reader, message, learn, max_batch_bytes)

@@ -89,7 +89,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
                 items.append(await asyncio.to_thread(decode, line, place))
             else:
                 items.append(decode(line, place))
-            if slices.over:
+            if slices.spent(len(line) // 4):
                 await slices.rest()
     except errors.OnestepError as error:
         wrong = error

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service import errors
+from service.fairness import Slices
 from service.settings import Settings
 
 Chunks = AsyncGenerator[bytes]
@@ -28,6 +29,7 @@ CHUNKS_AHEAD = 8
 """Chunks, of 64 KiB mostly, that are received while the lines before them are read."""
 
 _LINE_FEED = 10
+_LOOK_BYTES = 2**15
 
 
 class Text(NamedTuple):
@@ -52,12 +54,14 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
 
     LineTooLong where a line that has not ended is longer than it may be.
     """
-    gathered, arriving = _Gathered(settings), _Arriving(_without_mark(chunks))
+    gathered, arriving, slices = _Gathered(settings), _Arriving(_without_mark(chunks)), Slices()
     try:
         while (chunk := await arriving.next(gathered.patience())) is not None:
             gathered.add(chunk)
             for text in gathered.texts(all_of_them=gathered.patience() == 0.0):
                 yield text
+                if slices.spent(len(text.data)):
+                    await slices.rest()
             gathered.check_length()
     except errors.OnestepError:
         for text in gathered.texts(all_of_them=True):
@@ -134,8 +138,12 @@ class _Gathered:
 
     def _end_of(self, lines: int) -> int:
         """Where the first so many lines end."""
-        feeds = np.flatnonzero(np.frombuffer(self._data, np.uint8) == _LINE_FEED)
-        return int(feeds[lines - 1]) + 1
+        looked_at = _LOOK_BYTES  # not all at once: much may have come, and it would be looked at for each text
+        while True:
+            feeds = np.flatnonzero(np.frombuffer(self._data, np.uint8)[:looked_at] == _LINE_FEED)
+            if len(feeds) >= lines:
+                return int(feeds[lines - 1]) + 1
+            looked_at *= 4
 
     def check_length(self) -> None:
         """LineTooLong if a line that has not ended is too long already."""

@@ -116,8 +116,6 @@ class PredictedKept(Predicted, kw_only=True):
 Body = TypeVar("Body", Event, Label, Question, Explain)
 Asked = TypeVar("Asked", bound=Event | Label | Question | Explain)
 
-_FIRST = re.compile(rb"[^ \t\r\n]")
-"""The first byte that is no white space."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -187,7 +185,18 @@ def _check_id(id_: str, at: str) -> None:
 
 def is_array(body: bytes) -> bool:
     """Whether a JSON body is an array."""
-    return body.lstrip(b" \t\r\n")[:1] == b"["
+    start = _begins(body)
+    return body[start : start + 1] == b"["
+
+
+def _begins(data: bytes, start: int = 0) -> int:
+    """The place of the first byte from `start` on that is no white space; the length if there is none."""
+    for at in range(start, len(data), PIECE_BYTES):  # not all at once: it would take 20 ms
+        piece = data[at : at + PIECE_BYTES]
+        rest = piece.lstrip(b" \t\r\n")
+        if rest:
+            return at + len(piece) - len(rest)
+    return len(data)
 
 
 class Elements:
@@ -245,8 +254,8 @@ def _either_way(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, 
 
 def _in_pieces(decode: Callable[[bytes, str], Asked], data: bytes, at: str) -> Asked:
     """A long event: all but its features, and then these, piece by piece."""
-    start = _FIRST.search(data)
-    if start is None or start[0] != b"{":
+    start = _begins(data)
+    if data[start : start + 1] != b"{":
         return decode(data, at)
     opens, closes = _outlined(data, at).inner
     if closes - opens <= WIDE_BYTES // 2:  # it is long, and not because of its features
@@ -295,14 +304,14 @@ def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: in
 
 def _outlined(data: bytes, at: str) -> Outline:
     """The outline of an array or object that is all there is; MalformedJson if it does not end or something follows."""
-    outline = Outline.of(data)
+    outline = Outline.of(data, _begins(data))
     if outline.end < 0:
         raise errors.MalformedJson(where=_where(at), reason="Input data was truncated")
     if data[outline.start] + 2 != data[outline.end]:  # [ and ], { and }: two apart
         raise errors.MalformedJson(where=_where(at), reason=f"invalid character (byte {outline.end})")
-    rest = _FIRST.search(data, outline.end + 1)
-    if rest is not None:
-        raise errors.MalformedJson(where=_where(at), reason=f"trailing characters (byte {rest.start() + 1})")
+    rest = _begins(data, outline.end + 1)
+    if rest < len(data):
+        raise errors.MalformedJson(where=_where(at), reason=f"trailing characters (byte {rest + 1})")
     return outline
 
 

@@ -54,6 +54,8 @@ Item = TypeVar("Item")
 AHEAD = 16
 """Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
 _LARGE = 2**20
+MAX_ITEMS = 2**16
+"""Elements of an array: all of them are learned or none, so they are in memory at once, and let go at once."""
 _ENCODED = 1_000
 """Items of a reply that are encoded in one call."""
 _LEARNED_BYTES = 320 + 2 * 64
@@ -93,7 +95,7 @@ class Hot:
         self._access = access
         self._bodies = bodies
         self._settings = settings
-        self.replies = LongReplies(settings)
+        self._replies = LongReplies(settings)
         self._short = min(wire.WIDE_BYTES, settings.max_body_bytes)
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
@@ -132,6 +134,8 @@ class Hot:
     async def _elements(self, scope: Scope, body: bytes) -> wire.Elements:
         """The elements of an array, taken from what is left of the token's rate; the request itself took one."""
         elements: wire.Elements = await worked(len(body) > wire.LONG_BYTES, wire.Elements, body)
+        if elements.count > MAX_ITEMS:
+            raise errors.ArrayTooLong(count=elements.count, limit=MAX_ITEMS)
         pace = pace_of(scope)
         if pace is not None:
             pace.take(max(0, elements.count - 1))
@@ -163,7 +167,7 @@ class Hot:
             return
         self.check_head(scope)
         async with contextlib.AsyncExitStack() as held:  # the place of a large body, until the reply is sent
-            async with self.while_it_may(scope):
+            async with self._while_it_may(scope):
                 body = await self._body(scope, receive)
                 if await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
                     events, reply = await self._events(body, scope, held)
@@ -193,7 +197,7 @@ class Hot:
         async with self._engine.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
             # What is learned is not taken back because its reply finds no room.
-            reply = held.enter_context(self.replies.gathered(JSON, promised))
+            reply = held.enter_context(self._replies.gathered(JSON, promised))
             return await _decoded(elements, wire.decode_learn), reply
 
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
@@ -209,7 +213,7 @@ class Hot:
         if breaker is not None:  # it is to look before many more are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
-            async with self.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
+            async with self._while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
                 await self._learn_pieces(tally, paced)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
@@ -254,7 +258,7 @@ class Hot:
     async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
-        async with self.while_it_may(scope):
+        async with self._while_it_may(scope):
             if is_stream(scope):
                 chunks = self._stream(scope, receive)
                 arriving = (
@@ -279,7 +283,7 @@ class Hot:
         questions = await _decoded(await self._elements(scope, body), wire.decode_question)
         places = [f"[{i}]" for i in range(len(questions))]
         replies, _ = await self._predict_all(model, scope, questions, places)
-        with self.replies.gathered(JSON) as reply:
+        with self._replies.gathered(JSON) as reply:
             await self._send_array(send, replies, reply)
 
     async def _send_array(self, send: Send, items: Iterable[Any], reply: LongReply) -> None:
@@ -291,8 +295,8 @@ class Hot:
             if len(some) == _ENCODED:
                 await reply.add(before + wire.encode(some).strip()[1:-1])
                 some, before = [], b","
-            if slices.over:
-                await slices.rest()
+                if slices.spent(_ENCODED):
+                    await slices.rest()
         await reply.add((before + wire.encode(some).strip()[1:-1] if some or before == b"[" else b"") + b"]\n")
         await reply.send(send)
 
@@ -320,7 +324,7 @@ class Hot:
                     raise
                 wrong = error
                 break
-            if slices.over:
+            if slices.spent(len(question.x)):
                 await slices.rest()
         kept_at = [i for i, prediction in enumerate(made) if isinstance(prediction, Prediction)]
         to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
@@ -344,7 +348,7 @@ class Hot:
         The reply starts when the body has been read: until then the status is not known, and a client that sends all of
         a long body before it reads would wait for the service while the service waits for it.
         """
-        with self.replies.gathered(NDJSON) as reply:
+        with self._replies.gathered(NDJSON) as reply:
             async for piece in arriving:
                 replies, refused = await self._predict_all(model, scope, piece.items, piece.places(), stream=True)
                 if refused is not None:
@@ -355,7 +359,7 @@ class Hot:
             await reply.send(send)
 
     @contextlib.asynccontextmanager
-    async def while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
+    async def _while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
         """End what is done here soon after its token is revoked or the service stops, wherever it is; it is told why.
 
         A stop leaves it a moment, in which most are done.
@@ -557,8 +561,12 @@ async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]
     slices = Slices()
     for i in range(len(elements)):
         for element in await worked(elements.is_long(i), elements.piece, i):
-            items.append(await worked(len(element) > wire.WIDE_BYTES, decode, element, f"[{len(items)}]"))
-            if slices.over:
+            size, place = len(element), f"[{len(items)}]"
+            if size > wire.WIDE_BYTES:
+                items.append(await asyncio.to_thread(decode, element, place))
+            else:
+                items.append(decode(element, place))
+            if slices.spent(size // 4):
                 await slices.rest()
     return items
 

@@ -41,7 +41,7 @@ ANY = "any"
 """What every token may do."""
 SHORTEST = 32
 """Characters of a token from the environment: people make those."""
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """How often a running service looks whether the file has changed."""
 REMEMBERED = 1_024
 """Valid tokens, as they were sent, that need not be hashed again."""
@@ -258,7 +258,7 @@ class Tokens:
         """Whether there are any, or were since the start: who takes the last one back does not open the door."""
 
     def look(self) -> None:
-        """Read the file again if it has changed; it is looked at once a second at most."""
+        """Read the file again if it has changed; it is looked at twice a second at most."""
         now = time.monotonic()
         if now < self._look_after:
             return
