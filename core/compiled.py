@@ -11,6 +11,7 @@ package of the next installation. Hence the locator below.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -83,17 +84,27 @@ def _is_own(folder: Path) -> bool:
 
 
 def _can_be_kept_in(folder: Path) -> bool:
-    """Make a folder for the kernels of this version, and remove those of versions that were made long ago."""
+    """Make a folder for the kernels of this version; whether it can be written to."""
+    kernels = folder / _version()
     try:
-        new = not (folder / _version()).is_dir()
-        (folder / _version()).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder / _version()).close()
-        versions = [path for path in folder.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
-        for old in sorted(versions, key=lambda path: path.stat().st_mtime)[:-KEPT_VERSIONS] if new else []:
-            shutil.rmtree(old, ignore_errors=True)
+        if not kernels.is_dir():
+            kernels.mkdir(parents=True, exist_ok=True)
+            _remove_old(folder)
+        tempfile.TemporaryFile(dir=kernels).close()
     except OSError:
         return False
     return True
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the kernels of versions that were made long ago."""
+    made = {}
+    for version in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process has removed it
+            if re.fullmatch("[0-9a-f]{16}", version.name):
+                made[version] = version.stat().st_mtime
+    for version in sorted(made, key=made.__getitem__)[:-KEPT_VERSIONS]:
+        shutil.rmtree(version, ignore_errors=True)
 
 
 @functools.cache
