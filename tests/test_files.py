@@ -315,23 +315,24 @@ def test_what_came_of_a_pipe_is_learned_while_more_is_waited_for(
 
 def test_a_slow_input_is_told_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    is_told = threading.Event()
+    is_told = threading.Semaphore(0)
     monkeypatch.setattr("service.commands.readers.SLOW_SECONDS", 0.3)
-    monkeypatch.setattr("service.commands.readers.say", lambda what: (told.append(what), is_told.set()))
+    monkeypatch.setattr("service.commands.readers.say", lambda what: (told.append(what), is_told.release()))
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as read_end, os.fdopen(theirs, "wb") as write_end:
 
         def write() -> None:
+            is_told.acquire(timeout=PATIENCE)
             write_end.write(b"a,y\n" + b"1,1\n" * 12)
             write_end.flush()
-            is_told.wait(PATIENCE)
+            is_told.acquire(timeout=PATIENCE)
             write_end.close()
 
         writer = threading.Thread(target=write)
         writer.start()
         assert len(list(OpenSource(Source("-", **Y), read_end, None).rows())) == 12
         writer.join()
-    assert told == ["have read 12 rows, waiting for 10,000; --look 100"]
+    assert told == ["waiting for the first row", "have read 12 rows, waiting for 10,000; --look 100"]
 
 
 # -- what is written by a program is read as it was meant

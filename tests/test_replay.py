@@ -672,6 +672,7 @@ def test_a_name_that_has_another_spec_is_told(
     assert code == 1
     assert f"scaled.json: Model '{stem}-scaled' exists with another spec" in error
     assert "Nothing was learned" in error
+    assert shared.http.get(f"/models/{stem}-sgd").status_code == 404, "none is made where another is refused"
 
 
 @pytest.mark.parametrize(
@@ -702,7 +703,7 @@ def test_a_wrong_spec_is_told_with_its_file(
     assert found == code
     assert message in error
     assert error.count("\n") == 1
-    assert _seq(shared, f"{stem}-sgd") == 0
+    assert shared.http.get(f"/models/{stem}-sgd").status_code == 404, "none is made where another is wrong"
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,6 @@ SLOW_SECONDS = 2.0
 MOST_CELLS = 2_000_000
 """Cells of the rows that are looked at: they are in memory together, with 75 bytes each."""
 SHOWN_NAMES = 20
-
-
 _BLANK = b" \t\xef\xbb\xbf"
 
 
@@ -59,6 +57,7 @@ class Looked:
         """Lines that were read before it was known what they are."""
         self.done = False
         """Whether the rows are all that are looked at."""
+        self._needed = False
         self._look = look
         self._regular = regular
         self._cells_left = MOST_CELLS if bounded else math.inf
@@ -80,6 +79,7 @@ class Looked:
 
     def read_rows(self, records: Iterator[tuple[int, Any]], needed: bool) -> None:
         """As many rows as are looked at, if they are `needed` or there anyway."""
+        self._needed = needed
         if not needed and not self._regular:
             return
         self._cells_left -= sum(_cells(record) for _, record in self.rows)
@@ -97,19 +97,24 @@ class Looked:
     @contextmanager
     def told_of(self) -> Iterator[None]:
         """Where it takes long, people are told what is waited for."""
-        timer = threading.Timer(SLOW_SECONDS, self._tell)
-        timer.daemon = True
-        timer.start()
+        over = threading.Event()
+        threading.Thread(target=self._tell, args=[over], daemon=True).start()
         try:
             yield
         finally:
-            timer.cancel()
+            over.set()
 
-    def _tell(self) -> None:
-        if self.done:  # it is no input that is slow
+    def _tell(self, over: threading.Event) -> None:
+        if over.wait(SLOW_SECONDS):
             return
-        fewer = next((few for few in (100, 10) if few < self._look), 1)
-        say(f"have read {len(self.rows):,} rows, waiting for {self._look:,}; --look {fewer}")
+        if not self.rows:
+            say("waiting for the first row")
+        while not self.rows:
+            if over.wait(SLOW_SECONDS):
+                return
+        if self._needed and not self.done:
+            fewer = next((few for few in (100, 10) if few < self._look), 1)
+            say(f"have read {len(self.rows):,} rows, waiting for {self._look:,}; --look {fewer}")
 
 
 def _cells(record: Any) -> int:
