@@ -129,6 +129,11 @@ class Learner:
         return self._model if isinstance(self._model, Auto) else None
 
     @property
+    def plain(self) -> bool:
+        """Whether it is plain SGD: nothing scaled, no penalty, and one learning rate for all."""
+        return isinstance(self._model, Linear) and self._model.plain
+
+    @property
     def bias(self) -> float:
         """b; NoWeights for `auto`."""
         return self.linear.bias

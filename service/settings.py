@@ -101,7 +101,11 @@ class Settings(BaseSettings):
         32_768, ge=1_024, description="Request line and headers of a request, in bytes; past it 431."
     )
     max_event_features: int = Field(
-        100_000, ge=1, le=1_000_000, description="Features that one event may have; past it 422."
+        100_000,
+        ge=1,
+        le=1_000_000,
+        description="Features that one event may have; past it 422. At most 20,000 of auto, and 40,000 of "
+        "other models but plain SGD, whose steps take longer.",
     )
     max_name_characters: int = Field(
         256,

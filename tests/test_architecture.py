@@ -82,7 +82,7 @@ BELOW = {
     "storage/log": "errors codec ids schema series",
     "storage/store": "errors codec ids log schema series",
     "learning/guessing": "",
-    "learning/model": "guessing log",
+    "learning/model": "fairness guessing log threads",
     "learning/turn": "errors ids log model store table wire",
     "learning/retention": "errors model store",
     "learning/recovery": "errors settings model store",

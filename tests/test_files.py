@@ -627,6 +627,7 @@ def test_libsvm_is_told_by_its_content_too() -> None:
     ("content", "message"),
     [
         ("a,y\n1,1\n".encode("utf-16"), "a.csv is text in UTF-16; `iconv"),
+        ("a,y\n1,1\n".encode("utf-16-le"), "a.csv has zero bytes: it is no text in UTF-8"),
         ("a,y\n1,1\né,0\n".encode("latin-1"), "a.csv line 3: it is not text in UTF-8 (byte 1 of the line is 0xe9)"),
         (b"PK\x03\x04 and more", "a.csv is a zip file, or a workbook"),
         (b"PAR1 and more", "a.csv is Parquet"),
@@ -775,6 +776,8 @@ def test_a_cross_check_of_a_file_reads_it_as_a_replay_does(tmp_path: Path, capsy
     output = capsys.readouterr().out
     assert "row     left out  x" in output
     assert "weights compared            5" in output, "three zips, n and the bias"
+    assert cli.main(["crosscheck", str(path), "--label=row", "--positive=z", "--negative=x", "--negative=y"]) == 1
+    assert "no label of zips.csv is 'z' (--positive)" in capsys.readouterr().err
     path.write_text(table({"price": [*range(30), "inf"]}))
     assert cli.main(["crosscheck", str(path), "--label=y"]) == 2
     assert "line 32: column 'price'" in capsys.readouterr().err

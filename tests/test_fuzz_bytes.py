@@ -248,7 +248,7 @@ def state_of(spec: Spec) -> bytes:
     """A snapshot of a model that has learned a little."""
     learner, scores, joins = Learner(spec), Progressive(5), Joins(5)
     scores.add(learner.learn_many([{"a": 1.5, "b": float(i), "c": "uv"[i % 2]} for i in range(9)], [0, 1, 1] * 3))
-    return codec.encode_state({"learner": learner.state(), "scores": scores.state(), "joins": joins.state()})
+    return b"".join(codec.encode_state({"learner": learner.state(), "scores": scores.state(), "joins": joins.state()}))
 
 
 STATES = [

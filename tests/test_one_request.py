@@ -8,7 +8,10 @@ hangs on what else the machine does. The long form asks five times, and tells th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +21,12 @@ from statistics import median
 from typing import Any
 
 import callbacks
+import numpy as np
 import pytest
 from callbacks import LIMIT, Timed
 from forked import elsewhere
+from patience import eventually
+from processes import HOST, Service
 
 FEATURES = 1_000_000
 AT_ONCE = 100_000
@@ -64,6 +70,16 @@ def many_features_learned() -> bytes:
 
 
 @cache
+def many_features_kept() -> bytes:
+    return as_bytes({"x": names(0, AT_ONCE), "id": "many"})
+
+
+@cache
+def wide_events() -> bytes:
+    return as_bytes([{"x": names(1_000 * i, 1_000), "y": i % 2} for i in range(200)])
+
+
+@cache
 def wrong_at_the_end() -> bytes:
     return as_bytes({"x": {**{f"f{i}": 1 for i in range(FEATURES - 1)}, "last": None}, "y": 1})
 
@@ -86,6 +102,10 @@ LARGE = {
     "an explanation of unknown features": Asked("POST", "/models/large/explain", many_strangers),
     "a prediction from many features": Asked("POST", "/models/large/predict", many_features),
     "an event with many features": Asked("POST", "/models/large/learn", many_features_learned),
+    "events with a thousand features each": Asked("POST", "/models/large/learn", wide_events),
+    "a prediction that is kept": Asked("POST", "/models/large/predict", many_features_kept),
+    "an explanation of what was kept": Asked("POST", "/models/large/explain", lambda: b'{"id": "many"}'),
+    "a label that comes later": Asked("POST", "/models/large/learn", lambda: b'{"id": "many", "y": 1}'),
     "an event whose last feature is wrong": Asked("POST", "/models/large/learn", wrong_at_the_end, 422),
     "an event with too many features": Asked("POST", "/models/large/learn", too_many_features, 422),
 }
@@ -147,6 +167,111 @@ def test_no_callback_takes_long(timed: Timed, name: str) -> None:
         ask(timed, LARGE[name])
     print(f"{name}: {seen}")
     assert seen.longest <= LIMIT, f"{name}: {seen}"
+
+
+SPECS = {
+    "plain": ({}, AT_ONCE),
+    "scaled": ({"rule": "adam", "learning_rate": 0.01, "scale": "standard"}, 40_000),
+    "auto": ({"rule": "auto"}, 20_000),
+}
+"""By name: a spec, and how many features an event of it may have."""
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_model_grows_while_others_are_served(timed: Timed, name: str) -> None:
+    """Names that are new, arrays that get larger, and the snapshots of it all."""
+    service, (spec, at_once) = timed.service, SPECS[name]
+    assert service.request("PUT", f"/models/{name}", spec)[0] == 201
+    bodies = [as_bytes({"x": names(at_once * i, at_once), "y": i % 2, "id": str(i)}) for i in range(6)]
+    refused = as_bytes({"x": names(0, at_once + 1), "y": 1})
+    with timed.seen() as seen:
+        for body in bodies:
+            ask(timed, Asked("POST", f"/models/{name}/learn", lambda body=body: body))
+        told = ask(timed, Asked("POST", f"/models/{name}/learn", lambda: refused, 422))
+        ask(timed, Asked("POST", f"/models/{name}/explain", lambda: as_bytes({"x": names(0, at_once)})))
+        state = service.get(f"/models/{name}")
+    assert f"has {at_once + 1} features; an event has at most {at_once}" in json.loads(told)["detail"]
+    assert (state["seq"], state["features"]) == (6, 6 * at_once)
+    print(f"{name}: {seen}")
+    assert seen.longest <= LIMIT, f"{name}: {seen}"
+
+
+def test_many_predictions_that_nobody_labels_time_out_while_others_are_served(timed: Timed) -> None:
+    service, waiting = timed.service, 20
+    assert service.request("PUT", "/models/late", {"join": {"keep": "1s"}})[0] == 201
+    x = names(0, AT_ONCE)
+    bodies = [as_bytes({"x": x, "id": str(i)}) for i in range(waiting)]
+    with timed.seen() as seen:
+        for body in bodies:
+            ask(timed, Asked("POST", "/models/late/predict", lambda body=body: body))
+        eventually(lambda: service.get("/models/late")["join"]["dropped"] == waiting, "all of them to time out")
+    assert seen.longest <= LIMIT, str(seen)
+
+
+def test_a_cross_check_begins_while_others_are_served(timed: Timed) -> None:
+    """It takes minutes here; whoever asked goes away."""
+    pid = timed.service.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    with timed.seen() as seen:
+        connection = timed.service.connect()
+        connection.request("GET", "/models/large/crosscheck")
+        eventually(children.read_text, "a child to check")
+        connection.close()
+    assert seen.longest <= LIMIT, str(seen)
+
+
+def test_weights_are_those_of_one_moment_while_the_model_learns(timed: Timed) -> None:
+    """The SHA-256 of what a reply says is the one that it tells."""
+    stop = threading.Event()
+
+    def learn() -> None:
+        while not stop.is_set():
+            ask(timed, Asked("POST", "/models/large/learn", wide_events))
+
+    learner = threading.Thread(target=learn)
+    learner.start()
+    try:
+        told = [json.loads(ask(timed, Asked("GET", "/models/large/weights"))) for _ in range(2)]
+    finally:
+        stop.set()
+        learner.join()
+    assert told[0]["seq"] < told[1]["seq"]
+    for one in told:
+        digest = hashlib.sha256("".join(name + "\0" for name in one["weights"]).encode())
+        digest.update(np.array([*one["weights"].values(), one["bias"]], "<f8").tobytes())
+        assert (len(one["weights"]), digest.hexdigest()) == (FEATURES, one["sha256"])
+
+
+def test_the_largest_weights_are_those_of_a_sort(timed: Timed) -> None:
+    whole = json.loads(ask(timed, Asked("GET", "/models/large/weights")))
+    largest = json.loads(ask(timed, Asked("GET", "/models/large/weights?top=5000")))
+    in_order = sorted(whole["weights"].items(), key=lambda item: -abs(item[1]))[:5000]
+    assert list(largest["weights"].items()) == in_order
+    assert {**largest, "weights": None} == {**whole, "weights": None}
+
+
+def test_what_a_deleted_model_was_is_freed_while_others_are_served(timed: Timed) -> None:
+    """The last one: the large model goes."""
+    with timed.seen() as seen:
+        ask(timed, Asked("DELETE", "/models/large", status=204))
+        eventually(lambda: len(timed.service.get("/models")["models"]) > 0, "others to be served")
+    print(f"a model that is deleted: {seen}")
+    assert seen.longest <= LIMIT, str(seen)
+
+
+def test_a_stop_does_not_wait_for_who_reads_slowly(tmp_path: Path) -> None:
+    long_names = {f"{i:x}".rjust(200, "f"): 1.0 for i in range(40_000)}
+    with Service(tmp_path / "data").wait_until_ready() as service:
+        assert service.request("POST", "/learn", {"x": long_names, "y": 1})[0] == 200
+        with socket.create_connection((HOST, service.port)) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            slow.sendall(b"GET /models/default/weights HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert slow.recv(15) == b"HTTP/1.1 200 OK"
+            began = time.monotonic()
+            assert service.stop() == 0
+            assert (
+                time.monotonic() - began < 4.0
+            )  # in a second or two on a quiet machine, and not after shutdown_seconds
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import socket
@@ -12,10 +13,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
 import pytest
 import uvicorn
 from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
+from hypothesis import strategies as st
 from processes import recover
 from uvicorn.server import ServerState
 
@@ -412,7 +415,8 @@ def test_an_offer_of_another_protocol_is_ignored_wherever_the_request_is_cut(tmp
             assert [status[:1] for status, _ in plain[0]] == [b"2", b"2"]
             for number, offer in enumerate(OFFERS):
                 sent = asked_with(kind, offer, chunked)
-                for cut in range(number % 3, len(sent), len(OFFERS)):  # each cut with one of them
+                step = 3 if kind in {"arrow", "an event", "events"} else 1  # long, or learned and synced
+                for cut in range(number, len(sent), len(OFFERS) * step):  # each cut with one of them
                     assert await reply(sent, cut) == plain, (offer, cut)
         await service.engine.stop(seconds=1)
 
@@ -423,6 +427,52 @@ def split_reply(part: bytes) -> tuple[bytes, bytes]:
     """Status and body of a reply; of what was learned without the numbers that differ each time."""
     head, _, body = part.partition(b"\r\n\r\n")
     return head[:3], re.sub(rb'"(seq|first_seq|last_seq|p|loss|log_loss)":[^,}]+', b"", body)
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(
+    asked=st.lists(
+        st.tuples(st.sampled_from(["json", "array", "ndjson", "arrow", "explain"]), st.booleans(), st.integers(0, 3)),
+        min_size=1,
+        max_size=6,
+    ),
+    cuts=st.lists(st.integers(0, 4_000), max_size=8),
+    pauses=st.booleans(),
+)
+def test_requests_of_one_connection_get_the_same_replies_however_their_bytes_arrive(
+    running: tuple[asyncio.Runner, app.Service], asked: list[tuple[str, bool, int]], cuts: list[int], pauses: bool
+) -> None:
+    """In order, with and without offers, whole or in chunks, and whatever comes in one read."""
+    runner, service = running
+    requests = [asked_with(kind, [(), *OFFERS][offer], chunked) for kind, chunked, offer in asked]
+    sent = b"".join(requests)
+    places = [0, *sorted(cut for cut in cuts if cut < len(sent)), len(sent)]
+
+    async def replies(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        connection, transport = connected(service)
+        for piece in pieces:
+            connection.data_received(piece)
+            if pauses:
+                await asyncio.sleep(0)
+        await transport.until_written(b'{"status":"alive"}', pieces_of_alive)
+        connection.connection_lost(None)
+        return [split_reply(part) for part in transport.written.split(b"HTTP/1.1 ")[1:]]
+
+    pieces_of_alive = 1
+    one_by_one = [reply for one in requests for reply in runner.run(replies([one]))]
+    pieces_of_alive = len(requests)
+    cut = [sent[here:there] for here, there in itertools.pairwise(places)]
+    assert runner.run(replies(cut)) == one_by_one
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, app.Service]]:
+    """A service in this process, and what runs it."""
+    with asyncio.Runner() as runner:
+        service = app.Service(Settings(data=tmp_path_factory.mktemp("running")))
+        runner.run(recover(service.engine))
+        yield runner, service
+        runner.run(service.engine.stop(seconds=1))
 
 
 def test_a_request_to_connect_is_refused_and_ends_the_connection(shared: Service) -> None:

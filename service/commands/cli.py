@@ -576,7 +576,8 @@ def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
         except EventError as error:
             raise Failed(f"{source.name} line {line}: {error}") from None
         opened.tell_what_was_left_out()
-        opened.check_labels()
+        if never := opened.labels.never_came():
+            raise Failed(never)
         return report
 
 

@@ -129,6 +129,8 @@ def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, qu
     hold cells together, by default where the delimiter is neither a tab nor white space. WrongRow where it cannot be
     known.
     """
+    if any(b"\0" in line for line in first):
+        raise WrongRow("has zero bytes: it is no text in UTF-8. `iconv -f UTF-16LE -t UTF-8 OLD > NEW` may make it so")
     lines = [line.decode("utf-8", "replace").removeprefix("\ufeff").strip("\r\n") for line in first]
     name = told or _by_content(lines)
     if name not in ("csv", "tsv"):

@@ -7,7 +7,7 @@ import codecs
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
 from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
-from service.http.large import in_pieces, pieces_of
+from service.http.large import Pieces, pieces_of
 from service.http.reply import JSON, Reply, json_reply, problem
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
@@ -83,8 +83,8 @@ class Service:
         add_error_replies(self.api, self.refusal)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, bodies, settings)
-        add_inspection_routes(self.api, self.engine, self.crosschecks, bodies)
-        add_explanations(self.api, self.engine, bodies, settings)
+        add_inspection_routes(self.api, self.engine, self.crosschecks, self._hot)
+        add_explanations(self.api, self.engine, bodies, settings, self._hot)
         add_series(self.api, self.engine, self.past)
         add_streams(self.api, self.live, self._access)
         add_page(self.api)
@@ -298,7 +298,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         return reply({"model": name, "seq": model.learner.seq, "breaker": model.standing()["breaker"]})
 
 
-def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, bodies: Bodies) -> None:
+def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, hot: Hot) -> None:
     """What a model has learned, and whether it is right."""
 
     @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
@@ -314,15 +314,15 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         learner = engine.model(name).learner
         if learner.auto is not None:
             raise errors.NoWeights(model=name)
-        weights = learner.weights_now()
-        many = len(weights) > WIDE
+        many = learner.n_features > WIDE
         with ExitStack() as room:
-            room.enter_context(bodies.room(weights.values.nbytes))
+            room.enter_context(hot.replies.room(learner.weights.nbytes))
+            weights = learner.weights_now()
             places = None if count is None else await worked(many, weights.largest, count)
-            sha256 = await worked(many, weights.sha256)
             state = {"model": name, "seq": weights.seq, "bias": weights.bias}
-            pieces = pieces_of(state, "weights", weights.by_name(places), {"sha256": sha256})
-            return in_pieces(pieces, many=many, room=room.pop_all())
+            after = {"sha256": await worked(many, weights.sha256)}
+            pieces = pieces_of(state, "weights", weights.by_name(places), after)
+            return Pieces(hot, pieces, room.pop_all()) if many else whole(pieces)
 
     @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
     async def crosscheck(name: ModelName, request: Request) -> Response:
@@ -332,7 +332,7 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         return reply(report)
 
 
-def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
+def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, hot: Hot) -> None:
     """Why a prediction is what it is."""
 
     @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
@@ -341,7 +341,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         body = await read_json(request, bodies, settings.max_body_bytes)
         asked = await worked(len(body) > wire.WIDE_BYTES, wire.decode_explain, body)
         if asked.x is not None:
-            return await explained(model, asked.x, None, {})
+            return await explained(hot, model, asked.x, None, {})
         assert asked.id is not None  # noqa: S101  # it has either
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
@@ -351,7 +351,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
             raise errors.PredictionDamaged(field="id", id=asked.id)
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
-        return await explained(model, waiting.x, model.explaining_waiting(waiting), served)
+        return await explained(hot, model, waiting.x, model.explaining_waiting(waiting), served)
 
 
 def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
@@ -385,14 +385,19 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
 
 
 async def explained(
-    model: Model, x: X, explanation: Callable[[], Explanation] | None, after: dict[str, Any]
+    hot: Hot, model: Model, x: X, explanation: Callable[[], Explanation] | None, after: dict[str, Any]
 ) -> Response:
     """The reply that has an explanation, by default that of x from the model as it stands, and what comes after it."""
     many = len(x) > WIDE
     try:
         if explanation is None:
             explanation = explaining(model.learner, x, await worked(many, model.learner.encoded, x))
-        return in_pieces(await worked(many, _pieces_of_explanation, model.name, explanation, after), many=many)
+        pieces = await worked(many, _pieces_of_explanation, model.name, explanation, after)
+        if not many:
+            return whole(pieces)
+        with ExitStack() as room:
+            room.enter_context(hot.replies.room(sum(map(len, pieces))))
+            return Pieces(hot, pieces, room.pop_all())
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None
 
@@ -403,6 +408,11 @@ def _pieces_of_explanation(name: str, explanation: Callable[[], Explanation], af
     after = {"unknown": made.unknown, "method": made.method, **after}
     pieces = (made.features[start : start + PIECE] for start in range(0, max(1, len(made.features)), PIECE))
     return list(pieces_of(before, "features", pieces, after))
+
+
+def whole(pieces: Iterable[bytes]) -> Response:
+    """The reply that has these pieces, which are few."""
+    return Response(b"".join(pieces), media_type="application/json")
 
 
 def reply(content: Any, status: int = 200) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -38,18 +38,14 @@ class Bodies:
             self._held -= len(body)
         return bytes(body).removeprefix(codecs.BOM_UTF8)
 
-    def held(self, body: bytes) -> AbstractContextManager[None]:
-        """Count a body that has been read while it waits; no other is waited for between `read` and this."""
-        return self.room(len(body))
-
     @contextmanager
-    def room(self, size: int) -> Iterator[None]:
-        """Count so many bytes, of a body or of what a reply is made from, while they are kept."""
-        self._hold(size)
+    def held(self, body: bytes) -> Iterator[None]:
+        """Count a body that has been read while it waits; no other is waited for between `read` and this."""
+        self._hold(len(body))
         try:
             yield
         finally:
-            self._held -= size
+            self._held -= len(body)
 
     def _hold(self, size: int) -> None:
         if self._held + size > self._limit:

@@ -27,6 +27,7 @@ class Cycle(RequestResponseCycle):
     """One request and its reply."""
 
     scope: dict[str, Any]  # type: ignore[assignment]
+    connection: Protocol
     ends_early = False
     """Whether no more comes of a body that has not ended."""
     writes = 0
@@ -35,10 +36,6 @@ class Cycle(RequestResponseCycle):
     """The head of a reply that waits for its body."""
     _until_the_end = False
     """Whether the connection's end is the reply's."""
-
-    def __init__(self, connection: Protocol, **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
-        self._connection = connection
 
     def end_early(self) -> None:
         """Nothing more comes of the body: whoever reads it is told, and may still reply."""
@@ -66,7 +63,7 @@ class Cycle(RequestResponseCycle):
         large = len(body) > HIGH_WATER_LIMIT
         if self._head is not None:
             head, self._head = self._head, None
-            if large and not self._connection.has_room(len(body)):
+            if large and not self.connection.has_room(len(body)):
                 head, message = self._refused(head)
                 large = False
             await super().send(head if self.scope["http_version"] == "1.1" else self._without_chunks(head))
@@ -83,7 +80,7 @@ class Cycle(RequestResponseCycle):
     def _refused(self, head: Message) -> tuple[Message, Message]:
         """Head and body of what is replied instead of a body for which there is no room."""
         kept = [field for field in head["headers"] if field[0] in _OF_EVERY_REPLY]
-        reply = self._connection.refuse_large(self.scope, dict(kept)[b"x-request-id"].decode())
+        reply = self.connection.refuse_large(self.scope, dict(kept)[b"x-request-id"].decode())
         return {**head, "status": reply.status, "headers": reply.headers + kept}, {
             "type": "http.response.body",
             "body": reply.body,

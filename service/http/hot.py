@@ -95,7 +95,7 @@ class Hot:
         self._access = access
         self._bodies = bodies
         self._settings = settings
-        self._replies = LongReplies(settings)
+        self.replies = LongReplies(settings)
         self._short = min(wire.WIDE_BYTES, settings.max_body_bytes)
         self._large = asyncio.Semaphore(1)
         """A large array in memory takes ten times the room of its text: there is one at a time."""
@@ -167,7 +167,7 @@ class Hot:
             return
         self.check_head(scope)
         async with contextlib.AsyncExitStack() as held:  # the place of a large body, until the reply is sent
-            async with self._while_it_may(scope):
+            async with self.while_it_may(scope):
                 body = await self._body(scope, receive)
                 if await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
                     events, reply = await self._events(body, scope, held)
@@ -197,7 +197,7 @@ class Hot:
         async with self._engine.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
             # What is learned is not taken back because its reply finds no room.
-            reply = held.enter_context(self._replies.gathered(JSON, promised))
+            reply = held.enter_context(self.replies.gathered(JSON, promised))
             return await _decoded(elements, wire.decode_learn), reply
 
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
@@ -213,7 +213,7 @@ class Hot:
         if breaker is not None:  # it is to look before many more are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
-            async with self._while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
+            async with self.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
                 await self._learn_pieces(tally, paced)
         except errors.OnestepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
@@ -258,7 +258,7 @@ class Hot:
     async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the model as it stands; an array for an array, a stream for a stream."""
         found = self._engine.model(model)
-        async with self._while_it_may(scope):
+        async with self.while_it_may(scope):
             if is_stream(scope):
                 chunks = self._stream(scope, receive)
                 arriving = (
@@ -283,7 +283,7 @@ class Hot:
         questions = await _decoded(await self._elements(scope, body), wire.decode_question)
         places = [f"[{i}]" for i in range(len(questions))]
         replies, _ = await self._predict_all(model, scope, questions, places)
-        with self._replies.gathered(JSON) as reply:
+        with self.replies.gathered(JSON) as reply:
             await self._send_array(send, replies, reply)
 
     async def _send_array(self, send: Send, items: Iterable[Any], reply: LongReply) -> None:
@@ -348,7 +348,7 @@ class Hot:
         The reply starts when the body has been read: until then the status is not known, and a client that sends all of
         a long body before it reads would wait for the service while the service waits for it.
         """
-        with self._replies.gathered(NDJSON) as reply:
+        with self.replies.gathered(NDJSON) as reply:
             async for piece in arriving:
                 replies, refused = await self._predict_all(model, scope, piece.items, piece.places(), stream=True)
                 if refused is not None:
@@ -359,7 +359,7 @@ class Hot:
             await reply.send(send)
 
     @contextlib.asynccontextmanager
-    async def _while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
+    async def while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
         """End what is done here soon after its token is revoked or the service stops, wherever it is; it is told why.
 
         A stop leaves it a moment, in which most are done.

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from service.decode import wire
+from service.http.hot import Hot
 
 
 def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: dict[str, Any]) -> Iterator[bytes]:
@@ -35,25 +36,24 @@ def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: 
     yield last + b"," + wire.encode(after)[1:]
 
 
-def in_pieces(pieces: Iterable[bytes], *, many: bool, room: ExitStack | None = None) -> Response:
-    """The reply that has these pieces, which may be many. `room`: what it keeps is counted there until it is sent."""
-    if many:
-        return _LargeReply(pieces, room or ExitStack())
-    with room or ExitStack():
-        return Response(b"".join(pieces), media_type="application/json")
+class Pieces(Response):
+    """The reply that has these pieces, sent as fast as they are taken, as long as the request may go on.
 
+    `room`: where it is counted what they are made from, until they are sent.
+    """
 
-class _LargeReply(Response):
-    def __init__(self, pieces: Iterable[bytes], room: ExitStack) -> None:
+    def __init__(self, hot: Hot, pieces: Iterable[bytes], room: ExitStack) -> None:
         super().__init__(media_type="application/json")
         del self.headers["content-length"]  # nobody knows it yet
+        self._hot = hot
         self._pieces = pieces
         self._room = room
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         with self._room:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await asyncio.sleep(0)  # a client that reads fast would have them all in one turn of the loop
-            await send({"type": "http.response.body", "body": b""})
+            async with self._hot.while_it_may(scope):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await asyncio.sleep(0)  # a client that reads fast would have them all in one turn of the loop
+                await send({"type": "http.response.body", "body": b""})

@@ -44,6 +44,15 @@ class LongReplies:
         finally:
             reply.close()
 
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Count so many bytes that a reply is made from, while they are kept. ReplyTooLarge, TooManyReplies."""
+        self.hold(size, size)
+        try:
+            yield
+        finally:
+            self.let_go(size, 0)
+
     def hold(self, size: int, of: int) -> None:
         """Take so many bytes more for a reply of `of` bytes."""
         if of > self._limit:

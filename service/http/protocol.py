@@ -119,7 +119,13 @@ class Protocol(HttpToolsProtocol):
         return not (self.pipeline or self.flow.write_paused or self._over)
 
     def data_received(self, data: bytes) -> None:
-        self._came = memoryview(bytes(self._came) + data if self._came else data)
+        came, flow = self._came, self.flow
+        if len(data) <= _PIECE and not (came or flow.read_paused):  # as nearly always
+            taken = self._feed(data)
+            if taken == len(data):
+                return
+            data = data[taken:]
+        self._came = memoryview(bytes(came) + data if came else data)
         self.read_on()
 
     def read_on(self) -> None:
@@ -199,8 +205,12 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it is a trailer, which nobody asked for
-            super().on_header(name, value)
+        if not self._in_head:  # a trailer, which nobody asked for
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -223,8 +233,7 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _new_cycle(self, version: str) -> Cycle:
-        return Cycle(
-            self,
+        cycle = Cycle(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -237,17 +246,20 @@ class Protocol(HttpToolsProtocol):
             keep_alive=self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        cycle.connection = self
+        return cycle
 
     def _wrong_with_head(self, version: str) -> errors.OnestepError | None:
         """What is wrong with a head, whatever it asks."""
         if self._at_most > self._max_head and self._head_bytes() > self._max_head:
             return errors.HeadTooLarge(limit=self._max_head)
-        names = [name for name, _ in self.headers]
-        if len(set(names)) < len(names):
+        fields = dict(self.headers)
+        if len(fields) < len(self.headers):
+            names = [name for name, _ in self.headers]
             for name in _ONCE:
                 if names.count(name) > 1:
                     return errors.UnclearHead(reason=f"has the header {name.decode()} more than once")
-        if b"transfer-encoding" in names:
+        if b"transfer-encoding" in fields:
             codings = b", ".join(value for name, value in self.headers if name == b"transfer-encoding")
             if version != "1.1" or codings.lower() != b"chunked":
                 shown = codings.decode("latin-1")[:100]

@@ -104,11 +104,13 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._cut_viewers)
 
     def _cut_viewers(self) -> None:
-        """Cut event streams that are still open: they have ended, and who has not read that by now reads nothing. What
-        was written for them would be waited for until `shutdown_seconds` are over."""
+        """Cut event streams that are still open, and replies whose clients read too slowly: the streams have ended, and
+        who has not read that by now reads nothing. What was written for them would be waited for until
+        `shutdown_seconds` are over."""
         for connection in list(self.server_state.connections):
-            asked = connection.serving if isinstance(connection, Protocol) else None
-            if asked is not None and asked.scope["path"].endswith("/stream"):
+            if not isinstance(connection, Protocol) or connection.serving is None:
+                continue
+            if connection.serving.scope["path"].endswith("/stream") or connection.flow.write_paused:
                 connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

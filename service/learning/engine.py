@@ -61,9 +61,9 @@ STEP_VALUES = 2**16
 """Values of features to step for, for the same reason."""
 AUTO_STEP_VALUES = 2**13
 """The same of `auto`, which is many learners."""
-DRAFT_WORK = 2**13
+DRAFT_WORK = 2**12
 """What to make arrays of before the loop may serve others, in features and what else an event costs."""
-WIDE_DRAFT = 2**15
+WIDE_DRAFT = 2**14
 """What makes a request one that is drafted in a thread."""
 
 QUIET = 3
@@ -552,7 +552,7 @@ class Engine:
                 await self._take_steps()
             if len(late) < len(oldest):
                 model.due = min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep
-            elif len(oldest) < TIMEOUTS:
+            elif not oldest:
                 model.due = math.inf
         self._due = min(other.next_timeout for other in self.models)
         return bool(late)

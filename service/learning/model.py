@@ -17,13 +17,23 @@ from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
 from core.spec import Spec
+from service.fairness import WIDE
 from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel, Waiting
+from service.threads import let_go
 
 # What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
 REPLAY_SECONDS_PER_ROW = 3e-6
 REPLAY_SECONDS_PER_EVENT = 0.1e-6
 REPLAY_SECONDS_PER_VALUE = 0.02e-6
+
+
+# A step of a million features takes 9 ms of plain SGD. Where values are scaled, or the rule keeps numbers of its own
+# for each feature, it takes 40 times as long, and of auto more; it is one call, during which nobody is served.
+AUTO_FEATURES = 20_000
+"""Features that an event may have where the rule is auto, at most."""
+SLOW_FEATURES = 40_000
+"""The same of all other models but those of plain SGD."""
 
 
 class Prediction(NamedTuple):
@@ -74,6 +84,11 @@ class Model:
         self.replay_seconds = 0.0
         """What replaying the log after the last snapshot would cost, about."""
 
+    def __del__(self) -> None:
+        learner = vars(self).get("learner")  # without one where its spec was none
+        if learner is not None and learner.n_features > WIDE:
+            let_go(learner)  # whoever was the last to hold the model goes on at once
+
     @property
     def name(self) -> str:
         return self.stored.name
@@ -81,8 +96,14 @@ class Model:
     def limit(self, features: int, characters: int) -> None:
         """How many features an event may have from now on, and how long a name may be: events from others have limits
         of their own, what is in the log was within those of its time."""
-        self.learner.features.max_event = features
-        self.learner.features.max_name = characters
+        known = self.learner.features
+        known.max_event, known.max_name = features, characters
+        for most, where, here in (
+            (AUTO_FEATURES, " where the rule is auto", self.learner.auto is not None),
+            (SLOW_FEATURES, ", but where the model is plain SGD", not self.learner.plain),
+        ):
+            if here and most < known.max_event:
+                known.max_event, known.where = most, where
 
     def in_short(self) -> dict[str, Any]:
         """A line of it: what `GET /models` says of each."""

@@ -325,7 +325,7 @@ def _losses(outcome: Outcome) -> list[float | None]:
 
 # -- what the requests ask for
 
-ITEM = 16
+ITEM = 4
 """What an item costs beside its features, as if it had so many more."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -24,21 +25,30 @@ _to_asked = msgspec.msgpack.Decoder(tuple[dict[str, float | bool | str] | list[f
 _from_asked = msgspec.msgpack.Encoder()
 
 
-def encode_state(state: dict[str, Any]) -> bytes:
-    """The bytes of a state: nested dicts of JSON types and float64 arrays."""
-    arrays: list[bytes] = []
+def encode_state(state: dict[str, Any], size: int = 1 << 20) -> Iterator[bytes]:
+    """The bytes of a state, nested dicts of JSON types and float64 arrays, in pieces of so many; the last may be
+    shorter."""
+    arrays: list[Floats] = []
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         if isinstance(value, np.ndarray):
-            offset = sum(map(len, arrays))
-            arrays.append(value.astype("<f8", copy=False).tobytes())
+            offset = sum(array.nbytes for array in arrays)
+            arrays.append(value.astype("<f8", copy=False))
             return {"array": [offset, len(value)]}
         return value
 
-    header = json.dumps(plain(state), separators=(",", ":")).encode()
-    return b"".join([header, b"\n", *arrays])
+    piece = bytearray(json.dumps(plain(state), separators=(",", ":")).encode() + b"\n")
+    for array in arrays:
+        data = np.ascontiguousarray(array).view(np.uint8).data
+        while len(piece) + len(data) > size:  # a large state has gigabytes
+            taken = max(0, size - len(piece))
+            yield bytes(piece) + data[:taken]
+            piece.clear()
+            data = data[taken:]
+        piece += data
+    yield bytes(piece)
 
 
 def decode_state(data: bytes) -> dict[str, Any]:

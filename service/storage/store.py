@@ -105,18 +105,25 @@ _PURGED = {
 }
 """Tables with rows of a model, but for the ids, and what tells those rows apart."""
 
-_FIND = """
+IDS_AT_ONCE = 8_192
+"""Ids that are looked up in one query, and PAYLOAD_BYTES: SQLite makes no text of a gigabyte."""
+PAYLOAD_BYTES = 16_384
+"""A payload that is longer is read by itself."""
+OLDEST_BYTES = 4 << 20
+"""Payloads of predictions that time out in one commit, about."""
+_PAYLOAD = f"CASE WHEN length(payload) <= {PAYLOAD_BYTES} THEN hex(payload) END"
+_FIND = f"""
 SELECT json_group_array(json_array(
-    ids.id, kind, ids.seq, fingerprint, label, kept_at, waiting.seq, hex(payload), waiting.checksum))
+    ids.id, kind, ids.seq, fingerprint, label, kept_at, waiting.seq, {_PAYLOAD}, waiting.checksum))
 FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
-"""
-_OLDEST = """
+"""  # noqa: S608  # a number of ours
+_OLDEST = f"""
 SELECT json_group_array(json_array(
-    number, hex(id), kept_at, seq, hex(payload), checksum,
+    number, hex(id), kept_at, seq, {_PAYLOAD}, checksum,
     EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
 FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
-"""
+"""  # noqa: S608  # the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +439,12 @@ class Store(LogReader):
     def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], KnownId]:
         """(model, id) -> what it stands for, for those of the wanted ids that stand for something."""
         found = {}
-        for model, ids in wanted.items():
+        some_of_them = (
+            (model, ids[start : start + IDS_AT_ONCE])
+            for model, ids in wanted.items()
+            for start in range(0, len(ids), IDS_AT_ONCE)
+        )
+        for model, ids in some_of_them:
             # One row with all in it: each row gives up the GIL.
             for id_, kind, seq, fingerprint, label, kept_at, made_at, payload, checksum in self._json_rows(
                 _FIND, model, json.dumps(ids), WAITING
@@ -444,8 +456,14 @@ class Store(LogReader):
         return found
 
     def oldest_waiting(self, model: int, count: int) -> list[OldWaiting]:
-        """The oldest predictions that wait."""
-        oldest = []
+        """The oldest predictions that wait, at most `count`; fewer where they are large, but not none."""
+        oldest, size = [], 0
+        query = "SELECT length(payload) FROM waiting WHERE model = ? ORDER BY number LIMIT ?"
+        for before, (length,) in enumerate(self._rows(query, model, count)):
+            size += length
+            if before and size > OLDEST_BYTES:
+                count = before
+                break
         for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
             # An id that does not lead here is damaged: it may be another's.
             id_ = _text(id_hex) if known else self._id_of(model, number)
@@ -471,13 +489,18 @@ class Store(LogReader):
         return decoded
 
     def _whole(
-        self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: str, checksum: int
+        self, model: int, number: int, id_: str, kept_at: int, seq: int, in_hex: str | None, checksum: int
     ) -> Waiting | None:
         try:
-            return self.waiting_row(model, number, id_, kept_at, seq, bytes.fromhex(payload), checksum)
+            payload = self._payload(model, number) if in_hex is None else bytes.fromhex(in_hex)
+            return self.waiting_row(model, number, id_, kept_at, seq, payload, checksum)
         except errors.LogDamaged as damage:
             logger.warning("%s", damage.members["reason"])
             return None
+
+    def _payload(self, model: int, number: int) -> bytes:
+        query = "SELECT payload FROM waiting WHERE model = ? AND number = ?"
+        return next(bytes(payload) for (payload,) in self._rows(query, model, number))
 
     def last_number(self, model: int) -> int:
         """The largest number of a prediction that waits or was dropped, 0 without one; others may come again."""
@@ -635,23 +658,21 @@ class Store(LogReader):
 
         The last step makes it valid, and removes those before the last `KEPT_SNAPSHOTS`.
         """
-        data = codec.encode_state(snapshot.state)
-        key = (model, snapshot.seq)
+        key, chunks = (model, snapshot.seq), 0
         with self._transaction():  # what a crash left of the same one
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)
         yield
-        chunks = range(0, len(data), SNAPSHOT_CHUNK)
-        for chunk, start in enumerate(chunks):
-            part = data[start : start + SNAPSHOT_CHUNK]
+        for part in codec.encode_state(snapshot.state, SNAPSHOT_CHUNK):
             with self._transaction() as checksums:
-                checksums.append(crc(*key, chunk, part))
+                checksums.append(crc(*key, chunks, part))
                 self._db.execute(
-                    "INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", (*key, chunk, part, checksums[0])
+                    "INSERT INTO snapshot_chunks VALUES (?, ?, ?, ?, ?)", (*key, chunks, part, checksums[0])
                 )
+            chunks += 1
             yield
         with self._transaction() as checksums:
-            checksums.append(crc(*key, len(chunks)))
-            self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (*key, len(chunks), checksums[0]))
+            checksums.append(crc(*key, chunks))
+            self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (*key, chunks, checksums[0]))
             older = self.snapshot_seqs(model)[KEPT_SNAPSHOTS:]
             for seq in older:
                 self._db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", (model, seq))
