@@ -262,6 +262,15 @@ def test_a_state_comes_back_equal_in_every_bit(state: dict[str, Any]) -> None:
     assert_same_state(codec.decode_state(b"".join(codec.encode_state(state))), state)
 
 
+@given(states, st.integers(1, 100))
+def test_the_pieces_of_a_state_are_all_of_one_size_but_for_the_last(state: dict[str, Any], size: int) -> None:
+    pieces = list(codec.encode_state(state, size))
+    assert_same_state(codec.decode_state(b"".join(pieces)), state)
+    header = len(b"".join(pieces).partition(b"\n")[0]) + 1
+    assert len(pieces[0]) <= max(size, header)
+    assert {len(piece) for piece in pieces[1:-1]} <= {size}
+
+
 def test_a_learners_state_comes_back_equal() -> None:
     state = learned_state()
     assert_same_state(codec.decode_state(b"".join(codec.encode_state(state))), state)

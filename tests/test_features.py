@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
+from core import features as features_module
 from core.features import Batch, BatchBuilder, LeftOut, Served, TooManyFeatures, fingerprints, flatten
 
 
@@ -69,6 +70,33 @@ def test_a_column_leads_back_to_its_name_whatever_the_names_are(events: list[lis
         assert [features.names[c] for c in columns] == names
     assert len(set(features.names)) == len(features)
     assert list(features.columns_of(features.names)) == list(range(len(features)))
+
+
+@given(st.lists(st.lists(NAME, unique=True, max_size=6), max_size=6), st.integers(0, 20))
+def test_names_beyond_the_first_have_columns_as_others_do(events: list[list[str]], back_to: int) -> None:
+    """With room for two names in the first dict, what a model of a million has is the same, and is taken back, too."""
+    expected: dict[str, int] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "FIRST_NAMES", 2)
+        features = Features()
+        for names in events:
+            for name in names:
+                expected.setdefault(name, len(expected))
+            assert list(features.columns_of(names, add=True)) == [expected[name] for name in names]
+        features.truncate(back_to)
+        left = [name for name, column in expected.items() if column < back_to]
+        assert features.names == left
+        assert features.known([*expected, "-"]) == [*range(len(left)), *[-1] * (len(expected) - len(left)), -1]
+
+
+def test_lists_of_names_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "REMEMBERED_NAMES", 10)
+    features = Features()
+    for i in range(50):
+        names = [f"{i}-{j}" for j in range(i % 12)]
+        for _ in range(3):
+            assert [features.names[column] for column in features.columns_of(names, add=True)] == names
+        assert sum(map(len, features._shapes)) <= 10
 
 
 def test_a_name_that_is_not_known_has_no_column_and_is_not_registered() -> None:

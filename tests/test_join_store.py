@@ -348,6 +348,32 @@ def test_an_id_that_stands_for_something_else_does_not_stop_the_timeouts(
     run(story())
 
 
+@pytest.mark.parametrize("on_timeout", ["drop", "negative"])
+def test_predictions_time_out_by_their_size_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_timeout: str
+) -> None:
+    """What is read at once is bounded, and none is forgotten; long ones come back as short ones do."""
+    monkeypatch.setattr(store_module, "OLDEST_BYTES", 3_000)
+    clock = Clock(monkeypatch, engine_module)
+    wide = {f"a feature with a long name, {i}": 1.0 for i in range(2_000)}
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            join = {"keep": "60s", "on_timeout": on_timeout}
+            model, _ = await engine.create("late", Spec.from_dict({"join": join}))
+            predictions = [model.predict_to_keep(str(i), wide if i % 3 else {"a": 1.0}) for i in range(12)]
+            await engine.keep("late", predictions)
+            assert (await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
+            assert len(engine._opened.oldest_waiting(model.stored.key, 500)) < 11
+            clock.advance(61.0, engine)
+            await until(lambda: model.waiting == 0, "all of them to time out")
+            timed_out = model.dropped if on_timeout == "drop" else model.learner.seq - 1
+            assert timed_out == 11
+            assert model.learner.n_features == (2_000 if on_timeout == "drop" else 2_001)
+
+    run(story())
+
+
 def test_an_id_that_was_lost_does_not_stop_the_timeouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, engine_module, store_module)
 
