@@ -453,8 +453,11 @@ class Engine:
                 put_off.append(request)
                 continue
             work = work_of(request, draft.key, known)
-            draft.wide = draft.wide or work > WIDE_DRAFT
-            await worked(work > WIDE_DRAFT, draft_request, draft, request, known)
+            if work > WIDE_DRAFT:
+                draft.wide = True
+                await asyncio.to_thread(draft_request, draft, request, known)
+            else:
+                draft_request(draft, request, known)
             drafted += work
             if drafted >= DRAFT_WORK:
                 drafted = 0
