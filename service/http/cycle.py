@@ -66,7 +66,7 @@ class Cycle(RequestResponseCycle):
             if large and not self.connection.has_room(len(body)):
                 head, message = self._refused(head)
                 large = False
-            await super().send(head if self.scope["http_version"] == "1.1" else self._without_chunks(head))
+            await super().send(self._of_this_connection(head))
         if not large:
             await self._write(message)
             return
@@ -91,12 +91,13 @@ class Cycle(RequestResponseCycle):
             self.expected_content_length = len(message.get("body", b""))  # what uvicorn compares it with
         await super().send(message)
 
-    def _without_chunks(self, head: Message) -> Message:
-        """The same head for a client that knows no chunks."""
-        names = [name.lower() for name, _ in head["headers"]]
-        empty = self.scope["method"] == "HEAD" or head["status"] in _WITHOUT_BODY
-        if not (empty or b"content-length" in names):
-            self._until_the_end, self.keep_alive, self.chunked_encoding = True, False, False
-        if self.keep_alive and CLOSE not in head["headers"]:
-            return {**head, "headers": [*head["headers"], KEEP]}
-        return head
+    def _of_this_connection(self, head: Message) -> Message:
+        """The same head, with what becomes of the connection, and without chunks for a client that knows none."""
+        old = self.scope["http_version"] != "1.1"
+        if old and not (self.scope["method"] == "HEAD" or head["status"] in _WITHOUT_BODY):
+            names = [name.lower() for name, _ in head["headers"]]
+            if b"content-length" not in names:
+                self._until_the_end, self.keep_alive, self.chunked_encoding = True, False, False
+        if (self.keep_alive and not old) or CLOSE in head["headers"]:
+            return head
+        return {**head, "headers": [*head["headers"], KEEP if self.keep_alive else CLOSE]}
