@@ -381,12 +381,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     for stop in stop_signals():
         signal.signal(stop, lambda *_: sys.exit(0))  # until the server's own handlers are there
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
-    from service.commands import kernels
     from service.http.access import refuse_an_open_door
     from service.storage.lock import FolderLock
 
     refuse_an_open_door(settings)
     lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
+    from service.commands import kernels
+
     gc.disable()  # what is imported stays: to look through it as it grows took an eighth of the start
     with kernels.watched(settings.data):
         from service.http.server import serve
