@@ -7,7 +7,8 @@ An event's x is an object of features or an array of numbers:
 - a string value `v` of feature `f` is the feature `f=v` with value 1;
 - an array's features are named by position: "0", "1", ...
 
-A feature that an event leaves out is 0. Where two names of an object meet (`{"a=b": 2, "a": "b"}`), the later wins.
+A feature that an event leaves out, or that is None, is 0. Where two names of an object meet
+(`{"a=b": 2, "a": "b"}`), the later wins.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from core.compiled import compiled
 from core.logistic import Floats, Ints, Labels, Offsets
 
 Value = float | bool | str
-X = Mapping[str, Value] | Sequence[float]
+X = Mapping[str, Value | None] | Sequence[float | None]
 Bits = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
@@ -37,6 +38,7 @@ MAX_NAME = 256
 MAX_ARRAY = 1_000_000
 """Numbers in an event that is an array."""
 MAX_FLOAT = sys.float_info.max
+NO_LABEL = "must be 0, 1, true or false; other labels are mapped to these before they are sent"
 
 
 class EventError(ValueError):
@@ -220,16 +222,18 @@ def _position_names(count: int) -> list[str]:
     return _positions[:count]
 
 
-def _numbers(values: Iterable[Value]) -> array[float]:
+def _numbers(values: Iterable[Value | None]) -> array[float]:
     """The values as float64; TypeError where one is no number."""
-    return array("d", values)  # type: ignore[arg-type]  # a string raises TypeError, which is what the callers want
+    return array("d", values)  # type: ignore[arg-type]  # text raises TypeError, which is what the callers want
 
 
-def _text_to_features(x: Mapping[str, Value]) -> dict[str, float]:
-    """String values as features `f=v` of value 1."""
+def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
+    """String values as features `f=v` of value 1, and without what is None."""
     features: dict[str, float] = {}
     for name, value in x.items():
-        if isinstance(value, str):
+        if value is None:
+            check_name(name)
+        elif isinstance(value, str):
             if len(value) > MAX_NAME:
                 raise EventError(f"x.{_shown(name)}", f"a string value has at most {MAX_NAME} characters")
             check_name(name)  # here, where the name still stands apart from its value
@@ -244,15 +248,26 @@ def _text_to_features(x: Mapping[str, Value]) -> dict[str, float]:
     return features
 
 
+def _numbers_there(x: Sequence[float | None]) -> tuple[Iterable[str], array[float]]:
+    """The names and values of those numbers of an array that are not None."""
+    try:
+        names, values = _position_names(len(x)), _numbers(value for value in x if value is not None)
+    except TypeError:
+        raise EventError("x", "an array has numbers only, and null where there is none") from None
+    except OverflowError:
+        raise EventError("x", "has a number that is too large for a 64-bit float") from None
+    return [name for name, value in zip(names, x, strict=True) if value is not None], values
+
+
 def flatten(x: X) -> tuple[Iterable[str], array[float]]:
     """The names and the numeric values of an event's x, in its own order.
 
     >>> names, values = flatten({"age": 31, "country": "FR", "vip": True})
     >>> list(names), list(values)
     (['age', 'country=FR', 'vip'], [31.0, 1.0, 1.0])
-    >>> names, values = flatten([0.5, 2])
+    >>> names, values = flatten([0.5, None, 2])
     >>> list(names), list(values)
-    (['0', '1'], [0.5, 2.0])
+    (['0', '2'], [0.5, 2.0])
     """
     try:
         if type(x) is dict or isinstance(x, Mapping):  # the first is four times as fast
@@ -262,7 +277,7 @@ def flatten(x: X) -> tuple[Iterable[str], array[float]]:
         raise EventError("x", "has a number that is too large for a 64-bit float") from None
     except TypeError:
         if not isinstance(x, Mapping):
-            raise EventError("x", "an array has numbers only") from None
+            return _numbers_there(x)
     features = _text_to_features(x)
     return features.keys(), _numbers(features.values())
 
@@ -554,7 +569,8 @@ class Features:
         if not sum(map(abs, values)) <= self.max_value:
             beyond = _first_beyond(np.frombuffer(values), self.max_value)
             if beyond >= 0:
-                name = f"x.{_shown(list(names)[beyond])}" if isinstance(x, Mapping) else f"x[{beyond}]"
+                name = list(names)[beyond]
+                name = f"x.{_shown(name)}" if isinstance(x, Mapping) else f"x[{name}]"
                 raise EventError(name, f"must be within ±{self.max_value:g}")
         if self._hash_mask is not None:
             names, values = self._hashed(names, values, self._hash_mask)
@@ -599,7 +615,7 @@ def _check_flat_name(name: str, longest: int) -> None:
 def check_label(y: float, weight: float) -> None:
     """Raise EventError unless `y` is a label and `weight` a sample weight."""
     if y not in (0, 1):
-        raise EventError("y", "must be 0, 1, true or false")
+        raise EventError("y", NO_LABEL)
     if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
         raise EventError("weight", "must be a number above 0")
 

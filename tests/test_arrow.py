@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.features import Batch, BatchBuilder, EventError, Features, flatten
+from core.features import NO_LABEL, Batch, BatchBuilder, EventError, Features, flatten
 from service import errors
 from service.decode import arrow, wire
 from service.decode.table import Table
@@ -270,7 +270,7 @@ def test_a_dictionary_may_have_a_null_and_be_empty() -> None:
 
 
 @pytest.mark.parametrize("learn", [True, False])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value: float, learn: bool) -> None:
     table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, None, value, 4.0], "y": [1] * 4})
     found, error = tables_of([stream_of(table if learn else table.drop(["y"]), 2)], learn=learn)
@@ -280,7 +280,7 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
         "type": "urn:onestep:invalid-event",
         "title": "Invalid event",
         "status": 422,
-        "detail": "row 3: x.b: must be a finite number; null where there is none.",
+        "detail": "row 3: x.b: must be a finite number; null or NaN where there is none.",
         "request_id": "an-id",
         "field": "row 3: x.b",
         "row": 3,
@@ -290,12 +290,36 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
 @pytest.mark.parametrize(
     ("column", "values", "detail"),
     [
-        ("y", pa.array([1, 2]), "row 2: y: must be 0, 1, true or false."),
-        ("y", pa.array([1, None]), "row 2: y: must be 0, 1, true or false."),
-        ("y", pa.array([True, None]), "row 2: y: must be 0, 1, true or false."),
-        ("y", pa.array([0.0, 0.5]), "row 2: y: must be 0, 1, true or false."),
-        ("y", pa.array([1.0, math.nan]), "row 2: y: must be 0, 1, true or false."),
-        ("y", pa.array([0, -1]), "row 2: y: must be 0, 1, true or false."),
+        (
+            "y",
+            pa.array([1, 2]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
+        (
+            "y",
+            pa.array([1, None]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
+        (
+            "y",
+            pa.array([True, None]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
+        (
+            "y",
+            pa.array([0.0, 0.5]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
+        (
+            "y",
+            pa.array([1.0, math.nan]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
+        (
+            "y",
+            pa.array([0, -1]),
+            "row 2: y: " + NO_LABEL + ".",
+        ),
         ("weight", pa.array([1, 0]), "row 2: weight: must be a number above 0."),
         ("weight", pa.array([1, -1]), "row 2: weight: must be a number above 0."),
         ("weight", pa.array([1.0, math.nan]), "row 2: weight: must be a number above 0."),
@@ -317,44 +341,8 @@ def test_a_label_weight_or_id_that_is_none_is_refused_after_the_rows_before_it(
 
 
 def test_the_first_row_that_is_wrong_is_named_whatever_the_column() -> None:
-    table = pa.table({"a": [1.0, math.nan, 3.0], "y": [1, 1, 7], "weight": [1.0, 1.0, 0.0]})
+    table = pa.table({"a": [1.0, math.inf, 3.0], "y": [1, 1, 7], "weight": [1.0, 1.0, 0.0]})
     assert refusal_of(table).members["field"] == "row 2: x.a"
-
-
-@pytest.mark.parametrize(
-    ("kind", "named"),
-    [
-        (pa.timestamp("us"), "timestamp[us]"),
-        (pa.date32(), "date32[day]"),
-        (pa.list_(pa.float64()), "list<item: double>"),
-        (pa.struct({"a": pa.int8()}), "struct<a: int8>"),
-        (pa.decimal128(5, 2), "decimal128(5, 2)"),
-        (pa.binary(), "binary"),
-        (pa.dictionary(pa.int8(), pa.int64()), "dictionary<values=int64, indices=int8, ordered=0>"),
-    ],
-)
-def test_a_column_of_another_type_is_refused_with_its_name_its_type_and_what_to_send(kind: Any, named: str) -> None:
-    error = refusal_of(pa.schema({"a": kind, "y": pa.int8()}).empty_table())
-    assert error.status == 422
-    assert str(error) == (
-        f"x.a: this column is of type {named}; it must be numbers, true and false, or text "
-        "(with pyarrow: column.cast('float64'))."
-    )
-
-
-@pytest.mark.parametrize(
-    ("column", "kind", "detail"),
-    [
-        ("y", pa.string(), "y: this column is of type string; it must be 0 and 1, or true and false."),
-        ("y", pa.null(), "y: this column is of type null; it must be 0 and 1, or true and false."),
-        ("weight", pa.bool_(), "weight: this column is of type bool; it must be numbers."),
-        ("weight", pa.string(), "weight: this column is of type string; it must be numbers."),
-        ("id", pa.int64(), "id: this column is of type int64; it must be text (with pyarrow: column.cast('string'))."),
-    ],
-)
-def test_label_weight_and_id_have_types_of_their_own(column: str, kind: Any, detail: str) -> None:
-    error = refusal_of(pa.schema({"y": pa.int8(), column: kind}).empty_table())
-    assert (error.status, str(error)) == (422, detail)
 
 
 def test_to_learn_there_must_be_labels_and_to_predict_there_must_be_none() -> None:

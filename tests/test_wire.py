@@ -53,7 +53,7 @@ def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: floa
     [
         (b'{"y": 1}', "x"),
         (b'{"x": {}}', "y"),
-        (b'{"x": {"a": null}, "y": 1}', "x.a"),
+        (b'{"x": {"b": null, "a": []}, "y": 1}', "x.a"),
         (b'{"x": {"a": {"b": 1}}, "y": 1}', "x.a"),
         (b'{"x": [1, 2, "c"], "y": 1}', "x[2]"),
         (b'{"x": {}, "y": "1"}', "y"),

@@ -209,7 +209,7 @@ class TableReader:
         weight = 1.0 if self._weight_place < 0 else _weight(record[self._weight_place])
         # Most rows lack nothing, and are read at once: in half the time of one cell after the other.
         numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
-        x: dict[str, float | bool | str]
+        x: wire.Named
         if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
             x = dict(self._values(record))
             self.missing += len(self._features.names) - len(x)
@@ -471,7 +471,7 @@ class LibsvmReader:
         y = self._labels.read(label)
         if y is None:
             return None
-        x: dict[str, float | bool | str] = {}
+        x: wire.Named = {}
         for feature in features:
             index, _, text = feature.partition(":")
             value = to_number(text)

@@ -14,20 +14,23 @@ pyarrow takes up to a fifth of a second to import, so that waits for the first s
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from core.features import Mask
+from core.features import NO_LABEL, Mask
 from core.logistic import Floats, Labels
 from service import errors
-from service.decode import wire
-from service.decode.table import Array, Table, strings, valid
+from service.decode import columns, wire
+from service.decode.columns import Array
+from service.decode.table import Table
 from service.fairness import Slices, worked
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
@@ -73,7 +76,7 @@ async def read_tables(
             # What dictionaries take is looked at with each batch, and with each table.
             batch = await worked(max(message.size, reader.held) > HERE_BYTES, reader.read, message)
             tables = reader.layout.tables(batch, row, max_rows)
-            is_long = len(batch.schema) > HERE_COLUMNS or reader.held > HERE_BYTES
+            is_long = reader.layout.takes_long or reader.held > HERE_BYTES
             while (table := await worked(is_long, next, tables, None)) is not None:
                 yield table
             row += message.rows
@@ -360,10 +363,34 @@ def _sound(read: Callable[[], Any]) -> Any:
 
 # -- record batches to tables
 
-_NUMBERS = "must be numbers, true and false, or text (with pyarrow: column.cast('float64'))"
-_ONE_LABEL = "must be 0, 1, true or false"
 _ONE_WEIGHT = "must be a number above 0"
 _ONE_ID = f"must have 1 to {wire.MAX_ID} characters, none a zero byte"
+_FINITE = "must be a finite number; null or NaN where there is none"
+
+_GOOD: dict[str, tuple[set[columns.Kind], str]] = {
+    "y": ({"number", "truth", "whole"}, "must be 0 and 1, or true and false"),
+    "weight": ({"number", "whole", "null"}, "must be numbers"),
+    "id": ({"text", "uuid", "whole", "null"}, "must be text, whole numbers or UUIDs"),
+    "": ({"number", "truth", "whole", "text", "uuid", "null"}, "must be numbers, true and false, or text"),
+}
+"""For each special column, and for features: the kinds that it may have, and what is said of others."""
+_A_TIME = "; a date or a time is no number as it is: send what counts of it, such as the hour"
+_ADVICE: dict[tuple[str, columns.Kind], str] = {
+    ("y", "text"): " (with pyarrow: pyarrow.compute.equal(column, 'yes'))",
+    ("id", "number"): " (with pyarrow: column.cast('int64'))",
+    ("id", "truth"): " (with pyarrow: column.cast('string'))",
+    ("id", "date"): " (with pyarrow: column.cast('string'))",
+    ("id", "time"): " (with pyarrow: column.cast('string'))",
+    ("id", "bytes"): " (with pyarrow: column.cast('string'))",
+    ("weight", "truth"): " (with pyarrow: column.cast('float64'))",
+    ("weight", "text"): " (with pyarrow: column.cast('float64'))",
+    ("", "bytes"): " (with pyarrow: column.cast('string'))",
+    ("", "date"): f"{_A_TIME} (with pyarrow: column.cast('timestamp[s]').cast('int64') is seconds since 1970)",
+    ("", "time"): f"{_A_TIME} (with pyarrow: pyarrow.compute.hour(column)), or a count (column.cast('int64'))",
+    ("", "nested"): "; make a column of each of its parts",
+}
+_INDEX = re.compile(r"__index_level_[0-9]+__")
+"""How pandas calls an index that has no name."""
 
 Wrong = tuple[int, str, str]
 """A row of a table, from 0, the field in it and what is wrong there."""
@@ -377,25 +404,32 @@ class _Layout:
     y: str | None
     weight: str | None
     id: str | None
+    kinds: dict[str, columns.Kind]
 
     @classmethod
     def of(cls, schema: Any, learn: bool) -> _Layout:
         """The layout of a schema; InvalidEvent if a column is missing, stands twice or is of no use."""
-        types: dict[str, Any] = {}
-        for column in schema:
-            if column.name in types:
-                raise errors.InvalidEvent(field=_path(column.name), reason="is the name of two columns; rename one")
-            types[column.name] = column.type
-        if learn and "y" not in types:
-            raise errors.InvalidEvent(field="y", reason="is missing: events to learn have their label in a column y")
-        for name in ("y", "weight"):
-            if not learn and name in types:
-                raise errors.InvalidEvent(field=name, reason="has no part in a prediction; leave this column out")
+        kinds: dict[str, columns.Kind] = {}
         special = ("y", "weight", "id") if learn else ("id",)
-        for name, kind in types.items():
-            _check_type(name if name in special else _path(name), name if name in special else "", kind)
-        y, weight, id_ = (name if name in special and name in types else None for name in ("y", "weight", "id"))
-        return cls([name for name in types if name not in special], y, weight, id_)
+        index = _pandas_index(schema.metadata)
+        for column in schema:
+            name = column.name
+            if name in kinds:
+                raise errors.InvalidEvent(field=_path(name), reason="is the name of two columns; rename one")
+            if name in special or not (name in index or _INDEX.fullmatch(name)):
+                kinds[name] = columns.kind_of(column)
+                if name in ("y", "weight") and not learn:
+                    raise errors.InvalidEvent(field=name, reason="has no part in a prediction; leave this column out")
+                _check_kind(name if name in special else "", column, kinds[name])
+        if learn and "y" not in kinds:
+            raise errors.InvalidEvent(field="y", reason="is missing: events to learn have their label in a column y")
+        y, weight, id_ = (name if name in special and name in kinds else None for name in ("y", "weight", "id"))
+        return cls([name for name in kinds if name not in special], y, weight, id_, kinds)
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether to read its columns takes longer than the event loop should wait."""
+        return len(self.features) > HERE_COLUMNS or any(kind == "uuid" for kind in self.kinds.values())
 
     def tables(self, batch: Any, first_row: int, max_rows: int) -> Iterator[Table]:
         """The rows of a record batch; those before one that is wrong, and then InvalidEvent."""
@@ -413,17 +447,24 @@ class _Layout:
     def _table(self, batch: Any, first_row: int) -> tuple[Table, Wrong | None]:
         """A table of all the rows, and what is wrong with the first that is."""
         # One by one: all at once they are one call, and there may be a hundred thousand.
-        columns = {name: batch.column(j) for j, name in enumerate(batch.schema.names)}
+        at = {name: j for j, name in enumerate(batch.schema.names)}
         wrong: list[Wrong] = []
-        labels = None if self.y is None else _labels(columns[self.y], wrong)
-        weights = None if self.weight is None else _weights(columns[self.weight], wrong)
-        ids = None if self.id is None else _ids(columns[self.id], wrong)
-        features = [columns[name] for name in self.features]
-        values, present, texts = _features(features, batch.num_rows)
+        labels = None if self.y is None else _labels(batch.column(at[self.y]), wrong)
+        weights = None if self.weight is None else _weights(batch.column(at[self.weight]), wrong)
+        ids = None if self.id is None else _ids(batch.column(at[self.id]), wrong)
+        features = [batch.column(at[name]) for name in self.features]
+        values, texts = _features(features, [self.kinds[name] for name in self.features], batch.num_rows)
+        present: Mask | None = None
         finite = np.isfinite(values)
         if not finite.all():
-            row, j = divmod(int(finite.argmin()), len(features))
-            wrong.append((row, _path(self.features[j]), "must be a finite number; null where there is none"))
+            absent = np.isnan(values)
+            finite |= absent
+            if not finite.all():
+                row, j = divmod(int(finite.argmin()), len(features))
+                wrong.append((row, _path(self.features[j]), _FINITE))
+            if absent.any():
+                present = ~absent
+                values[absent] = 0.0
         table = Table(first_row, self.features, values, present, labels, weights, ids, texts)
         return table, min(wrong, key=lambda one: one[0], default=None)
 
@@ -432,74 +473,41 @@ def _path(name: str) -> str:
     return f"x.{name[:64]}"
 
 
-def _check_type(shown: str, special: str, kind: Any) -> None:
-    """InvalidEvent unless a column of this type can be a feature, or the `special` column y, weight or id."""
+def _check_kind(special: str, column: Any, kind: columns.Kind) -> None:
+    """InvalidEvent unless a column of this kind can be a feature, or the `special` column y, weight or id."""
+    good, reason = _GOOD[special]
+    if kind not in good:
+        told = f"this column is of type {str(column.type)[:100]}; it {reason}{_ADVICE.get((special, kind), '')}"
+        raise errors.InvalidEvent(field=special or _path(column.name), reason=told)
+
+
+class _Pandas(msgspec.Struct):
+    """What pandas says of a table in its metadata: the columns of its index; a range is described and has none."""
+
+    index_columns: list[str | dict[str, Any]] = msgspec.field(default_factory=list)
+
+
+def _pandas_index(metadata: dict[bytes, bytes] | None) -> set[str]:
+    """The columns that were a data frame's index, by the schema's metadata."""
+    try:
+        told = msgspec.json.decode((metadata or {}).get(b"pandas", b"{}"), type=_Pandas)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return set()  # not pandas' own, then
+    return {name for name in told.index_columns if isinstance(name, str)}
+
+
+def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, Array]]:
+    """Values, NaN where there is none, and columns of text, as a Table has them."""
     import pyarrow as pa
 
-    is_number, is_null = _is_number(kind), pa.types.is_null(kind)
-    good, reason = {
-        "y": (is_number, "must be 0 and 1, or true and false"),
-        "weight": ((is_number and not pa.types.is_boolean(kind)) or is_null, "must be numbers"),
-        "id": (_is_text(kind) or is_null, "must be text (with pyarrow: column.cast('string'))"),
-        "": (is_number or _is_text(kind) or is_null, _NUMBERS),
-    }[special]
-    if not good:
-        raise errors.InvalidEvent(field=shown, reason=f"this column is of type {str(kind)[:100]}; it {reason}")
-
-
-def _is_number(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _features(columns: list[Array], rows: int) -> tuple[Floats, Mask | None, dict[int, Array]]:
-    """Values, where there are any, and columns of text, as a Table has them."""
-    values, absent, texts = np.ones((rows, len(columns))), {}, {}
-    for j, column in enumerate(columns):
-        if _is_text(column.type):
-            texts[j] = column
+    values, texts = np.empty((rows, len(found))), {}
+    for j, (column, kind) in enumerate(zip(found, kinds, strict=True)):
+        if kind in ("text", "uuid"):
+            texts[j] = pa.array(columns.strings(column), pa.string()) if kind == "uuid" else column
+            values[:, j] = np.where(columns.there(column), 1.0, np.nan)
         else:
-            values[:, j] = _numbers(column)
-        if column.null_count or _is_text(column.type):
-            absent[j] = ~_is_there(column)
-    if not any(one.any() for one in absent.values()):
-        return values, None, texts
-    present = np.ones(values.shape, np.bool_)
-    for j, one in absent.items():
-        present[:, j] = ~one
-    values[~present] = 0.0
-    return values, present, texts
-
-
-def _is_there(column: Array) -> Mask:
-    """Where a column is not null."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        return valid(column)
-    there = valid(column.indices)  # and where the word itself is not null; not every pyarrow looks there
-    there[there] = valid(column.dictionary)[column.indices.drop_null().to_numpy()]
-    return there
-
-
-def _numbers(column: Array) -> npt.NDArray[Any]:
-    """The values of a column of numbers; NaN for null."""
-    import pyarrow as pa
-
-    if pa.types.is_null(column.type):
-        return np.full(len(column), np.nan)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return numbers
+            values[:, j] = columns.numbers(column)
+    return values, texts
 
 
 def _first_wrong(good: Mask, field: str, reason: str, wrong: list[Wrong]) -> None:
@@ -508,27 +516,25 @@ def _first_wrong(good: Mask, field: str, reason: str, wrong: list[Wrong]) -> Non
 
 
 def _labels(column: Array, wrong: list[Wrong]) -> Labels:
-    numbers = _numbers(column)
+    numbers = columns.numbers(column)
     is_one = numbers == 1
-    _first_wrong((numbers == 0) | is_one, "y", _ONE_LABEL, wrong)
+    _first_wrong((numbers == 0) | is_one, "y", NO_LABEL, wrong)
     labels: Labels = is_one.astype(np.uint8)
     return labels
 
 
 def _weights(column: Array, wrong: list[Wrong]) -> Floats:
-    numbers = _numbers(column).astype(np.float64)
-    if column.null_count:
-        numbers[~_is_there(column)] = 1.0
+    numbers = columns.numbers(column).astype(np.float64)
+    if np.isnan(numbers).any():
+        numbers[~columns.there(column)] = 1.0
     _first_wrong((numbers > 0) & np.isfinite(numbers), "weight", _ONE_WEIGHT, wrong)
     return numbers
 
 
 def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
-    import pyarrow as pa
-
-    if pa.types.is_null(column.type) or column.null_count == len(column):
+    if not columns.there(column).any():
         return None
-    ids = strings(column)
+    ids = columns.strings(column)
     good = (id_ is None or (0 < len(id_) <= wire.MAX_ID and "\0" not in id_) for id_ in ids)
     _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", _ONE_ID, wrong)
     return ids

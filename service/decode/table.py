@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from core.features import Mask
 from core.logistic import Floats, Labels
 from service import errors
 from service.decode import wire
-
-Array = Any
-"""A pyarrow.Array; pyarrow has no types."""
+from service.decode.columns import Array, strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +117,3 @@ class Table:
         if self.present is None:
             return [dict(row) for row in pairs]
         return [dict(compress(row, has)) for row, has in zip(pairs, self.present[start:stop].tolist(), strict=True)]
-
-
-def strings(column: Array) -> list[str | None]:
-    """The values of a column of text; None for null."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        strings: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
-        return strings
-    # Only the words that are used, each once: a long word in every row would take more memory than the stream had.
-    used, places = np.unique(column.indices.drop_null().to_numpy(), return_inverse=True)
-    result: npt.NDArray[np.object_] = np.full(len(column), None, object)
-    result[valid(column.indices)] = column.dictionary.take(pa.array(used)).to_numpy(zero_copy_only=False)[places]
-    words: list[str | None] = result.tolist()
-    return words
-
-
-def valid(column: Array) -> Mask:
-    """Where a column is not null."""
-    valid: Mask = np.array(column.is_valid().to_numpy(zero_copy_only=False))
-    return valid

@@ -16,10 +16,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from core.features import NO_LABEL
 from core.outline import PIECE_BYTES, Outline
 from service import errors
 
 MAX_ID = 256
+Named = dict[str, float | bool | str | None]
+Numbers = list[float | bool | None]
+Features = Named | Numbers
+"""An event's x; null is a feature left out."""
 WIDE_BYTES = PIECE_BYTES
 """Bytes of an event from which on it is decoded in pieces."""
 LONG_BYTES = 2**18
@@ -29,7 +34,7 @@ LONG_BYTES = 2**18
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A labelled event, as `/learn` takes it."""
 
-    x: dict[str, float | bool | str] | list[float | bool]
+    x: Features
     y: float | bool
     id: str | None = None
     weight: float = 1.0
@@ -46,14 +51,14 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to predict, as `/predict` takes it. With an id it is kept until its label comes."""
 
-    x: dict[str, float | bool | str] | list[float | bool]
+    x: Features
     id: str | None = None
 
 
 class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to explain, as `/explain` takes it: x, or the id of a prediction that waits for its label."""
 
-    x: dict[str, float | bool | str] | list[float | bool] | None = None
+    x: Features | None = None
     id: str | None = None
 
 
@@ -130,8 +135,8 @@ _event = msgspec.json.Decoder(Event)
 _label = msgspec.json.Decoder(Label)
 _explain = msgspec.json.Decoder(Explain)
 _question = msgspec.json.Decoder(Question)
-_features = msgspec.json.Decoder(dict[str, float | bool | str])
-_numbers = msgspec.json.Decoder(list[float | bool])
+_features = msgspec.json.Decoder(Named)
+_numbers = msgspec.json.Decoder(Numbers)
 
 
 def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
@@ -270,10 +275,10 @@ def _in_pieces(decode: Callable[[bytes, str], Asked], data: bytes, at: str) -> A
     return asked
 
 
-def _long_x(data: bytes, opens: int, at: str) -> dict[str, float | bool | str] | list[float | bool]:
+def _long_x(data: bytes, opens: int, at: str) -> Features:
     """The features that open at a place of an event, piece by piece."""
-    named: dict[str, float | bool | str] = {}
-    numbers: list[float | bool] = []
+    named: Named = {}
+    numbers: Numbers = []
     decoder: msgspec.json.Decoder[Any] = _features if data[opens : opens + 1] == b"{" else _numbers
     frame = b"{%b}" if decoder is _features else b"[%b]"
     for start, end in Outline.of(data, opens).pieces():
@@ -423,7 +428,7 @@ def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[
             yield (
                 name,
                 {
-                    "y": "must be 0, 1, true or false",
+                    "y": NO_LABEL,
                     "id": f"must be a string of 1 to {MAX_ID} characters",
                     "weight": "must be a number above 0",
                 }[name],
@@ -441,12 +446,12 @@ def _wrong_features(x: msgspec.Raw, first: int = 0) -> Iterator[tuple[str, str]]
             yield "x", "must be an object of features or an array of numbers"
             return
         for i, element in enumerate(elements, first):
-            if not _is(element, float | bool):
-                yield f"x[{i}]", "must be a finite number"
+            if not _is(element, float | bool | None):
+                yield f"x[{i}]", "must be a finite number, or null where there is none"
         return
     for name, value in features.items():
-        if not _is(value, float | bool | str):
-            yield f"x.{name[:64]}", "must be a finite number, a string, true or false"
+        if not _is(value, float | bool | str | None):
+            yield f"x.{name[:64]}", "must be a finite number, a string, true or false, or null where there is none"
 
 
 def _is(data: bytes | msgspec.Raw, kind: Any) -> bool:

@@ -66,15 +66,16 @@ _NUMBER = {
     "maximum": 1e100,
     "description": "The bounds are the model's max_value.",
 }
+_NULL = {"type": "null"}
 _X: dict[str, Any] = {
-    "description": "Features by name; or numbers, whose names are their positions.",
+    "description": "Features by name; or numbers, whose names are their positions. What is null is left out.",
     "anyOf": [
         {
             "type": "object",
             "propertyNames": {**_ID},
-            "additionalProperties": {"anyOf": [_NUMBER, {"type": "boolean"}, _TEXT]},
+            "additionalProperties": {"anyOf": [_NUMBER, {"type": "boolean"}, _TEXT, _NULL]},
         },
-        {"type": "array", "items": {"anyOf": [_NUMBER, {"type": "boolean"}]}},
+        {"type": "array", "items": {"anyOf": [_NUMBER, {"type": "boolean"}, _NULL]}},
     ],
 }
 _Y = {"enum": [0, 1, False, True], "description": "The label."}
@@ -97,7 +98,7 @@ _BODIES = {
     "Label": _body(wire.Label, ["id", "y"], id=_ID, y=_Y, weight=_WEIGHT),
     "Question": _body(wire.Question, ["x"], x=_X, id=_ID_OR_NONE),
     "Explain": {
-        **_body(wire.Explain, [], x={**_X, "anyOf": [*_X["anyOf"], {"type": "null"}]}, id=_ID_OR_NONE),
+        **_body(wire.Explain, [], x={**_X, "anyOf": [*_X["anyOf"], _NULL]}, id=_ID_OR_NONE),
         "oneOf": [
             {"required": ["x"], "properties": {"x": {"type": ["object", "array"]}, "id": {"type": "null"}}},
             {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},

@@ -21,7 +21,7 @@ from core.features import X
 from core.logistic import Floats
 
 _COUNT = struct.Struct("<I")
-_to_asked = msgspec.msgpack.Decoder(tuple[dict[str, float | bool | str] | list[float | bool], int, str])
+_to_asked = msgspec.msgpack.Decoder(tuple[dict[str, float | bool | str | None] | list[float | bool | None], int, str])
 _from_asked = msgspec.msgpack.Encoder()
 
 

@@ -1,0 +1,168 @@
+"""Columns of Arrow, of whatever type, to numbers and text.
+
+A dictionary (pandas' and Polars' categories) and runs (run-end encoding) stand for values of another type, and such a
+column is what its values are. Only the values that its rows have are read, each once: a long word in every row would
+else take more memory than the stream had.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from core.features import Mask
+
+Array = Any
+"""A pyarrow.Array; pyarrow has no types."""
+Places = npt.NDArray[np.int64]
+
+Kind = Literal["number", "truth", "whole", "text", "uuid", "null", "date", "time", "bytes", "nested", "other"]
+"""What the values of a column are. A whole number is one by its type, a float is not."""
+
+_UUID, _TRUTH, _JSON = "arrow.uuid", "arrow.bool8", "arrow.json"
+EXTENSION = b"ARROW:extension:name"
+"""Where a field's metadata say what its type extends, where pyarrow does not know that."""
+
+
+def kind_of(field: Any) -> Kind:
+    """The kind of a column, by its field in the schema."""
+    import pyarrow as pa
+
+    kind = field.type
+    while pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    extended = (field.metadata or {}).get(EXTENSION, b"").decode(errors="replace")
+    if isinstance(kind, pa.BaseExtensionType):
+        extended, kind = kind.extension_name, kind.storage_type
+    if extended:
+        return _EXTENDED.get(extended, "other")
+    return next((name for name, is_it in _kinds() if is_it(kind)), "other")
+
+
+_EXTENDED: dict[str, Kind] = {_UUID: "uuid", _TRUTH: "truth", _JSON: "text"}
+"""The extensions that are known. Of others who knows what their numbers mean."""
+
+
+def _kinds() -> list[tuple[Kind, Any]]:
+    from pyarrow import types
+
+    return [
+        ("truth", types.is_boolean),
+        ("whole", types.is_integer),
+        ("whole", lambda kind: types.is_decimal(kind) and kind.scale == 0),  # an integer of more than 64 bits
+        ("number", lambda kind: types.is_floating(kind) or types.is_decimal(kind)),
+        ("text", lambda kind: types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)),
+        ("null", types.is_null),
+        ("date", types.is_date),
+        ("time", types.is_temporal),
+        ("bytes", lambda kind: "binary" in str(kind)),
+        ("nested", types.is_nested),
+    ]
+
+
+def numbers(column: Array) -> npt.NDArray[Any]:
+    """The values of a column of numbers; NaN for null."""
+    places, values = _looked_up(column)
+    if places is None:
+        return _numbers(values)
+    used, back = np.unique(places, return_inverse=True)
+    found = np.full(len(used), np.nan)
+    found[used >= 0] = _numbers(_chosen(values, used[used >= 0]))
+    return found[back]
+
+
+def strings(column: Array) -> list[str | None]:
+    """The values of a column of text, UUIDs or whole numbers, as text; None for null."""
+    places, values = _looked_up(column)
+    if places is None:
+        return _strings(values)
+    used, back = np.unique(places, return_inverse=True)
+    found = np.full(len(used), None, object)
+    found[used >= 0] = _strings(_chosen(values, used[used >= 0]))
+    words: list[str | None] = found[back].tolist()
+    return words
+
+
+def there(column: Array) -> Mask:
+    """Where a column is not null."""
+    places, values = _looked_up(column)
+    if places is None:
+        return _valid(values)
+    found = places >= 0
+    if values.null_count:  # not every pyarrow looks there
+        found[found] = _valid(values)[places[found]]
+    return found
+
+
+def _looked_up(column: Array) -> tuple[Places | None, Array]:
+    """For each row the place of its value in another array, -1 where it is null, and that array; None for the places
+    where the column has the values itself."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        values = column.dictionary
+        places = np.full(len(column), -1, np.int64)
+        places[_valid(column.indices)] = column.indices.drop_null().to_numpy()
+    elif pa.types.is_run_end_encoded(column.type):
+        values = column.values
+        rows = np.arange(column.offset, column.offset + len(column))
+        places = np.searchsorted(column.run_ends.to_numpy(), rows, side="right").astype(np.int64)
+    else:
+        return None, column
+    further, values = _looked_up(values)
+    if further is not None:  # runs of words of a dictionary
+        places = np.append(further, -1)[places]
+    return places, values
+
+
+def _chosen(values: Array, places: Places) -> Array:
+    """Those values at these places."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(values.type):  # pyarrow cannot take of these
+        return pa.array([values[place].as_py() for place in places.tolist()], pa.string())
+    return values.take(pa.array(places))
+
+
+def _valid(values: Array) -> Mask:
+    valid: Mask = np.array(values.is_valid().to_numpy(zero_copy_only=False))
+    return valid
+
+
+def _storage(values: Array) -> tuple[str, Array]:
+    """What the type of some values extends, and the values that it extends."""
+    import pyarrow as pa
+
+    extended = isinstance(values.type, pa.BaseExtensionType)
+    return (values.type.extension_name, values.storage) if extended else ("", values)
+
+
+def _numbers(values: Array) -> npt.NDArray[Any]:
+    import pyarrow as pa
+
+    extended, values = _storage(values)
+    if pa.types.is_null(values.type):
+        return np.full(len(values), np.nan)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.string()).cast(pa.float64())  # the nearest float, which pyarrow's own cast need not be
+    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    if extended == _TRUTH:  # an integer, true where it is not 0
+        return np.where(np.isnan(found), np.nan, found != 0)
+    return found
+
+
+def _strings(values: Array) -> list[str | None]:
+    import pyarrow as pa
+
+    _, values = _storage(values)
+    if pa.types.is_fixed_size_binary(values.type):
+        return [None if one is None else str(uuid.UUID(bytes=one)) for one in values.to_pylist()]
+    if pa.types.is_integer(values.type) or pa.types.is_decimal(values.type):
+        values = values.cast(pa.string())
+    found: list[str | None] = values.to_numpy(zero_copy_only=False).tolist()
+    return found
