@@ -94,19 +94,55 @@ def words(rows: int) -> dict[str, Any]:
 
 
 BODIES = {
+    "array of events": Body("/learn", JSON, array('{"x":{"a":%d},"y":1}')),
+    "array of events with ids": Body("/learn", JSON, array('{"x":{"a":1},"y":1,"id":"i%d"}')),
+    "array of the same events with ids": Body("/learn", JSON, array('{"x":{"a":1},"y":1,"id":"i%d"}')),
+    "array of events, the last wrong": Body(
+        "/learn", JSON, lambda: array('{"x":{"a":1},"y":1,"id":"w%d"}')()[:-1] + b',{"x":{"a":1},"y":2}]', 422
+    ),
     "array of questions": Body("/predict", JSON, array('{"x":{"a":%d}}')),
+    "array of questions with ids": Body("/predict", JSON, array('{"x":{"a":1},"id":"q%d"}')),
+    "array of labels": Body("/learn", JSON, array('{"id":"q%d","y":1}')),
+    "array of wide events": Body(
+        "/learn", JSON, lambda: b"[" + b",".join(wide(', "y": 1', 9_000 * i, 9_000)() for i in range(20)) + b"]"
+    ),
     "array of nothing much": Body("/learn", JSON, lambda: b"[" + b"1," * (BODY // 2 - 2) + b"1]", 413),
     "array that never ends": Body("/predict", JSON, lambda: b"[" + b'{"x":{}},' * (BODY // 9), 400),
     "spaces": Body("/predict", JSON, lambda: b" " * (BODY - 9) + b'{"x":{}}'),
+    "wide event": Body("/learn", JSON, wide(', "y": 1')),
+    "the same again": Body("/learn", JSON, wide(', "y": 1')),
+    "wide event of other features": Body("/learn", JSON, wide(', "y": 1', WIDE)),
+    "wide event with an id": Body("/learn", JSON, wide(', "y": 1, "id": "wide"')),
+    "wide event with an id, again": Body("/learn", JSON, wide(', "y": 1, "id": "wide"')),
+    "wide question": Body("/predict", JSON, wide()),
+    "wide question with an id": Body("/predict", JSON, wide(', "id": "wide question"')),
+    "wide question with an id, again": Body("/predict", JSON, wide(', "id": "wide question"')),
+    "wide hashed event": Body("/models/hashed/learn", JSON, wide(', "y": 1')),
+    "wide hashed question": Body("/models/hashed/predict", JSON, wide()),
+    "numbers of a hashed question": Body("/models/hashed/predict", JSON, lambda: b'{"x":[' + b"1," * 15_000 + b"1]}"),
+    "too wide": Body("/learn", JSON, wide(', "y": 1', 0, 2 * WIDE), 422),
+    "wide and wrong": Body("/learn", JSON, wide(', "y": 3', 0, 2 * WIDE), 422),
     "lines": Body("/learn", NDJSON, lines('{"x":{"a":%d},"y":1}')),
     "lines of different kinds": Body("/learn", NDJSON, lines('{"x":{"a":"b%d"},"y":1}\n{"x":{"c":%d},"y":1}')),
     "lines of questions": Body("/predict", NDJSON, lines('{"x":{"a":%d}}')),
+    "long lines": Body("/learn", NDJSON, lambda: b"".join(wide(', "y": 1', i, 30_000)() + b"\n" for i in range(4))),
+    "long lines of questions": Body(
+        "/predict", NDJSON, lambda: b"".join(wide("", i, 30_000)() + b"\n" for i in range(4))
+    ),
+    "long hashed lines": Body(
+        "/models/hashed/learn", NDJSON, lambda: b"".join(wide(', "y": 1', i, 30_000)() + b"\n" for i in range(4))
+    ),
     "lines of nothing": Body("/predict", NDJSON, lambda: b"\n" * (BODY // 4)),
     "rows": Body("/learn", ARROW, stream(numbers(MANY, 10, labelled=True))),
     "rows of questions": Body("/predict", ARROW, stream(numbers(MANY, 10, labelled=False))),
     "packed truth": Body("/predict", ARROW, stream(lambda: {"a": np.ones(50_000, bool)}, zstd=True)),
     "packed truth without end": Body(
         "/predict", ARROW, stream(lambda: {"a": np.ones(2_000_000, bool)}, zstd=True), 413
+    ),
+    "wide rows": Body("/learn", ARROW, stream(numbers(20, 20_000, labelled=True))),
+    "wide rows of questions": Body("/predict", ARROW, stream(numbers(20, 20_000, labelled=False))),
+    "wide rows with ids": Body(
+        "/learn", ARROW, stream(lambda: numbers(20, 20_000, labelled=True)() | {"id": [f"r{i}" for i in range(20)]})
     ),
     "small batches": Body("/predict", ARROW, stream(lambda: {"a": np.ones(2_000)}, rows=1)),
     "few words of very many": Body("/predict", ARROW, stream(lambda: words(2_000), rows=20)),
@@ -209,6 +245,16 @@ def test_a_stop_ends_what_is_computed(start: Start) -> None:
         assert_problem(connection.reply(), 503, "The service is stopping")
         assert service.wait() == 0
         print(f"ended {time.monotonic() - began:.2f} s later")
+
+
+def test_a_stop_does_not_wait_for_who_does_not_read(start: Start) -> None:
+    service = start("--drain-seconds", "0", "--shutdown-seconds", "8")
+    assert service.model(WORDY).create({}).status_code == 201
+    with ask_and_not_read(service):
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+        assert time.monotonic() - began < 7
 
 
 def test_replies_that_wait_are_bounded_all_of_them_together(start: Start) -> None:

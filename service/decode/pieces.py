@@ -38,9 +38,9 @@ class Piece(Generic[Items_co]):
     numbers: Sequence[int]
     wrong: errors.OnestepError | None = None
 
-    def places(self) -> list[str]:
-        """Where each stands, for a message: "line 7"."""
-        return [f"{self.unit} {number}" for number in self.numbers]
+    def place(self, i: int) -> str:
+        """Where item i stands, for a message: "line 7"."""
+        return f"{self.unit} {self.numbers[i]}"
 
     def parts(self, size: int) -> Iterator[Piece[Any]]:
         """The same in pieces of at most `size` items."""

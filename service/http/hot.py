@@ -277,12 +277,11 @@ class Hot:
     async def _predict_body(self, model: Model, body: bytes, scope: Scope, send: Send) -> None:
         if not await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
             question = await worked(len(body) > wire.WIDE_BYTES, wire.decode_question, body)
-            (predicted,), _ = await self._predict_all(model, scope, [question], [""])
+            (predicted,), _ = await self._predict_all(model, scope, [question], lambda _: "", Slices())
             await send_reply(send, json_reply(predicted))
             return
         questions = await _decoded(await self._elements(scope, body), wire.decode_question)
-        places = [f"[{i}]" for i in range(len(questions))]
-        replies, _ = await self._predict_all(model, scope, questions, places)
+        replies, _ = await self._predict_all(model, scope, questions, "[{}]".format, Slices())
         with self.replies.gathered(JSON) as reply:
             await self._send_array(send, replies, reply)
 
@@ -305,24 +304,24 @@ class Hot:
         model: Model,
         scope: Scope,
         questions: Sequence[wire.Question],
-        places: Sequence[str],
+        place: Callable[[int], str],
+        slices: Slices,
         stream: bool = False,
     ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
-        """Predict, and keep what has an id. `places` says where each question stands, for the message.
+        """Predict, and keep what has an id. `place` says where a question stands, for the message.
 
         All or nothing; but of a `stream` what stands before the first that is wrong, and what is wrong with that.
         """
         made: list[wire.Predicted | Prediction] = []
         wrong: errors.OnestepError | None = None
-        slices = Slices()
-        for question, at in zip(questions, places, strict=False):
+        for question in questions:
             try:
-                encoded = await _encoded(model, question, at) if len(question.x) > WIDE else None
-                made.append(_predicted(scope, model, question, at, encoded))
+                encoded = await _encoded(model, question) if len(question.x) > WIDE else None
+                made.append(_predicted(scope, model, question, encoded))
             except errors.OnestepError as error:
+                wrong = _placed(error, place(len(made)))
                 if not stream:
-                    raise
-                wrong = error
+                    raise wrong from None
                 break
             if slices.spent(len(question.x)):
                 await slices.rest()
@@ -332,9 +331,9 @@ class Hot:
             try:
                 kept, refused = await self._engine.keep(model.name, to_keep, Stream() if stream else None)
             except errors.OnestepError as error:
-                raise _placed(error, places[kept_at[error.index]]) from None
+                raise _placed(error, place(kept_at[error.index])) from None
             if refused is not None:
-                wrong = _placed(refused, places[kept_at[len(kept)]])
+                wrong = _placed(refused, place(kept_at[len(kept)]))
                 del made[kept_at[len(kept)] :]
             for i, reply in zip(kept_at, kept, strict=False):
                 made[i] = reply
@@ -348,9 +347,10 @@ class Hot:
         The reply starts when the body has been read: until then the status is not known, and a client that sends all of
         a long body before it reads would wait for the service while the service waits for it.
         """
+        slices = Slices()  # for all pieces: many of them come without a rest in between
         with self.replies.gathered(NDJSON) as reply:
             async for piece in arriving:
-                replies, refused = await self._predict_all(model, scope, piece.items, piece.places(), stream=True)
+                replies, refused = await self._predict_all(model, scope, piece.items, piece.place, slices, stream=True)
                 if refused is not None:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
@@ -515,37 +515,33 @@ def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int)
     return wire.Learned(*plain)
 
 
-async def _encoded(model: Model, question: wire.Question, at: str) -> Encoded:
+async def _encoded(model: Model, question: wire.Question) -> Encoded:
     """The features of a question that has many of them."""
     try:
         return await asyncio.to_thread(model.learner.encoded, question.x)
     except EventError as error:
-        raise _invalid(error, at) from None
+        raise errors.InvalidEvent(field=error.field, reason=error.message) from None
 
 
 def _predicted(
-    scope: Scope, model: Model, question: wire.Question, at: str = "", encoded: Encoded | None = None
+    scope: Scope, model: Model, question: wire.Question, encoded: Encoded | None = None
 ) -> wire.Predicted | Prediction:
     """The reply, or, where there is an id, what is to be kept. `encoded`: its features, where they are at hand."""
     try:
         if question.id is not None:
-            _check_may_keep(scope, model, at)
+            _check_may_keep(scope, model)
             return model.predict_to_keep(question.id, question.x, owner_of(scope), encoded)
         p, unknown = model.predict(question.x, encoded)
     except EventError as error:
-        raise _invalid(error, at) from None
+        raise errors.InvalidEvent(field=error.field, reason=error.message) from None
     return wire.Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
 
 
-def _check_may_keep(scope: Scope, model: Model, at: str) -> None:
+def _check_may_keep(scope: Scope, model: Model) -> None:
     """LearnsByTimeout where the model will learn from what it keeps, label or not, and the token may only predict."""
     if model.learner.spec.join.on_timeout == "negative" and not may_learn(scope):
         scopes = " and ".join(scope["grant"].token.scopes)
-        raise errors.LearnsByTimeout(field=wire.path(at, "id"), scopes=scopes, wants=LEARN)
-
-
-def _invalid(error: EventError, at: str) -> errors.InvalidEvent:
-    return errors.InvalidEvent(field=wire.path(at, error.field), reason=error.message)
+        raise errors.LearnsByTimeout(field="id", scopes=scopes, wants=LEARN)
 
 
 def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
