@@ -207,7 +207,7 @@ def _begins(data: bytes, start: int = 0) -> int:
 class Elements:
     """The elements of a JSON array, still as bytes, piece by piece.
 
-    To make it takes long where the body has more than LONG_BYTES, and so does `piece` where `is_long` says so.
+    To make it takes a nanosecond or so for each byte, and `piece` takes long where `is_long` says so.
     MalformedJson where the body is no array; a long one's elements may be found to be malformed by `piece` only.
     """
 

@@ -133,7 +133,7 @@ class Hot:
 
     async def _elements(self, scope: Scope, body: bytes) -> wire.Elements:
         """The elements of an array, taken from what is left of the token's rate; the request itself took one."""
-        elements: wire.Elements = await worked(len(body) > wire.LONG_BYTES, wire.Elements, body)
+        elements: wire.Elements = await worked(len(body) > _LARGE, wire.Elements, body)
         if elements.count > MAX_ITEMS:
             raise errors.ArrayTooLong(count=elements.count, limit=MAX_ITEMS)
         pace = pace_of(scope)
@@ -169,7 +169,7 @@ class Hot:
         async with contextlib.AsyncExitStack() as held:  # the place of a large body, until the reply is sent
             async with self.while_it_may(scope):
                 body = await self._body(scope, receive)
-                if await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
+                if await worked(len(body) > _LARGE, wire.is_array, body):
                     events, reply = await self._events(body, scope, held)
                 else:
                     await held.enter_async_context(self._one_of_the_large(body))
@@ -275,7 +275,7 @@ class Hot:
                 await self._predict_body(found, body, scope, send)
 
     async def _predict_body(self, model: Model, body: bytes, scope: Scope, send: Send) -> None:
-        if not await worked(len(body) > wire.LONG_BYTES, wire.is_array, body):
+        if not await worked(len(body) > _LARGE, wire.is_array, body):
             question = await worked(len(body) > wire.WIDE_BYTES, wire.decode_question, body)
             (predicted,), _ = await self._predict_all(model, scope, [question], lambda _: "", Slices())
             await send_reply(send, json_reply(predicted))
