@@ -63,11 +63,11 @@ def cache() -> Cache | None:
 
 def _folders() -> Iterator[Path]:
     if config.CACHE_DIR:
-        yield Path(config.CACHE_DIR, "onestep")
+        yield Path(config.CACHE_DIR, "logstep")
         return
     named = os.environ.get("XDG_CACHE_HOME", "")
     users = named if os.path.isabs(named) else os.path.expanduser("~/.cache")
-    for folder in (os.path.join(users, "onestep"), os.environ.get(ELSE, "")):
+    for folder in (os.path.join(users, "logstep"), os.environ.get(ELSE, "")):
         if os.path.isabs(folder) and _is_own(Path(folder)):
             yield Path(folder)
 

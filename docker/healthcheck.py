@@ -8,8 +8,8 @@ import os
 import ssl
 import sys
 
-address = "127.0.0.1", int(os.environ["ONESTEP_PORT"])
-if os.environ.get("ONESTEP_TLS_CERT"):
+address = "127.0.0.1", int(os.environ["LOGSTEP_PORT"])
+if os.environ.get("LOGSTEP_TLS_CERT"):
     # The certificate is for the name that others call the service by, and nobody stands between it and this.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -47,7 +47,7 @@ def bill() -> dict[str, object]:
     found = sorted(distributions(), key=lambda d: d.metadata["Name"].lower())
     parts = {str(part["name"]): part for part in map(component, found)}
     references = {name: str(part["bom-ref"]) for name, part in parts.items()}
-    onestep = {**parts.pop("onestep"), "type": "application"}
+    logstep = {**parts.pop("logstep"), "type": "application"}
     version = platform.python_version()
     python = {"type": "platform", "bom-ref": f"pkg:generic/python@{version}", "name": "python", "version": version}
     content = [python, *parts.values()]
@@ -55,9 +55,9 @@ def bill() -> dict[str, object]:
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([onestep, content])).urn,
+        "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([logstep, content])).urn,
         "version": 1,
-        "metadata": {"component": onestep},
+        "metadata": {"component": logstep},
         "components": content,
         "dependencies": [
             {"ref": str(component(each)["bom-ref"]), "dependsOn": requirements(each, references)} for each in found

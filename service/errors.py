@@ -17,7 +17,7 @@ TOLD_FIELDS, TOLD_CHARACTERS = 5, 60
 _SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
 
 
-class OnestepError(Exception):
+class LogstepError(Exception):
     """Something went wrong."""
 
     status = 500
@@ -43,7 +43,7 @@ class OnestepError(Exception):
     def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
         return {
-            "type": f"urn:onestep:{self.slug()}",
+            "type": f"urn:logstep:{self.slug()}",
             "title": self.title,
             "status": self.status,
             "detail": str(self),
@@ -55,17 +55,17 @@ class OnestepError(Exception):
 # -- who may do what (service/http/access.py)
 
 
-class TokenInUrl(OnestepError):
+class TokenInUrl(LogstepError):
     """A token does not belong in a URL, where logs and histories keep it: take this one back with
-    `onestep token revoke`, and send another as a header, Authorization: Bearer TOKEN."""
+    `logstep token revoke`, and send another as a header, Authorization: Bearer TOKEN."""
 
     status = 400
     title = "Token in URL"
 
 
-class Unauthorized(OnestepError):
+class Unauthorized(LogstepError):
     """This service takes a token, {reason}. Send it as a header, Authorization: Bearer TOKEN;
-    `onestep token create DIR` makes one."""
+    `logstep token create DIR` makes one."""
 
     status = 401
     title = "Unauthorized"
@@ -81,11 +81,11 @@ class Unauthorized(OnestepError):
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 6750
         wrong = ', error="invalid_token"' if self.members["sent"] else ""
-        return (("www-authenticate", f'Bearer realm="onestep"{wrong}'),)
+        return (("www-authenticate", f'Bearer realm="logstep"{wrong}'),)
 
 
-class Forbidden(OnestepError):
-    """This token may {scopes}, and that takes {wants}. `onestep token create DIR --scope` makes one that may more."""
+class Forbidden(LogstepError):
+    """This token may {scopes}, and that takes {wants}. `logstep token create DIR --scope` makes one that may more."""
 
     status = 403
     title = "Forbidden"
@@ -96,9 +96,9 @@ class LearnsByTimeout(Forbidden):
     0 when its label does not come (on_timeout in its spec). Without an id it is served."""
 
 
-class ForeignOrigin(OnestepError):
+class ForeignOrigin(LogstepError):
     """A page of {origin!r} may not do this: without tokens, only pages of this service may, and those of
-    --cors-origins (ONESTEP_CORS_ORIGINS)."""
+    --cors-origins (LOGSTEP_CORS_ORIGINS)."""
 
     status = 403
     title = "Foreign origin"
@@ -106,18 +106,18 @@ class ForeignOrigin(OnestepError):
 
 class ForeignSite(ForeignOrigin):
     """A page of another site, or a link on it, may not do this: without tokens, only pages of this service may, and
-    those of --cors-origins (ONESTEP_CORS_ORIGINS). Type the address, or start from the page at /."""
+    those of --cors-origins (LOGSTEP_CORS_ORIGINS). Type the address, or start from the page at /."""
 
 
-class ForeignHost(OnestepError):
+class ForeignHost(LogstepError):
     """This service is not called {host!r}; it answers to localhost, and to the names in --allowed-hosts
-    (ONESTEP_ALLOWED_HOSTS)."""
+    (LOGSTEP_ALLOWED_HOSTS)."""
 
     status = 421
     title = "Foreign host"
 
 
-class TooFast(OnestepError):
+class TooFast(LogstepError):
     """This token may have {rate:g} events a second, and a reply to a GET counts by its size; try again in
     {retry_after} s."""
 
@@ -129,8 +129,8 @@ class TooFast(OnestepError):
         return (("retry-after", str(self.members["retry_after"])),)
 
 
-class HeadTooLarge(OnestepError):
-    """The request line and the headers take more than {limit} bytes (ONESTEP_MAX_HEADER_BYTES)."""
+class HeadTooLarge(LogstepError):
+    """The request line and the headers take more than {limit} bytes (LOGSTEP_MAX_HEADER_BYTES)."""
 
     status = 431
     title = "Head too large"
@@ -140,7 +140,7 @@ class HeadTooLarge(OnestepError):
 # -- what a caller sent
 
 
-class MalformedHttp(OnestepError):
+class MalformedHttp(LogstepError):
     """What came is not a valid HTTP request."""
 
     status = 400
@@ -148,7 +148,7 @@ class MalformedHttp(OnestepError):
     headers = (("connection", "close"),)
 
 
-class UnclearHead(OnestepError):
+class UnclearHead(LogstepError):
     """The head of the request {reason}: it can be understood in two ways, and is not answered in either."""
 
     status = 400
@@ -156,21 +156,21 @@ class UnclearHead(OnestepError):
     headers = (("connection", "close"),)
 
 
-class MalformedJson(OnestepError):
+class MalformedJson(LogstepError):
     """{where}is not valid JSON: {reason}."""
 
     status = 400
     title = "Malformed JSON"
 
 
-class MalformedArrow(OnestepError):
+class MalformedArrow(LogstepError):
     """The body is not an Arrow IPC stream: {reason}."""
 
     status = 400
     title = "Malformed Arrow"
 
 
-class ArrowTooLarge(OnestepError):
+class ArrowTooLarge(LogstepError):
     """In the Arrow stream, {what} takes {size} bytes and no more than {limit} are read at once; write it in smaller
     batches (with pyarrow: writer.write_table(table, max_chunksize=10_000)). The stream itself has no limit."""
 
@@ -178,7 +178,7 @@ class ArrowTooLarge(OnestepError):
     title = "Arrow batch too large"
 
 
-class TooManyRows(OnestepError):
+class TooManyRows(LogstepError):
     """In the Arrow stream, {what} says that it has {rows} rows in {size} bytes; a batch of more than {free} rows must
     have a byte for each {ratio}. Write it in smaller batches (with pyarrow: writer.write_table(table,
     max_chunksize=100_000)). The stream itself has no limit."""
@@ -187,7 +187,7 @@ class TooManyRows(OnestepError):
     title = "Too many rows"
 
 
-class BodyIncomplete(OnestepError):
+class BodyIncomplete(LogstepError):
     """The connection ended before the whole body had arrived, or what came of it is not valid HTTP. Nothing of a JSON
     body was learned; of a stream, so many events as `learned` says."""
 
@@ -196,49 +196,49 @@ class BodyIncomplete(OnestepError):
     headers = (("connection", "close"),)
 
 
-class InvalidEvent(OnestepError):
+class InvalidEvent(LogstepError):
     """{field}: {reason}."""
 
     status = 422
     title = "Invalid event"
 
 
-class InvalidSpec(OnestepError):
+class InvalidSpec(LogstepError):
     """{field}: {reason}."""
 
     status = 422
     title = "Invalid spec"
 
 
-class InvalidParameter(OnestepError):
+class InvalidParameter(LogstepError):
     """{field}: {reason}."""
 
     status = 422
     title = "Invalid parameter"
 
 
-class InvalidModelName(OnestepError):
+class InvalidModelName(LogstepError):
     """{model!r} cannot be a model's name: 1 to 64 letters, digits, '_', '-' and '.', the first a letter or digit."""
 
     status = 422
     title = "Invalid model name"
 
 
-class NotFound(OnestepError):
+class NotFound(LogstepError):
     """There is nothing at {path}; GET /docs lists what there is."""
 
     status = 404
     title = "Not found"
 
 
-class UnknownModel(OnestepError):
+class UnknownModel(LogstepError):
     """There is no model {model!r}; PUT /models/{model} with a spec creates it, GET /models lists those there are."""
 
     status = 404
     title = "Unknown model"
 
 
-class MethodNotAllowed(OnestepError):
+class MethodNotAllowed(LogstepError):
     """{path} does not take {method}, it takes {allow}."""
 
     status = 405
@@ -249,7 +249,7 @@ class MethodNotAllowed(OnestepError):
         return (("allow", self.members["allow"]),)
 
 
-class UnknownId(OnestepError):
+class UnknownId(LogstepError):
     """{field}: no prediction waits under the id {id!r}. A label without x is for a prediction that was served with its
     id."""
 
@@ -257,7 +257,7 @@ class UnknownId(OnestepError):
     title = "Unknown id"
 
 
-class NothingWaits(OnestepError):
+class NothingWaits(LogstepError):
     """{field}: no prediction waits under the id {id!r}: it was never made, or its label or its timeout came. Send its x
     for an explanation by the model as it stands."""
 
@@ -265,7 +265,7 @@ class NothingWaits(OnestepError):
     title = "Unknown id"
 
 
-class ExpiredId(OnestepError):
+class ExpiredId(LogstepError):
     """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
     learned as y = 0, at seq {seq}. With "late": "learn" a label 1 would correct that."""
 
@@ -273,7 +273,7 @@ class ExpiredId(OnestepError):
     title = "Expired id"
 
 
-class DroppedId(OnestepError):
+class DroppedId(LogstepError):
     """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
     dropped; send the label with its x."""
 
@@ -281,22 +281,22 @@ class DroppedId(OnestepError):
     title = "Dropped id"
 
 
-class EventGone(OnestepError):
+class EventGone(LogstepError):
     """{field}: the prediction under the id {id!r} was learned as y = 0 at seq {seq}, and that event is no longer in the
-    log (ONESTEP_KEEP_EVENTS): a label so late cannot correct it."""
+    log (LOGSTEP_KEEP_EVENTS): a label so late cannot correct it."""
 
     status = 404
     title = "Event gone"
 
 
-class IdConflict(OnestepError):
+class IdConflict(LogstepError):
     """{field}: the id {id!r} {reason}."""
 
     status = 409
     title = "Id conflict"
 
 
-class SpecConflict(OnestepError):
+class SpecConflict(LogstepError):
     """Model {model!r} exists with another spec: {differences}. GET /models/{model} shows it, DELETE /models/{model}
     removes it."""
 
@@ -329,7 +329,7 @@ def _field(spec: dict[str, Any], name: str) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:TOLD_CHARACTERS]
 
 
-class NoWeights(OnestepError):
+class NoWeights(LogstepError):
     """Model {model!r} has the rule auto: it is many learners at once and has no weights of its own. GET /models/{model}
     shows which learners carry the weight."""
 
@@ -337,7 +337,7 @@ class NoWeights(OnestepError):
     title = "No weights"
 
 
-class LearningStopped(OnestepError):
+class LearningStopped(LogstepError):
     """Model {model!r} has stopped learning: at seq {seq} the mean log loss of its last {events} events passed {limit:g}
     (breaker in its spec). Nothing more is learned, and predictions go on. When the cause is found, POST
     /models/{model}/resume lets it learn again."""
@@ -346,50 +346,50 @@ class LearningStopped(OnestepError):
     title = "Learning stopped"
 
 
-class NoBreaker(OnestepError):
+class NoBreaker(LogstepError):
     """Model {model!r} has no breaker in its spec: it has not stopped, and never does."""
 
     status = 409
     title = "No breaker"
 
 
-class NoRiverTwin(OnestepError):
+class NoRiverTwin(LogstepError):
     """River has nothing to check this model against: {reason}."""
 
     status = 409
     title = "No river twin"
 
 
-class TooManyModels(OnestepError):
-    """There are {limit} models, and no more are allowed (ONESTEP_MAX_MODELS)."""
+class TooManyModels(LogstepError):
+    """There are {limit} models, and no more are allowed (LOGSTEP_MAX_MODELS)."""
 
     status = 409
     title = "Too many models"
 
 
-class RequestTimeout(OnestepError):
-    """The request did not arrive within {seconds:g} s (ONESTEP_REQUEST_SECONDS; of a stream, its next bytes)."""
+class RequestTimeout(LogstepError):
+    """The request did not arrive within {seconds:g} s (LOGSTEP_REQUEST_SECONDS; of a stream, its next bytes)."""
 
     status = 408
     title = "Request timeout"
     headers = (("connection", "close"),)
 
 
-class ReplyNotTaken(OnestepError):
-    """The client took nothing of its reply for {seconds:g} s (ONESTEP_REQUEST_SECONDS)."""
+class ReplyNotTaken(LogstepError):
+    """The client took nothing of its reply for {seconds:g} s (LOGSTEP_REQUEST_SECONDS)."""
 
     status = 408
     title = "Reply not taken"
 
 
-class BodyTooLarge(OnestepError):
-    """The body is larger than {limit} bytes (ONESTEP_MAX_BODY_BYTES); NDJSON has no limit."""
+class BodyTooLarge(LogstepError):
+    """The body is larger than {limit} bytes (LOGSTEP_MAX_BODY_BYTES); NDJSON has no limit."""
 
     status = 413
     title = "Body too large"
 
 
-class ArrayTooLong(OnestepError):
+class ArrayTooLong(LogstepError):
     """The array has {count} elements, and no more than {limit} are taken at once; send a line for each as NDJSON
     (content type application/x-ndjson), which has no limit."""
 
@@ -397,21 +397,21 @@ class ArrayTooLong(OnestepError):
     title = "Array too long"
 
 
-class ReplyTooLarge(OnestepError):
-    """The reply would take more than {limit} bytes (ONESTEP_MAX_REPLIES_BYTES); ask in several requests."""
+class ReplyTooLarge(LogstepError):
+    """The reply would take more than {limit} bytes (LOGSTEP_MAX_REPLIES_BYTES); ask in several requests."""
 
     status = 413
     title = "Reply too large"
 
 
-class LineTooLong(OnestepError):
-    """Line {line} is longer than {limit} bytes (ONESTEP_MAX_LINE_BYTES)."""
+class LineTooLong(LogstepError):
+    """Line {line} is longer than {limit} bytes (LOGSTEP_MAX_LINE_BYTES)."""
 
     status = 413
     title = "Line too long"
 
 
-class UnsupportedMediaType(OnestepError):
+class UnsupportedMediaType(LogstepError):
     """The content type {content_type!r} is not understood; send application/json, application/x-ndjson or
     application/vnd.apache.arrow.stream (with curl: -H 'content-type: application/json')."""
 
@@ -419,7 +419,7 @@ class UnsupportedMediaType(OnestepError):
     title = "Unsupported media type"
 
 
-class UnsupportedEncoding(OnestepError):
+class UnsupportedEncoding(LogstepError):
     """A body with the content encoding {encoding!r} is not read; send it as it is, uncompressed, and without the header
     Content-Encoding."""
 
@@ -428,7 +428,7 @@ class UnsupportedEncoding(OnestepError):
     headers = (("accept-encoding", "identity"),)
 
 
-class UnsupportedCharset(OnestepError):
+class UnsupportedCharset(LogstepError):
     """A body in the charset {charset!r} is not read; send it in UTF-8, with no charset in Content-Type, or
     charset=utf-8."""
 
@@ -439,7 +439,7 @@ class UnsupportedCharset(OnestepError):
 # -- what the service cannot do now
 
 
-class CrossCheckBusy(OnestepError):
+class CrossCheckBusy(LogstepError):
     """Another cross-check is running, and one runs at a time; try again when it is done."""
 
     status = 429
@@ -447,22 +447,22 @@ class CrossCheckBusy(OnestepError):
     headers = (("retry-after", "5"),)
 
 
-class CrossCheckFailed(OnestepError):
+class CrossCheckFailed(LogstepError):
     """The cross-check ended without a result: {reason}."""
 
     status = 500
     title = "Cross-check failed"
 
 
-class PredictionDamaged(OnestepError):
+class PredictionDamaged(LogstepError):
     """{field}: what was kept under the id {id!r} is damaged on the disk, and is not learned; send the label with its x
-    under another id. `onestep inspect` shows what else is damaged."""
+    under another id. `logstep inspect` shows what else is damaged."""
 
     status = 500
     title = "Prediction damaged"
 
 
-class NotReady(OnestepError):
+class NotReady(LogstepError):
     """The service is {state}; try again in a moment."""
 
     status = 503
@@ -470,16 +470,16 @@ class NotReady(OnestepError):
     headers = (("retry-after", "1"),)
 
 
-class TooManyConnections(OnestepError):
-    """There are {limit} connections with requests on them, and no more are served at once (ONESTEP_MAX_CONNECTIONS)."""
+class TooManyConnections(LogstepError):
+    """There are {limit} connections with requests on them, and no more are served at once (LOGSTEP_MAX_CONNECTIONS)."""
 
     status = 503
     title = "Too many connections"
     headers = (("retry-after", "1"), ("connection", "close"))
 
 
-class TooManyBodies(OnestepError):
-    """Bodies of {limit} bytes are being received or wait, and no more may be at once (ONESTEP_MAX_BODIES_BYTES);
+class TooManyBodies(LogstepError):
+    """Bodies of {limit} bytes are being received or wait, and no more may be at once (LOGSTEP_MAX_BODIES_BYTES);
     nothing of this request was learned."""
 
     status = 503
@@ -487,8 +487,8 @@ class TooManyBodies(OnestepError):
     headers = (("retry-after", "1"),)
 
 
-class TooManyReplies(OnestepError):
-    """Replies of {limit} bytes wait to be sent, and no more may at once (ONESTEP_MAX_REPLIES_BYTES); nothing of this
+class TooManyReplies(LogstepError):
+    """Replies of {limit} bytes wait to be sent, and no more may at once (LOGSTEP_MAX_REPLIES_BYTES); nothing of this
     request was learned."""
 
     status = 503
@@ -496,17 +496,17 @@ class TooManyReplies(OnestepError):
     headers = (("retry-after", "1"),)
 
 
-class TooMuchUntaken(OnestepError):
+class TooMuchUntaken(LogstepError):
     """Clients have not taken {limit} bytes of what was written to them, and no more may wait
-    (ONESTEP_MAX_UNSENT_BYTES)."""
+    (LOGSTEP_MAX_UNSENT_BYTES)."""
 
     status = 503
     title = "Too much untaken"
     headers = (("retry-after", "1"),)
 
 
-class QueueFull(OnestepError):
-    """{waiting} events wait to be written and no more than {limit} may (ONESTEP_QUEUE_EVENTS); nothing of this request
+class QueueFull(LogstepError):
+    """{waiting} events wait to be written and no more than {limit} may (LOGSTEP_QUEUE_EVENTS); nothing of this request
     was learned."""
 
     status = 503
@@ -514,8 +514,8 @@ class QueueFull(OnestepError):
     headers = (("retry-after", "1"),)
 
 
-class TooManyViewers(OnestepError):
-    """{limit} streams are open and no more may be (ONESTEP_MAX_VIEWERS); close one, or ask
+class TooManyViewers(LogstepError):
+    """{limit} streams are open and no more may be (LOGSTEP_MAX_VIEWERS); close one, or ask
     GET /models/{{model}} now and then."""
 
     status = 503
@@ -523,7 +523,7 @@ class TooManyViewers(OnestepError):
     headers = (("retry-after", "5"),)
 
 
-class StorageFailed(OnestepError):
+class StorageFailed(LogstepError):
     """Writing to the log failed ({reason}). Nothing more is learned and the service stops; started again, it recovers
     every event that it acknowledged from the log."""
 
@@ -532,13 +532,13 @@ class StorageFailed(OnestepError):
 
 
 class StorageDamaged(StorageFailed):
-    """A page of the log is damaged ({reason}). Nothing more is learned and the service stops; `onestep inspect` shows
+    """A page of the log is damaged ({reason}). Nothing more is learned and the service stops; `logstep inspect` shows
     what is damaged."""
 
     title = "Storage damaged"
 
 
-class DiskFull(OnestepError):
+class DiskFull(LogstepError):
     """There is no room on the disk. The event was not learned, or the prediction not kept; predictions without an id go
     on, and so does learning when there is room again."""
 
@@ -546,7 +546,7 @@ class DiskFull(OnestepError):
     title = "Disk full"
 
 
-class NoRoomForReply(OnestepError):
+class NoRoomForReply(LogstepError):
     """There is no room on the disk for so long a reply, which waits there until it is sent; ask in several requests."""
 
     status = 507
@@ -556,52 +556,52 @@ class NoRoomForReply(OnestepError):
 # -- why a service does not start
 
 
-class TokenNeeded(OnestepError):
+class TokenNeeded(LogstepError):
     """Others than this machine reach {host}, and no token is there to tell who may do what: {path} has none. Make one
-    with `onestep token create {folder}`, or name one in ONESTEP_TOKEN or ONESTEP_TOKEN_FILE; with --insecure whoever
+    with `logstep token create {folder}`, or name one in LOGSTEP_TOKEN or LOGSTEP_TOKEN_FILE; with --insecure whoever
     reaches the address may do everything."""
 
 
-class BadToken(OnestepError):
+class BadToken(LogstepError):
     """{source} {reason}."""
 
 
-class TokensUnreadable(OnestepError):
+class TokensUnreadable(LogstepError):
     """The tokens in {path} cannot be read: {reason}."""
 
 
-class UnknownToken(OnestepError):
-    """There is no token {id!r} in {folder}; `onestep token list {folder}` shows those there are."""
+class UnknownToken(LogstepError):
+    """There is no token {id!r} in {folder}; `logstep token list {folder}` shows those there are."""
 
 
-class BadCertificate(OnestepError):
+class BadCertificate(LogstepError):
     """TLS does not work with the certificate {certificate} and the key {key} (--tls-cert, --tls-key): {reason}."""
 
 
-class CannotListen(OnestepError):
+class CannotListen(LogstepError):
     """Cannot listen on {host} port {port}: {reason}. Name another with --host and --port."""
 
 
-class FolderInUse(OnestepError):
+class FolderInUse(LogstepError):
     """{folder} is in use by {holder}. Two services on one folder would damage it; stop that one or name another folder
     with --data."""
 
 
-class NotADataFolder(OnestepError):
-    """{path} is not a data folder of onestep: {reason}."""
+class NotADataFolder(LogstepError):
+    """{path} is not a data folder of logstep: {reason}."""
 
 
-class NewerFormat(OnestepError):
-    """{path} was written by a newer onestep (format {found}, this one knows {known}); use that version."""
+class NewerFormat(LogstepError):
+    """{path} was written by a newer logstep (format {found}, this one knows {known}); use that version."""
 
 
-class UnreleasedFormat(OnestepError):
-    """{path} was written before the first release of onestep, in a format that no version reads. Nothing was changed.
-    Begin with an empty folder, and send it your events again (`onestep replay FILE`)."""
+class UnreleasedFormat(LogstepError):
+    """{path} was written before the first release of logstep, in a format that no version reads. Nothing was changed.
+    Begin with an empty folder, and send it your events again (`logstep replay FILE`)."""
 
 
-class LogDamaged(OnestepError):
-    """The log in {folder} is damaged: {reason}. Nothing was changed. `onestep inspect {folder}` shows more; restore a
+class LogDamaged(LogstepError):
+    """The log in {folder} is damaged: {reason}. Nothing was changed. `logstep inspect {folder}` shows more; restore a
     backup."""
 
 
@@ -609,22 +609,22 @@ class EventsGone(LogDamaged):
     """In {folder} {reason}."""
 
 
-class CopyFailed(OnestepError):
+class CopyFailed(LogstepError):
     """Writing the copy {path} failed ({reason}). Nothing was put in place, and what was copied is as it was."""
 
 
-class LogEndsEarly(OnestepError):
+class LogEndsEarly(LogstepError):
     """The log in {folder} is shorter than it was: it ends at commit {log}, but commit {mark} was acknowledged.
-    Nothing was changed. Restore a backup, or accept the loss with `onestep repair {folder}`."""
+    Nothing was changed. Restore a backup, or accept the loss with `logstep repair {folder}`."""
 
 
-class LogHasAHole(OnestepError):
+class LogHasAHole(LogstepError):
     """The log in {folder} is damaged: its write-ahead log can be read up to commit {log}, and {lost} commit(s) that
     were synced come after that. Nothing was changed. Restore a backup, or accept the loss with
-    `onestep repair {folder}`."""
+    `logstep repair {folder}`."""
 
 
 def slugs() -> list[str]:
     """What can go wrong, each once."""
-    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, OnestepError)]
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, LogstepError)]
     return sorted({kind.slug() for kind in kinds})

@@ -21,7 +21,7 @@ import msgspec
 
 from service import errors
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 PAUSE_SECONDS = 1.0
 """How long lines for the same reason are only counted once one was told."""
@@ -162,7 +162,7 @@ class Refusals:
     def __init__(self) -> None:
         self._sparing = Sparing()
 
-    def tell(self, error: errors.OnestepError, method: str, path: str, request_id: str) -> None:
+    def tell(self, error: errors.LogstepError, method: str, path: str, request_id: str) -> None:
         """A request was refused."""
         reason = error.slug()
 
@@ -179,7 +179,7 @@ class Refusals:
 
         def line(more: dict[str, Any]) -> None:
             extra = fields(request_id=request_id, **more)
-            logger.error("a mistake in onestep itself", exc_info=error, extra=extra)
+            logger.error("a mistake in logstep itself", exc_info=error, extra=extra)
 
         self._tell((type(error), error.__traceback__ and _raised_at(error.__traceback__)), line)
 

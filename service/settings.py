@@ -1,4 +1,4 @@
-"""Every setting. `onestep serve --queue-events 1000` and `ONESTEP_QUEUE_EVENTS=1000` are the same; the flag wins."""
+"""Every setting. `logstep serve --queue-events 1000` and `LOGSTEP_QUEUE_EVENTS=1000` are the same; the flag wins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Keep = Annotated[str, AfterValidator(_checked)]
 class Settings(BaseSettings):
     """The service's settings: each with its unit, default and reason."""
 
-    model_config = SettingsConfigDict(env_prefix="ONESTEP_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LOGSTEP_", extra="forbid", frozen=True)
 
     data: Path = Field(Path("data"), description="Folder of the log and the snapshots; made if it is not there.")
     host: Host = Field("127.0.0.1", description="Address to listen on; :: is every address, those of IPv4 too.")
@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         False, description="Serve others than this machine without asking for a token: whoever reaches it may do all."
     )
     token_file: Path | None = Field(
-        None, description="File with a token that may do everything, of 32 characters or more; or ONESTEP_TOKEN has it."
+        None, description="File with a token that may do everything, of 32 characters or more; or LOGSTEP_TOKEN has it."
     )
     allowed_hosts: str = Field(
         "",

@@ -21,7 +21,7 @@ def let_go(thing: Any) -> None:
         return  # all is freed
     _left.put(thing)
     if _frees.acquire(blocking=False):  # held by the thread, for ever
-        threading.Thread(target=_free, name="onestep-free", daemon=True).start()
+        threading.Thread(target=_free, name="logstep-free", daemon=True).start()
 
 
 def _free() -> None:

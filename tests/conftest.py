@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-from forked import Onestep, clean_environment, end, serve, started
+from forked import Logstep, clean_environment, end, serve, started
 from patience import PATIENCE, eventually
 
-ONESTEP = str(Path(sys.executable).with_name("onestep"))
+LOGSTEP = str(Path(sys.executable).with_name("logstep"))
 JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
 PLAIN: Any = {"trust_env": False, "verify": False}
@@ -167,7 +167,7 @@ class Service:
     def __init__(self, folder: Path, log_file: Path, flags: tuple[str, ...], env: dict[str, str]) -> None:
         self.folder = folder
         self.log_file = log_file
-        self.process = Onestep(*serve(folder, *flags), log=log_file, env=clean_environment() | env, cwd=log_file.parent)
+        self.process = Logstep(*serve(folder, *flags), log=log_file, env=clean_environment() | env, cwd=log_file.parent)
         self.http = httpx.Client(timeout=PATIENCE, **PLAIN)
         self.port = 0
 

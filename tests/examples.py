@@ -95,7 +95,7 @@ async def make_example(below: Path) -> Example:
     return Example(below / "closed", below / "killed", state, history, sizes)
 
 
-async def opened(folder: Path) -> State | errors.OnestepError:
+async def opened(folder: Path) -> State | errors.LogstepError:
     """What a service has that starts on a folder, or why it does not start."""
     engine = await started(folder)
     try:

@@ -1,8 +1,8 @@
-"""`onestep` as a process of its own, forked from one that has loaded what it stands on, and so started at once.
+"""`logstep` as a process of its own, forked from one that has loaded what it stands on, and so started at once.
 
 The tests start hundreds of services. What is forked does what the command does from its first line on, with arguments,
 environment, folder and log of its own, and can be killed like any process. The command itself is run where it is told
-another time (faketime), by `onestep demo`, and by the tests of the commands.
+another time (faketime), by `logstep demo`, and by the tests of the commands.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def serve(folder: Path, *flags: str) -> list[str]:
 
 def clean_environment() -> dict[str, str]:
     """The environment of the tests, without settings of a service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ONESTEP_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith("LOGSTEP_")}
 
 
 PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 1, 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
@@ -58,8 +58,8 @@ _LOOK = threading.Lock()
 """Held to look how processes ended, as a start does too: it can be read once, and who comes second is told 255."""
 
 
-class Onestep:
-    """A process of `onestep`; what a test needs of `subprocess.Popen`."""
+class Logstep:
+    """A process of `logstep`; what a test needs of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Onestep:
         """`file_limit`: no file may grow beyond so many bytes; writing there fails, as on a broken disk. `tracing`: a
         command of strace that takes hold of the process before it does anything. `first`: what the process is to do
         before the command."""
-        self.args = ("onestep", *arguments)
+        self.args = ("logstep", *arguments)
         log.write_bytes(b"")
         what = (arguments, log, dict(env), cwd or Path.cwd(), file_limit, bool(tracing), first)
         self._process = CONTEXT.Process(target=_become, args=what)
@@ -197,5 +197,5 @@ def _become(
         first()
     from service.commands import cli
 
-    sys.argv = ["onestep", *arguments]
+    sys.argv = ["logstep", *arguments]
     sys.exit(cli.main(list(arguments)))

@@ -21,7 +21,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import pytest
-from forked import Onestep, clean_environment, elsewhere, serve
+from forked import Logstep, clean_environment, elsewhere, serve
 
 from core import Learner, Spec
 from core.features import Batch
@@ -35,7 +35,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LOST = (OSError, http.client.HTTPException)
 """What a client sees of a kill."""
-_LISTENS = re.compile(r"onestep serves http://127\.0\.0\.1:(\d+) ")
+_LISTENS = re.compile(r"logstep serves http://127\.0\.0\.1:(\d+) ")
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
 
 
 class Service:
-    """A running `onestep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
+    """A running `logstep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
 
     def __init__(
         self,
@@ -63,18 +63,18 @@ class Service:
         told: Sequence[str] = (),
         first: Callable[[], None] | None = None,
     ) -> None:
-        """`file_limit`, `tracing`, `first`: see `Onestep`. `told`: what to put before the command, see
+        """`file_limit`, `tracing`, `first`: see `Logstep`. `told`: what to put before the command, see
         `told_the_time_by`."""
         arguments, env = serve(folder, *flags), clean_environment()
         self.folder = folder
         self._log_path = folder.with_name(f"{folder.name}.service-log")
-        self.process: Onestep | subprocess.Popen[bytes]
+        self.process: Logstep | subprocess.Popen[bytes]
         if told:
-            onestep = str(Path(sys.executable).with_name("onestep"))
+            logstep = str(Path(sys.executable).with_name("logstep"))
             with self._log_path.open("wb") as log:
-                self.process = subprocess.Popen([*told, onestep, *arguments], stdout=log, stderr=log, env=env)
+                self.process = subprocess.Popen([*told, logstep, *arguments], stdout=log, stderr=log, env=env)
         else:
-            self.process = Onestep(
+            self.process = Logstep(
                 *arguments, log=self._log_path, env=env, file_limit=file_limit, tracing=tracing, first=first
             )
         self.port = 0

@@ -37,7 +37,7 @@ def stream_of(table: pa.Table | pa.RecordBatch, batch_rows: int | None = None, *
 
 def tables_of(
     chunks: Sequence[bytes | Exception], *, learn: bool = True, limit: int = LIMIT, **how: Any
-) -> tuple[list[Table], errors.OnestepError | None]:
+) -> tuple[list[Table], errors.LogstepError | None]:
     """The tables of a body that arrives in these chunks, and the error that ends it."""
 
     async def arriving() -> AsyncIterator[bytes]:
@@ -46,12 +46,12 @@ def tables_of(
                 raise chunk
             yield chunk
 
-    async def gather() -> tuple[list[Table], errors.OnestepError | None]:
+    async def gather() -> tuple[list[Table], errors.LogstepError | None]:
         tables: list[Table] = []
         try:
             async for table in arrow.read_tables(arriving(), learn=learn, max_batch_bytes=limit, **how):
                 tables.append(table)
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             return tables, error
         return tables, None
 
@@ -70,7 +70,7 @@ def questions_of(table: pa.Table) -> list[Question]:
     return [question for table in tables for question in table.questions(0, len(table))]
 
 
-def refusal_of(table: pa.Table | bytes, **how: Any) -> errors.OnestepError:
+def refusal_of(table: pa.Table | bytes, **how: Any) -> errors.LogstepError:
     _, error = tables_of([table if isinstance(table, bytes) else stream_of(table)], **how)
     assert error is not None
     return error
@@ -277,7 +277,7 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
     assert [table.values.tolist() for table in found] == [[[1.0, 1.0], [2.0, 0.0]]]
     assert isinstance(error, errors.InvalidEvent)
     assert error.problem("an-id") == {
-        "type": "urn:onestep:invalid-event",
+        "type": "urn:logstep:invalid-event",
         "title": "Invalid event",
         "status": 422,
         "detail": "row 3: x.b: must be a finite number; null or NaN where there is none.",

@@ -115,7 +115,7 @@ def backup_while_learning(service: Service, out: Path) -> tuple[list[str], list[
     try:
         time.sleep(0.5)
         before, begun = [id_ for client in clients for id_ in client.acknowledged], time.monotonic()
-        command = [str(Path(sys.executable).with_name("onestep")), "backup", str(service.folder), str(out)]
+        command = [str(Path(sys.executable).with_name("logstep")), "backup", str(service.folder), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         ended = time.monotonic()
     finally:
@@ -208,7 +208,7 @@ def test_what_is_no_data_folder_is_not_copied(tmp_path: Path, call: Any) -> None
     for command in ("backup", "restore"):
         said = call(command, tmp_path / "nothing", tmp_path / "new" / "out")
         assert said.code == 1
-        assert "is not a data folder of onestep" in said.error
+        assert "is not a data folder of logstep" in said.error
         assert not (tmp_path / "new").exists()
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_folder_is_neither_copied_nor_restored_and_the_damage_is_named
         said = call(command, folder, tmp_path / "out")
         assert said.code == 1
         assert reason in said.error
-        assert f"onestep inspect {folder}" in said.error
+        assert f"logstep inspect {folder}" in said.error
         assert files(tmp_path) == ["data"]
 
 
@@ -319,8 +319,8 @@ def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
     """Or a power cut could leave a copy with nothing in it."""
     out, trace = tmp_path / "out", tmp_path / "trace"
     strace = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,rename,renameat,renameat2"]
-    onestep = str(Path(sys.executable).with_name("onestep"))
-    subprocess.run([*strace, onestep, command, str(folder), str(out)], check=True, capture_output=True)
+    logstep = str(Path(sys.executable).with_name("logstep"))
+    subprocess.run([*strace, logstep, command, str(folder), str(out)], check=True, capture_output=True)
     lines = trace.read_text().splitlines()
     staging = tmp_path / "out.partial" if command == "backup" else out / "restore.partial"
     inside = '/last-commit.new"'  # which is made in the copy itself

@@ -52,10 +52,10 @@ def check_flips(example: Example, folder: Path, name: str, a_page: int, to: Path
         told, ids = examine_tells(damaged), ids_in(damaged)
         result = asyncio.run(opened(damaged))
         where = f"bit {bit} of byte {place} of {name}: {result}"
-        if isinstance(result, errors.OnestepError):
+        if isinstance(result, errors.LogstepError):
             assert str(damaged) in str(result), where  # what is damaged
             if not isinstance(result, errors.NewerFormat | errors.NotADataFolder):
-                commands = (f"`onestep {command} {damaged}`" for command in ("inspect", "repair"))
+                commands = (f"`logstep {command} {damaged}`" for command in ("inspect", "repair"))
                 assert any(command in str(result) for command in commands), where
             assert told, where
             found[type(result).__name__] += 1
@@ -78,10 +78,10 @@ def ids_in(folder: Path) -> list[tuple[Any, ...]] | str:
 
 
 def examine_tells(folder: Path) -> bool:
-    """Whether `onestep inspect` finds something wrong too."""
+    """Whether `logstep inspect` finds something wrong too."""
     try:
         return bool(examine(folder).wrong)
-    except errors.OnestepError:
+    except errors.LogstepError:
         return True
 
 

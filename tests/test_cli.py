@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, eventually
+from conftest import LOGSTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, eventually
 from processes import running
 from streams import stream
 
@@ -84,7 +84,7 @@ def folder(example: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, statement: str, *values: Any) -> None:
-    """Change the database as damage would: without a commit of onestep's."""
+    """Change the database as damage would: without a commit of logstep's."""
     with closing(sqlite3.connect(folder / "log.db")) as db:
         db.execute(statement, values)
         db.commit()
@@ -172,7 +172,7 @@ def test_no_service_is_one_clear_line(call: Call, arguments: tuple[str, ...]) ->
     code, output, error = call(*arguments, "--url", "http://127.0.0.1:1/")
     assert code == 1
     assert not output
-    assert error.startswith("onestep: no service answers at http://127.0.0.1:1; start one with `onestep serve`")
+    assert error.startswith("logstep: no service answers at http://127.0.0.1:1; start one with `logstep serve`")
     assert error.count("\n") == 1
 
 
@@ -428,14 +428,14 @@ def test_whatever_bit_is_damaged_inspect_does_not_crash(folder: Path, call: Call
         (folder / "log.db-shm").unlink(missing_ok=True)
         code, output, error = call("inspect", folder)
         assert code in (0, 1)
-        assert "DAMAGED" in output or WHOLE in output or "onestep:" in error
+        assert "DAMAGED" in output or WHOLE in output or "logstep:" in error
         (folder / name).write_bytes(original)
 
 
 def test_a_folder_of_another_program_is_told(tmp_path: Path, call: Call) -> None:
     code, _, error = call("inspect", tmp_path / "absent")
     assert code == 1
-    assert "is not a data folder of onestep: it has no log.db" in error
+    assert "is not a data folder of logstep: it has no log.db" in error
     with closing(sqlite3.connect(tmp_path / "log.db")) as db:
         db.execute("CREATE TABLE theirs (a)")
     code, _, error = call("inspect", tmp_path)
@@ -465,7 +465,7 @@ def test_a_log_whose_end_is_gone_is_refused_repaired_and_served(folder: Path, st
     damaged = files(folder)
     service = start(folder=folder, ready=False)
     assert service.wait() == 1
-    assert f"onestep repair {folder}" in service.log()
+    assert f"logstep repair {folder}" in service.log()
     shutil.rmtree(folder)
     folder.mkdir()
     for name, content in damaged.items():
@@ -553,8 +553,8 @@ def test_a_mark_without_a_log_is_told(tmp_path: Path, call: Call, folder: Path) 
 
 
 def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "ONESTEP_PORT": "1"}
-    done = subprocess.run([ONESTEP, "demo"], capture_output=True, text=True, timeout=60, env=environment, check=False)
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "LOGSTEP_PORT": "1"}
+    done = subprocess.run([LOGSTEP, "demo"], capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal to river") == 2
     assert "49,097" in done.stdout
@@ -566,7 +566,7 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with running([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+    with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
         url = next(found[1] for line in demo.stdout if (found := re.search(r"runs at (http\S+),", line)))
         assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
         demo.send_signal(number)
@@ -587,7 +587,7 @@ def answers(url: str) -> bool:
 @pytest.mark.long
 def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with running([ONESTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+    with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
         url = next(found[1] for line in demo.stdout if (found := re.search(r"goes on at (http\S+)/ ,", line)))
         assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
         demo.send_signal(signal.SIGINT)

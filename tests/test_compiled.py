@@ -224,7 +224,7 @@ def test_kernels_are_kept_in_the_users_cache_folder_and_never_in_the_package(
 ) -> None:
     shutil.rmtree(installation.cache)
     compiled = installation.start(NUMBA_CACHE_DIR="", HOME=str(tmp_path))
-    folder = tmp_path / ".cache" / "onestep"
+    folder = tmp_path / ".cache" / "logstep"
     assert kept(tmp_path) == {next(folder.iterdir()): len(compiled)}
     assert kept(installation.root) == {}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -254,13 +254,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
 def test_the_users_cache_folder_comes_before_another_and_one_that_is_named_before_both(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert folders.found() == (folders.user / "onestep", True)
+    assert folders.found() == (folders.user / "logstep", True)
     assert not folders.other.exists()
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/folders/do/not/count")
     monkeypatch.setenv("HOME", str(folders.user / "home"))
-    assert folders.found() == (folders.user / "home" / ".cache" / "onestep", True)
+    assert folders.found() == (folders.user / "home" / ".cache" / "logstep", True)
     monkeypatch.setattr(config, "CACHE_DIR", str(folders.named))
-    assert folders.found() == (folders.named / "onestep", True)
+    assert folders.found() == (folders.named / "logstep", True)
 
 
 def test_where_the_user_has_no_folder_the_other_is_used_and_without_that_none(
@@ -274,34 +274,34 @@ def test_where_the_user_has_no_folder_the_other_is_used_and_without_that_none(
 
 def test_a_cache_folder_that_others_may_write_to_is_not_used(folders: Folders) -> None:
     """Else they would say what code runs."""
-    (folders.user / "onestep").mkdir(parents=True)
+    (folders.user / "logstep").mkdir(parents=True)
     for mode in (0o777, 0o770, 0o702):
-        (folders.user / "onestep").chmod(mode)
+        (folders.user / "logstep").chmod(mode)
         assert folders.found() == (folders.other, True)
-    (folders.user / "onestep").chmod(0o755)
-    assert folders.found() == (folders.user / "onestep", True)
+    (folders.user / "logstep").chmod(0o755)
+    assert folders.found() == (folders.user / "logstep", True)
 
 
 def test_neither_is_one_that_is_a_link_or_another_users(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.user.mkdir()
     folders.named.mkdir()
-    (folders.user / "onestep").symlink_to(folders.named)
+    (folders.user / "logstep").symlink_to(folders.named)
     assert folders.found() == (folders.other, True)
-    (folders.user / "onestep").unlink()
-    assert folders.found() == (folders.user / "onestep", True)
+    (folders.user / "logstep").unlink()
+    assert folders.found() == (folders.user / "logstep", True)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert folders.found() is None
 
 
 def test_kernels_of_versions_made_long_ago_are_removed(folders: Folders) -> None:
-    (folders.user / "onestep" / "somebody else's").mkdir(parents=True)
-    old = [folders.user / "onestep" / f"{i:016x}" for i in range(20)]
+    (folders.user / "logstep" / "somebody else's").mkdir(parents=True)
+    old = [folders.user / "logstep" / f"{i:016x}" for i in range(20)]
     for age, folder in enumerate(old):
         folder.mkdir()
         os.utime(folder, (1e9 + age, 1e9 + age))
     folders.found()
     assert [folder.is_dir() for folder in old] == [False] * 5 + [True] * 15
-    assert (folders.user / "onestep" / "somebody else's").is_dir()
+    assert (folders.user / "logstep" / "somebody else's").is_dir()
     (old[0]).mkdir()
     folders.found()
     assert old[0].is_dir()  # this version is not new any more

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import ONESTEP, PATIENCE, Connection, Model, Service, Start, assert_problem, eventually
+from conftest import LOGSTEP, PATIENCE, Connection, Model, Service, Start, assert_problem, eventually
 from forked import clean_environment
 
 EVENT, QUESTION = b'{"x": {"a": 1}, "y": 1}', b'{"x": {"a": 1}}'
@@ -315,12 +315,12 @@ http {{
     access_log off;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
     uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    upstream onestep {{ server 127.0.0.1:{service}; keepalive 4; }}
+    upstream logstep {{ server 127.0.0.1:{service}; keepalive 4; }}
     server {{
         listen 127.0.0.1:{port};
         location /models/forbidden {{ return 403; }}
         location / {{
-            proxy_pass http://onestep;
+            proxy_pass http://logstep;
             proxy_set_header Host localhost;
             proxy_http_version 1.1;
             proxy_set_header Upgrade $http_upgrade;
@@ -413,7 +413,7 @@ def test_the_end_of_its_terminal_stops_a_service_as_sigterm_does(start: Start) -
 
 def test_below_nohup_a_service_outlives_its_terminal(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = ["nohup", ONESTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0", "--drain-seconds", "0"]
+    command = ["nohup", LOGSTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0", "--drain-seconds", "0"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=clean_environment())
     try:

@@ -1,6 +1,6 @@
 """The container: what its files say, and, where an engine works, that the hardened image serves and keeps its events.
 
-`pytest -m long tests/test_docker.py` builds the image; ONESTEP_IMAGE=NAME takes one that is there already.
+`pytest -m long tests/test_docker.py` builds the image; LOGSTEP_IMAGE=NAME takes one that is there already.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def last(name: str) -> str:
     return [rest for instruction, rest in instructions() if instruction == name][-1]
 
 
-def test_the_image_runs_onestep_as_its_first_process() -> None:
-    assert json.loads(last("ENTRYPOINT")) == ["onestep"]  # a shell in between would keep SIGTERM to itself
+def test_the_image_runs_logstep_as_its_first_process() -> None:
+    assert json.loads(last("ENTRYPOINT")) == ["logstep"]  # a shell in between would keep SIGTERM to itself
     assert json.loads(last("CMD")) == ["serve"]
-    assert "ONESTEP_HOST=0.0.0.0" in last("ENV")
-    assert "ONESTEP_DATA=/data" in last("ENV")
+    assert "LOGSTEP_HOST=0.0.0.0" in last("ENV")
+    assert "LOGSTEP_DATA=/data" in last("ENV")
     assert last("EXPOSE") == "8000"
 
 
@@ -59,7 +59,7 @@ def test_the_image_does_not_run_as_root() -> None:
 
 def test_the_data_folder_has_its_owner_before_it_becomes_a_volume() -> None:
     steps = instructions()
-    made = next(i for i, (name, rest) in enumerate(steps) if name == "RUN" and "--owner onestep" in rest)
+    made = next(i for i, (name, rest) in enumerate(steps) if name == "RUN" and "--owner logstep" in rest)
     assert made < steps.index(("VOLUME", "/data"))
 
 
@@ -106,23 +106,23 @@ def test_the_bill_of_what_is_installed_fits_the_schema_of_cyclonedx() -> None:
     assert made[0] == made[1]
     assert validation.JsonStrictValidator(schema.SchemaVersion.V1_6).validate_str(made[0]) is None
     bill = json.loads(made[0])
-    assert bill["metadata"]["component"]["name"] == "onestep"
+    assert bill["metadata"]["component"]["name"] == "logstep"
     names = {component["name"] for component in bill["components"]}
     assert {"python", "numpy", "river", "uvicorn"} <= names
-    onestep = next(d for d in bill["dependencies"] if d["ref"] == bill["metadata"]["component"]["bom-ref"])
-    assert any(reference.startswith("pkg:pypi/river@") for reference in onestep["dependsOn"])
+    logstep = next(d for d in bill["dependencies"] if d["ref"] == bill["metadata"]["component"]["bom-ref"])
+    assert any(reference.startswith("pkg:pypi/river@") for reference in logstep["dependsOn"])
 
 
 def test_compose_does_not_start_without_a_token() -> None:
-    assert re.search(r"^ +ONESTEP_TOKEN: \$\{ONESTEP_TOKEN:\?[^}]+\}$", COMPOSE, re.MULTILINE)
+    assert re.search(r"^ +LOGSTEP_TOKEN: \$\{LOGSTEP_TOKEN:\?[^}]+\}$", COMPOSE, re.MULTILINE)
     for engine in filter(shutil.which, ("docker", "podman")):
         if run(engine, "compose", "version").returncode == 0:
             config = [engine, "compose", "-f", str(ROOT / "docker/compose.yaml"), "config", "--quiet"]
-            bare = {name: value for name, value in os.environ.items() if name != "ONESTEP_TOKEN"}
+            bare = {name: value for name, value in os.environ.items() if name != "LOGSTEP_TOKEN"}
             refused = subprocess.run(config, env=bare, capture_output=True, text=True, timeout=60, check=False)
             assert refused.returncode != 0
-            assert "ONESTEP_TOKEN" in refused.stderr
-            given = {**bare, "ONESTEP_TOKEN": "x" * 32}
+            assert "LOGSTEP_TOKEN" in refused.stderr
+            given = {**bare, "LOGSTEP_TOKEN": "x" * 32}
             assert subprocess.run(config, env=given, timeout=60, check=False).returncode == 0
 
 
@@ -146,7 +146,7 @@ def test_compose_says(line: str) -> None:
 
 def test_compose_is_yaml() -> None:
     compose = yaml.safe_load(COMPOSE)
-    service = compose["services"]["onestep"]
+    service = compose["services"]["logstep"]
     assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     volumes = {volume.partition(":")[0] for each in compose["services"].values() for volume in each["volumes"]}
     assert {volume for volume in volumes if not volume.startswith(".")} == set(compose["volumes"])
@@ -160,7 +160,7 @@ def test_compose_is_yaml() -> None:
 _ASK = """
 import os, sys, urllib.request as r
 method, path, body = sys.argv[1:]
-headers = {"content-type": "application/json", "authorization": "Bearer " + os.environ["ONESTEP_TOKEN"]}
+headers = {"content-type": "application/json", "authorization": "Bearer " + os.environ["LOGSTEP_TOKEN"]}
 request = r.Request("http://127.0.0.1:8000" + path, body.encode() or None, headers)
 request.method = method
 print(r.urlopen(request, timeout=60).read().decode())
@@ -200,7 +200,7 @@ class Container:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while self.python("/opt/onestep/healthcheck.py").returncode != 0:
+        while self.python("/opt/logstep/healthcheck.py").returncode != 0:
             assert time.monotonic() < deadline, run(self.engine, "logs", self.name)
             time.sleep(0.1)
 
@@ -212,9 +212,9 @@ class Container:
 @contextmanager
 def container(engine: str, image: str, volume: str) -> Iterator[Container]:
     """The service with everything taken away that it does not need."""
-    name = f"onestep-test-{uuid.uuid4().hex[:12]}"
+    name = f"logstep-test-{uuid.uuid4().hex[:12]}"
     hardened = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
-    limits = ["--memory=512m", "--pids-limit=128", "--env", f"ONESTEP_TOKEN={uuid.uuid4().hex}"]
+    limits = ["--memory=512m", "--pids-limit=128", "--env", f"LOGSTEP_TOKEN={uuid.uuid4().hex}"]
     try:
         must(engine, "run", "--detach", "--name", name, *hardened, *limits, "--volume", f"{volume}:/data", image)
         started = Container(engine, name)
@@ -227,7 +227,7 @@ def container(engine: str, image: str, volume: str) -> Iterator[Container]:
 @pytest.fixture(scope="module")
 def engine() -> str:
     """A container engine that can run a Python image; without one the tests are skipped and say why."""
-    image = os.environ.get("ONESTEP_IMAGE") or last("ARG").partition("=")[2]
+    image = os.environ.get("LOGSTEP_IMAGE") or last("ARG").partition("=")[2]
     reason = "neither docker nor podman is installed"
     for name in filter(shutil.which, ("docker", "podman")):
         tried = run(name, "run", "--rm", "--network=none", "--entrypoint=python", image, "-c", "", seconds=600)
@@ -240,17 +240,17 @@ def engine() -> str:
 
 @pytest.fixture(scope="module")
 def image(engine: str) -> str:
-    if given := os.environ.get("ONESTEP_IMAGE"):
+    if given := os.environ.get("LOGSTEP_IMAGE"):
         return given
     keep_health_check = ["--format=docker"] if engine == "podman" else []
-    build = [engine, "build", *keep_health_check, "--file", str(ROOT / "docker/Dockerfile"), "--tag", "onestep:test"]
+    build = [engine, "build", *keep_health_check, "--file", str(ROOT / "docker/Dockerfile"), "--tag", "logstep:test"]
     must(*build, str(ROOT), seconds=1800)
-    return "onestep:test"
+    return "logstep:test"
 
 
 @pytest.fixture
 def volume(engine: str) -> Iterator[str]:
-    name = f"onestep-test-{uuid.uuid4().hex[:12]}"
+    name = f"logstep-test-{uuid.uuid4().hex[:12]}"
     must(engine, "volume", "create", name)
     yield name
     run(engine, "volume", "rm", "--force", name)
@@ -280,7 +280,7 @@ def test_the_container_has_no_privileges_and_needs_no_compiler(engine: str, imag
         status = service.python("-c", "print(open('/proc/1/status').read())").stdout
         assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.MULTILINE)
         assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-        assert service.python("-c", "open('/opt/onestep/new', 'w')").returncode != 0
+        assert service.python("-c", "open('/opt/logstep/new', 'w')").returncode != 0
         kernels, compiled_again = json.loads(service.python("-c", _NOT_FROM_CACHE).stdout)
         assert kernels > 0
         assert compiled_again == []

@@ -446,7 +446,7 @@ def test_a_mistake_in_the_writer_leaves_nobody_waiting(tmp_path: Path, caplog: p
             task.cancel()
         assert len(done) == 2, "a waiter was never answered"
         for task in done:
-            assert isinstance(task.exception(), errors.OnestepError)
+            assert isinstance(task.exception(), errors.LogstepError)
         assert isinstance(engine.failure, errors.StorageFailed)
         await engine.stop(seconds=1)
 

@@ -449,7 +449,7 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
     recovering = 0
     for i in range(kills):
         with Service(folder) as service:
-            eventually(lambda starts=service: "onestep serves" in starts.log, "it to begin")
+            eventually(lambda starts=service: "logstep serves" in starts.log, "it to begin")
             time.sleep(takes * i / kills)
             service.kill()
             recovering += "recovered in" not in service.log

@@ -665,7 +665,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def replay(shared: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """`onestep replay` of a file with some content; exit code, standard output, standard error. What it makes goes."""
+    """`logstep replay` of a file with some content; exit code, standard output, standard error. What it makes goes."""
     before = {found["model"] for found in shared.get("/models")["models"]}
 
     def run(name: str, content: str, *flags: str) -> tuple[int, str, str]:

@@ -58,7 +58,7 @@ def fuzz(service: Service, folder: Path, *options: str, seconds: float) -> str:
 
 
 def guarded(start: Start) -> Service:
-    service = start("--max-models", "50", env={"ONESTEP_TOKEN": TOKEN})
+    service = start("--max-models", "50", env={"LOGSTEP_TOKEN": TOKEN})
     service.http.headers["authorization"] = f"Bearer {TOKEN}"
     return service
 

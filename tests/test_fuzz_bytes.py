@@ -119,7 +119,7 @@ def test_json_that_was_changed(decode: Callable[[bytes], Any], body: bytes) -> N
 LIMITS = Settings(max_line_bytes=4_096, stream_events=10, max_batch_bytes=65_536)
 
 
-def read(body: bytes, cuts: list[int], read_pieces: Any) -> tuple[list[Any], errors.OnestepError | None]:
+def read(body: bytes, cuts: list[int], read_pieces: Any) -> tuple[list[Any], errors.LogstepError | None]:
     """The items of a body that comes in parts, and what ended it."""
 
     async def parts() -> AsyncIterator[bytes]:
@@ -127,7 +127,7 @@ def read(body: bytes, cuts: list[int], read_pieces: Any) -> tuple[list[Any], err
         for start, end in itertools.pairwise(places):
             yield body[start:end]
 
-    async def story() -> tuple[list[Any], errors.OnestepError | None]:
+    async def story() -> tuple[list[Any], errors.LogstepError | None]:
         items: list[Any] = []
         try:
             async for piece in read_pieces(parts(), LIMITS):
@@ -135,7 +135,7 @@ def read(body: bytes, cuts: list[int], read_pieces: Any) -> tuple[list[Any], err
                 items += found.events(0, len(found)) if isinstance(found, Table) else found
                 if piece.wrong is not None:
                     return items, piece.wrong
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             return items, error
         return items, None
 
@@ -157,14 +157,14 @@ def test_lines_that_were_changed_are_read_as_one_by_one(body: bytes, cuts: list[
     with bounded((), 16):
         found, error = read(body, cuts, pieces.events_of_lines)
     expected: list[Any] = []
-    refused: errors.OnestepError | None = None
+    refused: errors.LogstepError | None = None
     for line in body.split(b"\n"):
         try:
             if len(line) > LIMITS.max_line_bytes:
                 raise errors.LineTooLong(line=0, limit=0)
             if line.strip(b" \t\r"):
                 expected.append(wire.decode_learn(line))
-        except errors.OnestepError as wrong:
+        except errors.LogstepError as wrong:
             refused = wrong
             break
     assert (error and error.status) == (refused and refused.status)

@@ -137,7 +137,7 @@ def test_the_commands_show_guessing_and_say_which_model_is_worse(
     assert "Worse than guessing" not in error, "auto is not"
     output, error = call("replay", str(path), "--label", "y", "--model", "default")
     assert f"guessing has          {guessing}\n" in output
-    worse = "onestep: model default: Worse than guessing over all 500 events: log loss "
+    worse = "logstep: model default: Worse than guessing over all 500 events: log loss "
     assert worse in error
     assert 'Learn the same events into a new model with {"rule": "auto"}' in error
     output, error = call("models", "list")
@@ -203,4 +203,4 @@ def test_over_http_it_is_the_same_everywhere(shared: Service, new_model: NewMode
     assert row["base_rate_loss"] == row["base_rate_loss_window"] == line["base_rate_log_loss"]
     metrics = shared.http.get("/metrics").text
     for name in ("base_rate_log_loss", "window_base_rate_log_loss"):
-        assert f'onestep_model_{name}{{model="{model.name}"}} {guessing!r}'[:50] in metrics
+        assert f'logstep_model_{name}{{model="{model.name}"}} {guessing!r}'[:50] in metrics

@@ -81,8 +81,8 @@ def test_its_own_page_may(shared: Service) -> None:
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service for the pages of SHOP, under a name of its own, with a token."""
     starter = Starter(tmp_path_factory.mktemp("opened"))
-    flags = ["--cors-origins", f"{SHOP}, https://other.example", "--allowed-hosts", "onestep.example, b.example"]
-    yield starter(*flags, "--max-header-bytes", "4096", "--max-event-features", "100", env={"ONESTEP_TOKEN": TOKEN})
+    flags = ["--cors-origins", f"{SHOP}, https://other.example", "--allowed-hosts", "logstep.example, b.example"]
+    yield starter(*flags, "--max-header-bytes", "4096", "--max-event-features", "100", env={"LOGSTEP_TOKEN": TOKEN})
     starter.close()
 
 
@@ -92,7 +92,7 @@ def asked(service: Service, method: str, path: str, **headers: str) -> httpx.Res
 
 
 def test_it_answers_to_the_names_that_it_was_given(opened: Service) -> None:
-    for host in ("onestep.example", "ONESTEP.example:443", "b.example", "localhost"):
+    for host in ("logstep.example", "LOGSTEP.example:443", "b.example", "localhost"):
         assert asked(opened, "GET", "/models", host=host).status_code == 200
     assert asked(opened, "GET", "/models", host="c.example").status_code == 421
 
@@ -169,7 +169,7 @@ def test_a_head_that_is_too_long_is_refused_and_the_connection_closed(opened: Se
     head, _, body = answer[answer.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert b"connection: close" in head
-    assert "4096 bytes (ONESTEP_MAX_HEADER_BYTES)" in json.loads(body)["detail"]
+    assert "4096 bytes (LOGSTEP_MAX_HEADER_BYTES)" in json.loads(body)["detail"]
     assert answer.count(b"HTTP/1.1 200") == (name == "the second of a connection")
     assert asked(opened, "GET", "/models").status_code == 200
 
@@ -283,7 +283,7 @@ def test_it_serves_https_with_a_certificate_and_its_key(
         httpx.get(url, verify=old, trust_env=False)
 
     check = [sys.executable, str(ROOT / "docker/healthcheck.py")]
-    environment = {"ONESTEP_PORT": str(port), "ONESTEP_TLS_CERT": str(cert)}
+    environment = {"LOGSTEP_PORT": str(port), "LOGSTEP_TLS_CERT": str(cert)}
     assert subprocess.run(check, env=environment, timeout=60, check=False).returncode == 0
     assert cli.main(["models", "list", "--url", url]) == 1
     assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import JSON, NDJSON, ONESTEP, Service, Start, assert_problem, eventually, ndjson
+from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, eventually, ndjson
 
 from core import Learner, Spec
 from core.features import Batch
@@ -342,9 +342,9 @@ def test_a_crosscheck_under_way_does_not_outlive_the_service(start: Start) -> No
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, seconds: float = 30) -> tuple[int, str]:
-    """`onestep serve` with these arguments, which is expected to end by itself: exit code and output."""
+    """`logstep serve` with these arguments, which is expected to end by itself: exit code and output."""
     done = subprocess.run(
-        [ONESTEP, "serve", *arguments],
+        [LOGSTEP, "serve", *arguments],
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -397,7 +397,7 @@ WRONG_SETTINGS = {
     "--snapshot-seconds nan": "snapshot-seconds",
     "--log-level loud": "log-level",
     "--no-such-setting 1": "no-such-setting",
-    "ONESTEP_PORT=abc": "ONESTEP_PORT",
+    "LOGSTEP_PORT=abc": "LOGSTEP_PORT",
 }
 
 
@@ -408,7 +408,7 @@ def test_wrong_settings_are_told_by_name(tmp_path: Path) -> None:
         environment = dict([wrong.split("=")]) if "=" in wrong else {}
         flags = [] if environment else wrong.split()
         running[wrong] = subprocess.Popen(
-            [ONESTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0", *flags][: 4 if environment else None],
+            [LOGSTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0", *flags][: 4 if environment else None],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

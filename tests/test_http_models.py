@@ -224,7 +224,7 @@ def test_a_name_that_is_not_in_order_makes_no_model(shared: Service, name: str, 
 def test_there_are_no_more_models_than_the_limit(small: Service) -> None:
     first, second, third = (small.model(name) for name in ("first", "second", "third"))
     assert [first.create({}).status_code, second.create({}).status_code] == [201, 201]
-    assert_problem(third.create({}), 409, "3 models", "ONESTEP_MAX_MODELS")
+    assert_problem(third.create({}), 409, "3 models", "LOGSTEP_MAX_MODELS")
     assert first.create({}).status_code == 200  # it is there already
     assert first.delete().status_code == 204
     assert third.create({}).status_code == 201
@@ -268,7 +268,7 @@ def test_a_full_model_leaves_new_features_out_and_says_how_many(new_model: NewMo
     assert model.learn({"x": {"user": "nobody"}, "y": 1}).json()["seq"] == 13  # a step of the bias
     assert model.weights()["bias"] != learner.bias
     assert model.state()["left_out"] == 12
-    metric = f'onestep_model_left_out{{model="{model.name}"}} 12.0'
+    metric = f'logstep_model_left_out{{model="{model.name}"}} 12.0'
     assert metric in model.service.http.get("/metrics").text
     assert model.predict({"x": {"a": 1.0, "user": "u11"}}).json()["p"] == model.predict({"x": {"a": 1.0}}).json()["p"]
     assert model.crosscheck().json()["equal"] is True

@@ -136,8 +136,8 @@ def test_a_prediction_of_which_no_name_is_known_says_so_in_every_kind_of_body(le
 
     def counted() -> list[float]:
         metrics = learned.service.http.get("/metrics").text
-        of_model = re.search(rf'^onestep_model_predicted_unknown_total{{model="{learned.name}"}} (.*)$', metrics, re.M)
-        in_all = re.search(r"^onestep_predicted_unknown_total (.*)$", metrics, re.M)
+        of_model = re.search(rf'^logstep_model_predicted_unknown_total{{model="{learned.name}"}} (.*)$', metrics, re.M)
+        in_all = re.search(r"^logstep_predicted_unknown_total (.*)$", metrics, re.M)
         assert of_model is not None
         assert in_all is not None
         return [float(of_model[1]), float(in_all[1])]

@@ -209,7 +209,7 @@ def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
     assert cli.main(["inspect", str(folder)]) == 1
     output = capsys.readouterr().out
     assert f"DAMAGED: {REASON}" in output
-    assert f"`onestep repair {folder}`" in output
+    assert f"`logstep repair {folder}`" in output
     assert asyncio.run(opened(copied(folder, tmp_path / "opened"))) == example.state
 
     assert cli.main(["backup", str(folder), str(tmp_path / "backup")]) == 0
@@ -306,7 +306,7 @@ def test_a_flipped_bit_in_the_row_of_the_last_commit_is_told(tmp_path: Path) -> 
         damaged = copied(tmp_path / "data", tmp_path / "damaged")
         flip(damaged / "log.db", place, bit)
         told = examine(damaged).wrong
-        with contextlib.suppress(errors.OnestepError), closing(Store(damaged)) as store:
+        with contextlib.suppress(errors.LogstepError), closing(Store(damaged)) as store:
             assert told or store.ids_checksum() == checksum, (place, bit)
         shutil.rmtree(damaged)
 

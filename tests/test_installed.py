@@ -20,7 +20,7 @@ from conftest import PLAIN, eventually
 from forked import clean_environment, serve
 
 ROOT = Path(__file__).resolve().parent.parent
-LISTENS = re.compile(rb"onestep serves http://127\.0\.0\.1:(\d+) ")
+LISTENS = re.compile(rb"logstep serves http://127\.0\.0\.1:(\d+) ")
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index")
 """For pip: what is needed is there."""
@@ -99,7 +99,7 @@ def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_s
     installation: Installation,
 ) -> None:
     installation.python(*PIP, "install", *OFFLINE, str(installation.source))
-    with installation.serving([installation.bin / "onestep"]) as port:
+    with installation.serving([installation.bin / "logstep"]) as port:
         assert is_equal_to_river(port)
     assert list(installation.packages.rglob("*.nb?")) == []  # numba's
     installation.python(*PIP, "install", *OFFLINE, "--editable", str(installation.source))
@@ -109,7 +109,7 @@ def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_s
         str(installation.source / "core" / "rules.py"),
         str(installation.source / "service" / "__init__.py"),
     ]
-    with installation.serving([installation.bin / "onestep"]) as port:
+    with installation.serving([installation.bin / "logstep"]) as port:
         assert is_equal_to_river(port)
 
 

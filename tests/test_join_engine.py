@@ -482,7 +482,7 @@ MOST_WAITING, MOST_FEATURES = 3, 4
 
 
 class Refused(Exception):
-    def __init__(self, kind: type[errors.OnestepError]) -> None:
+    def __init__(self, kind: type[errors.LogstepError]) -> None:
         self.kind = kind
 
 
@@ -535,7 +535,7 @@ class Meaning:
 
     def request(
         self, items: Sequence[Any], atomic: bool, place: Callable[[Any], Any]
-    ) -> tuple[list[Any], type[errors.OnestepError] | None, int]:
+    ) -> tuple[list[Any], type[errors.LogstepError] | None, int]:
         """The replies, and what is wrong with which item."""
         before = copy.deepcopy(self.draft)
         replies: list[Any] = []

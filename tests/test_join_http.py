@@ -77,13 +77,13 @@ def sha256(events: Sequence[tuple[Any, int, float]], **spec: Any) -> str:
 def assert_conflict(response: httpx.Response | Reply, id_: str, *details: str) -> None:
     problem = assert_problem(response, 409, repr(id_), *details)
     assert problem["title"] == "Id conflict"
-    assert problem["type"] == "urn:onestep:id-conflict"
+    assert problem["type"] == "urn:logstep:id-conflict"
 
 
 def assert_not_found(response: httpx.Response | Reply, title: str, id_: str, *details: str) -> Json:
     problem = assert_problem(response, 404, repr(id_), *details)
     assert problem["title"] == title
-    assert problem["type"] == f"urn:onestep:{title.lower().replace(' ', '-')}"
+    assert problem["type"] == f"urn:logstep:{title.lower().replace(' ', '-')}"
     return problem
 
 

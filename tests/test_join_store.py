@@ -337,7 +337,7 @@ def test_an_id_that_stands_for_something_else_does_not_stop_the_timeouts(
             await kept(engine, "p0", "p1", "p2", model="m")
         sql(tmp_path, "UPDATE ids SET kind = ? WHERE id = 'p1'", kind)
         async with running_engine(tmp_path) as engine:
-            with pytest.raises(errors.OnestepError):
+            with pytest.raises(errors.LogstepError):
                 await learned(engine, "p1", model="m")
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine, "m")[0] == 0 or engine.failure, "all to time out")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ONESTEP, eventually
+from conftest import LOGSTEP, eventually
 from forked import clean_environment, serve
 from processes import running
 
@@ -29,8 +29,8 @@ def starts(data: Path, **environment: str) -> str:
     """What a service says that starts with an environment, until it listens."""
     log = data.parent / "said"
     environment = clean_environment() | environment
-    with log.open("wb") as file, running([ONESTEP, *serve(data)], stderr=file, env=environment) as service:
-        eventually(lambda: b"onestep serves" in log.read_bytes() or service.poll() is not None, "the service to listen")
+    with log.open("wb") as file, running([LOGSTEP, *serve(data)], stderr=file, env=environment) as service:
+        eventually(lambda: b"logstep serves" in log.read_bytes() or service.poll() is not None, "the service to listen")
     return log.read_text()
 
 
@@ -58,6 +58,6 @@ def test_what_cannot_be_kept_is_said_with_the_setting_that_helps(
         compiling.on_start(None)
         compiling.on_start(None)
         assert capsys.readouterr().err == (
-            f"onestep: compiling, which may take half a minute, at each start: {where}. "
+            f"logstep: compiling, which may take half a minute, at each start: {where}. "
             "Name one that can be written to in NUMBA_CACHE_DIR\n"
         )

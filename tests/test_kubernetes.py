@@ -34,7 +34,7 @@ def test_the_check_finds_what_does_not_fit() -> None:
 
 def test_there_is_all_of_it_in_one_namespace() -> None:
     assert DOCUMENTS.keys() == {"StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy"}
-    assert {document["metadata"]["namespace"] for document in DOCUMENTS.values()} == {"onestep"}
+    assert {document["metadata"]["namespace"] for document in DOCUMENTS.values()} == {"logstep"}
 
 
 def test_everything_selects_the_pod() -> None:
@@ -56,7 +56,7 @@ def test_there_is_one_writer_whose_volume_outlives_it() -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
     (mount,) = CONTAINER["volumeMounts"]
     assert mount["name"] == claim["metadata"]["name"]
-    assert f"ONESTEP_DATA={mount['mountPath']}" in (ROOT / "docker/Dockerfile").read_text()
+    assert f"LOGSTEP_DATA={mount['mountPath']}" in (ROOT / "docker/Dockerfile").read_text()
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
 
 
@@ -73,15 +73,15 @@ def test_it_has_no_privileges_and_is_who_the_image_says() -> None:
 
 
 def test_its_settings_are_settings_and_the_token_is_a_secret() -> None:
-    assert POD["spec"]["enableServiceLinks"] is False  # its ONESTEP_PORT=tcp://... would be taken for the setting
-    names = {f"ONESTEP_{name.upper()}" for name in Settings.model_fields}
+    assert POD["spec"]["enableServiceLinks"] is False  # its LOGSTEP_PORT=tcp://... would be taken for the setting
+    names = {f"LOGSTEP_{name.upper()}" for name in Settings.model_fields}
     values = {}
     for variable in CONTAINER["env"]:
-        if variable["name"] == "ONESTEP_TOKEN":
+        if variable["name"] == "LOGSTEP_TOKEN":
             assert variable["valueFrom"]["secretKeyRef"].keys() == {"name", "key"}
         else:
             assert variable["name"] in names
-            values[variable["name"].removeprefix("ONESTEP_").lower()] = variable["value"]
+            values[variable["name"].removeprefix("LOGSTEP_").lower()] = variable["value"]
     settings = Settings(**values)
     needed = settings.drain_seconds + settings.shutdown_seconds
     assert POD["spec"]["terminationGracePeriodSeconds"] > needed + 5

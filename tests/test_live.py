@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, NewModel, Service, Start, assert_problem, eventually
+from conftest import LOGSTEP, NewModel, Service, Start, assert_problem, eventually
 from processes import running, running_engine
 
 from service.decode.wire import Event
@@ -353,7 +353,7 @@ def test_top_prints_the_models_once_where_there_is_no_terminal(start: Start) -> 
     service.model("clicks-1").create({"rule": "adam"})
     service.model("clicks-1").learn(events(1_234))
     done = subprocess.run(
-        [ONESTEP, "top", "--url", str(service.http.base_url)], capture_output=True, text=True, timeout=30, check=True
+        [LOGSTEP, "top", "--url", str(service.http.base_url)], capture_output=True, text=True, timeout=30, check=True
     )
     title, header, *rows = done.stdout.splitlines()
     assert title.endswith(": ready")
@@ -366,7 +366,7 @@ def test_top_waits_for_a_service_that_went_away_and_ends_with_ctrl_c(start: Star
     service.model().learn(events(7))
     port = service.port
     controller, terminal = pty.openpty()
-    with running([ONESTEP, "top", "--url", str(service.http.base_url)], stdout=terminal, stderr=terminal) as top:
+    with running([LOGSTEP, "top", "--url", str(service.http.base_url)], stdout=terminal, stderr=terminal) as top:
         shown: list[bytes] = []
 
         def shows(text: bytes) -> bool:
@@ -389,6 +389,6 @@ def test_top_waits_for_a_service_that_went_away_and_ends_with_ctrl_c(start: Star
 def test_where_no_service_answers_top_says_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    done = subprocess.run([ONESTEP, "top", "--url", url], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([LOGSTEP, "top", "--url", url], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no service answers" in done.stderr

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, ONESTEP, Service, Start, assert_problem, eventually
+from conftest import JSON, LOGSTEP, Service, Start, assert_problem, eventually
 
 from service import errors, logs
 
@@ -334,7 +334,7 @@ def test_of_others_only_warnings_are_told_at_debug_too() -> None:
 
 def test_on_a_terminal_it_is_for_a_person(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([ONESTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0"], stderr=theirs)
+    process = subprocess.Popen([LOGSTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0"], stderr=theirs)
     os.close(theirs)
     try:
         said = b""
@@ -346,5 +346,5 @@ def test_on_a_terminal_it_is_for_a_person(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         os.close(ours)
-    assert b" INFO    onestep serves http://127.0.0.1:" in said
+    assert b" INFO    logstep serves http://127.0.0.1:" in said
     assert b"{" not in said

@@ -256,11 +256,11 @@ class Machine(RuleBasedStateMachine):
         folder = service.folder
         if how == "backup":
             Machine.places += 1
-            onestep, copied = str(Path(sys.executable).with_name("onestep")), self.below / f"copy-{Machine.places}"
+            logstep, copied = str(Path(sys.executable).with_name("logstep")), self.below / f"copy-{Machine.places}"
             restored = self.below / f"data-{Machine.places}"
-            subprocess.run([onestep, "backup", str(folder), str(copied)], check=True, capture_output=True)
+            subprocess.run([logstep, "backup", str(folder), str(copied)], check=True, capture_output=True)
             service.kill()
-            subprocess.run([onestep, "restore", str(copied), str(restored)], check=True, capture_output=True)
+            subprocess.run([logstep, "restore", str(copied), str(restored)], check=True, capture_output=True)
             shutil.rmtree(folder)
             shutil.rmtree(copied)
             folder = restored

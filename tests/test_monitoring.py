@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"
 RULES = DOCKER / "alerts.yml"
 README = (ROOT / "README.md").read_text()
-DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana/onestep.json").read_text())
+DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana/logstep.json").read_text())
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule
 ]
@@ -58,8 +58,8 @@ def test_prometheus_sends_the_token_that_the_service_asks_for() -> None:
     (job,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
     (secret,) = compose["services"]["prometheus"]["secrets"]
     assert job["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
-    assert compose["secrets"][secret] == {"environment": "ONESTEP_TOKEN"}
-    assert compose["services"]["onestep"]["environment"]["ONESTEP_TOKEN"].startswith("${ONESTEP_TOKEN:?")
+    assert compose["secrets"][secret] == {"environment": "LOGSTEP_TOKEN"}
+    assert compose["services"]["logstep"]["environment"]["LOGSTEP_TOKEN"].startswith("${LOGSTEP_TOKEN:?")
 
 
 @needs_promtool
@@ -113,9 +113,9 @@ def test_compose_mounts_what_is_there_and_starts_it_only_when_asked() -> None:
             assert not source.startswith(".") or (DOCKER / source).is_file(), source
     config = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
     (scrape,) = config["scrape_configs"]
-    assert scrape["static_configs"] == [{"targets": ["onestep:8000"]}]
-    assert scrape["job_name"] == "onestep"
-    assert "onestep" in services
+    assert scrape["static_configs"] == [{"targets": ["logstep:8000"]}]
+    assert scrape["job_name"] == "logstep"
+    assert "logstep" in services
     for file in ("datasource.yaml", "dashboards.yaml"):
         assert yaml.safe_load((DOCKER / "grafana" / file).read_text())["apiVersion"] == 1
 
@@ -142,11 +142,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_what_a_query_asks_for_is_there(samples: dict[str, set[str]], query: str) -> None:
-    asked = set(re.findall(r"\b(?:onestep|process)_[a-z_]+\b", query))
+    asked = set(re.findall(r"\b(?:logstep|process)_[a-z_]+\b", query))
     assert asked or query.startswith("up{")
     assert asked <= samples.keys()
     from_prometheus = {"instance", "job"}
-    for name, selectors in re.findall(r"\b((?:onestep|process)_[a-z_]+)\{([^}]*)\}", query):
+    for name, selectors in re.findall(r"\b((?:logstep|process)_[a-z_]+)\{([^}]*)\}", query):
         assert set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selectors)) <= samples[name] | from_prometheus
 
 

@@ -282,7 +282,7 @@ def test_an_array_has_so_many_elements(shared: Service, verb: str) -> None:
 def test_an_array_whose_reply_would_be_too_large_is_not_learned(start: Start) -> None:
     service = start("--max-replies-bytes", str(2**20))
     events = [{"x": {"a": 1}, "y": 1}] * 5_000
-    assert_problem(service.model().learn(events), 413, "ONESTEP_MAX_REPLIES_BYTES")
+    assert_problem(service.model().learn(events), 413, "LOGSTEP_MAX_REPLIES_BYTES")
     assert service.model().state()["seq"] == 0
     assert len(service.model().learn(events[:2_000]).json()) == 2_000
 

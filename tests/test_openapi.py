@@ -171,7 +171,7 @@ def test_every_route_in_it_is_there(document: Document, shared: Service) -> None
 
 def test_it_is_put_together_well(document: Document) -> None:
     assert document["openapi"].startswith("3.1")
-    assert document["info"]["title"] == "onestep"
+    assert document["info"]["title"] == "logstep"
     for node in nodes(document):
         if "$ref" in node:
             assert isinstance(resolved(document, node), dict)

@@ -321,7 +321,7 @@ def test_the_cross_check_says_in_words_what_came_out(tab: Tab) -> None:
 def test_a_token_is_asked_for_sent_and_kept_in_the_tab(browser: Any, start: Start) -> None:
     """With one that may only predict, looking works and learning says why not; taken back, another is asked for."""
     admin = "a-token-for-the-page-0123456789abcdef"
-    service = start(env={"ONESTEP_TOKEN": admin})
+    service = start(env={"LOGSTEP_TOKEN": admin})
     service.http.headers["authorization"] = f"Bearer {admin}"
     assert service.model().learn({"x": {"age": 3.0}, "y": 1}).status_code == 200
     token, made = tokens.create(service.folder, ["predict"], None, None)

@@ -182,7 +182,7 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
         await recover(service.engine)
         body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
         async with service.engine.announced(10):
-            replies.append(await told(head_of("/learn", len(body)), b"urn:onestep:queue-full"))
+            replies.append(await told(head_of("/learn", len(body)), b"urn:logstep:queue-full"))
             asked = b'{"x": {}}'
             replies.append(await told(body + head_of("/predict", len(asked)) + asked, b'"p"'))
         replies.append(await told(head_of("/learn", len(body)) + body, b'"seq"'))
@@ -213,7 +213,7 @@ def test_of_a_body_that_is_refused_by_its_head_nothing_is_kept(tmp_path: Path) -
         # The same, when it comes while another is answered.
         array = json.dumps([{"x": {}, "y": 1}] * 5_000).encode()
         connection.data_received(head_of("/learn", len(array)) + array + refused + bytes(50_000))
-        await transport.until_written(b"urn:onestep:unknown-model", times=2)
+        await transport.until_written(b"urn:logstep:unknown-model", times=2)
         sizes.append(len(connection.cycle.body))
         await service.engine.stop(seconds=1)
         connection.connection_lost(ConnectionResetError())
@@ -322,7 +322,7 @@ def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tm
     assert first.startswith(b"HTTP/1.1 200 ")
     assert second.startswith(b"HTTP/1.1 200 ")
     assert third.startswith(b"HTTP/1.1 503 ")
-    assert b"urn:onestep:too-many-bodies" in third
+    assert b"urn:logstep:too-many-bodies" in third
 
 
 def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:
@@ -655,7 +655,7 @@ def test_connections_beyond_the_limit_are_told_so_while_all_others_are_at_work(s
         eventually(lambda: len(sockets_of(service)) >= 6, "the connections to be there")
         with service.connect() as one_more:
             refused = whole(one_more, "/predict", body)
-            assert_problem(refused, 503, "5 connections", "ONESTEP_MAX_CONNECTIONS")
+            assert_problem(refused, 503, "5 connections", "LOGSTEP_MAX_CONNECTIONS")
             assert refused.headers["retry-after"] == "1"
             assert one_more.socket.recv(1) == b""
         for connection in connections:
@@ -801,7 +801,7 @@ def test_a_request_that_does_not_arrive_in_time_is_ended(impatient: Service, beg
         connection.send(begun)
         reply = connection.reply()
         assert 0.4 < time.monotonic() - started < 5
-        assert_problem(reply, 408, "0.5 s", "ONESTEP_REQUEST_SECONDS")
+        assert_problem(reply, 408, "0.5 s", "LOGSTEP_REQUEST_SECONDS")
         assert reply.headers["connection"] == "close"
         assert connection.socket.recv(1) == b""
 

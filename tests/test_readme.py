@@ -74,7 +74,7 @@ def test_every_command_is_told() -> None:
     )
     told = " ".join(rows("Commands"))
     for command in commands:
-        assert f"onestep {command}" in told, command
+        assert f"logstep {command}" in told, command
 
 
 def test_every_status_is_told() -> None:
@@ -123,7 +123,7 @@ def test_its_set_up_is_two_lines_that_name_what_exists() -> None:
     assert len(lines) == 2
     for line in lines:
         for part in line.split(" && "):
-            assert shlex.split(part)[0] in ("python3", ".venv/bin/pip", ".venv/bin/onestep", ".venv/bin/pytest")
+            assert shlex.split(part)[0] in ("python3", ".venv/bin/pip", ".venv/bin/logstep", ".venv/bin/pytest")
 
 
 def test_its_examples_in_python_run(start: Start) -> None:

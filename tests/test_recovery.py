@@ -195,7 +195,7 @@ def test_a_service_does_not_start_from_a_log_that_lost_commits_and_leaves_it_as_
     wal.write_bytes(damaged)
     log = log_of_a_refused_start(tmp_path / "data")
     assert "was acknowledged. Nothing was changed." in log
-    assert f"onestep repair {tmp_path / 'data'}" in log
+    assert f"logstep repair {tmp_path / 'data'}" in log
 
 
 def test_a_service_does_not_start_from_a_damaged_batch_and_names_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, PATIENCE, Model, NewModel, Service, Start, eventually
+from conftest import LOGSTEP, PATIENCE, Model, NewModel, Service, Start, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import running
@@ -75,11 +75,11 @@ Run = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Start `onestep replay` with arguments; whatever still runs is killed at the end."""
+    """Start `logstep replay` with arguments; whatever still runs is killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
     def start_replay(*arguments: str | Path) -> subprocess.Popen[str]:
-        command = [ONESTEP, "replay", *map(str, arguments)]
+        command = [LOGSTEP, "replay", *map(str, arguments)]
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
         return processes[-1]
@@ -350,7 +350,7 @@ def test_another_event_under_the_same_id_is_refused_with_its_line(
 def test_no_service_is_one_clear_line(phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = call(capsys, "replay", phishing, "--label", "label", "--url=http://127.0.0.1:1")
     assert code == 1
-    assert error.startswith("onestep: no service answers at http://127.0.0.1:1; start one with `onestep serve`")
+    assert error.startswith("logstep: no service answers at http://127.0.0.1:1; start one with `logstep serve`")
     assert error.count("\n") == 1
 
 
@@ -387,10 +387,10 @@ def test_a_terminal_shows_the_best_model_so_far(shared: Service, stem: str, spec
 
 
 def on_a_terminal(*arguments: str | Path) -> str:
-    """What `onestep replay` writes to a terminal of 120 columns."""
+    """What `logstep replay` writes to a terminal of 120 columns."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    command = [ONESTEP, "replay", *map(str, arguments)]
+    command = [LOGSTEP, "replay", *map(str, arguments)]
     with running(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment) as replay:
         os.close(theirs)
         output = b"".join(_read(ours)).decode()
@@ -558,7 +558,7 @@ def test_one_pass_teaches_every_model_what_it_would_learn_alone(
     code, output, error = call(capsys, *command)
     assert code == 0
     assert error.splitlines() == [
-        f"onestep: {stem}.csv goes into the new model {stem}-{name}, rule {rule}"
+        f"logstep: {stem}.csv goes into the new model {stem}-{name}, rule {rule}"
         for name, rule in (("sgd", "sgd"), ("scaled", "adagrad, standard"), ("auto", "auto"))
     ]
     assert f"\n{stem}.csv -> 3 models: 1,250 events in " in output
@@ -798,7 +798,7 @@ def lost(kind: type[httpx.TransportError] = httpx.ReadError) -> NoAnswer:
 
 
 def refused(status: int, kind: str = "", retry_after: str | None = None, **members: Any) -> Refused:
-    problem = {"type": f"urn:onestep:{kind}", "detail": "it does not go", "status": status, **members}
+    problem = {"type": f"urn:logstep:{kind}", "detail": "it does not go", "status": status, **members}
     headers = {} if retry_after is None else {"retry-after": retry_after}
     return Refused("http://service", httpx.Response(status, json=problem, headers=headers))
 
@@ -942,7 +942,7 @@ def test_a_refusal_names_the_model_where_there_are_two(slept: list[float]) -> No
 
 def test_without_ids_the_model_that_may_have_learned_is_named(slept: list[float]) -> None:
     script = Script({"learned": 3, "duplicates": 0, "loss": 0.5}, lost())
-    with pytest.raises(Failed, match="`onestep models show b` tells"):
+    with pytest.raises(Failed, match="`logstep models show b` tells"):
         play_two(script, ids=False)
 
 
@@ -1108,12 +1108,12 @@ def test_a_piece_with_something_wrong_in_it_is_not_sent(
     assert model.state()["seq"] == 200
 
 
-def test_the_client_says_when_what_answers_is_no_onestep(tmp_path: Path) -> None:
+def test_the_client_says_when_what_answers_is_no_logstep(tmp_path: Path) -> None:
     stranger = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text="<html>")))
     client = Client("http://stranger")
     client._http.close()
     client._http = stranger
-    with client, pytest.raises(Refused, match="not as a onestep service would"):
+    with client, pytest.raises(Refused, match="not as a logstep service would"):
         client.alive()
 
 

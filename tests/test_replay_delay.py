@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ONESTEP, Model, NewModel, Service, Start, eventually
+from conftest import LOGSTEP, Model, NewModel, Service, Start, eventually
 from processes import logged_events
 from river import linear_model
 from streams import stream
@@ -56,7 +56,7 @@ def play(tmp_path: Path) -> Iterator[Play]:
     def start_replay(service: Service, *flags: str) -> subprocess.Popen[str]:
         arguments = command(path, service, service.model(), "--rate=1250", "--delay=exp(300ms)", *flags)
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen([ONESTEP, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True))
+        processes.append(subprocess.Popen([LOGSTEP, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True))
         return processes[-1]
 
     yield start_replay
@@ -185,7 +185,7 @@ def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(start: 
 def test_ctrl_c_says_how_many_wait_and_that_the_same_command_goes_on(
     shared: Service, model: Model, few: Path, tmp_path: Path
 ) -> None:
-    arguments = [ONESTEP, *map(str, command(few, shared, model, "--delay=1h", "--rate=100"))]
+    arguments = [LOGSTEP, *map(str, command(few, shared, model, "--delay=1h", "--rate=100"))]
     replay = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     eventually(lambda: model.state()["join"]["waiting"] >= 50, "predictions")
     replay.send_signal(2)

@@ -539,7 +539,7 @@ def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
                         await served.learn("late", events(20, start))
             await until(lambda: gone(folder, "late") > 0, "a shorter log")
             seq = served.model("late").learner.seq
-            reason = r"learned as y = 0 at seq 1, and that event is no longer in the log \(ONESTEP_KEEP_EVENTS\)"
+            reason = r"learned as y = 0 at seq 1, and that event is no longer in the log \(LOGSTEP_KEEP_EVENTS\)"
             with pytest.raises(errors.EventGone, match=reason):
                 await served.learn("late", [Label("early", 1)])
             same = await served.learn("late", [Label("early", 0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from examples import opened
-from forked import Onestep, clean_environment
+from forked import Logstep, clean_environment
 from golden.make import HERE
 from processes import START_SECONDS, copied
 
@@ -39,7 +39,7 @@ def refused(command: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> st
     """What a command says that opens a folder and refuses it, by which nothing was changed and nothing made."""
     before = contents(folder)
     if command == "serve":
-        process = Onestep(*arguments(command, folder), log=folder.parent / "said", env=clean_environment())
+        process = Logstep(*arguments(command, folder), log=folder.parent / "said", env=clean_environment())
         code, said = process.wait(START_SECONDS), (folder.parent / "said").read_text()
     else:
         code, said = cli.main(arguments(command, folder)), "".join(capfd.readouterr())
@@ -74,9 +74,9 @@ def test_a_folder_from_before_the_first_release_is_refused_and_left_alone(
 ) -> None:
     sql(folder, f"PRAGMA application_id = {UNRELEASED_ID}; PRAGMA user_version = 5")
     said = refused(command, folder, capfd)
-    assert f"{folder} was written before the first release of onestep" in said
+    assert f"{folder} was written before the first release of logstep" in said
     assert "Begin with an empty folder" in said
-    assert "onestep replay FILE" in said
+    assert "logstep replay FILE" in said
 
 
 @pytest.mark.parametrize("number", range(1, 5))

@@ -127,12 +127,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if data or name != "log.db-wal"}
 
 
-def refusal(folder: Path) -> errors.OnestepError:
+def refusal(folder: Path) -> errors.LogstepError:
     """Why a store does not open; and the refusal changed nothing on disk, also when all is closed and collected."""
     before = contents(folder)
     try:
         Store(folder).close()
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         found = error.with_traceback(None)
         found.__context__ = None
     else:
@@ -564,7 +564,7 @@ def assert_ends_early(folder: Path, number: int) -> None:
     assert isinstance(error, errors.LogEndsEarly)
     assert error.members["mark"] == number
     assert error.members["log"] < number
-    assert f"`onestep repair {folder}`" in str(error)
+    assert f"`logstep repair {folder}`" in str(error)
 
 
 def test_the_folder_that_a_kill_left_opens_with_all_that_was_acknowledged(tmp_path: Path) -> None:
@@ -871,7 +871,7 @@ def test_a_limit_on_the_databases_pages_is_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_new_folder_on_a_disk_without_room_says_so(small_disk: Path) -> None:
     fill(small_disk)
-    with pytest.raises(errors.OnestepError):
+    with pytest.raises(errors.LogstepError):
         Store(small_disk)
 
 

@@ -54,26 +54,26 @@ def test_it_counts_what_was_answered(start: Start) -> None:
     assert service.http.get("/models/nobody").status_code == 404
 
     said = scraped(service)
-    assert said["onestep_learned_total"] == 52
-    assert said["onestep_predicted_total"] == 5
-    assert said["onestep_duplicates_total"] == 2
-    assert said['onestep_refused_total{reason="invalid-event"}'] == 2
-    assert said['onestep_refused_total{reason="not-found"}'] == 1
-    assert said['onestep_refused_total{reason="unknown-model"}'] == 1
-    assert sum(value for name, value in said.items() if name.startswith("onestep_refused_total")) == 4
-    assert said['onestep_model_seq{model="default"}'] == 50
-    assert said['onestep_model_seq{model="clicks"}'] == 2
-    assert said['onestep_model_predicted_total{model="default"}'] == 3
-    assert said['onestep_model_features{model="default"}'] == 2
-    assert said['onestep_model_waiting{model="clicks"}'] == 1
+    assert said["logstep_learned_total"] == 52
+    assert said["logstep_predicted_total"] == 5
+    assert said["logstep_duplicates_total"] == 2
+    assert said['logstep_refused_total{reason="invalid-event"}'] == 2
+    assert said['logstep_refused_total{reason="not-found"}'] == 1
+    assert said['logstep_refused_total{reason="unknown-model"}'] == 1
+    assert sum(value for name, value in said.items() if name.startswith("logstep_refused_total")) == 4
+    assert said['logstep_model_seq{model="default"}'] == 50
+    assert said['logstep_model_seq{model="clicks"}'] == 2
+    assert said['logstep_model_predicted_total{model="default"}'] == 3
+    assert said['logstep_model_features{model="default"}'] == 2
+    assert said['logstep_model_waiting{model="clicks"}'] == 1
     scores = service.model().state()["progressive"]
-    assert said['onestep_model_log_loss{model="default"}'] == pytest.approx(scores["total"]["log_loss"], rel=1e-15)
-    assert said['onestep_model_window_log_loss{model="default"}'] == pytest.approx(scores["window"]["log_loss"])
+    assert said['logstep_model_log_loss{model="default"}'] == pytest.approx(scores["total"]["log_loss"], rel=1e-15)
+    assert said['logstep_model_window_log_loss{model="default"}'] == pytest.approx(scores["window"]["log_loss"])
     for part, name in (("total", "base_rate_log_loss"), ("window", "window_base_rate_log_loss")):
-        assert said[f'onestep_model_{name}{{model="default"}}'] == scores[part]["base_rate_log_loss"]
-    assert said["onestep_models"] == 2
-    assert said["onestep_ready"] == 1
-    assert said["onestep_queue_events"] == 0
+        assert said[f'logstep_model_{name}{{model="default"}}'] == scores[part]["base_rate_log_loss"]
+    assert said["logstep_models"] == 2
+    assert said["logstep_ready"] == 1
+    assert said["logstep_queue_events"] == 0
 
 
 def test_it_measures_each_commit_once(start: Start) -> None:
@@ -83,14 +83,14 @@ def test_it_measures_each_commit_once(start: Start) -> None:
     service.model().learn([{"x": {}, "y": 1}] * 100)
     said = scraped(service)
     for name in ("commit_seconds", "sync_seconds", "commit_events"):
-        assert said[f"onestep_{name}_count"] == 21
-    assert said["onestep_commit_events_sum"] == 120
-    assert said['onestep_commit_events_bucket{le="1.0"}'] == 20
-    assert 0 < said["onestep_sync_seconds_sum"] < said["onestep_commit_seconds_sum"]
+        assert said[f"logstep_{name}_count"] == 21
+    assert said["logstep_commit_events_sum"] == 120
+    assert said['logstep_commit_events_bucket{le="1.0"}'] == 20
+    assert 0 < said["logstep_sync_seconds_sum"] < said["logstep_commit_seconds_sum"]
     log = service.folder / "log.db"
-    assert said["onestep_log_bytes"] == log.stat().st_size
-    assert said["onestep_wal_bytes"] == log.with_name("log.db-wal").stat().st_size
-    assert said["onestep_replay_seconds"] > 0
+    assert said["logstep_log_bytes"] == log.stat().st_size
+    assert said["logstep_wal_bytes"] == log.with_name("log.db-wal").stat().st_size
+    assert said["logstep_replay_seconds"] > 0
 
 
 def test_counts_of_a_deleted_model_stay(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_what_was_recovered_does_not_count_as_learned(tmp_path: Path) -> None:
             await engine.learn("default", [Event({"a": 1.0}, 1)] * 3)
         async with running_engine(tmp_path / "data") as engine:
             said = samples_of(engine.telemetry.exposition().decode())
-            assert said["onestep_learned_total"] == 0
-            assert said['onestep_model_seq{model="default"}'] == 3
-            assert said["onestep_recovery_seconds"] > 0
+            assert said["logstep_learned_total"] == 0
+            assert said['logstep_model_seq{model="default"}'] == 3
+            assert said["logstep_recovery_seconds"] > 0
 
     asyncio.run(story())
 
@@ -127,18 +127,18 @@ def test_of_many_models_the_first_have_series_and_the_rest_are_counted(tmp_path:
             for i in range(9):
                 await engine.create(f"model-{i}", Spec())
             said = samples_of(engine.telemetry.exposition().decode())
-            assert [name for name in said if name.startswith("onestep_model_seq")] == [
-                f'onestep_model_seq{{model="{name}"}}' for name in ("default", "model-0", "model-1")
+            assert [name for name in said if name.startswith("logstep_model_seq")] == [
+                f'logstep_model_seq{{model="{name}"}}' for name in ("default", "model-0", "model-1")
             ]
-            assert (said["onestep_models"], said["onestep_models_without_series"]) == (10, 7)
+            assert (said["logstep_models"], said["logstep_models_without_series"]) == (10, 7)
 
     asyncio.run(story())
 
 
 def test_an_engine_that_has_not_started_has_metrics_too(tmp_path: Path) -> None:
     said = samples_of(new_engine(tmp_path / "data").telemetry.exposition().decode())
-    assert said["onestep_ready"] == 0
-    assert "onestep_recovery_seconds" not in said
+    assert said["logstep_ready"] == 0
+    assert "logstep_recovery_seconds" not in said
 
 
 @pytest.fixture
@@ -171,5 +171,5 @@ def test_every_reason_has_a_series_from_the_start(alone: Telemetry) -> None:
     kinds: list[Any] = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     said = samples_of(alone.exposition().decode())
     for kind in kinds:
-        if issubclass(kind, errors.OnestepError):
-            assert said[f'onestep_refused_total{{reason="{kind.slug()}"}}'] == 0
+        if issubclass(kind, errors.LogstepError):
+            assert said[f'logstep_refused_total{{reason="{kind.slug()}"}}'] == 0

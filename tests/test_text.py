@@ -34,15 +34,15 @@ async def arriving(parts: Iterable[Part]) -> AsyncGenerator[bytes]:
             yield part
 
 
-def texts(parts: Iterable[Part], size: int = 1_000) -> tuple[list[Text], errors.OnestepError | None]:
+def texts(parts: Iterable[Part], size: int = 1_000) -> tuple[list[Text], errors.LogstepError | None]:
     """The texts of a body that comes in these parts, and what ended it."""
     found: list[Text] = []
 
-    async def gather() -> errors.OnestepError | None:
+    async def gather() -> errors.LogstepError | None:
         try:
             async for text in texts_of(arriving(parts), Settings(stream_events=size, max_line_bytes=LONGEST)):
                 found.append(text)
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             return error
         return None
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
-from conftest import JSON, NDJSON, ONESTEP, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
+from conftest import JSON, LOGSTEP, NDJSON, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
 from forked import clean_environment
 
 from service import errors
@@ -92,7 +92,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         made[scope + ("" if models is None else " of clicks")] = text
     starter = Starter(below)
     found = Guarded(
-        starter("--stream-events", "10", "--log-level", "debug", folder=folder, env={"ONESTEP_TOKEN": ADMIN}), made
+        starter("--stream-events", "10", "--log-level", "debug", folder=folder, env={"LOGSTEP_TOKEN": ADMIN}), made
     )
     for name in ("clicks", "other"):
         assert found.ask("admin", "PUT", f"/models/{name}", json={"rule": "auto"}).status_code == 201
@@ -121,7 +121,7 @@ def test_each_token_may_do_what_its_scope_says_and_nothing_else(guarded: Guarded
             assert reply.status_code not in (401, 403, 404), (method, path, reply.text)
         elif kind is None:
             assert_problem(reply, 401, "Authorization: Bearer TOKEN")
-            assert reply.headers["www-authenticate"] == 'Bearer realm="onestep"'
+            assert reply.headers["www-authenticate"] == 'Bearer realm="logstep"'
         else:
             assert_problem(reply, 403, f"This token may {kind}, and that takes {wants}")
     guarded.ask("admin", "PUT", "/models/clicks", json={"rule": "auto"})
@@ -160,18 +160,18 @@ def test_the_metrics_tell_of_the_models_within_reach(guarded: Guarded) -> None:
         assert guarded.ask("admin", "POST", f"/models/{name}/predict", json={"x": {"a": 1}}).status_code == 200
     whole = guarded.ask("admin", "GET", "/metrics").text
     part = guarded.ask("predict of clicks", "GET", "/metrics").text
-    assert guarded.ask("predict", "GET", "/metrics").text.count("onestep_model_seq{") == 3
+    assert guarded.ask("predict", "GET", "/metrics").text.count("logstep_model_seq{") == 3
     of_clicks = [line for line in whole.splitlines() if 'model="clicks"' in line]
     assert [line for line in part.splitlines() if "model=" in line] == of_clicks
     counts = dict(line.rsplit(" ", 1) for line in part.splitlines() if not line.startswith("#"))
-    assert counts["onestep_models"] == "1.0"
-    learned = [float(line.split()[1]) for line in of_clicks if line.startswith("onestep_model_seq")]
-    assert [float(counts["onestep_learned_total"])] <= learned
-    assert counts["onestep_predicted_total"] == counts['onestep_model_predicted_total{model="clicks"}']
+    assert counts["logstep_models"] == "1.0"
+    learned = [float(line.split()[1]) for line in of_clicks if line.startswith("logstep_model_seq")]
+    assert [float(counts["logstep_learned_total"])] <= learned
+    assert counts["logstep_predicted_total"] == counts['logstep_model_predicted_total{model="clicks"}']
     # Nothing that moves with what others do: no commits, sizes, queues or refusals.
     assert {name.partition("{")[0] for name in counts if "_model" not in name} == {
-        *(f"onestep_{name}_total" for name in ("learned", "predicted", "predicted_unknown", "duplicates", "not_kept")),
-        *("onestep_ready", "onestep_build_info"),
+        *(f"logstep_{name}_total" for name in ("learned", "predicted", "predicted_unknown", "duplicates", "not_kept")),
+        *("logstep_ready", "logstep_build_info"),
     }
 
 
@@ -306,7 +306,7 @@ def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
         ADMIN,
         f"Bearer {ADMIN[:-1]}",
         f"Bearer {ADMIN}x",
-        "Bearer onestep__",
+        "Bearer logstep__",
         "Bearer \xe9",
     ],
 )
@@ -336,7 +336,7 @@ def test_a_token_in_a_url_is_refused_and_not_repeated(guarded: Guarded, path: st
 
 def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     together = clean_environment() | (env or {})
-    return subprocess.run([ONESTEP, *command], capture_output=True, text=True, timeout=60, check=False, env=together)
+    return subprocess.run([LOGSTEP, *command], capture_output=True, text=True, timeout=60, check=False, env=together)
 
 
 def made(folder: Path, *flags: str) -> str:
@@ -372,7 +372,7 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
 
 
 def test_a_token_expires_and_its_streams_end(start: Start) -> None:
-    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    service = start(env={"LOGSTEP_TOKEN": ADMIN})
     text, token = tokens.create(service.folder, ["learn", "predict"], None, None, seconds=5.0)
     eventually(lambda: service.http.get("/models", headers=bearer(text)).status_code == 200, "the token")
 
@@ -419,7 +419,7 @@ def test_the_command_says_until_when_a_token_is_valid(tmp_path: Path) -> None:
 
 def test_a_stream_ends_when_its_token_is_taken_back(start: Start) -> None:
     """Those who watch, and a body that is still on its way: what was learned of it is told, and stays."""
-    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    service = start(env={"LOGSTEP_TOKEN": ADMIN})
     token = made(service.folder, "--scope", "learn", "--scope", "predict")
     eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
     revoked, watched = threading.Event(), threading.Event()
@@ -554,7 +554,7 @@ def test_only_so_many_tokens_are_remembered_as_they_were_sent(tmp_path: Path) ->
 def test_the_token_of_a_file_in_the_environment_may_do_everything(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(ADMIN + "\n")
-    service = start("--host", "0.0.0.0", env={"ONESTEP_TOKEN_FILE": str(file)})
+    service = start("--host", "0.0.0.0", env={"LOGSTEP_TOKEN_FILE": str(file)})
     assert service.http.get("/models").status_code == 401
     assert service.http.put("/models/a", json={}, headers=bearer(ADMIN)).status_code == 201
 
@@ -565,22 +565,22 @@ def test_the_token_of_a_file_in_the_environment_may_do_everything(start: Start, 
 def test_a_token_that_people_made_has_32_characters_or_more(
     monkeypatch: pytest.MonkeyPatch, token: str, why: str
 ) -> None:
-    monkeypatch.setenv("ONESTEP_TOKEN", token)
+    monkeypatch.setenv("LOGSTEP_TOKEN", token)
     with pytest.raises(errors.BadToken, match=why) as refusal:
         tokens.given(None)
     assert not token or token not in str(refusal.value)
 
 
 def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: Start) -> None:
-    service = start(ready=False, env={"ONESTEP_TOKEN": "short-secret"})
+    service = start(ready=False, env={"LOGSTEP_TOKEN": "short-secret"})
     assert service.wait(PATIENCE) == 1
-    assert service.log() == "onestep: ONESTEP_TOKEN has 12 characters, and must have 32 or more.\n"
+    assert service.log() == "logstep: LOGSTEP_TOKEN has 12 characters, and must have 32 or more.\n"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.invalid"])
 def test_an_address_that_others_reach_needs_a_token(tmp_path: Path, host: str) -> None:
     settings = Settings(data=tmp_path, host=host)
-    with pytest.raises(errors.TokenNeeded, match=f"onestep token create {tmp_path}"):
+    with pytest.raises(errors.TokenNeeded, match=f"logstep token create {tmp_path}"):
         access.refuse_an_open_door(settings)
     access.refuse_an_open_door(Settings(data=tmp_path, host=host, insecure=True))
     tokens.create(tmp_path, ["predict"], None, None)
@@ -626,7 +626,7 @@ def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
 
 
 def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(start: Start) -> None:
-    service = start(env={"ONESTEP_TOKEN": ADMIN})
+    service = start(env={"LOGSTEP_TOKEN": ADMIN})
     with httpx.Client(base_url=service.http.base_url, headers=bearer(ADMIN), trust_env=False) as admin:
         wide = {f"feature-{i}": float(i) for i in range(5_000)}
         assert admin.post("/learn", json={"x": wide, "y": 1}).status_code == 200
@@ -683,15 +683,15 @@ def test_the_commands_send_the_token_that_they_are_given(
         ["crosscheck", "--model", "by-command"],
         ["models", "delete", "by-command", "--yes"],
     ):
-        monkeypatch.delenv("ONESTEP_TOKEN", raising=False)
+        monkeypatch.delenv("LOGSTEP_TOKEN", raising=False)
         assert cli.main([*command, *url]) == 1
         assert "This service takes a token, and none was sent" in capsys.readouterr().err
-        monkeypatch.setenv("ONESTEP_TOKEN", "x" * 32)  # the flag wins
+        monkeypatch.setenv("LOGSTEP_TOKEN", "x" * 32)  # the flag wins
         assert cli.main([*command, *url, "--token-file", str(file)]) == 0
-    monkeypatch.setenv("ONESTEP_TOKEN", ADMIN)
+    monkeypatch.setenv("LOGSTEP_TOKEN", ADMIN)
     assert cli.main(["models", "list", *url]) == 0
-    monkeypatch.delenv("ONESTEP_TOKEN")
-    monkeypatch.setenv("ONESTEP_TOKEN_FILE", str(file))
+    monkeypatch.delenv("LOGSTEP_TOKEN")
+    monkeypatch.setenv("LOGSTEP_TOKEN_FILE", str(file))
     assert cli.main(["models", "list", *url]) == 0
     assert cli.main(["models", "list", *url, "--token-file", str(tmp_path / "none")]) == 1
     assert "cannot be read: No such file" in capsys.readouterr().err
@@ -706,7 +706,7 @@ def test_a_token_that_creates_no_models_is_told_which_model_learns(
     command = ["replay", str(events), "--label", "y", *url]
     for models in (None, ["default"]):
         token, _ = tokens.create(guarded.service.folder, ["predict", "learn"], models, None)
-        monkeypatch.setenv("ONESTEP_TOKEN", token)
+        monkeypatch.setenv("LOGSTEP_TOKEN", token)
         eventually(lambda: cli.main(["models", "list", *url]) == 0, "the token to be seen")
         capsys.readouterr()
         assert cli.main(command) == 1

@@ -85,7 +85,7 @@ def check_acknowledged(example: Example, every: int, to: Path) -> None:
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         refusal = asyncio.run(opened(folder))
         assert isinstance(refusal, errors.LogEndsEarly), size
-        assert f"onestep repair {folder}" in str(refusal)
+        assert f"logstep repair {folder}" in str(refusal)
         assert {name: (folder / name).read_bytes() for name in before} == before  # and left alone
         shutil.rmtree(folder)
 
@@ -96,7 +96,7 @@ def check_database(example: Example, sizes: Sequence[int], to: Path) -> None:
         with (folder / "log.db").open("r+b") as file:
             file.truncate(size)
         refusal = asyncio.run(opened(folder))
-        assert isinstance(refusal, errors.OnestepError), size
+        assert isinstance(refusal, errors.LogstepError), size
         assert f"{folder}" in str(refusal)
 
 
@@ -122,7 +122,7 @@ def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Exa
     (folder / "last-commit").write_bytes(encode_mark(number, checksum))
     refusal = asyncio.run(opened(folder))
     assert isinstance(refusal, errors.LogHasAHole)
-    assert f"`onestep repair {folder}`" in str(refusal)
+    assert f"`logstep repair {folder}`" in str(refusal)
     assert any("come after that" in wrong for wrong in examine(folder).wrong)
     assert repair(folder, yes=True) == 0
     assert asyncio.run(opened(folder)) == state_at(example, number)

@@ -202,7 +202,7 @@ def outcome(decode: Callable[[bytes, str], Any], body: bytes) -> Any:
     """What comes of a body: the event, or what is told is wrong with it."""
     try:
         return decode(body, "line 7")
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         return type(error), str(error)
 
 

@@ -1,1 +1,1 @@
-"""The commands that `onestep` knows."""
+"""The commands that `logstep` knows."""

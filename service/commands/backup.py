@@ -1,6 +1,6 @@
 """Backups: a copy of a data folder, made while it is served or not, and a data folder made of one again.
 
-A copy is made under another name, checked as `onestep inspect` checks, synced, and renamed into place: a kill or a
+A copy is made under another name, checked as `logstep inspect` checks, synced, and renamed into place: a kill or a
 power cut at any moment leaves a whole copy under its name, or none. What is damaged is not put in place.
 """
 
@@ -144,10 +144,10 @@ def _require_whole(folder: Path, findings: Findings) -> None:
     if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
         raise Failed(
             f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "
-            f"`onestep inspect {folder}` shows more"
+            f"`logstep inspect {folder}` shows more"
         )
     for reason in findings.bad_ids:
-        say(f"DAMAGED, and copied as it is: {reason}; `onestep inspect {folder}` says what to do")
+        say(f"DAMAGED, and copied as it is: {reason}; `logstep inspect {folder}` says what to do")
     for reason in findings.bad_snapshots:
         say(f"DAMAGED, but not needed: {reason}")
 

@@ -37,7 +37,7 @@ LEAST_WEIGHT = 0.001
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The `onestep` command; returns its exit code."""
+    """The `logstep` command; returns its exit code."""
     arguments = _parser().parse_args(argv)
     before = os.umask(0o077)  # data folders and backups, and each file in them, are their owner's alone
     try:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except Failed as failure:
         say(str(failure))
         return failure.exit_code
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="onestep", description="Online learning over HTTP, one gradient step an event.")
+    parser = _Parser(prog="logstep", description="Online learning over HTTP, one gradient step an event.")
     parser.set_defaults(compiles=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service"))
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
-        help_ = f"{field.description} Default {field.default}; in the environment ONESTEP_{name.upper()}."
+        help_ = f"{field.description} Default {field.default}; in the environment LOGSTEP_{name.upper()}."
         flag: dict[str, Any] = {"metavar": name.upper()}
         if field.annotation is bool:  # the flag alone says yes
             flag = {"action": "store_const", "const": True}
@@ -255,7 +255,7 @@ def _add_url(parser: Any, default: str | None = URL) -> None:
 
 def _add_token_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="with the token to send (ONESTEP_TOKEN, ONESTEP_TOKEN_FILE)"
+        "--token-file", type=Path, metavar="FILE", help="with the token to send (LOGSTEP_TOKEN, LOGSTEP_TOKEN_FILE)"
     )
 
 
@@ -282,7 +282,7 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     list_.set_defaults(run=_token_list)
     revoke = verbs.add_parser("revoke", help="take a token back")
     revoke.add_argument("folder", metavar="DIR", type=Path)
-    revoke.add_argument("id", metavar="ID", help="as `onestep token list` shows it")
+    revoke.add_argument("id", metavar="ID", help="as `logstep token list` shows it")
     revoke.set_defaults(run=_token_revoke)
 
 
@@ -373,7 +373,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        flag = f"--{name.replace('_', '-')} (ONESTEP_{name.upper()})"
+        flag = f"--{name.replace('_', '-')} (LOGSTEP_{name.upper()})"
         raise WrongUsage(f"{flag}: {first['msg']}, got {first['input']!r}") from None
 
 

@@ -34,7 +34,7 @@ class NoAnswer(Failed):
         super().__init__(
             f"the connection to {url} was lost ({reason})"
             if self.sent
-            else f"no service answers at {url}; start one with `onestep serve` ({reason})"
+            else f"no service answers at {url}; start one with `logstep serve` ({reason})"
         )
 
 
@@ -46,7 +46,7 @@ class Refused(Failed):
         self.status = reply.status_code
         self.problem = _json_object(reply)
         super().__init__(
-            str(self.problem.get("detail") or f"{url} answered {self.status}, and not as a onestep service would")
+            str(self.problem.get("detail") or f"{url} answered {self.status}, and not as a logstep service would")
         )
         after = reply.headers.get("retry-after", "")
         self.retry_after = float(after) if after.isdecimal() else 0.0

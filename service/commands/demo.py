@@ -38,7 +38,7 @@ def demo(keep: bool = False) -> int:
     """Show all of it, and with `keep` go on serving until Ctrl-C; the exit code. Leaves nothing behind."""
     for number in stop_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what follows is cleaned up
-    with tempfile.TemporaryDirectory(prefix="onestep-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="logstep-demo-") as folder:
         service = _Service(Path(folder))
         try:
             _show_all(service)
@@ -48,7 +48,7 @@ def demo(keep: bool = False) -> int:
         finally:
             service.kill()
     print(
-        "The service is stopped and the folder gone. Now yours: `onestep serve`, `onestep replay FILE --label COLUMN`."
+        "The service is stopped and the folder gone. Now yours: `logstep serve`, `logstep replay FILE --label COLUMN`."
     )
     return 0
 
@@ -96,7 +96,7 @@ class _Service:
         """Start it, and wait until it is ready; how many seconds that took."""
         started = time.monotonic()
         flags = ("--data", self._data, "--port", self._port, "--drain-seconds", "0")
-        settings = {name: value for name, value in os.environ.items() if not name.upper().startswith("ONESTEP_")}
+        settings = {name: value for name, value in os.environ.items() if not name.upper().startswith("LOGSTEP_")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command
                 command("service.commands.child", "serve", *flags),

@@ -32,9 +32,9 @@ _OTHERS = {
     b"PK\x03\x04": "is a zip file, or a workbook of a spreadsheet; unpack it, or save the sheet as CSV",
     b"PAR1": "is Parquet; write it as CSV or NDJSON, or send its columns as Arrow",
     b"ARROW1": "is an Arrow file; write it as CSV or NDJSON, or send its columns to /learn as an Arrow stream",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd; `zstd -dc FILE | onestep replay -` reads it",
-    b"\xfd7zXZ": "is compressed with xz; `xz -dc FILE | onestep replay -` reads it",
-    b"BZh": "is compressed with bzip2; `bzip2 -dc FILE | onestep replay -` reads it",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; `zstd -dc FILE | logstep replay -` reads it",
+    b"\xfd7zXZ": "is compressed with xz; `xz -dc FILE | logstep replay -` reads it",
+    b"BZh": "is compressed with bzip2; `bzip2 -dc FILE | logstep replay -` reads it",
     b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
     b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
 }

@@ -248,11 +248,11 @@ def _advice(folder: Path, findings: Findings) -> str:
     if findings.damage:
         return "Restore a backup; what is damaged here cannot be repaired."
     if findings.loss:
-        return f"Restore a backup, or accept the loss with `onestep repair {folder}`."
+        return f"Restore a backup, or accept the loss with `logstep repair {folder}`."
     if findings.bad_ids:
         return (
             f"No event is missing, and a service starts. {_DAMAGED_IDS} Restore a backup, or accept that with "
-            f"`onestep repair {folder}`."
+            f"`logstep repair {folder}`."
         )
     return "The log is whole: a service starts without the damaged snapshot, and takes longer for it."
 

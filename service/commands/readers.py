@@ -445,7 +445,7 @@ class EventReader:
     def event(self, record: bytes) -> wire.Event | None:
         try:
             return wire.decode_event(record)
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             if _has_no_label(record):
                 self._labels.missing += 1
                 return None

@@ -352,7 +352,7 @@ class Replay:
             return failure
         return Failed(
             f"{failure}. Whether the service learned the piece that was on its way is not known here, and without ids "
-            f"it is not sent again, as it might be learned twice; the seq of `onestep models show {self.model}` tells"
+            f"it is not sent again, as it might be learned twice; the seq of `logstep models show {self.model}` tells"
         )
 
     def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
@@ -746,7 +746,7 @@ def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> 
         def progress(tally: Tally) -> None:
             bar.update(task, completed=completed(tally), counts=_counts(tally))
 
-        yield progress, lambda message: bar.console.print(f"onestep: {message}", markup=False, highlight=False)
+        yield progress, lambda message: bar.console.print(f"logstep: {message}", markup=False, highlight=False)
 
 
 def _lines(seconds: float) -> Callable[[Tally], None]:

@@ -101,7 +101,7 @@ def _show_table(
 
 def say(message: str) -> None:
     """A line for people, apart from what a command prints for others to read."""
-    print(f"onestep: {message}", file=sys.stderr)
+    print(f"logstep: {message}", file=sys.stderr)
 
 
 def confirm(question: str, yes: bool) -> bool:

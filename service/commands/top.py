@@ -1,4 +1,4 @@
-"""`onestep top`: every model of a running service in the terminal, as it learns."""
+"""`logstep top`: every model of a running service in the terminal, as it learns."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def worse_lines(models: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"model {model['model']}: {model['worse_than_guessing']['advice']}" for model in worse[:TOLD]]
     if len(worse) > TOLD:
         more = len(worse) - TOLD
-        lines.append(f"{more:,} more models are worse than guessing; `onestep models show NAME` tells more")
+        lines.append(f"{more:,} more models are worse than guessing; `logstep models show NAME` tells more")
     return lines
 
 

@@ -36,7 +36,7 @@ class Piece(Generic[Items_co]):
     items: Items_co
     unit: str
     numbers: Sequence[int]
-    wrong: errors.OnestepError | None = None
+    wrong: errors.LogstepError | None = None
 
     def place(self, i: int) -> str:
         """Where item i stands, for a message: "line 7"."""
@@ -50,7 +50,7 @@ class Piece(Generic[Items_co]):
             part = items.part(start, stop) if isinstance(items, Table) else items[start:stop]
             yield Piece(part, self.unit, self.numbers[start:stop], self.wrong if stop == len(items) else None)
 
-    def located(self, error: errors.OnestepError, i: int) -> errors.OnestepError:
+    def located(self, error: errors.LogstepError, i: int) -> errors.LogstepError:
         """What is wrong with item i, told with its place in the body."""
         number = self.numbers[i]
         field = error.members.get("field")
@@ -79,7 +79,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
     items: list[Item] = []
     lines = text.lines()
     slices = Slices()
-    wrong: errors.OnestepError | None = None
+    wrong: errors.LogstepError | None = None
     try:
         for number, line in lines:
             if len(line) > longest:
@@ -91,7 +91,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
                 items.append(decode(line, place))
             if slices.spent(len(line) // 4):
                 await slices.rest()
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         wrong = error
         wrong.members["line"] = lines[len(items)][0]
     return Piece(items, "line", [number for number, _ in lines], wrong)

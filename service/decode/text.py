@@ -63,7 +63,7 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
                 if slices.spent(len(text.data)):
                     await slices.rest()
             gathered.check_length()
-    except errors.OnestepError:
+    except errors.LogstepError:
         for text in gathered.texts(all_of_them=True):
             yield text
         raise

@@ -296,7 +296,7 @@ def _long_x(data: bytes, opens: int, at: str) -> Features:
     return named or numbers
 
 
-def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: int) -> errors.OnestepError:
+def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: int) -> errors.LogstepError:
     """What is wrong with a piece of an event's x, before which there are so many bytes and so many numbers."""
     if not isinstance(error, msgspec.ValidationError):
         return malformed(error, at, piece, before=before)
@@ -384,7 +384,7 @@ def _no_number(reason: str, data: bytes) -> re.Match[bytes] | None:
     return found if found is not None and found.start() <= at <= found.end() + 1 else None
 
 
-def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.OnestepError:
+def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.LogstepError:
     """The error that names the first field that is wrong."""
     if not isinstance(error, msgspec.ValidationError):
         return malformed(error, at, data)

@@ -34,7 +34,7 @@ _IN_URL = {
     "token",
     "access_token",
     "auth_token",
-    "onestep_token",
+    "logstep_token",
     "api_key",
     "apikey",
     "auth",
@@ -244,5 +244,5 @@ def _allowed_hosts(settings: Settings) -> set[str] | None:
 
 def _refuse_token_in_url(query: bytes) -> None:
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name.lower() in _IN_URL or value.startswith("onestep_"):
+        if name.lower() in _IN_URL or value.startswith("logstep_"):
             raise errors.TokenInUrl()

@@ -48,7 +48,7 @@ from service.watching.live import EventStream, Live
 from service.watching.page import add_page
 from service.watching.past import Past
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _spec = TypeAdapter(Spec)
@@ -69,8 +69,8 @@ class Service:
         self.refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
         self.api = FastAPI(
-            title="onestep",
-            version=version("onestep"),
+            title="logstep",
+            version=version("logstep"),
             summary="Online learning over HTTP: one durable gradient step an event.",
             lifespan=self._lifespan,
             redirect_slashes=False,
@@ -92,7 +92,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_default_executor(background("onestep-work"))
+        asyncio.get_running_loop().set_default_executor(background("logstep-work"))
         self.engine.start()
         yield
         await self.engine.stop(seconds=2.0)
@@ -111,7 +111,7 @@ class Service:
             await self._refuse(exchange, send, error)
         self._tell(exchange)
 
-    async def refuse(self, error: errors.OnestepError, scope: Scope, _: Receive, send: Send) -> None:
+    async def refuse(self, error: errors.LogstepError, scope: Scope, _: Receive, send: Send) -> None:
         """Answer a request with an error, whatever it asks."""
         exchange = Exchange(scope, self.engine)
         await self._refuse(exchange, exchange.over(send), error)
@@ -130,9 +130,9 @@ class Service:
 
     def refusal(self, error: BaseException, request_id: str, scope: Scope | None = None) -> Reply:
         """What is answered instead: counted and told. What is not a caller's is logged, and is an internal error."""
-        if not isinstance(error, errors.OnestepError):
+        if not isinstance(error, errors.LogstepError):
             self.refusals.tell_mistake(error, request_id)
-            error = errors.OnestepError()
+            error = errors.LogstepError()
         self.engine.telemetry.count_refusal(error)
         self.refusals.tell(error, scope["method"] if scope else "", scope["path"] if scope else "", request_id)
         return problem(error, request_id)
@@ -219,8 +219,8 @@ def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], 
         scope: Any = request.scope
         return as_response(told(error, scope["request_id"], scope))
 
-    @api.exception_handler(errors.OnestepError)
-    async def refused(request: Request, error: errors.OnestepError) -> Response:
+    @api.exception_handler(errors.LogstepError)
+    async def refused(request: Request, error: errors.LogstepError) -> Response:
         return refusal(request, error)
 
     @api.exception_handler(HTTPException)

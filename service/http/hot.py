@@ -182,7 +182,7 @@ class Hot:
                 return
             try:
                 result = await self._engine.learn(model, events)
-            except errors.OnestepError as error:
+            except errors.LogstepError as error:
                 raise _placed(error, f"[{error.index}]") from None
             learned = (_learned(model, event, result, i) for i, event in enumerate(events))
             await self._send_array(send, learned, reply)
@@ -215,7 +215,7 @@ class Hot:
         try:
             async with self.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
                 await self._learn_pieces(tally, paced)
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             # A new error: this one may have been told to others too, whose counts are not these.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
@@ -307,18 +307,18 @@ class Hot:
         place: Callable[[int], str],
         slices: Slices,
         stream: bool = False,
-    ) -> tuple[list[wire.Predicted], errors.OnestepError | None]:
+    ) -> tuple[list[wire.Predicted], errors.LogstepError | None]:
         """Predict, and keep what has an id. `place` says where a question stands, for the message.
 
         All or nothing; but of a `stream` what stands before the first that is wrong, and what is wrong with that.
         """
         made: list[wire.Predicted | Prediction] = []
-        wrong: errors.OnestepError | None = None
+        wrong: errors.LogstepError | None = None
         for question in questions:
             try:
                 encoded = await _encoded(model, question) if len(question.x) > WIDE else None
                 made.append(_predicted(scope, model, question, encoded))
-            except errors.OnestepError as error:
+            except errors.LogstepError as error:
                 wrong = _placed(error, place(len(made)))
                 if not stream:
                     raise wrong from None
@@ -330,7 +330,7 @@ class Hot:
         if to_keep:
             try:
                 kept, refused = await self._engine.keep(model.name, to_keep, Stream() if stream else None)
-            except errors.OnestepError as error:
+            except errors.LogstepError as error:
                 raise _placed(error, place(kept_at[error.index])) from None
             if refused is not None:
                 wrong = _placed(refused, place(kept_at[len(kept)]))
@@ -365,7 +365,7 @@ class Hot:
         A stop leaves it a moment, in which most are done.
         """
         loop = asyncio.get_running_loop()
-        why: errors.OnestepError | None = None
+        why: errors.LogstepError | None = None
         stops = False
         next_look: asyncio.TimerHandle
 
@@ -375,7 +375,7 @@ class Hot:
                 self._access.check_again(scope)
                 if stops:
                     raise errors.NotReady(state="stopping")
-            except errors.OnestepError as error:
+            except errors.LogstepError as error:
                 why = error
             if why is not None:
                 end.reschedule(loop.time())
@@ -437,14 +437,14 @@ async def _settle_but(
     left: int, tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]
 ) -> None:
     """Wait for all of them but so many; then raise what was wrong first."""
-    wrong: errors.OnestepError | None = None
+    wrong: errors.LogstepError | None = None
     while len(waiting) > left:
         if not waiting[0][1].done():
             await asyncio.wait([waiting[0][1]])  # if this is ended meanwhile, that is waited for again, and counted
         piece, answer = waiting.popleft()
         try:
             result = answer.result()
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             wrong = wrong or error
             continue
         tally.add(piece.items, result)
@@ -544,7 +544,7 @@ def _check_may_keep(scope: Scope, model: Model) -> None:
         raise errors.LearnsByTimeout(field="id", scopes=scopes, wants=LEARN)
 
 
-def _placed(error: errors.OnestepError, at: str) -> errors.OnestepError:
+def _placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
     """The same error, its field told with the place of the event in the body."""
     if "field" not in error.members:
         return error

@@ -268,7 +268,7 @@ METRICS: dict[str, Any] = {
             "content": {
                 "text/plain; version=0.0.4; charset=utf-8": {
                     "schema": {"type": "string"},
-                    "example": "# TYPE onestep_learned_total counter\nonestep_learned_total 45312.0\n",
+                    "example": "# TYPE logstep_learned_total counter\nlogstep_learned_total 45312.0\n",
                 }
             },
         }

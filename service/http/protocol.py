@@ -95,7 +95,7 @@ class Protocol(HttpToolsProtocol):
         """What was received and is not read yet."""
         self._over = False
         """Whether nothing more is read: the client has ended its side, or what it sends makes no sense any more."""
-        self._last_words: errors.OnestepError | None = None
+        self._last_words: errors.LogstepError | None = None
         """Why, where it is told after all replies."""
         self._max_head = service.settings.max_header_bytes
         self._in_head = True
@@ -249,7 +249,7 @@ class Protocol(HttpToolsProtocol):
         cycle.connection = self
         return cycle
 
-    def _wrong_with_head(self, version: str) -> errors.OnestepError | None:
+    def _wrong_with_head(self, version: str) -> errors.LogstepError | None:
         """What is wrong with a head, whatever it asks."""
         if self._at_most > self._max_head and self._head_bytes() > self._max_head:
             return errors.HeadTooLarge(limit=self._max_head)
@@ -351,7 +351,7 @@ class Protocol(HttpToolsProtocol):
 
     # -- what is wrong
 
-    def _end(self, error: errors.OnestepError) -> None:
+    def _end(self, error: errors.LogstepError) -> None:
         """Nothing that comes can be answered any more: say why after the replies that are due, and close."""
         last, broken = self.cycle, None if self._between else self._of_this_message
         self._stop_reading()
@@ -372,7 +372,7 @@ class Protocol(HttpToolsProtocol):
         else:  # whoever reads the body can say what came of it so far
             broken.end_early()
 
-    def _say_and_close(self, error: errors.OnestepError) -> None:
+    def _say_and_close(self, error: errors.LogstepError) -> None:
         self.transport.write(self._service.refusal(error, new_id().decode()).as_http())
         self.transport.close()
 
@@ -470,7 +470,7 @@ class Protocol(HttpToolsProtocol):
             elif cycle.response_complete:  # refused before all of it was there
                 self.transport.close()
 
-    def give_up(self, error: errors.OnestepError) -> None:
+    def give_up(self, error: errors.LogstepError) -> None:
         """Cut a connection whose client does not take its reply; the log and the counts are told why."""
         self._service.refusal(error, new_id().decode(), None if self.serving is None else self.serving.scope)
         self.transport.abort()

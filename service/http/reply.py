@@ -36,7 +36,7 @@ def json_reply(content: Any) -> Reply:
     return Reply(200, _headers(JSON, body), body)
 
 
-def problem(error: errors.OnestepError, request_id: str) -> Reply:
+def problem(error: errors.LogstepError, request_id: str) -> Reply:
     """What is wrong."""
     body = wire.encode(error.problem(request_id))
     headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]

@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.signals import stop_signals
 from service.storage.lock import FolderLock, open_to_others
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 SLOW_TICKS = 5
 """Tenths of a second between two looks for connections that are too slow."""
@@ -198,7 +198,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if config.is_ssl else "http"
-    logger.info("onestep serves %s://%s:%d from %s", scheme, shown, port, settings.data)
+    logger.info("logstep serves %s://%s:%d from %s", scheme, shown, port, settings.data)
     if warning := open_to_others(settings.data):
         logger.warning("%s", warning)
     # What was imported stays: without this the collector looks at all of it again and again, and every request waits

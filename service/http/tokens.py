@@ -4,7 +4,7 @@
                               "rate": 1000.0, "name": "shop", "created_at": 1767225600.0,
                               "expires_at": 1775001600.0}]}
 
-A token is `onestep_`, its id, `_` and 256 random bits. Those cannot be guessed, so a plain SHA-256 of it is enough: the
+A token is `logstep_`, its id, `_` and 256 random bits. Those cannot be guessed, so a plain SHA-256 of it is enough: the
 slow hashes that passwords need would only slow a service down. The file is replaced by rename, so that a running
 service reads the old one or the new one, and it is readable by its owner alone.
 
@@ -31,7 +31,7 @@ import msgspec
 
 from service import errors
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 FILE = "tokens.json"
 FORMAT = 1
@@ -46,7 +46,7 @@ LOOK_SECONDS = 0.5
 REMEMBERED = 1_024
 """Valid tokens, as they were sent, that need not be hashed again."""
 _ENVIRONMENT = "environment"
-_PREFIX = "onestep_"
+_PREFIX = "logstep_"
 _YEAR_10000 = 253_402_300_800.0
 _PRINTABLE = re.compile(r"[!-~]+")
 
@@ -162,12 +162,12 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def given(token_file: Path | None) -> str | None:
-    """The token in a file (by default the one that ONESTEP_TOKEN_FILE names), else in ONESTEP_TOKEN; None without."""
-    if token_file is None and os.environ.get("ONESTEP_TOKEN_FILE"):
-        token_file = Path(os.environ["ONESTEP_TOKEN_FILE"])
+    """The token in a file (by default the one that LOGSTEP_TOKEN_FILE names), else in LOGSTEP_TOKEN; None without."""
+    if token_file is None and os.environ.get("LOGSTEP_TOKEN_FILE"):
+        token_file = Path(os.environ["LOGSTEP_TOKEN_FILE"])
     if token_file is None:
-        text = os.environ.get("ONESTEP_TOKEN")
-        return None if text is None else _checked(text, "ONESTEP_TOKEN")
+        text = os.environ.get("LOGSTEP_TOKEN")
+        return None if text is None else _checked(text, "LOGSTEP_TOKEN")
     try:
         return _checked(token_file.read_text().strip(), f"the token in {token_file}")
     except (OSError, UnicodeDecodeError) as error:

@@ -182,7 +182,7 @@ def main() -> int:
         report = check(Path(header["folder"]), header["model"], header["key"], header["seq"], served)
     except errors.UnknownModel:
         report = {"unknown_model": True}
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         sys.stderr.write(f"{error.members.get('reason', error)}\n")
         return 1
     sys.stdout.write(json.dumps(report))

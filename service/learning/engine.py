@@ -52,7 +52,7 @@ from service.threads import background
 from service.watching.sampling import Sampler
 from service.watching.telemetry import Facts, Telemetry
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 DEFAULT = "default"
 STEP_EVENTS = 4_096
@@ -114,7 +114,7 @@ class Engine:
         """starting, recovering, ready, draining, stopped or failed"""
         self.streams_end = asyncio.Event()
         """Set when streams are to be ended between two pieces, because the service stops."""
-        self.failure: errors.OnestepError | None = None
+        self.failure: errors.LogstepError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._recovery_seconds: float | None = None
         self.telemetry = Telemetry(self._facts, settings.metrics_models)
@@ -132,7 +132,7 @@ class Engine:
         self._turn = asyncio.Lock()
         self._steps = asyncio.Lock()
         self._changing = 0  # who wait for a row of turns to end, to change models
-        self._thread = background("onestep-store", 1)
+        self._thread = background("logstep-store", 1)
         self._writer: asyncio.Task[None] | None = None
         self._store: Store | None = None
         self._recovery: asyncio.Task[None] | None = None
@@ -183,7 +183,7 @@ class Engine:
 
     async def keep(
         self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
-    ) -> tuple[list[PredictedKept], errors.OnestepError | None]:
+    ) -> tuple[list[PredictedKept], errors.LogstepError | None]:
         """Keep predictions until their labels come: the replies, and, of a stream, what is wrong with the next.
 
         Returns when they are on disk, or, where the model's spec says so, when they will be next.
@@ -409,7 +409,7 @@ class Engine:
                 seconds = self._opened.synced_at - started
                 self.telemetry.count_commit(items, seconds, self._opened.sync_seconds)
                 logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
-        except (errors.OnestepError, IdsTakenError):
+        except (errors.LogstepError, IdsTakenError):
             for draft in drafts:
                 await worked(draft.wide, draft.model.learner.features.truncate, draft.builder.first_feature)
             raise
@@ -779,14 +779,14 @@ class Engine:
             while time.monotonic() < deadline:
                 if not await self._write_series(self._sampler.last_piece(time.time(), self._models.values())):
                     return
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             logger.warning("the plots will lack some seconds: %s", error)
 
     async def _last_snapshots(self, deadline: float) -> None:
         try:
             while time.monotonic() < deadline and await self._snapshot_piece(LAST_SNAPSHOT_SECONDS):
                 pass
-        except errors.OnestepError as error:
+        except errors.LogstepError as error:
             logger.warning("no last snapshot: %s", error)  # the log has it all
 
     # -- the thread for the disk, and failures
@@ -811,7 +811,7 @@ class Engine:
             self._fail(failure)
             raise
 
-    def _fail(self, failure: errors.OnestepError) -> None:
+    def _fail(self, failure: errors.LogstepError) -> None:
         """Nothing more is learned, and the service is told to stop."""
         if self.failure is not None:
             return
@@ -827,10 +827,10 @@ class Engine:
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The writer or the recovery ended: if with an error, that is the end of the service."""
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, errors.OnestepError):
+        if isinstance(error, errors.LogstepError):
             self._fail(error)
         elif error is not None:
-            logger.error("a mistake in onestep itself", exc_info=error)
+            logger.error("a mistake in logstep itself", exc_info=error)
             self._fail(_mistake())
 
 
@@ -852,5 +852,5 @@ def _too_late(old: OldWaiting, now: int, keep: float) -> bool:
     return old.kept_at / 1e6 + keep <= now / 1e6 or (old.waiting is None and old.kept_at > now)
 
 
-def _mistake() -> errors.OnestepError:
-    return errors.StorageFailed(reason="a mistake in onestep itself, see its log")
+def _mistake() -> errors.LogstepError:
+    return errors.StorageFailed(reason="a mistake in logstep itself, see its log")

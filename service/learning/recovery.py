@@ -15,7 +15,7 @@ from service.learning.model import Model
 from service.settings import Settings
 from service.storage.store import Store
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What making a learner or scores of a state raises where the state is none."""

@@ -18,7 +18,7 @@ from service import errors
 from service.learning.model import Model
 from service.storage.store import LogRow, Store
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 FEATURES_PER_EVENT = 10
 """A snapshot takes as many bytes for so many features as the log for an event, about."""

@@ -97,7 +97,7 @@ class Result:
     late_labels: dict[int, LateLabel] = field(default_factory=dict)
     predicted: list[PredictedKept] = field(default_factory=list)
     run: Run | None = None
-    error: errors.OnestepError | None = None
+    error: errors.LogstepError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +116,7 @@ class Request:
     stream: Stream | None
     answer: asyncio.Future[Result]
 
-    def refuse(self, error: errors.OnestepError) -> None:
+    def refuse(self, error: errors.LogstepError) -> None:
         """Answer with an error, unless it was answered before."""
         if self.stream is not None:
             self.stream.broken = True
@@ -166,8 +166,8 @@ class Draft:
     done: list[int] = field(default_factory=list)
     dropped: list[tuple[int, str | None]] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
-    answers: list[tuple[Request, Places, errors.OnestepError | None]] = field(default_factory=list)
-    refused: list[tuple[Request, errors.OnestepError]] = field(default_factory=list)
+    answers: list[tuple[Request, Places, errors.LogstepError | None]] = field(default_factory=list)
+    refused: list[tuple[Request, errors.LogstepError]] = field(default_factory=list)
     broken: set[Stream] = field(default_factory=set)
     """Streams of which an event is refused here."""
     wide: bool = False
@@ -290,7 +290,7 @@ class Draft:
         for request, error in self.refused:
             request.refuse(error)
 
-    def give_up(self, error: errors.OnestepError) -> None:
+    def give_up(self, error: errors.LogstepError) -> None:
         """Tell those who were to be answered that they are not."""
         for request, _, _ in self.answers:
             request.refuse(error)
@@ -360,13 +360,13 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         _answer(draft, request, places, refusal)
 
 
-def _answer(draft: Draft, request: Request, places: Places, refusal: errors.OnestepError | None) -> None:
+def _answer(draft: Draft, request: Request, places: Places, refusal: errors.LogstepError | None) -> None:
     draft.answers.append((request, places, refusal))
     if refusal is not None and request.stream is not None:
         draft.broken.add(request.stream)
 
 
-def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.OnestepError | None]:
+def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.LogstepError | None]:
     """The places of a table's events, or of those before the one that cannot be learned, and what is wrong with it."""
     start = len(builder)
     try:
@@ -382,13 +382,13 @@ def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.Onest
 def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Known) -> None:
     mark = draft.mark()
     places: list[Place | PredictedKept] = []
-    refusal: errors.OnestepError | None = None
+    refusal: errors.LogstepError | None = None
     try:
         for item in items:
             places.append(_place(draft, item, known))
     except EventError as error:
         refusal = errors.InvalidEvent(field=error.field, reason=error.message)
-    except errors.OnestepError as error:
+    except errors.LogstepError as error:
         refusal = error
     if refusal is not None:
         refusal.index = len(places)

@@ -171,7 +171,7 @@ class LogReader:
             raise self._damaged(str(error)) from None
         if different:
             more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-            raise self._damaged(f"its database is not as onestep makes it: {'; '.join(different[:SHOWN])}{more}")
+            raise self._damaged(f"its database is not as logstep makes it: {'; '.join(different[:SHOWN])}{more}")
 
     def close(self) -> None:
         self._db.close()

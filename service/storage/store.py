@@ -71,7 +71,7 @@ from service.storage.log import (
 )
 from service.storage.schema import APPLICATION_ID, FORMAT, GUARDS, PAGE_BYTES, SCHEMA
 
-logger = logging.getLogger("onestep")
+logger = logging.getLogger("logstep")
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
@@ -732,7 +732,7 @@ def _text(in_hex: str) -> str | None:
         return None
 
 
-def _failure(error: sqlite3.Error | OSError) -> errors.OnestepError:
+def _failure(error: sqlite3.Error | OSError) -> errors.LogstepError:
     """What a caller is told: that there was no room, or that nothing more can be trusted to be written."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return errors.DiskFull()

@@ -381,7 +381,7 @@ class EventStream(Response):
                     await channel.after(number)
             try:
                 self._check(scope)
-            except errors.OnestepError:
+            except errors.LogstepError:
                 break
             if channel.number != number:
                 number = channel.number

@@ -76,19 +76,19 @@ class Telemetry(Collector):
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         self._commit_seconds = Histogram(
-            "onestep_commit_seconds",
+            "logstep_commit_seconds",
             "What a commit took: handing over, writing, syncing.",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._sync_seconds = Histogram(
-            "onestep_sync_seconds",
+            "logstep_sync_seconds",
             "The part of it that went to writing and syncing the write-ahead log, and to its checkpoints.",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._commit_events = Histogram(
-            "onestep_commit_events",
+            "logstep_commit_events",
             "Events and kept predictions in one commit.",
             buckets=ITEMS,
             registry=self._registry,
@@ -98,7 +98,7 @@ class Telemetry(Collector):
 
     # -- counting
 
-    def count_refusal(self, error: errors.OnestepError) -> None:
+    def count_refusal(self, error: errors.LogstepError) -> None:
         """A request was answered with this error."""
         self._refused[error.slug()] += 1
 
@@ -175,13 +175,13 @@ class Telemetry(Collector):
 
     def _of_service(self, facts: Facts) -> Iterator[Metric]:
         yield from _totals(self._with(self._deleted, facts.models))
-        refused = CounterMetricFamily("onestep_refused", "Requests answered with an error.", labels=["reason"])
+        refused = CounterMetricFamily("logstep_refused", "Requests answered with an error.", labels=["reason"])
         for reason in errors.slugs():
             refused.add_metric([reason], self._refused[reason])
         yield refused
         yield _ready(facts)
-        yield _gauge("onestep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
-        yield _gauge("onestep_recovery_seconds", "What the recovery at the start took.", facts.recovery_seconds)
+        yield _gauge("logstep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
+        yield _gauge("logstep_recovery_seconds", "What the recovery at the start took.", facts.recovery_seconds)
         yield _build()
 
 
@@ -196,44 +196,44 @@ class _Families(Collector):
 
 
 def _totals(totals: Totals) -> Iterator[Metric]:
-    yield _counter("onestep_learned", "Events learned since the start.", totals.learned)
-    yield _counter("onestep_predicted", "Predictions made since the start.", totals.predicted)
-    yield _counter("onestep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
-    yield _counter("onestep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
-    yield _counter("onestep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
+    yield _counter("logstep_learned", "Events learned since the start.", totals.learned)
+    yield _counter("logstep_predicted", "Predictions made since the start.", totals.predicted)
+    yield _counter("logstep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
+    yield _counter("logstep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
+    yield _counter("logstep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
 
 
 def _ready(facts: Facts) -> Metric:
     told = "1 while it takes requests; 0 while it recovers or stops."
-    return _gauge("onestep_ready", told, facts.state == "ready")
+    return _gauge("logstep_ready", told, facts.state == "ready")
 
 
 def _build() -> Metric:
-    build = GaugeMetricFamily("onestep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
-    build.add_metric([version("onestep"), platform.python_version(), sqlite3.sqlite_version], 1)
+    build = GaugeMetricFamily("logstep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
+    build.add_metric([version("logstep"), platform.python_version(), sqlite3.sqlite_version], 1)
     return build
 
 
 def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
     log = facts.folder / "log.db"
-    yield _gauge("onestep_log_bytes", "Size of the log.", _size(log))
-    yield _gauge("onestep_wal_bytes", "Size of the write-ahead log.", _size(log.with_name("log.db-wal")))
+    yield _gauge("logstep_log_bytes", "Size of the log.", _size(log))
+    yield _gauge("logstep_wal_bytes", "Size of the write-ahead log.", _size(log.with_name("log.db-wal")))
     free: float | None = None
     with contextlib.suppress(OSError):  # a folder that cannot be looked at has no number
         disk = os.statvfs(facts.folder)
         free = disk.f_bavail * disk.f_frsize
-    yield _gauge("onestep_disk_free_bytes", "Room left on the disk of the data folder.", free)
+    yield _gauge("logstep_disk_free_bytes", "Room left on the disk of the data folder.", free)
     age = "Since the newest snapshot was written, or the service was started."
-    yield _gauge("onestep_snapshot_age_seconds", age, snapshot_age)
+    yield _gauge("logstep_snapshot_age_seconds", age, snapshot_age)
     replay = sum(model.replay_seconds for model in facts.models)
-    yield _gauge("onestep_replay_seconds", "What replaying the log after the snapshots would take, about.", replay)
+    yield _gauge("logstep_replay_seconds", "What replaying the log after the snapshots would take, about.", replay)
 
 
 def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
     """Series by model, of the first models only: each costs the service, and Prometheus more."""
     shown = models[:most]
-    yield _gauge("onestep_models", "Models.", len(models))
-    yield _gauge("onestep_models_without_series", "Models left out below, see --metrics-models.", len(models[most:]))
+    yield _gauge("logstep_models", "Models.", len(models))
+    yield _gauge("logstep_models_without_series", "Models left out below, see --metrics-models.", len(models[most:]))
     scores = [model.scores.brief() for model in shown]
     values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
         (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
@@ -265,7 +265,7 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
         (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", [m.snapshot_seq for m in shown]),
     ]
     for kind, name, told, numbers in values:
-        family = kind(f"onestep_model_{name}", told, labels=["model"])
+        family = kind(f"logstep_model_{name}", told, labels=["model"])
         for model, number in zip(shown, numbers, strict=True):
             if number is not None:
                 family.add_metric([model.name], number)

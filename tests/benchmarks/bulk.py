@@ -104,7 +104,7 @@ def vw_seconds(path: Path, *format_flags: str) -> float:
     return time.perf_counter() - started
 
 
-def onestep_seconds(port: int, body: bytes, content_type: str, expected: int) -> float:
+def logstep_seconds(port: int, body: bytes, content_type: str, expected: int) -> float:
     """Seconds from the first byte of a body to the reply that its events are learned and on disk."""
     connection = HTTPConnection(HOST, port, timeout=300)
     try:
@@ -148,7 +148,7 @@ def contests(features: int, events: int, arrow_events: int, folder: Path) -> lis
     write(paths["one.text"], one.vw_text())
 
     def ours(body: bytes, content_type: str, count: int) -> Callable[[int], float]:
-        return lambda port: onestep_seconds(port, body, content_type, count)
+        return lambda port: logstep_seconds(port, body, content_type, count)
 
     def theirs(kind: str, *flags: str) -> Callable[[], float]:
         return lambda: vw_seconds(paths[kind], *flags) - vw_seconds(paths[f"one.{kind}"], *flags)
@@ -188,20 +188,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     try:
-        with tempfile.TemporaryDirectory(prefix="onestep-streams-") as name:
+        with tempfile.TemporaryDirectory(prefix="logstep-streams-") as name:
             found = [
                 contest
                 for features in options.features
                 for contest in contests(features, options.events, options.arrow_events, Path(name))
             ]
             warm_up = Events.random(1_000, 2)
-            _, onestep = sides()
+            _, logstep = sides()
             for number in range(1, options.rounds + 1):
                 print(f"round {number} of {options.rounds}", file=sys.stderr)
                 for contest in found:
-                    with running(onestep) as server:  # in a new folder, so that every body comes to an empty log
-                        onestep_seconds(server.port, warm_up.ndjson(), NDJSON, 1_000)
-                        onestep_seconds(server.port, warm_up.arrow(), ARROW, 1_000)
+                    with running(logstep) as server:  # in a new folder, so that every body comes to an empty log
+                        logstep_seconds(server.port, warm_up.ndjson(), NDJSON, 1_000)
+                        logstep_seconds(server.port, warm_up.arrow(), ARROW, 1_000)
                         contest.round(server.port)
     except BenchmarkError as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -164,7 +164,7 @@ def main() -> None:
     contests["large model, learn_many, us"] = lambda: large_model(many, one_by_one=False)
     contests["large model, learn_one, us"] = lambda: large_model(many, one_by_one=True)
     print(machine("none"))
-    print(f"{'':<30}{'onestep':>10}{'peer':>10}{'peer / onestep':>16}")
+    print(f"{'':<30}{'logstep':>10}{'peer':>10}{'peer / logstep':>16}")
     for name, contest in contests.items():
         ours, theirs = (median(side) for side in zip(*(contest() for _ in range(options.rounds)), strict=True))
         print(f"{name:<30}{ours:>10.3f}{theirs:>10.3f}{theirs / ours:>16.2f}", flush=True)

@@ -25,7 +25,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 
-from bulk import NDJSON, Events, onestep_seconds
+from bulk import NDJSON, Events, logstep_seconds
 from http_benchmark import BenchmarkError, Server, Side, answers, free_port, machine, positive, running, sides, stop
 from load import HOST, MODELS, LoadError, choose_generator, measure
 
@@ -44,7 +44,7 @@ def rate(generator: str, server: Server, path: str, connections: int, seconds: i
     return result.requests_per_second
 
 
-def onestep() -> Side:
+def logstep() -> Side:
     return sides()[1]
 
 
@@ -54,7 +54,7 @@ def onestep() -> Side:
 def predict(generator: str, seconds: int) -> tuple[float, float]:
     """Predictions a second, and replies of an endpoint that does nothing."""
     script = str(Path(__file__).with_name("floor.py").resolve())
-    with running(onestep()) as server:
+    with running(logstep()) as server:
         rate(generator, server, "/learn", 32, 1)
         ours = rate(generator, server, "/predict", 32, seconds)
     with running(Side("floor", (sys.executable, script, "--port", "{port}"), "/")) as server:
@@ -63,7 +63,7 @@ def predict(generator: str, seconds: int) -> tuple[float, float]:
 
 def learn_alone(generator: str, seconds: int) -> tuple[float, float]:
     """Milliseconds of a learn on one connection, and of a write and fdatasync of as many bytes: medians."""
-    with running(onestep()) as server:
+    with running(logstep()) as server:
         measure(generator, server.port, "/learn", 1, 1)
         before = written(server.pid)
         result = measure(generator, server.port, "/learn", 1, seconds)
@@ -96,8 +96,8 @@ def write_and_sync(folder: Path, size: int) -> float:
 def predict_while_learning(generator: str, seconds: int) -> tuple[float, float]:
     """p99 in milliseconds of predictions at 8 connections while NDJSON is learned, and undisturbed."""
     body = Events.random(100_000, 10).ndjson()
-    with running(onestep()) as server:
-        onestep_seconds(server.port, body, NDJSON, 100_000)
+    with running(logstep()) as server:
+        logstep_seconds(server.port, body, NDJSON, 100_000)
         measure(generator, server.port, "/predict", 8, 1)
         idle = measure(generator, server.port, "/predict", 8, seconds).p99_ms
         with learning(server, body):
@@ -112,7 +112,7 @@ def learning(server: Server, body: bytes) -> Iterator[None]:
     def run() -> None:
         try:
             while not end.is_set():
-                onestep_seconds(server.port, body, NDJSON, 100_000)
+                logstep_seconds(server.port, body, NDJSON, 100_000)
         except BenchmarkError as error:
             failed.append(error)
 
@@ -129,7 +129,7 @@ def learning(server: Server, body: bytes) -> Iterator[None]:
 
 def many_models(generator: str, seconds: int) -> tuple[float, float]:
     """Learns a second of many models in turn, and of one."""
-    with running(onestep()) as server:
+    with running(logstep()) as server:
         connection = HTTPConnection(HOST, server.port)
         for i in range(MODELS):
             connection.request("PUT", f"/models/model-{i}", "{}", {"content-type": "application/json"})
@@ -143,7 +143,7 @@ def start(generator: str, seconds: int) -> tuple[float, float]:
     """Seconds from the start of the process to its first answer, and of a process with the imports alone."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        command = [part.format(port=port, folder=folder) for part in onestep().command]
+        command = [part.format(port=port, folder=folder) for part in logstep().command]
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -176,7 +176,7 @@ def main() -> int:
     try:
         generator = choose_generator(options.generator)
         print(machine(generator))
-        print(f"{'':<24}{'unit':<10}{'onestep':>12}{'floor':>12}{'ratio':>8}")
+        print(f"{'':<24}{'unit':<10}{'logstep':>12}{'floor':>12}{'ratio':>8}")
         for name, (unit, contest) in CONTESTS.items():
             if options.only and name not in options.only:
                 continue

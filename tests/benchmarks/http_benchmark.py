@@ -82,14 +82,14 @@ Results = dict[tuple[str, str, int], list[LoadResult]]
 
 
 def sides() -> tuple[Side, Side]:
-    onestep = Path(sys.executable).with_name("onestep")
-    if not onestep.exists():
-        raise BenchmarkError(f"no onestep command beside {sys.executable}: install the project into this environment")
+    logstep = Path(sys.executable).with_name("logstep")
+    if not logstep.exists():
+        raise BenchmarkError(f"no logstep command beside {sys.executable}: install the project into this environment")
     peer = str(Path(__file__).with_name("peer.py").resolve())
-    serve = (str(onestep), "serve", "--data", "{folder}", "--host", HOST, "--port", "{port}")
+    serve = (str(logstep), "serve", "--data", "{folder}", "--host", HOST, "--port", "{port}")
     return (
         Side("peer", (sys.executable, peer, "--port", "{port}"), "/openapi.json"),
-        Side("onestep", serve, "/readyz"),
+        Side("logstep", serve, "/readyz"),
     )
 
 

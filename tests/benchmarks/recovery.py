@@ -77,8 +77,8 @@ def write_log(folder: Path, events: int, features: int, events_per_commit: int) 
 
 def measure_service(folder: Path) -> tuple[float, float]:
     """Seconds: the recovery as the service reports it, and from the start of its process until it is ready."""
-    onestep = str(Path(sys.executable).with_name("onestep"))
-    command = [onestep, "serve", "--data", str(folder), "--port", "0", "--snapshot-seconds", "1000"]
+    logstep = str(Path(sys.executable).with_name("logstep"))
+    command = [logstep, "serve", "--data", str(folder), "--port", "0", "--snapshot-seconds", "1000"]
     with tempfile.NamedTemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -127,7 +127,7 @@ def measure_cat(path: Path) -> float:
 
 def measure(options: argparse.Namespace, events_per_commit: int) -> str:
     """A row of the table."""
-    with tempfile.TemporaryDirectory(prefix="onestep-recovery-") as name:
+    with tempfile.TemporaryDirectory(prefix="logstep-recovery-") as name:
         folder = Path(name)
         write_log(folder, options.events, options.features, events_per_commit)
         if options.profile:

@@ -73,8 +73,8 @@ def compare(generator: str, viewers: int, seconds: int, rounds: int) -> None:
     with_: list[LoadResult] = []
     seen: list[float] = []
     costs: list[tuple[float, float]] = []
-    _, onestep = sides()
-    with running(onestep) as server:
+    _, logstep = sides()
+    with running(logstep) as server:
 
         def run(into: list[LoadResult]) -> float:
             """Microseconds of the service's processor time for each learn."""

@@ -39,10 +39,10 @@ PIECE = 10_000
 
 def measure_single(generator: str, seconds: int, rounds: int) -> None:
     results: dict[str, list[LoadResult]] = {"learn": [], "predict with an id": []}
-    _, onestep = sides()
+    _, logstep = sides()
     for _ in range(rounds):
         for name, path, ids in (("learn", "/learn", False), ("predict with an id", "/predict", True)):
-            with running(onestep) as server:
+            with running(logstep) as server:
                 measure(generator, server.port, path, 32, 1, ids)
                 results[name].append(measure(generator, server.port, path, 32, seconds, ids))
     rates = {name: median(result.requests_per_second for result in found) for name, found in results.items()}
@@ -62,7 +62,7 @@ def service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], HTTPConnect
     with tempfile.NamedTemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("onestep"), "serve", "--data", str(folder), "--port", "0"],
+            [Path(sys.executable).with_name("logstep"), "serve", "--data", str(folder), "--port", "0"],
             stdout=log,
             stderr=log,
         )
@@ -102,7 +102,7 @@ def size(folder: Path) -> str:
 def measure_waiting(waiting: int, features: int) -> None:
     numbers = random.Random(1)
     ids = [str(uuid.UUID(int=numbers.getrandbits(128))) for _ in range(waiting)]
-    with tempfile.TemporaryDirectory(prefix="onestep-waiting-") as name:
+    with tempfile.TemporaryDirectory(prefix="logstep-waiting-") as name:
         folder = Path(name)
         with service(folder) as (process, _, empty_start):
             print(f"an empty service: ready after {empty_start:.2f} s, {memory(process):,.0f} MB of memory")

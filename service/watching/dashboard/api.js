@@ -1,6 +1,6 @@
 // The service as this page sees it: requests, problems, and streams that come back by themselves.
 
-const TOKEN = "onestep-token";
+const TOKEN = "logstep-token";
 const PATIENCE = 45_000; // ms without a byte, heartbeats included, after which a stream counts as cut
 const changed = new EventTarget();
 

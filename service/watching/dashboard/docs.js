@@ -6,7 +6,7 @@ window.SwaggerUIBundle({
   deepLinking: true,
   validatorUrl: null,
   requestInterceptor(request) {
-    const token = sessionStorage.getItem("onestep-token");
+    const token = sessionStorage.getItem("logstep-token");
     if (token && !request.headers.Authorization) request.headers.Authorization = `Bearer ${token}`;
     return request;
   },

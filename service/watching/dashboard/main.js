@@ -26,7 +26,7 @@ function show() {
   stop();
   said = null;
   link(undefined);
-  document.title = [parameters.get("model"), page === "try" ? "Try it" : null, "onestep"].filter(Boolean).join(" · ");
+  document.title = [parameters.get("model"), page === "try" ? "Try it" : null, "logstep"].filter(Boolean).join(" · ");
   for (const item of document.querySelectorAll("[data-page]")) {
     const current = item.dataset.page === (page === "try" ? "try" : "models");
     if (current) item.setAttribute("aria-current", "page");
@@ -67,7 +67,7 @@ function explained(problem) {
     return [
       h("strong", {}, "The service does not answer. "),
       `This page tries again by itself.${last} If it does not run, start it with `,
-      h("code", {}, "onestep serve"),
+      h("code", {}, "logstep serve"),
       ": what it acknowledged is on disk and comes back.",
     ];
   }

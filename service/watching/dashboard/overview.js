@@ -139,7 +139,7 @@ export function firstSteps(model) {
       "p",
       {},
       "A whole file: ",
-      h("code", {}, "onestep replay FILE.csv --label COLUMN"),
+      h("code", {}, "logstep replay FILE.csv --label COLUMN"),
       ". Or ",
       h("a", { href: `#/try?model=${encodeURIComponent(model)}` }, "try it here"),
       ".",

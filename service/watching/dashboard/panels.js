@@ -237,7 +237,7 @@ function verdict(report) {
         "p",
         { class: "finding bad" },
         h("strong", {}, "A replay of the log gives other weights. "),
-        "Run `onestep inspect` on the data folder.",
+        "Run `logstep inspect` on the data folder.",
       );
   return [equal, replay];
 }
