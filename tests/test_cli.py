@@ -194,7 +194,7 @@ def test_models_are_created_listed_shown_and_deleted(shared: Service, tmp_path: 
     assert call("models", "create", "made", "--spec", f"@{spec}", at) == (0, "model made created\n", "")
     code, output, _ = call("models", "create", "made", "--spec", '{"learning_rate": 0.25}', at)
     assert code == 0
-    assert "there already" in output
+    assert "exists already" in output
     code, _, error = call("models", "create", "made", at)
     assert code == 1
     assert "exists with another spec" in error

@@ -786,7 +786,7 @@ def test_a_cross_check_of_a_file_reads_it_as_a_replay_does(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--label=y", "--label-column=1"], "one of them is enough"),
+        (["--label=y", "--label-column=1"], "use one of them"),
         (["--label=y", "--text=a", "--number=a"], "column 'a' cannot be both"),
         (["--label=y", "--look=0"], "must be a whole number, 1 or more"),
         (["--label-column=0"], "must be the number of a column, from 1"),

@@ -478,7 +478,7 @@ def test_several_files_are_learned_one_after_the_other(
     command = ("replay", *files, "--label", "label", url(shared))
     code, _, error = call(capsys, *command)
     assert code == 2
-    assert "for several files, --model NAME" in error
+    assert "several files need --model NAME" in error
     code, output, _ = call(capsys, *command, "--model", model.name)
     assert code == 0
     assert [line for line in output.splitlines() if "->" in line] == [f"{file.name} -> {model.name}" for file in files]

@@ -393,11 +393,11 @@ def test_delays_have_their_mean_and_are_the_same_each_time() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--delay=30s"], "it goes with --predict-first"),
+        (["--delay=30s"], "--delay needs --predict-first"),
         (["--predict-first", "--delay=30s", "--no-ids"], "--delay needs ids"),
         (["--predict-first", "--delay=soon"], "--delay 'soon' is no delay like exp(30s), uniform(1s,60s) or 30s"),
-        (["--predict-first", "--seed=1"], "--seed and --speed-up go with --delay"),
-        (["--speed-up=2"], "--seed and --speed-up go with --delay"),
+        (["--predict-first", "--seed=1"], "--seed and --speed-up need --delay"),
+        (["--speed-up=2"], "--seed and --speed-up need --delay"),
     ],
 )
 def test_wrong_usage_is_told(flags: list[str], message: str, few: Path, capsys: pytest.CaptureFixture[str]) -> None:

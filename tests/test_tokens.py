@@ -361,7 +361,7 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
     assert token not in listed
     revoked = run("token", "revoke", str(service.folder), id_)
     assert revoked.returncode == 0
-    assert "goes on asking" in revoked.stderr
+    assert "keeps asking" in revoked.stderr
     gone = eventually(
         lambda: (reply := service.http.get("/models", headers=bearer(token))).status_code == 401 and reply,
         "the token to be refused",

@@ -1,7 +1,7 @@
-"""The command line: serve, replay, cross-check, and look after models and data folders.
+"""The command line: serve, replay, cross-check, and manage models and data folders.
 
-Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted. What is slow to import is imported by the command that
-needs it, so that help, and a second service on a folder, answer at once.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. Each command imports its slow modules itself. So
+`--help` answers at once, and so does a second service on a folder that is in use.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ URL = "http://127.0.0.1:8000"
 DEFAULT = "default"
 LARGEST_BATCH = 100_000
 LEAST_WEIGHT = 0.001
-"""Of a learner of `auto` that is shown."""
+"""`models show` lists the learners of `auto` with at least this weight."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """The `logstep` command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    before = os.umask(0o077)  # data folders and backups, and each file in them, are their owner's alone
+    before = os.umask(0o077)  # only the owner may read data folders, backups and the files in them
     try:
         code = _run(arguments)
-        sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
+        sys.stdout.flush()  # here, so that the handler below catches a closed pipe (`| head`)
     except Failed as failure:
         say(str(failure))
         return failure.exit_code
@@ -74,55 +74,55 @@ def _run(arguments: argparse.Namespace) -> int:
     return code
 
 
-# -- what can be asked
+# -- arguments
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes options by their whole names only: `--token SECRET` must not be read as `--token-file SECRET`, and told."""
+    """Accepts no abbreviated options: `--token SECRET` read as `--token-file SECRET` would print the secret."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="logstep", description="Online learning over HTTP, one gradient step an event.")
+    parser = _Parser(prog="logstep", description="Online learning over HTTP: one gradient step per event.")
     parser.set_defaults(compiles=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the service"))
-    _add_replay(commands.add_parser("replay", help="stream a file into a running service, each event once"))
-    _add_crosscheck(commands.add_parser("crosscheck", help="compare a model with river: of a service, folder or file"))
-    _add_models(commands.add_parser("models", help="list, create, show, resume and delete the models of a service"))
-    inspect = commands.add_parser("inspect", help="look at a data folder, and whether it is whole; changes nothing")
+    _add_serve(commands.add_parser("serve", help="start the service"))
+    _add_replay(commands.add_parser("replay", help="send a file to a running service, each event once"))
+    _add_crosscheck(commands.add_parser("crosscheck", help="compare a model's weights with river's"))
+    _add_models(commands.add_parser("models", help="list, create, show, resume and delete models"))
+    inspect = commands.add_parser("inspect", help="check a data folder and show what is in it; changes nothing")
     inspect.add_argument("folder", metavar="DIR", type=Path)
     inspect.set_defaults(run=_inspect)
-    backup = commands.add_parser("backup", help="a copy of a data folder, whole and checked, also while it is served")
+    backup = commands.add_parser("backup", help="copy a data folder and verify the copy; the service may be running")
     backup.add_argument("folder", metavar="DIR", type=Path)
-    backup.add_argument("copy", metavar="OUT", type=Path, help="a new folder")
+    backup.add_argument("copy", metavar="OUT", type=Path, help="the new folder")
     backup.set_defaults(run=_backup)
-    restore = commands.add_parser("restore", help="a data folder from a backup, checked")
+    restore = commands.add_parser("restore", help="make a data folder from a backup, and verify it")
     restore.add_argument("copy", metavar="BACKUP", type=Path)
-    restore.add_argument("folder", metavar="DIR", type=Path, help="a folder without a log")
+    restore.add_argument("folder", metavar="DIR", type=Path, help="a new folder, or one without a log")
     restore.set_defaults(run=_restore)
-    repair = commands.add_parser("repair", help="accept that the end of a log is gone or ids are damaged, after a copy")
+    repair = commands.add_parser("repair", help="accept a lost end of the log or damaged ids, after making a copy")
     repair.add_argument("folder", metavar="DIR", type=Path)
-    repair.add_argument("--yes", action="store_true", help="do not ask")
+    repair.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     repair.set_defaults(run=_repair)
-    _add_token(commands.add_parser("token", help="make, list and take back the tokens that a service asks for"))
-    top = commands.add_parser("top", help="every model of a running service in the terminal, as it learns")
+    _add_token(commands.add_parser("token", help="create, list and revoke a service's tokens"))
+    top = commands.add_parser("top", help="watch the models of a running service in the terminal")
     _add_url(top)
     _add_token_file(top)
     top.set_defaults(run=_top)
-    demo = commands.add_parser("demo", help="all of it on two real streams, in a temporary folder")
-    demo.add_argument("--keep", action="store_true", help="then go on serving until Ctrl-C, to be looked at")
+    demo = commands.add_parser("demo", help="show everything on two real streams, in a temporary folder")
+    demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
     demo.set_defaults(run=_demo)
     return parser
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
-        help_ = f"{field.description} Default {field.default}; in the environment LOGSTEP_{name.upper()}."
+        help_ = f"{field.description} Default {field.default}; environment variable LOGSTEP_{name.upper()}."
         flag: dict[str, Any] = {"metavar": name.upper()}
-        if field.annotation is bool:  # the flag alone says yes
+        if field.annotation is bool:  # takes no value
             flag = {"action": "store_const", "const": True}
         parser.add_argument(f"--{name.replace('_', '-')}", help=help_.replace("%", "%%"), **flag)
     parser.set_defaults(run=_serve, compiles=False)
@@ -133,7 +133,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="CSV, TSV, NDJSON or libsvm, also .gz; - for standard input; several are learned one after the other",
+        help="CSV, TSV, NDJSON or libsvm, also .gz; - is standard input; several files are learned in turn",
     )
     _add_source(parser)
     _add_url(parser)
@@ -141,48 +141,50 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="learn into the model of this name, as it is, or into a new one (named after the file, and --spec's)",
+        help="the model that learns; made if it does not exist (default: a model named after the file and --spec)",
     )
     parser.add_argument(
         "--spec",
         action="append",
         metavar="SPEC",
-        help='of a new model: a file or JSON ({"rule": "auto"}); several are learned side by side and compared',
+        help='spec of a new model, a file or JSON (default {"rule": "auto"}); several make a model each, to compare',
     )
-    parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events of one request (1000)")
-    parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as fast as it goes)")
-    parser.add_argument(
-        "--predict-first", action="store_true", help="ask for predictions of each piece before it is learned"
-    )
+    parser.add_argument("--batch", type=_batch, default=1_000, metavar="N", help="events per request (default 1000)")
+    parser.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (default: no limit)")
+    parser.add_argument("--predict-first", action="store_true", help="predict each batch before learning it")
     parser.add_argument(
         "--delay",
         metavar="TIME",
-        help="with --predict-first: send each label so long after its prediction: exp(30s), uniform(1s,60s) or 30s",
+        help="with --predict-first: time from a prediction to its label: exp(30s), uniform(1s,60s) or 30s",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the random delays (0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the random delays (default 0)")
     parser.add_argument(
-        "--speed-up", type=_above_zero, metavar="X", help="with --delay: X times faster, both the delays and the --rate"
+        "--speed-up", type=_above_zero, metavar="X", help="with --delay: divide delays and multiply --rate by X"
     )
     parser.add_argument(
-        "--retry-seconds", type=_seconds, default=60.0, metavar="S", help="how long to try without progress (60)"
+        "--retry-seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="give up after S seconds without progress (default 60)",
     )
     ids = parser.add_mutually_exclusive_group()
     ids.add_argument(
         "--id-prefix",
         type=_id_prefix,
         metavar="TEXT",
-        help="an event's id is TEXT:row (the file's name, and a hash of its first lines)",
+        help="event ids are TEXT:row (default TEXT: the file's name and a hash of its first lines)",
     )
-    ids.add_argument("--no-ids", action="store_true", help="send no ids: what is sent twice is learned twice")
+    ids.add_argument("--no-ids", action="store_true", help="send no ids; an event sent twice is learned twice")
     parser.set_defaults(run=_replay)
 
 
 def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", nargs="?", help="of this file, without a service")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="learn this file here, without a service")
     _add_source(parser)
     where = parser.add_mutually_exclusive_group()
     _add_url(where, default=None)
-    where.add_argument("--data", type=Path, metavar="DIR", help="of the log in this data folder, which is only read")
+    where.add_argument("--data", type=Path, metavar="DIR", help="check the log in this data folder; changes nothing")
     _add_token_file(parser)
     _add_model(parser)
     parser.add_argument("--spec", metavar="SPEC", help="with FILE: the model's spec, a file or JSON")
@@ -192,19 +194,21 @@ def _add_crosscheck(parser: argparse.ArgumentParser) -> None:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="list|create|show|resume|delete")
     for name, help_, run in (
-        ("list", "every model", _models_list),
-        ("create", "a new model", _models_create),
-        ("show", "a model's spec, scores and state", _models_show),
-        ("resume", "let a model learn again that its breaker has stopped", _models_resume),
-        ("delete", "remove a model with all it has learned", _models_delete),
+        ("list", "list all models", _models_list),
+        ("create", "create a model", _models_create),
+        ("show", "show a model's spec, scores and state", _models_show),
+        ("resume", "let a model learn again after its breaker has stopped it", _models_resume),
+        ("delete", "delete a model and its events", _models_delete),
     ):
         verb = verbs.add_parser(name, help=help_)
         if name != "list":
             verb.add_argument("name", metavar="NAME")
         if name == "create":
-            verb.add_argument("--spec", metavar="SPEC", default="{}", help="its spec, a file or JSON")
+            verb.add_argument(
+                "--spec", metavar="SPEC", default="{}", help="the model's spec, a file or JSON (default {})"
+            )
         if name == "delete":
-            verb.add_argument("--yes", action="store_true", help="do not ask")
+            verb.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         _add_url(verb)
         _add_token_file(verb)
         verb.set_defaults(run=run)
@@ -212,82 +216,92 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     many: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
-    parser.add_argument("--label", metavar="COLUMN", help="the column, or key, of the label")
-    parser.add_argument("--label-column", type=_place, metavar="N", help="the same by its number, from 1")
+    parser.add_argument("--label", metavar="COLUMN", help="column or key of the label")
+    parser.add_argument("--label-column", type=_place, metavar="N", help="number of the label's column, from 1")
     parser.add_argument(
-        "--positive", action="append", default=[], metavar="VALUE", help="a label that is 1; all others are 0"
+        "--positive", action="append", default=[], metavar="VALUE", help="read this label as 1 and all others as 0"
     )
     parser.add_argument(
-        "--negative", action="append", default=[], metavar="VALUE", help="a label that is 0; all others are 1"
+        "--negative", action="append", default=[], metavar="VALUE", help="read this label as 0 and all others as 1"
     )
-    parser.add_argument("--text", **many, help="a column that is text, though its cells be numbers")
-    parser.add_argument("--number", **many, help="a column that is a number; a cell that is none ends it")
-    parser.add_argument("--ignore", **many, help="a column that is left out")
-    parser.add_argument("--weight-column", metavar="COLUMN", help="the column, or key, of the event's weight")
-    parser.add_argument("--id-column", metavar="COLUMN", help="the column, or key, of the event's id")
+    parser.add_argument("--text", **many, help="read this column as text, even if its cells are numbers")
+    parser.add_argument("--number", **many, help="read this column as numbers; a cell that is not one is an error")
+    parser.add_argument("--ignore", **many, help="leave this column out")
+    parser.add_argument("--weight-column", metavar="COLUMN", help="column or key of the event's weight")
+    parser.add_argument("--id-column", metavar="COLUMN", help="column or key of the event's id")
     parser.add_argument(
         "--look",
         type=_look,
         metavar="N",
-        help="rows over which it is worked out what the columns are (10000; fewer, where they are very wide)",
+        help="rows to read before deciding what each column is (default 10000; fewer if rows are very wide)",
     )
     parser.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
-        help="whether the first line has the names of the columns; without it they are 1, 2, ... (it has)",
+        help="whether the first line names the columns; else they are 1, 2, ... (default: it does)",
     )
     parser.add_argument(
         "--quoted",
         action=argparse.BooleanOptionalAction,
-        help="whether quotes stand around cells (in CSV they do, in TSV they do not)",
+        help="whether cells may be in quotes (default: yes in CSV, no in TSV)",
     )
     parser.add_argument(
-        "--delimiter", type=_delimiter, metavar="CHARACTER", help="what stands between cells (by the first two lines)"
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHARACTER",
+        help="separator of cells (default: found in the first lines)",
     )
     parser.add_argument(
-        "--format", choices=("csv", "tsv", "ndjson", "libsvm"), help="(by the ending of the name, or the content)"
+        "--format",
+        choices=("csv", "tsv", "ndjson", "libsvm"),
+        help="format of the file (default: by its name or content)",
     )
 
 
 def _add_url(parser: Any, default: str | None = URL) -> None:
-    parser.add_argument("--url", type=_url, default=default, help=f"of the service ({URL})")
+    parser.add_argument("--url", type=_url, default=default, help=f"the service (default {URL})")
 
 
 def _add_token_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="with the token to send (LOGSTEP_TOKEN, LOGSTEP_TOKEN_FILE)"
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token to send (else LOGSTEP_TOKEN, LOGSTEP_TOKEN_FILE)",
     )
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(compiles=False)
     verbs = parser.add_subparsers(required=True, metavar="create|list|revoke")
-    create = verbs.add_parser("create", help="a new token, which is shown this once")
+    create = verbs.add_parser("create", help="create a token and print it; it cannot be shown again")
     create.add_argument("folder", metavar="DIR", type=Path, help="the service's data folder")
     create.add_argument(
         "--scope",
         action="append",
         choices=("predict", "learn", "admin"),
-        help="what it may do; several are given one by one (predict and learn)",
+        help="what the token allows; may be repeated (default predict and learn)",
     )
-    create.add_argument("--model", action="append", metavar="NAME", help="for this model alone, or several (all)")
-    create.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (as many as come)")
     create.add_argument(
-        "--expires", type=_valid, metavar="TIME", help="how long it is valid, like 90d or 12h (for ever)"
+        "--model", action="append", metavar="NAME", help="allow only this model; may be repeated (default: all models)"
     )
-    create.add_argument("--name", default="", metavar="TEXT", help="whose it is, for people")
+    create.add_argument("--rate", type=_above_zero, metavar="N", help="events a second (default: no limit)")
+    create.add_argument(
+        "--expires", type=_valid, metavar="TIME", help="how long it is valid, like 90d or 12h (default: for ever)"
+    )
+    create.add_argument("--name", default="", metavar="TEXT", help="a note for people: who has it")
     create.set_defaults(run=_token_create)
-    list_ = verbs.add_parser("list", help="every token, without its secret")
+    list_ = verbs.add_parser("list", help="list all tokens, without their secrets")
     list_.add_argument("folder", metavar="DIR", type=Path)
     list_.set_defaults(run=_token_list)
-    revoke = verbs.add_parser("revoke", help="take a token back")
+    revoke = verbs.add_parser("revoke", help="revoke a token")
     revoke.add_argument("folder", metavar="DIR", type=Path)
-    revoke.add_argument("id", metavar="ID", help="as `logstep token list` shows it")
+    revoke.add_argument("id", metavar="ID", help="the id that `logstep token list` shows")
     revoke.set_defaults(run=_token_revoke)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"({DEFAULT})")
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"name of the model (default {DEFAULT})")
 
 
 def _url(text: str) -> str:
@@ -296,9 +310,9 @@ def _url(text: str) -> str:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL like {URL}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL like {URL}")
     return text
 
 
@@ -331,7 +345,9 @@ def _place(text: str) -> int:
 def _delimiter(text: str) -> str:
     delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise argparse.ArgumentTypeError("must be one character, and no quote; a tab is 'tab', and white space ' '")
+        raise argparse.ArgumentTypeError(
+            "must be one character and not a quote; write 'tab' for a tab and ' ' for white space"
+        )
     return delimiter
 
 
@@ -353,11 +369,11 @@ def _above_zero(text: str) -> float:
 
 
 def _valid(text: str) -> float:
-    """Seconds. A token that is valid for longer than ten years does not expire for anybody who is there."""
+    """A period of validity in seconds, ten years at most."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]] if found else 0
     if not 0 < seconds <= 3_650 * 86_400:
-        raise argparse.ArgumentTypeError("must be a whole number and s, m, h or d, like 90d, and 3650d at most")
+        raise argparse.ArgumentTypeError("must be a whole number with s, m, h or d, like 90d; at most 3650d")
     return float(seconds)
 
 
@@ -379,16 +395,16 @@ def _settings(flags: dict[str, Any]) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     for stop in stop_signals():
-        signal.signal(stop, lambda *_: sys.exit(0))  # until the server's own handlers are there
+        signal.signal(stop, lambda *_: sys.exit(0))  # until the server sets its own handlers
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
     from service.http.access import refuse_an_open_door
     from service.storage.lock import FolderLock
 
     refuse_an_open_door(settings)
-    lock = FolderLock(settings.data)  # first: a second service on the folder is told at once
+    lock = FolderLock(settings.data)  # first, so that a second service on the folder fails at once
     from service.commands import kernels
 
-    gc.disable()  # what is imported stays: to look through it as it grows took an eighth of the start
+    gc.disable()  # imported modules stay; scanning them repeatedly took an eighth of the start
     with kernels.watched(settings.data):
         from service.http.server import serve
 
@@ -402,7 +418,7 @@ def _source(arguments: argparse.Namespace, file: str) -> Source:
     from service.commands.files import Source
 
     if arguments.label is not None and arguments.label_column is not None:
-        raise WrongUsage("--label names the column of the label, --label-column its number: one of them is enough")
+        raise WrongUsage("--label and --label-column both give the column of the label; use one of them")
     return Source(
         file,
         format=arguments.format,
@@ -418,7 +434,7 @@ def _source(arguments: argparse.Namespace, file: str) -> Source:
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, str]:
-    """The kinds of columns that flags name, by the columns' names."""
+    """The kinds that flags give to columns, by column name."""
     from service.commands.columns import FLAGS
 
     asked: dict[str, str] = {}
@@ -439,12 +455,12 @@ def _replay(arguments: argparse.Namespace) -> int:
     sources = [_source(arguments, file) for file in arguments.files]
     delay = _delay(arguments)
     targets = _targets(sources, arguments.model, arguments.spec or [])
-    for source in sources:  # what is wrong with the last is told before the first is learned
+    for source in sources:  # a mistake in the last file must show before the first is learned
         source.check()
         if source.file != "-" and not Path(source.file).exists():
             raise WrongUsage(f"cannot read {source.file}: there is no such file")
     if len(sources) > 1 and arguments.id_prefix is not None:
-        raise WrongUsage("--id-prefix goes with one file: rows of several would have the same ids")
+        raise WrongUsage("--id-prefix needs a single file: rows of several files would get the same ids")
     codes: list[int] = []
     with Client(arguments.url, given(arguments.token_file)) as client:
         for source in sources:
@@ -461,32 +477,32 @@ def _replay(arguments: argparse.Namespace) -> int:
             codes.append(replay(source, client, targets, options, LateReplay if delay else Replay))
             if codes[-1] == 130:
                 return 130
-    return min(codes)  # a label that is rare need not be in each of them
+    return min(codes)  # 1 means that a label never came; a rare label need not be in every file
 
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:
-    """How long labels take to come, where they come later."""
+    """How long labels take to come; None where they are sent with their features."""
     from service.commands.delays import Delay
 
     if arguments.delay is None:
         if arguments.seed is not None or arguments.speed_up is not None:
-            raise WrongUsage("--seed and --speed-up go with --delay")
+            raise WrongUsage("--seed and --speed-up need --delay")
         return None
     if not arguments.predict_first:
-        raise WrongUsage("--delay is the time from a prediction to its label: it goes with --predict-first")
+        raise WrongUsage("--delay needs --predict-first: it is the time from a prediction to its label")
     if arguments.no_ids:
-        raise WrongUsage("--delay needs ids: a label that comes later names its prediction by its id; drop --no-ids")
+        raise WrongUsage("--delay needs ids, since a late label names its prediction by id; drop --no-ids")
     return Delay.parse(arguments.delay, arguments.seed or 0, arguments.speed_up or 1.0)
 
 
 def _targets(sources: list[Source], model: str | None, texts: list[str]) -> list[Target]:
-    """The models to learn into: that of a name, else one named after the file; one for each spec, where there are."""
+    """The models that learn: the named one, else one named after the file; with specs, one model for each."""
     from service.commands.replay import AUTO, CHOOSE, Target, model_name, model_names, stem_of
 
     if model is None and len(sources) > 1:
-        raise WrongUsage("a model is named after its file; for several files, --model NAME says which one learns them")
+        raise WrongUsage("several files need --model NAME: which model learns them")
     if model is None and not sources[0].has_name:
-        raise WrongUsage("a model is named after its file; for standard input, --model NAME says which one learns it")
+        raise WrongUsage("standard input needs --model NAME: which model learns it")
     specs = [_given_spec(text) for text in texts]
     if len(specs) > 1:
         _check_specs(specs)
@@ -512,7 +528,7 @@ def _given_spec(text: str) -> GivenSpec:
 
 
 def _check_specs(specs: list[GivenSpec]) -> None:
-    """Failed where one of several is wrong, before a model is made of any. One alone is for the service to refuse."""
+    """Raise Failed if one of several specs is wrong, before any model is made. The service checks a single spec."""
     from core.spec import Spec, SpecError
 
     for spec in specs:
@@ -526,9 +542,9 @@ def _check_specs(specs: list[GivenSpec]) -> None:
 
 def _crosscheck(arguments: argparse.Namespace) -> int:
     if arguments.file is not None and (arguments.url or arguments.data):
-        raise WrongUsage("the cross-check is of FILE, of --url or of --data: name one of them")
+        raise WrongUsage("give only one of FILE, --url and --data")
     if arguments.spec is not None and arguments.file is None:
-        raise WrongUsage("--spec goes with FILE; a service and a data folder know their models' specs")
+        raise WrongUsage("--spec needs FILE; a service and a data folder have their models' specs")
     if arguments.file is not None:
         source = _source(arguments, arguments.file)
         what, report = source.name, _crosscheck_file(source, arguments.spec or "{}")
@@ -546,7 +562,7 @@ def _crosscheck(arguments: argparse.Namespace) -> int:
 
 
 def _crosscheck_file(source: Source, spec: str) -> dict[str, Any]:
-    """The report on the events of a file, learned here and by river."""
+    """The report on a file's events, which this process and river both learn."""
     from core.parity import crosscheck
     from core.spec import Spec, SpecError
     from service.commands.columns import Kept
@@ -600,7 +616,7 @@ def crosscheck_rows(report: dict[str, Any]) -> list[tuple[str, float | str | Non
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """A report in a sentence."""
+    """A report in one sentence."""
     if not report.get("replay_equal", True):
         return "NOT EQUAL: a replay of the log does not give the weights of the model"
     events = f"{number(report['events'])} events"
@@ -626,7 +642,7 @@ def _client(url: str, token_file: Path | None) -> Client:
 
 
 def _json(text: str) -> bytes:
-    """The JSON that a --spec is, or that the file has that it names."""
+    """The JSON of a --spec: its text, or the content of the file that it names."""
     file = _spec_file(text)
     try:
         data = text.encode() if file is None else file.read_bytes()
@@ -642,7 +658,7 @@ def _json(text: str) -> bytes:
 def _spec_file(text: str) -> Path | None:
     """The file that a --spec names, with or without an @; None where it is JSON itself.
 
-    A list is no spec, but it was meant as one.
+    A list counts as JSON: it is no valid spec, but no file name either.
     """
     return None if text.lstrip().startswith(("{", "[")) else Path(text.removeprefix("@"))
 
@@ -665,7 +681,7 @@ def _models_create(arguments: argparse.Namespace) -> int:
     spec = _json(arguments.spec)
     with _client(arguments.url, arguments.token_file) as client:
         new = client.create(arguments.name, spec)["created"]
-    print(f"model {arguments.name} created" if new else f"model {arguments.name} is there already, with this spec")
+    print(f"model {arguments.name} created" if new else f"model {arguments.name} exists already, with this spec")
     return 0
 
 
@@ -703,7 +719,7 @@ def _models_show(arguments: argparse.Namespace) -> int:
 
 
 def _show_join(join: dict[str, Any]) -> None:
-    """What became of predictions with an id, where there were any."""
+    """Show what became of predictions with an id, if there were any."""
     delays = join.pop("delay_s")
     if any(join.values()):
         counts = [(name.replace("_", " "), count) for name, count in join.items()]
@@ -720,18 +736,18 @@ def _up_to(seconds: float | None) -> str:
 def _models_resume(arguments: argparse.Namespace) -> int:
     with _client(arguments.url, arguments.token_file) as client:
         seq = client.resume(arguments.name)["seq"]
-    print(f"model {arguments.name} learns, from seq {number(seq)} on")
+    print(f"model {arguments.name} learns again, from seq {number(seq)} on")
     return 0
 
 
 def _models_delete(arguments: argparse.Namespace) -> int:
     with _client(arguments.url, arguments.token_file) as client:
         seq = client.model(arguments.name)["seq"]
-        if not confirm(f"Delete model {arguments.name} with its {number(seq)} events?", arguments.yes):
+        if not confirm(f"Delete model {arguments.name} and its {number(seq)} events?", arguments.yes):
             say("nothing was deleted")
             return 1
         client.delete(arguments.name)
-    print(f"model {arguments.name} deleted with its {number(seq)} events")
+    print(f"deleted model {arguments.name} and its {number(seq)} events")
     return 0
 
 
@@ -771,7 +787,7 @@ def _token_create(arguments: argparse.Namespace) -> int:
     scopes = arguments.scope or ["predict", "learn"]
     told = (arguments.model, arguments.rate, arguments.name, arguments.expires)
     text, token = tokens.create(arguments.folder, scopes, *told)
-    say(f"token {token.id} for {arguments.folder} ({_may(token)}). It is shown this once; the folder has its hash")
+    say(f"token {token.id} for {arguments.folder} ({_may(token)}). Copy it now: the folder keeps only its hash")
     print(text)
     return 0
 
@@ -794,9 +810,9 @@ def _token_revoke(arguments: argparse.Namespace) -> int:
     from service.http import tokens
 
     left = tokens.revoke(arguments.folder, arguments.id)
-    print(f"token {arguments.id} is no longer valid, {number(left)} left; a running service sees it within a second")
+    print(f"revoked token {arguments.id}, {number(left)} left; a running service refuses it within a second")
     if not left:
-        say("that was the last: a service that runs goes on asking for one; one that starts anew on localhost does not")
+        say("that was the last token. A running service keeps asking for one; after a restart on localhost it does not")
     return 0
 
 
@@ -813,7 +829,7 @@ def _may(token: Token) -> str:
 
 
 def _valid_until(token: Token) -> str | None:
-    """When a token expires or did; None for one that does not."""
+    """When a token expires or expired; None if it never does."""
     if token.expires_at is None:
         return None
     return ("expired " if token.expired else "") + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(token.expires_at))
