@@ -1204,7 +1204,7 @@ def test_a_snapshot_without_its_chunks_is_told_and_the_one_before_it_used(
         async with running_engine(tmp_path, snapshot_seconds=1000) as engine:
             assert engine.model("default").snapshot_seq == 50
             assert whole_state(engine.model("default")) == expected
-        assert "the snapshot at seq 100 is not whole" in caplog.text
+        assert "the snapshot at seq 100 is incomplete" in caplog.text
 
     run(story())
 

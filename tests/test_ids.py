@@ -197,7 +197,7 @@ DAMAGE = {
     "its label is gone": "UPDATE ids SET label = NULL WHERE id = 'event-99' AND model = 1",
     "the checksum is another one": "UPDATE log_end SET ids_checksum = ids_checksum - 1",
 }
-REASON = "the ids are not those that were written: their checksum is wrong"
+REASON = "the table of ids has a wrong checksum"
 
 
 @pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE)

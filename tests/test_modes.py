@@ -86,5 +86,5 @@ def test_a_restore_into_an_open_folder_says_so(tmp_path: Path, capsys: pytest.Ca
         service.kill()
     (tmp_path / "open").mkdir(mode=0o2770)
     run("restore", copied(tmp_path / "data", tmp_path / "copy"), tmp_path / "open")
-    assert f"`chmod -R go= {tmp_path / 'open'}` closes it" in capsys.readouterr().err
+    assert f"`chmod -R go= {tmp_path / 'open'}` stops that" in capsys.readouterr().err
     assert modes(tmp_path / "open")["log.db"] == "600"

@@ -607,7 +607,7 @@ def test_a_log_that_lost_its_first_rows_is_told_from_one_that_was_shortened(tmp_
     assert any(f"the events from seq {first} to {first + 19} are missing" in wrong for wrong in examine(lost).damage)
     forged = copied(folder, tmp_path / "forged")
     sql(forged, "UPDATE log_starts SET seq = seq + 20")
-    message = f"the row that says that the log begins after seq {first + 19} has a wrong checksum"
+    message = f"the row that says the log begins after seq {first + 19} has a wrong checksum"
     assert any(message in wrong for wrong in examine(forged).damage)
     assert message in failure(forged)
     sql(folder, "DELETE FROM log_starts")

@@ -282,7 +282,7 @@ def test_damaged_series_are_left_alone_and_learning_goes_on(tmp_path: Path, capl
         file.seek((root - 1) * size)
         file.write(b"\x77" * size)
     assert asyncio.run(run(tmp_path)) == 20
-    assert caplog.text.count("the series of the plots are damaged") == 1
+    assert caplog.text.count("the plot series are damaged") == 1
 
 
 # -- sampling

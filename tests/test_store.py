@@ -469,7 +469,7 @@ def test_a_snapshot_without_one_of_its_chunks_is_not_whole(tmp_path: Path, chunk
     with writing(tmp_path) as writer:
         write_snapshot(writer.store, writer.model.key, 3, size=3 * store.SNAPSHOT_CHUNK // 8)
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = ?", chunk)
-    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is not whole"):
+    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
         log.snapshot(writer.model.key, 3)
 
 
@@ -478,12 +478,12 @@ def test_a_snapshot_row_that_counts_fewer_chunks_is_not_whole(tmp_path: Path) ->
         write_snapshot(writer.store, writer.model.key, 3, size=store.SNAPSHOT_CHUNK // 8)
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = 1")
     sql(tmp_path, "UPDATE snapshots SET chunks = 1")
-    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is not whole"):
+    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
         log.snapshot(writer.model.key, 3)
 
 
 def test_a_snapshot_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with writing(tmp_path) as writer, pytest.raises(errors.LogDamaged, match="seq 3 is not there"):
+    with writing(tmp_path) as writer, pytest.raises(errors.LogDamaged, match="seq 3 is missing"):
         writer.store.snapshot(writer.model.key, 3)
 
 
@@ -706,7 +706,7 @@ def test_an_older_database_beside_a_newer_last_commit_is_refused(tmp_path: Path)
 def test_a_missing_log_whose_last_commit_is_there_is_refused_and_none_is_made(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     (tmp_path / "log.db").unlink()
-    assert "log.db is missing, but last-commit is there" in str(refusal(tmp_path))
+    assert "log.db is missing, but last-commit exists" in str(refusal(tmp_path))
 
 
 def test_a_missing_log_whose_write_ahead_log_is_there_is_refused_and_none_is_made(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Learner states and waiting predictions <-> bytes. Arrays, JSON and MessagePack, never pickle; little-endian.
+"""Learner states and waiting predictions <-> bytes: arrays, JSON and MessagePack, little-endian. Never pickle.
 
-A state is one line of JSON, in which an array stands as {"array": [offset, length]}, then the arrays' float64.
+A state is one line of JSON, then the arrays as float64. The JSON names an array as {"array": [offset, length]}.
 
-A waiting prediction is the number of float64 that say what was served (uint32), these, then in MessagePack an array of
-its x as it was sent, how many of its features were unknown, and the id of the token that asked: of x names and not
-columns, because what is never labelled must not give its features columns.
+A waiting prediction is a count (uint32), that many float64 that describe what was served, and a MessagePack array: its
+x as sent, how many of its features were unknown, and the id of the caller's token. x has names, not columns, because a
+prediction that never gets its label must not add columns to the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _from_asked = msgspec.msgpack.Encoder()
 
 
 def encode_state(state: dict[str, Any], size: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of a state, nested dicts of JSON types and float64 arrays, in pieces of so many; the last may be
+    """The bytes of a state (nested dicts of JSON types and float64 arrays) in pieces of `size` bytes. The last may be
     shorter."""
     arrays: list[Floats] = []
 
@@ -42,7 +42,7 @@ def encode_state(state: dict[str, Any], size: int = 1 << 20) -> Iterator[bytes]:
     piece = bytearray(json.dumps(plain(state), separators=(",", ":")).encode() + b"\n")
     for array in arrays:
         data = np.ascontiguousarray(array).view(np.uint8).data
-        while len(piece) + len(data) > size:  # a large state has gigabytes
+        while len(piece) + len(data) > size:  # in pieces, because a large state has gigabytes
             taken = max(0, size - len(piece))
             yield bytes(piece) + data[:taken]
             piece.clear()
@@ -52,7 +52,7 @@ def encode_state(state: dict[str, Any], size: int = 1 << 20) -> Iterator[bytes]:
 
 
 def decode_state(data: bytes) -> dict[str, Any]:
-    """The state of these bytes; ValueError if they are none."""
+    """The state that these bytes encode; ValueError if they encode none."""
     header, _, arrays = data.partition(b"\n")
     left = len(arrays)
 
@@ -62,8 +62,8 @@ def decode_state(data: bytes) -> dict[str, Any]:
             if value.keys() == {"array"}:
                 offset, length = value["array"]
                 left -= 8 * length
-                if left < 0:  # else a short header could ask for the same bytes a thousand times
-                    raise ValueError("its arrays are longer than it is")
+                if left < 0:  # else a short header could use the same bytes a thousand times
+                    raise ValueError("its arrays are longer than its data")
                 return np.frombuffer(arrays, "<f8", length, offset).astype(np.float64)
             return {key: rich(inner) for key, inner in value.items()}
         return value
@@ -78,14 +78,14 @@ def decode_state(data: bytes) -> dict[str, Any]:
 
 
 def encode_prediction(served: Floats, x: X, unknown: int = 0, owner: str = "") -> bytes:
-    """The bytes of a waiting prediction: the numbers that say what was served, the x that it was made from, how many of
-    its features were unknown, and the id of the token that asked."""
+    """The bytes of a waiting prediction: the numbers that describe what was served, its x, how many of its features
+    were unknown, and the id of the caller's token."""
     asked = _from_asked.encode((x, unknown, owner))
     return b"".join([_COUNT.pack(len(served)), served.astype("<f8", copy=False).tobytes(), asked])
 
 
 def decode_prediction(data: bytes) -> tuple[Floats, X, int, str]:
-    """What `encode_prediction` was given; ValueError if these bytes are none.
+    """The arguments of `encode_prediction`; ValueError if these bytes encode no prediction.
 
     >>> decode_prediction(encode_prediction(np.array([0.5]), {"age": 31.0, "country": "FR"}, 1, "3f9a2c71"))
     (array([0.5]), {'age': 31.0, 'country': 'FR'}, 1, '3f9a2c71')
@@ -95,7 +95,7 @@ def decode_prediction(data: bytes) -> tuple[Floats, X, int, str]:
     (count,) = _COUNT.unpack_from(data)
     end = _COUNT.size + 8 * count
     if not count or end >= len(data):
-        raise ValueError("its length does not fit its header")
+        raise ValueError("its length does not match its header")
     try:
         x, unknown, owner = _to_asked.decode(memoryview(data)[end:])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

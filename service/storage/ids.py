@@ -1,7 +1,7 @@
-"""The table `ids`: what each id of a model stands for, and a checksum over all that it has.
+"""The table `ids`: what each id of a model stands for, and a checksum over the whole table.
 
-SQLite checks no pages, and an id with a flipped bit is one that nobody finds: its event would be learned twice. So the
-log's end has a checksum over the table, which each commit moves on; whoever reads all of the table can hold it to that.
+SQLite does not checksum its pages. No query finds an id with a flipped bit, so its event would be learned twice. So
+`log_end` has a checksum over the table, and each commit updates it. A reader of the whole table can check it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ import msgspec
 from core.features import EXPIRED, LATE, ORDINARY
 
 WAITING, DROPPED = LATE + 1, LATE + 2
-"""What an id stands for that has no event: a prediction that waits, or one that waited too long. An event's id has the
-kind of the event (core/features.py)."""
+"""Kinds of ids without an event: the prediction waits, or it waited too long. An event's id has the kind of the event
+(core/features.py)."""
 
 AT_ONCE = 250
 _INSERT_SOME = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * AT_ONCE)  # noqa: S608  # of constants
 _INSERT = """
 INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
 """
-# An id that stands for an event never changes, but for one that was taken to be 0 and is corrected.
+# An event's id never changes, except when a late label corrects an event that was learned as 0.
 _CHANGE = f"""{_INSERT} WHERE true
 ON CONFLICT (model, id) DO UPDATE SET
     seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
 WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
 """
 _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerprint", "kind", "label"))
-# With casts: of the rows of a damaged page too there must be one.
+# The casts let the rows of a damaged page have a checksum too.
 CHECKSUM = f"SELECT ifnull(ids_checksum(model, CAST(id AS BLOB), {_NUMBERS}), 0) FROM ids"  # noqa: S608  # of constants
 """A query for the checksum over all rows."""
-_MODULUS = (1 << 61) - 1  # a prime: no power of two, which is what a flipped bit adds, is 0 modulo it
+_MODULUS = (1 << 61) - 1  # a prime: a flipped bit adds a power of two, which is never 0 modulo it
 
 
 class NewId(NamedTuple):
-    """An id and what it stands for from now on: an event's seq, fingerprint (`core.features.fingerprints`), kind and
-    the fingerprint of its label alone; or a prediction that waits, whose number is `seq`, or was dropped."""
+    """An id and what it stands for from now on.
+
+    For an event: its seq, fingerprint (`core.features.fingerprints`), kind, and the fingerprint of its label alone. For
+    a waiting prediction: its number, as `seq`. For a dropped one: only the kind.
+    """
 
     id: str
     seq: int
@@ -51,11 +54,11 @@ class NewId(NamedTuple):
 
 
 IdRow = tuple[str, int, int, int, int | None]
-"""The same without names: of a NewId, to make one takes three times as long."""
+"""NewId as a plain tuple: making a NewId takes three times as long."""
 
 
 class Rows(NamedTuple):
-    """Those rows of the table of which a condition in SQL is true."""
+    """The rows of the table that match an SQL condition."""
 
     condition: str
     values: tuple[Any, ...] = ()
@@ -67,7 +70,7 @@ def rows_of(model: int, ids: Sequence[str]) -> Rows:
 
 
 class IdsTakenError(Exception):
-    """An id that was taken to be new stands for something; nothing was written."""
+    """An id that was expected to be new is in the table. Nothing was written."""
 
 
 def checksum(
@@ -78,10 +81,10 @@ def checksum(
     kinds: Iterable[int],
     labels: Iterable[int | None],
 ) -> int:
-    """The checksum over some rows, by columns: the sum of all numbers in them and of the CRC-32 of each id.
+    """The checksum over some rows, given by columns: the sum of all their numbers and of the CRC-32 of each id.
 
-    A sum, so that rows can come and go in any order: that of rows which are added or removed is too. One flipped bit of
-    a number, or any number of neighbouring ones up to 32 in an id, always changes it.
+    It is a sum so that rows can be added and removed in any order. It always changes when one bit of a number flips, or
+    up to 32 neighbouring bits of an id.
 
     >>> one, other = checksum([1], [b"a"], [7], [0], [0], [None]), checksum([1], [b"b"], [8], [0], [0], [None])
     >>> checksum([1, 1], [b"b", b"a"], [8, 7], [0, 0], [0, 0], [None, None]) == one + other
@@ -93,7 +96,7 @@ def checksum(
 
 
 class _Checksum:
-    """`checksum` for SQLite. Damaged rows, which may lack a number, have one too: a wrong one."""
+    """`checksum` for SQLite. Damaged rows, which may lack a number, get a wrong checksum instead of an error."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
@@ -123,9 +126,9 @@ def add_checksum(db: sqlite3.Connection) -> None:
 
 
 class Ids:
-    """Writes the table, in transactions that others begin and end.
+    """Writes the table. The caller begins and ends the transactions.
 
-    checksum: that over what the table has.
+    checksum: the checksum over the table.
     """
 
     def __init__(self, db: sqlite3.Connection, checksum: int) -> None:
@@ -133,16 +136,15 @@ class Ids:
         self.checksum = checksum
 
     def insert(self, model: int, ids: Sequence[IdRow]) -> None:
-        """IdsTakenError if one of them stands for something."""
+        """Insert new ids; IdsTakenError if the table has one of them."""
         if not ids:
             return
-        # In order, because random ids then share the pages of the tree that they go to (measured, 8,000 at once: 3.1 us
-        # an id, out of order 4.6).
+        # Sorted, because random ids then share pages of the tree (measured, 8,000 at once: 3.1 us an id, unsorted 4.6).
         ids = sorted(ids, key=itemgetter(0))
         rest = len(ids) % AT_ONCE
         try:
-            # Few statements: each gives up the GIL and must win it back. As values an id takes 0.4 us; as JSON, which
-            # is one statement for any number, 1.2.
+            # Few statements, because each gives up the GIL and must win it back. An id takes 0.4 us as values. As JSON,
+            # one statement for any number of ids, it takes 1.2 us.
             for start in range(rest, len(ids), AT_ONCE):
                 some = chain.from_iterable(ids[start : start + AT_ONCE])
                 self._db.execute(_INSERT_SOME, (model, *some))
@@ -153,20 +155,20 @@ class Ids:
         self._count(_checksum(model, ids))
 
     def change(self, model: int, ids: Sequence[IdRow]) -> None:
-        """What these stood for was not an event, or is corrected; it has been left out."""
+        """Change what ids stand for. The caller has taken their old rows out of the checksum (`leave_out`)."""
         if ids:
             changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
             if changed != len(ids):
-                raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) stand for events already")
+                raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) already stand for events")
             self._count(_checksum(model, ids))
 
     def leave_out(self, rows: Rows) -> None:
-        """Leave rows out of the checksum, before the transaction that removes or changes them: in one that met a row
-        that cannot be read, SQLite would write nothing more."""
+        """Take rows out of the checksum. Call it before the transaction that removes or changes them: a transaction
+        that has met an unreadable row can write nothing more in SQLite."""
         self._count(-self.sum(rows))
 
     def sum(self, rows: Rows) -> int:
-        """The checksum over some rows, a wrong one where a page is damaged: then nothing else fails for it."""
+        """The checksum over some rows. On a damaged page it is wrong instead of an error, so nothing else fails."""
         try:
             ((found,),) = self._db.execute(f"{CHECKSUM} WHERE {rows.condition}", rows.values).fetchall()
         except sqlite3.DatabaseError as error:

@@ -1,4 +1,4 @@
-"""The lock on a data folder. It imports nothing slow: a second service on a folder is told at once."""
+"""The lock on a data folder. It imports nothing slow, so a second service on a folder fails at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service import errors
 
 
 class FolderLock:
-    """An exclusive lock on a data folder, held as long as the process lives. The file names the holder."""
+    """An exclusive lock on a data folder. The process holds it until it ends. The lock file names the holder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,14 +36,14 @@ class FolderLock:
 
 
 def open_to_others(folder: Path) -> str | None:
-    """What to say of a folder that others than its owner may look into; None of one that is closed.
+    """A warning if other users can read the folder, else None.
 
-    One that is new is closed (cli.py). One that was there keeps its mode: some volumes cannot be changed.
+    A new folder is closed to them (cli.py). An existing one keeps its mode, because some volumes cannot change it.
     """
     mode = stat.S_IMODE(folder.stat().st_mode)
     if not mode & (stat.S_IRWXG | stat.S_IRWXO):
         return None
     return (
-        f"others than its owner may look into {folder} (its mode is {mode:o}) and read every event: "
-        f"`chmod -R go= {shlex.quote(str(folder))}` closes it"
+        f"users other than the owner of {folder} can read every event (its mode is {mode:o}): "
+        f"`chmod -R go= {shlex.quote(str(folder))}` stops that"
     )

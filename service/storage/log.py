@@ -1,6 +1,6 @@
-"""Reading a data folder, also one that a service is writing to; store.py says what stands in it.
+"""Reads a data folder, even while a service writes to it. store.py describes the tables.
 
-Nothing here changes anything. Damage is refused, never learned: LogDamaged says what it is.
+Nothing here changes the folder. Damage is never learned: reading it raises LogDamaged, which says what is damaged.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from service.storage.ids import CHECKSUM, add_checksum
 from service.storage.schema import APPLICATION_ID, FORMAT, UNRELEASED_ID
 
 JOINED_EVENTS = 20_000
-"""Events that are read as one batch, about."""
+"""Events that `batches` reads as one batch, about."""
 COPIED_BYTES = 4 << 20
-"""What is copied and synced at a time: a sync of more would hold up those of a service on that disk."""
+"""Bytes to copy before each sync. A longer sync would delay the commits of a service on the same disk."""
 SHOWN = 5
-"""Differences of a schema that are told, at most."""
+"""Differences of a schema that a message lists, at most."""
 NEWEST_ROWS = 1_000
-"""Rows of the log, the newest, that are looked for in the index at a start."""
+"""Newest rows of the log that a start reads without the index."""
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""What SQLite's module raises for damaged pages; the second, where a damaged text is in the message."""
+"""What sqlite3 raises for damaged pages. UnicodeDecodeError comes if the message would contain a damaged text."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model as the store knows it: its key, its name, and its spec as JSON types."""
+    """A stored model: its key, its name, and its spec as JSON types."""
 
     key: int
     name: str
@@ -52,10 +52,10 @@ class StoredModel:
 class Waiting:
     """A prediction that waits for its label.
 
-    number: its place among those that the model kept. kept_at: microseconds since 1970. seq: the model's when it was
-    made. served: float64 that say what was served, the score first (core/explain.py). x: what it was made from.
-    unknown: how many of its features the model did not know. owner: the id of the token that asked, empty where none
-    was asked for.
+    number: its place among all that the model kept. kept_at: microseconds since 1970. seq: the model's seq at the
+    prediction. served: float64 that describe what was served, the score first (core/explain.py). x: the input. unknown:
+    how many of its features the model did not know. owner: the id of the caller's token, empty if the service asks for
+    none.
     """
 
     number: int
@@ -78,10 +78,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What the write-ahead log has after its last whole commit, from the byte `start` on.
+    """What the write-ahead log has after its last whole commit, from byte `start` on.
 
-    pages: of a commit that was cut short, or is being written just now. lost: commits that are damaged, because another
-    one was begun after each of them, so that it had been synced.
+    pages: pages of a commit that was cut short or is being written now. lost: damaged commits. They had been synced,
+    because after each of them another commit began.
     """
 
     start: int = 0
@@ -90,7 +90,7 @@ class Tail:
 
 
 def crc(*parts: bytes | int | str | float) -> int:
-    """CRC-32 of the parts, each with its kind of fixed width or its length before it."""
+    """CRC-32 of the parts. Numbers have a fixed width. Before each text or bytes comes its length."""
     checksum = 0
     for part in parts:
         if isinstance(part, str):
@@ -107,13 +107,13 @@ _WAITING = struct.Struct("<qqqqQ")
 
 
 def waiting_crc(model: int, number: int, id_: bytes, kept_at: int, seq: int, payload: bytes) -> int:
-    """`crc` of a waiting prediction, in three calls."""
+    """The checksum of a waiting prediction, in three calls."""
     header = _WAITING.pack(model, number, kept_at, seq, len(id_))
     return zlib.crc32(payload, zlib.crc32(id_, zlib.crc32(header)))
 
 
 def batch_crc(model: int, first_seq: int, events: int, written_at: float, payload: bytes) -> int:
-    """`crc` of a row of the log, in two calls: the log has millions of rows."""
+    """The checksum of a row of the log, in two calls, because the log has millions of rows."""
     return zlib.crc32(payload, zlib.crc32(_BATCH.pack(model, first_seq, events, written_at, len(payload))))
 
 
@@ -124,11 +124,11 @@ WITH RECURSIVE found (model) AS (
     SELECT (SELECT min(model) FROM batches WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
 SELECT model FROM found
 """
-"""One seek in the index for each model."""
+"""It takes one index seek for each model."""
 
 
 class LogReader:
-    """Reads a data folder, also one that a service is using, and changes nothing in it."""
+    """Reads a data folder, even one that a service is using. Changes nothing in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,7 +161,7 @@ class LogReader:
         if found > FORMAT:
             raise errors.NewerFormat(path=str(self.folder), found=found, known=FORMAT)
         if found < FORMAT:
-            raise self._damaged(f"its format is {found}, and there is none before {FORMAT}")
+            raise self._damaged(f"its format is {found}, but the first format is {FORMAT}")
         self._check_schema()
 
     def _check_schema(self) -> None:
@@ -171,14 +171,14 @@ class LogReader:
             raise self._damaged(str(error)) from None
         if different:
             more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-            raise self._damaged(f"its database is not as logstep makes it: {'; '.join(different[:SHOWN])}{more}")
+            raise self._damaged(f"its schema is not the one that logstep creates: {'; '.join(different[:SHOWN])}{more}")
 
     def close(self) -> None:
         self._db.close()
 
     def _rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
         try:
-            # Not `yield from`: a generator left half-way would close the cursor, perhaps after its connection.
+            # Not `yield from`: it would close the cursor of an abandoned generator, perhaps after its connection.
             for row in self._db.execute(query, values):  # noqa: UP028
                 yield row
         except _UNREADABLE as error:
@@ -209,15 +209,15 @@ class LogReader:
         return names
 
     def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
-        """The events of a model with seq > `after` (and, with `up_to`, <= that), in order; damage and gaps are refused.
+        """The events of a model with seq > `after`, and <= `up_to` if given, in order. LogDamaged at damage or a gap.
 
-        Rows are joined to batches of thousands of events: learning them a row at a time would cost more than the steps.
+        It joins rows into batches of thousands of events. Learning row by row would cost more than the steps.
         """
         last = after
         while True:
             packed: list[bytes] = []
             first = last
-            # A query for each batch: one that stayed open would keep SQLite from reusing its write-ahead log.
+            # A query for each batch, because an open query keeps SQLite from reusing its write-ahead log.
             rows = self._rows(
                 "SELECT first_seq, events, written_at, payload, checksum FROM batches "
                 "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
@@ -238,7 +238,7 @@ class LogReader:
     def _checked(
         self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
     ) -> bytes:
-        """The payload of a row, if it is the next one and whole."""
+        """The payload of a row. LogDamaged or EventsGone if it is not the next row; LogDamaged if it is damaged."""
         if first_seq != expected:
             if self.gone(model) >= first_seq - 1:
                 reason = f"the events from seq {expected} to {first_seq - 1} are no longer in the log (--keep-events)"
@@ -254,32 +254,32 @@ class LogReader:
         except ValueError as error:
             raise self._damaged(f"the events from seq {first_seq} on cannot be read: {error}") from None
         if len(batch) != last_seq - first_seq + 1:
-            raise self._damaged(f"from seq {first_seq} to {last_seq} there are {len(batch)} events")
+            raise self._damaged(f"the rows of seq {first_seq} to {last_seq} have {len(batch)} events")
         return batch
 
     def gone(self, model: int) -> int:
-        """The seq up to which the events of a model are no longer in the log, 0 where it has all of them."""
+        """The seq up to which a model's events are no longer in the log, 0 if it has all of them."""
         starts = self._starts(model)
         return starts[-1][0] if starts else 0
 
     def _starts(self, model: int) -> list[tuple[int, float]]:
-        """Up to which seq events are gone and when the last of them was written (seconds since 1970): now, and, where
-        that is to be remembered, at times before."""
+        """Pairs: the seq up to which events are gone, and when the last of these was written (seconds since 1970). The
+        newest pair is last. Older pairs are there if they must be remembered (`drop_events`)."""
         starts: list[tuple[int, float]] = []
         query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
         for seq, written_at, checksum in self._rows(query, model):
             if checksum != crc(model, seq, written_at):
-                raise self._damaged(f"the row that says that the log begins after seq {seq} has a wrong checksum")
+                raise self._damaged(f"the row that says the log begins after seq {seq} has a wrong checksum")
             starts.append((seq, written_at))
         return starts
 
     def resumed(self, model: int) -> int:
-        """The seq at which a model that had stopped learning was let to learn again last, 0 if it never was."""
+        """The seq at which a stopped model last resumed learning, 0 if it never did."""
         for seq, resumed_at, checksum in self._rows(
             "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1", model
         ):
             if checksum != crc(model, seq, resumed_at):
-                raise self._damaged(f"the row that says that learning resumed at seq {seq} has a wrong checksum")
+                raise self._damaged(f"the row that says learning resumed at seq {seq} has a wrong checksum")
             return int(seq)
         return 0
 
@@ -289,9 +289,10 @@ class LogReader:
         return next((seq for (seq,) in self._rows(query, model)), 0)
 
     def newest(self) -> dict[int, int]:
-        """The last seq of each model in the newest rows of the log, found without the index that all else goes by.
+        """The last seq of each model in the newest rows of the log, read without the index.
 
-        An index page that is damaged can hide a row, and SQLite does not tell; of the last row nothing else would.
+        A damaged index page can hide a row without an error from SQLite. A gap shows that a row is hidden, except the
+        last one.
         """
         query = (
             "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches NOT INDEXED "
@@ -300,16 +301,16 @@ class LogReader:
         return {model: seq for model, seq in self._rows(query, NEWEST_ROWS)}  # noqa: C416
 
     def check_models(self) -> None:
-        """Refuse a log with events of a model that is not there, and is not being removed."""
+        """LogDamaged if the log has events of a model that has no row and is not being removed."""
         known = {
             model for (model,) in self._rows("SELECT model FROM models NOT INDEXED UNION SELECT model FROM purges")
         }
         for (model,) in self._rows(_MODELS_WITH_EVENTS):
             if model is not None and model not in known:
-                raise self._damaged(f"the row of model number {model} is missing, and its events are there")
+                raise self._damaged(f"the row of model number {model} is missing, but it has events")
 
     def series(self, model: int, after: int, before: int) -> tuple[list[series.Row], list[series.Mark]]:
-        """How a model did between two times, and what happened."""
+        """The series and marks of a model between two times."""
         ((rows,),) = self._rows(series.READ, model, after, before)
         marks = [series.Mark(model, *row) for row in self._rows(series.READ_MARKS, model, after, before)]
         return msgspec.json.decode(rows, type=list[series.Row]), marks
@@ -320,7 +321,8 @@ class LogReader:
         return {model: json.loads(losses)[::-1] for model, losses in rows}
 
     def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
-        """The event of a model at a seq, and when it was written (seconds since 1970); None if it is not there."""
+        """When the event of a model at a seq was written (seconds since 1970), and the event. None if the log does not
+        have it."""
         for first_seq, events, *row in self._rows(
             "SELECT first_seq, events, written_at, payload, checksum FROM batches "
             "WHERE model = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1",
@@ -334,12 +336,12 @@ class LogReader:
         return None
 
     def ids(self, model: int) -> tuple[int, int]:
-        """How many ids a model has, and the largest seq of an event with one, 0 without one."""
+        """How many ids a model has, and the largest seq of an event with an id, 0 without one."""
         query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE kind <= {LATE}), 0) FROM ids WHERE model = ?"  # noqa: S608
         return next((count, seq) for count, seq in self._rows(query, model))
 
     def waiting(self, model: int) -> Iterator[Waiting]:
-        """The predictions of a model that wait, the oldest first; damage is refused."""
+        """The waiting predictions of a model, the oldest first. LogDamaged if one is damaged."""
         query = "SELECT number, id, kept_at, seq, payload, checksum FROM waiting WHERE model = ? ORDER BY number"
         for row in self._rows(query, model):
             yield self.waiting_row(model, *row)
@@ -347,7 +349,7 @@ class LogReader:
     def waiting_row(
         self, model: int, number: int, id_: str, kept_at: int, seq: int, payload: bytes, checksum: int
     ) -> Waiting:
-        """A waiting prediction of its row; LogDamaged if it is damaged."""
+        """The waiting prediction of a row; LogDamaged if the row is damaged."""
         what = f"the prediction that waits under the id {id_!r}"
         if checksum != waiting_crc(model, number, id_.encode(), kept_at, seq, payload):
             raise self._damaged(f"{what} has a wrong checksum")
@@ -361,7 +363,7 @@ class LogReader:
         return next(int(count) for (count,) in self._rows("SELECT count(*) FROM waiting WHERE model = ?", model))
 
     def dropped(self, model: int) -> int:
-        """How many predictions of a model waited too long, and were dropped."""
+        """How many predictions of a model were dropped because they waited too long."""
         dropped = 0
         query = "SELECT number, seq, dropped_at, predictions, checksum FROM drops WHERE model = ?"
         for number, seq, dropped_at, predictions, checksum in self._rows(query, model):
@@ -383,34 +385,34 @@ class LogReader:
             raise self._damaged(f"the snapshot at seq {seq} cannot be read: {error}") from None
 
     def snapshot_chunks(self, model: int, seq: int) -> Iterator[bytes]:
-        """The bytes of a snapshot, a chunk at a step; LogDamaged where one is damaged or missing."""
+        """The bytes of a snapshot, one chunk at a time; LogDamaged if a chunk is damaged or missing."""
         what = f"the snapshot at seq {seq}"
         query = "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?"
         chunks, checksum = next(self._rows(query, model, seq), (None, None))
         if chunks is None:
-            raise self._damaged(f"{what} is not there")
+            raise self._damaged(f"{what} is missing")
         if checksum != crc(model, seq, chunks):
-            raise self._damaged(f"{what} is not whole")
+            raise self._damaged(f"{what} is incomplete")
         query = "SELECT data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? AND chunk = ?"
         for chunk in range(chunks):
             data, checksum = next(self._rows(query, model, seq, chunk), (None, None))
             if data is None:
-                raise self._damaged(f"{what} is not whole")
+                raise self._damaged(f"{what} is incomplete")
             if checksum != crc(model, seq, chunk, data):
                 raise self._damaged(f"{what} has a wrong checksum")
             yield data
 
     def copy_to(self, path: Path) -> None:
-        """Copy the database as it stands at this moment to a new file, and sync it.
+        """Copy the database as it is now to a new file, and sync it.
 
-        One read transaction holds the moment, so a service writes on meanwhile. It keeps SQLite from reusing the
+        It copies in one read transaction, so a service can go on writing. The transaction keeps SQLite from reusing the
         write-ahead log, which grows until the copy is done.
         """
         with path.open("wb") as file, closing(sqlite3.connect(path, isolation_level=None)) as target:
             try:
                 target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
                 self._db.execute("BEGIN")
-                self.log_end()  # a transaction begins with its first look
+                self.log_end()  # a read transaction begins with its first read
                 pages = COPIED_BYTES // self._page_bytes()
                 self._db.backup(target, pages=pages, progress=lambda *_: os.fsync(file.fileno()))
                 self._db.execute("COMMIT")
@@ -424,7 +426,7 @@ class LogReader:
         return next(int(size) for (size,) in self._rows("PRAGMA page_size"))
 
     def log_end(self) -> tuple[int, int]:
-        """The number of the last commit, and the checksum over all."""
+        """The number of the last commit, and the checksum over all commits."""
         for number, checksum in self._rows("SELECT number, checksum FROM log_end"):
             if not isinstance(number, int) or not isinstance(checksum, int) or not 0 <= checksum < 1 << 32:
                 raise self._damaged("the row of its last commit cannot be read")
@@ -432,34 +434,34 @@ class LogReader:
         raise self._damaged("the row of its last commit is missing")
 
     def ids_checksum(self) -> int:
-        """The checksum that the table of ids should have."""
+        """The checksum that the table `ids` should have."""
         ((checksum,),) = self._rows("SELECT ids_checksum FROM log_end")
         if not isinstance(checksum, int):
             raise self._damaged("the row of its last commit cannot be read")
         return checksum
 
     def check_ids(self) -> None:
-        """Read all ids of all models: LogDamaged if they are not those that were written."""
-        query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # at one moment
+        """Read all ids of all models; LogDamaged if their checksum is wrong."""
+        query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # one query, so both are from one moment
         for expected, found in self._rows(query):
             if expected != found:
-                raise self._damaged("the ids are not those that were written: their checksum is wrong")
+                raise self._damaged("the table of ids has a wrong checksum")
 
     def tail(self) -> Tail:
-        """What stands in the write-ahead log beyond the commits that SQLite reads from it."""
+        """What the write-ahead log has after the commits that SQLite reads from it."""
         path = self.folder / "log.db-wal"
         whole = self._whole_frames()
         if whole is None or not path.is_file():
             return Tail()
         with path.open("rb") as wal:
             found = _tail(wal, whole, self._page_bytes())
-        # Again, for what a service has committed meanwhile; it may have begun its write-ahead log anew, too.
+        # Checked again: a service may have committed meanwhile, or restarted its write-ahead log.
         return found if self._whole_frames() == whole else Tail()
 
     def _whole_frames(self) -> int | None:
-        """How many frames of the write-ahead log SQLite reads, by its index (sqlite.org/walformat.html); None if it has
-        none."""
-        next(self._rows("SELECT 1 FROM log_end"), None)  # the index is made when it is needed
+        """How many frames of the write-ahead log SQLite reads, by the log's index (sqlite.org/walformat.html). None if
+        there is no index."""
+        next(self._rows("SELECT 1 FROM log_end"), None)  # the first query makes the index
         try:
             with (self.folder / "log.db-shm").open("rb") as index:
                 header, copy = index.read(_INDEX.size), index.read(_INDEX.size)
@@ -468,7 +470,7 @@ class LogReader:
         return int(_INDEX.unpack(header)[0]) if header and header == copy else None
 
     def integrity(self) -> list[str]:
-        """What SQLite's own check finds wrong; empty if nothing."""
+        """What SQLite's own check finds wrong. Empty if nothing is."""
         found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
 
@@ -481,7 +483,8 @@ _INDEX = struct.Struct("=16xI28x")
 
 
 def _tail(wal: BinaryIO, whole: int, page_size: int) -> Tail:
-    """What comes after so many frames. Those of an older write-ahead log have another salt, and are passed over."""
+    """What comes after the first `whole` frames. It skips frames with another salt: they are of an older write-ahead
+    log."""
     header = wal.read(_WAL_HEADER.size)
     if len(header) < _WAL_HEADER.size:
         return Tail(0, len(header) > 0)
@@ -499,12 +502,12 @@ def _tail(wal: BinaryIO, whole: int, page_size: int) -> Tail:
             salt = frame_salt
         pages += frame_salt == salt
         commits += frame_salt == salt and size_after_commit > 0
-    # The header is synced before the first frame is written, and a commit before the next one.
+    # SQLite syncs the header before it writes the first frame, and each commit before the next.
     return Tail(start, pages + (len(frame) > 0), max(0, commits - header_whole))
 
 
 def _wal_checksum(header: bytes) -> bytes:
-    """What stands at the end of a header, if it is whole."""
+    """The checksum that a whole header ends with."""
     one = two = 0
     words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
     for first, second in zip(words[::2], words[1::2], strict=True):
@@ -519,13 +522,13 @@ _MARK = struct.Struct("<QI")
 
 
 def encode_mark(number: int, checksum: int) -> bytes:
-    """The bytes of `last-commit`: number and checksum of a commit, and a checksum of the two."""
+    """The bytes of `last-commit`: the number and checksum of a commit, then a checksum of both."""
     body = _MARK.pack(number, checksum)
     return body + struct.pack("<I", zlib.crc32(body))
 
 
 def read_mark(folder: Path) -> tuple[int, int] | None:
-    """Number and checksum of the last commit that was acknowledged; None if the file is not there or damaged."""
+    """Number and checksum of the last acknowledged commit. None if the file is missing or damaged."""
     try:
         data = (folder / "last-commit").read_bytes()
     except FileNotFoundError:

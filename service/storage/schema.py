@@ -1,9 +1,9 @@
-"""What makes a file a log of this service: its format, and its tables, in one text.
+"""The format of the log and the text of its schema.
 
-There is one format, the first; none was released before it, and a folder of an earlier one is refused.
+Format 1 is the only one. No format was released before it, and the service refuses a folder in an earlier one.
 
-What stands in a database's schema runs whenever its tables are used: a trigger that somebody added to a backup would
-copy each event elsewhere. So the schema is compared with this text before anything else is read or written.
+SQLite runs what is in a schema whenever its tables are used: a trigger that somebody added to a backup could copy each
+event elsewhere. So the service compares the schema with this text before it reads or writes anything else.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from functools import cache
 
 APPLICATION_ID = 0x0E57E902
 UNRELEASED_ID = 0x0E57E901
-"""Of the files that were written before the first release, in formats that no version reads."""
+"""The application id of files from before the first release. No version reads their formats."""
 FORMAT = 1
 PAGE_BYTES = 8_192
-"""Of a file's pages. A stream of arrays is written in a sixth less time than with SQLite's own 4,096."""
+"""Page size. Writing a stream of arrays takes a sixth less time than with SQLite's default of 4,096."""
 
 SCHEMA = """
 CREATE TABLE log_end (
@@ -80,15 +80,15 @@ CREATE TABLE marks (
 """
 
 GUARDS = "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
-"""For each connection, beside the comparison: what a schema may call is limited, and pages are checked as they are
-read. Extensions are not loaded: the sqlite3 module does not unless it is told to."""
+"""Set on each connection, besides the comparison: they limit which functions a schema may call, and check pages as
+they are read. The sqlite3 module loads no extensions by default."""
 
 Entry = tuple[str, str, str, str | None]
-"""Type, name, table and text of an entry of a schema; an index that comes with a table has no text."""
+"""Type, name, table and text of a schema entry. An automatic index has no text."""
 
 
 def entries(db: sqlite3.Connection) -> list[Entry]:
-    """The schema of a database. In a damaged one anything can stand in the place of a text."""
+    """The schema of a database. In a damaged database, a text can be any value."""
     return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
 
 
@@ -100,12 +100,12 @@ def _made() -> list[Entry]:
 
 
 def differences(found: Sequence[Entry]) -> list[str]:
-    """What a schema has otherwise than this one, in words; empty where it is the same.
+    """How a schema differs from this one, in words. Empty if it is the same.
 
     >>> differences([*_made(), ("trigger", "spy", "batches", "CREATE TRIGGER spy ...")])
     ["the trigger 'spy' on 'batches' was added"]
     """
-    # Counted: SQLite goes by the text, so an entry that only calls itself a table of ours may be a trigger.
+    # Whole entries, counted: SQLite runs the text, so an entry with the name of one of our tables may be a trigger.
     more, fewer = Counter(found) - Counter(_made()), Counter(_made()) - Counter(found)
     made, there = {entry[:3] for entry in _made()}, {entry[:3] for entry in found}
     changed = [f"{_named(entry)} {'was changed' if entry[:3] in made else 'was added'}" for entry in more]
@@ -113,5 +113,5 @@ def differences(found: Sequence[Entry]) -> list[str]:
 
 
 def _named(entry: Entry) -> str:
-    type_, name, table = (repr(part)[:60] for part in entry[:3])  # whoever changed the schema chose the names
+    type_, name, table = (repr(part)[:60] for part in entry[:3])  # a stranger may have chosen the names
     return f"the {type_[1:-1]} {name}" + (f" on {table}" if table != name else "")

@@ -1,17 +1,16 @@
-"""The past, for plots: how each model did, in rows of five seconds for an hour, of a minute for a day, of a quarter of
-an hour for a month. They stand in the file of the log and nothing depends on them: a row that could not be written is a
+"""The history of each model, for plots: rows of 5 seconds for an hour, of a minute for a day, of 15 minutes for a
+month. They are in the same file as the log, and nothing depends on them. If a row cannot be written, the plot has a
 gap.
 
-    series    a row for each model and bucket in which something happened: sums over it, and how the model was then
-    marks     starts of the service (of model 0) and snapshots
+    series    a row for each model and bucket in which something happened: its sums, and the model's state at its end
+    marks     starts of the service (as model 0) and snapshots
 
-What is on disk of a model that learned 20 events in 5 seconds, of one that is idle nothing:
+What is on disk after a model learned 20 events in 5 seconds (an idle model has no rows):
 
     series    1 | 1767225605 | 5 | seq 1042 | features 6 | learned 20 | predicted 0 | scored 20 | loss 6.2 | ...
     marks     0 | 1767225600 | 0 | start
 
-Old rows are merged when others are written, some models at a time, so that it takes a write a moment longer and nobody
-a write of their own.
+Each write also merges the old rows of some models, so that merging needs no writes of its own.
 """
 
 from __future__ import annotations
@@ -23,20 +22,21 @@ from typing import NamedTuple
 
 BUCKET_SECONDS = 5
 COARSER = ((60, 3_600), (900, 86_400))
-"""Rows are merged to so many seconds when they are so old."""
+"""(seconds, age): rows older than `age` seconds are merged into rows of `seconds`."""
 KEPT_SECONDS = 31 * 86_400
 MOST_ROWS = 5_000_000
-"""Of all models, about (500 MB): where there are many, each keeps less of its past, but never less than this:"""
+"""Of all models together, about (500 MB). Many models share this, so each keeps a shorter history."""
 FEWEST_ROWS = 500
+"""What each model keeps at least."""
 KEPT_MARKS = 500
 
 
 class Row(NamedTuple):
-    """What happened to a model in the `seconds` up to `t` (since 1970), and how it was then.
+    """What happened to a model in the `seconds` up to `t` (since 1970), and its state at `t`.
 
-    Sums over the bucket: events `learned`, `predicted`, those `scored` and their `loss`, those with a prediction that
-    was `served` and its loss, labels with a delay (`delays`) and the seconds that they took. `learners`: for `auto`,
-    JSON: name -> weight. `commit_...`: of the whole service.
+    Sums over the bucket: events `learned`; predictions made (`predicted`); events `scored` and their `loss`; events
+    whose prediction was `served` and its loss (`served_loss`); labels that came after their predictions (`delays`) and
+    the seconds between (`delay`). `learners`: for `auto`, JSON: name -> weight. `commit_...`: of the whole service.
     """
 
     model: int
@@ -63,7 +63,7 @@ class Row(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that happened to a model at a time. model 0: to the service."""
+    """Something that happened to a model, or with model 0 to the service, at a time."""
 
     model: int
     t: int
@@ -72,7 +72,7 @@ class Mark(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What is written at once; `tidied`: models whose old rows are merged by the way; `now`: seconds since 1970."""
+    """What one commit writes. `tidied`: models whose old rows it merges. `now`: seconds since 1970."""
 
     now: int
     rows: Sequence[Row]
@@ -87,7 +87,7 @@ _MERGED = ", ".join(
     f"merged.{name}" if name in (*_SUMS, "commit_p50_ms", "commit_p99_ms") else f"newest.{name}"
     for name in Row._fields[3:]
 )
-# Names of ours, not a caller's.
+# The names are ours, not a caller's.
 _MERGE = f"""
 INSERT OR REPLACE INTO series
 SELECT merged.model, merged.bucket, ?3, {_MERGED}
@@ -108,8 +108,8 @@ DELETE FROM marks WHERE model = ?1 AND t <= (SELECT t FROM marks WHERE model = ?
 
 
 def write(db: sqlite3.Connection, piece: Piece) -> None:
-    """Write a piece; of a transaction that the caller begins and ends."""
-    # One statement for all rows: each statement gives up the GIL and must win it back.
+    """Write a piece. The caller begins and ends the transaction."""
+    # One statement for all rows, because each statement gives up the GIL and must win it back.
     if piece.rows:
         db.execute(_insert("series", len(Row._fields)), (json.dumps(piece.rows),))
     if piece.marks:
@@ -124,7 +124,7 @@ def _insert(table: str, columns: int) -> str:
 
 
 def _tidy(db: sqlite3.Connection, piece: Piece) -> None:
-    """Merge rows that are old, and drop those that are too many or too old, of some models."""
+    """Merge the old rows of some models, and drop rows that are too old or too many."""
     models = json.dumps(piece.tidied)
     for seconds, age in COARSER:
         whole = (models, (piece.now - age) // seconds * seconds, seconds)

@@ -1,40 +1,40 @@
 """The log and the snapshots: one SQLite file, `log.db`, in the data folder.
 
-What is promised: when `commit` returns, the events are on disk and synced. A commit is one transaction: one row for
-each model in it, however many events, because an event a row costs three times as much.
+The promise: when `commit` returns, the events are on disk and synced. A commit is one transaction. It writes one row
+for each model, however many events there are, because a row for each event costs three times as much.
 
     models           name and spec of each model
-    names            feature names by column, in rows of as many as a commit brought, each name ended by a zero byte
-    batches          the log: n events (core/packed.py) from `first_seq` on; rows of a model join without a gap
-    log_starts       up to which seq the events of a model are gone because they need not be kept; without a row all are
-                     there: so a log that lost its first rows is told from one that was to be shortened
-    ids              id -> kind, seq and fingerprint of its event: what makes an event with an id learned once; for a
-                     prediction that waits its number, for one that was dropped its kind alone
-    waiting          predictions that wait for their labels, by number; a row goes when its label comes, or too late
-    resumes          at which seq, and when, a model that had stopped learning (core/breaker.py) was let to learn again
+    names            feature names by column; a row has the names of one commit, each ended by a zero byte
+    batches          the log: n events (core/packed.py) from `first_seq` on; a model's rows follow without a gap
+    log_starts       the seq up to which retention has dropped a model's events; without a row, none are dropped: this
+                     tells a shortened log from one that lost its first rows
+    ids              id -> kind, seq and fingerprint of its event, so that an event with an id is learned once; for a
+                     waiting prediction the kind and its number, for a dropped one only the kind
+    waiting          predictions that wait for their labels, by number; a row goes when its label comes or it times out
+    resumes          at which seq, and when, a model stopped by its breaker (core/breaker.py) resumed learning
     drops            how many predictions were dropped, and after which seq
-    snapshots        learner state at a seq, whole once this row is there; the bytes are in snapshot_chunks
-    purges           models deleted whose rows are not all gone yet
-    series, marks    how each model did, for plots (series.py); nothing depends on them
+    snapshots        learner state at a seq; this row comes last and makes it valid; the bytes are in snapshot_chunks
+    purges           deleted models that still have rows
+    series, marks    history of each model, for plots (series.py); nothing depends on them
     log_end          one row: the number of the last commit, a checksum over all commits so far, and one over `ids`
 
-What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0, each row with
-its checksum at the end:
+What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0. Each row ends
+with its checksum, left out here:
 
     models      1 | default | {"rule":"sgd","learning_rate":0.01,...}
     names       1 | 0 | 2 | age\\0country=FR\\0
     batches     1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
     log_end     2
 
-SQLite checks no pages, so every row that matters carries a CRC-32 of its contents, and a damaged one is refused, never
-learned. The ids, of which there are too many for that, have one checksum for all (ids.py).
+SQLite does not checksum its pages. So every row that matters has a CRC-32 of its contents, and a damaged row is never
+learned. The ids are too many for that: they share one checksum (ids.py).
 
-SQLite ends its write-ahead log at the first frame that is damaged and says nothing: one flipped bit can lose hundreds
-of acknowledged commits. So after each sync and before the reply the commit's number and checksum are written (not
-synced) to the file `last-commit` beside the database. A log that ends before it refuses to open.
+SQLite silently ends its write-ahead log at the first damaged frame, so one flipped bit can lose hundreds of
+acknowledged commits. So after each sync and before the reply, the store writes (without a sync) the commit's number and
+checksum to the file `last-commit` beside the database. A log that ends before that commit does not open.
 
-One connection writes and checkpoints, this one. All others are read-only: SQLite before 3.51.3 has a rare race that
-needs a second writer or checkpointer.
+Only this connection writes and checkpoints. All others are read-only, because SQLite before 3.51.3 has a rare race
+that needs a second writer or checkpointer.
 """
 
 from __future__ import annotations
@@ -77,18 +77,18 @@ SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
 PURGE_ROWS = 200
 DROPPED_BYTES = 1 << 20
-"""Of events that are dropped in one short commit, about."""
+"""Events that one short commit drops, in bytes, about."""
 SCANNED_IDS = 2_000
-"""Ids that are looked at in one step, whether they are to be dropped."""
+"""Ids that one step of `drop_ids` looks at."""
 CACHE_BYTES = 16 << 20
-"""Of pages in memory, if there are as many. Random ids go to pages all over their table: with SQLite's own 2 MB, a
-commit of 8,000 to a table of 100,000 took half as long again."""
+"""Page cache, at most. Random ids go to pages all over their table: with SQLite's default of 2 MB, a commit of 8,000
+ids to a table of 100,000 took half as long again."""
 CHECKPOINT_BYTES = 4 << 20
-"""Size of the write-ahead log at which its pages are copied to the database, and it begins anew."""
+"""Size of the write-ahead log at which SQLite copies its pages to the database and restarts it."""
 FREE_BYTES = 16 << 20
-"""Free room that is left for what comes, or a quarter of the file if that is more. More is given back."""
+"""Free room to keep in the file, or a quarter of the file if that is more. The rest goes back to the file system."""
 RETURNED_BYTES = 2 << 20
-"""What is given back in one short commit."""
+"""Bytes that one short commit gives back."""
 
 _ALL_IDS = Rows("true")
 _PURGED = {
@@ -103,14 +103,14 @@ _PURGED = {
     "series": "t",
     "marks": "t",
 }
-"""Tables with rows of a model, but for the ids, and what tells those rows apart."""
+"""Tables with rows of a model, except `ids`, and the column that tells those rows apart."""
 
 IDS_AT_ONCE = 8_192
-"""Ids that are looked up in one query, and PAYLOAD_BYTES: SQLite makes no text of a gigabyte."""
+"""Ids that one query looks up. With PAYLOAD_BYTES it bounds the reply: SQLite makes no text of a gigabyte."""
 PAYLOAD_BYTES = 16_384
-"""A payload that is longer is read by itself."""
+"""A longer payload gets its own query."""
 OLDEST_BYTES = 4 << 20
-"""Payloads of predictions that time out in one commit, about."""
+"""Payloads that `oldest_waiting` reads at once, about."""
 _PAYLOAD = f"CASE WHEN length(payload) <= {PAYLOAD_BYTES} THEN hex(payload) END"
 _FIND = f"""
 SELECT json_group_array(json_array(
@@ -128,7 +128,7 @@ FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 
 @dataclass(frozen=True, slots=True)
 class KnownId:
-    """What an id stands for, as in NewId. waiting: the prediction, None too where it is damaged."""
+    """What an id stands for, as in NewId. waiting: its waiting prediction, None if there is none or it is damaged."""
 
     kind: int
     seq: int
@@ -137,14 +137,14 @@ class KnownId:
     waiting: Waiting | None
 
 
-@dataclass(slots=True)  # frozen, to make one would take a microsecond, not a third of it
+@dataclass(slots=True)  # not frozen: that takes a microsecond to make, this a third
 class ModelBatch:
-    """What one commit changes of one model.
+    """What one commit changes in one model.
 
-    Events from `first_seq` on, the feature names that they bring, their `ids` where those are new, and their
-    `changed_ids`, which stood for something before; predictions that wait from now on, under ids that are new, or
-    `known`; and the numbers of those that wait no more: `done`, being among the events now, or `dropped`, with their
-    ids.
+    batch: events from `first_seq` on. names: new feature names, from `first_column` on. ids: new ids of the events.
+    changed_ids: ids of the events that stood for something before. kept: predictions that wait from now on; their ids
+    are new unless `known` has them. done: numbers of predictions that no longer wait because they are events now.
+    dropped: numbers and ids of dropped predictions.
     """
 
     model: int
@@ -160,7 +160,7 @@ class ModelBatch:
     known: Container[str] = ()
 
     def old_ids(self) -> list[str]:
-        """The ids that stood for something before."""
+        """All ids here that stood for something before."""
         return [
             *(id_ for id_, *_ in self.changed_ids),
             *(new.id for new in self.kept if new.id in self.known),
@@ -180,7 +180,7 @@ class LogRow(NamedTuple):
 class OldWaiting:
     """A prediction that may have waited too long.
 
-    waiting: all of it, None where it is damaged on disk. id: the one that leads to it, None where none does.
+    waiting: the prediction, None if it is damaged on disk. id: the id that leads to it, None if none does.
     """
 
     number: int
@@ -194,10 +194,10 @@ class _SeriesDamagedError(Exception):
 
 
 class Store(LogReader):
-    """The one writer of a data folder. Its methods are called by one thread at a time.
+    """The one writer of a data folder. One thread at a time may call its methods.
 
-    Raises DiskFull where there is no room, and then nothing was written; StorageFailed where writing or syncing failed,
-    and then the service must stop: what a failed sync left on disk is not known, and trying again would not tell.
+    Raises DiskFull if there is no room. Then nothing was written. Raises StorageFailed if writing or syncing fails.
+    Then the service must stop: nobody knows what a failed sync left on disk, and a second sync would not tell.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -214,26 +214,26 @@ class Store(LogReader):
         self._failed = False
         self._series_whole = True
         self.synced_at = 0.0
-        """When the last commit was synced, as `time.perf_counter` tells it."""
+        """`time.perf_counter` when the last commit was synced."""
         self.sync_seconds = 0.0
-        """What writing and syncing the last commit took, once its rows were put together."""
+        """How long SQLite's COMMIT of the last commit took."""
         self._mark = self._open_mark()
 
     def _create(self, path: Path) -> None:
-        """A new log, made under another name and renamed: a crash on the way leaves no half-made one."""
+        """Create a log under another name and rename it, so that a crash leaves no half-made log."""
         for left in (self._mark_path, path.with_name("log.db-wal")):
             if left.exists():
-                raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} is there")
+                raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} exists")
         new = path.with_name("log.db.new")
         new.unlink(missing_ok=True)
         db = sqlite3.connect(new, isolation_level=None)
         try:
             db.executescript(
-                # First: SQLite passes over them once the file has a page.
+                # First, because SQLite ignores them once the file has a page.
                 f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
                 f"BEGIN; {SCHEMA} COMMIT;"
-                # Under this name: a power cut in the middle leaves a journal to roll back, which a reader may not do.
+                # Before the rename: a power cut here leaves a journal to roll back, and readers cannot do that.
                 "PRAGMA journal_mode = WAL;"
             )
         except sqlite3.Error as error:
@@ -245,10 +245,10 @@ class Store(LogReader):
 
     @staticmethod
     def _check(folder: Path) -> bool:
-        """Refuse a folder whose log has become shorter, by reading alone: a connection that may write would throw away
-        the damaged write-ahead log when it is closed, and with it what could still be saved.
+        """Whether the last commit was cut short. Refuses a folder whose log has lost commits.
 
-        Returns whether a commit was cut short.
+        It uses a read-only connection. A writing one would throw away the damaged write-ahead log when it closes, and
+        with it what could still be saved.
         """
         log = LogReader(folder)
         try:
@@ -267,13 +267,13 @@ class Store(LogReader):
             raise errors.LogHasAHole(folder=str(folder), log=number, lost=tail.lost)
         if tail.pages:
             logger.warning(
-                "commit %d was cut short and never acknowledged: %d page(s) of it are dropped", number + 1, tail.pages
+                "commit %d was cut short and never acknowledged: dropping its %d page(s)", number + 1, tail.pages
             )
         return tail.pages > 0
 
     def _drop_unfinished(self) -> None:
-        """Begin the write-ahead log anew: a commit that overwrote only a part of the one that was cut short would look
-        as if more had been lost, were it cut short too."""
+        """Restart the write-ahead log. Otherwise the next commit may overwrite only a part of the unfinished one. If it
+        is cut short too, the rest looks like a lost commit."""
         try:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
@@ -299,9 +299,9 @@ class Store(LogReader):
         return db
 
     def _open_mark(self) -> int:
-        """Open the file that remembers how far the log went, for the commits to come."""
+        """Open `last-commit` for the next commits."""
         fd = os.open(self._mark_path, os.O_RDWR | os.O_CREAT, 0o600)
-        # First the log: a kill may have left a commit in it that was written and not synced. From now on it counts.
+        # First sync the log: a kill may have left a written commit unsynced, and from now on it counts.
         if self._wal.exists():
             sync_file(self._wal)
         sync_folder(self.folder)
@@ -313,8 +313,8 @@ class Store(LogReader):
 
     @contextmanager
     def _transaction(self, *old_ids: Rows) -> Iterator[list[int]]:
-        """One commit: begin, the body's statements, the log's end, sync, mark. The body appends its rows' checksums. It
-        may remove or change the `old_ids`, and no others."""
+        """One commit: begin, the body's statements, `log_end`, sync, mark. The body appends the checksums of its rows.
+        Of the rows of `ids`, it may remove or change only `old_ids`."""
         checksums: list[int] = []
         ids_checksum = self._ids.checksum
         try:
@@ -344,16 +344,17 @@ class Store(LogReader):
         self._see_that_checkpoints_work()
 
     def _remember_the_end(self) -> None:
-        """Unsynced: it is there after a kill, and after a power cut it may be behind the log, never ahead of it."""
+        """Write `last-commit` without a sync. It survives a kill. After a power cut it may be behind the log, never
+        ahead of it."""
         try:
             os.pwrite(self._mark, encode_mark(self._number, self._checksum), 0)
         except OSError as error:
             self._failed = True
-            raise errors.StorageFailed(reason=str(error)) from error  # whatever it was, the commit is in the log
+            raise errors.StorageFailed(reason=str(error)) from error  # never DiskFull: the commit is in the log
 
     def _see_that_checkpoints_work(self) -> None:
-        """SQLite does not say so when the checkpoint after a commit fails: the write-ahead log grows and grows, all in
-        it is safe, and the disk is not to be trusted. A checkpoint that is asked for says so."""
+        """Raise the error of a failed checkpoint. SQLite hides it after a commit: the write-ahead log is safe but grows
+        without end, on a disk that nobody should trust. An explicit checkpoint reports it."""
         try:
             size = self._wal.stat().st_size
             if size > self._largest_wal:
@@ -361,7 +362,7 @@ class Store(LogReader):
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except (sqlite3.Error, OSError) as error:
             failure = _failure(error)
-            if not isinstance(failure, errors.DiskFull):  # then it waits for room: what was committed stays so
+            if not isinstance(failure, errors.DiskFull):  # else the checkpoint waits for room; the commits are safe
                 self._failed = True
                 raise failure from error
 
@@ -371,7 +372,7 @@ class Store(LogReader):
             self._db.execute("ROLLBACK")
 
     def commit(self, batches: Sequence[ModelBatch]) -> None:
-        """Write what one turn of the writer gathered, and sync it. IdsTakenError: nothing was written."""
+        """Write and sync what one turn of the writer gathered. After IdsTakenError, nothing was written."""
         written_at = time.time()
         old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
         with self._transaction(*old_ids) as checksums:
@@ -403,7 +404,7 @@ class Store(LogReader):
         return checksum
 
     def _insert_waiting(self, model: int, kept: Sequence[Waiting], known: Container[str]) -> int:
-        """Insert predictions that wait, in one statement: their bytes in one piece, and where each one's are in it."""
+        """Insert waiting predictions in one statement. It gets their bytes as one value, and each one's place in it."""
         payloads = [codec.encode_prediction(new.served, new.x, new.unknown, new.owner) for new in kept]
         rows: list[list[Any]] = []
         checksums: list[int] = []
@@ -423,7 +424,7 @@ class Store(LogReader):
         return crc(*checksums)
 
     def _insert_drop(self, part: ModelBatch, written_at: float) -> int:
-        """One entry for all that were dropped at once."""
+        """Insert one row for all predictions that this commit drops."""
         row = (part.model, part.dropped[-1][0], part.first_seq - 1, int(written_at * 1e6), len(part.dropped))
         checksum = crc(*row)
         self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (*row, checksum))
@@ -437,7 +438,7 @@ class Store(LogReader):
         )
 
     def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], KnownId]:
-        """(model, id) -> what it stands for, for those of the wanted ids that stand for something."""
+        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out."""
         found = {}
         some_of_them = (
             (model, ids[start : start + IDS_AT_ONCE])
@@ -445,7 +446,7 @@ class Store(LogReader):
             for start in range(0, len(ids), IDS_AT_ONCE)
         )
         for model, ids in some_of_them:
-            # One row with all in it: each row gives up the GIL.
+            # One row with everything, because each row gives up the GIL.
             for id_, kind, seq, fingerprint, label, kept_at, made_at, payload, checksum in self._json_rows(
                 _FIND, model, json.dumps(ids), WAITING
             ):
@@ -456,7 +457,7 @@ class Store(LogReader):
         return found
 
     def oldest_waiting(self, model: int, count: int) -> list[OldWaiting]:
-        """The oldest predictions that wait, at most `count`; fewer where they are large, but not none."""
+        """The oldest waiting predictions, at most `count`; fewer if they are large, but at least one."""
         oldest, size = [], 0
         query = "SELECT length(payload) FROM waiting WHERE model = ? ORDER BY number LIMIT ?"
         for before, (length,) in enumerate(self._rows(query, model, count)):
@@ -465,19 +466,19 @@ class Store(LogReader):
                 count = before
                 break
         for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
-            # An id that does not lead here is damaged: it may be another's.
+            # An id that does not lead to this prediction is damaged: it may be another's.
             id_ = _text(id_hex) if known else self._id_of(model, number)
             waiting = None if id_ is None else self._whole(model, number, id_, *rest)
             oldest.append(OldWaiting(number, id_, rest[0], waiting))
         return oldest
 
     def _id_of(self, model: int, number: int) -> str | None:
-        """The id under which a prediction of this number waits; it looks at all ids."""
+        """The id of the waiting prediction with this number. It searches all ids."""
         query = "SELECT hex(id) FROM ids WHERE model = ? AND kind = ? AND seq = ?"
         return next((_text(id_hex) for (id_hex,) in self._rows(query, model, WAITING, number)), None)
 
     def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
-        """The rows of a query that gives all of them as one JSON array."""
+        """The rows of a query that returns them as one JSON array."""
         try:
             ((rows,),) = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
@@ -503,7 +504,7 @@ class Store(LogReader):
         return next(bytes(payload) for (payload,) in self._rows(query, model, number))
 
     def last_number(self, model: int) -> int:
-        """The largest number of a prediction that waits or was dropped, 0 without one; others may come again."""
+        """The largest number of a waiting or dropped prediction, 0 without one. Numbers above it may be used again."""
         query = (
             "SELECT max(ifnull((SELECT max(number) FROM waiting WHERE model = ?1), 0), "
             "ifnull((SELECT max(number) FROM drops WHERE model = ?1), 0))"
@@ -511,7 +512,7 @@ class Store(LogReader):
         return next(int(number) for (number,) in self._rows(query, model))
 
     def give_back(self) -> bool:
-        """Give a piece of the file's free room back to the file system, where there is much; whether there is more."""
+        """Give a piece of the file's free room back to the file system, if there is much. Whether there is more."""
         try:
             ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
             ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
@@ -525,7 +526,7 @@ class Store(LogReader):
         return bool(left < free)
 
     def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
-        """A new model."""
+        """Store a new model."""
         with self._transaction() as checksums:
             return self._insert_model(name, spec, checksums)
 
@@ -538,22 +539,22 @@ class Store(LogReader):
         return StoredModel(key, name, spec)
 
     def delete_model(self, model: StoredModel, successor: dict[str, Any] | None = None) -> StoredModel | None:
-        """Remove a model. Its rows go later, with `purge`. With a spec as `successor`, a new model takes its name."""
+        """Remove a model. `purge` removes its rows later. With a spec as `successor`, a new model takes its name."""
         with self._transaction() as checksums:
             self._db.execute("DELETE FROM models WHERE model = ?", (model.key,))
             self._db.execute("INSERT INTO purges VALUES (?)", (model.key,))
             return None if successor is None else self._insert_model(model.name, successor, checksums)
 
     def resume(self, model: int, seq: int) -> None:
-        """Remember that a model that had stopped learning was let to learn again at a seq."""
+        """Record that a stopped model resumed learning at a seq."""
         row = (model, seq, time.time_ns() // 1_000)
         with self._transaction() as checksums:
             checksums.append(crc(*row))
             self._db.execute("INSERT INTO resumes VALUES (?, ?, ?, ?)", (*row, checksums[0]))
 
     def purge(self) -> bool:
-        """Remove some rows of deleted models, in one short commit; whether there may be more."""
-        # Not of a model that is there: its number in this table is damaged then.
+        """Remove some rows of deleted models, in one short commit. Whether there may be more."""
+        # Never of an existing model: then its number in `purges` is damage.
         query = "SELECT model FROM purges WHERE model NOT IN (SELECT model FROM models) LIMIT 1"
         doomed = [key for (key,) in self._rows(query)]
         if not doomed:
@@ -581,10 +582,10 @@ class Store(LogReader):
         return [LogRow(*row) for row in self._rows(query, model, seq, count)]
 
     def drop_events(self, model: int, up_to: int, written_before: float, remember: float) -> bool:
-        """Remove the oldest rows of a model's log that end at or before a seq and were written before a time, some in
-        one short commit; whether there were any.
+        """Remove some of the oldest rows of a model's log, in one short commit. Whether there were any.
 
-        `remember`: how many seconds back it stays known when the events were written that are gone.
+        It removes rows that end at or before `up_to` and were written before `written_before`. `remember`: for how many
+        seconds the store remembers when dropped events were written.
         """
         gone, dropped = self.gone(model), 0
         end, last_written_at = gone, 0.0
@@ -611,7 +612,7 @@ class Store(LogReader):
         return checksum
 
     def seq_written_before(self, model: int, time_: float) -> int:
-        """The last seq whose event was written before a time, or one before it, as far as the clock was right."""
+        """The last seq whose event was written before a time, or an earlier seq. The clock may have been wrong."""
         found = max((seq for seq, written_at in self._starts(model) if written_at < time_), default=0)
         low, high = self.gone(model), self.last_seq(model)
         while low < high:
@@ -627,8 +628,7 @@ class Store(LogReader):
         return self._db.execute(f"DELETE FROM ids WHERE {rows.condition}", rows.values).rowcount  # noqa: S608  # of ours
 
     def accept_ids(self) -> None:
-        """Take the ids that are there for those that were written, but for those of events and models that never
-        were."""
+        """Accept the ids as they are on disk. Removes those of events and models that the log does not have."""
         with self._transaction():
             for model in self.models():
                 past_the_end = Rows(f"model = ? AND kind <= {LATE} AND seq > ?", (model.key, self.last_seq(model.key)))
@@ -639,9 +639,9 @@ class Store(LogReader):
             self._ids.checksum = found
 
     def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
-        """Of some ids after one, in their own order, remove those of events up to a seq, in one short commit.
+        """Look at some ids after `after`, in order, and remove those of events up to a seq, in one short commit.
 
-        The last of those looked at, None at the end.
+        Returns the last id that it looked at, None at the end.
         """
         looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
         query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
@@ -656,10 +656,10 @@ class Store(LogReader):
     def write_snapshot(self, model: int, snapshot: Snapshot) -> Iterator[None]:
         """Write a snapshot in chunks, one short commit for each step of the iterator.
 
-        The last step makes it valid, and removes those before the last `KEPT_SNAPSHOTS`.
+        The last step makes it valid and removes all but the newest `KEPT_SNAPSHOTS`.
         """
         key, chunks = (model, snapshot.seq), 0
-        with self._transaction():  # what a crash left of the same one
+        with self._transaction():  # removes what a crash left of this snapshot
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)
         yield
         for part in codec.encode_state(snapshot.state, SNAPSHOT_CHUNK):
@@ -680,8 +680,8 @@ class Store(LogReader):
             self._db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, oldest))
 
     def write_series(self, piece: series.Piece) -> None:
-        """Write some rows of the series in one short commit. Where they are damaged no more are written: the log can do
-        without."""
+        """Write some rows of the series in one short commit. After damage to them it writes no more: the log does not
+        need them."""
         if not self._series_whole:
             return
         try:
@@ -690,21 +690,21 @@ class Store(LogReader):
                     series.write(self._db, piece)
                 except sqlite3.Error as error:
                     if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                        raise  # nothing that is wrong with the series alone
+                        raise  # the disk fails, not only the series
                     raise _SeriesDamagedError(str(error)) from error
         except _SeriesDamagedError as damage:
             self._series_whole = False
-            logger.warning("the series of the plots are damaged and not written any more (%s); the log is not", damage)
+            logger.warning("the plot series are damaged (%s) and no longer written; the log is not affected", damage)
 
     def close(self) -> None:
-        """Close it, after a failure without SQLite's last checkpoint.
+        """Close the store. After a failure, it closes without SQLite's last checkpoint.
 
-        That would sync again what could not be synced, and be told that all is well. SQLite makes it when the last
-        connection closes, so another one is open meanwhile, which may only read.
+        That checkpoint would repeat the failed sync, and the system would report success. SQLite makes it when the last
+        connection closes, so a second, read-only connection stays open meanwhile.
         """
         other = super()._connect() if self._failed else None
         if other is not None:
-            with suppress(sqlite3.Error):  # the disk may fail here, too; then it closes as it can
+            with suppress(sqlite3.Error):  # the disk may fail here too; close anyway
                 other.execute("SELECT number FROM log_end").fetchall()
         super().close()
         if other is not None:
@@ -713,7 +713,7 @@ class Store(LogReader):
 
 
 def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
-    """Of notes (seq, time) in order those that tell to within a 64th how far events of the last `seconds` went."""
+    """The (seq, time) pairs to keep: they cover the last `seconds`, in steps of at least a 64th of that."""
     kept: list[tuple[int, float]] = []
     for start in starts:
         if seconds and (not kept or start[1] - kept[-1][1] >= seconds / 64):
@@ -725,7 +725,7 @@ def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[
 
 
 def _text(in_hex: str) -> str | None:
-    """The text of these bytes, None where they are none."""
+    """The text that these bytes encode, None if they encode none."""
     try:
         return bytes.fromhex(in_hex).decode()
     except UnicodeDecodeError:
@@ -733,7 +733,7 @@ def _text(in_hex: str) -> str | None:
 
 
 def _failure(error: sqlite3.Error | OSError) -> errors.LogstepError:
-    """What a caller is told: that there was no room, or that nothing more can be trusted to be written."""
+    """The error for the caller: no room, or writing cannot be trusted any more."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return errors.DiskFull()
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
@@ -742,13 +742,13 @@ def _failure(error: sqlite3.Error | OSError) -> errors.LogstepError:
 
 
 def sync_file(path: Path) -> None:
-    """Sync a file, whoever wrote it."""
+    """Sync a file, no matter which process wrote it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries: without it, a file that was made or renamed may be gone after a power cut."""
+    """Sync a folder's entries. Otherwise a power cut may lose a new or renamed file."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
