@@ -20,7 +20,7 @@ from service import errors
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"
 RULES = DOCKER / "alerts.yml"
-README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana/logstep.json").read_text())
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule
@@ -86,7 +86,7 @@ def test_each_alert_says_what_is_wrong_and_the_readme_what_to_do() -> None:
     for alert in ALERTS:
         assert alert["annotations"].keys() == {"summary", "description"}, alert["alert"]
         assert alert["labels"]["severity"] in ("page", "ticket")
-        assert f"| `{alert['alert']}` |" in README, alert["alert"]
+        assert f"| `{alert['alert']}` |" in OPERATIONS, alert["alert"]
 
 
 def test_the_panels_of_the_dashboard_are_told_apart_and_fit_beside_each_other() -> None:

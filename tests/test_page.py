@@ -108,7 +108,9 @@ def test_the_libraries_of_others_are_as_they_were_released() -> None:
     for library in {Path(name).parts[0] for name in recorded}:
         assert f"{library}/LICENSE" in recorded
         name, version = library.rsplit("-", 1)
-        assert re.search(rf"{name}[^|]* {re.escape(version)}", (ROOT / "README.md").read_text(), re.IGNORECASE), library
+        assert re.search(
+            rf"{name}[^|]* {re.escape(version)}", (ROOT / "docs" / "contributing.md").read_text(), re.IGNORECASE
+        ), library
 
 
 def test_a_wheel_has_all_of_the_page(tmp_path: Path) -> None:

@@ -1,134 +1,118 @@
-"""The README says what the code does: every setting, route, command, part of a spec, status and dependency is in it."""
+"""The README and the tutorial, run from top to bottom as a newcomer would, in an empty folder."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import re
-import shlex
+import shutil
 import subprocess
-import tomllib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Start
-
-from core.rules import RULES
-from core.spec import Spec
-from service import errors
-from service.commands import cli
-from service.http.app import Service
-from service.settings import Settings
+from conftest import PATIENCE, Service, Start, clean_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+SERVE = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/logstep serve"
+TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
 
 
-def rows(heading: str) -> dict[str, list[str]]:
-    """The first table under a heading: its first column, without backticks, and the others."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    table = [line for line in section.splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
-    return {row[0].replace("`", ""): row[1:] for row in cells}
+@dataclass(frozen=True)
+class Step:
+    """A block of shell, and the block after it: what the page says that it prints."""
+
+    shell: str
+    prints: str
 
 
-@pytest.mark.parametrize("name", list(Settings.model_fields))
-def test_every_setting_is_told_with_its_default(name: str) -> None:
-    told = rows("Settings")[f"--{name.replace('_', '-')}"]
-    assert told[0] == str(Settings.model_fields[name].default)
+def steps(page: str) -> Iterator[Step]:
+    """Each block of shell with what it prints, if the page says so right after it."""
+    for found in re.finditer(r"```sh\n(.*?)```\n(?:```(?:json)?\n(.*?)```\n)?", page, re.DOTALL):
+        yield Step(found[1], found[2] or "")
 
 
-def test_no_setting_is_told_that_does_not_exist() -> None:
-    told = {flag for flag in rows("Settings") if flag.startswith("--")}
-    assert told == {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+def matches(says: str, printed: str) -> bool:
+    """Whether a page says what was printed. `...` stands for anything, on a line of its own for any lines."""
+    pattern = re.escape(says.strip()).replace(r"\.\.\.", ".*")
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
-def test_every_route_is_told_and_no_other(tmp_path: Path) -> None:
-    document = Service(Settings(data=tmp_path)).api.openapi()
-    routes = {f"{method.upper()} {path}" for path, operations in document["paths"].items() for method in operations}
-    told = {route for row in rows("Routes") for route in row.split(", ") if " /" in route}
-    assert told - {"GET /", "GET /docs", "GET /openapi.json"} == routes
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder as a newcomer has it after the first line: the docs, and this environment as `.venv`."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
 
 
-def test_every_metric_is_told_and_no_other(tmp_path: Path) -> None:
-    told = {name.partition("{")[0] for row in rows("Metrics") for name in row.split(", ") if "_" in name}
-    assert told == set(Service(Settings(data=tmp_path)).engine.telemetry.names())
-
-
-def test_every_field_of_a_spec_is_told() -> None:
-    section = README.split("\n## Models\n", 1)[1].split("\n## ", 1)[0]
-    for field in dataclasses.fields(Spec):
-        assert f"`{field.name}`" in section, field.name
-
-
-@pytest.mark.parametrize("rule", [*RULES, "auto"])
-def test_every_rule_is_told(rule: str) -> None:
-    assert f"`{rule}`" in README
-
-
-def test_every_command_is_told() -> None:
-    commands = next(
-        action.choices for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)
+def run(shell: str, service: Service, folder: Path) -> str:
+    """What a block of shell prints, on both its outputs, against a service on a port of its own."""
+    shell = shell.replace("localhost:8000", f"localhost:{service.port}")
+    shell = shell.replace("logstep replay", f"logstep replay --url http://localhost:{service.port}")
+    shell = shell.replace("shop.py", f"shop.py http://localhost:{service.port}")
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail\n{shell}"],
+        cwd=folder,
+        env=clean_environment() | {"PYTHONUNBUFFERED": "1"},  # or what goes to a pipe comes last
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+        check=False,
     )
-    told = " ".join(rows("Commands"))
-    for command in commands:
-        assert f"logstep {command}" in told, command
+    assert done.returncode == 0, (shell, done.stdout)
+    return done.stdout
 
 
-def test_every_status_is_told() -> None:
-    section = README.split("\n## Routes\n", 1)[1].split("\n## ", 1)[0]
-    statuses = {error.status for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "status")}
-    for status in statuses - {500}:
-        assert re.search(rf"\b{status}\b", section), status
+def test_the_readme_run_from_top_to_bottom_prints_what_it_says(start: Start, checkout: Path) -> None:
+    service: Service | None = None
+    for step in steps(README):
+        if step.shell.strip() == SERVE:
+            service = start(folder=checkout / "data")
+        elif not step.shell.startswith(TESTS):  # they are what runs
+            assert service is not None, step.shell
+            printed = run(step.shell, service, checkout)
+            assert step.prints, step.shell
+            assert matches(step.prints, printed), (step.prints, printed)
 
 
-def test_every_dependency_is_told() -> None:
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    told = {name for row in rows("What it stands on") for name in row.split(", ")}
-    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
-        assert re.split(r"[^A-Za-z0-9_-]", requirement)[0] in told, requirement
+def test_the_tutorial_run_from_top_to_bottom_prints_what_it_says(start: Start, checkout: Path) -> None:
+    service = start(folder=checkout / "data")
+    for step in steps(TUTORIAL):
+        if step.shell.strip() == SERVE:
+            continue
+        if step.shell.startswith("pkill"):
+            service.process.kill()
+            service.process.wait(PATIENCE)
+            service = start(folder=checkout / "data")
+            continue
+        printed = run(step.shell, service, checkout)
+        if step.prints:
+            assert matches(step.prints, printed), (step.prints, printed)
+    check = json.loads(run("curl -s localhost:8000/models/clicks/crosscheck", service, checkout))
+    assert (check["equal"], check["max_ulp"]) == (True, 0)
+    assert check["events"] == 1_001
 
 
-def test_every_file_of_the_packages_is_told() -> None:
-    for path in [*ROOT.glob("core/*.py"), *ROOT.glob("service/*.py")]:
-        if path.name != "__init__.py":
-            assert path.name in README, path
+def test_a_page_that_says_something_else_is_noticed() -> None:
+    assert matches('{"seq":1,"sha256":"..."}', '{"seq":1,"sha256":"d3cd"}\n')
+    assert matches("first\n...\nlast", "first\nsecond\nthird\nlast")
+    assert not matches('{"seq":1}', '{"seq":2}')
+    assert not matches("first", "first\nsecond")
 
 
-def examples() -> list[tuple[str, str]]:
-    """Each block of shell that calls curl, with the block of JSON after it."""
-    found = re.findall(r"```sh\n([^`]*?curl[^`]*?)```\n(?:```json\n([^`]*?)```)?", README)
-    return [(shell, replies) for shell, replies in found]
+def test_it_is_two_screens_long() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(README.encode()) <= 10_000
 
 
-def test_its_curl_lines_work_when_pasted_and_reply_what_it_says(start: Start) -> None:
-    service = start()
-    for shell, replies in examples():
-        pasted = shell.replace("localhost:8000", f"localhost:{service.port}")
-        pasted = "\n".join(line for line in pasted.splitlines() if not line.startswith(".venv/"))
-        done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=60, check=True)
-        got = re.findall(r"\{.*?\}(?=\{\"|\s|$)", done.stdout)
-        assert got, shell
-        for text in got:
-            assert "status" not in json.loads(text), (shell, text)
-        for told, real in zip(replies.splitlines(), got, strict=False):
-            told_pattern = re.escape(told).replace(r"\.\.\.", ".*")
-            assert re.fullmatch(told_pattern, real), (told, real)
-
-
-def test_its_set_up_is_two_lines_that_name_what_exists() -> None:
-    lines = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
-    assert len(lines) == 2
-    for line in lines:
-        for part in line.split(" && "):
-            assert shlex.split(part)[0] in ("python3", ".venv/bin/pip", ".venv/bin/logstep", ".venv/bin/pytest")
-
-
-def test_its_examples_in_python_run(start: Start) -> None:
-    service = start()
-    arrow, learner = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for example in (arrow.replace("localhost:8000", f"localhost:{service.port}"), learner):
-        exec(compile(example, "README.md", "exec"), {})
-    assert service.get("/models/default")["seq"] == 40
+def test_its_test_command_is_that_of_the_checks() -> None:
+    (command,) = (line for line in README.splitlines() if line.startswith(TESTS))
+    assert command.partition(".venv/bin/pytest")[2].strip() in (ROOT / ".ci" / "run").read_text()

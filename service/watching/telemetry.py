@@ -160,11 +160,9 @@ class Telemetry(Collector):
         registry.register(_Families(families))
         return registry
 
-    def names(self) -> list[str]:
-        """The name of every metric, as a query names it: a counter's with `_total`."""
-        return [
-            family.name + "_total" if family.type == "counter" else family.name for family in self._registry.collect()
-        ]
+    def families(self) -> list[Metric]:
+        """Every metric with its type, help text and samples."""
+        return list(self._registry.collect())
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client for each exposition."""

@@ -1,0 +1,121 @@
+"""The pages in docs/ are true: the generated ones are fresh, links lead somewhere, examples run, all is named."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import Start
+
+from core.rules import RULES
+from service import errors
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+GENERATED = ("settings.md", "commands.md", "metrics.md", "routes.md", "spec.md")
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """docs/reference.py, which writes pages from the code."""
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_page_is_fresh(reference: ModuleType, name: str) -> None:
+    fresh: dict[str, str] = reference.pages()
+    assert fresh.keys() == set(GENERATED)
+    assert page(name) == fresh[name], "run: python docs/reference.py"
+
+
+def anchors(path: Path) -> set[str]:
+    """What `#...` of a link may name: the headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in DOCS.glob("*.md"):
+        assert f"docs/{path.name}" in readme, path.name
+
+
+def test_the_examples_in_python_run(start: Start) -> None:
+    service = start()
+    examples = re.findall(r"```python\n(.*?)```", page("api.md") + page("architecture.md"), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example.replace("localhost:8000", f"localhost:{service.port}"), "docs", "exec"), {})
+    assert service.get("/models/default")["seq"] == 40
+
+
+def test_every_file_of_the_packages_is_in_the_map() -> None:
+    for path in [*ROOT.glob("core/*.py"), *ROOT.glob("service/**/*.py")]:
+        if path.name != "__init__.py":
+            assert path.name in page("architecture.md"), path
+
+
+def test_every_dependency_is_told_with_what_it_is_for() -> None:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = [line for line in page("contributing.md").splitlines() if line.startswith("| ")]
+    told = {name.strip() for row in rows for name in row.split("|")[1].split(",")}
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        assert re.split(r"[^A-Za-z0-9_-]", requirement)[0] in told, requirement
+
+
+@pytest.mark.parametrize("rule", [*RULES, "auto"])
+def test_models_says_when_to_use_each_rule_or_its_defaults(rule: str) -> None:
+    assert f"`{rule}`" in page("models.md")
+
+
+def test_every_status_is_told() -> None:
+    statuses = {error.status for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "status")}
+    for status in statuses - {500}:
+        assert re.search(rf"^\| .*\b{status}\b.* \|", page("api.md"), re.MULTILINE), status
+
+
+def budget(what: str) -> int:
+    found = re.search(rf"^\| {re.escape(what)}.* \| ([\d,]+) \|$", page("contributing.md"), re.MULTILINE)
+    assert found is not None, what
+    return int(found[1].replace(",", ""))
+
+
+def lines(*patterns: str) -> int:
+    files = [path for pattern in patterns for path in ROOT.glob(pattern) if "vendor" not in path.parts]
+    return sum(len(path.read_text().splitlines()) for path in files)
+
+
+def test_the_budget_is_as_it_is_told() -> None:
+    assert lines("core/**/*.py", "service/**/*.py") <= budget("lines of `core` and `service`")
+    assert lines("service/**/*.js", "service/**/*.css", "service/**/*.html") <= budget("lines of the page")
+    assert len(Settings.model_fields) == budget("settings")
+    assert len(re.findall(r"^\| `[A-Z]+ /[^`]+` ", page("routes.md"), re.MULTILINE)) == budget("public routes")
