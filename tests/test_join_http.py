@@ -306,7 +306,7 @@ def test_a_prediction_under_the_id_of_something_learned_is_a_conflict(model: Mod
     else:
         kept(model, "a")
         learned(model, label("a"))
-    assert_conflict(model.predict(question("a")), "a", "was learned before, at seq 1", "an id of its own")
+    assert_conflict(model.predict(question("a")), "a", "was learned before, at seq 1", "a prediction needs a new id")
     assert_conflict(model.predict([question(), question("a")]), "a", "[1].id", "at seq 1")
     assert counts(model)["waiting"] == 0
 
@@ -416,7 +416,7 @@ def test_a_label_with_the_same_x_joins(model: Model) -> None:
 def test_a_label_with_another_x_is_a_conflict_and_the_prediction_goes_on_waiting(model: Model) -> None:
     kept(model, "a")
     response = model.learn({"x": {**X, "age": 5.0}, "y": 1, "id": "a"})
-    assert_conflict(response, "a", "waits for its label, with another x", "a label is sent without x")
+    assert_conflict(response, "a", "waits for its label with another x", "send the label without x")
     assert counts(model) == expected(waiting=1)
     learned(model, label("a"))
     assert_conflict(model.learn({"x": {**X, "age": 5.0}, "y": 1, "id": "a"}), "a", "was learned before, at seq 1")

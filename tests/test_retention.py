@@ -386,7 +386,8 @@ def test_no_row_is_dropped_behind_a_snapshot_that_cannot_be_read(
         assert log.look() == 0
         assert log.store.gone(log.key) == 0
         assert (
-            "model 'default': nothing is dropped, because the snapshot at seq 100 has a wrong checksum" in caplog.text
+            "model 'default': retention drops nothing, because the snapshot at seq 100 has a wrong checksum"
+            in caplog.text
         )
         log.commit(10)
         log.snapshot()

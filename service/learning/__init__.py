@@ -1,1 +1,1 @@
-"""The one writer, and the models that it steps."""
+"""The one writer and the models that it trains."""

@@ -1,11 +1,10 @@
-"""The cross-check of a model that is being served: its log through river, in a child process.
+"""The cross-check of a served model: river learns its log, in a child process.
 
-The child reads the log itself, read-only, and gets nothing from the service but the weights to be checked. It says two
-things: whether a replay of the log gives those weights bit for bit, and how far they are from river's.
+The child reads the log itself, read-only. From the service it gets only the weights to check. It reports whether a
+replay of the log gives those weights bit for bit, and how far they are from river's.
 
-The first line of its standard input is a JSON object (folder, model, key, seq, and how many bytes follow), then come
-the weights and the bias as little-endian float64. It prints the report as JSON. Its input stays open as long as it is
-wanted.
+The first line of its standard input is a JSON object (folder, model, key, seq, and how many bytes follow). Then come
+the weights and the bias as little-endian float64. It prints the report as JSON. When its input closes, it ends.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from core.parity import CrossCheck
 
 ATTEMPTS = 3
-"""To read a log whose beginning is dropped meanwhile."""
+"""How often to try to read a log while a service drops its beginning."""
 
 
 class CrossChecks:
@@ -44,7 +43,7 @@ class CrossChecks:
         self._busy = False
 
     async def run(self, name: str) -> dict[str, Any]:
-        """The report for a model at the seq where it was asked for."""
+        """The report for a model at its seq now."""
         model = self._engine.model(name)
         require_twin(model.learner.spec)
         if self._busy:
@@ -68,7 +67,7 @@ class CrossChecks:
         stdin = cast("asyncio.StreamWriter", child.stdin)
         outputs = cast("list[asyncio.StreamReader]", [child.stdout, child.stderr])
         try:
-            with contextlib.suppress(ConnectionError):  # it ended before it had read all: then it says why
+            with contextlib.suppress(ConnectionError):  # the child ended early; its stderr says why
                 stdin.write(question)
                 await stdin.drain()
             output, error = await asyncio.gather(*(stream.read() for stream in outputs))
@@ -98,20 +97,20 @@ class CrossChecks:
 
 
 def require_twin(spec: Spec) -> None:
-    """Raise NoRiverTwin for a spec of which river has none."""
+    """Raise NoRiverTwin if river has no equal of a spec."""
     if spec.rule == "auto":
         raise errors.NoRiverTwin(reason="auto is many learners at once")
     if spec.lag is False:
-        raise errors.NoRiverTwin(reason="its ftrl makes weights with a lag, and this spec says lag: false")
+        raise errors.NoRiverTwin(reason="its ftrl makes weights with a lag, but this spec says lag: false")
 
 
 def check(
     folder: Path, name: str, key: int | None = None, seq: int | None = None, served: bytes = b""
 ) -> dict[str, Any]:
-    """The report for a model of a data folder, up to a seq (default: all of its log).
+    """The report for a model of a data folder, up to a seq (default: its whole log).
 
-    `served` has the weights in column order and the bias as little-endian float64; without it, those of the replay are
-    checked. `key` tells a model from one that took its name since.
+    `served` has the weights in column order, then the bias, as little-endian float64. Without it, the replay's own
+    weights are checked. `key` tells the model from a later one with the same name.
     """
     log = LogReader(folder)
     try:
@@ -125,7 +124,9 @@ def check(
     learner = replay.learner
     weights = np.frombuffer(served, "<f8") if served else np.append(learner.weights, learner.bias)
     if seq not in (None, learner.seq) or len(weights) != learner.n_features + 1:
-        raise errors.CrossCheckFailed(reason=f"the log has {learner.seq} events and {learner.n_features} features")
+        raise errors.CrossCheckFailed(
+            reason=f"the log, with {learner.seq} events and {learner.n_features} features, is not the served model's"
+        )
     report = replay.compare(dict(zip(learner.names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
     replayed = np.append(learner.weights, learner.bias)
     return {
@@ -137,7 +138,7 @@ def check(
 
 
 def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
-    """The log up to a seq, learned on both sides. A service may drop the beginning of it meanwhile: then once more."""
+    """The log up to a seq, learned on both sides. It tries again if a service drops the log's beginning meanwhile."""
     reason = ""
     for _ in range(ATTEMPTS):
         try:
@@ -152,8 +153,8 @@ def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChec
 
 
 def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:
-    """Both sides as the log begins: with nothing or, where its first events are gone, with the oldest snapshot."""
-    from core.parity import CrossCheck  # river is slow to import, and only this needs it
+    """Both sides at the beginning of the log: new, or at the oldest snapshot if the first events are gone."""
+    from core.parity import CrossCheck  # only this needs river, which is slow to import
 
     gone, names = log.gone(stored.key), log.names(stored.key)
     if not gone:
@@ -163,7 +164,7 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
     for snapshot_seq in reversed(log.snapshot_seqs(stored.key)):
         if seq is not None and snapshot_seq > seq:
             break
-        with contextlib.suppress(errors.LogDamaged):  # or a newer one took its place meanwhile
+        with contextlib.suppress(errors.LogDamaged):  # or a newer snapshot replaced it meanwhile
             state = log.snapshot(stored.key, snapshot_seq).state["learner"]
             known = state["n_features"]
             check = CrossCheck.from_state({**state, "names": names[:known]})
@@ -174,7 +175,7 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
 
 
 def main() -> int:
-    """The child process."""
+    """Run the child process."""
     header = json.loads(sys.stdin.buffer.readline())
     served = sys.stdin.buffer.read(header["bytes"])
     end_with_parent(lambda: os._exit(1))

@@ -1,12 +1,12 @@
 """The one writer: queue -> commit -> step -> acknowledge; named models; snapshots.
 
-Requests wait in one queue. When no more comes, the writer takes all that waits, makes arrays of it, hands them to
-the store as one transaction, and when that is synced steps the learners and wakes every waiter. While one commit syncs
-the next gathers: all who wait share the price of a sync. Where much waits, the steps of one are taken while the next
-commits.
+Requests wait in one queue. When no more come, the writer takes all of them, makes arrays, and gives these to the store
+as one transaction. After the sync it steps the learners and answers the requests. While one commit syncs, the next
+gathers, so all of its requests share the cost of a sync. If many events wait, the writer takes the steps of one turn
+while the next commits.
 
-Everything but the disk happens on the event loop, so no lock is needed: a prediction sees the model after one event or
-after the next, never in between. What touches the disk runs in one thread.
+Everything but the disk runs on the event loop, so no lock is needed: a prediction sees the model after one event or
+after the next, never in between. All disk access runs in one thread.
 """
 
 from __future__ import annotations
@@ -56,49 +56,50 @@ logger = logging.getLogger("logstep")
 
 DEFAULT = "default"
 STEP_EVENTS = 4_096
-"""Events to step before the loop may serve others: well under a millisecond of kernel time, where they are short."""
+"""Events to step before the loop may serve others: well under a millisecond of kernel time for short events."""
 STEP_VALUES = 2**16
-"""Values of features to step for, for the same reason."""
+"""Feature values to step before the loop may serve others."""
 AUTO_STEP_VALUES = 2**13
-"""The same of `auto`, which is many learners."""
+"""The same for `auto`, which is many learners."""
 DRAFT_WORK = 2**12
-"""What to make arrays of before the loop may serve others, in features and what else an event costs."""
+"""Work to draft before the loop may serve others, as `work_of` counts it."""
 WIDE_DRAFT = 2**14
-"""What makes a request one that is drafted in a thread."""
+"""Work above which a request is drafted in a thread."""
 
 QUIET = 3
-"""Turns of the loop in which no more came: the first only sends replies, and the next requests follow these."""
+"""Loop turns without a new request that end the gathering. The first only sends replies, and these bring the next
+requests."""
 GATHER_SECONDS = 0.001
-"""For how long to gather more, where more comes all the time."""
+"""How long to gather at most, if requests keep coming."""
 
 ROW_SECONDS = 0.05
-"""For how long turns follow one another, before others have theirs: what is to be tidied, and who changes models."""
+"""How long turns may follow one another before tidying and changes of models get their time."""
 MUCH = 1_000
-"""Events that wait, for which it is worth while to commit them and take the steps of others at the same time. For few
-it is not: the thread that commits would wait for the GIL."""
+"""Waiting events from which it pays to commit them and take other steps at the same time. With fewer, the committing
+thread would only wait for the GIL."""
 
 IN_LINE = 8
-"""Arrays that have been read and wait for room in the queue."""
+"""Most arrays that wait for room in the queue."""
 LINE_SECONDS = 2.0
-"""For how long they wait."""
+"""How long they wait at most."""
 
 TIMEOUTS = 500
-"""Predictions that time out in one commit: others wait while it is made."""
+"""Predictions that one commit times out, at most, because requests wait meanwhile."""
 
 SPACE_PAUSE_SECONDS = 5
-"""How often to look whether the file has much free room."""
+"""How often to check whether the file has much free room."""
 DROP_PAUSE_SECONDS = 1
-"""How often to look for what need not be kept."""
+"""How often retention looks for something to drop."""
 TIDY_PAUSE_SECONDS = 30
 LAST_SNAPSHOT_SECONDS = 0.05
-"""At shutdown a snapshot is worth writing when it saves this much of the next start."""
+"""At shutdown, write a snapshot if it saves the next start this much."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _SnapshotUnderWay:
-    """A copy of a model's state at a seq that is being written, and the seconds of replay that it will save."""
+    """A snapshot that is being written, and the seconds of replay that it will save."""
 
     model: Model
     seq: int
@@ -107,13 +108,13 @@ class _SnapshotUnderWay:
 
 
 class Engine:
-    """Named models over one store. Made and used on the event loop."""
+    """Named models over one store. Create and use it on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.state = "starting"
         """starting, recovering, ready, draining, stopped or failed"""
         self.streams_end = asyncio.Event()
-        """Set when streams are to be ended between two pieces, because the service stops."""
+        """Set when the service stops: streams then end between two pieces."""
         self.failure: errors.LogstepError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._recovery_seconds: float | None = None
@@ -123,26 +124,26 @@ class Engine:
         self._queue: deque[Request] = deque()
         self._waiting_events = 0
         self._announced_events = 0
-        self._in_line = 0  # arrays that wait for room
-        self._line = asyncio.Lock()  # held by the first who waits, an array or a stream
+        self._in_line = 0  # arrays that wait for room in the queue
+        self._line = asyncio.Lock()  # held by the first in line, an array or a stream
         self._committed: deque[tuple[Draft, Batch]] = deque()
-        """What is on disk, and its steps are not taken yet."""
+        """Drafts on disk whose steps are not taken yet."""
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
         self._steps = asyncio.Lock()
-        self._changing = 0  # who wait for a row of turns to end, to change models
+        self._changing = 0  # how many wait between turns to change models
         self._thread = background("logstep-store", 1)
         self._writer: asyncio.Task[None] | None = None
         self._store: Store | None = None
         self._recovery: asyncio.Task[None] | None = None
-        self._abandon = False  # whether a recovery under way is to be given up
+        self._abandon = False  # whether to give up a running recovery
         self._purging = True
         self._snapshot: _SnapshotUnderWay | None = None
         self._replay_seconds = math.inf
-        """What replaying all models' logs after their snapshots would take, at most."""
+        """How long replaying all models' logs after their snapshots would take, at most."""
         self._tidy_after = 0.0
-        self._due = math.inf  # when the first prediction times out, or sooner: seconds since 1970
+        self._due = math.inf  # when the first prediction times out, or earlier: seconds since 1970
         self._space_after = 0.0
         self._retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min)
         self._sampler = Sampler(self.telemetry)
@@ -158,11 +159,11 @@ class Engine:
 
     @property
     def stopping(self) -> bool:
-        """Whether the service is about to stop, and connections are not to be kept."""
+        """Whether the service is about to stop, so connections must not be kept."""
         return self.state not in ("ready", "starting", "recovering")
 
     def model(self, name: str) -> Model:
-        """The model of that name; UnknownModel, or NotReady while the log is being replayed."""
+        """The model of that name. Raises UnknownModel, or NotReady during recovery."""
         self.check_recovered()
         try:
             return self._models[name]
@@ -175,7 +176,7 @@ class Engine:
     # -- learning
 
     async def learn(self, model: str, events: Sequence[Event | Label], stream: Stream | None = None) -> Result:
-        """Learn events, in order: all or none, or, of a stream, those before the first that is wrong.
+        """Learn events, in order: all or none; of a stream, those before the first invalid one.
 
         Returns when they are on disk and the steps are taken.
         """
@@ -184,9 +185,9 @@ class Engine:
     async def keep(
         self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
     ) -> tuple[list[PredictedKept], errors.LogstepError | None]:
-        """Keep predictions until their labels come: the replies, and, of a stream, what is wrong with the next.
+        """Keep predictions until their labels come. The replies, and for a stream the error of the first refused one.
 
-        Returns when they are on disk, or, where the model's spec says so, when they will be next.
+        Returns when they are on disk, or just before that if the model's spec says so (join.ack).
         """
         waits = self.enqueue(model, predictions) if stream is None else await self.submit(model, predictions, stream)
         result = await waits
@@ -198,7 +199,7 @@ class Engine:
         return (await self._on_disk(self._opened.find_ids, {key: [id_]})).get((key, id_))
 
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
-        """Put items of a stream in the queue of the writer, when there is room: a stream can be read slowly."""
+        """Put items of a stream in the writer's queue. Waits for room, because a stream can be read slowly."""
         self.model(model)
         await self._wait_for_room(len(items))
         if self.streams_end.is_set():
@@ -206,7 +207,7 @@ class Engine:
         return self.enqueue(model, items, stream)
 
     def enqueue(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
-        """Put items in the queue of the writer: what will become of them. QueueFull if there is no room."""
+        """Put items in the writer's queue. Returns their future result. QueueFull if there is no room."""
         self._check_open()
         self.model(model)
         if not self.has_room(len(items)):
@@ -218,7 +219,7 @@ class Engine:
         return answer
 
     def check_room(self) -> None:
-        """QueueFull if there is no room for more, or if others wait for it."""
+        """Raise QueueFull if there is no room, or if others wait for it."""
         if self._in_line or not self.has_room(1):
             raise self._full()
 
@@ -227,18 +228,17 @@ class Engine:
         return errors.QueueFull(waiting=waiting, limit=self._settings.queue_events)
 
     def has_room(self, count: int) -> bool:
-        """Whether so many may wait too; what is larger than the whole queue is taken alone."""
+        """Whether `count` more events may wait. An empty queue takes any number."""
         coming = self._waiting_events + self._announced_events
         return not coming or coming + count <= self._settings.queue_events
 
     @contextlib.asynccontextmanager
     async def announced(self, count: int) -> AsyncIterator[None]:
-        """Keep room for so many events while they are decoded; else, where there is room for one array, fifty are
-        decoded and one is learned. Waits in line if there is no room; QueueFull after LINE_SECONDS, or if IN_LINE
-        others wait.
+        """Reserve room for `count` events while they are decoded. Otherwise, with room for one array, fifty would be
+        decoded and one learned. Waits in line if there is no room. QueueFull after LINE_SECONDS, or if IN_LINE others
+        wait.
 
-        That they wait, and are not refused, makes refusing cheap: meanwhile `check_room` refuses others, and their
-        bodies need not be read.
+        While some wait here, `check_room` refuses others before their bodies are read. That makes refusing cheap.
         """
         if self._in_line >= IN_LINE:
             raise self._full()
@@ -258,8 +258,8 @@ class Engine:
             self._room.set()
 
     async def _wait_for_room(self, count: int) -> None:
-        """Until there is room for so many, and for those who asked before: streams and arrays wait in one line, or
-        those that take much would wait for ever behind those that take little."""
+        """Wait until there is room for `count` events and all earlier callers. Streams and arrays wait in one line:
+        otherwise large ones would wait for ever behind small ones."""
         async with self._line:
             self._check_open()
             while not self.has_room(count):
@@ -268,7 +268,7 @@ class Engine:
                 self._check_open()
 
     def check_recovered(self) -> None:
-        """NotReady while the log is being replayed."""
+        """Raise NotReady during recovery."""
         if self.state in ("starting", "recovering"):
             raise errors.NotReady(state="recovering: replaying its log")
 
@@ -280,14 +280,14 @@ class Engine:
             raise errors.NotReady(state="stopping")
 
     async def _write(self) -> None:
-        """The writer: a turn for what waits, then a piece of what is to be tidied; else it sleeps."""
+        """The writer's loop: take turns while requests wait, then do a piece of tidying, else sleep."""
         while True:
-            self._work.clear()  # before looking, so that what comes while it looks wakes it
+            self._work.clear()  # before the check, so that a request during the check wakes it
             if self._queue:
                 await self._gather()
                 async with self._turn:
                     turns = await self._take_turns()
-                for _ in range(turns):  # as often as turns are taken, or much that is learned leaves more and more
+                for _ in range(turns):  # a piece for each turn; with fewer, work would pile up under load
                     if not await self._tidy():
                         break
             elif self.state in ("stopped", "failed"):
@@ -296,10 +296,11 @@ class Engine:
                 await self._sleep()
 
     async def _gather(self) -> None:
-        """Wait until nothing more comes, for a moment: while the loop is busy, the thread that commits does not get the
-        GIL, so what comes meanwhile may as well be committed too. Without this, connections that send event after event
-        part into two groups that wait for each other's commits: 8 of them learned 8,000 events a second instead of
-        12,000.
+        """Wait a moment until no more requests come.
+
+        While the loop is busy, the committing thread does not get the GIL, so this commit may as well include what
+        comes meanwhile. Without this, connections that send one event after another split into two groups that wait for
+        each other's commits: 8 connections learned 8,000 events a second instead of 12,000.
         """
         waiting, quiet, until = 0, 0, time.perf_counter() + GATHER_SECONDS
         while quiet < QUIET and self._waiting_events < MUCH and time.perf_counter() < until:
@@ -308,19 +309,19 @@ class Engine:
             await asyncio.sleep(0)
 
     async def _sleep(self) -> None:
-        """Until there is work, a prediction times out, or the series want to be looked after."""
+        """Sleep until there is work, a prediction times out, or the series or retention are due."""
         now = time.time()
         seconds = min(self._due - now, self._sampler.due_in(now))
         if self._retention.drops:
             seconds = min(seconds, self._drop_after - time.monotonic())
-        # Not before `_tidy` does something again: after a failure for lack of room it pauses.
+        # Not before `_tidy` works again: it pauses when the disk was full.
         seconds = max(seconds, self._tidy_after - time.monotonic())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), max(0.0, seconds))
 
     async def _take_turns(self) -> int:
-        """A turn for what waits, and, where that is much, some more; how many. The steps of one are then taken while
-        the next commits, which lets a stream of arrays be learned in three quarters of the time."""
+        """Take a turn, and more turns while many events wait. Returns how many. The steps of one turn are taken while
+        the next commits: a stream of arrays is learned in three quarters of the time."""
         turns, until = 1, time.perf_counter() + ROW_SECONDS
         try:
             await self._take_turn()
@@ -332,7 +333,7 @@ class Engine:
         return turns
 
     async def _take_turn(self) -> None:
-        """A turn for what waits; nobody is left waiting, whatever happens."""
+        """Take one turn. Every request gets an answer, whatever happens."""
         if any(draft.model.watch is not None for draft, _ in self._committed):
             await self._take_steps()  # they may stop the model
         requests = self._take()
@@ -346,7 +347,7 @@ class Engine:
         self._waiting_events += sum(len(request.items) for request in put_off)
 
     def _take(self) -> list[Request]:
-        """All that waits, up to the size of a commit."""
+        """Take the waiting requests, up to the size of a commit."""
         taken: list[Request] = []
         events = 0
         while self._queue and (not taken or events + len(self._queue[0].items) <= self._settings.commit_events):
@@ -357,15 +358,15 @@ class Engine:
         return taken
 
     async def _learn_turn(self, requests: list[Request]) -> list[Request]:
-        """One turn, but for its steps: arrays, commit. Returns the requests that are put off to the next."""
+        """One turn without its steps: arrays, commit. Returns the requests deferred to the next turn."""
         try:
-            # Nearly every id is new, and the commit finds the one that is not: looking first cost a fifth of the rate.
+            # Nearly every id is new, and the commit finds one that is not. Looking first cost a fifth of the rate.
             return await self._try_turn(requests, await self._find_ids(requests, all_of_them=False))
         except IdsTakenError:
             return await self._try_turn(requests, await self._find_ids(requests, all_of_them=True))
 
     async def _try_turn(self, requests: list[Request], known: Known) -> list[Request]:
-        """The turn, if the ids that are not `known` are new; IdsTakenError, and nothing is changed, if not."""
+        """The turn, assuming that all ids not in `known` are new. If one is not: IdsTakenError, and nothing changed."""
         drafts, put_off = await self._draft(requests, known)
         try:
             await self._finish(drafts)
@@ -376,9 +377,9 @@ class Engine:
         return put_off
 
     async def _finish(self, drafts: list[Draft]) -> None:
-        """Commit drafts; their steps are to be taken, and then those who wait are woken.
+        """Commit drafts. `_take_steps` then takes their steps and answers their requests.
 
-        DiskFull, IdsTakenError: nothing is changed, and nobody was told anything.
+        After DiskFull or IdsTakenError nothing is changed and no request is answered.
         """
         batches = [await worked(draft.wide, draft.build) for draft in drafts]
         for draft in drafts:
@@ -390,7 +391,7 @@ class Engine:
             self._committed.append((draft, batch))
 
     async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
-        """Write and sync what the drafts change; if that fails, take back the names that their events brought."""
+        """Write and sync the drafts. If that fails, remove the feature names that their events added."""
         added: list[ModelBatch] = []
         try:
             for draft, batch in zip(drafts, batches, strict=True):
@@ -415,12 +416,12 @@ class Engine:
             raise
 
     def _count_committed(self, draft: Draft, batch: Batch) -> None:
-        """What is so after a commit: where the log ends, which streams are broken, and which predictions wait."""
+        """Update what a commit changes: the end of the log, broken streams, and counts of waiting predictions."""
         model = draft.model
         model.last_seq += len(batch)
         for stream in draft.broken:
             stream.broken = True
-        if draft.kept:  # the first to time out, unless others wait, or the clock was set back meanwhile
+        if draft.kept:  # it may be the first to time out: none waited, or the clock was set back
             model.due = min(model.due, draft.now / 1e6 + model.learner.spec.join.keep_seconds)
             self._due = min(self._due, model.next_timeout)
         model.waiting += len(draft.kept) - len(draft.done) - len(draft.dropped)
@@ -428,10 +429,10 @@ class Engine:
         model.dropped += len(draft.dropped)
 
     async def _draft(self, requests: list[Request], known: Known) -> tuple[list[Draft], list[Request]]:
-        """Sort the requests' events by model, and make arrays of them. Refuses those that cannot be learned.
+        """Sort the requests' events by model, and make arrays of them. Refuses invalid events.
 
-        Put off is a request with an id that an earlier one in this turn has: by the next turn that is learned, and this
-        a duplicate, or it failed, and this is tried itself. So is what comes after it in its stream.
+        It defers a request with an id of an earlier request in this turn. In the next turn the later request is a
+        duplicate, or, if the earlier one failed, it is tried itself. What follows in its stream is deferred too.
         """
         now = _now()
         drafts: dict[str, Draft] = {}
@@ -465,14 +466,14 @@ class Engine:
         return list(drafts.values()), put_off
 
     async def _find_ids(self, requests: list[Request], *, all_of_them: bool) -> Known:
-        """What is on disk under the requests' ids, all of them or those that cannot be taken to be new."""
+        """Look up the requests' ids on disk: all of them, or only those that cannot be assumed new."""
         wanted: dict[int, list[str]] = {}
         corrected: set[tuple[int, str]] = set()
         for request in requests:
             model = self._models.get(request.model)
             if model is None:
                 continue
-            # What is answered before the commit must be known before it.
+            # An answer before the commit needs the lookup before the commit.
             labels_alone = not (all_of_them or model.learner.spec.join.ack == "memory")
             ids = await worked(len(request.items) > WIDE, partial(request.ids, labels_alone=labels_alone))
             if ids:
@@ -485,12 +486,12 @@ class Engine:
         return known
 
     def _look_up(self, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
-        """Runs in the thread of the disk. `corrected`: ids whose event is wanted too, if it was taken to be 0."""
+        """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
         known.ids.update(self._opened.find_ids(wanted))
         for model, id_ in corrected & known.ids.keys():
             found = known.ids[model, id_]
             if found.kind == EXPIRED:
-                with contextlib.suppress(errors.LogDamaged):  # then this one label is refused
+                with contextlib.suppress(errors.LogDamaged):  # then only this label is refused
                     logged = self._opened.event(model, found.seq)
                     if logged is not None:
                         known.expired[model, id_] = logged
@@ -498,11 +499,11 @@ class Engine:
                         known.gone.add((model, id_))
 
     def no_steps(self) -> asyncio.Lock:
-        """No step is taken while this is held: what a model is can be read in a thread."""
+        """While a caller holds this lock, no step is taken, so a thread can read the models."""
         return self._steps
 
     async def _take_steps(self) -> None:
-        """Take the steps of what is committed; nobody is left waiting, whatever happens."""
+        """Take the steps of committed drafts. Every request gets an answer, whatever happens."""
         while self._committed:
             draft, batch = self._committed.popleft()
             try:
@@ -515,7 +516,7 @@ class Engine:
                 raise
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
-        """Step for each event of a batch, in pieces, and wake those who wait for them."""
+        """Step for each event of a batch, in pieces, then answer the requests."""
         learner, outcomes = draft.model.learner, list[Outcome]()
         if learner.takes_long_to_make_room:
             await asyncio.to_thread(learner.make_room, batch)
@@ -534,14 +535,14 @@ class Engine:
     # -- predictions whose label does not come
 
     async def _time_out(self) -> bool:
-        """Learn as 0, or drop, some predictions of a model that waited too long; whether there were any."""
+        """Learn as 0, or drop, some predictions of one model that waited too long. Whether there were any."""
         now = _now()
         if now / 1e6 < self._due:
             return False
         async with self._turn:
             model = min(self.models, key=lambda model: model.next_timeout)
             self._due = model.next_timeout
-            if now / 1e6 < self._due:  # a breaker has stopped the one that was due
+            if now / 1e6 < self._due:  # a breaker has stopped the model that was due
                 return False
             keep = model.learner.spec.join.keep_seconds
             oldest = await self._on_disk(self._opened.oldest_waiting, model.stored.key, TIMEOUTS)
@@ -564,7 +565,7 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _between_turns(self) -> AsyncIterator[None]:
-        """Every model is at the end of its log, and nothing is committed meanwhile."""
+        """Inside, every model is at the end of its log, and no turn commits."""
         self._changing += 1
         try:
             async with self._turn:
@@ -574,7 +575,7 @@ class Engine:
             self._changing -= 1
 
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
-        """The model of that name and spec, and whether it is new; SpecConflict if it exists with another spec."""
+        """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
         async with self._between_turns():
             if name in self._models:
                 model = self.model(name)
@@ -601,7 +602,7 @@ class Engine:
             self._work.set()
 
     async def resume(self, name: str) -> Model:
-        """Let a model learn again that its breaker has stopped; one that learns goes on."""
+        """Let a stopped model learn again. Nothing changes if it is not stopped."""
         async with self._between_turns():
             model = self.model(name)
             if model.watch is None:
@@ -612,7 +613,7 @@ class Engine:
                 model.watch.resume(seq)
                 self._due = min(self._due, model.due)
                 self._work.set()
-                logger.info("model %r learns again, from seq %d on", name, seq)
+                logger.info("model %r learns again from seq %d on", name, seq)
             return model
 
     def _add(self, stored: StoredModel) -> Model:
@@ -623,13 +624,13 @@ class Engine:
     # -- start, snapshots, stop
 
     def start(self) -> None:
-        """Begin to recover; `state` is ready when that is done. Answers NotReady until then."""
+        """Begin recovery. Requests get NotReady until it is done and `state` is ready."""
         self.state = "recovering"
         self._recovery = asyncio.create_task(self._recover())
         self._recovery.add_done_callback(self._ended)
 
     async def _recover(self) -> None:
-        """Open the store, bring every model to the end of its log, and begin to write."""
+        """Open the store, bring every model to the end of its log, and start the writer."""
         started = time.perf_counter()
         self._store = await self._on_disk(Store, self._settings.data)
         self._models = await self._on_disk(self._replay_all)
@@ -651,7 +652,7 @@ class Engine:
         return Recovery(self._opened, self._settings, given_up=lambda: self._abandon).models()
 
     async def _tidy(self) -> bool:
-        """Some timeouts, or a piece of a snapshot that is due, or of what is to be removed; whether there was one."""
+        """Do one piece of timeouts, series, removal, retention or snapshots. Whether there was one."""
         if time.monotonic() < self._tidy_after:
             return False
         try:
@@ -664,27 +665,27 @@ class Engine:
                 or await self._snapshot_piece(self._settings.snapshot_seconds)
             )
         except errors.DiskFull:
-            logger.warning("no room on the disk for snapshots and series; trying again in %d s", TIDY_PAUSE_SECONDS)
+            logger.warning("no room on the disk for snapshots and series; next try in %d s", TIDY_PAUSE_SECONDS)
             self._snapshot = self._dropping = None
             self._tidy_after = time.monotonic() + TIDY_PAUSE_SECONDS
             return False
 
     async def _write_series(self, piece: Piece | None) -> bool:
-        """Write a piece of the series; whether there was one."""
+        """Write a piece of the series. Whether there was one."""
         if piece is None:
             return False
         await self._on_disk(self._opened.write_series, piece)
         return True
 
     async def _purge(self) -> bool:
-        """Remove some rows of deleted models; whether there may be more."""
+        """Remove some rows of deleted models. Whether there may be more."""
         if self._purging:
             self._purging = await self._on_disk(self._opened.purge)
             return True
         return False
 
     async def _give_back(self) -> bool:
-        """Give some free room of the file back; whether there may be more."""
+        """Give some free room of the file back. Whether there may be more."""
         if time.monotonic() <= self._space_after:
             return False
         if await self._on_disk(self._opened.give_back):
@@ -693,7 +694,7 @@ class Engine:
         return False
 
     async def _drop_piece(self) -> bool:
-        """Drop some of what need not be kept, or begin to look for it; whether there was something to do."""
+        """Do a piece of retention, or begin a new round. Whether there was something to do."""
         if self._dropping is None:
             if not self._retention.drops or time.monotonic() < self._drop_after:
                 return False
@@ -704,7 +705,7 @@ class Engine:
         return True
 
     async def _snapshot_piece(self, due_seconds: float) -> bool:
-        """Write a chunk of the snapshot under way, or begin one that is due."""
+        """Write a chunk of the current snapshot, or of the next one that is due. Whether there was one."""
         if self._snapshot is None:
             model = self._due_for_snapshot(due_seconds)
             if model is None:
@@ -715,7 +716,7 @@ class Engine:
             self._snapshot = None
         elif await self._on_disk(next, under_way.pieces, _END) is _END:
             self._snapshot = None
-            self._replay_seconds = math.inf  # there may be another to write
+            self._replay_seconds = math.inf  # another may be due
             under_way.model.snapshot_seq = under_way.seq
             under_way.model.replay_seconds -= under_way.saves_seconds
             self.telemetry.snapshot_at = time.monotonic()
@@ -724,9 +725,9 @@ class Engine:
         return True
 
     def _due_for_snapshot(self, due_seconds: float) -> Model | None:
-        """The model that takes longest to replay, if all would take `due_seconds`; else one of which one is wanted."""
+        """The model with the longest replay, if all together take `due_seconds`; else one that retention waits for."""
         if self._replay_seconds < due_seconds and not self._retention.drops:
-            return None  # without a look at each: with a thousand models that took a tenth of all time
+            return None  # checking each of a thousand models took a tenth of all time
         self._replay_seconds = sum(model.replay_seconds for model in self.models)
         models = [model for model in self.models if not model.held]
         if models and sum(model.replay_seconds for model in models) >= due_seconds:
@@ -734,8 +735,8 @@ class Engine:
         return next((model for model in models if model.snapshot_wanted), None)
 
     def _begin_snapshot(self, model: Model) -> _SnapshotUnderWay:
-        """Copy the model's state as it stands, and the iterator that writes the copy. For a large model it is called in
-        a thread: the writer waits for it, so no step is taken meanwhile."""
+        """Copy the model's state, and make the iterator that writes the copy. A large model is copied in a thread:
+        the writer waits for it, so no step is taken meanwhile."""
         model.snapshot_wanted = False
         seq = model.learner.seq
         state = {
@@ -749,13 +750,13 @@ class Engine:
         return _SnapshotUnderWay(model, seq, model.replay_seconds, pieces)
 
     def drain(self) -> None:
-        """Say that the service is about to stop; requests are still served."""
+        """Announce that the service is about to stop. It still serves requests."""
         if self.state == "ready":
             self.state = "draining"
-            logger.info("stopping: /readyz says 503, and connections are closed after their next reply")
+            logger.info("stopping: /readyz says 503, and each connection closes after its next reply")
 
     async def stop(self, seconds: float) -> None:
-        """Learn what still waits, then write snapshots as long as `seconds` allow, and close the store."""
+        """Learn what still waits, then write snapshots within `seconds`, and close the store."""
         deadline = time.monotonic() + seconds
         self._abandon = True
         if self._recovery is not None:
@@ -787,7 +788,7 @@ class Engine:
             while time.monotonic() < deadline and await self._snapshot_piece(LAST_SNAPSHOT_SECONDS):
                 pass
         except errors.LogstepError as error:
-            logger.warning("no last snapshot: %s", error)  # the log has it all
+            logger.warning("the snapshot at shutdown failed: %s", error)  # no loss: the log has every event
 
     # -- the thread for the disk, and failures
 
@@ -798,7 +799,7 @@ class Engine:
         return self._store
 
     async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something that touches the disk in the one thread that does."""
+        """Run a function in the disk thread, the only one that accesses the disk."""
         return await self._end(self._begin(function, *arguments))
 
     def _begin(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
@@ -812,7 +813,7 @@ class Engine:
             raise
 
     def _fail(self, failure: errors.LogstepError) -> None:
-        """Nothing more is learned, and the service is told to stop."""
+        """Learn nothing more, and tell the service to stop."""
         if self.failure is not None:
             return
         self.failure, self.state = failure, "failed"
@@ -825,7 +826,7 @@ class Engine:
         self.on_failure()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """The writer or the recovery ended: if with an error, that is the end of the service."""
+        """The writer or the recovery has ended. An error in it stops the service."""
         error = None if task.cancelled() else task.exception()
         if isinstance(error, errors.LogstepError):
             self._fail(error)
@@ -848,9 +849,9 @@ def _now() -> int:
 
 
 def _too_late(old: OldWaiting, now: int, keep: float) -> bool:
-    """Whether it waited longer than `keep` seconds; or is damaged, with a time that never comes."""
+    """Whether a prediction waited longer than `keep` seconds. Also if it is damaged and its time is in the future."""
     return old.kept_at / 1e6 + keep <= now / 1e6 or (old.waiting is None and old.kept_at > now)
 
 
 def _mistake() -> errors.LogstepError:
-    return errors.StorageFailed(reason="a mistake in logstep itself, see its log")
+    return errors.StorageFailed(reason="a mistake in logstep itself; its log says more")

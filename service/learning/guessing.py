@@ -1,7 +1,7 @@
 """Whether a model is worse than guessing, and what its owner should try next.
 
-Who guesses says the share of label 1 to everything: the base rate. The log loss of that, over the same events, is what
-a model must be below to be of use.
+Guessing predicts the base rate, the share of label 1, for every event. A useful model has a lower log loss than that
+over the same events.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from core.progressive import Brief
 from core.spec import Spec
 
 LEAST_EVENTS = 200
-"""Over no more than these, nothing is said: a model has to begin somewhere."""
+"""Up to this many events there is no verdict, because a model needs some to begin."""
 NOISE = 1.02
-"""Over the last events, a model that is as good as guessing is now a little above it and now a little below."""
+"""Margin for the last events: over few events, a model as good as guessing is at times a little worse."""
 
 
 def worse_than_guessing(spec: Spec, scores: Brief) -> dict[str, Any] | None:
-    """None for a model that is not. Else `over` which events it is worse, the last ones (`window`) or all of them
-    (`total`), and `advice`: what is wrong and what to do, for people.
+    """None if the model is not worse. Else `over`, the events over which it is worse, the last ones (`window`) or all
+    (`total`), and `advice`, a text for people: what is wrong and what to do.
 
     >>> from core.progressive import Brief
     >>> worse_than_guessing(Spec(), Brief(1000, 7000.0, 0.69, 0.5, 300, 0.2, 0.69, 0.9))["over"]
@@ -37,17 +37,17 @@ def worse_than_guessing(spec: Spec, scores: Brief) -> dict[str, Any] | None:
         return None
     over = "total" if scores.events_window < scores.events else "window"
     if not scores.base_rate_loss:
-        said = f"All {scores.events:,} labels so far are the same, and guessing is perfect"
+        said = f"All {scores.events:,} labels so far are the same, so guessing is perfect"
         return {"over": over, "advice": f"{said}. {_LOOK}"}
     said = _compared(of_all, loss, scores.base_rate_loss)
     if over == "total" and scores.loss_window is not None:
         lately = f"{_loss(scores.loss_window)} against {_loss(scores.base_rate_loss_window)}"
-        said += f"; over the last {scores.events_window:,} it is {lately}"
+        said += f"; over the last {scores.events_window:,}, {lately}"
     return {"over": over, "advice": f"{said}. {_next_step(spec)}"}
 
 
 def _is_worse(events: int, loss: float | None, base_rate_loss: float | None, margin: float) -> bool:
-    """Where all labels are the same, guessing is perfect, and few labels of a rare kind are no fault of a model."""
+    """Never worse if all labels are the same: then guessing is perfect, and a rare label is no fault of the model."""
     return events > LEAST_EVENTS and loss is not None and bool(base_rate_loss) and loss > margin * (base_rate_loss or 0)
 
 
@@ -59,8 +59,8 @@ def _loss(value: float | None) -> str:
     return "none" if value is None else f"{value:,.4f}" if value < 1e6 else f"{value:.2e}"
 
 
-_LOOK = "Look at what is taken for the label: --label and --positive of replay"
-_IDS = "and whether ids are among the columns: each is a feature that never comes again"
+_LOOK = "Check which column is the label: --label and --positive of replay"
+_IDS = "and whether ids are among the columns: each id is a feature that never repeats"
 
 
 def _next_step(spec: Spec) -> str:

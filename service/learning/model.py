@@ -1,4 +1,4 @@
-"""A named model in the service: what is stored of it, its learner, its progressive scores."""
+"""A named model in the service: its stored row, its learner, its progressive scores."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel, Waiting
 from service.threads import let_go
 
-# What replaying costs, measured by tests/benchmarks/recovery.py: decides when a snapshot is due, nothing else.
+# The cost of replay, measured by tests/benchmarks/recovery.py. It only decides when a snapshot is due.
 REPLAY_SECONDS_PER_ROW = 3e-6
 REPLAY_SECONDS_PER_EVENT = 0.1e-6
 REPLAY_SECONDS_PER_VALUE = 0.02e-6
 
 
-# A step of a million features takes 9 ms of plain SGD. Where values are scaled, or the rule keeps numbers of its own
-# for each feature, it takes 40 times as long, and of auto more; it is one call, during which nobody is served.
+# A step of a million features takes 9 ms with plain SGD. It takes 40 times as long if values are scaled or the rule
+# keeps numbers for each feature, and longer with auto. A step is one call: meanwhile the service serves nobody.
 AUTO_FEATURES = 20_000
-"""Features that an event may have where the rule is auto, at most."""
+"""Most features of an event if the rule is auto."""
 SLOW_FEATURES = 40_000
-"""The same of all other models but those of plain SGD."""
+"""The same for all other models except plain SGD."""
 
 
 class Prediction(NamedTuple):
-    """A prediction that is to be kept until its label comes. served: float64 that say what was served, the score first
-    (core/explain.py). seq: the model's when it was made. unknown: how many of x's features the model did not know.
-    owner: the id of the token that asked, empty where none was asked for."""
+    """A prediction to keep until its label comes. served: float64 that describe what was served, the score first
+    (core/explain.py). seq: the model's seq at the prediction. unknown: how many of x's features the model did not know.
+    owner: the id of the caller's token, empty if the service asks for none."""
 
     id: str
     x: X
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class Model:
-    """A named model: what is stored of it, its learner, its progressive scores, and what waits for labels."""
+    """A named model: its stored row, its learner, its progressive scores, and its waiting predictions."""
 
     def __init__(self, stored: StoredModel, window: int) -> None:
         self.stored = stored
@@ -60,42 +60,41 @@ class Model:
         breaker = self.learner.spec.breaker
         self.watch = None if breaker is None else Watch(breaker)
         self.last_seq = 0
-        """Of the last event in the log. The learner is at this one too, or its steps are about to be taken."""
+        """The seq of the last event in the log. The learner is at this seq too, or is about to step to it."""
         self.waiting = 0
-        """Predictions that wait for their labels."""
+        """How many predictions wait for their labels."""
         self.next_number = 1
-        """The number of the next one."""
+        """The number of the next waiting prediction."""
         self.due = math.inf
-        """When the oldest of them times out, or sooner: seconds since 1970."""
+        """When the oldest waiting prediction times out, or an earlier time: seconds since 1970."""
         self.dropped = 0
-        """Predictions whose labels did not come in time, and that were dropped."""
+        """Predictions that were dropped because their labels did not come in time."""
         self.learned = self.predicted = self.duplicates = 0
-        """Events learned, predictions made, and items that were learned or kept before, since the start."""
+        """Since the start: events learned, predictions made, and duplicates (items learned or kept before)."""
         self.predicted_unknown = 0
-        """Predictions since the start of an x of which the model knew no feature's name, though it had some."""
+        """Predictions since the start whose x had features, none of which the model knew."""
         self.not_kept = 0
-        """Predictions with an id that were served and not kept since the start, because too many waited."""
+        """Predictions with an id since the start that were served but not kept, because too many waited."""
         self.snapshot_seq = 0
         self.snapshot_wanted = False
-        """Whether one is wanted so that the log before it need not be kept."""
+        """Whether retention needs a snapshot, to drop the log before it."""
         self.held = False
-        """Whether its log is being read back from the snapshots that are there: then none is replaced, and no event is
-        dropped."""
+        """Whether a cross-check reads its log. Meanwhile no snapshot is replaced and no event dropped."""
         self.replay_seconds = 0.0
-        """What replaying the log after the last snapshot would cost, about."""
+        """How long replaying the log after the last snapshot would take, about."""
 
     def __del__(self) -> None:
-        learner = vars(self).get("learner")  # without one where its spec was none
+        learner = vars(self).get("learner")  # there is none if the spec was invalid
         if learner is not None and learner.n_features > WIDE:
-            let_go(learner)  # whoever was the last to hold the model goes on at once
+            let_go(learner)  # so that the last owner of the model need not wait
 
     @property
     def name(self) -> str:
         return self.stored.name
 
     def limit(self, features: int, characters: int) -> None:
-        """How many features an event may have from now on, and how long a name may be: events from others have limits
-        of their own, what is in the log was within those of its time."""
+        """Limit the features of an event and the length of a name from now on. The log's own events are not limited:
+        they kept the limits of their time."""
         known = self.learner.features
         known.max_event, known.max_name = features, characters
         for most, where, here in (
@@ -106,7 +105,7 @@ class Model:
                 known.max_event, known.where = most, where
 
     def in_short(self) -> dict[str, Any]:
-        """A line of it: what `GET /models` says of each."""
+        """The model's entry in `GET /models`."""
         scores, spec = self.scores.brief(), self.learner.spec
         return {
             "model": self.name,
@@ -118,7 +117,7 @@ class Model:
         }
 
     def standing(self) -> dict[str, Any]:
-        """How it does: what `GET /models/{model}` and its stream both say."""
+        """How the model does: the part that `GET /models/{model}` and its stream share."""
         return {
             "features": self.learner.n_features,
             "not_taken": self.learner.not_taken,
@@ -138,7 +137,7 @@ class Model:
         }
 
     def learn(self, batch: Batch) -> Outcome:
-        """Step for each event; what was found before each step."""
+        """Step for each event. Returns what each prediction was before its step."""
         before = self.learner.seq
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)
@@ -149,16 +148,16 @@ class Model:
 
     @property
     def stopped(self) -> bool:
-        """Whether its breaker has stopped it: it predicts and learns nothing."""
+        """Whether the breaker has stopped the model: it predicts but does not learn."""
         return self.watch is not None and self.watch.stopped_at is not None
 
     @property
     def next_timeout(self) -> float:
-        """When there is something to do about predictions that wait: not while it learns nothing."""
+        """When a waiting prediction may time out. Never while the model is stopped."""
         return math.inf if self.stopped else self.due
 
     def count_replay(self, batch: Batch) -> float:
-        """Remember what replaying one more row of the log would cost, in seconds, about."""
+        """Add the replay time of one more row of the log. Returns it, in seconds, about."""
         seconds = (
             REPLAY_SECONDS_PER_ROW
             + REPLAY_SECONDS_PER_EVENT * len(batch)
@@ -168,13 +167,13 @@ class Model:
         return seconds
 
     def predict(self, x: X, encoded: Encoded | None = None) -> tuple[float, int]:
-        """The probability of label 1, and how many of x's features the model does not know. Changes nothing but the
-        counts. `encoded`: what the learner's `encoded` gave for x, where it is at hand."""
+        """The probability of label 1, and how many of x's features the model does not know. Changes only the counts.
+        `encoded`: the result of the learner's `encoded` for x, if the caller has it."""
         columns, values = self.learner.features.encode(x) if encoded is None else encoded
         return logistic.sigmoid(self.learner.score_of(columns, values)), self._count(columns)
 
     def _count(self, columns: array[int]) -> int:
-        """Count a prediction; how many of its features are unknown."""
+        """Count a prediction. Returns how many of its features are unknown."""
         self.predicted += 1
         unknown = self.learner.features.unknown(columns)
         if unknown and unknown == len(columns):
@@ -182,15 +181,15 @@ class Model:
         return unknown
 
     def explaining_waiting(self, waiting: Waiting) -> Callable[[], Explanation] | None:
-        """What makes the explanation of a prediction that waits, as it was served; None for `auto`, which is too many
-        learners to keep."""
+        """A function that explains a waiting prediction as it was served. None for `auto`: it has too many learners to
+        keep with each prediction."""
         if self.learner.auto is not None:
             return None
         return partial(explain_served, self.learner, waiting.x, waiting.served, waiting.seq)
 
     def predict_to_keep(self, id_: str, x: X, owner: str = "", encoded: Encoded | None = None) -> Prediction:
-        """A prediction to be kept until its label comes, for the token with the id `owner`. Changes nothing but the
-        counts. `encoded`: as for `predict`."""
+        """A prediction to keep until its label comes, for the token with the id `owner`. Changes only the counts.
+        `encoded`: as in `predict`."""
         columns, values = self.learner.features.encode(x) if encoded is None else encoded
         served = self.learner.served_of(columns, values)
         return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner)

@@ -1,4 +1,4 @@
-"""Recovery: every model brought to the end of its log, from its newest snapshot that is whole."""
+"""Recovery: bring each model to the end of its log, from its newest whole snapshot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from service.storage.store import Store
 logger = logging.getLogger("logstep")
 
 NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What making a learner or scores of a state raises where the state is none."""
+"""What making a learner or scores from an invalid state raises."""
 
 
 class Recovery:
-    """Reads the models of a store that was just opened; nothing else uses it meanwhile.
+    """Reads the models of a store that was just opened. Nothing else may use the store meanwhile.
 
-    given_up: asked now and then, from the thread that reads; once it says yes, what was read so far is of no use.
+    given_up: called now and then from the reading thread. When it returns true, recovery stops, and its result is void.
     """
 
     def __init__(self, store: Store, settings: Settings, given_up: Callable[[], bool]) -> None:
@@ -33,7 +33,7 @@ class Recovery:
         self._given_up = given_up
 
     def models(self) -> dict[str, Model]:
-        """Each model, by name. What is replayed is replayed by the code that learns."""
+        """Each model, by name. Replay uses the same code as learning."""
         models = {}
         try:
             self._store.check_models()
@@ -44,12 +44,12 @@ class Recovery:
                 if self._given_up():
                     return {}
         except (TypeError, ValueError, OverflowError, struct.error) as error:
-            # A damaged page can put anything in the place of a number or a text.
+            # A damaged page can replace a number or a text by anything.
             raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error
         return models
 
     def _replay(self, model: Model, newest: int) -> None:
-        """The model's newest snapshot that is whole, then the batches after it, through the code that learns."""
+        """Load the model's newest whole snapshot, then learn the batches after it."""
         key = model.stored.key
         names = self._store.names(key)
         last = max(self._store.last_seq(key), newest)
@@ -58,7 +58,7 @@ class Recovery:
         if model.watch is not None and resumed > model.watch.resumed_at:
             model.watch.resume(resumed)
         if (gone := self._store.gone(key)) > model.learner.seq:
-            reason = f"no snapshot of it is whole, and its events up to seq {gone} are no longer in the log"
+            reason = f"it has no whole snapshot, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
         self._load_waiting(model)
         model.limit(self._settings.max_event_features, self._settings.max_name_characters)
@@ -75,18 +75,18 @@ class Recovery:
             raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
 
     def _load_waiting(self, model: Model) -> None:
-        """Count the predictions that wait; they stay on disk."""
+        """Count the waiting predictions. They stay on disk."""
         model.waiting = self._store.waiting_count(model.stored.key)
         model.dropped = self._store.dropped(model.stored.key)
         model.next_number = self._store.last_number(model.stored.key) + 1
         if model.waiting:
-            model.due = 0.0  # the first look tells
+            model.due = 0.0  # unknown until the first check
 
     def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
-        """Bring the model to its newest snapshot that is whole, and say which are not."""
+        """Bring the model to its newest whole snapshot, and log which newer ones are not."""
         for seq in self._store.snapshot_seqs(model.stored.key):
             if seq > last:
-                raise self._damaged(f"the events from seq {last + 1} on are missing, a snapshot has {seq} of them")
+                raise self._damaged(f"the events from seq {last + 1} on are missing, but a snapshot is at seq {seq}")
             try:
                 state = self._store.snapshot(model.stored.key, seq).state
                 known = state["learner"]["n_features"]
@@ -99,10 +99,10 @@ class Recovery:
                 if watch is not None:
                     watch = Watch.from_state(watch.breaker, state["watch"])
             except errors.LogDamaged as damage:
-                logger.warning("model %r: %s; using the one before it", model.name, damage.members["reason"])
+                logger.warning("model %r: %s; using the snapshot before it", model.name, damage.members["reason"])
             except NOT_A_STATE as error:
-                reason = f"the snapshot at seq {seq} makes no sense ({type(error).__name__}: {error})"
-                logger.warning("model %r: %s; using the one before it", model.name, reason)
+                reason = f"the snapshot at seq {seq} is not a valid state ({type(error).__name__}: {error})"
+                logger.warning("model %r: %s; using the snapshot before it", model.name, reason)
             else:
                 model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
                 model.snapshot_seq = seq

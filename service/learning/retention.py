@@ -1,8 +1,8 @@
-"""What need not be kept: old events of the log, and their ids.
+"""Retention: drops old events of the log, and their ids.
 
-Whole rows of the log go, the oldest first, and only those behind a model's oldest snapshot, once that has been read
-back whole: a recovery needs a snapshot and the events after it, and both snapshots that are kept stay good for one.
-All is done in short pieces, between commits.
+It drops whole rows of the log, the oldest first. A recovery needs a snapshot and all events after it. So a row is
+dropped only if it is older than the older of the model's two snapshots (or its only one), and only after that snapshot
+has been verified. Then a recovery can start from either. The work is done in short pieces, between commits.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from service.storage.store import LogRow, Store
 logger = logging.getLogger("logstep")
 
 FEATURES_PER_EVENT = 10
-"""A snapshot takes as many bytes for so many features as the log for an event, about."""
+"""This many features take as many bytes in a snapshot as an event takes in the log, about."""
 LOOK_AGAIN_SECONDS = 60.0
-"""How often to look at a model that has learned nothing since: its events grow old all the same."""
+"""How often to check a model that has learned nothing since: its events still grow old."""
 
 
 class Limit(NamedTuple):
-    """Where what need not be kept ends: events up to a seq, if they were written before a time too."""
+    """Which events may be dropped: those up to `seq` that were also written before `written_before`."""
 
     seq: int
     written_before: float
 
     def passes(self, row: LogRow) -> bool:
-        """Whether all of a row need not be kept."""
+        """Whether a whole row may be dropped."""
         return row.last_seq <= self.seq and row.written_at < self.written_before
 
 
 class Keep:
-    """How much is kept: "all", so many events ("1000000"), or those of so much time ("30d"); at least `least` events.
+    """How much to keep: "all", a number of events ("1000000"), or a time ("30d"); at least `least` events.
 
     >>> Keep("5000", 1000).limit(last_seq=12_000).seq
     7000
@@ -51,7 +51,7 @@ class Keep:
         self._events = least if timed or self.all else max(least, int(text))
 
     def limit(self, last_seq: int, share: float = 1.0) -> Limit:
-        """Where what need not be kept ends in a log with that last seq, if a `share` of the usual were kept."""
+        """Which events of a log with that last seq may be dropped, if it kept only this `share` of the usual."""
         if self.all:
             return Limit(0, 0.0)
         written_before = time.time() - share * self.seconds if self.seconds else math.inf
@@ -59,14 +59,14 @@ class Keep:
 
 
 class Retention:
-    """Drops what need not be kept of the models of a store, and says of which a snapshot is wanted for that."""
+    """Drops old events and ids of the models of a store, and marks the models that need a snapshot for that."""
 
     def __init__(self, keep_events: str, keep_ids: str, least: int) -> None:
         self._events = Keep(keep_events, least)
         self._ids = Keep(keep_ids, least)
-        self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # model -> how it was at the last look, and when
-        self._whole: dict[int, int] = {}  # model -> the seq of its snapshot that was read back whole
-        self._swept: dict[int, int] = {}  # model -> the seq up to which its ids are gone
+        self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # model -> its state at the last check, and when
+        self._whole: dict[int, int] = {}  # model -> the seq of its verified snapshot
+        self._swept: dict[int, int] = {}  # model -> the seq up to which its ids were dropped
 
     @property
     def drops(self) -> bool:
@@ -74,7 +74,7 @@ class Retention:
         return not (self._events.all and self._ids.all)
 
     def pieces(self, store: Store, models: list[Model]) -> Iterator[None]:
-        """Look at each model once, and drop what need not be kept: a short commit or less for each step."""
+        """Check each model once, and drop what is too old: at most one short commit for each step."""
         for model in models:
             if not self._may_have_more(model):
                 continue
@@ -82,11 +82,11 @@ class Retention:
                 yield from self._drop_events(store, model)
                 yield from self._drop_ids(store, model.stored.key)
             except errors.LogDamaged as damage:
-                logger.warning("model %r: nothing is dropped, because %s", model.name, damage.members["reason"])
+                logger.warning("model %r: retention drops nothing, because %s", model.name, damage.members["reason"])
             yield
 
     def _may_have_more(self, model: Model) -> bool:
-        """Whether there is a reason to look at a model again: with many models, most have not changed."""
+        """Whether to check a model again. Of many models, most have not changed."""
         state, now = (model.learner.seq, model.snapshot_seq), time.monotonic()
         before, looked_at = self._looked.get(model.stored.key, (None, 0.0))
         if state == before and now - looked_at < LOOK_AGAIN_SECONDS:
@@ -113,10 +113,11 @@ class Retention:
             yield
 
     def _wants_snapshot(self, store: Store, model: Model, last: int, snapshots: list[int]) -> bool:
-        """Whether the log could be shorter with another snapshot.
+        """Whether another snapshot would make the log shorter.
 
-        One for each half of what is kept: then the older of two is never behind what must be kept, and the log no
-        longer than it has to be. Of a model with many features not before it takes less room than the events do.
+        A snapshot is due for each half of the events to keep. Then the older of two is never older than those events,
+        and the log is as short as possible. A model with many features waits until the events take more room than a
+        snapshot.
         """
         key, newest = model.stored.key, snapshots[0] if snapshots else 0
         after = store.rows_after(key, newest, 1)
@@ -129,7 +130,7 @@ class Retention:
         return self._events.limit(last).passes(store.rows_after(key, snapshots[-1], 1)[0])
 
     def _drop_ids(self, store: Store, key: int) -> Iterator[None]:
-        """A look at every id of a model, once that is worth it: when a third of them could go."""
+        """Check every id of a model, but only if about a third of them could go."""
         last = store.last_seq(key)
         limit = self._ids.limit(last)
         up_to = limit.seq

@@ -1,7 +1,7 @@
-"""What a turn of the writer makes of the requests that wait: arrays to commit, and who is to be told what.
+"""One turn of the writer: turns waiting requests into arrays to commit, and makes their replies.
 
-Events, labels and predictions that cannot be taken are refused here, before anything is changed; what was learned or
-kept before under the same id is answered as a duplicate.
+It refuses invalid events, labels and predictions before anything is changed. It answers items that were learned or kept
+before under the same id as duplicates.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ from service.storage.log import Waiting
 from service.storage.store import KnownId, ModelBatch, OldWaiting
 
 Item = Event | Label | Prediction
-"""What a request asks to be learned, or to be kept until its label comes."""
+"""What a request asks to learn, or to keep until its label comes."""
 Items = Sequence[Item] | Table
-"""A table is a plain one, of events."""
+"""A table has only events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is on disk under ids of a turn: by (model key, id) what each stands for, and the logged events, with the
-    time of writing, that labels which come after the timeout correct; `gone` has those whose event the log has no more.
-    all_of_them: whether all ids were looked up; else
-    those that are not here are taken to be new."""
+    """What is on disk under the ids of a turn, by (model key, id).
+
+    all_of_them: whether all ids were looked up; else ids that are not here are assumed to be new. ids: what each stands
+    for. expired: events learned as 0 at the timeout, which a late label corrects, with the time they were written.
+    gone: ids whose event is no longer in the log.
+    """
 
     all_of_them: bool
     ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Known:
 
 
 class Run(NamedTuple):
-    """What became of the events of a table: the seq of the first, the log losses before their steps, and which were
+    """The result of a table: the seq of its first event, the log losses before the steps, and which steps were
     taken."""
 
     first_seq: int
@@ -72,7 +74,8 @@ class Run(NamedTuple):
 
 
 class LateLabel(NamedTuple):
-    """What a label that came after its features tells: p and log loss as served, seconds from then to the label."""
+    """What a joined label shows: p and log loss as served, and the seconds from the prediction to the label. late:
+    whether it came after the timeout."""
 
     served_p: float
     served_loss: float
@@ -82,12 +85,12 @@ class LateLabel(NamedTuple):
 
 @dataclass(slots=True)
 class Result:
-    """What became of the items of one request.
+    """The result of one request.
 
-    `seq`, `p`, `loss` and `duplicate` have an entry for each event or label that was answered, `late_labels` one for
-    each that was joined to a prediction, by its place; `predicted` an entry for each prediction; `run` says it of a
-    table. Only a request of a stream can have an `error` and entries as well: those of the items before the one that
-    was refused. All is empty where an earlier request of the stream was refused.
+    `seq`, `p`, `loss` and `duplicate` have an entry for each answered event or label. `late_labels` has one for each
+    that was joined to a prediction, by its place. `predicted` has one for each prediction. `run` is the result of a
+    table. Only a request of a stream can have both an `error` and entries: those of the items before the refused one.
+    The result is empty if an earlier request of the stream was refused.
     """
 
     seq: list[int] = field(default_factory=list)
@@ -102,14 +105,14 @@ class Result:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """What the requests of one stream share: once an event is refused, nothing that comes after it is learned."""
+    """Shared by the requests of one stream. After a refused event, the service learns nothing more of the stream."""
 
     broken: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Items that wait for the writer: all or none of them, or, of a stream, those before the first that is refused."""
+    """Items that wait for the writer. It takes all or none; of a stream, those before the first that it refuses."""
 
     model: str
     items: Items
@@ -117,14 +120,14 @@ class Request:
     answer: asyncio.Future[Result]
 
     def refuse(self, error: errors.LogstepError) -> None:
-        """Answer with an error, unless it was answered before."""
+        """Answer with an error, unless already answered."""
         if self.stream is not None:
             self.stream.broken = True
         if not self.answer.done():
             self.answer.set_exception(error)
 
     def ids(self, *, labels_alone: bool = False) -> list[str]:
-        """The ids of its items, or of those that are labels alone: they stand for something already."""
+        """The ids of its items, or only those of labels without x, which must already stand for something."""
         if isinstance(self.items, Table):
             return [] if labels_alone or self.items.ids is None else self.items.ids  # type: ignore[return-value]
         if labels_alone:
@@ -132,26 +135,26 @@ class Request:
         return [item.id for item in self.items if item.id is not None]
 
     def accept(self, result: Result) -> None:
-        """Answer, unless it was answered before."""
+        """Answer, unless already answered."""
         if not self.answer.done():
             self.answer.set_result(result)
 
 
 Place = tuple[bool, int]
-"""(False, place in the batch) of an event, or (True, its seq) of one that was learned before."""
+"""(False, place in the batch) for a new event, (True, seq) for one that was learned before."""
 Places = Sequence[Place | PredictedKept] | range
-"""A range has the places of a table's events in the batch."""
+"""A range holds the places of a table's events."""
 
 
 @dataclass(slots=True)
 class Draft:
     """What a turn will commit to one model.
 
-    ids: of its events, with their places in the batch. served: by place what was served from an event's features, as
-    (kind, score, delay in seconds, label). kept: predictions to keep, by id. done: numbers of those that wait no more.
-    dropped: number and id of those whose label did not come. known: ids that stood for something before, of all these.
-    answers: for each request where its events stand, or its predictions, and what was refused. refused: requests of
-    which nothing is taken.
+    ids: the ids of its events, with their places in the batch. served: by place, what was served for an event, as
+    (kind, score, delay in seconds, label). kept: predictions to keep, by id. done: numbers of predictions that no
+    longer wait. dropped: number and id of predictions whose label did not come. known: which of these ids stood for
+    something before. answers: for each request the places of its events, or its predictions, and the error. refused:
+    requests that are refused whole.
     """
 
     model: Model
@@ -159,7 +162,7 @@ class Draft:
     now: int
     """Microseconds since 1970."""
     first_seq: int = field(init=False)
-    """Of its events."""
+    """The seq of its first event."""
     ids: dict[str, int] = field(default_factory=dict)
     served: dict[int, tuple[int, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
@@ -169,23 +172,23 @@ class Draft:
     answers: list[tuple[Request, Places, errors.LogstepError | None]] = field(default_factory=list)
     refused: list[tuple[Request, errors.LogstepError]] = field(default_factory=list)
     broken: set[Stream] = field(default_factory=set)
-    """Streams of which an event is refused here."""
+    """Streams with an event that is refused in this turn."""
     wide: bool = False
-    """Whether there is much in it, so that what is done with all of it is done in a thread."""
+    """Whether it is so large that work on all of it must run in a thread."""
     unsure: bool = False
-    """Whether an answer hangs on an id that was not looked up, and that the commit does not look at."""
+    """Whether an answer depends on an id that was not looked up and that the commit does not check."""
 
     def __post_init__(self) -> None:
         self.first_seq = self.model.last_seq + 1
 
     @property
     def full(self) -> bool:
-        """Whether the model's breaker is to look at these events before more are committed."""
+        """Whether the model's breaker must see these events before more are committed."""
         breaker = self.model.learner.spec.breaker
         return breaker is not None and len(self.builder) >= breaker.events
 
     def check_learns(self, known: Known) -> None:
-        """Raise LearningStopped if the model is stopped. What was learned before is a duplicate all the same."""
+        """Raise LearningStopped if the model is stopped. Duplicates are still answered, so ids must be looked up."""
         if self.model.stopped:
             self.unsure = self.unsure or not known.all_of_them
             raise why_stopped(self.model)
@@ -195,18 +198,18 @@ class Draft:
         return self.model.stored.key
 
     def has_id_of(self, request: Request) -> bool:
-        """Whether it has an item with an id of the request's already."""
+        """Whether it already has an item with one of the request's ids."""
         if not (self.ids or self.kept):
             return False
         ids = request.ids()
         return not (self.ids.keys().isdisjoint(ids) and self.kept.keys().isdisjoint(ids))
 
     def mark(self) -> tuple[Any, ...]:
-        """Where it stands now, for `take_back`."""
+        """Its current state, for `take_back`."""
         return self.builder.mark(), len(self.ids), len(self.served), len(self.kept), len(self.done)
 
     def take_back(self, mark: tuple[Any, ...]) -> None:
-        """Take back all that came since `mark`."""
+        """Remove everything added since `mark`."""
         builder, ids, served, kept, done = mark
         self.builder.take_back(builder)
         self.ids = dict(list(self.ids.items())[:ids])
@@ -226,7 +229,7 @@ class Draft:
         return replace(batch, served=served)
 
     def to_store(self, batch: Batch) -> ModelBatch:
-        """The draft as the store takes it."""
+        """The draft in the form that the store commits."""
         ids = self._new_ids(batch) if self.ids else []
         fresh = ids if not self.known else [new for new in ids if new[0] not in self.known]
         changed = () if not self.known else [new for new in ids if new[0] in self.known]
@@ -237,7 +240,7 @@ class Draft:
         )  # fmt: skip
 
     def _new_ids(self, batch: Batch) -> list[IdRow]:
-        """The ids of the events, and what they stand for. By columns: a stream has thousands in a turn."""
+        """The ids of the events, and what they stand for. Works by columns: a stream has thousands in a turn."""
         places = np.fromiter(self.ids.values(), np.int64, len(self.ids))
         kinds: Iterable[int] = repeat(ORDINARY)
         if self.served:
@@ -252,14 +255,14 @@ class Draft:
         return not (len(self.builder) or self.kept or self.dropped)
 
     def results(self, outcome: Outcome) -> list[tuple[Request, Result]]:
-        """What everyone is to be told that became of their items, given what was found before the steps."""
+        """The result of each request, given the outcome of the steps."""
         results: list[tuple[Request, Result]] = []
         p: list[float] = []
         loss: list[float | None] = []
         for request, places, error in self.answers:
             result = Result(error=error)
             results.append((request, result))
-            if isinstance(places, range):  # of a table
+            if isinstance(places, range):  # a table's
                 of_table = slice(places.start, places.stop)
                 result.run = Run(self.first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
                 continue
@@ -286,17 +289,18 @@ class Draft:
         return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
 
     def refuse(self) -> None:
-        """Tell those of whom nothing is taken. Not before a commit: what ids stand for may be looked up again."""
+        """Answer the refused requests. Only after the commit: until then the turn may run again with all ids looked
+        up."""
         for request, error in self.refused:
             request.refuse(error)
 
     def give_up(self, error: errors.LogstepError) -> None:
-        """Tell those who were to be answered that they are not."""
+        """Answer all other requests with an error."""
         for request, _, _ in self.answers:
             request.refuse(error)
 
     def results_from_memory(self) -> list[tuple[Request, Result]]:
-        """What those are to be told who asked for predictions, before anything is on disk, where the spec says so."""
+        """The results of predictions to answer before the commit, if the spec says so (join.ack)."""
         results: list[tuple[Request, Result]] = []
         if self.model.learner.spec.join.ack == "memory":
             for request, places, error in self.answers:
@@ -307,7 +311,7 @@ class Draft:
 
 
 def why_stopped(model: Model) -> errors.LearningStopped:
-    """What those are told who want a model to learn that its breaker has stopped."""
+    """The error for learning on a model that its breaker has stopped."""
     assert model.watch is not None  # noqa: S101  # it is stopped
     breaker = model.watch.breaker
     told = {"seq": model.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
@@ -315,9 +319,9 @@ def why_stopped(model: Model) -> errors.LearningStopped:
 
 
 def _losses(outcome: Outcome) -> list[float | None]:
-    """The log losses, None where a step was not taken."""
+    """The log losses, None if the step was not taken."""
     losses: list[float | None] = list(outcome.losses.tolist())
-    learned = outcome.learned.tolist()  # numpy's own `all` takes 2 us, and there may be a batch for each event
+    learned = outcome.learned.tolist()  # numpy's `all` takes 2 us, and each batch may have one event
     if all(learned):
         return losses
     return [loss if taken else None for loss, taken in zip(losses, learned, strict=True)]
@@ -326,11 +330,11 @@ def _losses(outcome: Outcome) -> list[float | None]:
 # -- what the requests ask for
 
 ITEM = 4
-"""What an item costs beside its features, as if it had so many more."""
+"""The fixed cost of an item, in features."""
 
 
 def work_of(request: Request, model: int, known: Known) -> int:
-    """What it takes to draft a request, in features, about; `model`: the model's key."""
+    """The cost of drafting a request, in features, about. `model`: the model's key."""
     items = request.items
     if isinstance(items, Table):
         return items.values.size
@@ -344,14 +348,14 @@ def work_of(request: Request, model: int, known: Known) -> int:
 
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
-    """Add a request's items to the draft; where one cannot be taken, none of them, or those before it."""
+    """Add a request's items to the draft. If one is refused, add none; of a stream, add those before it."""
     items = request.items
     if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
         draft.answers.append((request, (), None))
     elif not isinstance(items, Table):
         _add_items(draft, request, items, known)
     elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
-        _add_items(draft, request, items.events(0, len(items)), known)  # one may be known: each is looked at
+        _add_items(draft, request, items.events(0, len(items)), known)  # checks each, because one may be known
     else:
         places, refusal = _add_table(draft.builder, items)
         if items.ids is not None:
@@ -367,7 +371,7 @@ def _answer(draft: Draft, request: Request, places: Places, refusal: errors.Logs
 
 
 def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.LogstepError | None]:
-    """The places of a table's events, or of those before the one that cannot be learned, and what is wrong with it."""
+    """The places of a table's events and None; or those of the events before the first invalid one, and its error."""
     start = len(builder)
     try:
         builder.add_table(*table.arrays())
@@ -406,7 +410,7 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
     if item.id is not None:
         check_label(item.y, item.weight)
         found = known.ids.get((draft.key, item.id))
-        if item.id in draft.ids:  # of this request: others with this id were put off to the next turn
+        if item.id in draft.ids:  # from this request: others with this id are deferred to the next turn
             return _learned_here(draft, item)
         if isinstance(item, Label):
             return _join(draft, item, found, known)
@@ -423,7 +427,7 @@ def _place(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
 
 
 def _learned_here(draft: Draft, item: Event | Label) -> Place:
-    """An event or label whose id an earlier one of its request has: the same again, or in conflict."""
+    """An event or label with the id of an earlier one in its request: a duplicate or a conflict."""
     place = draft.ids[item.id]  # type: ignore[index]  # it has an id
     event = draft.builder.event(place)
     same = (event.labels[0], event.weights[0]) == (item.y, item.weight)
@@ -438,12 +442,12 @@ _LEARNED = "was learned {} with another x, y or weight"
 
 
 def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) -> Place:
-    """An event with features whose id stands for something."""
+    """An event with x whose id already stands for something."""
     assert event.id is not None  # noqa: S101  # by the caller
     if found.kind == WAITING:
         if same_x(_waiting_x(event.id, found), event.x):
             return _join(draft, Label(event.id, event.y, event.weight), found, known)
-        reason = "waits for its label, with another x; a label is sent without x"
+        reason = "waits for its label with another x; send the label without x"
         raise errors.IdConflict(field="id", id=event.id, reason=reason)
     features = draft.model.learner.features
     if found.kind == EXPIRED and _fingerprint(features, Event(event.x, 0)) == found.fingerprint:
@@ -454,13 +458,13 @@ def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) ->
 
 
 def _fingerprint(features: Features, event: Event) -> int | None:
-    """The fingerprint of an event, None if it cannot have been learned before."""
+    """The fingerprint of an event, None if the model cannot have learned it before."""
     admitted = features.admitted(event.x)
     return None if admitted is None else int(fingerprints(Batch.of_one(admitted, event.y, event.weight))[0])
 
 
 def same_x(a: X, b: X) -> bool:
-    """Whether two x are the same features, in whatever order and however they are written.
+    """Whether two x have the same features, in any order and any spelling.
 
     >>> same_x({"vip": True, "age": 31}, {"age": 31.0, "vip": 1}), same_x([1.0], {"0": 2.0})
     (True, False)
@@ -472,7 +476,7 @@ def same_x(a: X, b: X) -> bool:
 
 
 def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
-    """Keep a prediction until its label comes; one that waits already is answered again."""
+    """Keep a prediction until its label comes. If it already waits, give the same answer again."""
     id_, model = prediction.id, draft.model
     found = known.ids.get((draft.key, id_))
     waiting = draft.kept.get(id_)
@@ -480,13 +484,13 @@ def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
         draft.known.add(id_)
     if waiting is None and found is not None and found.kind != DROPPED:
         if found.kind != WAITING:
-            reason = f"was learned before, at seq {found.seq}: a prediction needs an id of its own"
+            reason = f"was learned before, at seq {found.seq}: a prediction needs a new id"
             raise errors.IdConflict(field="id", id=id_, reason=reason)
         _waiting_x(id_, found)
         waiting = found.waiting
     if waiting is not None:
         if not same_x(waiting.x, prediction.x):
-            raise errors.IdConflict(field="id", id=id_, reason="waits for its label, with another x")
+            raise errors.IdConflict(field="id", id=id_, reason="waits for its label with another x")
         p = logistic.sigmoid(float(waiting.served[0]))
         return PredictedKept(model.name, p, p > 0.5, waiting.seq, waiting.unknown, kept=True, duplicate=True)
     kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
@@ -501,7 +505,7 @@ def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
 
 
 def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Place:
-    """Learn a label from what was kept under its id."""
+    """Learn a label with the x kept under its id."""
     if found is None:
         raise errors.UnknownId(field="id", id=label.id)
     if found.kind == DROPPED:
@@ -509,7 +513,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
     if found.kind == WAITING:
         draft.check_learns(known)
         draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
-        assert found.waiting is not None  # noqa: S101  # _waiting_x has seen it
+        assert found.waiting is not None  # noqa: S101  # _waiting_x has checked it
         draft.done.append(found.waiting.number)
         return _joined(draft, label, JOINED, found.waiting)
     if found.kind == EXPIRED:
@@ -520,7 +524,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
         if label.y:
             draft.check_learns(known)
             return _correct(draft, label, known.expired.get((draft.key, label.id)))
-        return True, found.seq  # 0, as it was taken to be
+        return True, found.seq  # label 0, as the timeout assumed
     mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
     if found.label != mark:
         reason = f"was learned before, at seq {found.seq}, with another y or weight"
@@ -529,13 +533,13 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
 
 
 def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
-    """One more step, with y = 1, for an event that was taken to be 0 when its label did not come in time."""
+    """One more step, with y = 1, for an event that was learned as 0 at the timeout."""
     if logged is None or logged[1].served is None:
         raise errors.PredictionDamaged(field="id", id=label.id)
     written_at, batch = logged
     draft.builder.add_again(batch, label.y, label.weight)
     served = batch.served
-    assert served is not None  # noqa: S101  # seen above
+    assert served is not None  # noqa: S101  # checked above
     kept_at = int((written_at - float(served.delays[0])) * 1e6)
     return _joined(draft, label, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
 
@@ -556,9 +560,9 @@ def _waiting_x(id_: str, found: KnownId) -> X:
 
 
 def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
-    """What becomes of predictions whose labels did not come in time: learned as y = 0, or dropped.
+    """Learn predictions whose labels did not come in time as y = 0, or drop them, as the spec says.
 
-    Dropped too is one that cannot be learned: the model has no room for its features, or it is damaged on disk.
+    It also drops a prediction that cannot be learned: the model has no room for its features, or it is damaged on disk.
     """
     for old in oldest:
         if old.waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
