@@ -137,6 +137,10 @@ def test_truth_values_are_numbers_as_they_are_in_json() -> None:
         ("12%", "write 12, without a sign for percent"),
         ("$5", "write 5, without a sign for money"),
         ("5 €", "write 5, without a sign for money"),
+        ("₹ 1,500.00", "write 5, without a sign for money"),
+        ("14 USD", "write 5, without a sign for money"),
+        ("(12.50)", "write -5, without brackets"),
+        ("−12", "write -5, with the minus of a keyboard"),
         ("1 234", "write 1234, without spaces"),
         ("unknown", "leave the cell empty"),
     ],
@@ -164,6 +168,22 @@ def test_a_cell_that_is_nearly_a_number_is_a_question_in_the_smallest_file() -> 
         assert f"line 3: column 'a' looks like numbers (2 of 3 cells are), and '{cell}' is none" in refusal(
             table({"a": ["1", cell, "2"]}), **Y
         )
+
+
+@pytest.mark.parametrize("word", ["None", "<NA>", "#N/A", "#DIV/0!", "NaT", "-", ".", "unknown", "(null)", "n.a."])
+def test_a_word_for_an_unknown_number_does_not_make_a_text_of_numbers(word: str) -> None:
+    ages = [word if n % 3 == 0 else n for n in range(60)]
+    told = refusal(table({"age": ages}), **Y)
+    assert told.startswith(f"a.csv line 2: column 'age' looks like numbers (40 of 60 cells are), and {word!r} is none")
+    assert "leave the cell empty" in told
+    assert kinds_of(table({"age": ages}), **Y, asked={"age": "text"}) == {"age": "text"}
+    assert kinds_of(table({"answer": [word, "yes", "yes"] * 9}), **Y) == {"answer": "text"}
+    assert kinds_of(table({"answer": [word] * 9}), **Y) == {"answer": "text"}, "there is no number in it"
+
+
+def test_spaces_that_do_not_break_a_line_are_spaces() -> None:
+    content = "a,b,y\n" + "\u00a01.5\u202f,\u00a0,0\n2\u00a0,\u3000x\u00a0,1\n"
+    assert xs_of(content, **Y) == [{"a": 1.5}, {"a": 2.0, "b": "x"}]
 
 
 def test_a_code_after_the_rows_that_are_looked_at_is_a_question() -> None:
@@ -515,6 +535,23 @@ def test_a_rare_label_is_a_warning_and_one_that_never_came_is_told(capsys: pytes
     )
 
 
+def test_what_else_is_read_as_0_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    content = table({"a": range(8), "y": ["yes", "no", "no", "None", "yes", "no", "no", "None"]})
+    assert [y for _, y in events_of(content, label="y", positive=["yes"])] == [1, 0, 0, 0, 1, 0, 0, 0]
+    assert "'yes' is 1 among the labels of a.csv, and all others are 0: 'no' (4), 'None' (2)" in capsys.readouterr().err
+    events_of(content, label="y", positive=["yes", "None"])
+    assert not capsys.readouterr().err, "one other is what is meant"
+
+
+def test_labels_that_are_all_the_same_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for count, told in ((99, ""), (100, "logstep: all 100 labels of a.csv are 0: there is nothing to tell apart\n")):
+        content = table({"a": range(count), "y": [0] * count})
+        opened = OpenSource(Source("a.csv", **Y), io.BytesIO(content.encode()), len(content))
+        assert len(list(opened.rows())) == count
+        assert opened.check_labels() == 0
+        assert capsys.readouterr().err == told
+
+
 def test_labels_of_a_pipe_that_nobody_waits_for_are_checked_as_they_come() -> None:
     data = labelled("a", "b", "a", "b", "a", "b").encode()
     rows = piped(data, 1, **Y, positive=["c"], asked={"a": "number"}, look=3).rows()
@@ -543,6 +580,19 @@ def test_columns_without_a_name_are_said_and_left_out(
 ) -> None:
     assert events_of(content, **Y) == [({"a": 1.0}, 1), ({"a": 2.0}, 0)]
     assert why in capsys.readouterr().out
+
+
+def test_row_names_differ_or_there_is_a_comma_too_many() -> None:
+    content = "price,y\n" + "".join(f"{n % 7},{n % 10},{n % 2}\n" for n in range(30))
+    assert refusal(content, **Y) == "a.csv line 2: it has 3 cells, and the header 2 (a comma between cells)"
+
+
+@pytest.mark.parametrize("look", [None, 5])
+def test_a_header_that_comes_again_is_no_row(look: int | None) -> None:
+    content = table({"plan": ["A", "B", "A"] * 4, "y": ["yes", "no", "no"] * 4})
+    told = refusal(content * 2, label="y", positive=["yes"], header=True, look=look)
+    assert told.startswith("a.csv line 14: it is the header again, as where files were joined")
+    assert len(rows_of("1,1\n" * 9, label=2, header=False)) == 9, "without a header every line is a row"
 
 
 ADULT = "39, State-gov, 77516, ?, <=50K\n50, Private, 83311, Sales, >50K\n"

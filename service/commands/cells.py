@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from service.commands.terminal import WrongRow
 
+SPACES = " \u00a0\u2007\u202f\u3000"
+"""What may stand around a cell and means nothing: spaces, also those at which a line does not break."""
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "?", "\\n"))
 """In any case; the last is how databases write it."""
 TRUTHS = {"true": 1.0, "false": 0.0}
@@ -26,15 +28,25 @@ _is_number = re.compile(rf"{_MANTISSA}(?:[eE][+-]?[0-9]++)?+").fullmatch
 _are_plain = re.compile(f"(?:{_PLAIN} )*+").fullmatch
 """The same for several, with a space after each."""
 _CODE = re.compile(r"[+-]?0[0-9].*|[+-]?[0-9]{16,}(\..*)?|[0-9]+[eE][+-]?[0-9]+")
+UNKNOWN = "leave the cell empty where the number is not known"
+_MONEY = r"(?:[$\u00a2-\u00a5\u0e3f\u20a0-\u20cf]|R\$|kr|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL)"
 _NEARLY = {
     re.compile(r"[+-]?inf(inity)?", re.IGNORECASE): "a number is finite here: leave the cell empty",
     re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?"): "write 1234, without a comma",
     re.compile(r"[+-]?[0-9]+,[0-9]*"): "write 12.5, with a point; in a file without other commas `tr , .` does",
     re.compile(r"[+-]?[0-9]{1,3}(\.[0-9]{3})+,[0-9]*"): "write 1234.5, with a point, and without other marks",
     re.compile(r"[+-]?[0-9.,]+ *%"): "write 12, without a sign for percent",
-    re.compile(r"[+-]?[$€£¥] *[+-]?[0-9][0-9.,]*|[+-]?[0-9][0-9.,]* *[$€£¥]"): "write 5, without a sign for money",
-    re.compile(r"[+-]?[0-9]{1,3}([ '\u00a0\u202f][0-9]{3})+([.,][0-9]*)?"): "write 1234, without spaces",
+    re.compile(rf"[+-]?{_MONEY} *[+-]?[0-9][0-9.,]*|[+-]?[0-9][0-9.,]* *{_MONEY}"): "write 5, without a sign for money",
+    re.compile(rf"\({_MONEY}? *[0-9][0-9.,]*\)"): "write -5, without brackets",
+    re.compile(r"[\u2012-\u2015\u2212\ufe63\uff0d] *[0-9][0-9.,]*"): "write -5, with the minus of a keyboard",
+    re.compile(r"[+-]?[0-9]{1,3}([ '\u00a0\u2019\u202f][0-9]{3})+([.,][0-9]*)?"): "write 1234, without spaces",
+    re.compile(
+        r"<?(none|na|nat|nil|null|undefined|unknown|missing)>?|\(null\)|n\.a\.?|#(n/a|null!|num!|value!|ref!|name\?|div/0!)"
+        r"|[-\u2012-\u2015]+|\.+",
+        re.IGNORECASE,
+    ): UNKNOWN,
 }
+"""What programs and people write where a number stands, or where they know none, and what to write for it."""
 
 
 def is_missing(cell: str) -> bool:
@@ -60,7 +72,8 @@ def is_code(text: str) -> bool:
 
 
 def what_to_write(text: str) -> str | None:
-    """What to do about a cell that is nearly a number, such as `inf`, `1,234` and `12%`; None where it is not."""
+    """What to do about a cell that is nearly a number, such as `inf`, `1,234` and `12%`, or says that none is
+    known, such as `None` and `#N/A`; None for any other."""
     return next((advice for pattern, advice in _NEARLY.items() if pattern.fullmatch(text)), None)
 
 

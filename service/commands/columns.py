@@ -7,10 +7,11 @@ A column is one thing from its first row to its last. Cells typed one by one wou
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from service.commands.cells import LARGEST, is_code, is_missing, read_numbers, to_number, what_to_write
+from service.commands.cells import LARGEST, UNKNOWN, is_code, is_missing, read_numbers, to_number, what_to_write
 from service.commands.terminal import WrongRow, WrongUsage, show
 
 Record = tuple[int, Sequence[str]]
@@ -27,6 +28,7 @@ MOST_SHOWN = 100
 """Rows of the table. Past it, columns about which there is nothing to say are counted only."""
 ALL_NUMBERS, NO_NUMBERS = "each cell is one", "no cell is a number"
 LONGEST_EXAMPLE = 24
+LONGEST_SHOWN_NAME = 64
 ROWS_BELOW = 1_000
 """Rows that a header is compared with."""
 INDEX = "Unnamed: 0"
@@ -82,8 +84,8 @@ def told(name: str, place: int, rows: Sequence[Record], kind: str, why: str) -> 
 def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     """A column whose kind its looked-at cells decide.
 
-    Where nine in ten of them are numbers, or all others nearly are, nobody can tell whether the others are mistakes:
-    WrongRow then, with the line.
+    Where nine in ten of them are numbers, or all others nearly are or say that no number is known, nobody can tell
+    whether the others are mistakes: WrongRow then, with the line.
     """
     texts = [cells[place] for _, cells in rows]
     numbers = read_numbers(texts) if texts else None
@@ -100,7 +102,9 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     line, odd = others[0]
     codes = any(is_code(cell) for _, cell in others)
     mostly = 10 * len(others) <= len(cells)
-    if not codes and (mostly or all(what_to_write(cell) for _, cell in others)):
+    advice = {what_to_write(cell) for _, cell in others}
+    nearly = None not in advice and (len(others) < len(cells) or advice != {UNKNOWN})
+    if not codes and (mostly or nearly):
         how = f"looks like numbers ({len(cells) - len(others):,} of {len(cells):,} cells are)"
         raise WrongRow(not_a_number(name, odd, how), line)
     distinct = len({cell for _, cell in cells})
@@ -116,7 +120,7 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
 def not_a_number(name: str, cell: str, how: str) -> str:
     """What is wrong with a cell of a column of numbers, and what to do. how: why it is one."""
     code = "a leading zero, or more digits than a number keeps, makes it a code" if is_code(cell) else None
-    advice = what_to_write(cell) or code or "leave the cell empty where the number is not known"
+    advice = what_to_write(cell) or code or UNKNOWN
     return (
         f"column {name!r} {how}, and {_cut(cell)!r} is none: {advice}. --text {name} reads all of the column as text, "
         f"--ignore {name} leaves it out (in a new model, if this one is there already: --model NAME)"
@@ -195,7 +199,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
     if len(shown) > MOST_SHOWN:
         shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS)][:MOST_SHOWN]
     table = [
-        (name or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
+        (_cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
         for name, _, kind, why, example, missing in shown
     ]
     show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
@@ -205,6 +209,6 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
         print(f"  and {len(rest):,} more: {counts}")
 
 
-def _cut(text: str) -> str:
-    text = text.replace("\n", " ").replace("\t", " ")
-    return text if len(text) <= LONGEST_EXAMPLE else text[: LONGEST_EXAMPLE - 3] + "..."
+def _cut(text: str, longest: int = LONGEST_EXAMPLE) -> str:
+    text = re.sub(r"[\r\n\t]+", " ", text)
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -203,10 +203,10 @@ class OpenSource:
             say(f"{self.missing:,} cell(s) of {self._source.name} say nothing (such as NA), and were left out")
 
     def check_labels(self) -> int:
-        """The exit code: 1 where a label that was named never came, which is told."""
+        """The exit code: 1 where a label that was named never came, which is told, as it is where all are the same."""
         never = self.labels.never_came()
-        if never:
-            say(never)
+        if told := never or self.labels.only_one():
+            say(told)
         return int(bool(never))
 
     def rows(self) -> Iterator[Row]:

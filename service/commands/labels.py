@@ -17,6 +17,8 @@ _KNOWN: dict[Key, int] = {1.0: 1, 0.0: 0, -1.0: 0}
 MOST_VALUES = 1_000
 """Different labels that are remembered."""
 SHOWN = 5
+FEWEST = 100
+"""Labels, below which it is no wonder that all are the same."""
 
 
 class Labels:
@@ -78,7 +80,7 @@ class Labels:
             y = self._named[key]
         elif not self._named:
             y = self._plain(value, key)
-        elif len(set(self._named.values())) == 2:
+        elif not self._one_sided:
             raise WrongRow(f"the label {value!r} is named by neither --positive nor --negative")
         else:
             y = self._others
@@ -110,7 +112,7 @@ class Labels:
         if not self._look:
             return
         self._look = 0
-        for flag, (texts, _) in self._sides.items():
+        for flag, (texts, y) in self._sides.items():
             if not self._seen or not texts:
                 continue
             unseen = [text for text in texts if key_of(text) not in self._seen]
@@ -125,6 +127,16 @@ class Labels:
                     f"none of the first {self._total:,} labels of {self._name} is {self._quoted(unseen)} ({flag}); "
                     f"they are {self._listed(self._seen)}"
                 )
+            elif len(others) > 1 and self._one_sided:
+                self._notice(
+                    f"{self._quoted(texts)} is {y} among the labels of {self._name}, and all others are {1 - y}: "
+                    f"{self._listed(others)}; --negative and --positive together name those that are meant"
+                )
+
+    @property
+    def _one_sided(self) -> bool:
+        """Whether all labels are read as 1, or all as 0, that are not named."""
+        return len(set(self._named.values())) == 1
 
     def never_came(self) -> str:
         """What is to be said at the end where a label that was named never came; else nothing."""
@@ -135,6 +147,14 @@ class Labels:
                     f"and all {self._total:,} were read as {1 - y}"
                 )
         return ""
+
+    def only_one(self) -> str:
+        """What is to be said at the end where all labels are the same; else nothing."""
+        if len(self._seen) != 1 or self._total < FEWEST:
+            return ""
+        (key,) = self._seen
+        label = self._shown.get(key, "alike")
+        return f"all {self._total:,} labels of {self._name} are {label}: there is nothing to tell apart"
 
     @property
     def _total(self) -> int:

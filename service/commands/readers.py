@@ -161,6 +161,8 @@ class TableReader:
         self._labels = labels
         self._dialect = dialect
         self._skip = skip
+        self._names: list[str] = []
+        """As the header has them, which is no row; none where there is no header."""
         self._width = 0
         self._label_place = 0
         self._id_place, self._weight_place = -1, -1
@@ -187,21 +189,22 @@ class TableReader:
             )
         if not looked.rows:
             raise WrongUsage(f"{self._file} has a header, and no row")
+        self._names = names if self._header is not False else []
         names, unnamed = self._widened(names, looked.rows)
         self._width = len(names)
         self._label_place = self._place_of_label(names)
         self._check_names(names, unnamed)
         self._check_known(names)
         for line, cells in looked.rows:
-            self._check_width(cells, line)
+            self._check_row(cells, line)
         self._check_new(names, unnamed)
         self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
         self._set_places()
         return records
 
     def event(self, record: Sequence[str]) -> wire.Event | None:
-        if len(record) != self._width:
-            self._check_width(record)
+        if len(record) != self._width or record == self._names:
+            self._check_row(record)
         y = self._labels.read(record[self._label_place])
         if y is None:
             return None
@@ -249,9 +252,10 @@ class TableReader:
         """The names of all columns, and why those without one are left out."""
         unnamed: dict[int, str] = {}
         if rows and len(rows[0][1]) == len(names) + 1:
+            firsts = [cells[0] for _, cells in rows]
             if all(not cells[-1] for _, cells in rows):
                 names = [*names, ""]
-            else:
+            elif len(set(firsts)) == len(firsts):  # else they name no rows: it may be that commas stand in the numbers
                 names = ["", *names]
                 unnamed[0] = "row names, for which the header has no cell, as R writes them"
         for place in itertools.takewhile(lambda place: not names[place], range(len(names))):
@@ -307,7 +311,13 @@ class TableReader:
                 f"--text {new[0]} or --ignore {new[0]} says what it is, and so for each"
             )
 
-    def _check_width(self, cells: Sequence[str], line: int = 0) -> None:
+    def _check_row(self, cells: Sequence[str], line: int = 0) -> None:
+        if cells == self._names:
+            raise WrongRow(
+                "it is the header again, as where files were joined: take the line out, or name the files one after "
+                "the other",
+                line,
+            )
         if len(cells) != self._width:
             raise WrongRow(
                 f"it has {len(cells)} cells, and the header {self._width} ({self._dialect.words})"

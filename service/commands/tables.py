@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from service.commands.cells import SPACES
 from service.commands.terminal import WrongRow
 
 LONGEST_CELL = 100
@@ -75,8 +76,8 @@ class Records:
             if delimiter is None:
                 return self.line, text.split()
             cells = text.split(delimiter)
-            if " " in text:
-                cells = [cell.strip(" ") for cell in cells]
+            if " " in text or not text.isascii():
+                cells = [cell.strip(SPACES) for cell in cells]
             if not quoted and '"' in text:
                 self._tell_of_quotes(cells)
             return self.line, cells
@@ -105,11 +106,11 @@ class Records:
             start = _OPENING.match(text, at)
             if start:
                 text, end = self._closed(text, start.end())
-                cells.append(text[start.end() : end].replace('""', '"').strip(" "))
+                cells.append(text[start.end() : end].replace('""', '"').strip(SPACES))
                 at = _SPACES.match(text, end + 1).end()  # type: ignore[union-attr]  # it matches nothing, too
             else:
                 found = self._bare.match(text, at)
-                cells.append(found.group().strip(" "))  # type: ignore[union-attr]  # the same
+                cells.append(found.group().strip(SPACES))  # type: ignore[union-attr]  # the same
                 at = found.end()  # type: ignore[union-attr]
             rest = text[at : at + 2]
             if rest[:1] in ("", "\n") or rest == "\r\n":
