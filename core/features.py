@@ -488,7 +488,7 @@ class Features:
         new = [name for name in names if name not in self._column]
         if self._hash_mask is None:  # a hashed name was made here
             for name in new:
-                _check_flat_name(name, self.max_name)
+                check_flat_name(name, self.max_name)
         if add:
             room = self.max_features - len(self)
             if len(new) > room and self.overflow == "refuse":
@@ -580,7 +580,7 @@ class Features:
         """Names as `#hash`; the values of those that meet are summed."""
         summed: dict[str, float] = {}
         for name, value in zip(names, values, strict=True):
-            _check_flat_name(name, self.max_name)
+            check_flat_name(name, self.max_name)
             sign = self._text_sign if is_text(name) else "#"
             bucket = f"{sign}{zlib.crc32(name.encode()) & mask:x}"
             summed[bucket] = summed.get(bucket, 0.0) + value
@@ -607,7 +607,7 @@ def is_text(name: str) -> bool:
     return "=" in name
 
 
-def _check_flat_name(name: str, longest: int) -> None:
+def check_flat_name(name: str, longest: int = MAX_NAME) -> None:
     """`check_name` for a name that may be made of a feature and its string value ("country=FR")."""
     check_name(name, 2 * longest + 1 if "=" in name else longest)
 

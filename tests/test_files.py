@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import math
 import os
 import threading
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.commands import cli
+from service.commands.columns import Kept
 from service.commands.files import OpenSource, Row, Source
 from service.commands.terminal import WrongUsage
 
@@ -707,6 +709,50 @@ def test_json_says_what_its_values_are_and_ids_are_left_out() -> None:
     assert rows_of(content[len(lines[0]) :], "a.ndjson", **Y, asked={"a": "weight"})[6].event.weight == 7.0
 
 
+def test_what_stands_in_json_is_one_thing_too_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"city": f"c{n % 5}", "user": 10**18 + n, "account": 10**15 + n % 3, "n": n, "price": "1.5"} for n in range(30)
+    ]
+    mixed = [{**row, "y": n % 2, "mixed": 1 if n % 2 else "1"} for n, row in enumerate(rows)]
+    content = "".join(json.dumps(row) + "\n" for row in mixed)
+    kinds = {"city": "text", "user": "ignore", "account": "text", "n": "number", "price": "text"}
+    assert kinds_of(content, "a.ndjson", **Y) == kinds
+    told = capsys.readouterr().out
+    assert "30 different ones in 30: an id or free text; --text user keeps it" in told
+    assert "each is a number in quotes, and so a text; --number price reads the number" in told
+    assert "--text mixed or --number mixed makes one kind of them" in told
+    x = {"city": "c4", "account": "1000000000000002", "n": 29, "price": "1.5", "mixed": 1}
+    assert xs_of(content, "a.ndjson", **Y)[29] == x
+    # Another file, in which each city comes once: what the model keeps decides.
+    other = "".join(json.dumps({"city": f"c{n}", "n": str(n) if n else "", "y": n % 2}) + "\n" for n in range(12))
+    opened = OpenSource(Source("a.ndjson", **Y), io.BytesIO(other.encode()), len(other))
+    opened.look(Kept("model 'm'", kinds))
+    assert [dict(row.event.x) for row in opened.rows()] == [  # type: ignore[arg-type]
+        {"city": f"c{n}", "n": float(n)} if n else {"city": "c0"} for n in range(12)
+    ]
+    assert "line 3: column 'n' has numbers (so far), and 'x' is none" in refusal(
+        '{"n": 1, "y": 1}\n{"n": "2", "y": 1}\n{"n": "x", "y": 1}\n', "a.ndjson", **Y, look=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{\n  "a": 1,\n  "y": 1\n}\n',
+            "line 1: it is not JSON: Input data was truncated; each line has one object: `jq",
+        ),
+        ('{"a": NaN, "y": 1}\n', "JSON has no NaN and no Infinity: null says that there is no number"),
+        ('{"x": {"a": 1}, "y": 1}\n', '{"x": ..., "y": ...} is an event already: leave out --label'),
+        ('{"a": {"b": 1}, "y": 1}\n', "--ignore a leaves it out"),
+        ('{"": 1, "y": 1}\n', "line 1: x: a feature's name must not be empty"),
+        ('{"a": 1e101, "y": 1}\n', "line 1: x.a: must be within 1e100; --ignore a leaves it out"),
+    ],
+)
+def test_what_is_wrong_in_json_is_told_with_what_to_do(content: str, message: str) -> None:
+    assert message in refusal(content, "a.ndjson", **Y)
+
+
 # -- the whole command
 
 
@@ -806,7 +852,23 @@ def test_nothing_is_made_or_learned_where_the_first_rows_are_wrong(shared: Servi
     code, _, error = replay("prices.csv", content, "--label=y", "--spec={}", '--spec={"learning_rat": 1}')
     assert code == 1
     assert "learning_rat" in error
+    for content, flags, reason in (
+        (table({"a": ["v" * 300] * 3}), [], "a.csv line 2: x.a: a string value has at most 256 characters; --ignore a"),
+        (table({"a": ["u", "v", "v\0"]}), [], "a.csv line 4: x: a feature's name must not contain a zero byte"),
+        ("a,y\n1,1\n", ["--spec=auto"], """the rule auto is given as '{"rule": "auto"}'"""),
+    ):
+        code, _, error = replay("a.csv", content, "--label=y", "--model=unmade", *flags)
+        assert code == 2
+        assert reason in error
     assert shared.get("/models")["models"] == before
+
+
+def test_an_id_that_comes_again_with_another_row_says_what_ids_are_for(model: Model, replay: Call) -> None:
+    content = table({"user": ["u1", "u2", "u1"], "a": [1, 2, 3]})
+    code, _, error = replay("a.csv", content, "--label=y", "--id-column=user", f"--model={model.name}")
+    assert code == 1
+    assert "a.csv line 4 (event 3)" in error
+    assert "An id names one event: where --id-column names whose the rows are, leave it out" in error
 
 
 def test_a_label_that_never_came_is_exit_code_1(new_model: NewModel, replay: Call) -> None:

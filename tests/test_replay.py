@@ -321,7 +321,7 @@ def test_a_refusal_names_the_line_of_the_file_and_what_was_learned(
     lines[350] = '{"x": {"a": 1e200}, "y": 1}\n'
     path = tmp_path / "events.ndjson"
     path.write_text("".join(lines))
-    command = ("replay", path, url(shared), "--model", model.name, "--batch", "100")
+    command = ("replay", path, url(shared), "--model", model.name, "--batch", "100", "--look", "10")
     code, _, error = call(capsys, *command)
     assert code == 1
     assert "events.ndjson line 701 (event 351): x.a: must be within" in error
@@ -728,7 +728,7 @@ def test_a_wrong_spec_of_the_command_line_is_told(
         ("a", ["sgd", "auto"], ["a-sgd", "a-auto"]),
         ("a.b", ["my spec"], ["a.b-my-spec"]),
         ("a", ["sgd", "sgd", "sgd-2", "sgd"], ["a-sgd", "a-sgd-2", "a-sgd-2-2", "a-sgd-3"]),
-        ("_é_", ["ü"], ["model"]),
+        ("_é_", ["ü"], ["model-90cde95f"]),
         ("a" * 80, ["sgd", "auto"], ["a" * 64, "a" * 62 + "-2"]),
     ],
 )
@@ -746,7 +746,8 @@ def test_names_are_names_and_no_two_are_equal(stem: str, specs: list[str], names
         ("clicks.2024-01", "clicks.2024-01"),
         ("adult.data", "adult"),
         (".hidden.jsonl", "hidden"),
-        ("_é_.csv", "model"),
+        ("_é_.csv", "model-ef33305b"),
+        ("данные.csv", "model-db92f998"),
         ("été.csv", "t-"),
         (".csv", "csv"),
         ("default.csv", "default-file"),

@@ -647,7 +647,8 @@ def _json(text: str) -> bytes:
     try:
         data = text.encode() if file is None else file.read_bytes()
     except OSError as error:
-        raise WrongUsage(f"cannot read {file}: {error.strerror}") from None
+        rule = f'; the rule {text} is given as \'{{"rule": "{text}"}}\'' if re.fullmatch("[a-z]+", text) else ""
+        raise WrongUsage(f"--spec: cannot read {file}: {error.strerror}{rule}") from None
     try:
         json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from service.commands.cells import LARGEST, UNKNOWN, is_code, is_missing, read_numbers, to_number, what_to_write
@@ -20,6 +20,9 @@ Record = tuple[int, Sequence[str]]
 FLAGS = {"number": "--number", "text": "--text", "ignore": "--ignore", "weight": "--weight-column", "id": "--id-column"}
 ONLY_ONE = ("weight", "id")
 """Kinds of which a file has one column at most."""
+MIXED = "mixed"
+"""What stands under a name in objects, if it is of several kinds. It is read as it is, and no kind of it is kept."""
+LARGEST_WHOLE = 10**15
 WORDS = {"ignore": "left out"}
 """What people read where a kind is another word."""
 FEWEST = 10
@@ -27,6 +30,7 @@ FEWEST = 10
 MOST_SHOWN = 100
 """Rows of the table. Past it, columns about which there is nothing to say are counted only."""
 ALL_NUMBERS, NO_NUMBERS = "each cell is one", "no cell is a number"
+EACH = "each is one"
 LONGEST_EXAMPLE = 24
 LONGEST_SHOWN_NAME = 64
 ROWS_BELOW = 1_000
@@ -148,21 +152,31 @@ def _keep(name: str) -> str:
     return f"--number {name} or --text {name} keeps it"
 
 
-def ids_among(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, str]:
-    """Of objects, the names whose values are texts that an id or free text would have, each with the reason."""
-    texts: dict[str, list[str]] = {}
-    numbers: set[str] = set()
-    for _, row in rows:
-        for name, value in row.items():
-            if isinstance(value, str):
-                texts.setdefault(name, []).append(value)
-            elif value is not None:
-                numbers.add(name)
-    return {
-        name: f"{len(set(values)):,} different ones in {len(values):,}: an id or free text; --text {name} keeps it"
-        for name, values in texts.items()
-        if name not in numbers and len(values) >= FEWEST and 10 * len(set(values)) > 9 * len(values)
-    }
+def kind_of_values(name: str, values: Sequence[Any]) -> tuple[str, str]:
+    """The kind of what stands under one name in objects, where it is not null, and for people why: as JSON says it.
+
+    Whole numbers of more than 15 digits are ids, as they are in a table: a 64-bit float does not keep them.
+
+    >>> kind_of_values("a", [1, True]), kind_of_values("a", ["x", "y", "x"]), kind_of_values("a", [1, "1"])[0]
+    (('number', 'each is one'), ('text', 'each is one'), 'mixed')
+    """
+    texts = [value for value in values if isinstance(value, str)]
+    codes = [value for value in values if type(value) is int and abs(value) >= LARGEST_WHOLE]
+    if len(texts) < len(values) and not codes:
+        if texts:
+            return (
+                MIXED,
+                f"texts and others, each as JSON says; --text {name} or --number {name} makes one kind of them",
+            )
+        return "number", EACH
+    distinct = len(set(map(str, values)))
+    if len(values) >= FEWEST and 10 * distinct > 9 * len(values):
+        return "ignore", f"{distinct:,} different ones in {len(values):,}: an id or free text; --text {name} keeps it"
+    if codes:
+        return "text", "whole numbers of more than 15 digits"
+    if all(to_number(text) is not None for text in texts):
+        return "text", f"each is a number in quotes, and so a text; --number {name} reads the number"
+    return "text", EACH
 
 
 # -- the header
@@ -197,7 +211,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
     """Print what each column is read as."""
     shown = list(columns)
     if len(shown) > MOST_SHOWN:
-        shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS)][:MOST_SHOWN]
+        shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS, EACH)][:MOST_SHOWN]
     table = [
         (_cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
         for name, _, kind, why, example, missing in shown

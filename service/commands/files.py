@@ -16,14 +16,16 @@ import stat
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from core.features import EventError, check_flat_name, flatten
 from service.commands import formats
-from service.commands.columns import FLAGS, NOTHING_KEPT, Column, Kept, show_columns
+from service.commands.cells import LARGEST
+from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, Column, Kept, show_columns
 from service.commands.formats import Format
 from service.commands.identity import Lines
 from service.commands.labels import Labels
@@ -166,7 +168,9 @@ class OpenSource:
 
     def kinds(self) -> dict[str, str] | None:
         """What a model keeps of the columns; None where there are none, or too many to be kept."""
-        kinds = {column.name: column.kind for column in self.columns if column.name and column.kind != "label"}
+        kinds = {
+            column.name: column.kind for column in self.columns if column.name and column.kind not in ("label", MIXED)
+        }
         if len(kinds) > MOST_KEPT:
             say(f"{len(kinds):,} columns are more than a model keeps: the same command has to say what they are again")
         return kinds if 0 < len(kinds) <= MOST_KEPT else None
@@ -189,11 +193,32 @@ class OpenSource:
                 rest = self._reader.look(self._lines, looked)
             numbers = itertools.count(1)
             rows = deque(self._row(next(numbers), *record) for record in looked.drained())
+            self._check(row for row in rows if row is not None)
             if looked.done:
                 self.labels.looked()
         if self.columns:
             show_columns(self._source.name, self.columns, len(rows))
         self._rows = self._with_rest(rows, numbers, rest)
+
+    def _check(self, rows: Iterable[Row]) -> None:
+        """WrongRow where an event cannot be learned: told now, it leaves no model behind that is made for it."""
+        known: set[str] = set()
+        for row in rows:
+            self._line = row.line
+            try:
+                names, values = flatten(row.event.x)
+                for name, value in zip(names, values, strict=True):
+                    if name not in known:
+                        check_flat_name(name)
+                        known.add(name)
+                    if not abs(value) <= LARGEST:
+                        raise EventError(f"x.{name}", "must be within 1e100")
+            except EventError as error:
+                column = error.field.removeprefix("x.")
+                hint = (
+                    f"; --ignore {column} leaves it out" if any(column == there.name for there in self.columns) else ""
+                )
+                raise WrongRow(f"{error}{hint}") from None
 
     def tell_what_was_left_out(self) -> None:
         """Say how many rows had no label, and how many cells nothing in them."""

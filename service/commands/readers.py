@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ from service import errors
 from service.commands.cells import MISSING, is_missing, read_number, read_numbers, read_text, to_number
 from service.commands.columns import (
     INDEX,
+    MIXED,
     ONLY_ONE,
     Column,
     Kept,
     agreed,
-    ids_among,
+    kind_of_values,
     looks_like_data,
     not_a_number,
     told,
@@ -286,7 +288,7 @@ class TableReader:
             if not name and place not in unnamed:
                 raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")
             if name and names.index(name) < place:
-                raise WrongUsage(f"{self._file}: two columns have the name {name!r}{hint}")
+                raise WrongUsage(f"{self._file}: two columns have the name {name!r}: rename one of them{hint}")
 
     def _check_known(self, names: Sequence[str]) -> None:
         """WrongUsage where the columns are not those that flags and the model speak of."""
@@ -379,12 +381,17 @@ class ObjectReader:
     def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
         records = self._objects(lines)
         looked.read_rows(records, needed=True)
-        left_out = {name: ("ignore", why) for name, why in ids_among(looked.rows).items() if name != self._label}
-        for name, (kind, why) in (left_out | self._known).items():
-            values = [row.get(name) for _, row in looked.rows]
-            example = next((_text(value) for value in values if value is not None), "")
-            self.columns.append(Column(name, 0, kind, why, example, values.count(None)))
-        self._kinds = {column.name: column.kind for column in self.columns}
+        values: dict[str, list[Any]] = {name: [] for name in self._known}
+        for _, row in looked.rows:
+            for name, value in row.items():
+                if value is not None:
+                    values.setdefault(name, []).append(value)
+        values.pop(self._label, None)
+        for name, there in values.items():
+            kind, why = self._known[name] if name in self._known else kind_of_values(name, there)
+            example = _text(there[0]) if there else ""
+            self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there)))
+        self._kinds = {column.name: column.kind for column in self.columns if column.kind != MIXED}
         return records
 
     def _objects(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -392,7 +399,7 @@ class ObjectReader:
             try:
                 found = msgspec.json.decode(data)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise WrongRow(f"it is not JSON: {error}", line) from None
+                raise WrongRow(f"it is not JSON: {error}{_about_json(data)}", line) from None
             if not isinstance(found, dict):
                 raise WrongRow("it is not a JSON object", line)
             yield line, found
@@ -421,12 +428,18 @@ class ObjectReader:
             event.id = _id(_text(value))
         elif kind == "weight":
             event.weight = _weight(_text(value))
-        elif value is None:
+        elif value is None or (kind == "number" and isinstance(value, str) and is_missing(value)):
             self.missing += 1
         elif not isinstance(value, float | int | str):
-            raise WrongRow(f"{name}: must be a number, a string, true, false or null")
+            raise WrongRow(f"{name}: must be a number, a string, true, false or null{self._advice(name)}")
         else:
             event.x[name] = self._as_kind(kind, name, value)  # type: ignore[call-overload]  # it is a dict
+
+    def _advice(self, name: str) -> str:
+        """What to do about an object or a list in an object."""
+        if name == "x" and self._label == "y":
+            return '; {"x": ..., "y": ...} is an event already: leave out --label'
+        return f"; --ignore {name} leaves it out, and jq makes a flat object of a nested one"
 
     def _as_kind(self, kind: str | None, name: str, value: float | bool | str) -> float | bool | str:
         if kind == "text":
@@ -434,7 +447,8 @@ class ObjectReader:
         if kind == "number" and isinstance(value, str):
             number = to_number(value.strip())
             if number is None:
-                raise WrongRow(not_a_number(name, value, f"has numbers ({self._known[name][1]})"))
+                why = self._known[name][1] if name in self._known else "so far"
+                raise WrongRow(not_a_number(name, value, f"has numbers ({why})"))
             return number
         return value
 
@@ -460,7 +474,7 @@ class EventReader:
                 self._labels.missing += 1
                 return None
             hint = "; where the label stands among the features, --label names it"
-            raise WrongRow(str(error).replace("The body is", "it is") + hint) from None
+            raise WrongRow(str(error).replace("The body is", "it is").rstrip(".") + hint) from None
 
 
 class LibsvmReader:
@@ -502,6 +516,13 @@ def numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if content.strip():
             yield number, content
+
+
+def _about_json(data: bytes) -> str:
+    """What to do about a line that is no JSON."""
+    if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", data):
+        return "; JSON has no NaN and no Infinity: null says that there is no number"
+    return "; each line has one object: `jq -c . OLD > NEW` makes it so where an object goes over several lines"
 
 
 def _has_no_label(record: bytes) -> bool:

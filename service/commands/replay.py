@@ -11,6 +11,7 @@ one pass over the file.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -51,6 +52,10 @@ AGAIN = "--id-prefix TEXT learns a file again, under other ids"
 ANOTHER_FILE = (
     "The row was changed since, or another file of this name begins as this one does: --id-prefix TEXT has the events "
     "of this file learned under ids of their own, TEXT:row"
+)
+
+ONE_EVENT = (
+    "An id names one event: where --id-column names whose the rows are, leave it out, and each row has an id of its own"
 )
 
 
@@ -363,6 +368,8 @@ class Replay:
             text = re.sub(rf"^[Ll]ine {line}:? ", "", str(refusal))
             if refusal.kind == ID_CONFLICT and row.event.id == self.options.id_of(row):
                 text = f"{text.rstrip('.')}. {ANOTHER_FILE}"
+            elif refusal.kind == ID_CONFLICT:
+                text = f"{text.rstrip('.')}. {ONE_EVENT}"
             refusal.args = (f"{self.options.name} line {row.line} (event {row.number}): {text}",)
         return refusal
 
@@ -578,8 +585,10 @@ def stem_of(file: str) -> str:
 
 
 def _as_name(text: str) -> str:
-    """A model's name begins with a letter or a digit, and has no other characters than these."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-") or "model"
+    """A model's name begins with a letter or a digit, and has no other characters than these. A text in
+    which none of them is becomes a hash, which tells it from another."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")
+    return name or f"model-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
 def _so_far(tallies: Sequence[Tally], options: Options, goes_on: bool = True) -> str:
