@@ -214,7 +214,7 @@ def test_an_array_s_features_are_named_by_their_places(spec: Spec) -> None:
     assert explanation == explain(learner, {"0": 4.0, "1": 5.0, "2": 6.0})
 
 
-BAD = [{"a": None}, {"a": [1.0]}, {"": 1.0}, {"a": math.nan}, {"a": 1e101}, {"x" * 257: 1.0}, [1.0, "b"], {"a\0": 1.0}]
+BAD = [{"a": [1.0]}, {"": 1.0}, {"a": math.nan}, {"a": 1e101}, {"x" * 257: 1.0}, [1.0, "b"], {"a\0": 1.0}]
 
 
 @pytest.mark.parametrize("x", BAD, ids=lambda x: repr(x)[:20])

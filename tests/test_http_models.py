@@ -506,7 +506,7 @@ def test_of_two_crosschecks_asked_for_at_once_one_runs(shared: Service, new_mode
 
 
 def test_a_crosscheck_may_be_asked_for_while_a_large_array_is_being_learned(model: Model) -> None:
-    body = "[" + ",".join(['{"x":[],"y":1}'] * 100_000) + "]"
+    body = "[" + ",".join(['{"x":[],"y":1}'] * 65_000) + "]"
     with model.service.another_client() as elsewhere, ThreadPoolExecutor(1) as pool:
         learning = pool.submit(elsewhere.post, f"{model.path}/learn", content=body, headers=JSON)
         eventually(lambda: model.state()["seq"] > 0, "the first of them to be learned")

@@ -353,7 +353,7 @@ def test_ten_thousand_models(tmp_path: Path) -> None:
 def many_features(folder: Path, features: int) -> None:
     """Ten in an event, each new; then one more than there may be."""
     with Service(folder, "--max-line-bytes", str(MIB)).wait_until_ready() as service:
-        status, _ = service.request("PUT", "/models/wide", {"max_features": features})
+        status, _ = service.request("PUT", "/models/wide", {"max_features": features, "overflow": "refuse"})
         assert status == 201
         connection = service.connect()
         lines = (

@@ -294,7 +294,7 @@ def test_what_is_wrong_with_json_is_said(tab: Tab) -> None:
     page.locator("#x").fill('{"age": }')
     page.get_by_role("button", name="Predict and explain").click()
     tab.wait_for(".answer", "Malformed JSON")
-    page.locator("#x").fill('{"age": null}')
+    page.locator("#x").fill('{"age": []}')
     page.get_by_role("button", name="Predict and explain").click()
     tab.wait_for(".answer", "age")
     tab.forgive("422")
