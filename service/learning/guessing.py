@@ -42,7 +42,7 @@ def worse_than_guessing(spec: Spec, scores: Brief) -> dict[str, Any] | None:
     said = _compared(of_all, loss, scores.base_rate_loss)
     if over == "total" and scores.loss_window is not None:
         lately = f"{_loss(scores.loss_window)} against {_loss(scores.base_rate_loss_window)}"
-        said += f"; over the last {scores.events_window:,}, {lately}"
+        said += f"; over the last {scores.events_window:,} it is {lately}"
     return {"over": over, "advice": f"{said}. {_next_step(spec)}"}
 
 

@@ -99,7 +99,7 @@ class Model:
         known.max_event, known.max_name = features, characters
         for most, where, here in (
             (AUTO_FEATURES, " where the rule is auto", self.learner.auto is not None),
-            (SLOW_FEATURES, ", but where the model is plain SGD", not self.learner.plain),
+            (SLOW_FEATURES, ", unless the model is plain SGD", not self.learner.plain),
         ):
             if here and most < known.max_event:
                 known.max_event, known.where = most, where
@@ -137,7 +137,7 @@ class Model:
         }
 
     def learn(self, batch: Batch) -> Outcome:
-        """Step for each event. Returns what each prediction was before its step."""
+        """Step for each event. Returns the predictions and losses before each step."""
         before = self.learner.seq
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)

@@ -1,4 +1,4 @@
-"""One turn of the writer: turns waiting requests into arrays to commit, and makes their replies.
+"""One turn of the writer: makes arrays to commit from the waiting requests, and their replies.
 
 It refuses invalid events, labels and predictions before anything is changed. It answers items that were learned or kept
 before under the same id as duplicates.

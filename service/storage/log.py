@@ -264,7 +264,7 @@ class LogReader:
 
     def _starts(self, model: int) -> list[tuple[int, float]]:
         """Pairs: the seq up to which events are gone, and when the last of these was written (seconds since 1970). The
-        newest pair is last. Older pairs are there if they must be remembered (`drop_events`)."""
+        newest pair is last. `drop_events` keeps older pairs as long as its caller asks."""
         starts: list[tuple[int, float]] = []
         query = "SELECT seq, written_at, checksum FROM log_starts WHERE model = ? ORDER BY seq"
         for seq, written_at, checksum in self._rows(query, model):
