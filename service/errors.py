@@ -1,7 +1,7 @@
-"""Every error a caller can meet. The docstring is the message; the words in braces are filled in.
+"""Every error a caller can get. The docstring of a class is its message, with the names in braces filled in.
 
-An error over HTTP is a problem document (RFC 9457): `type`, `title`, `status`, `detail`, `request_id`, and what else is
-known: `field`, `line`, `row`, `learned`, `last_seq`.
+Over HTTP an error is a problem document (RFC 9457): `type`, `title`, `status`, `detail` and `request_id`. It also has
+`field`, `line`, `row`, `learned`, `duplicates` and `last_seq` where they are known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 TOLD_FIELDS, TOLD_CHARACTERS = 5, 60
-"""Of two specs that differ, at most."""
+"""How many differing fields a message shows at most, and how much of each value."""
 _SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
 
 
@@ -24,7 +24,7 @@ class LogstepError(Exception):
     title = "Internal error"
     headers: tuple[tuple[str, str], ...] = ()
     index: int = 0
-    """Which event of a request it is about, from 0."""
+    """Which event of the request is wrong, counted from 0."""
 
     def __init__(self, **members: Any) -> None:
         self.members = members
@@ -37,7 +37,7 @@ class LogstepError(Exception):
 
     @classmethod
     def slug(cls) -> str:
-        """What went wrong, in a word or two like queue-full: for programs, and as the label of a metric."""
+        """The title as a word like queue-full: for programs, and as the label of a metric."""
         return cls.title.lower().replace(" ", "-")
 
     def problem(self, request_id: str) -> dict[str, Any]:
@@ -56,26 +56,26 @@ class LogstepError(Exception):
 
 
 class TokenInUrl(LogstepError):
-    """A token does not belong in a URL, where logs and histories keep it: take this one back with
-    `logstep token revoke`, and send another as a header, Authorization: Bearer TOKEN."""
+    """A token must not be in a URL, because logs and browser histories keep URLs. Revoke this one with `logstep token
+    revoke`, and send another in the header Authorization: Bearer TOKEN."""
 
     status = 400
     title = "Token in URL"
 
 
 class Unauthorized(LogstepError):
-    """This service takes a token, {reason}. Send it as a header, Authorization: Bearer TOKEN;
-    `logstep token create DIR` makes one."""
+    """This service requires a token, {reason}. Send it in the header Authorization: Bearer TOKEN. `logstep token create
+    DIR` makes one."""
 
     status = 401
     title = "Unauthorized"
 
     def __init__(self, *, sent: bool, expired_at: float | None = None, **told: Any) -> None:
-        """`sent`: whether one was; `expired_at`: when it expired, in seconds since 1970, if that is why."""
-        reason = "and the one that was sent is none of its" if sent else "and none was sent"
+        """`sent`: whether the request had a token. `expired_at`: when it expired, in seconds since 1970, if it did."""
+        reason = "but the one that was sent is unknown" if sent else "but none was sent"
         if expired_at is not None:
             at = datetime.fromtimestamp(expired_at, UTC).isoformat(" ", "seconds")
-            reason = f"and the one that was sent expired at {at}"
+            reason = f"but the one that was sent expired at {at}"
         super().__init__(**{**told, "sent": sent, "expired_at": expired_at, "reason": reason})
 
     @property
@@ -85,32 +85,33 @@ class Unauthorized(LogstepError):
 
 
 class Forbidden(LogstepError):
-    """This token may {scopes}, and that takes {wants}. `logstep token create DIR --scope` makes one that may more."""
+    """This token may only {scopes}, but this request needs {wants}. `logstep token create DIR --scope` makes a token
+    that may do more."""
 
     status = 403
     title = "Forbidden"
 
 
 class LearnsByTimeout(Forbidden):
-    """{field}: this token may {scopes}, and a prediction with an id takes {wants} too in this model, which learns it as
-    0 when its label does not come (on_timeout in its spec). Without an id it is served."""
+    """{field}: this token may only {scopes}. In this model, a prediction with an id also needs {wants}: if its label
+    does not come, the model learns it as 0 (on_timeout in its spec). A prediction without an id is allowed."""
 
 
 class ForeignOrigin(LogstepError):
-    """A page of {origin!r} may not do this: without tokens, only pages of this service may, and those of
-    --cors-origins (LOGSTEP_CORS_ORIGINS)."""
+    """A page of {origin!r} may not do this. Without tokens, only pages of this service and of --cors-origins
+    (LOGSTEP_CORS_ORIGINS) may."""
 
     status = 403
     title = "Foreign origin"
 
 
 class ForeignSite(ForeignOrigin):
-    """A page of another site, or a link on it, may not do this: without tokens, only pages of this service may, and
-    those of --cors-origins (LOGSTEP_CORS_ORIGINS). Type the address, or start from the page at /."""
+    """A page of another site, or a link on it, may not do this. Without tokens, only pages of this service and of
+    --cors-origins (LOGSTEP_CORS_ORIGINS) may. Type the address, or start from the page at /."""
 
 
 class ForeignHost(LogstepError):
-    """This service is not called {host!r}; it answers to localhost, and to the names in --allowed-hosts
+    """This service does not answer to the name {host!r}, only to localhost and the names in --allowed-hosts
     (LOGSTEP_ALLOWED_HOSTS)."""
 
     status = 421
@@ -118,8 +119,8 @@ class ForeignHost(LogstepError):
 
 
 class TooFast(LogstepError):
-    """This token may have {rate:g} events a second, and a reply to a GET counts by its size; try again in
-    {retry_after} s."""
+    """This token may have {rate:g} events a second. A reply to a GET counts by its size. Try again in {retry_after}
+    s."""
 
     status = 429
     title = "Too fast"
@@ -130,7 +131,7 @@ class TooFast(LogstepError):
 
 
 class HeadTooLarge(LogstepError):
-    """The request line and the headers take more than {limit} bytes (LOGSTEP_MAX_HEADER_BYTES)."""
+    """The request line and the headers are larger than {limit} bytes (LOGSTEP_MAX_HEADER_BYTES)."""
 
     status = 431
     title = "Head too large"
@@ -141,7 +142,7 @@ class HeadTooLarge(LogstepError):
 
 
 class MalformedHttp(LogstepError):
-    """What came is not a valid HTTP request."""
+    """The request is not valid HTTP."""
 
     status = 400
     title = "Malformed HTTP"
@@ -149,7 +150,7 @@ class MalformedHttp(LogstepError):
 
 
 class UnclearHead(LogstepError):
-    """The head of the request {reason}: it can be understood in two ways, and is not answered in either."""
+    """The head of the request {reason}. It can be read in two ways, so the service refuses it."""
 
     status = 400
     title = "Unclear head"
@@ -171,25 +172,25 @@ class MalformedArrow(LogstepError):
 
 
 class ArrowTooLarge(LogstepError):
-    """In the Arrow stream, {what} takes {size} bytes and no more than {limit} are read at once; write it in smaller
-    batches (with pyarrow: writer.write_table(table, max_chunksize=10_000)). The stream itself has no limit."""
+    """In the Arrow stream, {what} takes {size} bytes; the limit is {limit}. Write smaller batches (with pyarrow:
+    writer.write_table(table, max_chunksize=10_000)). The stream itself has no limit."""
 
     status = 413
     title = "Arrow batch too large"
 
 
 class TooManyRows(LogstepError):
-    """In the Arrow stream, {what} says that it has {rows} rows in {size} bytes; a batch of more than {free} rows must
-    have a byte for each {ratio}. Write it in smaller batches (with pyarrow: writer.write_table(table,
-    max_chunksize=100_000)). The stream itself has no limit."""
+    """In the Arrow stream, {what} claims {rows} rows in {size} bytes. A batch of more than {free} rows must have a byte
+    for every {ratio} rows. Write smaller batches (with pyarrow: writer.write_table(table, max_chunksize=100_000)). The
+    stream itself has no limit."""
 
     status = 413
     title = "Too many rows"
 
 
 class BodyIncomplete(LogstepError):
-    """The connection ended before the whole body had arrived, or what came of it is not valid HTTP. Nothing of a JSON
-    body was learned; of a stream, so many events as `learned` says."""
+    """The connection ended before the whole body arrived, or the body is not valid HTTP. Nothing of a JSON body was
+    learned. Of a stream, `learned` says how many events were."""
 
     status = 400
     title = "Body incomplete"
@@ -218,48 +219,49 @@ class InvalidParameter(LogstepError):
 
 
 class InvalidModelName(LogstepError):
-    """{model!r} cannot be a model's name: 1 to 64 letters, digits, '_', '-' and '.', the first a letter or digit."""
+    """{model!r} is not a valid model name. Use 1 to 64 letters, digits, '_', '-' and '.', and begin with a letter or a
+    digit."""
 
     status = 422
     title = "Invalid model name"
 
 
 class NotFound(LogstepError):
-    """There is nothing at {path}; GET /docs lists what there is."""
+    """There is nothing at {path}. GET /docs lists every route."""
 
     status = 404
     title = "Not found"
 
 
 class UnknownModel(LogstepError):
-    """There is no model {model!r}; PUT /models/{model} with a spec creates it, GET /models lists those there are."""
+    """There is no model {model!r}. PUT /models/{model} with a spec creates it. GET /models lists all models."""
 
     status = 404
     title = "Unknown model"
 
 
 class MethodNotAllowed(LogstepError):
-    """{path} does not take {method}, it takes {allow}."""
+    """{path} does not allow {method}, only {allow}."""
 
     status = 405
     title = "Method not allowed"
 
     @property
-    def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 9110 wants what is allowed
+    def headers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # RFC 9110 requires it
         return (("allow", self.members["allow"]),)
 
 
 class UnknownId(LogstepError):
-    """{field}: no prediction waits under the id {id!r}. A label without x is for a prediction that was served with its
-    id."""
+    """{field}: no prediction waits under the id {id!r}. Only a label for a prediction made with that id may leave out
+    x."""
 
     status = 404
     title = "Unknown id"
 
 
 class NothingWaits(LogstepError):
-    """{field}: no prediction waits under the id {id!r}: it was never made, or its label or its timeout came. Send its x
-    for an explanation by the model as it stands."""
+    """{field}: no prediction waits under the id {id!r}. It was never made, or its label or its timeout came. To explain
+    it by the current model, send its x."""
 
     status = 404
     title = "Unknown id"
@@ -267,7 +269,7 @@ class NothingWaits(LogstepError):
 
 class ExpiredId(LogstepError):
     """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
-    learned as y = 0, at seq {seq}. With "late": "learn" a label 1 would correct that."""
+    learned as y = 0, at seq {seq}. With "late": "learn" in the spec, a label 1 would correct that."""
 
     status = 404
     title = "Expired id"
@@ -275,15 +277,15 @@ class ExpiredId(LogstepError):
 
 class DroppedId(LogstepError):
     """{field}: the prediction under the id {id!r} waited longer than {keep} (join.keep in the model's spec) and was
-    dropped; send the label with its x."""
+    dropped. Send the label with its x."""
 
     status = 404
     title = "Dropped id"
 
 
 class EventGone(LogstepError):
-    """{field}: the prediction under the id {id!r} was learned as y = 0 at seq {seq}, and that event is no longer in the
-    log (LOGSTEP_KEEP_EVENTS): a label so late cannot correct it."""
+    """{field}: the prediction under the id {id!r} was learned as y = 0 at seq {seq}. That event is no longer in the log
+    (LOGSTEP_KEEP_EVENTS), so a label cannot correct it."""
 
     status = 404
     title = "Event gone"
@@ -308,7 +310,7 @@ class SpecConflict(LogstepError):
 
 
 def _flat(spec: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """The fields of a spec by their names: {"join": {"keep": "1h"}} is {"join.keep": "1h"}."""
+    """The fields of a spec by their full names: {"join": {"keep": "1h"}} becomes {"join.keep": "1h"}."""
     found: dict[str, Any] = {}
     for name, value in spec.items():
         found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
@@ -316,10 +318,14 @@ def _flat(spec: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
-    """In which fields two specs differ, and how; last those that only one of them has, as rules have their own."""
+    """Which fields of two specs differ, and how. Fields that only one spec has come last, because each rule has its
+    own."""
     names = [name for name in there | asked if there.get(name) != asked.get(name)]
     names.sort(key=lambda name: name not in there or name not in asked)
-    told = [f"{name} is {_field(there, name)} there and {_field(asked, name)} here" for name in names[:TOLD_FIELDS]]
+    told = [
+        f"{name} is {_field(there, name)} in the model and {_field(asked, name)} in the request"
+        for name in names[:TOLD_FIELDS]
+    ]
     more = len(names) - len(told)
     return ", ".join(told) + (f", and {more} more fields differ" if more else "")
 
@@ -330,8 +336,8 @@ def _field(spec: dict[str, Any], name: str) -> str:
 
 
 class NoWeights(LogstepError):
-    """Model {model!r} has the rule auto: it is many learners at once and has no weights of its own. GET /models/{model}
-    shows which learners carry the weight."""
+    """Model {model!r} has the rule auto, which combines many learners and has no weights of its own. GET
+    /models/{model} shows how much each learner counts."""
 
     status = 409
     title = "No weights"
@@ -339,36 +345,36 @@ class NoWeights(LogstepError):
 
 class LearningStopped(LogstepError):
     """Model {model!r} has stopped learning: at seq {seq} the mean log loss of its last {events} events passed {limit:g}
-    (breaker in its spec). Nothing more is learned, and predictions go on. When the cause is found, POST
-    /models/{model}/resume lets it learn again."""
+    (breaker in its spec). It still predicts. When you have found the cause, POST /models/{model}/resume lets it learn
+    again."""
 
     status = 409
     title = "Learning stopped"
 
 
 class NoBreaker(LogstepError):
-    """Model {model!r} has no breaker in its spec: it has not stopped, and never does."""
+    """Model {model!r} has no breaker in its spec, so it never stops learning."""
 
     status = 409
     title = "No breaker"
 
 
 class NoRiverTwin(LogstepError):
-    """River has nothing to check this model against: {reason}."""
+    """River has no model to check this one against: {reason}."""
 
     status = 409
     title = "No river twin"
 
 
 class TooManyModels(LogstepError):
-    """There are {limit} models, and no more are allowed (LOGSTEP_MAX_MODELS)."""
+    """There are {limit} models already, the most allowed (LOGSTEP_MAX_MODELS)."""
 
     status = 409
     title = "Too many models"
 
 
 class RequestTimeout(LogstepError):
-    """The request did not arrive within {seconds:g} s (LOGSTEP_REQUEST_SECONDS; of a stream, its next bytes)."""
+    """The request, or the next bytes of a stream, did not arrive within {seconds:g} s (LOGSTEP_REQUEST_SECONDS)."""
 
     status = 408
     title = "Request timeout"
@@ -376,29 +382,29 @@ class RequestTimeout(LogstepError):
 
 
 class ReplyNotTaken(LogstepError):
-    """The client took nothing of its reply for {seconds:g} s (LOGSTEP_REQUEST_SECONDS)."""
+    """The client read nothing of its reply for {seconds:g} s (LOGSTEP_REQUEST_SECONDS)."""
 
     status = 408
     title = "Reply not taken"
 
 
 class BodyTooLarge(LogstepError):
-    """The body is larger than {limit} bytes (LOGSTEP_MAX_BODY_BYTES); NDJSON has no limit."""
+    """The body is larger than {limit} bytes (LOGSTEP_MAX_BODY_BYTES). NDJSON has no limit."""
 
     status = 413
     title = "Body too large"
 
 
 class ArrayTooLong(LogstepError):
-    """The array has {count} elements, and no more than {limit} are taken at once; send a line for each as NDJSON
-    (content type application/x-ndjson), which has no limit."""
+    """The array has {count} elements; the limit is {limit}. Send them as NDJSON, one on each line (content type
+    application/x-ndjson). NDJSON has no limit."""
 
     status = 413
     title = "Array too long"
 
 
 class ReplyTooLarge(LogstepError):
-    """The reply would take more than {limit} bytes (LOGSTEP_MAX_REPLIES_BYTES); ask in several requests."""
+    """The reply would be larger than {limit} bytes (LOGSTEP_MAX_REPLIES_BYTES). Split it into several requests."""
 
     status = 413
     title = "Reply too large"
@@ -412,7 +418,7 @@ class LineTooLong(LogstepError):
 
 
 class UnsupportedMediaType(LogstepError):
-    """The content type {content_type!r} is not understood; send application/json, application/x-ndjson or
+    """The content type {content_type!r} is not supported. Send application/json, application/x-ndjson or
     application/vnd.apache.arrow.stream (with curl: -H 'content-type: application/json')."""
 
     status = 415
@@ -420,7 +426,7 @@ class UnsupportedMediaType(LogstepError):
 
 
 class UnsupportedEncoding(LogstepError):
-    """A body with the content encoding {encoding!r} is not read; send it as it is, uncompressed, and without the header
+    """The content encoding {encoding!r} is not supported. Send the body uncompressed, without the header
     Content-Encoding."""
 
     status = 415
@@ -429,18 +435,18 @@ class UnsupportedEncoding(LogstepError):
 
 
 class UnsupportedCharset(LogstepError):
-    """A body in the charset {charset!r} is not read; send it in UTF-8, with no charset in Content-Type, or
-    charset=utf-8."""
+    """The charset {charset!r} is not supported. Send the body in UTF-8, with charset=utf-8 or no charset in
+    Content-Type."""
 
     status = 415
     title = "Unsupported charset"
 
 
-# -- what the service cannot do now
+# -- what the service cannot do at present
 
 
 class CrossCheckBusy(LogstepError):
-    """Another cross-check is running, and one runs at a time; try again when it is done."""
+    """Another cross-check is running, and only one runs at a time. Try again when it is done."""
 
     status = 429
     title = "Cross-check busy"
@@ -455,15 +461,15 @@ class CrossCheckFailed(LogstepError):
 
 
 class PredictionDamaged(LogstepError):
-    """{field}: what was kept under the id {id!r} is damaged on the disk, and is not learned; send the label with its x
-    under another id. `logstep inspect` shows what else is damaged."""
+    """{field}: the prediction stored under the id {id!r} is damaged on the disk and was not learned. Send the label
+    with its x under another id. `logstep inspect` shows what else is damaged."""
 
     status = 500
     title = "Prediction damaged"
 
 
 class NotReady(LogstepError):
-    """The service is {state}; try again in a moment."""
+    """The service is {state}. Try again in a moment."""
 
     status = 503
     title = "Not ready"
@@ -471,7 +477,7 @@ class NotReady(LogstepError):
 
 
 class TooManyConnections(LogstepError):
-    """There are {limit} connections with requests on them, and no more are served at once (LOGSTEP_MAX_CONNECTIONS)."""
+    """There are {limit} connections with requests already, the most allowed (LOGSTEP_MAX_CONNECTIONS)."""
 
     status = 503
     title = "Too many connections"
@@ -479,8 +485,8 @@ class TooManyConnections(LogstepError):
 
 
 class TooManyBodies(LogstepError):
-    """Bodies of {limit} bytes are being received or wait, and no more may be at once (LOGSTEP_MAX_BODIES_BYTES);
-    nothing of this request was learned."""
+    """Bodies that arrive or wait fill the {limit} bytes allowed for all (LOGSTEP_MAX_BODIES_BYTES). Nothing of this
+    request was learned."""
 
     status = 503
     title = "Too many bodies"
@@ -488,7 +494,7 @@ class TooManyBodies(LogstepError):
 
 
 class TooManyReplies(LogstepError):
-    """Replies of {limit} bytes wait to be sent, and no more may at once (LOGSTEP_MAX_REPLIES_BYTES); nothing of this
+    """Replies that wait to be sent fill the {limit} bytes allowed for all (LOGSTEP_MAX_REPLIES_BYTES). Nothing of this
     request was learned."""
 
     status = 503
@@ -497,8 +503,7 @@ class TooManyReplies(LogstepError):
 
 
 class TooMuchUntaken(LogstepError):
-    """Clients have not taken {limit} bytes of what was written to them, and no more may wait
-    (LOGSTEP_MAX_UNSENT_BYTES)."""
+    """Clients have not yet read {limit} bytes of their replies, the most allowed for all (LOGSTEP_MAX_UNSENT_BYTES)."""
 
     status = 503
     title = "Too much untaken"
@@ -506,8 +511,8 @@ class TooMuchUntaken(LogstepError):
 
 
 class QueueFull(LogstepError):
-    """{waiting} events wait to be written and no more than {limit} may (LOGSTEP_QUEUE_EVENTS); nothing of this request
-    was learned."""
+    """{waiting} events wait for the writer; the limit is {limit} (LOGSTEP_QUEUE_EVENTS). Nothing of this request was
+    learned."""
 
     status = 503
     title = "Queue full"
@@ -515,8 +520,8 @@ class QueueFull(LogstepError):
 
 
 class TooManyViewers(LogstepError):
-    """{limit} streams are open and no more may be (LOGSTEP_MAX_VIEWERS); close one, or ask
-    GET /models/{{model}} now and then."""
+    """There are {limit} live streams already, the most allowed (LOGSTEP_MAX_VIEWERS). Close one, or poll GET
+    /models/{{model}}."""
 
     status = 503
     title = "Too many viewers"
@@ -524,30 +529,31 @@ class TooManyViewers(LogstepError):
 
 
 class StorageFailed(LogstepError):
-    """Writing to the log failed ({reason}). Nothing more is learned and the service stops; started again, it recovers
-    every event that it acknowledged from the log."""
+    """Writing to the log failed ({reason}). The service learns nothing more and stops. When you start it again, it
+    recovers every acknowledged event from the log."""
 
     status = 503
     title = "Storage failed"
 
 
 class StorageDamaged(StorageFailed):
-    """A page of the log is damaged ({reason}). Nothing more is learned and the service stops; `logstep inspect` shows
-    what is damaged."""
+    """A page of the log is damaged ({reason}). The service learns nothing more and stops. `logstep inspect` shows what
+    is damaged."""
 
     title = "Storage damaged"
 
 
 class DiskFull(LogstepError):
-    """There is no room on the disk. The event was not learned, or the prediction not kept; predictions without an id go
-    on, and so does learning when there is room again."""
+    """The disk is full. The event was not learned, or the prediction not stored. Predictions without an id still work.
+    Learning works again when there is space."""
 
     status = 507
     title = "Disk full"
 
 
 class NoRoomForReply(LogstepError):
-    """There is no room on the disk for so long a reply, which waits there until it is sent; ask in several requests."""
+    """The disk has no space for so long a reply, which is stored there until it is sent. Split it into several
+    requests."""
 
     status = 507
     title = "No room for reply"
@@ -557,9 +563,9 @@ class NoRoomForReply(LogstepError):
 
 
 class TokenNeeded(LogstepError):
-    """Others than this machine reach {host}, and no token is there to tell who may do what: {path} has none. Make one
-    with `logstep token create {folder}`, or name one in LOGSTEP_TOKEN or LOGSTEP_TOKEN_FILE; with --insecure whoever
-    reaches the address may do everything."""
+    """Other machines can reach {host}, but {path} has no token to tell who may do what. Make one with `logstep token
+    create {folder}`, or name one in LOGSTEP_TOKEN or LOGSTEP_TOKEN_FILE. With --insecure, anyone who reaches the
+    address may do everything."""
 
 
 class BadToken(LogstepError):
@@ -571,11 +577,11 @@ class TokensUnreadable(LogstepError):
 
 
 class UnknownToken(LogstepError):
-    """There is no token {id!r} in {folder}; `logstep token list {folder}` shows those there are."""
+    """There is no token {id!r} in {folder}. `logstep token list {folder}` shows all tokens."""
 
 
 class BadCertificate(LogstepError):
-    """TLS does not work with the certificate {certificate} and the key {key} (--tls-cert, --tls-key): {reason}."""
+    """TLS fails with the certificate {certificate} and the key {key} (--tls-cert, --tls-key): {reason}."""
 
 
 class CannotListen(LogstepError):
@@ -583,7 +589,7 @@ class CannotListen(LogstepError):
 
 
 class FolderInUse(LogstepError):
-    """{folder} is in use by {holder}. Two services on one folder would damage it; stop that one or name another folder
+    """{folder} is in use by {holder}. Two services on one folder would damage it. Stop that one, or name another folder
     with --data."""
 
 
@@ -592,16 +598,16 @@ class NotADataFolder(LogstepError):
 
 
 class NewerFormat(LogstepError):
-    """{path} was written by a newer logstep (format {found}, this one knows {known}); use that version."""
+    """{path} was written by a newer logstep (format {found}; this one reads {known}). Use that version."""
 
 
 class UnreleasedFormat(LogstepError):
     """{path} was written before the first release of logstep, in a format that no version reads. Nothing was changed.
-    Begin with an empty folder, and send it your events again (`logstep replay FILE`)."""
+    Start with an empty folder, and send your events again (`logstep replay FILE`)."""
 
 
 class LogDamaged(LogstepError):
-    """The log in {folder} is damaged: {reason}. Nothing was changed. `logstep inspect {folder}` shows more; restore a
+    """The log in {folder} is damaged: {reason}. Nothing was changed. `logstep inspect {folder}` shows more. Restore a
     backup."""
 
 
@@ -610,7 +616,7 @@ class EventsGone(LogDamaged):
 
 
 class CopyFailed(LogstepError):
-    """Writing the copy {path} failed ({reason}). Nothing was put in place, and what was copied is as it was."""
+    """Writing the copy {path} failed ({reason}). No copy was made, and the original is unchanged."""
 
 
 class LogEndsEarly(LogstepError):
@@ -619,12 +625,11 @@ class LogEndsEarly(LogstepError):
 
 
 class LogHasAHole(LogstepError):
-    """The log in {folder} is damaged: its write-ahead log can be read up to commit {log}, and {lost} commit(s) that
-    were synced come after that. Nothing was changed. Restore a backup, or accept the loss with
-    `logstep repair {folder}`."""
+    """The log in {folder} is damaged: its write-ahead log is readable up to commit {log}, but {lost} synced commit(s)
+    follow. Nothing was changed. Restore a backup, or accept the loss with `logstep repair {folder}`."""
 
 
 def slugs() -> list[str]:
-    """What can go wrong, each once."""
+    """The slug of every error, each once."""
     kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, LogstepError)]
     return sorted({kind.slug() for kind in kinds})

@@ -1,4 +1,5 @@
-"""Every setting. `logstep serve --queue-events 1000` and `LOGSTEP_QUEUE_EVENTS=1000` are the same; the flag wins."""
+"""Every setting. `logstep serve --queue-events 1000` and `LOGSTEP_QUEUE_EVENTS=1000` mean the same. If both are given,
+the flag wins."""
 
 from __future__ import annotations
 
@@ -21,143 +22,146 @@ def _without_brackets(host: str) -> str:
 
 
 Host = Annotated[str, AfterValidator(_without_brackets)]
-"""An address or a name; an address of IPv6 may be written as in a URL, [::1]."""
+"""An address or a name. An IPv6 address may have brackets, as in a URL: [::1]."""
 Keep = Annotated[str, AfterValidator(_checked)]
-"""What is kept: all, so many of the last events of each model, or what was written in so much time."""
+"""all, a number of events (the last ones of each model), or a time (what was written in the last so much time)."""
 
 
 class Settings(BaseSettings):
-    """The service's settings: each with its unit, default and reason."""
+    """The settings of the service. Each has its unit, its default and its reason."""
 
     model_config = SettingsConfigDict(env_prefix="LOGSTEP_", extra="forbid", frozen=True)
 
-    data: Path = Field(Path("data"), description="Folder of the log and the snapshots; made if it is not there.")
-    host: Host = Field("127.0.0.1", description="Address to listen on; :: is every address, those of IPv4 too.")
+    data: Path = Field(
+        Path("data"), description="Folder of the log and the snapshots. The service creates it if it does not exist."
+    )
+    host: Host = Field("127.0.0.1", description="Address to listen on. :: is every address, IPv4 too.")
     insecure: bool = Field(
-        False, description="Serve others than this machine without asking for a token: whoever reaches it may do all."
+        False, description="Serve other machines without a token: anyone who reaches the service may do everything."
     )
     token_file: Path | None = Field(
-        None, description="File with a token that may do everything, of 32 characters or more; or LOGSTEP_TOKEN has it."
+        None,
+        description="File with a token that may do everything, 32 characters or longer. LOGSTEP_TOKEN may hold it "
+        "instead.",
     )
     allowed_hosts: str = Field(
         "",
-        description="Names that requests may call the service by, with commas between, or *: by default localhost "
-        "where only this machine reaches it, else any.",
+        description="Host names that requests may use, separated by commas, or *. Default: localhost if only this "
+        "machine reaches the service, else any.",
     )
     cors_origins: str = Field(
-        "", description="Origins whose pages may use the service, with commas between, like https://example.com."
+        "", description="Origins whose pages may use the service, separated by commas, like https://example.com."
     )
-    tls_cert: Path | None = Field(
-        None, description="Certificate in PEM, with those that lead to its root: serve https."
-    )
-    tls_key: Path | None = Field(None, description="The certificate's key in PEM, without a passphrase.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tls_cert: Path | None = Field(None, description="Certificate in PEM, with the intermediate ones. Turns on https.")
+    tls_key: Path | None = Field(None, description="Key of the certificate in PEM, without a passphrase.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 picks a free one.")
     max_body_bytes: int = Field(
-        16 * 2**20, ge=1024, description="Largest JSON body, in bytes; past it 413. NDJSON is not limited by it."
+        16 * 2**20, ge=1024, description="Largest JSON body, in bytes. A larger one gets 413. NDJSON has no limit."
     )
     max_bodies_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="JSON bodies that are being received, and large ones that wait, in bytes all together; past it "
-        "503.",
+        description="All JSON bodies being received and large ones that wait, in bytes. More get 503.",
     )
     max_replies_bytes: int = Field(
         2**30,
         ge=2**20,
-        description="Replies to streams and large arrays that wait to be sent, in memory and on the disk, in bytes all "
-        "together; past it 503, and 413 for one that is larger.",
+        description="All replies to streams and large arrays that wait to be sent, in memory and on the disk, in "
+        "bytes. More get 503. A single larger one gets 413.",
     )
-    max_line_bytes: int = Field(2**20, ge=1024, description="Longest line of NDJSON, in bytes; past it 413.")
+    max_line_bytes: int = Field(2**20, ge=1024, description="Longest NDJSON line, in bytes. A longer one gets 413.")
     max_batch_bytes: int = Field(
         64 * 2**20,
         ge=65_536,
-        description="Largest record batch of an Arrow stream, in bytes, as it is and decompressed; past it 413.",
+        description="Largest record batch of an Arrow stream, in bytes, compressed or not. A larger one gets 413.",
     )
     max_unsent_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="What is written to clients and not taken by them, in bytes all together; past it those are cut "
-        "that have taken nothing for the longest, and large replies get 503 where all take some.",
+        description="All bytes of replies that clients have not yet read. Past it, the service cuts the connections "
+        "that have read nothing for longest. If all are reading, large replies get 503.",
     )
     max_connections: int = Field(
         4_096,
         ge=1,
-        description="Connections that are served at once; past it the one is closed on which nothing was asked for the "
-        "longest, and where all are at work, the new one gets 503 and is closed.",
+        description="Connections at once. Past it, the service closes the one that has been idle for longest. If none "
+        "is idle, the new one gets 503 and is closed.",
     )
     keep_alive_seconds: float = Field(
         75.0,
         gt=0,
-        description="How long a connection is kept on which nothing is asked. A proxy in front must close its own "
-        "sooner: what it sends on one that is being closed here is lost.",
+        description="The service closes a connection that is idle for so long. A proxy in front must close its "
+        "connections sooner, or it may send a request on one that is closing, and lose it.",
     )
     request_seconds: float = Field(
         30.0,
         gt=0,
-        description="How long a request may take to arrive, or the next bytes of a stream, past it 408; and how long a "
-        "client may take nothing of its reply. Then the connection is closed.",
+        description="Time for a request, or the next bytes of a stream, to arrive (else 408), and for a client to "
+        "read some of its reply. Then the service closes the connection.",
     )
     max_header_bytes: int = Field(
-        32_768, ge=1_024, description="Request line and headers of a request, in bytes; past it 431."
+        32_768, ge=1_024, description="Request line and headers of a request, in bytes. More get 431."
     )
     max_event_features: int = Field(
         100_000,
         ge=1,
         le=1_000_000,
-        description="Features that one event may have; past it 422. At most 20,000 of auto, and 40,000 of "
-        "other models but plain SGD, whose steps take longer.",
+        description="Features of one event. More get 422. For auto the limit is at most 20,000, for other models but "
+        "plain SGD 40,000, because their steps take longer.",
     )
     max_name_characters: int = Field(
         256,
         ge=1,
         le=256,
-        description="Characters of a feature's name that is new to a model, twice as many with its text; past it 422.",
+        description="Characters of the name of a new feature. Twice as many with its text. More get 422.",
     )
-    max_models: int = Field(10_000, ge=1, description="How many models there may be; past it 409.")
+    max_models: int = Field(10_000, ge=1, description="Number of models. More get 409.")
     queue_events: int = Field(
         65_536,
         ge=1,
-        description="Events that may wait for the writer; past it 503, while streams are read more slowly.",
+        description="Events that may wait for the writer. More get 503, but streams are read more slowly instead.",
     )
     commit_events: int = Field(
         8_192,
         ge=1,
-        description="Events in one commit, about: more share the price of a sync, fewer are sooner learned.",
+        description="Events in one commit, about. More events share the cost of a sync; fewer are learned sooner.",
     )
     stream_events: int = Field(
         1_000, ge=1, description="Events of an NDJSON or Arrow body that are learned in one piece, at most."
     )
-    window: int = Field(1_000, ge=1, description="Last events that the windowed scores cover.")
+    window: int = Field(1_000, ge=1, description="Number of last events that the windowed scores cover.")
     snapshot_seconds: float = Field(
-        1.0, gt=0, description="A snapshot is due when replaying the log after the last one would take this long."
+        1.0,
+        gt=0,
+        description="The service writes a snapshot when replaying the log after the last one would take this long.",
     )
     metrics_models: int = Field(
-        1_000, ge=0, description="Models that have series of their own in /metrics; those after them are counted."
+        1_000, ge=0, description="Models with their own series in /metrics. Further models are only counted."
     )
     keep_events: Keep = Field(
         "all",
-        description="Events that stay in the log: all, at least so many of each model (1000000), or those of the last "
-        "so much time (30d, 12h).",
+        description="Events that stay in the log: all, at least the last so many of each model (1000000), or those of "
+        "the last so much time (30d, 12h).",
     )
     keep_min: int = Field(
         1_000,
         ge=1,
-        description="Events of each model, and their ids, that stay whatever the clock says; as many as the windowed "
-        "scores cover, for whoever looks why a model went wrong.",
+        description="Events of each model that stay, with their ids, however old they are. The windowed scores cover "
+        "as many by default, so you can see why a model went wrong.",
     )
     keep_ids: Keep = Field(
         "all",
-        description="Ids that stay, so that what was learned under them is not learned twice: all, or those of events "
-        "as in --keep-events.",
+        description="Ids that stay, so that no event is learned twice: all, or those of events as in --keep-events.",
     )
-    max_viewers: int = Field(
-        250, ge=0, description="Streams of server-sent events that are open at a time; past it 503."
-    )
+    max_viewers: int = Field(250, ge=0, description="Open streams of server-sent events at once. More get 503.")
     drain_seconds: float = Field(
-        1.0, ge=0, le=5, description="After SIGTERM: how long requests are still taken while /readyz says 503."
+        1.0,
+        ge=0,
+        le=5,
+        description="After SIGTERM: how long the service still accepts requests while /readyz says 503.",
     )
     shutdown_seconds: float = Field(
-        5.0, gt=0, le=8, description="Then: how long requests in flight may take, and after them the last snapshots."
+        5.0, gt=0, le=8, description="After that: how long requests in progress may take, and then the last snapshots."
     )
     log_level: str = Field(
         "info",
@@ -167,6 +171,6 @@ class Settings(BaseSettings):
     log_format: str = Field(
         "auto",
         pattern="^(auto|json|console)$",
-        description="How it is logged: json, console (for a person), or auto: console where standard error is a "
-        "terminal.",
+        description="Format of the log lines: json, console (for people), or auto: console if standard error is a "
+        "terminal, else json.",
     )

@@ -338,7 +338,7 @@ def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
 def limited_backup(folder: Path, out: Path, limit: int) -> None:
     """A backup that may write no file beyond a size."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with pytest.raises(errors.CopyFailed, match="Nothing was put in place"):
+    with pytest.raises(errors.CopyFailed, match="No copy was made"):
         backups.backup(folder, out)
 
 
@@ -434,5 +434,5 @@ def test_a_disk_that_fills_up_while_it_is_copied_to_has_nothing_of_the_copy_left
     for command, target in (("backup", "out"), ("restore", "new")):
         said = call(command, large, small_disk / target)
         assert said.code == 1
-        assert "failed (database or disk is full). Nothing was put in place" in said.error
+        assert "failed (database or disk is full). No copy was made" in said.error
         assert files(small_disk) == []

@@ -297,7 +297,7 @@ def test_the_cross_check_says_which_specs_river_has_no_twin_of(start: Start, tmp
         for command in (*of_file, *of_model):
             code, output, error = call("crosscheck", *command)
             assert (code, output) == (1, "")
-            assert "River has nothing to check this model against" in error
+            assert "River has no model to check this one against" in error
             assert reason in error
             assert error.count("\n") == 1
 
@@ -405,7 +405,7 @@ def test_inspect_names_what_is_damaged_and_repair_refuses(
     code, output, error = call("repair", folder, "--yes")
     if "log_end SET" not in statement:  # without the mark, its checksum has nothing to differ from
         assert code == 1
-        assert "restore a backup" in error
+        assert "Restore a backup" in error
         assert files(folder) == {**before, "last-commit": b""}
 
 
@@ -447,7 +447,7 @@ def test_a_folder_of_another_program_is_told(tmp_path: Path, call: Call) -> None
     assert "DAMAGED: file is not a database" in output
     code, _, error = call("repair", tmp_path, "--yes")
     assert code == 1
-    assert "restore a backup" in error
+    assert "Restore a backup" in error
 
 
 # -- repair

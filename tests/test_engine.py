@@ -463,7 +463,7 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
             await gate.wait_until_entered()
             queued = asyncio.create_task(engine.learn("default", some_events(8)))
             await asyncio.sleep(0)
-            with pytest.raises(errors.QueueFull, match="8 events wait to be written and no more than 10 may"):
+            with pytest.raises(errors.QueueFull, match="8 events wait for the writer; the limit is 10"):
                 await engine.learn("default", some_events(3))
             fits = asyncio.create_task(engine.learn("default", some_events(2)))
             await asyncio.sleep(0)

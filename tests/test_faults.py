@@ -293,7 +293,7 @@ def test_a_full_disk_refuses_to_learn_and_goes_on_by_itself_when_there_is_room_a
             while (status := journal.learn(connection)) == 200:  # what room the write-ahead log still has
                 assert len(journal.sent) < 1_000
             assert status == 507
-            assert "room" in journal.refused[0][1]["detail"]
+            assert "The disk is full" in journal.refused[0][1]["detail"]
             seq = len(journal.acknowledged)
             status, reply = exchange(connection, "POST", "/predict", {"x": {"one": 1}})
             assert (status, reply["seq"]) == (200, seq)

@@ -92,7 +92,7 @@ def test_a_format_of_the_future_is_refused_and_left_alone(golden: Path) -> None:
     run_sql(golden, f"PRAGMA user_version = {FORMAT + 1}")
     before = (golden / "log.db").read_bytes()
     refusal = asyncio.run(opened(golden))
-    assert f"was written by a newer logstep (format {FORMAT + 1}, this one knows {FORMAT})" in str(refusal)
+    assert f"was written by a newer logstep (format {FORMAT + 1}; this one reads {FORMAT})" in str(refusal)
     assert (golden / "log.db").read_bytes() == before
 
 

@@ -304,7 +304,7 @@ def test_a_certificate_that_does_not_work_is_told_before_anything_listens(
     ):
         service = start(*flags, ready=False)
         assert service.wait(PATIENCE) == 1
-        assert f"TLS does not work with the certificate {cert}" in service.log()
+        assert f"TLS fails with the certificate {cert}" in service.log()
         assert why in service.log()
         assert "serves" not in service.log()
     assert key.exists()

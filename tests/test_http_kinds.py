@@ -86,7 +86,7 @@ def test_a_number_that_json_does_not_have_is_named_and_what_to_do(model: Model, 
 def test_a_compressed_body_is_415_and_the_encoding_is_named(model: Model, door: str, encoding: str) -> None:
     before = model.mark()
     response = ask(model, door, zlib.compress(DOORS[door][3]), content_encoding=encoding)
-    assert_problem(response, 415, repr(encoding), "send it as it is")
+    assert_problem(response, 415, repr(encoding), "Send the body uncompressed")
     assert response.headers["accept-encoding"] == "identity"
     assert model.mark() == before
 

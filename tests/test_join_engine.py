@@ -278,7 +278,7 @@ def test_a_disk_that_is_really_full_refuses_a_prediction_and_then_goes_on(tmp_pa
             assert engine._store is not None
             db = engine._store._db
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
-            with pytest.raises(errors.DiskFull, match="predictions without an id go on"):
+            with pytest.raises(errors.DiskFull, match="Predictions without an id still work"):
                 await kept(engine, *[(f"big{i}", {"a": "v" * 200}) for i in range(200)])
             assert engine.model("default").waiting == 1
             db.execute("PRAGMA max_page_count = 1000000")

@@ -342,7 +342,9 @@ def test_what_cannot_be_an_id_is_refused(model: Model, id_: Any) -> None:
 
 def test_a_label_under_an_unknown_id_is_not_found(model: Model) -> None:
     for response in (model.learn(label("nobody")), model.learn([label("nobody")])):
-        assert_not_found(response, "Unknown id", "nobody", "no prediction waits", "served with its id")
+        assert_not_found(
+            response, "Unknown id", "nobody", "no prediction waits", "Only a label for a prediction made with that id"
+        )
     assert model.mark()[0] == 0
 
 
@@ -510,7 +512,7 @@ def test_a_prediction_whose_label_does_not_come_is_dropped(new_model: NewModel) 
     assert model.mark()[0] == 0  # nothing was learned
     for response in (model.learn(label("a")), model.learn(label("a", 0))):
         assert_not_found(
-            response, "Dropped id", "a", "waited longer than 0.05s", "join.keep", "send the label with its x"
+            response, "Dropped id", "a", "waited longer than 0.05s", "join.keep", "Send the label with its x"
         )
     again = kept(model, "a", {"other": 1.0})  # anew, with other features
     assert again["duplicate"] is False
@@ -977,4 +979,4 @@ def test_an_explanation_of_a_waiting_prediction_is_of_what_was_served(model: Mod
     assert (reply["served_p"], reply["served_seq"]) == (first["p"], first["seq"])
     learned(model, label("a"))
     response = model.service.http.post(f"{model.path}/explain", json={"id": "a"})
-    assert_not_found(response, "Unknown id", "a", "its label or its timeout came", "Send its x")
+    assert_not_found(response, "Unknown id", "a", "its label or its timeout came", "send its x")

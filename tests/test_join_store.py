@@ -292,7 +292,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
         async with running_engine(tmp_path) as engine:
             await asyncio.sleep(0.05)  # so that it has looked for timeouts
             if damage not in (*AT_ONCE, *HARMLESS):
-                with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk, and is not learned"):
+                with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk and was not learned"):
                     await learned(engine, "p1", model="m")
                 with pytest.raises(errors.PredictionDamaged, match="under another id"):
                     await engine.learn("m", [Event({"a": 1.0, "f-p1": 2.0}, 1, "p1")])

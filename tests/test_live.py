@@ -236,7 +236,7 @@ def test_there_may_be_so_many_viewers_and_no_more(start: Start) -> None:
     with watching(service, "/stream") as one, watching(service, "/models/default/stream"):
         assert next(one)[0] == "now"
         refused = service.http.get("/stream")
-        assert_problem(refused, 503, "2 streams are open")
+        assert_problem(refused, 503, "There are 2 live streams already")
         assert int(refused.headers["retry-after"]) > 0
     with service.another_client() as client:
         eventually(lambda: reads_one(client), "room for another viewer")

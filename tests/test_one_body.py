@@ -328,7 +328,7 @@ def test_a_reply_takes_no_room_that_the_log_may_need_but_what_was_promised_is_ke
     with replies.gathered(b"text/x") as reply:
         for _ in range(3):
             asyncio.run(reply.add(some))
-        with pytest.raises(errors.NoRoomForReply, match="no room on the disk"):
+        with pytest.raises(errors.NoRoomForReply, match="no space for so long a reply"):
             asyncio.run(reply.add(some))
     with replies.gathered(b"text/x", promised=10 * 2**19) as reply:
         for _ in range(10):

@@ -87,7 +87,7 @@ def test_no_other_file_of_the_machine_is_reached(shared: Service, path: str) -> 
 
 
 def test_the_page_takes_no_other_method(shared: Service) -> None:
-    problem = assert_problem(shared.http.post("/docs"), 405, "/docs does not take POST")
+    problem = assert_problem(shared.http.post("/docs"), 405, "/docs does not allow POST")
     assert "GET" in problem["detail"]
 
 

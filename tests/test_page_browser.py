@@ -347,7 +347,7 @@ def test_a_token_is_asked_for_sent_and_kept_in_the_tab(browser: Any, start: Star
     tab.open("/#/try?model=default")
     tab.page.locator("#event").fill('{"x": {"age": 2}, "y": 0}')
     tab.page.get_by_role("button", name="Learn this event").click()
-    tab.wait_for("section:last-child .answer", "This token may predict, and that takes learn.")
+    tab.wait_for("section:last-child .answer", "This token may only predict, but this request needs learn.")
 
     tab.open("/#/models/default")
     tokens.revoke(service.folder, made.id)

@@ -572,7 +572,7 @@ def test_what_was_asked_before_something_malformed_is_answered_before_it_is_told
     with shared.connect() as connection:
         connection.send((head_of(f"{model.path}/learn", len(AN_EVENT)) + AN_EVENT) * 3 + b"NONSENSE\r\n\r\n")
         assert [json.loads(reply_of(connection))["seq"] for _ in range(3)] == [1, 2, 3]
-        assert_problem(connection.reply(), 400, "not a valid HTTP request")
+        assert_problem(connection.reply(), 400, "not valid HTTP")
         assert connection.socket.recv(1) == b""
 
 
@@ -637,7 +637,7 @@ def test_a_client_that_goes_before_its_reply_changes_nothing_for_others(shared: 
 def test_what_is_not_http_is_told_so(shared: Service) -> None:
     with shared.connect() as connection:
         connection.send(b"x\r\n\r\n")
-        assert_problem(connection.reply(), 400, "not a valid HTTP request")
+        assert_problem(connection.reply(), 400, "not valid HTTP")
         assert connection.socket.recv(1) == b""
 
 
@@ -826,7 +826,7 @@ def test_a_stream_may_take_long_but_not_stand_still(impatient: Service) -> None:
         for _ in range(8):
             connection.send_chunk(b'{"x": {"a": 1}, "y": 1}\n')
             time.sleep(0.2)
-        problem = assert_problem(connection.reply(), 408, "of a stream, its next bytes")
+        problem = assert_problem(connection.reply(), 408, "or the next bytes of a stream")
         assert (problem["learned"], problem["last_seq"]) == (8, 8)
         assert connection.socket.recv(1) == b""
     assert model.state()["seq"] == 8

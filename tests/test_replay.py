@@ -450,8 +450,8 @@ def test_a_model_of_that_name_with_another_spec_is_told_with_the_difference(
     code, _, error = call(capsys, *command)
     assert code == 1
     assert f"Model '{stem}' exists with another spec" in error
-    assert 'rule is "adam" there and "auto" here' in error
-    assert 'join.keep is "1h" there and "24h" here' in error
+    assert 'rule is "adam" in the model and "auto" in the request' in error
+    assert 'join.keep is "1h" in the model and "24h" in the request' in error
     assert f"--model {stem} learns into it as it is" in error
     assert _seq(shared, stem) == 0
     code, _, error = call(capsys, *command, "--model", stem)

@@ -540,7 +540,7 @@ def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
                         await served.learn("late", events(20, start))
             await until(lambda: gone(folder, "late") > 0, "a shorter log")
             seq = served.model("late").learner.seq
-            reason = r"learned as y = 0 at seq 1, and that event is no longer in the log \(LOGSTEP_KEEP_EVENTS\)"
+            reason = r"learned as y = 0 at seq 1\. That event is no longer in the log \(LOGSTEP_KEEP_EVENTS\)"
             with pytest.raises(errors.EventGone, match=reason):
                 await served.learn("late", [Label("early", 1)])
             same = await served.learn("late", [Label("early", 0)])
@@ -572,7 +572,7 @@ def test_without_a_whole_snapshot_a_shortened_log_refuses_to_start(tmp_path: Pat
     reason = f"its events up to seq {gone(folder)} are no longer in the log"
     sql(folder, "UPDATE snapshot_chunks SET data = x'00'")
     assert reason in failure(folder)
-    assert "restore a backup" in failure(folder)
+    assert "Restore a backup" in failure(folder)
     assert any("no snapshot is whole" in wrong for wrong in examine(folder).damage)
     for command in (("backup", folder, tmp_path / "out"), ("crosscheck", "--data", folder)):
         assert cli.main([*map(str, command)]) == 1

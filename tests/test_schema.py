@@ -75,7 +75,7 @@ def test_a_folder_from_before_the_first_release_is_refused_and_left_alone(
     sql(folder, f"PRAGMA application_id = {UNRELEASED_ID}; PRAGMA user_version = 5")
     said = refused(command, folder, capfd)
     assert f"{folder} was written before the first release of logstep" in said
-    assert "Begin with an empty folder" in said
+    assert "Start with an empty folder" in said
     assert "logstep replay FILE" in said
 
 

@@ -742,7 +742,7 @@ def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     sql(tmp_path, f"PRAGMA user_version = {schema.FORMAT + 1}")
     error = refusal(tmp_path)
     assert isinstance(error, errors.NewerFormat)
-    assert f"format {schema.FORMAT + 1}, this one knows {schema.FORMAT}" in str(error)
+    assert f"format {schema.FORMAT + 1}; this one reads {schema.FORMAT}" in str(error)
 
 
 def test_a_newer_format_in_another_journal_mode_is_left_in_it(tmp_path: Path) -> None:

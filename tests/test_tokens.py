@@ -123,7 +123,7 @@ def test_each_token_may_do_what_its_scope_says_and_nothing_else(guarded: Guarded
             assert_problem(reply, 401, "Authorization: Bearer TOKEN")
             assert reply.headers["www-authenticate"] == 'Bearer realm="logstep"'
         else:
-            assert_problem(reply, 403, f"This token may {kind}, and that takes {wants}")
+            assert_problem(reply, 403, f"This token may only {kind}, but this request needs {wants}")
     guarded.ask("admin", "PUT", "/models/clicks", json={"rule": "auto"})
 
 
@@ -230,10 +230,10 @@ def test_what_a_model_learns_without_a_label_takes_a_token_that_may_learn(start:
         assert ask("admin", "PUT", f"/models/{on_timeout}", json=spec).status_code == 201
     for ids in (["p"], [None, None, "p"]):
         for form, body in forms(*ids).items():
-            problem = assert_problem(ask("predict", "POST", "/models/negative/predict", **body), 403, "takes learn too")
+            problem = assert_problem(ask("predict", "POST", "/models/negative/predict", **body), 403, "also needs learn")
             at = {"one": "id", "array": f"[{len(ids) - 1}].id", "ndjson": f"line {len(ids)}: id"}
             assert problem["field"] == at.get(form, f"row {len(ids)}: id")
-            assert "Without an id it is served" in problem["detail"]
+            assert "A prediction without an id is allowed" in problem["detail"]
     for form, body in forms(None, None).items():
         assert ask("predict", "POST", "/models/negative/predict", **body).status_code == 200
         dropped = forms(f"dropped {form}")[form]  # that changes no weight
@@ -313,7 +313,7 @@ def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
 def test_what_is_no_token_is_refused(guarded: Guarded, authorization: str) -> None:
     headers = {"authorization": authorization.encode("latin-1"), **JSON}
     reply = guarded.service.http.post("/predict", json=EVENT, headers=headers)  # type: ignore[arg-type]
-    assert_problem(reply, 401, "and the one that was sent is none of its")
+    assert_problem(reply, 401, "but the one that was sent is unknown")
     assert 'error="invalid_token"' in reply.headers["www-authenticate"]
 
 
@@ -327,7 +327,7 @@ def test_the_scheme_may_be_written_as_one_likes(guarded: Guarded, scheme: str) -
 def test_a_token_in_a_url_is_refused_and_not_repeated(guarded: Guarded, path: str, query: str) -> None:
     token = guarded.made["predict"]
     reply = guarded.ask("predict", "POST" if path == "/predict" else "GET", f"{path}?{query.format(token)}")
-    assert_problem(reply, 400, "as a header, Authorization: Bearer TOKEN")
+    assert_problem(reply, 400, "in the header Authorization: Bearer TOKEN")
     assert token[20:] not in reply.text
 
 
@@ -595,7 +595,7 @@ def test_an_address_of_this_machine_alone_needs_none(tmp_path: Path, host: str) 
 def test_a_start_on_an_address_that_others_reach_is_refused_before_anything_listens(start: Start) -> None:
     service = start("--host", "0.0.0.0", ready=False)
     assert service.wait(PATIENCE) == 1
-    assert "Others than this machine reach 0.0.0.0" in service.log()
+    assert "Other machines can reach 0.0.0.0" in service.log()
     assert start("--host", "0.0.0.0", "--insecure").http.get("/models").status_code == 200
 
 
@@ -685,7 +685,7 @@ def test_the_commands_send_the_token_that_they_are_given(
     ):
         monkeypatch.delenv("LOGSTEP_TOKEN", raising=False)
         assert cli.main([*command, *url]) == 1
-        assert "This service takes a token, and none was sent" in capsys.readouterr().err
+        assert "This service requires a token, but none was sent" in capsys.readouterr().err
         monkeypatch.setenv("LOGSTEP_TOKEN", "x" * 32)  # the flag wins
         assert cli.main([*command, *url, "--token-file", str(file)]) == 0
     monkeypatch.setenv("LOGSTEP_TOKEN", ADMIN)
