@@ -230,7 +230,7 @@ def test_what_a_model_learns_without_a_label_takes_a_token_that_may_learn(start:
         assert ask("admin", "PUT", f"/models/{on_timeout}", json=spec).status_code == 201
     for ids in (["p"], [None, None, "p"]):
         for form, body in forms(*ids).items():
-            problem = assert_problem(ask("predict", "POST", "/models/negative/predict", **body), 403, "also needs learn")
+            problem = assert_problem(ask("predict", "POST", "/models/negative/predict", **body), 403, "needs learn")
             at = {"one": "id", "array": f"[{len(ids) - 1}].id", "ndjson": f"line {len(ids)}: id"}
             assert problem["field"] == at.get(form, f"row {len(ids)}: id")
             assert "A prediction without an id is allowed" in problem["detail"]

@@ -1,6 +1,6 @@
 """What the OpenAPI document says of each route: examples, replies and errors.
 
-The two hot paths are not FastAPI's, so their part of the document stands here; `extend` adds it.
+FastAPI does not know the two hot paths, so this module describes them and `extend` adds them.
 """
 
 from __future__ import annotations
@@ -27,36 +27,39 @@ _PROBLEM = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "request_id": {"type": "string", "description": "The request's, as in the header X-Request-ID and the log."},
-        "field": {"type": "string", "description": "The path of what is wrong in the body."},
-        "line": {"type": "integer", "description": "The line of an NDJSON body that is wrong."},
-        "row": {"type": "integer", "description": "The row of an Arrow stream that is wrong."},
+        "request_id": {
+            "type": "string",
+            "description": "Id of the request, as in the header X-Request-ID and the log.",
+        },
+        "field": {"type": "string", "description": "Path of the wrong value in the body."},
+        "line": {"type": "integer", "description": "Wrong line of an NDJSON body."},
+        "row": {"type": "integer", "description": "Wrong row of an Arrow stream."},
         "learned": {
             "type": "integer",
-            "description": "Events of a stream learned before the error; they stay learned.",
+            "description": "Events of a stream learned before the error. They stay learned.",
         },
         "duplicates": {"type": "integer"},
         "last_seq": {"type": ["integer", "null"]},
     },
 }
 _ERRORS = {
-    400: "Malformed JSON, a body that ended too soon, or a token in the URL",
-    401: "A token is asked for, and none was sent, or none of this service's, or one that has expired",
-    403: "The token may not do this; or, where none is asked for, a browser sent it for a page of another site",
-    404: "Unknown model, or one out of the token's reach; or a label for an id that is unknown, expired or dropped",
-    405: "Another method",
-    409: "In conflict with what is there",
-    413: "Body or line too large",
-    415: "Another content type than JSON, NDJSON or Arrow, a charset other than UTF-8, or a compressed body",
-    422: "An event or spec that makes no sense; nothing of it was learned. In a stream, what stood before it was",
-    421: "The service is not called by this host name",
-    429: "Past the token's rate, or another cross-check is running; try again after Retry-After seconds",
-    500: "A mistake in the service",
-    503: "The queue is full, or the service is recovering or stopping; try again after Retry-After seconds",
-    507: "No room on the disk; predictions go on",
+    400: "Malformed JSON or Arrow, an incomplete body, or a token in the URL",
+    401: "The service requires a token, and the request has none, or an unknown or expired one",
+    403: "The token may not do this. Without tokens: the request comes from a page of another site",
+    404: "Unknown model, or one that the token may not use; or a label whose id is unknown, expired or dropped",
+    405: "The route does not allow this method",
+    409: "Conflict with what the service has: another spec, another event with this id, or a stopped model",
+    413: "The body, a line, a batch, an array or the reply is too large",
+    415: "The content type is not JSON, NDJSON or Arrow, the charset is not UTF-8, or the body is compressed",
+    422: "An invalid event, spec or parameter. Nothing was learned, except the events before it in a stream",
+    421: "The service does not answer to this host name",
+    429: "The token is over its rate, or another cross-check is running. Try again after Retry-After seconds",
+    500: "A bug in the service, or damaged data",
+    503: "The service is overloaded, recovering or stopping. Try again after Retry-After seconds",
+    507: "The disk is full. Predictions without an id still work",
 }
-# The bodies that are decoded by msgspec, exactly: what fits these is taken, but for what a model's spec, or what is
-# there already, has to say to it.
+# Exactly the bodies that msgspec decodes. A body that fits its schema is accepted, unless the model's spec or its state
+# forbids it.
 _TEXT = {"type": "string", "maxLength": 256, "pattern": "^[^\\x00]*$"}
 _ID = {**_TEXT, "minLength": 1}
 _ID_OR_NONE = {**_ID, "type": ["string", "null"], "default": None}
@@ -64,11 +67,11 @@ _NUMBER = {
     "type": "number",
     "minimum": -1e100,
     "maximum": 1e100,
-    "description": "The bounds are the model's max_value.",
+    "description": "The bounds are the max_value of the model.",
 }
 _NULL = {"type": "null"}
 _X: dict[str, Any] = {
-    "description": "Features by name; or numbers, whose names are their positions. What is null is left out.",
+    "description": "Features by name, or an array of numbers, whose names are their positions. A null is left out.",
     "anyOf": [
         {
             "type": "object",
@@ -79,7 +82,7 @@ _X: dict[str, Any] = {
     ],
 }
 _Y = {"enum": [0, 1, False, True], "description": "The label."}
-_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "default": 1.0, "description": "It multiplies the gradient."}
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "default": 1.0, "description": "Multiplies the gradient."}
 
 
 def _body(kind: type, required: list[str], **properties: Any) -> dict[str, Any]:
@@ -115,7 +118,7 @@ _PARAMETERS = {
 
 
 def _links(*operations: str) -> dict[str, Any]:
-    """What can be asked next of the same model."""
+    """What a client can ask next of the same model."""
     return {name: {"operationId": name, "parameters": {"model": "$request.path.model"}} for name in operations}
 
 
@@ -159,7 +162,7 @@ def _ok(description: str, example: Any, schema: dict[str, Any] | None = None) ->
 
 
 def _schema_of(example: Any) -> dict[str, Any]:
-    """A schema wide enough for every reply that looks like the example: a number there may be null."""
+    """A schema wide enough for every reply like the example: a number may also be null."""
     if isinstance(example, dict):
         return {
             "type": "object",
@@ -190,8 +193,8 @@ _WORSE = {
     "type": ["object", "null"],
     "required": ["over", "advice"],
     "properties": {"over": {"enum": ["window", "total"]}, "advice": {"type": "string"}},
-    "description": "Where over more than 200 events the log loss is above that of always saying the share of label 1: "
-    "over which events, and what to do.",
+    "description": "Set if, over more than 200 events, the log loss is worse than always predicting the share of "
+    "label 1. `over` says over which events, `advice` what to do.",
 }
 _MODEL_SCHEMA = _schema_of(_MODEL)
 _MODEL_SCHEMA["properties"]["worse_than_guessing"] = _WORSE
@@ -201,9 +204,9 @@ _MODEL_SCHEMA["properties"] |= {
     "learners": {
         "type": "array",
         "items": {"type": "object"},
-        "description": "Of `auto`: the weight of each learner now.",
+        "description": "`auto` only: the current weight of each learner.",
     },
-    "alarms": {"type": "integer", "description": "Of `auto`: how often the stream changed all at once."},
+    "alarms": {"type": "integer", "description": "`auto` only: how often the stream changed abruptly."},
 }
 _MADE = {**{name: _MODEL[name] for name in ("model", "spec", "seq")}, "created": False}
 _MADE_SCHEMA = _schema_of(_MADE)
@@ -230,12 +233,11 @@ _EXPLAINED = {
     "method": "A feature contributes its weight times its value; ...",
 }
 EXPLAIN: dict[str, Any] = {
-    "summary": "Why a prediction is what it is: what each feature adds to the score",
-    "description": "Of an x, by the model as it stands; or, while it waits for its label, of the prediction that was "
-    "served under an id, by the model as it was then (for `auto`, as it stands). Bias and contributions add up to the "
-    "score. `seen` is the value as the model sees it, scaled where it scales. `unknown` are features that the model "
-    "has not learned; they add nothing. What waits under an id is shown to the token that asked for the prediction and "
-    "to those that may learn.",
+    "summary": "Explain a prediction: what each feature adds to its score",
+    "description": "With an `x`, the current model explains it. With an `id`, the reply explains the prediction that "
+    "waits under it, by the model as it was then (`auto`: as it is now). Bias and contributions add up to the score. "
+    "`seen` is the value that the model uses, after scaling. `unknown` lists features that the model has not learned; "
+    "they add nothing. A waiting prediction is shown only to the token that asked for it and to tokens that may learn.",
     "responses": {
         200: _ok("The explanation", _EXPLAINED),
         **_problems(400, 404, 413, 415, 422, 500, 503),
@@ -257,11 +259,11 @@ LIVEZ: dict[str, Any] = {
     "responses": {200: _ok("Alive", {"status": "alive"})},
 }
 READYZ: dict[str, Any] = {
-    "summary": "Whether it can take requests: not while it recovers or stops",
+    "summary": "Whether the service accepts requests: not while it recovers or stops",
     "responses": {200: _ok("Ready", {"status": "ready"}), **_problems(503)},
 }
 METRICS: dict[str, Any] = {
-    "summary": "The service's metrics, as Prometheus reads them",
+    "summary": "Metrics in the format of Prometheus",
     "responses": {
         200: {
             "description": "The metrics",
@@ -283,23 +285,23 @@ _LINE = {
 _LINES_SCHEMA = _schema_of({"models": [_LINE]})
 _LINES_SCHEMA["properties"]["models"]["items"]["properties"]["worse_than_guessing"] = _WORSE
 LIST_MODELS: dict[str, Any] = {
-    "summary": "Every model",
+    "summary": "List every model",
     "responses": {
         200: _ok("Models", {"models": [_LINE]}, _LINES_SCHEMA),
         **_problems(503),
     },
 }
 GET_MODEL: dict[str, Any] = {
-    "summary": "A model: spec, seq, number of features, progressive scores, SHA-256 of its state",
+    "summary": "Show a model: spec, seq, number of features, progressive scores, SHA-256 of its state",
     "responses": {
         200: {**_ok("The model", _MODEL, _MODEL_SCHEMA), "links": _links("get_weights", "delete_model")},
         **_problems(404, 503),
     },
 }
 PUT_MODEL: dict[str, Any] = {
-    "summary": "Create a model with a spec; what the spec leaves out has its default",
+    "summary": "Create a model from a spec. Fields left out get their defaults",
     "responses": {
-        200: {**_ok("It existed with this spec", _MADE, _MADE_SCHEMA), "links": _links("learn_model")},
+        200: {**_ok("The model exists already, with this spec", _MADE, _MADE_SCHEMA), "links": _links("learn_model")},
         201: {
             **_ok("Created", {**_MADE, "seq": 0, "created": True}, _MADE_SCHEMA),
             "links": _links("learn_model", "get_model"),
@@ -319,15 +321,15 @@ PUT_MODEL: dict[str, Any] = {
     },
 }
 DELETE_MODEL: dict[str, Any] = {
-    "summary": "Remove a model with its log, ids and snapshots; `default` reappears empty",
+    "summary": "Remove a model with its log, ids and snapshots. `default` reappears empty",
     "responses": {204: {"description": "Removed"}, **_problems(404, 503, 507)},
 }
 RESUME: dict[str, Any] = {
-    "summary": "Let a model learn again that its breaker has stopped; one that learns goes on",
-    "responses": {200: _ok("It learns", _RESUMED), **_problems(404, 409, 503, 507)},
+    "summary": "Let a model learn again after its breaker stopped it. One that learns is unchanged",
+    "responses": {200: _ok("The model learns", _RESUMED), **_problems(404, 409, 503, 507)},
 }
 GET_WEIGHTS: dict[str, Any] = {
-    "summary": "The weights by feature name, and the bias",
+    "summary": "Show the weights by feature name, and the bias",
     "responses": {200: _ok("The weights", _WEIGHTS_EXAMPLE, _WEIGHTS_SCHEMA), **_problems(404, 409, 422, 503)},
 }
 _POINTS = {
@@ -347,18 +349,16 @@ _POINTS = {
 }
 _SERIES_EXAMPLE = {"model": "default", "from": 1767225600, "to": 1767225605, "step": 5, **_POINTS}
 SERIES: dict[str, Any] = {
-    "summary": "What happened, for plots: an array of points for each thing, of the last hour or what is asked for",
+    "summary": "History for plots: an array for each quantity, for the last hour or from `from` to `to`",
     "responses": {
         200: _ok(
-            "Arrays of the same length; null where the service was not running or nothing happened",
+            "Arrays of equal length. null means that the service did not run or nothing happened",
             {**_SERIES_EXAMPLE, "marks": [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]},
         ),
         **_problems(404, 422, 503),
     },
 }
-_STREAMED = (
-    "Server-sent events (`curl -N`, `EventSource`): `event: now`, and one object as its data, whenever it changed"
-)
+_STREAMED = "Server-sent events (`curl -N`, `EventSource`): an `event: now` with one object as data whenever it changes"
 
 
 def _events(example: Any) -> dict[str, Any]:
@@ -379,7 +379,7 @@ _ROW = {
     "state": "ready",
 }
 STREAM: dict[str, Any] = {
-    "summary": "All models as they learn, once a second: server-sent events",
+    "summary": "Watch all models learn: server-sent events, once a second",
     "responses": {
         200: _events(
             {
@@ -394,14 +394,14 @@ STREAM: dict[str, Any] = {
     },
 }
 STREAM_MODEL: dict[str, Any] = {
-    "summary": "A model as it learns, a few times a second: server-sent events",
+    "summary": "Watch a model learn: server-sent events, a few times a second",
     "responses": {
         200: _events({"t": 1767225600.0, "model": "default", "state": "ready", "rule": "sgd", "seq": 45312, **_RATES}),
         **_problems(404, 503),
     },
 }
 CROSSCHECK: dict[str, Any] = {
-    "summary": "Replay the model's log through river and compare every weight, in another process",
+    "summary": "Replay the model's log through river, in another process, and compare every weight",
     "responses": {
         200: _ok(
             "The largest difference",
@@ -428,7 +428,7 @@ CROSSCHECK: dict[str, Any] = {
 
 
 class _Example(NamedTuple):
-    """A body that a hot path takes, its type, and the reply."""
+    """A body that a hot path accepts, its type, and the reply."""
 
     name: str
     kind: type
@@ -437,7 +437,7 @@ class _Example(NamedTuple):
 
 
 def _hot(verb: str, summary: str, description: str, given: list[_Example], lines: Any) -> dict[str, Any]:
-    """The operation of a hot path; `lines` is the reply to a stream."""
+    """The operation of a hot path. `lines` is the reply to a stream."""
     examples = {example.name: {"value": example.body} for example in given}
     replies = {example.name: {"value": example.reply} for example in given}
     ndjson = "".join(msgspec.json.encode(example.body).decode() + "\n" for example in given)
@@ -473,14 +473,14 @@ def _hot(verb: str, summary: str, description: str, given: list[_Example], lines
             },
         },
         "responses": {
-            "200": {"description": "Learned, and on disk" if verb == "learn" else "Predicted", "content": reply},
+            "200": {"description": "Learned, and on the disk" if verb == "learn" else "Predicted", "content": reply},
             **{str(k): v for k, v in _problems(400, 404, 405, 409, 413, 415, 422, 500, 503, 507).items()},
         },
     }
 
 
 def extend(api: FastAPI) -> None:
-    """Add the hot paths, and the schemas that the routes name, to the OpenAPI document, and the route of it."""
+    """Add the hot paths and the schemas that routes refer to, and serve the document at /openapi.json."""
     original = api.openapi
 
     def document() -> dict[str, Any]:
@@ -509,7 +509,7 @@ def extend(api: FastAPI) -> None:
 
 
 def _say_who_may(document: dict[str, Any]) -> None:
-    """What the door (service/http/access.py) asks of each operation, and answers."""
+    """Add to each operation the token that it needs, and the errors of service/http/access.py."""
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, item in document["paths"].items():
         for method, operation in item.items():
@@ -524,8 +524,8 @@ def _say_who_may(document: dict[str, Any]) -> None:
 
 
 def _say_verbatim(document: dict[str, Any], route: APIRoute) -> None:
-    """A route's replies and parameters as they stand above: FastAPI leaves out nulls, adds a 422 of its own that never
-    happens, and does not know that a parameter is checked later."""
+    """Use a route's replies and parameters as they are written above. FastAPI would leave out nulls, add a 422 that
+    never happens, and miss the limits of parameters that are checked later."""
     for method in route.methods or ():
         operation = document["paths"][route.path][method.lower()]
         operation["responses"] = {str(status): response for status, response in route.responses.items()}
@@ -536,13 +536,12 @@ def _say_verbatim(document: dict[str, Any], route: APIRoute) -> None:
 def _hot_paths() -> dict[str, Any]:
     learn = _hot(
         "learn",
-        "Learn: one gradient step for each event, durable when the reply comes",
-        "`p` and `loss` are of the prediction made before the step. With an `id` an event is learned once, however "
-        "often it is sent. An array is all or nothing; a stream of NDJSON or Arrow stops at the first line or row that "
-        "is wrong, and "
-        "what stood before it stays learned. If a name stands twice in one JSON object, the last wins. A label without "
-        "features is for the prediction that was served under its id; `served_p` and `served_loss` are of that, "
-        "`delay_s` is how long the label took.",
+        "Learn: one gradient step for each event, on the disk before the reply",
+        "`p` and `loss` belong to the prediction made before the step. An event with an `id` is learned once, however "
+        "often you send it. An array is learned whole or not at all. A stream (NDJSON or Arrow) stops at the first "
+        "wrong line or row; the events before it stay learned. If a JSON object has a name twice, the last one counts. "
+        "A label without `x` belongs to the prediction made with its `id`: `served_p` and `served_loss` are that "
+        "prediction's, and `delay_s` is how long the label took.",
         [
             _Example("event", wire.Event, _EVENT, _LEARNED),
             _Example("label", wire.Label, _LABEL, _LEARNED_LATE),
@@ -551,10 +550,10 @@ def _hot_paths() -> dict[str, Any]:
     )
     predict = _hot(
         "predict",
-        "Predict from the model as it stands",
-        "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not "
-        "seen add nothing; `unknown` says how many there were, where there were some. With an `id` the prediction and "
-        "its features are kept until the label comes: then /learn takes the id and the label alone.",
+        "Predict from the current model",
+        "`p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not learned add "
+        "nothing; `unknown`, if present, says how many there were. With an `id`, the service stores the prediction and "
+        "its features until the label comes; you then send /learn only the id and the label.",
         [
             _Example("prediction", wire.Question, _QUESTION, _PREDICTED),
             _Example("kept", wire.Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),
