@@ -1,1 +1,1 @@
-"""Everything that touches the world: HTTP, the disk, the command line. The learner itself is `core`."""
+"""Everything that touches the world: HTTP, the disk, the command line. The learner itself is in `core`."""

@@ -1,7 +1,7 @@
-"""Processes of our own that this one starts: they run this code, and they end when it does, however it ends.
+"""Child processes that run this code. They end when their parent ends, however it ends.
 
-A child's standard input is a pipe that its parent holds open as long as it lives; the end of it is the parent's end,
-also by `kill -9`.
+A child's standard input is a pipe that the parent holds open while it lives. When the parent dies, even by `kill -9`,
+the pipe ends.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command of a child that runs a module of ours."""
-    # -P: `-m` alone would look into the current folder first, which may have a `service` or a `core` of its own.
+    """The command of a child that runs one of our modules."""
+    # -P: `-m` alone looks in the current folder first, which may have its own `service` or `core`.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def end_with_parent(end: Callable[[], None]) -> None:
-    """In the child: call `end`, from a thread of its own, when its standard input ends. What comes there is dropped."""
+    """Call `end`, from a thread of its own, when the child's standard input ends. For the child; it drops any input."""
 
     def watch() -> None:
-        while os.read(0, 4096):  # of the file itself: at exit Python waits for the lock of sys.stdin
+        while os.read(0, 4096):  # not sys.stdin: at exit, Python would wait for its lock
             pass
         end()
 

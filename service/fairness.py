@@ -1,7 +1,7 @@
-"""How long work lets others be served meanwhile: in slices on the event loop, or in a thread.
+"""How long work shares the event loop with other requests: in slices on the loop, or in a thread.
 
-Everybody is served by one thread, so nothing that is asked may keep it for long in one go. What is long because it has
-many parts rests between them; what is long in itself goes to a thread, in calls that let go of the GIL now and then.
+One thread serves everybody, so no request may occupy it for long. Work with many parts rests between them. A single
+long part goes to a thread, in calls that release the GIL now and then.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 SLICE_SECONDS = 0.005
 _UNITS = 1_024
-"""Features after which the clock is looked at: for each event, that would take as long as to decode it."""
+"""Features between two looks at the clock. A look for each event would take as long as decoding it."""
 _EVENT = 8
-"""What an event takes besides its features, in features."""
+"""Fixed cost of an event, in features."""
 WIDE = 4_096
-"""Features of an event from which on it is worked on in a thread."""
+"""Events with at least so many features are handled in a thread."""
 
 
 class Slices:
@@ -32,7 +32,7 @@ class Slices:
         self._until = time.perf_counter() + SLICE_SECONDS
 
     def spent(self, features: int) -> bool:
-        """Whether it is time to rest after another event of so many features, or of four times as many bytes."""
+        """Whether it is time to rest, after another event of so many features or of four times as many bytes."""
         self._left -= _EVENT + features
         if self._left > 0:
             return False
@@ -46,5 +46,5 @@ class Slices:
 
 
 async def worked(long: bool, work: Callable[..., T], *args: Any) -> T:
-    """What `work` returns; in a thread where it takes long."""
+    """The result of `work`. If it takes long, it runs in a thread."""
     return await asyncio.to_thread(work, *args) if long else work(*args)

@@ -1,8 +1,8 @@
-"""The log: what the service says of itself, as JSON for programs or as lines for a person.
+"""The service's own log lines: JSON for programs, or text for people.
 
-A line has a time, a level, a message, and fields that say more: `logger.info("...", extra=fields(seconds=0.2))`. Never
-in it: anything of a request's body, headers or query, but for its id. What a caller may make happen often (refusals,
-and whatever other packages log) is told once a second at most for each reason, and how often it happened since.
+A line has a time, a level, a message and fields: `logger.info("...", extra=fields(seconds=0.2))`. It never has anything
+of a request's body, headers or query, except the request id. Callers can cause refusals, and lines of other packages,
+as often as they like. So each reason gets at most one line a second, with the number of lines left out.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from service import errors
 logger = logging.getLogger("logstep")
 
 PAUSE_SECONDS = 1.0
-"""How long lines for the same reason are only counted once one was told."""
+"""After a line, further lines for the same reason are only counted for so long."""
 _MEMBERS: tuple[str, ...] = ("line", "row", "learned", "limit")
-"""What is told of a refusal beside its reason: numbers. The rest may be of the body."""
+"""What a line says of a refusal beside its reason: numbers only. The other members may come from the body."""
 Line = Callable[[dict[str, Any]], None]
-"""Tells a line, which has these fields too."""
+"""Writes a line, with these additional fields."""
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """What more a line says, for `extra`."""
+    """Additional fields of a line, for `extra`."""
     return {"fields": values}
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object on one line, whatever the message contains."""
+    """One JSON object on one line, whatever the message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -52,7 +52,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for a person: time of day, level, message, and the fields as name=value."""
+    """A line for people: time of day, level, message, and the fields as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")[:23]
@@ -67,19 +67,19 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """As it is, or quoted where it could be taken for more than it is."""
+    """The text as it is, or quoted if it has spaces or characters that do not print."""
     text = str(value)
     return text if text.isprintable() and " " not in text else repr(text)
 
 
 def set_up(level: str, form: str, stream: TextIO | None = None) -> Handler:
-    """Log to standard error. `form`: json, console, or auto: console where a person watches."""
+    """Log to standard error. `form`: json, console, or auto: console on a terminal."""
     stream = stream or sys.stderr
     if form == "auto":
         form = "console" if stream.isatty() else "json"
     handler = Handler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
-    # Of what others log, warnings: at debug numba alone would write hundreds of lines.
+    # Other packages only log warnings: at debug, numba alone would write hundreds of lines.
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     logging.root.addHandler(handler)
     logger.setLevel(level.upper())
@@ -88,7 +88,7 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> Handler:
 
 @dataclass(slots=True)
 class _Told:
-    """What was told for a reason: when last, how many lines since were not, and the last of these."""
+    """The lines of one reason: when the last was written, how many have been left out since, and the last of those."""
 
     at: float
     untold: int = 0
@@ -96,14 +96,14 @@ class _Told:
 
 
 class Sparing:
-    """Tells one line a second for each reason. Those that come meanwhile are counted, and the last of them is told with
-    their number when the second is over."""
+    """Writes one line a second for each reason. It counts further lines, and writes the last of them with their number
+    when the second is over."""
 
     def __init__(self) -> None:
         self._told: dict[Hashable, _Told] = {}
 
     def tell(self, reason: Hashable, line: Line) -> None:
-        """Tell a line now, or later, or count it."""
+        """Write a line now, or later, or count it."""
         told, now = self._told.get(reason), time.monotonic()
         if told is None or now - told.at >= PAUSE_SECONDS:
             self._told[reason] = _Told(now)
@@ -113,7 +113,7 @@ class Sparing:
             told.last = line
 
     def tell_the_rest(self, *, now: bool = False) -> None:
-        """Tell what is due; to be called now and then. `now`: all of it, as nothing comes any more."""
+        """Write the lines that are due. Call it regularly. `now`: write all, because no more will come."""
         at = time.monotonic()
         for reason, told in list(self._told.items()):
             if not now and at - told.at < PAUSE_SECONDS:
@@ -130,7 +130,7 @@ def _others(count: int) -> dict[str, Any]:
 
 
 class Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; those of other loggers sparingly, as callers may be what makes them log."""
+    """Writes lines. Lines of other loggers go through `Sparing`, because callers may cause them."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -148,7 +148,7 @@ class Handler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def tell_the_rest(self, *, now: bool = False) -> None:
-        """As `Sparing` has it."""
+        """See `Sparing.tell_the_rest`."""
         self.acquire()
         try:
             self._others.tell_the_rest(now=now)
@@ -157,13 +157,13 @@ class Handler(logging.StreamHandler[TextIO]):
 
 
 class Refusals:
-    """Tells of requests that were answered with an error, sparingly; where all is told (debug), of each."""
+    """Logs requests that got an error, through `Sparing`. At level debug it logs each one."""
 
     def __init__(self) -> None:
         self._sparing = Sparing()
 
     def tell(self, error: errors.LogstepError, method: str, path: str, request_id: str) -> None:
-        """A request was refused."""
+        """Log a refused request."""
         reason = error.slug()
 
         def line(more: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class Refusals:
         self._tell(reason, line)
 
     def tell_mistake(self, error: BaseException, request_id: str) -> None:
-        """What went wrong is not the caller's doing."""
+        """Log an error that is not the caller's fault."""
 
         def line(more: dict[str, Any]) -> None:
             extra = fields(request_id=request_id, **more)
@@ -184,7 +184,7 @@ class Refusals:
         self._tell((type(error), error.__traceback__ and _raised_at(error.__traceback__)), line)
 
     def tell_the_rest(self, *, now: bool = False) -> None:
-        """As `Sparing` has it."""
+        """See `Sparing.tell_the_rest`."""
         self._sparing.tell_the_rest(now=now)
 
     def _tell(self, reason: Hashable, line: Line) -> None:
@@ -195,7 +195,7 @@ class Refusals:
 
 
 def _raised_at(trace: TracebackType) -> tuple[str, int]:
-    """The file and the line in which an error was raised."""
+    """The file and the line that raised an error."""
     while trace.tb_next is not None:
         trace = trace.tb_next
     return trace.tb_frame.f_code.co_filename, trace.tb_lineno

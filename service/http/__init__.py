@@ -1,1 +1,1 @@
-"""Bytes of a request to a reply: the server, the routes, who may do what."""
+"""From the bytes of a request to a reply: the server, the routes, and who may do what."""

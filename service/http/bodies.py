@@ -1,4 +1,4 @@
-"""Bodies that are read whole, and how much of them there may be."""
+"""Bodies that are read whole, and the limit on all of them together."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Message = dict[str, Any]
 
 
 class Bodies:
-    """Reads bodies; together they hold no more than `max_bodies_bytes`, however many come at once."""
+    """Reads bodies. Together they take at most `max_bodies_bytes`, however many come at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.max_bodies_bytes
         self._held = 0
 
     async def read(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Message]], limit: int) -> bytes:
-        """A body, whole, without the mark that may stand before UTF-8. Refused before it is read where its length is
-        told and too large."""
+        """A whole body, without a UTF-8 byte order mark. If the head gives a length over the limit, it is refused
+        before it is read."""
         told_length(scope, limit)
         body = bytearray()
         more = True
@@ -40,7 +40,7 @@ class Bodies:
 
     @contextmanager
     def held(self, body: bytes) -> Iterator[None]:
-        """Count a body that has been read while it waits; no other is waited for between `read` and this."""
+        """Count a body while it waits after `read`. There must be no await between `read` and this."""
         self._hold(len(body))
         try:
             yield
@@ -54,7 +54,7 @@ class Bodies:
 
 
 class ContentType(NamedTuple):
-    """What a body is. charset: what its text is encoded in, as it was told; empty for UTF-8, also where none was."""
+    """The type of a body. charset: the encoding that the header names; empty for UTF-8 or if it names none."""
 
     media_type: bytes
     charset: bytes = b""
@@ -65,7 +65,7 @@ _UTF_8 = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 
 @lru_cache(maxsize=128)
 def content_type(value: bytes) -> ContentType:
-    """The header of that name, taken apart.
+    """Parse the header Content-Type.
 
     >>> content_type(b"application/json; charset=UTF-8"), content_type(b'Text/CSV;charset="utf-16"')
     (ContentType(media_type=b'application/json', charset=b''), ContentType(media_type=b'text/csv', charset=b'utf-16'))
@@ -80,18 +80,17 @@ def content_type(value: bytes) -> ContentType:
 
 
 def content_type_of(scope: dict[str, Any]) -> ContentType:
-    """That of a request's body; empty where its head does not tell."""
+    """The content type of a request's body; empty if its head has none."""
     return content_type(next((value for name, value in scope["headers"] if name == b"content-type"), b""))
 
 
 def media_type_of(scope: dict[str, Any]) -> bytes:
-    """The same without parameters."""
+    """The content type without parameters."""
     return content_type_of(scope).media_type
 
 
 def check_readable(scope: dict[str, Any]) -> None:
-    """UnsupportedEncoding or UnsupportedCharset, by its head, for a body that is compressed, or text of another kind
-    than UTF-8."""
+    """Raise UnsupportedEncoding or UnsupportedCharset if the head says that the body is compressed or not UTF-8."""
     for name, value in scope["headers"]:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise errors.UnsupportedEncoding(encoding=value.decode("latin-1")[:100])
@@ -100,7 +99,7 @@ def check_readable(scope: dict[str, Any]) -> None:
 
 
 def told_length(scope: dict[str, Any], limit: int) -> int:
-    """The length of a body as its head tells it, 0 if it does not; BodyTooLarge past the limit."""
+    """The length of a body by its head, 0 if the head has none. Raises BodyTooLarge past the limit."""
     length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
     if length > limit:
         raise errors.BodyTooLarge(limit=limit)

@@ -1,7 +1,7 @@
-"""A request and its reply: the id by which both are found again, and whether the connection is kept.
+"""A request and its reply: the id for finding both again, and whether the connection stays open.
 
-`X-Request-ID` of a caller is taken if it is a token that can stand anywhere; else one is made: the process's own random
-part and a number, because asking the system for random bytes costs more than the whole of it.
+The service takes the caller's `X-Request-ID` if it has only harmless characters. Else it makes one from a random part
+of the process and a number, because asking the system for random bytes costs more than everything else here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _numbers = itertools.count(1)
 
 
 class Exchange:
-    """One request on its way, and its reply."""
+    """One request and its reply."""
 
     __slots__ = ("_engine", "_id", "scope", "started", "status")
 
@@ -40,9 +40,9 @@ class Exchange:
         return self._id.decode()
 
     def over(self, send: Send) -> Send:
-        """What sends the reply, with what every reply has."""
+        """A `send` that adds the headers of every reply."""
 
-        def sends(message: dict[str, Any]) -> Awaitable[None]:  # not a coroutine, which would cost as much as all else
+        def sends(message: dict[str, Any]) -> Awaitable[None]:  # a coroutine would cost as much as the rest together
             if message["type"] == "http.response.start":
                 self.status = message["status"]
                 message["headers"] = [*message["headers"], *self._added()]
@@ -51,14 +51,14 @@ class Exchange:
         return sends
 
     def complete(self, reply: Reply) -> Reply:
-        """The reply with what every reply has, for who writes it without ASGI."""
+        """The reply with the headers of every reply, for a caller that writes it without ASGI."""
         self.status = reply.status
         return Reply(reply.status, reply.headers + self._added(), reply.body)
 
     def _added(self) -> list[tuple[bytes, bytes]]:
         added = [(b"x-request-id", self._id)]
         if self._engine.stopping:
-            # So that a client that keeps its connections does not find one closed under its next request.
+            # Else a client that keeps its connections may send its next request on a closed one.
             added.append(CLOSE)
         return added
 

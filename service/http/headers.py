@@ -1,4 +1,4 @@
-"""Headers that tell a browser what it may do with a reply: nothing but show it."""
+"""Headers that let a browser only show a reply."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The content security policy of a page: its own files, no other host, nothing that stands inside the document."""
+"""Content security policy of a page: its own files only, no other host, no inline scripts or styles."""
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _EVERYWHERE = {b"x-content-type-options": b"nosniff", b"referrer-policy": b"no-referrer"}
 _ON_PAGES = {**_EVERYWHERE, b"content-security-policy": POLICY.encode()}
@@ -19,7 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def with_headers(send: Send) -> Send:
-    """What sends the same with these headers, where a route has not set its own."""
+    """A `send` that adds these headers, unless the route has set its own."""
 
     async def hardened(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
-"""Replies of JSON that are too large to be made in one go: pieces, sent as fast as they are taken.
+"""JSON replies too large to encode in one go: pieces, sent as fast as the client reads them.
 
-A model of a million features has weights of 40 MB. To encode them at once would keep everybody else waiting for a tenth
-of a second, and to keep them until a slow client has read them would take the room.
+A model of a million features has 40 MB of weights. Encoding them at once would block everybody for a tenth of a second.
+Storing them until a slow client has read them would use too much memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from service.http.hot import Hot
 
 
 def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: dict[str, Any]) -> Iterator[bytes]:
-    """A JSON object in pieces: what comes before the field `name`, that field, and what comes after it.
+    """A JSON object in pieces: the fields before `name`, the field `name`, and the fields after it.
 
-    `members`: the field's value, cut into dicts or lists of some of its members each, at least one.
+    `members`: the value of `name`, cut into dicts or lists of some of its members; at least one.
 
     >>> b"".join(pieces_of({"n": 3}, "all", [[1, 2], [3]], {"sum": 6}))
     b'{"n":3,"all":[1,2,3],"sum":6}\\n'
@@ -37,14 +37,15 @@ def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: 
 
 
 class Pieces(Response):
-    """The reply that has these pieces, sent as fast as they are taken, as long as the request may go on.
+    """A reply made of these pieces, sent as fast as the client reads them, until its token is revoked or the service
+    stops.
 
-    `room`: where it is counted what they are made from, until they are sent.
+    `room`: counts the bytes that the pieces are made from, until they are sent.
     """
 
     def __init__(self, hot: Hot, pieces: Iterable[bytes], room: ExitStack) -> None:
         super().__init__(media_type="application/json")
-        del self.headers["content-length"]  # nobody knows it yet
+        del self.headers["content-length"]  # not known yet
         self._hot = hot
         self._pieces = pieces
         self._room = room
@@ -55,5 +56,5 @@ class Pieces(Response):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 for piece in self._pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    await asyncio.sleep(0)  # a client that reads fast would have them all in one turn of the loop
+                    await asyncio.sleep(0)  # else a fast client would get all of them in one turn of the loop
                 await send({"type": "http.response.body", "body": b""})

@@ -1,7 +1,7 @@
 """Replies that may be long: gathered until their length is known, then sent piece by piece.
 
-They wait in memory, and what is more than MEMORY_BYTES of one in a file without a name. All of them together are
-bounded, and leave at least as much room on the disk as they take: the log is there too.
+A reply waits in memory; what exceeds MEMORY_BYTES goes to a file without a name. All replies together have a limit, and
+they leave at least as much disk space free as they use, because the log is on the same disk.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from service.settings import Settings
 
 MEMORY_BYTES = 2**18
 SENT_BYTES = 2**16
-"""Bytes that are sent at a time: a connection takes no more before its client has read some."""
+"""Bytes sent at a time. A connection accepts no more before its client has read some."""
 
 
 class LongReplies:
-    """What all long replies take together."""
+    """The bytes that all long replies use together."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.max_replies_bytes
@@ -33,9 +33,10 @@ class LongReplies:
 
     @contextlib.contextmanager
     def gathered(self, content_type: bytes, promised: int = 0) -> Iterator[LongReply]:
-        """An empty reply; what it takes is given back at the end.
+        """An empty reply. It gives back its bytes at the end.
 
-        promised: bytes for which there is room whatever happens. ReplyTooLarge or TooManyReplies now, if there is not.
+        promised: bytes that the reply gets whatever happens. Raises ReplyTooLarge or TooManyReplies now if there is no
+        room for them.
         """
         reply = LongReply(self, content_type, promised)
         self.hold(promised, promised)
@@ -46,7 +47,8 @@ class LongReplies:
 
     @contextlib.contextmanager
     def room(self, size: int) -> Iterator[None]:
-        """Count so many bytes that a reply is made from, while they are kept. ReplyTooLarge, TooManyReplies."""
+        """Count so many bytes that a reply is made from, until the block ends. Raises ReplyTooLarge or
+        TooManyReplies."""
         self.hold(size, size)
         try:
             yield
@@ -54,7 +56,7 @@ class LongReplies:
             self.let_go(size, 0)
 
     def hold(self, size: int, of: int) -> None:
-        """Take so many bytes more for a reply of `of` bytes."""
+        """Take so many more bytes for a reply of `of` bytes."""
         if of > self._limit:
             raise errors.ReplyTooLarge(limit=self._limit)
         if self._held + size > self._limit:
@@ -62,7 +64,7 @@ class LongReplies:
         self._held += size
 
     def check_disk(self, size: int) -> None:
-        """NoRoomForReply where the disk has no room for so many bytes more, and as much again for others."""
+        """Raise NoRoomForReply unless the disk has space for so many more bytes, and as much again for others."""
         if self._on_disk + size > shutil.disk_usage(self._folder).free:
             raise errors.NoRoomForReply()
 
@@ -71,17 +73,17 @@ class LongReplies:
         return tempfile.TemporaryFile(dir=str(self._folder))
 
     def written(self, size: int) -> None:
-        """So many bytes more are on the disk."""
+        """So many more bytes are on the disk."""
         self._on_disk += size
 
     def let_go(self, held: int, on_disk: int) -> None:
-        """Give back what a reply took."""
+        """Give back the bytes that a reply used."""
         self._held -= held
         self._on_disk -= on_disk
 
 
 class LongReply:
-    """One of them."""
+    """One long reply."""
 
     def __init__(self, replies: LongReplies, content_type: bytes, promised: int) -> None:
         self._replies = replies
@@ -94,7 +96,7 @@ class LongReply:
         self._no_room = False
 
     async def add(self, data: bytes) -> None:
-        """More of it. ReplyTooLarge, TooManyReplies or NoRoomForReply, but not for what was promised."""
+        """Add data. Raises ReplyTooLarge, TooManyReplies or NoRoomForReply, but never for promised bytes."""
         more = max(0, self._size + len(data) - max(self._size, self._promised))
         self._replies.hold(more, self._size + len(data))
         self._size += len(data)
@@ -119,7 +121,7 @@ class LongReply:
 
     @staticmethod
     def _write(file: IO[bytes], at: int, data: bytearray) -> None:
-        file.seek(at)  # a write that failed may have left some of it
+        file.seek(at)  # a failed write may have left a part
         file.write(data)
         file.flush()
 
@@ -140,7 +142,7 @@ class LongReply:
         await send({"type": "http.response.body", "body": b""})
 
     def close(self) -> None:
-        """Let go of it, sent or not."""
+        """Give back its bytes, whether it was sent or not."""
         self._replies.let_go(max(self._size, self._promised), self._on_disk)
         if self._file is not None:
             self._file.close()

@@ -1,4 +1,4 @@
-"""A whole reply, and the bytes of it: a result, or what is wrong as a problem document (RFC 9457)."""
+"""A whole reply and its bytes: a result, or an error as a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.http.headers import NO_SNIFFING
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
 KEEP = (b"connection", b"keep-alive")
-"""HTTP/1.0 must be told; later ones keep a connection unless they are told not to."""
+"""HTTP/1.0 needs this header to keep a connection. Later versions keep it unless they get `close`."""
 _PROBLEM = b"application/problem+json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -25,19 +25,19 @@ class Reply(NamedTuple):
     body: bytes
 
     def as_http(self) -> bytes:
-        """The bytes of it, head and body."""
+        """Its bytes, head and body."""
         head = [b"%b: %b\r\n" % header for header in self.headers]
         return b"".join((_STATUS_LINES[self.status], *head, b"\r\n", self.body))
 
 
 def json_reply(content: Any) -> Reply:
-    """A result; floats as the shortest text that reads back to the same float64."""
+    """A result. Floats are the shortest text that reads back to the same float64."""
     body = wire.encode(content)
     return Reply(200, _headers(JSON, body), body)
 
 
 def problem(error: errors.LogstepError, request_id: str) -> Reply:
-    """What is wrong."""
+    """An error."""
     body = wire.encode(error.problem(request_id))
     headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
     return Reply(error.status, headers, body)
