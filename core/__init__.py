@@ -1,7 +1,7 @@
-"""The learner: logistic regression, one gradient step an event.
+"""The learner: logistic regression, one gradient step per event.
 
-No input or output, no clock, no logging. `river` is imported by `core.parity` only, so a process that learns and
-predicts does not pay for it.
+This package does no input or output, reads no clock and logs nothing. Only `core.parity` imports `river`, so the
+service does not pay for it.
 """
 
 from core.features import EventError, Features

@@ -1,27 +1,27 @@
 """The learner that needs no tuning.
 
-Many learners run side by side on every event: views of the data x rules x learning rates. Their probabilities are mixed
-by a Bayesian mixture under log loss: the weight of learner k is proportional to exp(-its cumulative log loss), and
-after each event a small share is given back evenly, so that the mixture follows a stream that drifts (fixed share,
-Herbster and Warmuth 1998). For any learner k of the first bank, after n events and A alarms (below),
+Many learners run side by side on every event: views of the data x rules x learning rates. A Bayesian mixture under log
+loss combines their probabilities. The weight of learner k is proportional to exp(-its cumulative log loss). After each
+event a small share is redistributed evenly, so the mixture follows a drifting stream (fixed share, Herbster and Warmuth
+1998). For any learner k of the first bank, after n events and A alarms (below),
 
     log loss of the mixture <= log loss of k + (ln M + A ln 2) / n - ln(1 - share)
 
-with M learners, for events of weight 1 or less: no tuning, with a proof.
+with M learners, for events of weight 1 or less. So no tuning is needed, and there is a proof.
 
-Three of the M are stackers: each learns, by AdaGrad, to add up the scores of the others, which gives what none of them
-has alone. They stand in the mixture like any other, so that the bound holds where they do not help.
+Three of the M are stackers. Each learns, by AdaGrad, a weighted sum of the others' scores, which can beat every single
+learner. Stackers are ordinary members of the mixture, so the bound holds even if they do not help.
 
-An alarm: log loss has the entropy of the prediction for its mean as long as predictions are honest. Where its excess,
-event by event, adds up too fast (a CUSUM, Page 1954), the stream has changed all at once. Then a second bank of the
-same learners starts from nothing, with half of the weight. Slow old learners, whose rates have shrunk, and quick new
-ones then compete; the next alarm restarts the second bank again, never the first.
+An alarm: while predictions are calibrated, the mean log loss equals their entropy. If the excess over it adds up too
+fast (a CUSUM, Page 1954), the stream has changed suddenly. Then a second bank of the same learners starts from zero,
+with half of the weight. Slow old learners, whose rates have shrunk, now compete with fast new ones. The next alarm
+restarts the second bank, never the first.
 
-Views, each from running statistics of the feature's own values: raw; divided by the root mean square; less the mean and
-divided by the standard deviation; divided by the largest magnitude. The statistics a value is seen through have taken
-it up already; a prediction does that on a copy, so that it is the same whether its label comes or not.
+Views, each from running statistics of the feature's own values: raw; divided by the root mean square; minus the mean
+and divided by the standard deviation; divided by the largest magnitude. The statistics include the value itself. A
+prediction includes it in a copy, so it is the same with or without a label later.
 
-An event costs K numbers or so for each of its features, and the model likewise for each it knows; see the README.
+An event costs about K numbers for each of its features; the model keeps about K for each feature it knows.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Chances = npt.NDArray[np.float64]
 VIEWS = ("raw", "rms", "standard", "maxabs")
 RAW, RMS, STANDARD, MAXABS = range(4)
 
-# The learners, by rule: (view, learning rate). Chosen on the README's streams for breadth: each rule on each view over
-# the rates that were ever best, a factor of three to ten apart.
+# The learners, by rule: (view, learning rate). They cover the rates that were best for a rule and view on any of the
+# benchmark's streams, a factor of three to ten apart.
 SGD = [
     (RAW, 0.01),
     (RAW, 0.1),
@@ -72,17 +72,17 @@ STACKERS = [0.003, 0.02, 0.1]
 """The stackers' learning rates."""
 
 MAX_CLIP = 1e12
-"""Residuals are clipped to this whatever the spec says: their squares times those of values stay finite numbers."""
+"""Residuals are clipped to this, or to the spec's smaller `clip`. So their squares times squared values stay finite."""
 SHARE = 3e-4
-"""Given back evenly after each event. Its price is at most this much log loss an event."""
+"""Part of the weight that is redistributed evenly after each event. It costs at most this much log loss per event."""
 MAX_SCORE = 30.0
-"""Scores of single learners are kept within ± this: no probability is 0, no loss infinite."""
+"""Scores of single learners are clamped to ± this, so no probability is 0 and no loss infinite."""
 ALARM = 12.0
 """Nats of excess log loss that raise the alarm."""
 ALARM_CAP = 5.0
-"""Most nats that one event may add to it: a single wrong label is no change."""
+"""Most nats that one event may add, because a single wrong label is no change of the stream."""
 ALARM_SLACK = 0.1
-"""Nats that are forgiven each event."""
+"""Nats subtracted at each event."""
 
 _LEARNERS = SGD + ADAGRAD + FTRL
 K = len(_LEARNERS)
@@ -90,7 +90,7 @@ M = K + len(STACKERS)
 _views = np.array([view for view, _ in _LEARNERS], np.int64)
 _rates = np.array([rate for _, rate in _LEARNERS])
 _stack_rates = np.array(STACKERS)
-_A, _F = len(SGD), len(SGD) + len(ADAGRAD)  # where the AdaGrad learners begin, and the FTRL learners
+_A, _F = len(SGD), len(SGD) + len(ADAGRAD)  # the first AdaGrad learner, the first FTRL learner
 _EPS = 1e-8
 _MIN_ROWS = 64
 
@@ -100,11 +100,9 @@ STATISTICS = 5
 
 @compiled("void(float64, float64[::1], float64[::1], int64[::1], float64[::1], float64[::1])")
 def look(x: float, before: Floats, after: Floats, views: npt.NDArray[np.int64], four: Floats, seen: Floats) -> None:
-    """`after` <- the statistics `before` with the value x taken up; `seen[k]` <- x as learner k sees it through them.
+    """`after` <- the statistics `before` plus the value x; `seen[k]` <- x in learner k's view of them.
 
-    `four` is room for the four views.
-
-    Mean and population variance are Welford's.
+    `four` is working space for the four views. Mean and population variance are updated by Welford's method.
     """
     count = before[0] + 1.0
     mean = before[1] + (x - before[1]) / count
@@ -122,12 +120,12 @@ def look(x: float, before: Floats, after: Floats, views: npt.NDArray[np.int64], 
 
 @compiled("void(int32[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
 def bank_scores(c: Ints, seen: Table, w: Table, stack: Table, z: Floats) -> None:
-    """`z` <- the scores of a bank: of its K learners, then of its stackers.
+    """`z` <- the scores of a bank's K learners, then of its stackers.
 
-    Row 0 of `w` has the biases, row i + 1 the weights of column i; `stack[s]` has a stacker's weight for each learner
+    Row 0 of `w` has the biases, row i + 1 the weights of column i. `stack[s]` has stacker s's weight for each learner,
     and its bias.
     """
-    learners = seen.shape[1]  # K; but a loop to a constant is unrolled, and then not made of vector instructions
+    learners = seen.shape[1]  # equals K; the compiler would unroll a loop to a constant and not vectorise it
     for k in range(learners):
         z[k] = w[0, k]
     for j in range(len(c)):
@@ -146,9 +144,9 @@ def bank_scores(c: Ints, seen: Table, w: Table, stack: Table, z: Floats) -> None
 
 @compiled("void(float64[::1], float64[::1], float64[:, ::1], float64[::1])")
 def mixed(z: Floats, shares: Floats, chances: Table, sides: Floats) -> None:
-    """`chances[y, k]` <- the probability that learner k gives to label y; to `sides[y]` add the mixture's.
+    """`chances[y, k]` <- learner k's probability of label y; adds the mixture's to `sides[y]`.
 
-    Each label's is computed by itself, so that neither is lost in rounding next to the other.
+    Each label's probability is computed by itself. One minus the other would lose a small one in rounding.
     """
     for k in range(len(z)):
         e = math.exp(-abs(z[k]))
@@ -161,7 +159,7 @@ def mixed(z: Floats, shares: Floats, chances: Table, sides: Floats) -> None:
 
 @compiled("void(int64, float64[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1])")
 def move(i: int, g: Floats, x: Floats, w: Table, squares: Table, sums: Table, rates: Floats) -> None:
-    """One step of each learner for row i of its weights: g[k] = p_k - y, x[k] the value as learner k sees it."""
+    """One step of each learner for row i of its weights: g[k] = p_k - y, and x[k] is the value in learner k's view."""
     for k in range(_A):  # SGD: w <- w - rate g x
         w[i, k] -= rates[k] * (g[k] * x[k])
     for k in range(_A, _F):  # AdaGrad: n <- n + (g x)²;  w <- w - rate g x / sqrt(n)
@@ -170,7 +168,7 @@ def move(i: int, g: Floats, x: Floats, w: Table, squares: Table, sums: Table, ra
         w[i, k] -= rates[k] * gradient / math.sqrt(squares[i, k - _A] + _EPS)
     for k in range(_F, K):  # FTRL-proximal (McMahan 2013), beta 1, no penalties: w = -z rate / (1 + sqrt(n))
         gradient = g[k] * x[k]
-        root = squares[i, k - _A]  # of n, kept as it is, which saves a square root
+        root = squares[i, k - _A]  # sqrt(n), stored to save a square root
         new_root = math.sqrt(root * root + gradient * gradient)
         squares[i, k - _A] = new_root
         sums[i, k - _F] += gradient - (new_root - root) / rates[k] * w[i, k]
@@ -200,7 +198,7 @@ def bank_learn(
     ones: Floats,
     g: Floats,
 ) -> None:
-    """One step of each learner and stacker of a bank, for an event whose scores are z. `g` is room for their p - y."""
+    """One step of each learner and stacker of a bank, for an event with scores z. `g` is space for their p - y."""
     for k in range(len(z)):
         g[k] = (-chances[0, k] if y else chances[1, k]) * weight  # dL/dz = p - y
         g[k] = max(min(g[k], clip), -clip)
@@ -216,10 +214,9 @@ def bank_learn(
 
 @compiled("void(float64[:, :, ::1], float64[:, ::1], uint8, float64, int64, float64)")
 def reweigh(chances: Chances, shares: Table, y: int, weight: float, banks: int, share: float) -> None:
-    """share_k <- share_k exp(-weight loss_k), which is share_k P_k(y)^weight, normalised; then a small share is given
-    back evenly.
+    """share_k <- share_k exp(-weight loss_k) = share_k P_k(y)^weight, normalised. Then redistributes `share` evenly.
 
-    Relative to the largest probability, so that a heavy event does not take every share to 0.
+    Probabilities are divided by the largest, so that a heavy event does not turn every share into 0.
     """
     largest = 0.0
     for bank in range(banks):
@@ -267,9 +264,9 @@ def event_score(
 ) -> float:
     """The mixture's score for an event, log p / (1 - p).
 
-    Changes nothing but the room it is given (`_room`): `fresh`, the statistics with the event taken up; `seen`, its
-    values as each learner sees them; `z` and `chances`, what each learner of each bank says; `small`, for what is
-    passed on inside.
+    Changes only its working space (`_room`): `fresh`, the statistics with the event included; `seen`, its values in
+    each learner's view; `z` and `chances`, the scores and probabilities of each bank's learners; `small`, temporary
+    values.
     """
     unknown, four, sides = small[:STATISTICS], small[STATISTICS:-2], small[-2:]
     unknown[:], sides[:] = 0.0, 0.0
@@ -286,7 +283,7 @@ def event_score(
 
 @compiled("float64(float64, uint8, float64)")
 def excess_loss(z: float, y: int, so_far: float) -> float:
-    """CUSUM of log loss less what the prediction itself expects, its entropy; never below 0."""
+    """CUSUM of log loss minus the loss that the prediction expects, its entropy; never below 0."""
     a = abs(z)
     e = math.exp(-a)
     entropy = math.log1p(e) + a * e / (1.0 + e)  # -p log p - (1-p) log(1-p)
@@ -335,11 +332,11 @@ def learn_many(
     g: Floats,
     ones: Floats,
 ) -> int:
-    """Learn the events from `start` on, in order; fills `scores` with the score before each.
+    """Learn the events from `start` on, in order, and fill `scores` with the score before each.
 
-    `fresh` to `small` is the room for `event_score`, `g` that for a bank's gradients; `ones` is K ones.
+    `fresh` to `small` are working space for `event_score`, `g` for a bank's gradients; `ones` is K ones.
 
-    Returns how many events are learned: all, or fewer where an alarm was raised, after the event that raised it.
+    Returns the index after the last learned event. An alarm stops the loop after the event that raised it.
     """
     for i in range(start, len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
@@ -383,19 +380,19 @@ def learn_many(
 
 
 def _room(features: int) -> tuple[Table, Table, Table, Chances, Floats]:
-    """What `event_score` needs for an event of at most so many features: fresh, seen, z, chances, small."""
+    """The working space of `event_score` for at most so many features: fresh, seen, z, chances, small."""
     of_features = np.empty((features, STATISTICS)), np.empty((features, K))
     return *of_features, np.empty((2, M)), np.empty((2, 2, M)), np.empty(STATISTICS + len(VIEWS) + 2)
 
 
 class _Bank:
-    """K learners and their stackers, over `rows` rows: the bias, then the features."""
+    """K learners and their stackers, with `rows` rows: the bias, then the features."""
 
     def __init__(self, rows: int) -> None:
         self.w = np.zeros((rows, K))
         self.squares = np.zeros((rows, K - _A))
         self.sums = np.zeros((rows, K - _F))
-        self.stack = np.full((len(STACKERS), K + 1), 1.0 / K)  # a stacker starts as the mean of the scores
+        self.stack = np.full((len(STACKERS), K + 1), 1.0 / K)  # a stacker starts as the mean score
         self.stack[:, K] = 0.0
         self.stack_squares = np.zeros((len(STACKERS), K + 1))
 
@@ -408,9 +405,9 @@ class _Bank:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the score for an event of n features is made of, for each of B banks.
+    """The parts of the score for an event of n features, for B banks.
 
-    `biases` (B, K); `products` (n, B, K): the weight of each feature times its value as the learner sees it; `stack`
+    `biases` (B, K); `products` (n, B, K): each feature's weight times its value in the learner's view; `stack`
     (B, len(STACKERS), K + 1): a stacker's weight for each learner, and its bias; `shares` (B, M): the weights of
     learners and stackers in the mixture. All float64.
     """
@@ -422,7 +419,7 @@ class Terms:
 
 
 class Auto:
-    """The state of an `auto` model: what `Learner` holds for it."""
+    """The state of an `auto` model, as `Learner` keeps it."""
 
     def __init__(self, spec: Spec) -> None:
         self._clip = min(spec.clip, MAX_CLIP)
@@ -440,7 +437,7 @@ class Auto:
         return self._score_and_seen(columns, values)[0]
 
     def _score_and_seen(self, columns: Ints, values: Floats) -> tuple[float, Table]:
-        """The score, and (n, K) the values as each learner sees them."""
+        """The score, and the values in each learner's view, (n, K)."""
         room = _room(len(columns))
         banks = (self._first.w, self._first.stack, self._second.w, self._second.stack)
         score: float = event_score(
@@ -449,11 +446,11 @@ class Auto:
         return score, room[1]
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
-        """The score for one event alone, as `Learner.served` has it."""
+        """The score for one event, as in `Learner.served`."""
         return np.array([self.score(columns, values)])
 
     def terms(self, columns: Ints, values: Floats) -> Terms:
-        """What the score for one event is made of, for n features that the model has learned; copies."""
+        """The parts of the score for one event, for n known features; copies."""
         _, seen = self._score_and_seen(columns, values)
         banks = (self._first, self._second)[: self._banks]
         return Terms(
@@ -464,7 +461,7 @@ class Auto:
         )
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
-        """n events, in order. Every step is taken: scores are bounded, and so is what a value can do."""
+        """Learn n events in order. Every step is taken: scores and values are bounded, so all numbers stay finite."""
         learned[:] = True
         room = *_room(batch.longest), np.empty(M), np.ones(K)
         at = 0
@@ -494,7 +491,7 @@ class Auto:
                 self._restart_second()
 
     def _restart_second(self) -> None:
-        """The second bank starts from nothing with half of the weight; the first bank's learners share the rest."""
+        """Start the second bank from zero with half of the weight. The first bank's learners share the rest."""
         self._scalars[EXCESS] = 0.0
         self._scalars[ALARMS] += 1.0
         self._second = _Bank(self._rows)
@@ -504,11 +501,11 @@ class Auto:
 
     @property
     def rows(self) -> int:
-        """Features for which there is room."""
+        """How many features the arrays have room for."""
         return self._rows - 1
 
     def add(self, first: int, names: Sequence[str]) -> None:
-        """Features for the columns from `first` on, all 0."""
+        """Add features, all 0, at the columns from `first` on."""
         features = first + len(names)
         if features + 1 <= self._rows:
             return
@@ -520,7 +517,7 @@ class Auto:
         self._rows = rows
 
     def learners(self) -> list[dict[str, Any]]:
-        """Every learner with its weight in the mixture now, the heaviest first."""
+        """Every learner with its present weight in the mixture, heaviest first."""
         rules = ["sgd"] * len(SGD) + ["adagrad"] * len(ADAGRAD) + ["ftrl"] * len(FTRL)
         named = [(VIEWS[view], rule, rate) for (view, rate), rule in zip(_LEARNERS, rules, strict=True)]
         named += [("all", "stack", rate) for rate in STACKERS]
@@ -543,7 +540,7 @@ class Auto:
         return int(self._scalars[ALARMS])
 
     def arrays(self, features: int) -> dict[str, Table]:
-        """Everything, as arrays over the bias and the first `features` columns: copies."""
+        """The whole state of the bias and the first `features` columns, as copies."""
         arrays = {
             "banks": np.array([float(self._banks)]),
             "statistics": self._statistics[:features].flatten(),
@@ -560,7 +557,7 @@ class Auto:
         return arrays
 
     def load(self, arrays: dict[str, Table], names: Sequence[str]) -> None:
-        """What `arrays` gave of the features of these names."""
+        """Load what `arrays` returned; `names` are the features' names."""
         features = len(names)
         self.add(0, names)
         self._banks = int(arrays["banks"][0])

@@ -1,7 +1,7 @@
-"""The breaker: it stops the learning of a model whose predictions become too wrong, as when its events are poisoned.
+"""The breaker stops a model's learning when its predictions become too wrong, for example on poisoned events.
 
-It looks at the log losses of the predictions made before each step, in order, and at nothing else, so that a replay of
-the log finds it as it was. The steps themselves know nothing of it: an event that is in the log is learned.
+It reads only the log losses of the predictions before each step, in order. So a replay of the log restores it exactly.
+The learner ignores the breaker: it learns every event in the log.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ EVENTS, LOSS = 0, 1
 
 @compiled("int64(float64[::1], boolean[::1], float64, float64[::1], float64[::1])")
 def _add(losses: Floats, learned: npt.NDArray[np.bool_], limit: float, sums: Floats, last: Floats) -> int:
-    """Add losses, in order, to the ring of the `last` ones and to `sums` (events, and the loss of those in the ring).
+    """Add losses, in order, to the ring `last` and to `sums` (events so far, and the ring's total loss).
 
-    The place of the first with which the mean of a full ring passes the limit, or -1. The sum is kept, not made anew:
-    until the limit is passed it stays below limit x events, so that what rounding leaves is far below the limit.
+    Returns the index of the first loss that brings the mean of a full ring over the limit, or -1. The sum is updated,
+    not recomputed. Until it passes the limit it stays below limit x events, so rounding errors stay far below the
+    limit.
     """
     n, found = len(last), -1
     for i in range(len(losses)):
@@ -41,7 +42,7 @@ def _add(losses: Floats, learned: npt.NDArray[np.bool_], limit: float, sums: Flo
 
 
 class Watch:
-    """The losses of the last events, and at which of them learning stopped.
+    """Keeps the losses of the last events, and the event at which learning stopped.
 
     >>> watch = Watch(Breaker(events=2, log_loss=1.0))
     >>> losses = np.array([0.1, 3.0, 0.2])
@@ -57,36 +58,36 @@ class Watch:
     def __init__(self, breaker: Breaker) -> None:
         self.breaker = breaker
         self.stopped_at: int | None = None
-        """The seq of the event with which the mean passed the limit; None while the model learns."""
+        """The seq of the event that brought the mean over the limit; None while the model learns."""
         self.resumed_at = 0
-        """The seq after which it began to look."""
+        """The watch counts events after this seq."""
         self._sums = np.zeros(2)
         self._last = np.zeros(breaker.events)
 
     @property
     def log_loss(self) -> float | None:
-        """The mean log loss of the last events since it began to look; None without one."""
+        """The mean log loss of the last events after `resumed_at`; None without events."""
         events = min(int(self._sums[EVENTS]), len(self._last))
         return float(self._sums[LOSS]) / events if events else None
 
     def add(self, outcome: Outcome, after: int) -> None:
-        """Look at the events of one `learn_batch`; `after` is the seq before them."""
-        start = max(0, self.resumed_at - after)  # those before that were learned, and looked at, before it resumed
+        """Add the events of one `learn_batch`; `after` is the seq before them."""
+        start = max(0, self.resumed_at - after)  # skip events from before the resume
         found = _add(outcome.losses[start:], outcome.learned[start:], self.breaker.log_loss, self._sums, self._last)
         if found >= 0 and self.stopped_at is None:
             self.stopped_at = after + start + found + 1
 
     def resume(self, seq: int) -> None:
-        """Forget what was before, and look at the events after `seq`."""
+        """Forget all losses, and count events after `seq`."""
         self.stopped_at, self.resumed_at = None, seq
         self._sums[:], self._last[:] = 0.0, 0.0
 
     def summary(self) -> dict[str, Any]:
-        """What there is to say of it."""
+        """The state that the API shows, as JSON types."""
         return {"log_loss": self.log_loss, "stopped_at": self.stopped_at, "resumed_at": self.resumed_at}
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON types and arrays: copies."""
+        """The whole state, as JSON types and arrays; arrays are copies."""
         return {
             "stopped_at": self.stopped_at,
             "resumed_at": self.resumed_at,

@@ -1,12 +1,15 @@
-"""How the kernels are compiled: numba, without the GIL, without fast-math, kept on disk where that is possible.
+"""Compiles the kernels with numba: without the GIL, without fast-math, and cached on disk if possible.
 
 fast-math would let the compiler reorder and fuse operations, and the weights would no longer equal river's.
 
-A cache that cannot be written (a read-only container), was made by another processor or is damaged costs compile time
-and never the start. numba's own cache refuses a folder it cannot write to, even to read from, and notices a changed
-function only in the file where that function stands, not in the kernels of other files that inlined it. And it keeps
-what it compiled beside the source, where an uninstaller leaves it: a folder `core` with nothing in it that hides the
-package of the next installation. Hence the locator below.
+A bad cache (read-only, damaged, or from another processor) costs compile time, but never stops the start.
+
+numba's own cache has three faults, so there is a locator below:
+
+- It does not read a folder that it cannot write to.
+- It sees a changed function only in its own file, not in kernels of other files that inlined it.
+- It writes beside the source. An uninstaller leaves those files, and the empty package `core` that remains hides the
+  next installation's.
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ from numba.core.caching import InTreeCacheLocator
 
 CORE = Path(__file__).resolve().parent
 ELSE = "CORE_KERNELS_ELSE"
-"""The environment's name for a folder to keep kernels in where the user has none that can be used. To be set before
-this package is imported."""
+"""The environment variable with the folder for kernels if the user's cache folder cannot be used. Set it before this
+package is imported."""
 KEPT_VERSIONS = 16
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Cache(NamedTuple):
-    """The folder that has the kernels of this version, and whether others can be kept in it."""
+    """The folder with the kernels of this version, and whether it can be written to."""
 
     folder: Path
     writable: bool
@@ -45,11 +48,11 @@ class Cache(NamedTuple):
 
 @functools.cache
 def cache() -> Cache | None:
-    """Where the kernels are kept: `NUMBA_CACHE_DIR` if it is set, else the user's cache folder (`XDG_CACHE_HOME`, or
-    `~/.cache`), else the folder that `CORE_KERNELS_ELSE` names. None: nowhere.
+    """The folder for kernels: `NUMBA_CACHE_DIR` if set, else the user's cache folder (`XDG_CACHE_HOME`, or
+    `~/.cache`), else the folder in `CORE_KERNELS_ELSE`. None if no folder can be used.
 
-    What is kept is code, and who can write to the folder decides what runs. One that was not named for this is used
-    only if it is the user's own and nobody else may write to it.
+    The folder contains code, so whoever can write to it decides what runs. Every folder but `NUMBA_CACHE_DIR` must
+    belong to the user, and nobody else may write to it.
     """
     readable = None
     for folder in _folders():
@@ -73,7 +76,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _is_own(folder: Path) -> bool:
-    """Make a folder where there is none; whether it is this user's, and no other's to write to."""
+    """Make the folder if it is missing. Returns whether this user owns it and nobody else may write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
@@ -84,7 +87,7 @@ def _is_own(folder: Path) -> bool:
 
 
 def _can_be_kept_in(folder: Path) -> bool:
-    """Make a folder for the kernels of this version; whether it can be written to."""
+    """Make a folder for this version's kernels. Returns whether it can be written to."""
     kernels = folder / _version()
     try:
         if not kernels.is_dir():
@@ -97,7 +100,7 @@ def _can_be_kept_in(folder: Path) -> bool:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove the kernels of versions that were made long ago."""
+    """Remove the kernels of all but the newest KEPT_VERSIONS versions."""
     made = {}
     for version in folder.iterdir():
         with contextlib.suppress(OSError):  # another process has removed it
@@ -109,7 +112,7 @@ def _remove_old(folder: Path) -> None:
 
 @functools.cache
 def _version() -> str:
-    """Of every file of this package, of numba and of Python: a change in one makes the kernels of all of them stale."""
+    """A hash of this package's files and of the versions of numba and Python. If one changes, all kernels are stale."""
     digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
     for path in sorted(CORE.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -117,21 +120,21 @@ def _version() -> str:
 
 
 class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types are left out, see pyproject.toml
-    """The compiled kernels' folder, for numba."""
+    """Tells numba where the compiled kernels are."""
 
     def get_cache_path(self) -> str:
         found = cache()
-        return str(found.folder) if found else os.devnull  # the second is not asked for: see `compiled`
+        return str(found.folder) if found else os.devnull  # without a folder, `compiled` turns the cache off
 
     def ensure_cache_path(self) -> None:
-        """It is there."""
+        """Nothing to do: `cache` has made the folder."""
 
     def get_source_stamp(self) -> str:
         return _version()
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> CacheLocator | None:
-        return cls(py_func, py_file) if Path(py_file).resolve().parent == CORE else None  # else the next locator's
+        return cls(py_func, py_file) if Path(py_file).resolve().parent == CORE else None  # None: numba tries the next
 
 
 if not config.CACHE_LOCATOR_CLASSES:
@@ -140,27 +143,27 @@ if not config.CACHE_LOCATOR_CLASSES:
     )
 
 
-# A division by zero gives infinity or NaN, as everywhere in numpy, and a step that leaves such a number is not taken. A
-# check for it in each loop would keep the compiler from making vector instructions of the loop.
+# A division by zero gives infinity or NaN, as in numpy, and the learner then undoes the step. A check in each loop
+# would keep the compiler from vectorising it.
 #
-# No kernel makes an array, and none counts references: whoever calls one holds its arrays. Counting is atomic, and at
-# each call from one kernel to another took more time than the kernel: lines of NDJSON are read in half the time
-# without, and Adam steps in half. A kernel that needs room is given it.
+# Kernels make no arrays and count no references: the caller owns the arrays and passes working space. Atomic reference
+# counts, at each call from one kernel to another, took longer than the kernels. Without them, reading NDJSON lines and
+# Adam steps take half the time.
 _OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def compiled(signature: str) -> Callable[[F], F]:
     """Compile a function for `signature` now, or load it from the cache.
 
-    The plain Python function stays reachable as `.py_func`.
+    `.py_func` is the plain Python function.
     """
 
     def compile_now(function: F) -> F:
         try:
             kernel: F = numba.njit(signature, cache=cache() is not None, **_OPTIONS)(function)
         except Exception:
-            # Whatever is wrong with the cache (no folder, a full disk, a damaged file), the kernel can be had without
-            # it; what is wrong with the function itself is raised again here.
+            # If the cache is at fault (no folder, a full disk, a damaged file), compiling without it succeeds. If the
+            # function is at fault, the error is raised again here.
             kernel = numba.njit(signature, **_OPTIONS)(function)
         return kernel
 

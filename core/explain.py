@@ -1,18 +1,18 @@
-"""Why a score is what it is: what each feature of an event adds to it.
+"""Explains a score: how much each feature of an event contributes to it.
 
-The score of a logistic regression is a sum as it stands, and so is its explanation:
+The score of a logistic regression is a sum, and its terms are the explanation:
 
-    z = sum of c_i + b,  c_i = w_i x_i              x_i scaled, where the model scales
+    z = sum of c_i + b,  c_i = w_i x_i              x_i scaled, if the model scales
 
-The score of `auto` is no sum. Learner k of a bank has z_k = clamp(b_k + sum over i of c_ki), with c_ki the product of
-its weight and the value as it sees it; a stacker is a clamped sum of the z_k; and the score is that of the mixture,
-F = log p - log(1 - p) with p = sum of share_k s(z_k). Its explanation is Aumann and Shapley's (1974; as "integrated
-gradients", Sundararajan, Taly and Yan 2017): all c_ki grow from 0 to their size together, as a c_ki with a from 0 to 1,
-and feature i is given what the score moves on its account,
+The score of `auto` is not a sum. Learner k of a bank has z_k = clamp(b_k + sum over i of c_ki), where c_ki is its
+weight times the value in its view. A stacker is a clamped sum of the z_k. The mixture's score is
+F = log p - log(1 - p) with p = sum of share_k s(z_k). Its explanation is Aumann and Shapley's (1974; "integrated
+gradients", Sundararajan, Taly and Yan 2017): all c_ki grow together from 0 to their size, as a c_ki with a from 0 to 1,
+and feature i gets the part of the score's movement that it causes,
 
     c_i = integral over a from 0 to 1 of  sum over k of  dF/dz_k(a) c_ki
 
-so that the c_i add up to F(1) - F(0), whatever the curves between, and a feature that no learner heeds is given 0.
+The c_i add up to F(1) - F(0), whatever the path's curve. A feature that no learner uses gets 0.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from core.features import X, as_arrays
 from core.learner import Encoded, Learner, NoWeights
 from core.logistic import Floats
 
-_ADDED = "the contributions, added in order, and then the bias are the score."
+_ADDED = "The contributions, added in order, plus the bias give the score."
 _METHODS = {
-    "none": f"A feature contributes its weight times its value; {_ADDED}",
-    "standard": "A feature contributes its weight times its value as seen, which is less the running mean and divided "
-    f"by the running standard deviation, but for text, which is as it is; {_ADDED}",
-    "maxabs": "A feature contributes its weight times its value as seen, which is divided by the largest magnitude so "
-    f"far, but for text, which is as it is; {_ADDED}",
+    "none": f"A feature contributes its weight times its value. {_ADDED}",
+    "standard": "A feature contributes its weight times its scaled value: the value minus the running mean, divided "
+    f"by the running standard deviation. Text features are not scaled. {_ADDED}",
+    "maxabs": "A feature contributes its weight times its scaled value: the value divided by the largest magnitude so "
+    f"far. Text features are not scaled. {_ADDED}",
 }
 _AUTO_METHOD = (
-    "A feature contributes its Aumann-Shapley share of the mixture's score (integrated gradients): what the score "
-    "moves on its account while what all features add to every learner grows from nothing to its size; the bias is "
-    "the score without features, and bias and contributions add up to the score to within rounding."
+    "A feature contributes its Aumann-Shapley share of the mixture's score (integrated gradients): all features grow "
+    "together from zero to full size, and each gets the part of the score's movement that it causes. The bias is the "
+    "score without features. Bias and contributions add up to the score, within rounding."
 )
 
 
@@ -49,8 +49,8 @@ _AUTO_METHOD = (
 class Contribution:
     """What one feature adds to a score.
 
-    `seen` is the value as the model sees it, scaled where it scales. For `auto`, whose many learners each have their
-    own, `seen` and `weight` are None.
+    `seen` is the value after the model's scaling. For `auto`, `seen` and `weight` are None, because each of its
+    learners has its own.
     """
 
     name: str
@@ -62,24 +62,24 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where a score comes from.
+    """The parts of a score.
 
     seq
-        Events that the model had learned.
+        Number of events that the model had learned.
     score, p
         The log odds of label 1, and its probability.
     bias
-        What the score is without features; for a model with weights, b.
+        The score without features; for a model with weights, b.
     features
-        The features that the model had learned, in the event's own order.
+        The features that the model knew, in the event's own order.
     unknown
-        The names of those that it had not: they add nothing.
+        The names of the features that it did not know. They add nothing.
     method
-        How the contributions are made, in a sentence.
+        How the contributions are computed, in words.
 
-    The contributions, added one after the other from 0.0, and then the bias are the score: for a model with weights to
-    the last bit (but Python's `sum` rounds less than the model does, from 3.12 on), for `auto` to within 1e-9 of the
-    largest among 1 and the magnitudes of score and contributions.
+    Add the contributions one by one from 0.0, then the bias, and you get the score. For a model with weights it is
+    exact to the last bit; use a loop, since Python's `sum` rounds differently from 3.12 on. For `auto` the difference
+    is within 1e-9 of the largest among 1 and the magnitudes of score and contributions.
     """
 
     seq: int
@@ -92,7 +92,7 @@ class Explanation:
 
 
 def explain(learner: Learner, x: X) -> Explanation:
-    """Why `learner.score(x)` is what it is. Changes nothing; raises EventError where x cannot be predicted from.
+    """Explain `learner.score(x)`. Changes nothing. Raises EventError if x is not valid.
 
     >>> from core import Spec
     >>> learner = Learner(Spec(learning_rate=0.5))
@@ -107,20 +107,20 @@ def explain(learner: Learner, x: X) -> Explanation:
 
 
 def explaining(learner: Learner, x: X, encoded: Encoded) -> Callable[[], Explanation]:
-    """What makes the explanation of x for the learner as it stands now: it can be called at any time, and in a thread,
-    whatever the learner learns meanwhile. `encoded`: what `learner.encoded(x)` gave."""
+    """A function that explains x for the learner's present state. It may be called later and in a thread, while the
+    learner learns. `encoded`: the result of `learner.encoded(x)`."""
     if learner.auto is not None:
         return _explaining_auto(learner, learner.auto, x, encoded)
     return partial(explain_served, learner, x, learner.served_of(*encoded), learner.seq)
 
 
 def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explanation:
-    """Why a score was what it was when it was served, whatever the learner has learned since.
+    """Explain a score as it was served, whatever the learner has learned since.
 
-    `numbers` (float64) are what `learner.served(x)` gave then, and `seq` what `learner.seq` was; of the learner as it
-    is now, only its spec counts. ValueError where the numbers are not those of an x of as many features.
+    `numbers` (float64) is the result of `learner.served(x)` at that time, and `seq` was `learner.seq`. Of the present
+    learner only the spec is used. Raises ValueError if `numbers` has the wrong length for x.
 
-    NoWeights for `auto`, which keeps the score alone: `explain` says what the model makes of x as it stands.
+    Raises NoWeights for `auto`, which stores only the score; `explain` explains x by its present state instead.
 
     >>> learner = Learner()
     >>> learner.learn_one({"age": 2.0}, 1)
@@ -137,7 +137,7 @@ def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explana
     names = list(flat)
     n = len(names)
     if len(numbers) != 2 + (n if scale == "none" else 2 * n):
-        raise ValueError(f"{len(numbers)} numbers are not those of a score of {n} features with the scale {scale}")
+        raise ValueError(f"{len(numbers)} numbers do not fit a score of {n} features with scale {scale}")
     score, bias, *kept = numbers.tolist()
     weights, seen = kept[:n], list(values) if scale == "none" else kept[n:]
     features, unknown = [], []
@@ -169,25 +169,25 @@ def _explaining_auto(learner: Learner, auto: Auto, x: X, encoded: Encoded) -> Ca
     return explanation
 
 
-# -- the path from no features to all of them. a: how far along; arrays have an axis of as many a first, then of banks
+# -- the path from no features to all. a: the position on it; the first axis of arrays is that of a, the second of banks
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _STRIDE = 2.0
-"""Furthest that any z moves in one piece of the path. The score has no singularity before |Im z| = pi / 2, and 16 nodes
-on a piece of 2 then integrate it to within (pi/2 + sqrt(1 + pi²/4))^-32 = 1e-17 or so."""
+"""Most that any z moves in one piece of the path. The score has no singularity within |Im z| < pi / 2, so 16 nodes on
+a piece of 2 integrate it to within about (pi/2 + sqrt(1 + pi²/4))^-32 = 1e-17."""
 
 
 def aumann_shapley(terms: Terms) -> Floats:
-    """What each feature moves the mixture's score by: (n,) float64.
+    """Each feature's contribution to the mixture's score: (n,) float64.
 
-    The path is cut where a clamp takes hold or lets go and into pieces that are short enough, and each piece is
-    integrated by Gauss and Legendre's rule.
+    The path is cut where a clamp begins or ends, and then into short pieces. Each piece is integrated by
+    Gauss-Legendre quadrature.
     """
     cuts = _cuts(terms)
     middles, halves = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts) / 2
     a = (middles[:, None] + halves[:, None] * _NODES).ravel()
     weights = (halves[:, None] * _WEIGHTS).ravel()
-    # A clamp holds on the whole of a piece or nowhere.
+    # Within a piece, a clamp holds everywhere or nowhere.
     free, stack_free = (np.repeat(abs(z) < MAX_SCORE, len(_NODES), axis=0) for z in _unclamped(terms, middles))
     dz = _score_gradient(np.concatenate(_clamped(terms, a), axis=2), terms.shares)  # dF/dz of learners and stackers
     through = np.einsum("abs,bsk->abk", dz[:, :, K:] * stack_free, terms.stack[:, :, :K])
@@ -197,7 +197,7 @@ def aumann_shapley(terms: Terms) -> Floats:
 
 
 def _unclamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
-    """The scores of learners (a, B, K), and of stackers (a, B, stackers) from clamped ones, before they are clamped."""
+    """Unclamped scores of learners (a, B, K), and of stackers (a, B, stackers) over the clamped learners."""
     z = terms.biases + a[:, None, None] * terms.products.sum(axis=0)  # b_k + a sum of c_ki
     stacked = np.einsum("abk,bsk->abs", z.clip(-MAX_SCORE, MAX_SCORE), terms.stack[:, :, :K]) + terms.stack[:, :, K]
     return z, stacked
@@ -209,7 +209,7 @@ def _clamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
 
 
 def _score_gradient(z: Floats, shares: Floats) -> Floats:
-    """dF/dz_k = share_k s'(z_k) (1/p + 1/(1 - p)), each side computed by itself as in auto.py; (a, B, M)."""
+    """dF/dz_k = share_k s'(z_k) (1/p + 1/(1 - p)): (a, B, M). p and 1 - p are computed apart, as in auto.py."""
     e = np.exp(-abs(z))
     high, low = 1 / (1 + e), e / (1 + e)
     p = (shares * np.where(z < 0, low, high)).sum(axis=(1, 2), keepdims=True)
@@ -219,7 +219,7 @@ def _score_gradient(z: Floats, shares: Floats) -> Floats:
 
 
 def _cuts(terms: Terms) -> Floats:
-    """From 0 to 1, rising: between two of them every score is a straight line, and no longer than `_STRIDE`."""
+    """Rising cuts from 0 to 1. Between two cuts every score is a straight line and moves at most `_STRIDE`."""
     ends = np.array([0.0, 1.0])
     cuts = _with_crossings(ends, _unclamped(terms, ends)[0])
     cuts = _with_crossings(cuts, _unclamped(terms, cuts)[1])
@@ -230,9 +230,9 @@ def _cuts(terms: Terms) -> Floats:
 
 
 def _with_crossings(cuts: Floats, z: Floats) -> Floats:
-    """The cuts, and where scores that are z at them and straight between them pass ± MAX_SCORE."""
+    """The cuts, plus the points where a score crosses ± MAX_SCORE; scores are z at the cuts and linear between."""
     start, run = cuts[:-1, None, None], np.diff(cuts)[:, None, None]
     rise = np.diff(z, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what does not rise, or hardly, does not cross
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no rise, no crossing
         at = np.stack([(bound - z[:-1]) / rise for bound in (-MAX_SCORE, MAX_SCORE)])
         return np.union1d(cuts, (start + at * run)[(at > 0) & (at < 1)])

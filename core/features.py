@@ -1,14 +1,14 @@
-"""Feature names <-> columns, and events to the arrays that the kernels take.
+"""Maps feature names to columns, and turns events into arrays for the kernels.
 
 An event's x is an object of features or an array of numbers:
 
-- a number is the value of the feature;
+- a number is the feature's value;
 - `true` and `false` are 1 and 0;
 - a string value `v` of feature `f` is the feature `f=v` with value 1;
 - an array's features are named by position: "0", "1", ...
 
-A feature that an event leaves out, or that is None, is 0. Where two names of an object meet
-(`{"a=b": 2, "a": "b"}`), the later wins.
+A missing feature, or one that is None, is 0. If two names of an object become one (`{"a=b": 2, "a": "b"}`), the later
+value wins.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Bits = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_NAME = 256
-"""Characters of a feature's name, and of a string value."""
+"""Most characters of a feature's name, and of a string value."""
 MAX_ARRAY = 1_000_000
-"""Numbers in an event that is an array."""
+"""Most numbers in an event that is an array."""
 MAX_FLOAT = sys.float_info.max
-NO_LABEL = "must be 0, 1, true or false; other labels are mapped to these before they are sent"
+NO_LABEL = "must be 0, 1, true or false; map other labels to these before you send them"
 
 
 class EventError(ValueError):
-    """An event that cannot be learned or predicted: `field` is the path in it ("x.age"), the message says why."""
+    """An event that is not valid. `field` is the path to the fault ("x.age"), and the message says what is wrong."""
 
     row: int = 0
-    """Which row of a table it is, from 0."""
+    """The event's row in a table, from 0."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -54,20 +54,20 @@ class EventError(ValueError):
 
 
 class TooManyFeatures(EventError):
-    """The event has names that the model has no room for."""
+    """The event has new names, and the model has no room for them."""
 
 
 ORDINARY, JOINED, EXPIRED, LATE = range(4)
-"""How an event came by its label: with its features; by id, after a prediction from them was served; not in time, so
-that it is taken to be 0; or by id after that."""
+"""How an event got its label. ORDINARY: together with its features. JOINED: by id, after a prediction. EXPIRED: no
+label came in time, so it is 0. LATE: by id, after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """For each of n events the prediction that was served from its features, where there was one.
+    """The served predictions of n events.
 
-    `kinds` (uint8): how the event came by its label. For those that are not ORDINARY, `scores` (float64): the score
-    served; `delays` (float64): seconds from then to the label, or to the timeout.
+    `kinds` (uint8): how each event got its label. For kinds other than ORDINARY: `scores` (float64), the served score;
+    `delays` (float64), the seconds from the prediction to the label or the timeout.
     """
 
     kinds: Labels
@@ -75,15 +75,15 @@ class Served:
     delays: Floats
 
     def part(self, start: int, stop: int) -> Served:
-        """The same of the events `start` to `stop`."""
+        """Those of the events from `start` to before `stop`."""
         return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """For each of n events the features that were left out of it, because the model had no room for them.
+    """The features left out of each of n events, because the model had no room for them.
 
-    `counts` (uint32): how many. `marks` (uint64): 64 bits of their names and values, whatever their order; 0 for none.
+    `counts` (uint32): their number. `marks` (uint64): a hash of their names and values in any order; 0 without any.
     """
 
     counts: npt.NDArray[np.uint32]
@@ -91,12 +91,12 @@ class LeftOut:
 
     @classmethod
     def none(cls, events: int) -> LeftOut:
-        """Nothing was left out of so many events."""
+        """For events from which nothing was left out."""
         return cls(np.zeros(events, np.uint32), np.zeros(events, np.uint64))
 
     @classmethod
     def of(cls, names: Sequence[str], values: Floats, present: Mask) -> LeftOut:
-        """The features `names`, of the values `values` (n, m), where they are `present` (n, m)."""
+        """For features `names` (m) with the values `values` (n, m), where `present` (n, m)."""
         hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
         found = cls.none(len(values))
         bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: -0.0 is 0.0
@@ -104,17 +104,18 @@ class LeftOut:
         return found
 
     def part(self, start: int, stop: int) -> LeftOut:
-        """The same of the events `start` to `stop`."""
+        """Those of the events from `start` to before `stop`."""
         return LeftOut(self.counts[start:stop], self.marks[start:stop])
 
 
-@dataclass(slots=True)  # frozen, to make one would take 0.7 us, not 0.3
+@dataclass(slots=True)  # not frozen: that takes 0.7 us to make, not 0.3
 class Batch:
     """n events as arrays, in order.
 
-    Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32) with `values` (float64) at the same places;
-    `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64, the sample
-    weights) have n. `served` is None where all events are ordinary, `left_out` where nothing was left out.
+    Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32), with their `values` (float64) at the same
+    positions. `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64,
+    the sample weights) have n. `served` is None if all events are ordinary; `left_out` is None if nothing was left
+    out.
     """
 
     offsets: Offsets
@@ -127,7 +128,7 @@ class Batch:
 
     @classmethod
     def of_one(cls, event: Admitted, y: float, weight: float = 1.0) -> Batch:
-        """One event, as `Features.admit` gave it."""
+        """A batch of one event, from `Features.admit`."""
         columns, values, left_out = event
         return cls(
             np.array([0, len(columns)], np.int64),
@@ -142,12 +143,12 @@ class Batch:
 
     @property
     def longest(self) -> int:
-        """The features of the event that has most, 0 if there is none."""
+        """The number of features of the longest event; 0 without events."""
         return int(np.diff(self.offsets).max(initial=0))
 
     def slices(self, events: int, values: int = 2**62) -> Iterator[Batch]:
-        """The same events in pieces of at most `events`, and at most so many `values` unless one event has more,
-        without copying the features.
+        """The same events in pieces, without copying the features. A piece has at most `events` events, and at most
+        `values` values unless a single event has more.
 
         >>> batch = Batch(np.array([0, 3, 4, 5]), np.zeros(5, np.int32), np.ones(5), np.ones(3, np.uint8), np.ones(3))
         >>> [len(piece) for piece in batch.slices(10, 2)], [len(piece) for piece in batch.slices(1, 10)]
@@ -181,12 +182,12 @@ class Batch:
         )
 
     def first(self, events: int) -> Batch:
-        """The first `events` of them, or all if there are no more."""
+        """The first `events` events, or all if there are fewer."""
         return self.part(0, min(events, len(self)))
 
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:
-        """One batch of the events of several, in order."""
+        """Several batches as one, in order."""
         if len(batches) == 1:
             return batches[0]
         starts = np.cumsum([0] + [len(batch.columns) for batch in batches])
@@ -213,22 +214,22 @@ _positions: list[str] = []
 
 
 def _position_names(count: int) -> list[str]:
-    """The names of an array's features: "0", "1", ... They are kept, so there is a limit."""
+    """The names of an array's features: "0", "1", ... They stay in memory, so their number is limited."""
     if count > MAX_ARRAY:
         raise EventError("x", f"an array has at most {MAX_ARRAY} numbers")
     if len(_positions) < count:
         there = len(_positions)
-        _positions[there:count] = map(str, range(there, count))  # in one go: another thread may do the same
+        _positions[there:count] = map(str, range(there, count))  # in one assignment: another thread may do the same
     return _positions[:count]
 
 
 def _numbers(values: Iterable[Value | None]) -> array[float]:
-    """The values as float64; TypeError where one is no number."""
-    return array("d", values)  # type: ignore[arg-type]  # text raises TypeError, which is what the callers want
+    """The values as float64. Raises TypeError if one is not a number."""
+    return array("d", values)  # type: ignore[arg-type]  # text raises TypeError, which the callers expect
 
 
 def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
-    """String values as features `f=v` of value 1, and without what is None."""
+    """The features, with strings as `f=v` of value 1 and without None."""
     features: dict[str, float] = {}
     for name, value in x.items():
         if value is None:
@@ -236,7 +237,7 @@ def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
         elif isinstance(value, str):
             if len(value) > MAX_NAME:
                 raise EventError(f"x.{_shown(name)}", f"a string value has at most {MAX_NAME} characters")
-            check_name(name)  # here, where the name still stands apart from its value
+            check_name(name)  # here, where name and value are still apart
             features[f"{name}={value}"] = 1.0
         else:
             try:
@@ -249,18 +250,18 @@ def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
 
 
 def _numbers_there(x: Sequence[float | None]) -> tuple[Iterable[str], array[float]]:
-    """The names and values of those numbers of an array that are not None."""
+    """The names and values of an array's numbers, without None."""
     try:
         names, values = _position_names(len(x)), _numbers(value for value in x if value is not None)
     except TypeError:
-        raise EventError("x", "an array has numbers only, and null where there is none") from None
+        raise EventError("x", "an array may contain only numbers and null") from None
     except OverflowError:
         raise EventError("x", "has a number that is too large for a 64-bit float") from None
     return [name for name, value in zip(names, x, strict=True) if value is not None], values
 
 
 def flatten(x: X) -> tuple[Iterable[str], array[float]]:
-    """The names and the numeric values of an event's x, in its own order.
+    """The names and numeric values of an event's x, in its own order. Raises EventError.
 
     >>> names, values = flatten({"age": 31, "country": "FR", "vip": True})
     >>> list(names), list(values)
@@ -283,18 +284,18 @@ def flatten(x: X) -> tuple[Iterable[str], array[float]]:
 
 
 def _shown(name: str) -> str:
-    """A name for a message: cut, so that an error never echoes a whole body."""
+    """A name for a message, cut so that an error never repeats a whole body."""
     return name if len(name) <= 64 else name[:61] + "..."
 
 
 def check_name(name: str, longest: int = MAX_NAME) -> None:
-    """Raise EventError unless `name` may be a feature's."""
+    """Raise EventError unless `name` is a valid feature name of at most `longest` characters."""
     if not name:
         raise EventError("x", "a feature's name must not be empty")
     if len(name) > longest:
         raise EventError(f"x.{_shown(name)}", f"a feature's name has at most {longest} characters")
     if "\0" in name:
-        raise EventError("x", "a feature's name must not contain a zero byte")  # it ends a name in the state's SHA-256
+        raise EventError("x", "a feature's name must not contain a zero byte")  # it ends each name in the SHA-256
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -303,7 +304,7 @@ def check_name(name: str, longest: int = MAX_NAME) -> None:
 
 @compiled("int64(float64[::1], float64)")
 def _first_beyond(values: Floats, limit: float) -> int:
-    """The position of the first value that is not within ±limit, or -1. NaN is within nothing."""
+    """The position of the first value that is not within ±limit, or -1. NaN is never within."""
     for i in range(len(values)):
         if not abs(values[i]) <= limit:
             return i
@@ -312,38 +313,37 @@ def _first_beyond(values: Floats, limit: float) -> int:
 
 @compiled("int64(int32[::1])")
 def last_column(columns: Ints) -> int:
-    """The largest of some columns, -1 of none."""
-    largest = np.int32(-1)  # as wide as they are, or no vector instructions come of it
+    """The largest column; -1 without columns."""
+    largest = np.int32(-1)  # of the columns' type, else the compiler does not vectorise the loop
     for i in range(len(columns)):
         largest = max(largest, columns[i])
     return int(largest)
 
 
 MAX_SHAPES = 1_000
-"""Lists of names whose columns are remembered: most events of a stream have the same names in the same order, and to
-look them all up at once takes a third less time."""
+"""Most lists of names whose columns are cached. Most events of a stream have the same names in the same order; one
+look-up for the whole list takes a third less time."""
 
 
 REMEMBERED_NAMES = 250_000
-"""Names in all of these lists together."""
+"""Most names in all cached lists together."""
 FIRST_NAMES = 2**18 * 2 // 3
-"""Names of a model that have one dict, which grows when two thirds of its places are taken: one more, and it would take
-10 ms to."""
+"""Most names in a model's first dict. A dict grows when two thirds of its slots are used; with one more name it would
+grow for 10 ms."""
 DICTS = 64
 
 
-class _Remembered(array):  # type: ignore[type-arg]  # array.array takes none when it is a base
-    """Columns of names that are all known: nobody needs to look."""
+class _Remembered(array):  # type: ignore[type-arg]  # as a base, array.array takes no type argument
+    """Columns without a -1, so nobody needs to look for one."""
 
     __slots__ = ()
 
 
 class _Columns:
-    """Name -> column, as a dict has them.
+    """Name -> column, like a dict.
 
-    A dict grows in one go, of 700,000 names in 27 ms, and meanwhile nobody is served. So the names after the first
-    FIRST_NAMES are spread over many dicts by their hashes, of which none is ever large; models with fewer names, which
-    are nearly all, look in one dict and pay nothing for it.
+    A large dict blocks the service while it grows: 27 ms with 700,000 names. So names after the first FIRST_NAMES are
+    spread by hash over DICTS smaller dicts. Most models have fewer names; they use one dict and pay nothing.
     """
 
     __slots__ = ("_first", "_rest")
@@ -358,7 +358,7 @@ class _Columns:
         return self._rest[hash(name) % len(self._rest)]
 
     def of(self, names: Sequence[str]) -> list[int]:
-        """The columns of the names, -1 for those that have none."""
+        """The columns of the names; -1 for unknown names."""
         first = self._first
         found = [first.get(name, -1) for name in names]
         if self._rest and -1 in found:
@@ -383,21 +383,22 @@ class _Columns:
 
 
 class Features:
-    """The names that a model knows, each with its column; columns count from 0 in order of appearance.
+    """The names that a model knows, each with its column. Columns count from 0, in order of appearance.
 
     max_features
-        How many names there may be. Default 1,000,000.
+        Most names. Default 1,000,000.
     overflow
-        What is done past it with an event that has a new name: that feature is left out of the event (`ignore`), or the
-        event is refused (`refuse`). Default `ignore`.
+        What happens to a new name beyond that: `ignore` leaves the feature out of the event, `refuse` refuses the
+        event. Default `ignore`.
     hash_bits
-        With k, a name is replaced by `#h` with h = CRC-32 of its UTF-8, modulo 2^k, in hexadecimal: for streams whose
-        names never end. Features of one event that meet in one column are summed. Default None: no hashing.
+        With k, a name is replaced by `#h`, where h is the CRC-32 of its UTF-8, modulo 2^k, in hexadecimal. It suits
+        streams with endless new names. Features of one event with the same hash are summed. Default None: no hashing.
     max_value
         The largest magnitude of a feature's value. Default 1e100.
     text_apart
-        Whether hashed names of text (`colour=red`) are `=h`, not `#h`: then they never meet those of numbers, and there
-        are at most 2^k features of each. A model that scales needs that, because text is not scaled. Default False.
+        Whether hashed text names (`colour=red`) become `=h` instead of `#h`. Then text and numbers never share a
+        column, and there are at most 2^k of each. A model that scales needs this, because text is not scaled. Default
+        False.
 
     >>> features = Features()
     >>> features.columns_of(["age", "vip"], add=True).tolist()
@@ -422,41 +423,41 @@ class Features:
         self.max_value = max_value
         self.overflow = overflow
         self.max_event = MAX_ARRAY
-        """Features of an event; whoever takes events from others may want fewer."""
+        """Most features of an event. Whoever accepts events from others may lower it."""
         self.where = ""
-        """Of which models an event has no more, for the message: " where the rule is auto"."""
+        """Added to the message about `max_event`: which models have this limit (" where the rule is auto")."""
         self.max_name = MAX_NAME
-        """Characters of a new name; with its text value (`country=FR`) twice as many, and the sign between them."""
+        """Most characters of a new name. A name with a text value (`country=FR`) may have twice as many, plus one."""
         self._shapes: dict[tuple[str, ...], array[int]] = {}
-        self._remembered = 0  # names in them
+        self._remembered = 0  # names in `_shapes`
 
     def __len__(self) -> int:
         return len(self.names)
 
     def extend(self, names: Iterable[str]) -> None:
-        """Add names known to be good, as when a stored model is opened."""
+        """Add names without a check, as from a stored model."""
         for name in names:
             self._column[name] = len(self.names)
             self.names.append(name)
 
     def truncate(self, count: int) -> None:
-        """Take back every name from column `count` on: their batch was not committed."""
+        """Remove every name from column `count` on, because its batch was not committed."""
         for name in self.names[count:]:
             del self._column[name]
         del self.names[count:]
         self._forget_shapes()
 
     def _forget_shapes(self) -> None:
-        self._shapes = {}  # a new one: a thread that looks names up just now remembers them in the old one
+        self._shapes = {}  # a new dict: a thread in the middle of a look-up still writes to the old one
         self._remembered = 0
 
     def known(self, names: Sequence[str]) -> list[int]:
-        """The columns of `names`, -1 for one that is not known, whether it could be or not."""
+        """The columns of `names`; -1 for unknown names, which are not checked."""
         return self._column.of(names)
 
     @property
     def hashed(self) -> bool:
-        """Whether names are replaced by their hashes."""
+        """Whether hashes replace names."""
         return self._hash_mask is not None
 
     @property
@@ -465,10 +466,10 @@ class Features:
         return len(self.names) >= self.max_features
 
     def columns_of(self, names: Iterable[str], add: bool = False) -> array[int]:
-        """The columns of `names`; a name that is not known yet is -1, or with `add` given the next column.
+        """The columns of `names`. An unknown name is -1, or gets the next column with `add`.
 
-        Where there are no more columns: TooManyFeatures, and no name is added, or -1, see `overflow`. The result is
-        remembered, and must be left as it is.
+        If no column is free: with overflow `refuse`, raises TooManyFeatures and adds no name; with `ignore`, -1. Raises
+        EventError for a name that is not valid. The result is cached: do not change it.
         """
         shape = tuple(names)
         shapes = self._shapes
@@ -481,12 +482,12 @@ class Features:
                 shapes[shape] = columns
                 self._remembered += len(shape)
             else:
-                self._forget_shapes()  # this one is remembered when it comes again
+                self._forget_shapes()  # the list is cached when it comes again
         return columns
 
     def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]
-        if self._hash_mask is None:  # a hashed name was made here
+        if self._hash_mask is None:  # hashed names are always valid
             for name in new:
                 check_flat_name(name, self.max_name)
         if add:
@@ -494,14 +495,14 @@ class Features:
             if len(new) > room and self.overflow == "refuse":
                 raise TooManyFeatures(
                     "x",
-                    f"has {len(new)} new feature(s), the model has {len(self)} of at most {self.max_features}; "
+                    f"has {len(new)} new feature(s), but the model has {len(self)} of at most {self.max_features}; "
                     "see max_features, overflow and hash_bits in the model's spec",
                 )
             self.extend(new[:room])
         return array("i", self.known(names))
 
     def unknown(self, columns: array[int]) -> int:
-        """How many of the columns that `columns_of` gave are of names that are not known.
+        """How many columns in a result of `columns_of` belong to unknown names.
 
         >>> features = Features()
         >>> features.extend(["age"])
@@ -511,17 +512,17 @@ class Features:
         return 0 if type(columns) is _Remembered else columns.count(-1)
 
     def encode(self, x: X) -> tuple[array[int], array[float]]:
-        """The columns and values of an event's x, in its own order; -1 for names that are not known.
+        """The columns and values of an event's x, in its own order; -1 for unknown names.
 
-        EventError where x cannot be predicted from.
+        Raises EventError if x is not valid.
         """
         names, values = self.flat(x)
         return self.columns_of(names), values
 
     def admit(self, x: X) -> Admitted:
-        """An event's x to be learned: new names are given columns, or what there is no room for is left out.
+        """Encode an event's x for learning. New names get columns; features without room are left out.
 
-        EventError where x cannot be learned, and then nothing is changed.
+        Raises EventError if x is not valid; then nothing changes.
 
         >>> features = Features(max_features=1)
         >>> columns, values, left_out = features.admit({"age": 31.0, "user": "u7"})
@@ -536,8 +537,8 @@ class Features:
         return columns, values, None
 
     def admitted(self, x: X) -> Admitted | None:
-        """What `admit` would have given, had x been learned before; None if it cannot have been, because it has names
-        that are not known, and there is room for them."""
+        """What `admit` returned for x if x was learned before. None if x has unknown names and there is room for them,
+        because then it was not learned."""
         names, values = self.flat(x)
         names = tuple(names)
         columns = self.columns_of(names)
@@ -554,9 +555,9 @@ class Features:
         return array("i", [columns[i] for i in known]), array("d", [values[i] for i in known]), left_out
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
-        """The names that the model calls an event's features by, and their values, in the event's own order.
+        """The model's names for an event's features, and their values, in the event's own order.
 
-        EventError where a value cannot be learned or predicted from; names are looked at by `columns_of`.
+        Raises EventError for a value that is not valid. `columns_of` checks the names.
 
         >>> names, values = Features(hash_bits=4).flat({"age": 31, "country": "FR"})
         >>> list(names), list(values)
@@ -565,7 +566,7 @@ class Features:
         names, values = flatten(x)
         if len(values) > self.max_event:
             raise EventError("x", f"has {len(values)} features; an event has at most {self.max_event}{self.where}")
-        # The sum of the magnitudes is within the limit, or it is worth a closer look: half the time of looking at once.
+        # A sum of magnitudes within the limit clears all values, in half the time of a look at each.
         if not sum(map(abs, values)) <= self.max_value:
             beyond = _first_beyond(np.frombuffer(values), self.max_value)
             if beyond >= 0:
@@ -577,7 +578,7 @@ class Features:
         return names, values
 
     def _hashed(self, names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:
-        """Names as `#hash`; the values of those that meet are summed."""
+        """Names as hashes; values with the same hash are summed."""
         summed: dict[str, float] = {}
         for name, value in zip(names, values, strict=True):
             check_flat_name(name, self.max_name)
@@ -588,18 +589,18 @@ class Features:
 
 
 Admitted: TypeAlias = "tuple[array[int], array[float], LeftOut | None]"
-"""The columns and values of an event to learn, in its own order, and what is left out of it, if anything."""
+"""The columns and values of an event to learn, in its own order; and the features left out, or None."""
 
 
 def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
-    """The same memory as numpy has it."""
-    if not values:  # numpy makes no array of no bytes
+    """The same memory as numpy arrays."""
+    if not values:  # `frombuffer` refuses an empty buffer
         return np.zeros(0, np.int32), np.zeros(0)
     return np.frombuffer(columns, np.int32), np.frombuffer(values)
 
 
 def is_text(name: str) -> bool:
-    """Whether a feature is one of text, by its name: `colour=red` is there or not, and its value is not scaled.
+    """Whether a name is that of a text feature, like `colour=red`. Its value is not scaled.
 
     >>> is_text("colour=red"), is_text("age")
     (True, False)
@@ -608,7 +609,7 @@ def is_text(name: str) -> bool:
 
 
 def check_flat_name(name: str, longest: int = MAX_NAME) -> None:
-    """`check_name` for a name that may be made of a feature and its string value ("country=FR")."""
+    """`check_name` for a name that may include a string value ("country=FR")."""
     check_name(name, 2 * longest + 1 if "=" in name else longest)
 
 
@@ -630,9 +631,9 @@ def _gather(
     columns: Ints,
     values: Floats,
 ) -> bool:
-    """The values that are present and have a column, row by row, to `columns` and `values`.
+    """Copy the values that are present and have a column, row by row, to `columns` and `values`.
 
-    False if one that is present is not within ±limit.
+    Returns False if a present value is not within ±limit.
     """
     at = 0
     for i in range(table.shape[0]):
@@ -649,7 +650,7 @@ def _gather(
 
 
 class BatchBuilder:
-    """Gathers events for one model into a `Batch`. What cannot be learned is refused, and changes nothing.
+    """Gathers events for one model into a `Batch`. It refuses events that are not valid, and they change nothing.
 
     >>> builder = BatchBuilder(Features())
     >>> builder.add({"a": 2.0}, 1)
@@ -662,7 +663,7 @@ class BatchBuilder:
     def __init__(self, features: Features) -> None:
         self.features = features
         self.first_feature = len(features)
-        # Events are added one by one to the open part; a table is a part of its own.
+        # Single events go to the open part; each table is a part of its own.
         self._closed: list[Batch] = []
         self._in_closed = 0
         self._open()
@@ -673,18 +674,18 @@ class BatchBuilder:
         self._ends = array("q", [0])
         self._labels = bytearray()
         self._weights = array("d")
-        self._left_out: dict[int, LeftOut] = {}  # by place, of those events of which something is
+        self._left_out: dict[int, LeftOut] = {}  # by position, for events with features left out
 
     def __len__(self) -> int:
         return self._in_closed + len(self._labels)
 
     def add(self, x: X, y: float, weight: float = 1.0) -> None:
-        """Add one event; EventError where it cannot be learned, and then nothing is changed."""
+        """Add one event. Raises EventError if it is not valid; then nothing changes."""
         check_label(y, weight)
         self._append(*self.features.admit(x), y, weight)
 
     def add_again(self, event: Batch, y: float, weight: float = 1.0) -> None:
-        """Add one event that was learned before, with another label."""
+        """Add an event that was learned before, with another label."""
         check_label(y, weight)
         self._append(event.columns.tolist(), event.values.tolist(), event.left_out, y, weight)
 
@@ -702,13 +703,13 @@ class BatchBuilder:
     def add_table(
         self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats | None = None
     ) -> None:
-        """Add n events at once: the same as `add` for each row, in a fiftieth of the time.
+        """Add n events at once: same as `add` for each row, in a fiftieth of the time.
 
-        Row i is the event with the features `names` in this order, of the values `values[i]` (n, m), and without those
-        that `present` (n, m) says are absent (None: all are there). `labels` and `weights` have n (None: all are 1).
-        The arrays are kept, not copied.
+        Row i has the features `names` (m) in this order, with the values `values[i]` (n, m), where `present[i]` (n, m;
+        None: all present). `labels` and `weights` have n entries (no weights: all 1). The arrays are used, not copied.
 
-        EventError where a row cannot be learned, `row` says which, from 0; and then nothing is changed.
+        Raises EventError if a row is not valid, with its `row` from 0; then nothing changes. Raises ValueError if the
+        shapes do not fit.
 
         >>> builder = BatchBuilder(Features())
         >>> builder.add_table(["a", "b"], np.array([[1.0, 2.0], [3.0, 4.0]]), None, np.array([0, 1], np.uint8))
@@ -733,7 +734,7 @@ class BatchBuilder:
     def _encode_table(
         self, names: Sequence[str], table: Floats, present: Mask | None, labels: Labels, weights: Floats
     ) -> Batch | None:
-        """The rows as a batch, their new names added; None, and nothing is changed, if a row is not to be learned."""
+        """The rows as a batch, with their new names added. None if a row is not valid; then nothing changes."""
         n, m = table.shape
         found = self.features.known(names)
         new = _by_appearance([j for j in range(m) if found[j] < 0], present) if n else []
@@ -767,7 +768,7 @@ class BatchBuilder:
     def _add_rows(
         self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats
     ) -> None:
-        """`add_table` row by row: where names are hashed, and to find out which row is wrong and why."""
+        """`add_table` row by row: for hashed names, and to find which row is wrong and why."""
         mark = self.mark()
         there = [[True] * len(names)] * len(labels) if present is None else present.tolist()
         rows = zip(values.tolist(), there, labels.tolist(), weights.tolist(), strict=True)
@@ -780,18 +781,18 @@ class BatchBuilder:
                 raise
 
     def event(self, place: int) -> Batch:
-        """An event that was added since the last table."""
+        """The event at `place`, which was added after the last table."""
         i = place - self._in_closed
         of_event = slice(self._ends[i], self._ends[i + 1])
         admitted = (self._columns[of_event], self._values[of_event], self._left_out.get(i))
         return Batch.of_one(admitted, self._labels[i], self._weights[i])
 
     def mark(self) -> tuple[int, int]:
-        """Where the batch stands now, for `take_back`."""
+        """The present position, for `take_back`."""
         return len(self), len(self.features)
 
     def take_back(self, mark: tuple[int, int]) -> None:
-        """Take back every event, and every new name, since `mark`."""
+        """Remove every event and every new name since `mark`."""
         events, features = mark
         while events < self._in_closed:
             self._open()
@@ -812,14 +813,14 @@ class BatchBuilder:
         return self.features.names[self.first_feature :]
 
     def _close(self) -> None:
-        """Begin a new part, if the open one has events."""
+        """Close the open part if it has events, and begin a new one."""
         if self._labels:
             self._closed.append(self._open_part())
             self._in_closed += len(self._labels)
             self._open()
 
     def _open_part(self) -> Batch:
-        """The events of the open part. They share memory with what it is gathered in, which cannot grow any more."""
+        """The events of the open part. They share its memory, so it cannot grow any more."""
         return Batch(
             np.frombuffer(self._ends, np.int64),
             *as_arrays(self._columns, self._values),
@@ -837,7 +838,7 @@ class BatchBuilder:
         return whole
 
     def build(self) -> Batch:
-        """The events as arrays. None can be added after it."""
+        """The events as arrays. No event can be added afterwards."""
         parts = [*self._closed, self._open_part()] if self._labels else self._closed
         if not parts:
             return Batch(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0))
@@ -851,7 +852,7 @@ def _can_be_learned(labels: Labels, weights: Floats) -> bool:
 
 
 def _by_appearance(columns: list[int], present: Mask | None) -> list[int]:
-    """Those of a table's columns that are ever there, in the order in which they first are, row by row."""
+    """The table's columns that are ever present, in the order of their first appearance, row by row."""
     if present is None or not columns:
         return columns
     there = present[:, columns]
@@ -861,7 +862,7 @@ def _by_appearance(columns: list[int], present: Mask | None) -> list[int]:
 
 @compiled("uint64(uint64)")
 def _mixed(bits: np.uint64) -> np.uint64:
-    """A 64-bit number with its bits mixed well: the finaliser of MurmurHash3."""
+    """A 64-bit number with its bits mixed by MurmurHash3's finaliser."""
     bits ^= bits >> np.uint64(33)
     bits *= np.uint64(0xFF51AFD7ED558CCD)
     bits ^= bits >> np.uint64(33)
@@ -871,7 +872,7 @@ def _mixed(bits: np.uint64) -> np.uint64:
 
 @compiled("void(uint64[::1], uint64[:, ::1], boolean[:, ::1], uint32[::1], uint64[::1])")
 def _left_out(names: Bits, values: Bits, present: Mask, counts: npt.NDArray[np.uint32], marks: Bits) -> None:
-    """Count what is present of each row, and add up the marks of it: of the hash of its name, and its value."""
+    """Count the present features of each row, and sum their marks, each made of name hash and value."""
     for i in range(len(counts)):
         for j in range(len(names)):
             if present[i, j]:
@@ -886,18 +887,16 @@ def _fingerprints(
     for i in range(len(labels)):
         mixed = _mixed(_mixed(weights[i]) + np.uint64(labels[i])) + left_out[i]
         for j in range(offsets[i], offsets[i + 1]):
-            # A sum, so that the order of the features does not count.
+            # A sum does not depend on the features' order.
             mixed += _mixed(_mixed(np.uint64(columns[j]) + np.uint64(1)) ^ values[j])
         fingerprints[i] = mixed
 
 
 def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
-    """64 bits for each event of a batch: equal for equal events, whatever the order of their features.
+    """A 64-bit fingerprint (n,) of each event in a batch, equal for equal events in any order of features.
 
-    What was left out of an event is a part of it.
-
-    Different events of one model have different ones but for one in 2^64. Not made to withstand an attacker, who could
-    only deceive himself.
+    Features left out of an event count, too. Two different events of one model have the same fingerprint once in 2^64.
+    It does not withstand an attacker, who could only deceive himself.
 
     >>> builder = BatchBuilder(Features())
     >>> builder.add({"a": 1.0, "b": 2.0}, 1)
@@ -916,7 +915,7 @@ def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
 
 
 def label_fingerprints(labels: Labels, weights: Floats) -> npt.NDArray[np.int64]:
-    """64 bits for each pair of a label and a sample weight: equal for equal pairs.
+    """A 64-bit fingerprint (n,) of each pair of a label and a sample weight, equal for equal pairs.
 
     >>> same = label_fingerprints(np.array([1, 1, 0], np.uint8), np.array([2.0, 2.0, 2.0]))
     >>> bool(same[0] == same[1]), bool(same[1] == same[2])

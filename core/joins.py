@@ -1,4 +1,4 @@
-"""What became of the predictions that were served under an id: how good they were, and how late their labels came."""
+"""Statistics of predictions served with an id: how good they were, and how late their labels came."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from core.learner import Outcome
 from core.progressive import Progressive
 
 DELAYS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0, 2592000.0)
-"""Upper bounds of the histogram of delays, in seconds: up to a tenth of a second ... an hour ... 30 days."""
+"""Upper bounds of the delay histogram, in seconds: from 0.1 s to 30 days."""
 
 
 class Joins:
-    """Counts by how labels came, the progressive scores of the predictions as they were served, and the labels' delays.
+    """Counts events by how their labels came, scores the predictions as served, and records the labels' delays.
 
     window
         How many of the last such events the windowed scores cover. Default 1,000.
 
-    All of it follows from the events, so that a replay of the log gives the same.
+    Everything is computed from the events, so a replay of the log gives the same.
     """
 
     def __init__(self, window: int = 1_000) -> None:
@@ -30,7 +30,7 @@ class Joins:
         self._delay_sum = np.zeros(1)
 
     def add(self, batch: Batch) -> None:
-        """Take up the events of a batch."""
+        """Add the events of a batch."""
         if batch.served is None:
             return
         kinds, scores, delays = batch.served.kinds, batch.served.scores, batch.served.delays
@@ -38,16 +38,16 @@ class Joins:
         self.scores.add(Outcome(scores, batch.labels, kinds != ORDINARY))
         told = delays[(kinds == JOINED) | (kinds == LATE)]
         self._delays += np.bincount(np.searchsorted(DELAYS, told), minlength=len(DELAYS) + 1)
-        for delay in told.tolist():  # one after the other: the sum of a replay is the same to the last bit
+        for delay in told.tolist():  # one by one: then a replay's sum is the same to the last bit
             self._delay_sum += delay
 
     def counts(self) -> dict[str, int]:
-        """Events `joined` with their labels, `expired` (learned as 0 when no label came), and `late` corrections."""
+        """Events `joined` with a label, `expired` (learned as 0 without one), and `late` corrections."""
         joined, expired, late = self._counts[[JOINED, EXPIRED, LATE]].astype(int).tolist()
         return {"joined": joined, "expired": expired, "late": late}
 
     def delays(self) -> dict[str, Any]:
-        """Seconds from a prediction to its label: how many, their mean, and how many up to each bound.
+        """Seconds from a prediction to its label: `count`, `mean`, and a count for each bucket.
 
         >>> Joins().delays()["count"]
         0
@@ -62,11 +62,11 @@ class Joins:
         }
 
     def delay(self) -> tuple[int, float]:
-        """How many labels came late, and the seconds that they took together."""
+        """How many labels came after their predictions, and the sum of their delays in seconds."""
         return int(self._delays.sum()), float(self._delay_sum[0])
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON types and arrays: copies."""
+        """The whole state, as JSON types and arrays; arrays are copies."""
         return {
             "scores": self.scores.state(),
             "counts": self._counts.copy(),
@@ -76,7 +76,7 @@ class Joins:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], window: int = 1_000) -> Joins:
-        """What `state()` described."""
+        """The joins that `state()` described."""
         joins = cls(window)
         joins.scores = Progressive.from_state(state["scores"], window)
         joins._counts[:] = state["counts"]

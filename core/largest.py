@@ -1,4 +1,4 @@
-"""The largest of many weights, and those that moved most: one pass, a millisecond for a million."""
+"""Finds the largest of many weights, or those that moved most, in one pass: a millisecond for a million."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from core.logistic import Floats, Ints
 
 @compiled("int64(float64[::1], float64[::1], int32[::1], float64[::1])")
 def _find(values: Floats, before: Floats, places: Ints, sizes: Floats) -> int:
-    """Put the places of the largest |value - before| into `places`, largest first, and return how many there are.
+    """Put the indexes of the largest |value - before| into `places`, largest first, and return their number.
 
-    What has no `before` was 0. What did not move counts as none. Of equals the first one stands first.
+    A value without a `before` was 0. Values that did not move are left out. Equal values keep their order.
     """
     found = 0
     for i in range(len(values)):
@@ -30,8 +30,9 @@ def _find(values: Floats, before: Floats, places: Ints, sizes: Floats) -> int:
 
 
 def largest(values: Floats, count: int, before: Floats | None = None) -> list[int]:
-    """The places of the `count` values of the largest magnitude, or of those that are furthest from what they were
-    `before` (values that came since were 0); largest first. Zeros are left out.
+    """The indexes of the `count` values of largest magnitude, largest first; zeros are left out.
+
+    With `before`, the values that moved most instead. A value past the end of `before` was 0.
 
     >>> largest(np.array([0.5, 0.0, -2.0]), 5)
     [2, 0]

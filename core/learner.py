@@ -1,4 +1,4 @@
-"""`Learner`: what a caller holds. A spec in, events in, predictions and state out."""
+"""`Learner`, the main interface: made from a spec, it learns events and gives predictions and its state."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from core.spec import Spec
 from core.weights import Weights, sha256
 
 Encoded = tuple["array[int]", "array[float]"]
-"""Columns and values of an event's features, in its own order; -1 for those that the model does not know."""
+"""Columns and values of an event's features, in its own order; the column is -1 if the model does not know it."""
 MANY = 4_096
-"""Features from which on it takes a while to make room for them."""
+"""Making room for more features than this takes long."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What `learn_batch` found for each of n events *before* its step.
+    """The predictions of `learn_batch` for n events, each made *before* the event's step.
 
-    `scores` (float64): the log odds. `learned` (bool): whether the step was taken; a step that would leave a number
-    that is not finite is not, and its loss says nothing. `assessed`: probabilities and losses, where they are known
-    already; else they are made when they are first asked for, because they take a third of the time of the step.
+    `scores` (float64): the log odds. `learned` (bool): whether the step was taken. A step that would leave a number
+    that is not finite is not taken, and the event's loss then means nothing. `assessed`: probabilities and losses, if
+    known already. Otherwise they are computed on first use, because they cost a third of the step.
     """
 
     scores: Floats
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def probabilities(self) -> Floats:
-        """Of the label 1."""
+        """The probabilities of label 1."""
         return self._assess()[0]
 
     @property
@@ -57,7 +57,7 @@ class Outcome:
 
     @classmethod
     def joined(cls, outcomes: Sequence[Outcome]) -> Outcome:
-        """One outcome of the events of several, in order."""
+        """Several outcomes as one, in order."""
         if len(outcomes) == 1:
             return outcomes[0]
         if not outcomes:
@@ -74,14 +74,14 @@ class Outcome:
 
 
 class NoWeights(AttributeError):
-    """`auto` is many models at once: it has no weights of its own, and no river twin."""
+    """`auto` mixes many models, so it has no weights of its own and no twin in river."""
 
     def __init__(self) -> None:
         super().__init__("a model with the rule auto has no weights of its own")
 
 
 class Learner:
-    """Logistic regression, one gradient step an event.
+    """Logistic regression, one gradient step per event.
 
     `predict_proba_one`, `learn_one` and `learn_many` mean what they mean in river, except that `learn_many` is n steps.
 
@@ -98,17 +98,17 @@ class Learner:
         limits = (self.spec.max_features, self.spec.hash_bits, self.spec.max_value)
         self.features = Features(*limits, text_apart=self.spec.scale != "none", overflow=self.spec.overflow)
         self.seq = 0
-        """Events so far, whether their step was taken or not."""
+        """Number of events so far, with or without a step."""
         self.not_taken = 0
-        """Events whose step would have left a number that is not finite, and was not taken."""
+        """Number of events without a step, because it would have left a number that is not finite."""
         self.left_out = 0
-        """Features that were left out of events, because the model had no room for them."""
+        """Number of features left out of events, because the model had no room for them."""
         self._n_features = self._room = 0
         self._model = Auto(self.spec) if self.spec.rule == "auto" else Linear(self.spec)
 
     @property
     def n_features(self) -> int:
-        """How many features the events so far had. `features` may know more: those of a batch not yet learned."""
+        """Number of features in the events so far. `features` may know more, from a batch not yet learned."""
         return self._n_features
 
     @property
@@ -118,42 +118,46 @@ class Learner:
 
     @property
     def linear(self) -> Linear:
-        """The model where it is one logistic regression; NoWeights where it is not."""
+        """The model's single logistic regression. Raises NoWeights for `auto`."""
         if isinstance(self._model, Auto):
             raise NoWeights
         return self._model
 
     @property
     def auto(self) -> Auto | None:
-        """The model where its rule is `auto`."""
+        """The model if its rule is `auto`, else None."""
         return self._model if isinstance(self._model, Auto) else None
 
     @property
     def plain(self) -> bool:
-        """Whether it is plain SGD: nothing scaled, no penalty, and one learning rate for all."""
+        """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
         return isinstance(self._model, Linear) and self._model.plain
 
     @property
     def bias(self) -> float:
-        """b; NoWeights for `auto`."""
+        """b. Raises NoWeights for `auto`."""
         return self.linear.bias
 
     @property
     def weights(self) -> Floats:
-        """The weights in column order, (n_features,) float64: a view, not a copy. NoWeights for `auto`."""
+        """The weights in column order, (n_features,) float64: a view, not a copy. Raises NoWeights for `auto`."""
         return self.linear.weights[: self._n_features]
 
     def weights_by_name(self) -> dict[str, float]:
-        """Feature name -> weight. NoWeights for `auto`."""
+        """Feature name -> weight. Raises NoWeights for `auto`."""
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 
     def weights_now(self) -> Weights:
-        """The weights as they stand, which later steps leave alone: a copy, but for the names. NoWeights for `auto`."""
+        """A copy of the present weights (names are shared, not copied). Raises NoWeights for `auto`."""
         return Weights(self.seq, self.bias, self.weights.copy(), self.features.names)
 
     def sha256(self) -> str:
-        """Of the UTF-8 names in column order, each ended by a zero byte, then the weights in that order and the bias
-        as little-endian float64; for `auto`, all arrays of its state instead, in the order of their names."""
+        """A hash of the model's state.
+
+        It covers the names (UTF-8, in column order, each followed by a zero byte), then the weights in that order and
+        the bias as little-endian float64. For `auto`, all arrays of its state, sorted by name, replace weights and
+        bias.
+        """
         if not isinstance(self._model, Auto):
             return Weights(self.seq, self.bias, self.weights, self.features.names).sha256()
         arrays = self._model.arrays(self._n_features)
@@ -162,32 +166,31 @@ class Learner:
     # -- predicting
 
     def score(self, x: X) -> float:
-        """The log odds of label 1: w·x + b, or the mixture's for `auto`. Changes nothing.
+        """The log odds of label 1: w·x + b, or the mixture's log odds for `auto`. Changes nothing.
 
-        Features that the model does not know add nothing.
+        Unknown features add nothing. Raises EventError if x is not valid.
         """
         return self.score_of(*self.features.encode(x))
 
     def score_of(self, columns: array[int], values: array[float]) -> float:
-        """`score` for an x that `features.encode` has looked up."""
+        """`score` for the result of `features.encode(x)`."""
         return self._model.score(*as_arrays(columns, values))
 
     def encoded(self, x: X) -> Encoded:
-        """What `features.encode` gives, for `score_of` and `served_of`. With many features it takes time, and may be
-        done in a thread while others learn and predict. Changes nothing; raises EventError."""
-        known = self._n_features  # names that come meanwhile may be taken back, and others have their columns then
+        """x encoded for `score_of` and `served_of`. With many features it takes long, so it may run in a thread while
+        others learn and predict. Changes nothing. Raises EventError if x is not valid."""
+        known = self._n_features  # newer names may be taken back, and other names then get their columns
         columns, values = self.features.encode(x)
         if max(columns, default=-1) >= known:
             columns = array("i", [column if column < known else -1 for column in columns])
         return columns, values
 
     def served(self, x: X) -> Floats:
-        """The score and, but for `auto`, what it is made of: kept with x, it lets `core.explain.explain_served` say how
-        the score came about when the model has moved on. Changes nothing.
+        """The score and its parts. Stored with x, they let `core.explain.explain_served` explain the score after the
+        model has changed. Changes nothing. Raises EventError if x is not valid.
 
-        float64: the score, the bias, the weight of each of x's n features in x's own order (NaN where the model has
-        not learned the feature) and, where the model scales, their n scaled values. For `auto`, which is too many
-        models to keep, the score alone.
+        Returns float64: the score, the bias, the weight of each of x's n features in x's own order (NaN for unknown
+        features) and, if the model scales, the n scaled values. For `auto` only the score, as its parts are too many.
 
         >>> learner = Learner(Spec(learning_rate=0.5))
         >>> learner.learn_one({"x": 2.0}, 1)
@@ -197,23 +200,26 @@ class Learner:
         return self.served_of(*self.features.encode(x))
 
     def served_of(self, columns: array[int], values: array[float]) -> Floats:
-        """`served` for an x that `features.encode` has looked up."""
+        """`served` for the result of `features.encode(x)`."""
         return self._model.served(*as_arrays(columns, values), self._n_features)
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
-        """The probability of each label for x."""
+        """The probability of each label for x. Raises EventError if x is not valid."""
         p = logistic.sigmoid(self.score(x))
         return {False: 1.0 - p, True: p}
 
     # -- learning
 
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
-        """One step for one event with label `y` (0 or 1) and sample weight `w` (above 0). Raises EventError."""
+        """Take one step for an event with label `y` (0 or 1) and sample weight `w` (above 0).
+
+        Raises EventError if the event is not valid; then nothing changes.
+        """
         check_label(y, w)
         self._step(Batch.of_one(self.features.admit(x), y, w))
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
-        """n events, n steps, in order. All or nothing: EventError for one of them, and nothing is learned."""
+        """Take n steps for n events, in order. Raises EventError if an event is not valid; then none is learned."""
         builder = BatchBuilder(self.features)
         start = builder.mark()
         try:
@@ -229,12 +235,12 @@ class Learner:
         return self.learn_batch(builder.build())
 
     def learn_batch(self, batch: Batch) -> Outcome:
-        """`learn_many` for events that are arrays already, with columns of `features`."""
+        """`learn_many` for events as arrays, with the columns of `features`."""
         scores, learned = self._step(batch)
         return Outcome(scores, batch.labels, learned)
 
     def _step(self, batch: Batch) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """A step for each event: the score before it, and whether it was taken."""
+        """Take a step for each event. Returns the scores before the steps, and whether each step was taken."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
         self._n_features = self.make_room(batch)
@@ -247,15 +253,15 @@ class Learner:
 
     @property
     def takes_long_to_make_room(self) -> bool:
-        """Whether `make_room` has many features to add, or much to copy, for the names that `features` has by now."""
+        """Whether `make_room` would add many features, or copy much, for the names that `features` has now."""
         new = len(self.features) - self._n_features
         return new > MANY or (new > 0 and len(self.features) > self._model.rows > MANY)
 
     def make_room(self, batch: Batch) -> int:
-        """Make room for the features that a batch brings, and return how many the learner will have with them.
+        """Make room for a batch's new features. Returns how many features the learner will have after the batch.
 
-        A step does it by itself. Where it takes long, it may be done before in a thread while others predict, but not
-        while a step is taken.
+        A step calls this itself. If it takes long, call it before in a thread: others may predict meanwhile, but not
+        learn.
         """
         features = max(self._n_features, last_column(batch.columns) + 1)
         if features > self._room:
@@ -266,10 +272,10 @@ class Learner:
     # -- state
 
     def state(self, names: bool = True) -> dict[str, Any]:
-        """Everything that the learner is, as JSON types and arrays of float64: copies, which later steps leave alone.
+        """The whole state, as JSON types and float64 arrays; arrays are copies.
 
-        Without `names` the caller keeps the features' names itself, as the service does, and gives them back to
-        `from_state`.
+        With `names=False` the caller stores the feature names itself, as the service does, and adds them to the state
+        for `from_state`.
         """
         state = {
             "spec": self.spec.as_dict(),
@@ -285,10 +291,10 @@ class Learner:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Learner:
-        """The learner that `state()` described, to the last bit. Where it describes none: ValueError, LookupError,
+        """The learner that `state()` described, to the last bit. A damaged state raises ValueError, LookupError,
         TypeError, AttributeError or ArithmeticError."""
         if not 0 <= state["n_features"] <= len(state["names"]):
-            raise ValueError("a state must have a name for each feature")  # and so it takes no more room than its names
+            raise ValueError("a state must have a name for each feature")  # limits the room that a state takes
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken, learner.left_out = state["seq"], state["not_taken"], state["left_out"]

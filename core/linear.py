@@ -1,4 +1,4 @@
-"""The state of a model that is one logistic regression: what `Learner` holds for it."""
+"""The state of a single logistic regression, as `Learner` keeps it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SCALER_KEEPS = {"none": 0, "standard": 3, "maxabs": 1}
 
 
 class Linear:
-    """Weights, bias, and what rule, scaler and penalty keep of each feature."""
+    """Weights, bias, and the numbers that rule, scaler and penalty keep for each feature."""
 
     def __init__(self, spec: Spec) -> None:
         self._codes, self._q = _codes(spec), _parameters(spec)
         pays = spec.l1 > 0 and spec.rule != "ftrl"
-        # A row for each feature: its weight, what the rule keeps, what the scaler keeps, the L1 penalty it has paid.
+        # One row per feature: its weight, the rule's numbers, the scaler's numbers, the L1 penalty paid.
         self.weights = np.zeros(_MIN_ROWS)
         self._kept = np.zeros((_MIN_ROWS, rules.RULES[spec.rule].keeps))
         self._scaler = np.zeros((_MIN_ROWS, _SCALER_KEEPS[spec.scale]))
@@ -33,7 +33,7 @@ class Linear:
         self._scales = spec.scale != "none"
         constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
         self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
-        """Whether it is plain SGD, which has a kernel of its own."""
+        """Whether the model is plain SGD, which has its own kernel."""
 
     @property
     def bias(self) -> float:
@@ -46,7 +46,7 @@ class Linear:
         return score
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
-        """The score for one event, and what it is made of, as `Learner.served` has it; changes nothing.
+        """The score for one event and its parts, as in `Learner.served`; changes nothing.
 
         `features`: how many columns the model has learned.
         """
@@ -57,10 +57,10 @@ class Linear:
         return numbers
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
-        """n events, n steps, in order, after `taken` steps; fills the score before each, and whether it was taken."""
+        """n events, n steps, in order, after `taken` steps. Fills `scores` (before each step) and `learned`."""
         if self.plain:
             events = (batch.offsets, batch.columns.view(np.uint32), batch.values, batch.labels, batch.weights)
-            room = np.empty(len(batch.columns))  # more than the longest event has, and sooner known
+            room = np.empty(len(batch.columns))  # more than any event needs, but cheap to know
             rules.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned, room)
             return
         longest = batch.longest
@@ -87,11 +87,11 @@ class Linear:
 
     @property
     def rows(self) -> int:
-        """Features for which there is room."""
+        """How many features the arrays have room for."""
         return len(self.weights)
 
     def add(self, first: int, names: Sequence[str]) -> None:
-        """Features for the columns from `first` on, all 0. The names say which are not scaled."""
+        """Add features, all 0, at the columns from `first` on. Their names tell which are not scaled."""
         self._make_room(first + len(names))
         if self._scales:
             as_is = [first + i for i, name in enumerate(names) if is_text(name)]
@@ -108,7 +108,7 @@ class Linear:
         self.weights = rules.grown(self.weights, rows)
 
     def arrays(self, features: int) -> dict[str, Floats]:
-        """Everything, as arrays over the first `features` columns: copies."""
+        """The whole state of the first `features` columns, as copies."""
         return {
             "weights": self.weights[:features].copy(),
             "kept": self._kept[:features].flatten(),
@@ -118,10 +118,10 @@ class Linear:
         }
 
     def load(self, arrays: dict[str, Floats], names: Sequence[str]) -> None:
-        """What `arrays` gave of the features of these names."""
+        """Load what `arrays` returned; `names` are the features' names."""
         features = len(names)
         if len(arrays["weights"]) != features:
-            raise ValueError("a state must have a weight for each feature")  # one alone would be taken for all
+            raise ValueError("a state must have a weight for each feature")  # numpy would broadcast one
         self._make_room(features)
         self.weights[:features] = arrays["weights"]
         self._kept[:features] = arrays["kept"].reshape(features, self._kept.shape[1])
@@ -131,18 +131,18 @@ class Linear:
 
 
 def _codes(spec: Spec) -> npt.NDArray[np.int64]:
-    """A spec's choices, as the kernels take them."""
+    """A spec's choices, encoded for the kernels."""
     codes = np.zeros(5, np.int64)
     codes[rules.RULE] = rules.RULES[spec.rule].code
     codes[rules.SCALE] = {"none": rules.UNSCALED, "standard": rules.STANDARD, "maxabs": rules.MAXABS}[spec.scale]
     codes[rules.SCHEDULE] = _schedule(spec.rate)[0]
     codes[rules.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
-    codes[rules.PENALTY] = spec.rule != "ftrl"  # its l1 and l2 are its own
+    codes[rules.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
     return codes
 
 
 def _parameters(spec: Spec) -> Floats:
-    """A spec's numbers, as the kernels take them."""
+    """A spec's numbers, in the kernels' order."""
     q = np.zeros(rules.PARAMETERS)
     q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
     q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
@@ -165,7 +165,7 @@ def _parameters(spec: Spec) -> Floats:
 
 
 def _schedule(rate: Rate | None) -> tuple[int, float, float]:
-    """A learning rate as its code and the two numbers that `rules.scheduled` takes."""
+    """A learning rate's code, and the two numbers for `rules.scheduled`."""
     if isinstance(rate, InverseScaling):
         return rules.INVERSE_SCALING, rate.learning_rate, rate.power
     if isinstance(rate, Optimal):

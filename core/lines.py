@@ -1,8 +1,8 @@
-"""Lines of text that look alike -> arrays: what stands between the values is compared, the values are read.
+"""Fast reader for lines of text that differ only in their values: lines -> arrays.
 
-`read_lines` takes lines of one shape, at a nanosecond or so a byte, and stops at the first that is another's; that one,
-and every number that this does not read for certain, is left to a general decoder. A number that is read is the float64
-nearest to its decimal digits, as Python's `float` gives it.
+`read_lines` reads lines of one shape, at about a nanosecond a byte: it compares the text between the values and parses
+the values. It stops at the first line of another shape, or with a number that it may not read exactly; a general
+decoder reads that line. Every number is the float64 nearest to its decimal digits, as Python's `float` gives it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 
 ID = -1
-"""A hole of a shape that holds an id, not a number."""
+"""Marks a hole that is an id, not a number."""
 LINE_END = 2
-"""Where the place of a line's end stands, after those of its id's start and end."""
+"""Index of a line's end in `places`, after the start and end of its id."""
 
 _POWERS = np.array([float(10**k) for k in range(23)])
-"""Those powers of ten that a float64 holds exactly: 5**22 < 2**53."""
+"""The powers of ten that are exact in float64: 5**22 < 2**53."""
 _SPLITTER = 134217729.0
-"""2**27 + 1: cuts a float64 in two halves whose products are exact (Dekker 1971)."""
+"""2**27 + 1: splits a float64 into two halves whose products are exact (Dekker 1971)."""
 
 
 @compiled("float64(float64, float64, float64)")
 def _product_error(a: float, b: float, product: float) -> float:
-    """a * b - product, exactly, for the rounded product of a and b (Dekker 1971)."""
+    """a * b - product, exactly, where `product` is a * b rounded (Dekker 1971)."""
     t = _SPLITTER * a
     a_high = t - (t - a)
     a_low = a - a_high
@@ -43,10 +43,10 @@ def _product_error(a: float, b: float, product: float) -> float:
 
 @compiled("float64(uint64, int64)")
 def scaled(digits: np.uint64, exponent: int) -> float:
-    """The float64 nearest to digits * 10**exponent, for digits below 10**19; NaN where that is not certain.
+    """The float64 nearest to digits * 10**exponent, for digits below 10**19; NaN if that is not certain.
 
-    The quotient or product is taken in twice the precision, as a rounded value and the correction that is missing. What
-    is left of an error could only matter at a tie of two float64, and there the answer is NaN: another decides.
+    The quotient or product has twice the precision: a rounded value and its correction. The remaining error matters
+    only near a tie of two float64. The answer there is NaN, and the general decoder decides.
 
     >>> scaled(15, -1), scaled(17976931348623157, 3)
     (1.5, 1.7976931348623157e+19)
@@ -74,7 +74,7 @@ def scaled(digits: np.uint64, exponent: int) -> float:
 
 @compiled("uint64(uint8[::1], int64)")
 def _eight(text: Bytes, at: int) -> Any:
-    """Eight bytes from `at` on as one number, the first as its lowest byte; the compiler makes one load of it."""
+    """The eight bytes from `at` on as one little-endian number. The compiler makes a single load of it."""
     i, word = np.uint64(at), np.uint64(0)
     for k in range(8):
         word |= np.uint64(text[i + np.uint64(k)]) << np.uint64(8 * k)
@@ -83,7 +83,7 @@ def _eight(text: Bytes, at: int) -> Any:
 
 @compiled("boolean(uint64)")
 def _are_digits(eight: Any) -> bool:
-    """Whether eight bytes are decimal digits: their high halves are 3, and stay so when 6 is added to the low ones."""
+    """Whether eight bytes are decimal digits: each high half is 3, and stays 3 when 6 is added to the byte."""
     high = np.uint64(0xF0F0F0F0F0F0F0F0)
     carried = ((eight + np.uint64(0x0606060606060606)) & high) >> np.uint64(4)
     found: bool = (eight & high) | carried == np.uint64(0x3333333333333333)
@@ -92,7 +92,7 @@ def _are_digits(eight: Any) -> bool:
 
 @compiled("uint64(uint64)")
 def _eight_digits(eight: Any) -> Any:
-    """The number that eight decimal digits are: neighbours make pairs, pairs make fours, and fours make the eight."""
+    """The number that eight decimal digits form: digits combine to pairs, pairs to fours, fours to the eight."""
     pairs = (eight & np.uint64(0x0F0F0F0F0F0F0F0F)) * np.uint64(10 * 2**8 + 1) >> np.uint64(8)
     fours = (pairs & np.uint64(0x00FF00FF00FF00FF)) * np.uint64(100 * 2**16 + 1) >> np.uint64(16)
     return (fours & np.uint64(0x0000FFFF0000FFFF)) * np.uint64(10_000 * 2**32 + 1) >> np.uint64(32)
@@ -100,7 +100,7 @@ def _eight_digits(eight: Any) -> Any:
 
 @compiled("Tuple((uint64, int64))(uint8[::1], int64, int64, uint64)")
 def _read_digits(text: Bytes, at: int, end: int, before: Any) -> tuple[Any, int]:
-    """The decimal digits from `at` on, after those of `before`, and where they end; above 19 digits it wraps around."""
+    """The number that `before` and the digits from `at` on form, and where they end. It wraps above 19 digits."""
     digits = before
     while at + 8 <= end:
         eight = _eight(text, at)
@@ -109,7 +109,7 @@ def _read_digits(text: Bytes, at: int, end: int, before: Any) -> tuple[Any, int]
         digits = digits * np.uint64(10**8) + _eight_digits(eight)
         at += 8
     while at < end:
-        digit = np.uint64(text[np.uint64(at)]) ^ np.uint64(48)  # 0 to 9 of "0" to "9", more of all else
+        digit = np.uint64(text[np.uint64(at)]) ^ np.uint64(48)  # 0 to 9 for "0" to "9", more for all others
         if digit > np.uint64(9):
             break
         digits = digits * np.uint64(10) + digit
@@ -119,7 +119,7 @@ def _read_digits(text: Bytes, at: int, end: int, before: Any) -> tuple[Any, int]
 
 @compiled("Tuple((float64, int64))(uint8[::1], int64, int64)")
 def _read_truth(text: Bytes, at: int, end: int) -> tuple[float, int]:
-    """1 for true and 0 for false, and where it ends; NaN if it is neither."""
+    """1 for true or 0 for false, and where it ends; NaN for anything else."""
     if end - at >= 4 and text[at] == 116 and text[at + 1] == 114 and text[at + 2] == 117 and text[at + 3] == 101:
         return 1.0, at + 4
     if end - at >= 5 and text[at] == 102 and text[at + 1] == 97 and text[at + 2] == 108 and text[at + 3] == 115:
@@ -129,7 +129,7 @@ def _read_truth(text: Bytes, at: int, end: int) -> tuple[float, int]:
 
 @compiled("boolean(uint8[::1], int64, int64)")
 def _overflows(text: Bytes, at: int, count: int) -> bool:
-    """Whether so many digits from `at` on are above 19, without the zeros before the first that counts."""
+    """Whether the `count` digits from `at` on are more than 19 without leading zeros."""
     while count > 19 and (text[at] == 48 or text[at] == 46):  # 0 or .
         count -= text[at] == 48
         at += 1
@@ -138,7 +138,7 @@ def _overflows(text: Bytes, at: int, count: int) -> bool:
 
 @compiled("Tuple((int64, int64))(uint8[::1], int64, int64)")
 def _read_exponent(text: Bytes, at: int, end: int) -> tuple[Any, int]:
-    """The exponent from the e on that may be here, 0 if there is none, and where it ends; -1 if it is wrong."""
+    """The exponent at `at`, or 0 without one, and where it ends; -1 as the end if it is malformed."""
     if at == end or (text[at] != 101 and text[at] != 69):
         return 0, at
     at += 1
@@ -153,13 +153,13 @@ def _read_exponent(text: Bytes, at: int, end: int) -> tuple[Any, int]:
 
 @compiled("Tuple((float64, int64))(uint8[::1], int64, int64)")
 def read_number(text: Bytes, at: int, end: int) -> tuple[float, int]:
-    """A number of JSON, or true (1) or false (0), from `at` on, and where it ends; NaN if it is none or not certain."""
+    """The JSON number, true (1) or false (0) at `at`, and where it ends; NaN if it is invalid or not certain."""
     if at < end and text[at] > 57:  # no digit, and no sign
         return _read_truth(text, at, end)
     negative = at < end and text[at] == 45  # -
     start = at + 1 if negative else at
     digits, at = _read_digits(text, start, end, np.uint64(0))
-    if at == start or (text[start] == 48 and at > start + 1):  # no digit, or a zero before others
+    if at == start or (text[start] == 48 and at > start + 1):  # no digit, or a leading zero
         return np.nan, at
     count, fraction, whole = at - start, 0, at
     if at < end and text[at] == 46:  # .
@@ -169,7 +169,7 @@ def read_number(text: Bytes, at: int, end: int) -> tuple[float, int]:
         if fraction == 0:
             return np.nan, at
     exponent, last = _read_exponent(text, at, end)
-    # -0 is an integer, which has no sign: what becomes of it is not ours to say.
+    # -0 is an integer, and integers have no negative zero: the general decoder decides.
     if last < 0 or _overflows(text, start, count + fraction) or (negative and digits == 0 and last == whole):
         return np.nan, at
     value = scaled(digits, exponent - fraction) if digits else 0.0
@@ -178,7 +178,7 @@ def read_number(text: Bytes, at: int, end: int) -> tuple[float, int]:
 
 @compiled("int64(uint8[::1], int64, uint8[::1], int64, int64)")
 def _skip(text: Bytes, at: int, literals: Bytes, start: int, end: int) -> int:
-    """Where the text goes on after `literals[start:end]`; -1 if that is not what stands at `at`."""
+    """The position after `literals[start:end]` in the text; -1 if the text at `at` differs."""
     if at + end - start > len(text):
         return -1
     while start + 8 <= end:
@@ -196,7 +196,7 @@ def _skip(text: Bytes, at: int, literals: Bytes, start: int, end: int) -> int:
 
 @compiled("int64(uint8[::1], int64, uint8[::1], int64[::1], int64[::1], float64[::1], int64[::1])")
 def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Places, values: Floats, id_: Places) -> int:
-    """Where a line of the shape ends that begins at `at`, and what it holds; -1 if it has another shape."""
+    """Read the line at `at` into `values` and `id_`, and return where it ends; -1 if it has another shape."""
     size, literal = len(text), 0
     for hole in range(len(ends)):
         at = _skip(text, at, literals, literal, ends[hole])
@@ -224,20 +224,20 @@ def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Place
 def read_lines(
     text: Bytes, literals: Bytes, ends: Places, holes: Places, longest: int, values: Floats, places: Places
 ) -> int:
-    """Read the first lines of a text, as long as they have one shape; how many.
+    """Read the first lines of a text while they have the given shape. Returns how many.
 
     text
         Lines, each ended by a line feed.
     literals, ends
-        What stands before each hole of the shape, and after the last one, joined; and where each such piece ends.
+        The text before each hole and after the last one, joined; and where each of these pieces ends.
     holes
-        For each hole the place of its number among the values of a line, or ID. At the last place, that of a weight,
-        true and false are no numbers.
+        For each hole the index of its number in a row of `values`, or ID. The last index is the event's weight, which
+        cannot be true or false.
     longest
-        Bytes that a line may have.
+        Most bytes of a line.
     values, places
-        Filled in, a row for each line, not more than they have: the numbers; and from where to where the id stands, and
-        where the line ends, after its line feed.
+        Filled in, one row per line; their length limits the lines read. `values`: the numbers. `places`: start and end
+        of the id, and the position after the line feed.
     """
     at = 0
     for line in range(len(values)):

@@ -9,12 +9,11 @@ Weights w (vector), bias b, input x (vector), label y in {0, 1}, learning rate a
     dL/dp = (1 - y)/(1 - p) - y/p        dp/dz = p (1 - p)        dz/dw = x        dz/db = 1
     dL/dw = (p - y) x                    dL/db = (p - y)
 
-One event is one step: w <- w - a (p - y) x and b <- b - a (p - y). The step, and the other rules that turn a gradient
-into a step, are in rules.py.
+One event is one step: w <- w - a (p - y) x and b <- b - a (p - y). rules.py has this step and the other rules.
 
-Every operation stands in the order in which river's `LogisticRegression` does it, so that the weights equal river's to
-the last bit: the score is summed in the event's own order from 0.0 and the bias is added last (a BLAS dot product
-would round differently), and the products are grouped as `a * (x_i * g)`.
+Every operation follows the order of river's `LogisticRegression`, so the weights equal river's to the last bit. The
+score is summed from 0.0 in the event's own order, and the bias is added last; a BLAS dot product would round
+differently. Products are grouped as `a * (x_i * g)`.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ Labels = npt.NDArray[np.uint8]
 def score(columns: Ints, values: Floats, weights: Floats, bias: float) -> float:
     """z = w·x + b.
 
-    `columns` and `values` (same length) are the event's features in its own order. A column without a weight, negative
-    or past the end, is a feature the model has not learned yet and adds nothing.
+    `columns` and `values` (same length) are the event's features in its own order. A column that is negative or past
+    the end is a feature that the model has not learned; it adds nothing.
     """
     z = 0.0
     for i in range(len(columns)):
@@ -49,9 +48,9 @@ def score(columns: Ints, values: Floats, weights: Floats, bias: float) -> float:
 
 @compiled("float64(float64)")
 def sigmoid(z: float) -> float:
-    """p = 1 / (1 + exp(-z)); exactly 0 or 1 beyond |z| = 30, as river has it.
+    """p = 1 / (1 + exp(-z)); exactly 0 or 1 beyond |z| = 30, as in river.
 
-    A score that is not a number (infinities that cancelled) says nothing about the label: 0.5.
+    A NaN score (infinities that cancelled) gives 0.5, because it says nothing about the label.
     """
     if z > 30.0:
         return 1.0
@@ -66,10 +65,10 @@ def sigmoid(z: float) -> float:
 def log_loss(z: float, y: int) -> float:
     """L = -y log p - (1 - y) log(1 - p), in nats, from the score.
 
-    With m = z for y = 1 and m = -z for y = 0 it is log(1 + exp(-m)) = log(1 + e) - min(m, 0), where e = exp(-|m|) does
-    not overflow. A rounded p would turn large losses into infinity and small ones into zero. What rounding 1 + e took
-    away is added back to first order: as good as log1p(e), and 4 ns instead of 11. No branch depends on m, whose sign
-    nobody can foresee.
+    With m = z for y = 1 and m = -z for y = 0, L = log(1 + exp(-m)) = log(1 + e) - min(m, 0), where e = exp(-|m|) cannot
+    overflow. A rounded p would turn large losses into infinity and small ones into zero. The second term restores what
+    rounding 1 + e lost, to first order: as exact as log1p(e), in 4 ns instead of 11. There is no branch on m, because
+    the processor cannot predict its sign.
     """
     m = z if y else -z
     e = math.exp(-abs(m))
@@ -81,8 +80,8 @@ def log_loss(z: float, y: int) -> float:
 def residual(z: float, y: int, class_weight: float) -> float:
     """dL/dz = p - y times the class weight, without cancellation.
 
-    With m = z for y = 1 and m = -z for y = 0 it is -+1 / (exp(m) + 1). The two outer branches are river's
-    (`optim.losses.Log.gradient`): they avoid the overflow of exp. So is the grouping.
+    With m = z for y = 1 and m = -z for y = 0 it is -+1 / (exp(m) + 1). The outer branches and the grouping are river's
+    (`optim.losses.Log.gradient`). The branches keep exp from overflowing.
     """
     sign = 1.0 if y else -1.0
     m = z * sign

@@ -1,7 +1,7 @@
-"""Where a long JSON text may be cut, so that it is decoded piece by piece: found without the GIL, a nanosecond or so a
-byte.
+"""Finds where to cut a long JSON text, so that it can be decoded piece by piece.
 
-Only strings and brackets are looked at. Whether the text is JSON is for the decoder to say, of each piece.
+It runs without the GIL, at about a nanosecond a byte. It looks only at strings, brackets and commas; the decoder
+checks that each piece is valid JSON.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 
 PIECE_BYTES = 2**15
-"""Bytes of a piece, at least: it is decoded in a fraction of a millisecond."""
+"""Least bytes of a piece. Decoding one takes a fraction of a millisecond."""
 
 CUTS, COMMAS, END, OPENS, CLOSES, FIELDS = range(6)
 
 
 @compiled("int64(Array(uint8, 1, 'C', True), int64)")
 def _string_end(text: Bytes, at: int) -> int:
-    """The place of the quote that ends the string in which `at` is."""
+    """The position of the quote that ends the string around `at`."""
     end = len(text)
     while at < end and text[at] != 34:
-        at += 2 if text[at] == 92 else 1  # what a backslash escapes ends no string
+        at += 2 if text[at] == 92 else 1  # an escaped quote does not end the string
     return at
 
 
@@ -39,7 +39,7 @@ def _outline(text: Bytes, at: int, size: int, cuts: Places, found: Places) -> No
         byte = text[at]
         if byte == 34:  # a quote
             at = _string_end(text, at + 1)
-        elif byte | 32 == 123:  # [ or {, which is [ and a bit
+        elif byte | 32 == 123:  # [ or {, which differ in one bit
             depth += 1
             if depth == 2:
                 opened = at
@@ -60,17 +60,16 @@ def _outline(text: Bytes, at: int, size: int, cuts: Places, found: Places) -> No
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a JSON array or object looks like from outside.
+    """The outline of a JSON array or object: positions in its text.
 
     start, end
-        Where it opens and closes; `end` is -1 where it does not close.
+        Where it opens and closes; `end` is -1 if it does not close.
     commas
-        Between its elements or fields.
+        Number of commas between its elements or fields.
     inner
-        Where the largest array or object opens and closes that is an element or field of it; two zeros if there is
-        none.
+        Where its largest array or object opens and closes; two zeros without one.
     cuts
-        Commas between its elements or fields, each PIECE_BYTES or more after the one before.
+        Commas between its elements or fields, each PIECE_BYTES or more after the last cut.
 
     >>> outline = Outline.of(b'{"y": 1, "x": {"a": 1, "b": [2]}}')
     >>> outline.start, outline.end, outline.commas, outline.inner
@@ -94,5 +93,5 @@ class Outline:
         return cls(start, int(found[END]), int(found[COMMAS]), inner, cuts[: found[CUTS]].tolist())
 
     def pieces(self) -> list[tuple[int, int]]:
-        """From where to where each piece goes between two cuts; together all that is inside, but for the cut commas."""
+        """Start and end of each piece between cuts. Together they are the whole inside without the cut commas."""
         return list(zip([self.start + 1, *(cut + 1 for cut in self.cuts)], [*self.cuts, self.end], strict=True))

@@ -1,21 +1,20 @@
-"""Batches <-> the bytes that stand in the log; little-endian.
+"""Batches <-> bytes in the log, little-endian.
 
 A batch of n events with m feature values:
 
     n, m            2 x uint32
-    parts           uint8: 1 where sample weights follow (they are left out where all are 1), plus 2 where events have a
-                    prediction that was served, plus 4 where all have the same features in the same order, plus 8 where
-                    the model had no room for some of their features
-    counts          n x uint32: features of each event; not where parts has 4
-    columns         m x uint32; where parts has 4, those of one event, m / n
+    parts           uint8, the sum of: 1 if a sample weight is not 1; 2 if an event has a served prediction; 4 if all
+                    events have the same features in the same order; 8 if features were left out, for lack of room
+    counts          n x uint32: features of each event; only without 4
+    columns         m x uint32; with 4, only one event's, m / n
     values          m x float64
     labels          n x uint8
-    weights         n x float64, where parts has 1
-    kinds           n x uint8: how the label came (core/features.py); this and the next two where parts has 2
-    scores          n x float64: the score that was served
-    delays          n x float64: seconds from then to the label
-    left_out        n x uint32: features that were left out of the event; this and the next where parts has 8
-    marks           n x uint64: what they were (core/features.py)
+    weights         n x float64: sample weights; only with 1
+    kinds           n x uint8: how the label came (core/features.py); this and the next two only with 2
+    scores          n x float64: the served score
+    delays          n x float64: seconds from the prediction to the label
+    left_out        n x uint32: number of features left out; this and the next only with 8
+    marks           n x uint64: a hash of these features (core/features.py)
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Lengths = npt.NDArray[np.int64]
 
 @compiled("int64(int64[::1], int32[::1], float64[::1])")
 def _parts(offsets: Offsets, columns: Ints, weights: Floats) -> int:
-    """WEIGHTED where a weight is not 1, plus ALIKE where all events have the same columns."""
+    """WEIGHTED if a weight is not 1, plus ALIKE if all events have the same columns."""
     parts, n = 0, len(weights)
     if n == 0:
         return parts
@@ -76,11 +75,11 @@ def pack(batch: Batch) -> bytes:
         packed += [column.astype("<f8", copy=False) for column in (batch.served.scores, batch.served.delays)]
     if batch.left_out is not None:
         packed += [batch.left_out.counts.astype("<u4", copy=False), batch.left_out.marks.astype("<u8", copy=False)]
-    return b"".join(packed)  # of the arrays, not of bytes made of each: new memory is dear
+    return b"".join(packed)  # joins the arrays themselves: new memory is slow
 
 
 def _header(packed: bytes) -> tuple[int, int, int]:
-    """Events, feature values, and which parts there are; ValueError if the length of the bytes does not fit."""
+    """Numbers of events and feature values, and the parts. Raises ValueError if the bytes have the wrong length."""
     if len(packed) < _HEADER.size:
         raise ValueError("it is cut short")
     n, m, parts = _HEADER.unpack_from(packed)
@@ -95,9 +94,9 @@ def _header(packed: bytes) -> tuple[int, int, int]:
 
 
 def unpack(packed: Sequence[bytes]) -> Batch:
-    """One batch of all that was packed, in order; ValueError if these bytes are no batches.
+    """All packed batches as one, in order. Raises ValueError if the bytes are not batches.
 
-    All at once, because a log of single events would else take longer to unpack than to learn: measured, 20 times.
+    It unpacks all at once. One by one, a log of single events took 20 times longer to unpack than to learn.
 
     >>> one = Batch(np.array([0, 1]), np.array([7], np.int32), np.ones(1), np.ones(1, np.uint8), np.ones(1))
     >>> unpack([pack(one), pack(one)]).columns.tolist()
@@ -118,13 +117,13 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     places += [rooms.kinds, rooms.scores, rooms.delays, left_rooms.counts, left_rooms.marks]
     data = np.frombuffer(bytearray().join(packed), np.uint8)
     if not _unpack(data, starts, ns, ms, batch.offsets, *(place.view(np.uint8) for place in places)):
-        raise ValueError("its counts do not add up, or it has a label or a kind that is none")
+        raise ValueError("its counts do not add up, or it has a label or a kind that does not exist")
     return batch
 
 
 @compiled("int64(uint8[::1], int64, int64[::1])")
 def _add_counts(counts: Bytes, value: int, ends: Lengths) -> int:
-    """Where each event ends whose feature values are so many, from the value on that the first begins with."""
+    """Fill `ends` with where each event's values end, from their `counts`; the first begins at `value`."""
     for i in range(len(ends)):
         at = 4 * i
         value += counts[at] | counts[at + 1] << 8 | counts[at + 2] << 16 | counts[at + 3] << 24
@@ -134,14 +133,14 @@ def _add_counts(counts: Bytes, value: int, ends: Lengths) -> int:
 
 @compiled("void(uint8[::1], uint8[::1])")
 def _copy(source: Bytes, target: Bytes) -> None:
-    """`target` <- `source`, of the same length. An assignment would first copy it elsewhere, as if they overlapped."""
+    """`target` <- `source`, of the same length. A slice assignment would first make a copy, in case they overlap."""
     for i in range(len(target)):
         target[i] = source[i]
 
 
 @compiled("boolean(uint8, uint8[::1], uint8[::1])")
 def _copy_up_to(most: int, source: Bytes, target: Bytes) -> bool:
-    """`target` <- `source`; False where a byte of it is above the most it may be."""
+    """`target` <- `source`. Returns False if a byte is above `most`."""
     good = True
     for i in range(len(target)):
         good &= source[i] <= most
@@ -151,7 +150,7 @@ def _copy_up_to(most: int, source: Bytes, target: Bytes) -> bool:
 
 @compiled("void(uint8[::1], int64, int64[::1], uint8[::1])")
 def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
-    """The same columns for each event, from the feature value on that the first begins with; and where each ends."""
+    """Fill in the same columns for each event, and where its values end; the first begins at `value`."""
     size = len(an_event)
     for i in range(len(ends)):
         start = 4 * value + i * size
@@ -179,7 +178,7 @@ def _unpack(
     left_out: Bytes,
     marks: Bytes,
 ) -> bool:
-    """Copy each batch's parts to their places; False if the counts do not add up, or a label or kind is none."""
+    """Copy each batch's parts to their places. Returns False if counts do not add up, or a label or kind is wrong."""
     event, value, good = 0, 0, True
     for row in range(len(starts)):
         n, m, at = ns[row], ms[row], starts[row]

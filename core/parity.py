@@ -1,6 +1,6 @@
-"""The cross-check: the same events through river's `LogisticRegression`, and the largest difference.
+"""The cross-check: learns the same events with river's `LogisticRegression` and reports the largest difference.
 
-River is the oracle. It is slow and it is right; equal means equal in every bit of every weight.
+River is the oracle. It is slow, but it is right. Equal means equal in every bit of every weight.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from core.spec import InverseScaling, Optimal, Rate, Spec
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a cross-check found.
+    """The result of a cross-check.
 
-    events: how many both sides learned. from_seq: the seq of the state that both began with, 0 where they began with
-    nothing. not_taken: how many of the events neither side learned, because the step would have left
-    a number that is not finite. features: weights compared. max_abs_diff, max_ulp: the largest difference of a weight
-    or the bias, absolutely and in units in the last place. feature: the name where max_ulp is, None if the weights are
-    equal. bias_ulp: the bias's. equal: whether every weight and the bias are. river: its version.
+    events: number of events on both sides. from_seq: the seq of the state that both began with, or 0. not_taken: number
+    of events that neither side learned, because the step would have left a number that is not finite. features: number
+    of weights compared. max_abs_diff, max_ulp: the largest difference of a weight or the bias, absolute and in units in
+    the last place. feature: the feature with the largest difference, None if all weights are equal. bias_ulp: the
+    bias's difference. equal: whether every weight and the bias are equal. river: river's version.
     """
 
     events: int
@@ -80,22 +80,22 @@ _KEPT = {
     "adabound": ("m", "v"),
     "ftrl": ("z", "n"),
 }
-"""What river's optimizers call the numbers that a rule keeps of each feature, in the order in which it keeps them."""
+"""River's names for the numbers that a rule keeps per feature, in the rule's order."""
 
 
 class NoTwin(ValueError):
-    """River has nothing that does what a spec says."""
+    """River has no model that does what the spec says."""
 
 
 def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.LogisticRegression]:
-    """River's scaler, if any, and model that do what `spec` says; NoTwin if river has none.
+    """River's scaler (or None) and model that do what `spec` says. Raises NoTwin if river has none.
 
-    The scaler is for numbers alone: see `scaled_one`.
+    The scaler is only for numbers: see `scaled_one`.
     """
     if spec.rule == "auto":
-        raise NoTwin("auto is many models at once, and river has no such")
+        raise NoTwin("auto mixes many models, and river has nothing like it")
     if spec.rule == "ftrl" and not spec.lag:
-        raise NoTwin("river's ftrl makes its weights of the sums with a lag; this model's spec says lag: false")
+        raise NoTwin("river's ftrl computes its weights with a lag, but this model's spec says lag: false")
     loss = optim.losses.Log(weight_pos=spec.class_weights["1"], weight_neg=spec.class_weights["0"])
     model = linear_model.LogisticRegression(
         optimizer=_optimizer(spec, loss),
@@ -110,8 +110,8 @@ def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.Logist
 
 
 def scaled_one(scaler: base.Transformer, x: dict[Hashable, float]) -> dict[Hashable, float]:
-    """An event's values as a river twin learns them: its scaler learns the numbers and scales them, text features stay
-    as they are, and all are in the event's own order.
+    """An event's values, in its own order, as a river twin learns them. The scaler learns the numbers and scales them;
+    text features are not scaled.
 
     >>> scaled_one(preprocessing.MaxAbsScaler(), {"b": 4.0, "colour=red": 1.0, "a": -2.0})
     {'b': 1.0, 'colour=red': 1.0, 'a': -1.0}
@@ -140,7 +140,7 @@ def _optimizer(spec: Spec, loss: optim.losses.Log) -> optim.base.Optimizer:
 
 
 def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: linear_model.LogisticRegression) -> None:
-    """Bring a river twin that has learned nothing to what `Learner.state()` says, to the last bit."""
+    """Load a result of `Learner.state()` into a new river twin, to the last bit."""
     spec, names, arrays = Spec.from_dict(state["spec"]), state["names"], state["arrays"]
     scalars, optimizer = arrays["scalars"].tolist(), model.optimizer
     model._weights = VectorDict(_by_name(names, arrays["weights"]))
@@ -150,7 +150,7 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
         _KEPT[spec.rule], _columns(names, arrays["kept"], len(_KEPT[spec.rule])), strict=True
     ):
         kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
-        setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes its VectorDicts when it steps
+        setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes VectorDicts when it steps
     if spec.rule == "adabound":
         optimizer.final_lr = scalars[rules.FINAL_LR]
     if model.l1:
@@ -167,7 +167,7 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
 
 
 def _columns(names: Sequence[str], flat: Floats, count: int) -> list[Floats]:
-    """`count` numbers of each feature, a row for each, as an array for each number."""
+    """Rows of `count` numbers for each feature -> an array for each of the numbers."""
     return list(flat.reshape(len(names), count).T)
 
 
@@ -176,7 +176,7 @@ def _by_name(names: Sequence[str], numbers: Floats) -> dict[str, float]:
 
 
 def ulp_distance(a: float, b: float) -> int:
-    """How many float64 lie between a and b, plus one; 0 if they are equal (and for 0.0 and -0.0).
+    """The number of float64 between a and b, plus one; 0 if they are equal (0.0 and -0.0 are equal).
 
     >>> ulp_distance(1.0, 1.0 + 2**-52)
     1
@@ -187,13 +187,13 @@ def ulp_distance(a: float, b: float) -> int:
 
 
 def _ordinal(value: float) -> int:
-    """The place of a float64 among all of them in order; 0.0 and -0.0 have one place."""
+    """The position of a float64 among all in order; 0.0 and -0.0 share one position."""
     bits = int(np.float64(value).view(np.int64))
     return bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF)
 
 
 class CrossCheck:
-    """Learns events in a `Learner` and in river at once, then says how far other weights are from river's.
+    """Learns events in a `Learner` and in river, then compares given weights with river's.
 
     >>> check = CrossCheck(Spec(learning_rate=0.1))
     >>> check.learn_one({"a": 1.5, "colour": "red"}, 1)
@@ -208,7 +208,7 @@ class CrossCheck:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> CrossCheck:
-        """Both sides as `Learner.state()` says, for a log whose beginning is gone."""
+        """Start both sides from a result of `Learner.state()`, for a log whose beginning is gone."""
         check = cls(Spec.from_dict(state["spec"]))
         check.learner = Learner.from_state(state)
         check._from_seq, check._not_taken_before = state["seq"], state["not_taken"]
@@ -216,15 +216,15 @@ class CrossCheck:
         return check
 
     def learn_one(self, x: X, y: int, w: float = 1.0) -> None:
-        """One event."""
+        """Learn one event on both sides."""
         builder = BatchBuilder(self.learner.features)
         builder.add(x, y, w)
         self.learn_batch(builder.build())
 
     def learn_batch(self, batch: Batch) -> None:
-        """Events whose columns are those of `learner.features`.
+        """Learn events with the columns of `learner.features` on both sides.
 
-        River is not asked to learn one whose step is not taken: it would be left with NaN.
+        River skips events whose step is not taken, because they would leave NaN in it.
         """
         learned = self.learner.learn_batch(batch).learned.tolist()
         names, offsets = self.learner.features.names, batch.offsets.tolist()
@@ -238,7 +238,7 @@ class CrossCheck:
                 self._river.learn_one(x, bool(y), w)
 
     def compare(self, weights: Mapping[str, float], bias: float) -> Report:
-        """How far `weights` and `bias` are from river's after the events so far."""
+        """Compare `weights` and `bias` with river's after the events so far."""
         theirs = self._river.weights
         max_abs_diff, max_ulp, feature = 0.0, 0, None
         for name in sorted(weights.keys() | theirs.keys()):

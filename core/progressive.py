@@ -1,7 +1,7 @@
-"""Progressive validation: predict first, then learn, and score the predictions of the whole stream.
+"""Progressive validation: predict each event before learning it, and score all these predictions.
 
-Log loss, accuracy, ROC AUC and calibration, in total and over the last N events, cheap enough for every event (tens of
-nanoseconds; river's metrics take microseconds each). The tests hold them to `river.metrics`.
+Log loss, accuracy, ROC AUC and calibration, in total and over the last N events. An event costs tens of nanoseconds;
+river's metrics take microseconds each. The tests compare them with `river.metrics`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from core.learner import Outcome
 from core.logistic import Floats, Labels
 
 THRESHOLDS = 10
-"""As river's `ROCAUC(n_thresholds=10)`."""
+"""Like river's `ROCAUC(n_thresholds=10)`."""
 
 BUCKETS = 10
-"""Of the calibration: probabilities up to 0.1, up to 0.2, ... 1."""
+"""Buckets of the calibration: probabilities up to 0.1, up to 0.2, ... up to 1."""
 
 Counts = npt.NDArray[np.int64]
 _thresholds = np.array([i / (THRESHOLDS - 1) for i in range(THRESHOLDS)])
@@ -29,7 +29,7 @@ _thresholds[-1] += 1e-7
 
 # Positions in the arrays of sums.
 EVENTS, LOSS, CORRECT = 0, 1, 2
-# Of a bucket of the calibration: its events, the sum of their probabilities, those with label 1.
+# Positions in a bucket of the calibration: events, the sum of their probabilities, events with label 1.
 COUNT, P, ONES = 0, 1, 2
 
 
@@ -50,9 +50,9 @@ def _add(
     last_losses: Floats,
     last_labels: Labels,
 ) -> None:
-    """Add events to `sums` (events, loss, correct), `passed` and `calibration`, and put them in the ring of the last.
+    """Add events to `sums` (events, loss, correct), `passed`, `calibration` and the ring of the last events.
 
-    `passed[y, k]` counts the events of label y whose p is above the first k thresholds and no more.
+    `passed[y, k]` counts the events of label y whose p is above exactly the first k thresholds.
     """
     for i in range(len(labels)):
         if not learned[i]:
@@ -79,7 +79,7 @@ def _add(
 def _recently(
     probabilities: Floats, losses: Floats, labels: Labels, start: int, end: int
 ) -> tuple[float, float, float]:
-    """Of the events from `start` to `end` in the ring: the sum of losses, those correct, those with label 1."""
+    """For the ring's events from `start` to before `end`: sum of losses, number correct, number with label 1."""
     loss, correct, ones = 0.0, 0.0, 0.0
     for i in range(start, end):
         place = i % len(labels)
@@ -91,9 +91,9 @@ def _recently(
 
 
 def _auc(passed: Counts) -> float | None:
-    """Area under the ROC curve drawn through the thresholds, by trapezoids; None without both labels.
+    """Area under the ROC curve through the thresholds, by trapezoids; None unless both labels have come.
 
-    tp[k] and fp[k] are the events of label 1 and 0 with p above threshold k: those that passed more than k of them.
+    `above[y, k]`: the events of label y with p above threshold k, which are those that passed more than k thresholds.
     """
     above = passed[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     negatives, positives = int(passed[0].sum()), int(passed[1].sum())
@@ -103,13 +103,13 @@ def _auc(passed: Counts) -> float | None:
 
 
 def _base_rate_loss(zeros: int, ones: int) -> float | None:
-    """The log loss of who always predicts the share of ones, the base rate: its entropy."""
+    """The log loss of always predicting the base rate (the share of ones), which is its entropy; None if no events."""
     n = zeros + ones
     return sum(count / n * math.log(n / count) for count in (zeros, ones) if count) if n else None
 
 
 class _Scores:
-    """Sums over some events, and what they come to."""
+    """Sums over some events, and the scores from them."""
 
     def __init__(self) -> None:
         self.sums = np.zeros(3)
@@ -140,11 +140,11 @@ class _Scores:
         }
 
     def base_rate_loss(self) -> float | None:
-        """The log loss of who always predicts the share of ones, in nats."""
+        """The log loss of always predicting the share of ones, in nats."""
         return _base_rate_loss(*self.passed.sum(axis=1).tolist())
 
     def buckets(self) -> list[dict[str, float | int | None]]:
-        """What the predictions said, and what came, by the probability predicted."""
+        """Predicted probabilities beside the share of ones, by bucket."""
         return [
             {
                 "up_to": (i + 1) / BUCKETS,
@@ -157,8 +157,8 @@ class _Scores:
 
 
 class Brief(NamedTuple):
-    """The scores that are looked at most, in a few microseconds: of all events, whose `loss` is the sum, and of the
-    window. `base_rate_loss`: the log loss of who always predicts the share of ones."""
+    """The most used scores, of all events and of the window, computed in a few microseconds. `loss`: the sum over all
+    events. `base_rate_loss`: the log loss of always predicting the share of ones."""
 
     events: int
     loss: float
@@ -171,7 +171,7 @@ class Brief(NamedTuple):
 
     @property
     def log_loss(self) -> float | None:
-        """The mean of the losses of all events."""
+        """The mean loss of all events; None without events."""
         return self.loss / self.events if self.events else None
 
 
@@ -185,7 +185,7 @@ class Progressive:
     window
         How many of the last events the windowed scores cover. Default 1,000.
 
-    Events whose step was not taken are not scored.
+    Events without a step are not scored.
 
     >>> from core.learner import Learner
     >>> scores = Progressive()
@@ -197,7 +197,7 @@ class Progressive:
     def __init__(self, window: int = 1_000) -> None:
         self.window = window
         self._forgotten = 0
-        """Events from before the ring's oldest: those that a smaller window had dropped when the state was kept."""
+        """Events that a smaller window had dropped before the state was saved."""
         self._total = _Scores()
         self._last = _ring(window)
 
@@ -206,11 +206,13 @@ class Progressive:
         self._total.add(outcome, self._last)
 
     def summary(self) -> dict[str, Any]:
-        """`total` and `window`: each with `events`, `log_loss` (nats), `base_rate_log_loss` (of always predicting the
-        share of ones among the same events), `accuracy` (p > 0.5 says 1) and `roc_auc`. What cannot be told yet is
-        None. A sample's weight counts in none of them.
+        """All scores, as JSON types.
 
-        `calibration`, of both: for each tenth of the probabilities, how many were predicted there, their mean `p`, and
+        `total` and `window`: `events`, `log_loss` (nats), `base_rate_log_loss` (of always predicting the share of ones
+        among the same events), `accuracy` (p > 0.5 means 1) and `roc_auc`. A score is None if it is not known yet.
+        Sample weights do not count.
+
+        `calibration`, for both: for each tenth of the probabilities, the `count` of predictions, their mean `p`, and
         the share of `ones` among their labels.
         """
         recent = _Scores()
@@ -224,11 +226,11 @@ class Progressive:
         }
 
     def totals(self) -> tuple[int, float]:
-        """How many events there were, and the sum of their losses."""
+        """The number of events, and the sum of their losses."""
         return int(self._total.sums[EVENTS]), float(self._total.sums[LOSS])
 
     def brief(self) -> Brief:
-        """Some of what `summary` says, soon enough to be asked of thousands of models."""
+        """The main scores of `summary`, fast enough for thousands of models."""
         events, loss, correct = self._total.sums.tolist()
         events = int(events)
         base_rate_loss, accuracy = self._total.base_rate_loss(), correct / events if events else None
@@ -248,7 +250,7 @@ class Progressive:
         return probabilities[places], losses[places], labels[places]
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON types and arrays: copies."""
+        """The whole state, as JSON types and arrays; arrays are copies."""
         probabilities, losses, labels = self._recent()
         return {
             "sums": self._total.sums.copy(),
@@ -260,9 +262,9 @@ class Progressive:
         }
 
     @classmethod
-    @np.errstate(invalid="raise")  # what is no number is no count and no label
+    @np.errstate(invalid="raise")  # NaN is neither a count nor a label
     def from_state(cls, state: dict[str, Any], window: int = 1_000) -> Progressive:
-        """The scores that `state()` described; with a larger window than then, it fills up again."""
+        """The scores that `state()` described. A window larger than before fills up with new events."""
         scores = cls(window)
         scores._total.sums[:] = state["sums"]
         scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)

@@ -1,21 +1,21 @@
-"""The rules: how the gradient of one event moves the weights; and what all rules share.
+"""The rules: how the gradient of one event moves the weights, and the code that all rules share.
 
 For an event with features x, label y and sample weight, after n events (t = n + 1):
 
-    scale      x <- scaled x, when the model scales; the scaler learns x first; text features stay as they are
+    scale      x <- scaled x, if the model scales; the scaler learns x first; text features are not scaled
     score      z = w·x + b
     gradient   g = clip((p - y) · class weight · sample weight);  g_i = x_i g + l2 w_i
     bias       b <- b - rate(n) g
-    rule       w_i <- ... g_i ..., for the features of the event and no others
+    rule       w_i <- ... g_i ..., only for the event's features
     l1         the cumulative penalty, last
 
-The cost of an event is that of its own features, however many the model has.
+An event's cost depends only on its own features, not on the model's size.
 
-A rule is one function, its line in `update` and its line in the table `RULES`. The operations stand in river's order
-and grouping, so that the weights equal river's to the last bit. `pow(a, b)` is the C library's, as in river; numba
-would turn one with a constant exponent into a multiplication or a square root, which rounds differently in one value in
-a thousand, and on unscaled data the weights then drift apart entirely. So the exponents 2, 1/2 and -1 come in as
-arguments, in the array of parameters `q`.
+A rule is one function, a branch in `update` and a line in the table `RULES`. Operations have river's order and
+grouping, so the weights equal river's to the last bit. `pow(a, b)` is the C library's, as in river. With a constant
+exponent, numba would replace it by a multiplication or a square root, which rounds one value in a thousand differently,
+and on unscaled data the weights would then drift far apart. So the exponents 2, 1/2 and -1 are arguments, in the array
+of parameters `q`.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ CONSTANT, INVERSE_SCALING, OPTIMAL = 0, 1, 2
 _UPDATE = "void(int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
 
 
-# -- the rules. c: the columns of the event's features; g: their gradients g_i; w: the weights; s: what the rule keeps
-# of each feature, zeros at first; rate: the learning rate; t: the number of this event, from 1; q: the parameters;
-# scalars: the model's
+# -- the rules. c: the columns of the event's features; g: their gradients g_i; w: the weights; s: the rule's numbers
+# for each feature, at first 0; rate: the learning rate; t: the number of this event, from 1; q: the parameters;
+# scalars: the model's scalars
 
 
 @compiled(_UPDATE)
@@ -78,7 +78,7 @@ def momentum(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
 
 @compiled(_UPDATE)
 def nesterov(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
-    """Momentum whose gradient was taken a look ahead, at w - rho s: the look is undone first."""
+    """Momentum with the gradient taken ahead, at w - rho s. This first undoes the move to that point."""
     for k in range(len(c)):
         i = c[k]
         w[i] += q[RHO] * s[i, 0]
@@ -153,7 +153,7 @@ def nadam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Flo
 
 @compiled(_UPDATE)
 def adamax(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
-    """Kingma and Ba 2015: Adam with the largest |g|, fading, for the root of v."""
+    """Kingma and Ba 2015: Adam with the largest |g|, decaying, in place of the root of v."""
     rate = rate / (1.0 - math.pow(q[BETA_1], t))
     for k in range(len(c)):
         i = c[k]
@@ -164,7 +164,7 @@ def adamax(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Fl
 
 @compiled(_UPDATE)
 def adabound(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
-    """Luo et al. 2019: Adam whose rates are kept within bounds that close in on `final_lr`."""
+    """Luo et al. 2019: Adam with rates clipped to bounds that close in on `final_lr`."""
     start_1, start_2 = 1.0 - math.pow(q[BETA_1], t), 1.0 - math.pow(q[BETA_2], t)
     step = rate * math.sqrt(start_2) / start_1
     scalars[FINAL_LR] *= rate / q[FIRST_RATE]
@@ -190,8 +190,8 @@ def _ftrl_weight(z: float, n: float, rate: float, q: Floats) -> float:
 def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Follow the regularised leader, proximal (McMahan et al. 2013): z <- z + g - sigma w;  n <- n + g².
 
-    River makes a weight of z and n when its feature is seen again (`lag`), and leaves it where |z| <= l1. Without lag
-    it is made at once, and is 0 there, as in the paper.
+    River computes a weight from z and n when its feature is next seen (`lag`), and leaves it unchanged if |z| <= l1.
+    Without lag, the weight is computed at once and is 0 if |z| <= l1, as in the paper.
     """
     for k in range(len(c)):
         i = c[k]
@@ -214,10 +214,10 @@ def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
 @compiled(
     "void(int64, int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
 )
-def update(  # noqa: C901  # a switch: the compiler makes one of it, which no table of functions in numba is
+def update(  # noqa: C901  # the compiler makes a switch of it; numba has no table of functions
     rule: int, c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats
 ) -> None:
-    """The rule's function."""
+    """Call the rule's function."""
     if rule == SGD:
         sgd(c, g, w, s, rate, t, q, scalars)
     elif rule == MOMENTUM:
@@ -246,7 +246,7 @@ def update(  # noqa: C901  # a switch: the compiler makes one of it, which no ta
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: its code in `update`, how many numbers it keeps for a feature, its parameters with river's defaults."""
+    """A rule: its code in `update`, how many numbers it keeps per feature, its parameters with river's defaults."""
 
     code: int
     keeps: int
@@ -271,12 +271,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-# -- what all rules share
+# -- code that all rules share
 
 
 AS_IS = (-1.0, 0.0, 1.0)
-"""What the scaler keeps of a feature that is not scaled; as many of these numbers as it keeps of others. The mean 0 and
-the variance 1, or the largest magnitude 1, leave a value as it is. It does not learn where the first is negative."""
+"""The scaler's row for a feature that is not scaled; `maxabs` uses only the first number. The mean 0 and the variance
+1, or the magnitude |-1|, leave a value unchanged. A negative first number tells the scaler not to learn."""
 
 
 @compiled("void(int64, int32[::1], float64[::1], float64[:, ::1])")
@@ -302,9 +302,9 @@ def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
 
 @compiled("void(int64, int32[::1], float64[::1], float64[:, ::1], float64, float64[::1])")
 def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scaled: Floats) -> None:
-    """`scaled` <- the event's values, scaled: (x - mean) / sqrt(variance), or x / largest magnitude; 0 where that is 0.
+    """`scaled` <- (x - mean) / sqrt(variance), or x / largest magnitude; 0 if the divisor is 0.
 
-    A feature that the model does not know yet (a column that is negative or past the end) becomes 0. `root` is 1/2.
+    An unknown feature (a column that is negative or past the end) becomes 0. `root` is 1/2.
     """
     for k in range(len(c)):
         i = c[k]
@@ -319,7 +319,7 @@ def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scale
 
 @compiled("float64(int64, float64, float64, float64)")
 def scheduled(schedule: int, rate: float, shape: float, n: float) -> float:
-    """The learning rate after n events: rate; rate / (n + 1)^shape; or 1 / (rate (shape + n)), with rate for alpha."""
+    """The learning rate after n events: rate; rate / (n + 1)^shape; or 1 / (rate (shape + n)), where rate is alpha."""
     if schedule == INVERSE_SCALING:
         return rate / math.pow(n + 1.0, shape)
     if schedule == OPTIMAL:
@@ -331,8 +331,8 @@ def scheduled(schedule: int, rate: float, shape: float, n: float) -> float:
 def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
     """The cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou 2009, river's `l1`).
 
-    Each weight of the event is moved towards 0 by what every weight owes so far less what this one has `paid`, and
-    never past 0.
+    Each weight of the event moves towards 0 by the total penalty `owed` so far minus what it has `paid`, but never
+    past 0.
     """
     for k in range(len(c)):
         i = c[k]
@@ -362,7 +362,7 @@ def step(
     q: Floats,
     g: Floats,
 ) -> None:
-    """One gradient step for an event with (scaled) values x, after n events. `g` is room for its gradient."""
+    """One gradient step for an event with (scaled) values x, after n events. `g` is space for its gradient."""
     if codes[RULE] == NESTEROV:
         for k in range(len(c)):
             w[c[k]] -= q[RHO] * s[c[k], 0]  # look ahead
@@ -382,18 +382,18 @@ def step(
         shrink(c, w, paid, scalars[L1_TOTAL])
 
 
-# What a step may change, copied so that it can be taken back.
+# Copies of what a step may change, so that the step can be undone.
 
 SAVED = 8
-"""Numbers of a feature that a step may change, at most: its weight, 3 that the rule keeps, 3 that the scaler keeps, and
-the L1 penalty it has paid."""
+"""Most numbers of a feature that a step may change: its weight, 3 of the rule, 3 of the scaler, and the L1 penalty
+paid."""
 
 _SAVE = "void(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[:, ::1])"
 
 
 @compiled(_SAVE)
 def save(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, saved: Table) -> None:
-    """Copy all that a step for these columns may change: a row for each feature, the scalars in the last."""
+    """Copy all that a step for these columns may change: one row per feature, the scalars in the last row."""
     for k in range(len(c)):
         i = c[k]
         saved[k, 0] = w[i]
@@ -409,7 +409,7 @@ def save(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Flo
 
 @compiled(_SAVE)
 def restore(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, saved: Table) -> None:
-    """Put back what `save` copied."""
+    """Restore what `save` copied."""
     for k in range(len(c)):
         i = c[k]
         w[i] = saved[k, 0]
@@ -425,7 +425,7 @@ def restore(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: 
 
 @compiled("boolean(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[::1])")
 def all_finite(c: Ints, w: Floats, s: Table, scaler: Table, scalars: Floats) -> bool:
-    """Whether every number that a step for these columns touched is finite."""
+    """Whether every number that a step for these columns may have changed is finite."""
     zero = 0.0  # 0 * x is 0 for a finite x, else NaN
     for j in range(len(scalars)):
         zero += 0.0 * scalars[j]
@@ -453,7 +453,7 @@ def predict_score(
     q: Floats,
     scaled: Floats,
 ) -> float:
-    """z = w·x + b with x scaled as the model stands; changes nothing. `scaled` is room for as many values as x has."""
+    """z = w·x + b, with x scaled by the present state; changes nothing. `scaled` is space for the values of x."""
     if codes[SCALE] == UNSCALED:
         return score(c, x, w, scalars[BIAS])
     scale_into(codes[SCALE], c, x, scaler, q[ROOT], scaled)
@@ -475,10 +475,9 @@ def serve_into(
     q: Floats,
     numbers: Floats,
 ) -> None:
-    """`numbers` <- all that z = w·x + b is made of and x does not say: z, b, the w_i and, where the model scales, the
-    scaled x_i.
+    """`numbers` <- the parts of z = w·x + b: z, b, the w_i and, if the model scales, the scaled x_i.
 
-    A w_i is NaN, which no weight ever is, where the feature is none of the model's `features` first ones.
+    w_i is NaN, which no weight ever is, if the column is not among the model's first `features`.
     """
     n = len(c)
     numbers[0] = predict_score(c, x, w, scaler, scalars, codes, q, numbers[2 + n :])
@@ -514,10 +513,10 @@ def learn_many(
 ) -> None:
     """n events, n steps, in order, after `taken` steps.
 
-    Event i has the features `columns[offsets[i]:offsets[i + 1]]` with the values at the same places. Fills `scores[i]`
-    with the score of a prediction made before the event, and `learned[i]` with whether its step was taken: not if that
-    score, or a number that the step would leave, is not finite. `g`, `scaled` and `saved` are room: for the values of
-    the longest event, and in `saved` for a row of SAVED numbers for each, and one more.
+    Event i has the features `columns[offsets[i]:offsets[i + 1]]`, with the values at the same positions. Fills
+    `scores[i]` with the score before the step, and `learned[i]` with whether the step was taken. It is not taken if the
+    score, or a number that the step would leave, is not finite. `g`, `scaled` and `saved` are working space for the
+    longest event; `saved` has a row of SAVED numbers for each of its features, and one more.
     """
     for i in range(len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
@@ -556,10 +555,11 @@ def learn_many_sgd(
     learned: npt.NDArray[np.bool_],
     before: Floats,
 ) -> None:
-    """`learn_many` for plain SGD: constant rates, no scaler, no penalty. The same numbers, to the last bit.
+    """`learn_many` for plain SGD: constant rates, no scaler, no penalty. Gives the same numbers to the last bit.
 
-    Most models are this, and an event of 10 features takes 28 ns, not 100. Columns without a sign are a fifth of it: of
-    others numba asks at each whether it counts from the end. `before` is room for the weights of the longest event.
+    Most models are plain SGD, and an event of 10 features takes 28 ns here instead of 100. Unsigned columns save a
+    fifth, because numba checks whether a signed index counts from the end. `before` is space for the weights of the
+    longest event.
     """
     b, rate, bias_rate, clip = scalars[BIAS], q[RATE], q[BIAS_RATE], q[CLIP]
     for i in range(len(labels)):
@@ -588,7 +588,7 @@ def learn_many_sgd(
 
 
 def grown(array: Table, rows: int) -> Table:
-    """The array with zeros after it, so that it has that many rows."""
+    """A copy of the array, extended with zeros to `rows` rows."""
     larger = np.zeros((rows, *array.shape[1:]))
     larger[: len(array)] = array
     return larger

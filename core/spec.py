@@ -1,4 +1,4 @@
-"""What a model is told: its rule, its rates, its penalties, its scaling."""
+"""A model's spec: its rule, rates, penalties, scaling and limits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RuleName = Literal[
 
 
 Kind = Literal["number", "text", "ignore", "weight", "id"]
-"""What a column of a file is: the value of a feature, a text that is part of a feature's name, nothing, the event's
+"""The kind of a file's column: a feature's value, a text that becomes part of a feature's name, ignored, the event's
 weight, or its id."""
 MAX_COLUMNS = 10_000
 
 
 class SpecError(ValueError):
-    """A spec that makes no sense: `field` names the part of it, the message says why."""
+    """A spec that is not valid. `field` names the field, and the message says what is wrong."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
@@ -34,12 +34,12 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The same learning rate for every event; the number alone says the same."""
+    """The same learning rate for every event. A plain number means the same."""
 
     schedule: Literal["constant"]
     learning_rate: float
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it; a dataclass field it is not
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it; it is not a dataclass field
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +71,23 @@ LONGEST_KEEP = 3650 * _UNITS["d"]
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """What becomes of a prediction with an id until its label comes.
+    """How a model handles predictions with an id whose labels come later.
 
     keep
-        How long it waits for its label: a number and a unit, s, m, h or d, like "90s" or "7d". Default "24h".
+        How long a prediction waits for its label: a number and a unit (s, m, h or d), like "90s" or "7d". Default
+        "24h".
     on_timeout
-        What is done then: `drop` it, or learn it as y = 0 (`negative`, the usual choice for clicks). Default `drop`.
+        What happens after that: `drop` forgets the prediction, `negative` learns it as y = 0 (usual for clicks).
+        Default `drop`.
     max_waiting
-        How many predictions may wait; past it one is served, but not kept. Default 1,000,000.
+        Most predictions that may wait. Beyond that the model still serves predictions, but does not keep them. Default
+        1,000,000.
     ack
-        Whether a prediction with an id is answered after it is on `disk`, or from `memory`, before. Default `disk`.
+        Whether the reply to a prediction with an id comes after it is on `disk`, or earlier, from `memory`. Default
+        `disk`.
     late
-        Whether a label 1 after the timeout, of what was learned as y = 0, is refused (`refuse`) or is one more step
-        (`learn`). Default `refuse`.
+        What happens to a label 1 after the event was learned as y = 0: `refuse` refuses it, `learn` takes one more
+        step. Default `refuse`.
 
     >>> Join(keep="7d").keep_seconds
     604800.0
@@ -114,7 +118,7 @@ class Join:
         yield (
             "late",
             self.late == "refuse" or self.on_timeout == "negative",
-            "can be 'learn' only where on_timeout is 'negative': what was dropped is gone",
+            "can be 'learn' only if on_timeout is 'negative': a dropped prediction is gone",
         )
 
     @property
@@ -125,12 +129,12 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """When a model stops learning by itself: when the mean log loss of its last events passes a limit.
+    """The model stops learning if the mean log loss of its last events passes a limit.
 
     events
-        How many events the mean is of, 1 to 100,000.
+        Number of events in the mean, 1 to 100,000.
     log_loss
-        The limit, in nats, above 0. A model that says 0.5 to everything has 0.693.
+        The limit, in nats, above 0. A model that always predicts 0.5 has 0.693.
     """
 
     events: int
@@ -148,7 +152,7 @@ class Breaker:
 
 
 def duration_seconds(text: str) -> float:
-    """The seconds of a number and a unit, s, m, h or d.
+    """The seconds in a duration: a number and a unit (s, m, h or d).
 
     >>> duration_seconds("1.5h")
     5400.0
@@ -161,7 +165,7 @@ _DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?[smhd]")
 
 
 def _shortest(seconds: float) -> str:
-    """A time in the largest unit up to hours that gives a whole number: "1d" and "1440m" are "24h"."""
+    """A duration in the largest unit up to hours that gives a whole number: "1d" and "1440m" become "24h"."""
     unit = next((unit for unit in "hm" if seconds % _UNITS[unit] == 0), "s")
     return f"{seconds / _UNITS[unit]:.6f}".rstrip("0").rstrip(".") + unit
 
@@ -174,11 +178,11 @@ _OF_RULES = ("rho", "eps", "beta_1", "beta_2", "gamma", "final_lr", "beta", "lag
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How a model learns. Names, meaning and defaults are river's where river has the thing.
+    """How a model learns. Names, meanings and defaults are river's if river has the parameter.
 
     rule
         How a gradient moves the weights: a name in `core.rules.RULES`. Default `sgd`: w <- w - learning_rate gradient.
-        Or `auto` (core/auto.py), which needs no tuning and takes none of the fields on rates, scale and penalties.
+        Or `auto` (core/auto.py), which needs no tuning and takes no rates, scale or penalties.
     learning_rate
         Step size for the weights, above 0: a number or a schedule. Default: the rule's (sgd 0.01, adabound 0.001, ftrl
         0.05, which is its alpha, the others 0.1; adadelta has none).
@@ -186,42 +190,41 @@ class Spec:
         Step size for the bias, which always moves by plain gradient descent; 0 leaves it at 0. Default: `learning_rate`
         (river's `intercept_lr` is 0.01); with adadelta 0.01.
     l1
-        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0. For ftrl its own.
+        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0. ftrl applies its own L1.
     l2
-        L2 penalty, 0 or more, on the weights of the event's own features; the bias is not penalised. Default 0. Not
-        together with `l1`, as in river. For ftrl its own, default 1, and together with `l1`.
+        L2 penalty, 0 or more, on the weights of the event's own features, not on the bias. Default 0. Cannot be
+        combined with `l1`, as in river. ftrl applies its own L2; its default is 1, and `l1` may be set, too.
     clip
-        The residual p - y times the sample weight is clipped to ±clip, above 0. Default 1e12.
+        The residual p - y times class weight and sample weight is clipped to ±clip, above 0. Default 1e12.
     scale
-        What is done to values before they are learned: `none`, `standard` (less the mean, divided by the standard
-        deviation, both running) or `maxabs` (divided by the largest magnitude so far). A feature whose name contains
-        `=`, as those of text do (`country=FR`), is not scaled. Default `none`.
+        How values are scaled before learning: `none`, `standard` (minus the running mean, divided by the running
+        standard deviation) or `maxabs` (divided by the largest magnitude so far). Text features are not scaled: those
+        with `=` in their names (`country=FR`). Default `none`.
     class_weights
-        What an event's gradient is multiplied by, by its label: {"0": 1, "1": 1}.
+        Factors for an event's gradient, by its label. Default {"0": 1, "1": 1}.
     rho, eps, beta_1, beta_2, gamma, final_lr, beta, correct_bias
-        The parameters of those rules that have them, under river's names and with river's defaults.
+        Parameters of the rules that have them, with river's names and defaults.
     lag
-        Of ftrl. True (default): weights are made of the sums when a feature is seen again, as in river. False: at once,
-        as in the paper (McMahan et al. 2013).
+        For ftrl. True (default): a weight is computed from the sums when its feature is next seen, as in river. False:
+        at once, as in the paper (McMahan et al. 2013).
     max_features
-        How many features the model may have. Default 1,000,000.
+        Most features of the model. Default 1,000,000.
     overflow
-        What is done past it with an event that has a new feature: that feature is left out and counted (`ignore`), or
-        the event is refused (`refuse`). Default `ignore`.
+        What happens to a new feature beyond that: `ignore` leaves it out of the event and counts it, `refuse` refuses
+        the event. Default `ignore`.
     hash_bits
-        With k, feature names are hashed to 2^k features, 1 to 30; `max_features` is then 2^k. Where the model scales,
-        names that contain `=` are hashed to 2^k features of their own. Default None: no hashing.
+        With k (1 to 30), feature names are hashed to 2^k features; `max_features` is then 2^k. If the model scales,
+        names that contain `=` have 2^k features of their own. Default None: no hashing.
     max_value
         Largest magnitude of a feature's value, above 0 and at most 1e300. Default 1e100.
     join
-        What becomes of predictions with an id, whose labels come later: see `Join`.
+        How predictions with an id wait for their labels: see `Join`.
     breaker
-        When learning stops by itself: see `Breaker`. Default None: never. The learner knows nothing of it, the service
-        does.
+        When the service stops the model's learning: see `Breaker`. Default None: never. The learner ignores it.
     columns
-        What the columns are of the files that are replayed into the model: {"age": "number", "zip": "text", "row":
-        "ignore"}, also "weight" and "id"; at most 10,000. `replay` writes it into the spec of a model that it creates,
-        and reads later files so. Default None: not known. Only `replay` looks at it.
+        The kinds of the columns in files replayed into the model: {"age": "number", "zip": "text", "row": "ignore"},
+        also "weight" and "id"; at most 10,000. `replay` writes them into the spec of a model that it creates, and reads
+        later files accordingly. Default None: not known. Only `replay` uses it.
 
     Raises SpecError, which names the field.
 
@@ -261,7 +264,7 @@ class Spec:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        """Check, and write every default out, so that the same model has the same spec however it was said."""
+        """Check every field and fill in every default, so that equal models have equal specs."""
         if not isinstance(self.rule, str) or (self.rule != "auto" and self.rule not in RULES):
             raise SpecError("rule", f"must be one of {', '.join(RULES)}, auto")
         self._check_types()
@@ -272,13 +275,13 @@ class Spec:
                 raise SpecError(name, message)
 
     def _fill_in(self, defaults: dict[str, Any]) -> None:
-        """The rule's defaults where nothing is said; refuses what the rule does not have."""
+        """Fill in the rule's defaults. Refuse parameters that the rule does not have."""
         for name in _OF_RULES:
             if getattr(self, name) is not None and name not in defaults:
                 raise SpecError(name, f"is not a parameter of {self.rule}")
         for name in ("learning_rate", "bias_learning_rate")[: 2 if self.rule == "auto" else 1]:
             if self.rule in ("adadelta", "auto") and getattr(self, name) is not None:
-                raise SpecError(name, f"is not a parameter of {self.rule}, which finds its own")
+                raise SpecError(name, f"is not a parameter of {self.rule}, which finds its own rates")
         for name, default in {"l2": 0.0, **defaults}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -286,7 +289,7 @@ class Spec:
             object.__setattr__(self, "bias_learning_rate", self.learning_rate)
 
     def _check_types(self) -> None:
-        """Here, because a spec may come from anywhere: a stored one, a caller's dict."""
+        """Check types here, because specs also come from storage and from callers' dicts."""
         for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE, *_BELOW_ONE):
             if getattr(self, name) is not None or name in ("clip", "max_value", "l1"):
                 _check_number(name, getattr(self, name))
@@ -312,7 +315,7 @@ class Spec:
             _check_columns(self.columns)
 
     def _normalise(self) -> None:
-        """1 and 1.0 are the same spec; so are a constant schedule and its number."""
+        """Give equal values one form: 1 and 1.0, a constant schedule and its number."""
         for name in ("learning_rate", "bias_learning_rate"):
             rate = getattr(self, name)
             object.__setattr__(self, name, _as_rate(name, rate) if rate is not None else None)
@@ -356,7 +359,7 @@ class Spec:
 
     @property
     def rate(self) -> Rate | None:
-        """`learning_rate`; None where the rule has none."""
+        """`learning_rate`; None if the rule has none."""
         return None if isinstance(self.learning_rate, Constant) else self.learning_rate
 
     @property
@@ -367,7 +370,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
-        """The spec that `as_dict` wrote; SpecError for a field that does not exist."""
+        """The spec that `as_dict` wrote. Raises SpecError for an unknown field."""
         known = {known.name for known in fields(cls)}
         for name in dict(values):
             if name not in known:
@@ -375,13 +378,13 @@ class Spec:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """The spec as JSON types: every default written out, without the parameters that its rule does not have."""
+        """The spec as JSON types, with every default, without parameters that its rule does not have."""
         values = {known.name: _plain(getattr(self, known.name)) for known in fields(self)}
         return {name: value for name, value in values.items() if value is not None or name == "hash_bits"}
 
 
 def _plain(value: Any) -> Any:
-    """A field's value as JSON types. A dict is copied here: `asdict` would copy each of 10,000 columns deeply."""
+    """A field's value as JSON types. A dict is copied plainly: `asdict` would deep-copy each of 10,000 columns."""
     if isinstance(value, dict):
         return dict(value)
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -392,21 +395,21 @@ def _within(value: float | None, good: Callable[[float], bool]) -> bool:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """SpecError unless the value is a number of JSON that a float64 can hold."""
+    """Raise SpecError unless the value is a JSON number that fits a float64."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SpecError(name, "must be a number")
     try:
         float(value)
     except OverflowError:
-        raise SpecError(name, "must be a number that a 64-bit float can hold") from None
+        raise SpecError(name, "is too large for a 64-bit float") from None
 
 
 def _as_join(values: dict[str, Any]) -> Join:
-    """The join that a dict describes, as a stored spec has it."""
+    """The join in a stored spec or a caller's dict."""
     known = [known.name for known in fields(Join)]
     for name in values:
         if name not in known:
-            raise SpecError(f"join.{name}", f"is not a field of it; the fields are {', '.join(known)}")
+            raise SpecError(f"join.{name}", f"is not a field of join; the fields are {', '.join(known)}")
     return Join(**values)
 
 
@@ -414,26 +417,26 @@ def _check_columns(columns: Any) -> None:
     if not isinstance(columns, dict):
         raise SpecError("columns", 'must be an object like {"age": "number", "zip": "text"}, or null')
     if len(columns) > MAX_COLUMNS:
-        raise SpecError("columns", f"has {len(columns)} columns, and at most {MAX_COLUMNS} are kept")
+        raise SpecError("columns", f"has {len(columns)} columns, but may have at most {MAX_COLUMNS}")
     for name, kind in columns.items():
         if not isinstance(kind, str) or kind not in get_args(Kind):
-            raise SpecError("columns", f"has kinds of columns that are none of {', '.join(get_args(Kind))}")
+            raise SpecError("columns", f"has an unknown kind of column; the kinds are {', '.join(get_args(Kind))}")
         try:
             check_name(name)
         except EventError as error:
-            raise SpecError("columns", f"has a name that no feature may have: {error.message}") from None
+            raise SpecError("columns", f"has a name that is not valid for a feature: {error.message}") from None
 
 
 def _as_breaker(values: dict[str, Any]) -> Breaker:
-    """The breaker that a dict describes, as a stored spec has it."""
+    """The breaker in a stored spec or a caller's dict."""
     known = [known.name for known in fields(Breaker)]
     if sorted(values) != sorted(known):
-        raise SpecError("breaker", f"must have the fields {' and '.join(known)}, and no other")
+        raise SpecError("breaker", f"must have the fields {' and '.join(known)}, and no others")
     return Breaker(**values)
 
 
 def _as_rate(name: str, rate: Any) -> Rate:
-    """A number or a schedule, also where it comes as a dict."""
+    """A rate from a number, a schedule, or a schedule's dict."""
     if isinstance(rate, dict):
         schedules = {"constant": Constant, "inverse_scaling": InverseScaling, "optimal": Optimal}
         kind = schedules.get(str(rate.get("schedule")))
@@ -443,7 +446,7 @@ def _as_rate(name: str, rate: Any) -> Rate:
             rate = kind(**rate)
         except TypeError:
             allowed = [known.name for known in fields(kind)]
-            raise SpecError(name, f"of this schedule has the fields {', '.join(allowed)}") from None
+            raise SpecError(name, f"has the wrong fields; this schedule has {', '.join(allowed)}") from None
     for number in ("learning_rate", "power", "alpha"):
         if hasattr(rate, number):
             _check_number(name, getattr(rate, number))

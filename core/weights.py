@@ -1,7 +1,7 @@
-"""A model's weights as they stood at one moment, and the SHA-256 that tells one state of a model from another.
+"""A model's weights at one moment, and the SHA-256 that identifies a model's state.
 
-A model may have a million of them, and what is made of so many takes long. So it is made in pieces, and whoever makes
-them, on an event loop or in a thread, lets others go in between.
+A model may have a million weights. So they are handled in pieces, and an event loop or a thread can do other work in
+between.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ import numpy as np
 from core.logistic import Floats, Offsets
 
 PIECE = 4_096
-"""Names or weights to deal with in one go: a millisecond at most."""
+"""Names or weights in one piece, which takes a millisecond at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of a model as they stood at one moment, which later steps leave alone.
+    """The weights of a model at one moment; later steps do not change them.
 
     seq
-        Events that the model had learned.
+        Number of events that the model had learned.
     bias, values
-        b, and the weights in column order: a float, and (n,) float64.
+        b, a float; and the weights in column order, (n,) float64.
     names
-        The names of the features in column order; the first n belong to `values`, those that came since stand after
-        them.
+        Feature names in column order. The first n belong to `values`; newer features may follow.
     """
 
     seq: int
@@ -40,18 +39,18 @@ class Weights:
         return len(self.values)
 
     def sha256(self) -> str:
-        """Of names, weights and bias, as `Learner.sha256` has it."""
+        """The hash of names, weights and bias, as in `Learner.sha256`."""
         return sha256(self.names, len(self), (self.values, np.array([self.bias])))
 
     def largest(self, count: int) -> Offsets:
-        """The places of the `count` weights of the largest magnitude, the largest first, of equals the first; all of
-        them where there are no more."""
+        """The columns of the `count` weights of largest magnitude, largest first; equal weights keep their order."""
         order: Offsets = np.argsort(-abs(self.values), kind="stable")
         return order[:count]
 
     def by_name(self, places: Offsets | None = None) -> Iterator[dict[str, float]]:
-        """Feature name -> weight, in column order or in that of the places, in pieces; one at
-        least.
+        """Yields dicts of feature name -> weight, one for each piece and at least one.
+
+        The order is that of `places`, or column order without them.
 
         >>> list(Weights(1, 0.0, np.array([0.5, -2.0]), ["age", "vip", "new"]).by_name())
         [{'age': 0.5, 'vip': -2.0}]
@@ -62,11 +61,11 @@ class Weights:
             else:
                 piece = places[start : start + PIECE]
                 names, values = [self.names[place] for place in piece.tolist()], self.values[piece]
-            yield dict(zip(names, values.tolist(), strict=False))  # the last piece of names may have newer ones
+            yield dict(zip(names, values.tolist(), strict=False))  # the last names may be newer than the weights
 
 
 def sha256(names: Sequence[str], count: int, arrays: Iterable[Floats]) -> str:
-    """Of the first `count` names as UTF-8, each ended by a zero byte, then of the arrays as little-endian float64."""
+    """The hash of the first `count` names (UTF-8, a zero byte after each) and the arrays (little-endian float64)."""
     digest = hashlib.sha256()
     for start in range(0, count, PIECE):
         digest.update("".join([name + "\0" for name in names[start : min(start + PIECE, count)]]).encode())

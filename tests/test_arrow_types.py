@@ -159,7 +159,7 @@ def test_other_labels_are_refused_with_what_to_do_about_them() -> None:
     for labels in ([1, -1], [1.0, 2.0], [Decimal(1), Decimal("0.5")], [0, None], [0, math.nan]):
         found, error = tables_of([stream_of(pa.table({"a": [1.0, 2.0], "y": pa.array(labels)}))])
         assert [len(table) for table in found] == [1]
-        assert "y: must be 0, 1, true or false; other labels are mapped to these before they are sent" in str(error)
+        assert "y: must be 0, 1, true or false; map other labels to these before you send them" in str(error)
     error = refusal_of(pa.table({"a": [1.0], "y": ["yes"]}))
     assert "it must be 0 and 1, or true and false (with pyarrow: pyarrow.compute.equal(column, 'yes'))" in str(error)
 

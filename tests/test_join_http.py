@@ -428,7 +428,7 @@ def test_a_label_whose_features_no_longer_fit_in_the_model_says_so(new_model: Ne
     model = new_model(max_features=2, overflow="refuse")
     kept(model, "a", {"c": 1.0, "d": 1.0})
     learned(model, {"x": {"a": 1.0, "b": 1.0}, "y": 1})
-    assert_problem(model.learn(label("a")), 422, "x: has 2 new feature(s), the model has 2 of at most 2")
+    assert_problem(model.learn(label("a")), 422, "x: has 2 new feature(s), but the model has 2 of at most 2")
     assert counts(model) == expected(waiting=1)
 
 

@@ -177,7 +177,7 @@ def test_a_batch_that_is_cut_or_has_more_is_refused(events: list[EventRow], data
 def test_a_kind_that_is_none_is_refused() -> None:
     packed = bytearray(pack(batch_of([([(1, 2.0)], 1, 1.0, JOINED, 0.5, 1.0)])))
     packed[HEADER + 4 + 8 + 1] = LATE + 1  # after one column, one value and the label
-    with pytest.raises(ValueError, match="a kind that is none"):
+    with pytest.raises(ValueError, match="a kind that does not exist"):
         unpack([bytes(packed)])
 
 
