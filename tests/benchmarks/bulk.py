@@ -1,16 +1,16 @@
-"""Streams of events learned over HTTP, on disk and synced, beside Vowpal Wabbit reading the same events from a file.
+"""Compares learning streams of events over HTTP, durably, with Vowpal Wabbit reading the same events from a file.
 
-    NDJSON                     beside VW's --json
-    NDJSON, an id each         beside the same without ids; ids that count up, and random ones
-    Arrow IPC                  beside VW's own text format
+    NDJSON                     against VW's --json
+    NDJSON with ids            against the same without ids; sequential and random ids
+    Arrow IPC                  against VW's own text format
 
-One connection sends a whole body; the time is from its first byte to the reply, when every event is on disk. VW's time
-is that of the whole process less that of one with a single event: its start is not counted. Each round measures all
-sides in turn; shown are medians over the rounds, and the ratios of these medians.
+One connection sends a whole body. The time runs from its first byte to the reply, when every event is on disk. VW's
+time is that of the process minus that of a process with a single event, so its start does not count. Each round
+measures all sides in turn. The table shows medians over the rounds, and ratios of these medians.
 
     python tests/benchmarks/bulk.py --features 10,30 --events 100000 --arrow-events 1000000 --rounds 5
 
-Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def vw_seconds(path: Path, *format_flags: str) -> float:
 
 
 def logstep_seconds(port: int, body: bytes, content_type: str, expected: int) -> float:
-    """Seconds from the first byte of a body to the reply that its events are learned and on disk."""
+    """Seconds from the first byte of a body to the reply, when its events are learned and on disk."""
     connection = HTTPConnection(HOST, port, timeout=300)
     try:
         started = time.perf_counter()
@@ -116,13 +116,13 @@ def logstep_seconds(port: int, body: bytes, content_type: str, expected: int) ->
     finally:
         connection.close()
     if reply.status != 200 or json.loads(text)["learned"] != expected:
-        raise BenchmarkError(f"the service did not learn them all: {text[:500]!r}")
+        raise BenchmarkError(f"the service did not learn all events: {text[:500]!r}")
     return seconds
 
 
 @dataclass
 class Contest:
-    """A format of ours beside its peer; microseconds an event of each round."""
+    """A format of the service and its peer; microseconds per event for each round."""
 
     name: str
     peer: str
@@ -181,7 +181,7 @@ def report(found: list[Contest]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure streams of events beside Vowpal Wabbit.")
+    parser = argparse.ArgumentParser(description="Compare streams of events with Vowpal Wabbit.")
     parser.add_argument("--features", type=positives, default=(10, 30), help="default 10,30")
     parser.add_argument("--events", type=positive, default=100_000)
     parser.add_argument("--arrow-events", type=positive, default=1_000_000)
@@ -199,7 +199,7 @@ def main() -> int:
             for number in range(1, options.rounds + 1):
                 print(f"round {number} of {options.rounds}", file=sys.stderr)
                 for contest in found:
-                    with running(logstep) as server:  # in a new folder, so that every body comes to an empty log
+                    with running(logstep) as server:  # a new folder: every body meets an empty log
                         logstep_seconds(server.port, warm_up.ndjson(), NDJSON, 1_000)
                         logstep_seconds(server.port, warm_up.arrow(), ARROW, 1_000)
                         contest.round(server.port)

@@ -1,16 +1,16 @@
-"""The learner without the service: calls beside river's, memory beside a dict's, and large models beside small ones.
+"""Measures the learner without the service: calls against river's, memory against a dict's, large models against small.
 
-    learn_many             events that are arrays already, beside river's learn_one in a loop
-    learn_one              one event as a dict, beside river's learn_one
-    predict_proba_one      one event as a dict, beside river's predict_proba_one
-    memory                 resident bytes that a feature adds to a model of `--model-features`, beside a Python dict of
-                           the same names to floats
-    large model            an event of 10 features, drawn from `--model-features`, beside the same drawn from 100
+    learn_many             events as arrays, against river's learn_one in a loop
+    learn_one              one event as a dict, against river's learn_one
+    predict_proba_one      one event as a dict, against river's predict_proba_one
+    memory                 resident bytes per feature of a model with `--model-features`, against a Python dict of the
+                           same names to floats
+    large model            events of 10 features drawn from `--model-features`, against the same drawn from 100
 
     python tests/benchmarks/calls.py --features 10,100 --model-features 1000000 --rounds 5
 
-Plain SGD. Each round measures both sides in turn; shown are medians over the rounds. Memory is that of processes of
-their own. Exit status 0: the measurement ran (it does not judge).
+Plain SGD. Each round measures both sides in turn. The table shows medians over the rounds. Memory is measured in
+separate processes. Exit status 0: the measurement ran (it judges nothing).
 """
 
 import argparse
@@ -36,7 +36,7 @@ Row = tuple[dict[str, float], int]
 
 
 def made_up(features: int, events: int = EVENTS) -> list[Row]:
-    """Events with normal values and a label that follows the first of them."""
+    """Events with normally distributed values, and a label that depends on the first."""
     numbers = random.Random(1)
     rows = []
     for _ in range(events):
@@ -46,7 +46,7 @@ def made_up(features: int, events: int = EVENTS) -> list[Row]:
 
 
 def drawn(features: int, events: int = EVENTS) -> list[Row]:
-    """Events of a few features each, drawn from many."""
+    """Events of IN_AN_EVENT features each, drawn from `features`."""
     numbers = random.Random(1)
     return [
         ({f"feature_{i}": 1.0 for i in numbers.sample(range(features), IN_AN_EVENT)}, numbers.randrange(2))
@@ -62,7 +62,7 @@ def as_batch(learner: Learner, rows: list[Row]) -> Batch:
 
 
 def microseconds(run: Callable[[], object], events: int) -> float:
-    """An event."""
+    """Microseconds per event."""
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) / events * 1e6
@@ -80,7 +80,7 @@ def each(call: Callable[..., object], rows: list[tuple[object, ...]]) -> Callabl
 
 
 def calls(features: int) -> dict[str, Callable[[], tuple[float, float]]]:
-    """The calls with events of so many features."""
+    """The calls, for events of `features` features."""
     rows = made_up(features)
     few = rows[: EVENTS // 10]
     labelled, plain = [(x, bool(y)) for x, y in few], [(x,) for x, _ in few]
@@ -108,7 +108,7 @@ def calls(features: int) -> dict[str, Callable[[], tuple[float, float]]]:
 
 
 def memory(features: int) -> tuple[float, float]:
-    """Resident bytes a feature."""
+    """Resident bytes per feature."""
     ours, theirs = (
         float(subprocess.check_output([sys.executable, __file__, "--grow", side, "--model-features", str(features)]))
         for side in ("model", "dict")
@@ -136,7 +136,7 @@ def resident() -> int:
 
 
 def large_model(features: int, one_by_one: bool) -> tuple[float, float]:
-    """Microseconds an event of a model with so many features, and of one with few."""
+    """Microseconds per event for a model with `features` features, and for one with few."""
     times = []
     for count in (features, FEW):
         learner = Learner()
@@ -149,7 +149,7 @@ def large_model(features: int, one_by_one: bool) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the learner beside river and a dict.")
+    parser = argparse.ArgumentParser(description="Compare the learner with river and a dict.")
     parser.add_argument("--features", type=positives, default=(10, 100), help="default 10,100")
     parser.add_argument("--model-features", type=positive, default=1_000_000)
     parser.add_argument("--rounds", type=positive, default=5)

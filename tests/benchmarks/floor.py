@@ -1,6 +1,6 @@
-"""The floor of a prediction: an ASGI endpoint that reads and parses the body, does nothing, and replies.
+"""The floor of a prediction: an ASGI endpoint that parses the body, does nothing else, and replies.
 
-The server is the service's own: uvicorn with uvloop and httptools; the parser too, msgspec.
+It uses the service's server (uvicorn with uvloop and httptools) and parser (msgspec).
 
     python tests/benchmarks/floor.py --port 8001
 """
@@ -18,7 +18,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % l
 
 
 class Question(msgspec.Struct):
-    """What is asked in a prediction's body."""
+    """The body of a prediction request."""
 
     x: dict[str, float]
 
@@ -26,7 +26,7 @@ class Question(msgspec.Struct):
 async def endpoint(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """Any path."""
+    """Answer any path."""
     body = b""
     if scope["method"] == "POST":
         message = await receive()

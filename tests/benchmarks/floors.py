@@ -1,15 +1,15 @@
-"""The service beside what cannot be had cheaper, or beside itself when nothing disturbs it.
+"""Compares the service with its floors: the least possible cost, or its own speed without disturbance.
 
-    predict                a prediction a request, 32 connections: beside an endpoint that parses the body, does nothing
-    learn alone            one durable learn at a time: beside one write and fdatasync of as many bytes as it writes
-    predict while learning predictions while another connection learns NDJSON at full rate: beside the same, undisturbed
-    1,000 models           learns at 32 connections, the models in turn: beside one model
-    start                  until the first answer: beside `python -c "import fastapi, river, numba"`
+    predict                one prediction per request, 32 connections, against an endpoint that only parses the body
+    learn alone            one durable learn at a time, against one write and fdatasync of the same number of bytes
+    predict while learning predictions while another connection learns NDJSON at full rate, against the same alone
+    1,000 models           learns at 32 connections over the models in turn, against one model
+    start                  time to the first answer, against `python -c "import fastapi, river, numba"`
 
     python tests/benchmarks/floors.py --seconds 3 --rounds 5
 
-Each round measures both sides in turn; shown are medians over the rounds. Exit status 0: the measurement ran (it does
-not judge). 1: something failed, the message says what.
+Each round measures both sides in turn. The table shows medians over the rounds. Exit status 0: the measurement ran (it
+judges nothing). 1: something failed; the message says what.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from load import HOST, MODELS, LoadError, choose_generator, measure
 IMPORTS = "import fastapi, river, numba"
 SYNCS = 500
 ROOM = 4 * 2**20
-"""Bytes of the file that the floor of a learn writes to, over and over: about what the write-ahead log has."""
+"""Bytes of the file that the floor of a learn overwrites again and again: about the size of the write-ahead log."""
 
 
 def rate(generator: str, server: Server, path: str, connections: int, seconds: int) -> float:
-    """Requests a second, after a second to warm up."""
+    """Requests per second, after a second of warm-up."""
     measure(generator, server.port, path, connections, 1)
     result = measure(generator, server.port, path, connections, seconds)
     if result.errors:
@@ -52,7 +52,7 @@ def logstep() -> Side:
 
 
 def predict(generator: str, seconds: int) -> tuple[float, float]:
-    """Predictions a second, and replies of an endpoint that does nothing."""
+    """Predictions per second, and replies per second of the endpoint that only parses."""
     script = str(Path(__file__).with_name("floor.py").resolve())
     with running(logstep()) as server:
         rate(generator, server, "/learn", 32, 1)
@@ -62,7 +62,7 @@ def predict(generator: str, seconds: int) -> tuple[float, float]:
 
 
 def learn_alone(generator: str, seconds: int) -> tuple[float, float]:
-    """Milliseconds of a learn on one connection, and of a write and fdatasync of as many bytes: medians."""
+    """Median milliseconds of a learn on one connection, and of a write and fdatasync of the same number of bytes."""
     with running(logstep()) as server:
         measure(generator, server.port, "/learn", 1, 1)
         before = written(server.pid)
@@ -72,13 +72,13 @@ def learn_alone(generator: str, seconds: int) -> tuple[float, float]:
 
 
 def written(pid: int) -> int:
-    """Bytes that a process has written so far."""
+    """Number of bytes that a process has written so far."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return next(int(line.partition(":")[2]) for line in lines if line.startswith("wchar"))
 
 
 def write_and_sync(folder: Path, size: int) -> float:
-    """Milliseconds of one write of so many bytes and one fdatasync: the median."""
+    """Median milliseconds of one write of `size` bytes and one fdatasync."""
     times = []
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(ROOM))
@@ -94,7 +94,7 @@ def write_and_sync(folder: Path, size: int) -> float:
 
 
 def predict_while_learning(generator: str, seconds: int) -> tuple[float, float]:
-    """p99 in milliseconds of predictions at 8 connections while NDJSON is learned, and undisturbed."""
+    """p99 in milliseconds of predictions at 8 connections: while the service learns NDJSON, and undisturbed."""
     body = Events.random(100_000, 10).ndjson()
     with running(logstep()) as server:
         logstep_seconds(server.port, body, NDJSON, 100_000)
@@ -106,7 +106,7 @@ def predict_while_learning(generator: str, seconds: int) -> tuple[float, float]:
 
 @contextmanager
 def learning(server: Server, body: bytes) -> Iterator[None]:
-    """Meanwhile the same body is learned, one after the other."""
+    """Send the same body again and again in the background."""
     end, failed = threading.Event(), list[BenchmarkError]()
 
     def run() -> None:
@@ -128,7 +128,7 @@ def learning(server: Server, body: bytes) -> Iterator[None]:
 
 
 def many_models(generator: str, seconds: int) -> tuple[float, float]:
-    """Learns a second of many models in turn, and of one."""
+    """Learns per second over many models in turn, and on one."""
     with running(logstep()) as server:
         connection = HTTPConnection(HOST, server.port)
         for i in range(MODELS):
@@ -140,7 +140,7 @@ def many_models(generator: str, seconds: int) -> tuple[float, float]:
 
 
 def start(generator: str, seconds: int) -> tuple[float, float]:
-    """Seconds from the start of the process to its first answer, and of a process with the imports alone."""
+    """Seconds from the start of the process to its first answer, and of a process that only imports."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         command = [part.format(port=port, folder=folder) for part in logstep().command]
@@ -167,10 +167,10 @@ CONTESTS: dict[str, tuple[str, Callable[[str, int], tuple[float, float]]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure the service beside its floors.")
+    parser = argparse.ArgumentParser(description="Compare the service with its floors.")
     parser.add_argument("--seconds", type=positive, default=3, help="length of each measurement (default 3)")
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--only", choices=CONTESTS, action="append", help="one of them; may be repeated")
+    parser.add_argument("--only", choices=CONTESTS, action="append", help="measure only this; may be repeated")
     parser.add_argument("--generator", choices=("auto", "wrk", "python"), default="auto")
     options = parser.parse_args()
     try:

@@ -1,16 +1,16 @@
-"""The service beside the plain peer, over HTTP on this machine's loopback.
+"""Compares the service with the plain peer, over HTTP on this machine's loopback.
 
-Measures requests per second and the 50th and 99th percentile of latency, for learn and predict at several numbers of
-connections. The sides take turns, one server at a time, so that noise of the machine hits both: each turn starts the
-server in a fresh folder, warms it up, loads learn at each number of connections and then predict. The table holds
-medians over the rounds, and ratios of these medians.
+It measures requests per second and latency percentiles for learn and predict, at several numbers of connections. The
+sides take turns, one server at a time, so the machine's noise affects both. Each turn starts the server in a fresh
+folder, warms it up, and loads learn at each number of connections, then predict. The table shows medians over the
+rounds, and ratios of these medians.
 
-The peer keeps its model in memory; the service syncs every event to disk before it replies. The folders are temporary
-ones (TMPDIR chooses where): on tmpfs a sync costs nothing, so the file system is named with the machine.
+The peer keeps its model in memory. The service syncs every event to disk before it replies. The folders are temporary
+(TMPDIR chooses where). On tmpfs a sync costs nothing, so the output names the file system.
 
     python tests/benchmarks/http_benchmark.py --seconds 5 --rounds 3 --connections 1,32,128 --generator auto
 
-Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
 
 import argparse
@@ -35,20 +35,20 @@ from load import HOST, TAIL, LoadError, LoadResult, choose_generator, describe_g
 
 OPERATIONS = ("learn", "predict")
 START_TIMEOUT = 120.0
-"""Seconds until a server must be ready; the first start on a machine may compile."""
+"""Most seconds until a server is ready; the first start on a machine may compile."""
 STOP_TIMEOUT = 15.0
-"""Seconds between asking a server to end and killing it."""
+"""Seconds that a server gets to end before it is killed."""
 WARM_UP = 1
 """Seconds of load on each path before a turn's measurements."""
 
 
 class BenchmarkError(Exception):
-    """The measurement could not be made."""
+    """The measurement failed."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A server to measure; `{port}` and `{folder}` in its command are filled in at each start."""
+    """A server to measure. Each start fills in `{port}` and `{folder}` in its command."""
 
     name: str
     command: tuple[str, ...]
@@ -58,7 +58,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Server:
-    """One that runs."""
+    """A running server."""
 
     port: int
     pid: int
@@ -73,18 +73,18 @@ class Plan:
     generator: str
 
     def cells(self) -> list[tuple[str, int]]:
-        """Learn comes first: predictions are then made by a model that has learned."""
+        """Learn comes first, so that a trained model makes the predictions."""
         return [(operation, connections) for operation in OPERATIONS for connections in self.connections]
 
 
 Results = dict[tuple[str, str, int], list[LoadResult]]
-"""Side, operation and connections -> one result for each round."""
+"""(side, operation, connections) -> one result per round."""
 
 
 def sides() -> tuple[Side, Side]:
     logstep = Path(sys.executable).with_name("logstep")
     if not logstep.exists():
-        raise BenchmarkError(f"no logstep command beside {sys.executable}: install the project into this environment")
+        raise BenchmarkError(f"no logstep command next to {sys.executable}: install the project in this environment")
     peer = str(Path(__file__).with_name("peer.py").resolve())
     serve = (str(logstep), "serve", "--data", "{folder}", "--host", HOST, "--port", "{port}")
     return (
@@ -98,7 +98,7 @@ def sides() -> tuple[Side, Side]:
 
 @contextmanager
 def running(side: Side) -> Iterator[Server]:
-    """Start the server in a fresh folder, yield it once it is ready, end it in every case."""
+    """Start the server in a fresh folder, yield it once it is ready, and end it in every case."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         port = free_port()
         command = [part.format(port=port, folder=folder) for part in side.command]
@@ -143,8 +143,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
-        print(f"a server did not end within {STOP_TIMEOUT:.0f} s and is killed", file=sys.stderr)
-    finally:  # also when a second Ctrl-C cuts the wait short
+        print(f"killing a server that did not end within {STOP_TIMEOUT:.0f} s", file=sys.stderr)
+    finally:  # even if a second Ctrl-C interrupts the wait
         process.kill()
         process.wait()
 
@@ -175,7 +175,7 @@ def take_turn(plan: Plan, side: Side, port: int, results: Results) -> None:
 
 
 def tell_log(folder: Path) -> None:
-    """How large the service's files have become. A write-ahead log does not shrink below 64 MiB."""
+    """Print the sizes of the service's files. A write-ahead log does not shrink below 64 MiB."""
     sizes = [f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("log.db*"))]
     if sizes:
         print(f"  {', '.join(sizes)}", file=sys.stderr)
@@ -191,7 +191,7 @@ def describe(result: LoadResult) -> str:
 
 
 def medians(results: list[LoadResult]) -> LoadResult:
-    """The median of each number over the rounds; errors are added up, for one is enough to spoil the cell."""
+    """The median of each number over the rounds. Errors are summed, because one spoils the cell."""
     return LoadResult(
         requests_per_second=median(result.requests_per_second for result in results),
         p50_ms=median(result.p50_ms for result in results),
@@ -230,7 +230,7 @@ def ratios(left: LoadResult, right: LoadResult) -> str:
 
 
 def machine(generator: str) -> str:
-    """One line: what the numbers were measured on, and with."""
+    """One line about the machine and the load generator."""
     return (
         f"{processor()}, {os.cpu_count()} cores, {file_system(Path(tempfile.gettempdir()))} file system, "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, load by {describe_generator(generator)}"
@@ -238,7 +238,7 @@ def machine(generator: str) -> str:
 
 
 def processor() -> str:
-    """The processor's model name where Linux tells it, else what Python knows."""
+    """The processor's model name from Linux, else Python's."""
     source = Path("/proc/cpuinfo")
     lines = source.read_text().splitlines() if source.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -246,7 +246,7 @@ def processor() -> str:
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that holds `folder`: that of its nearest mount point."""
+    """The type of `folder`'s file system, from its nearest mount point."""
     source = Path("/proc/self/mounts")
     mounts = [line.split() for line in source.read_text().splitlines()] if source.exists() else []
     types = {mount[1]: mount[2] for mount in mounts}
@@ -269,9 +269,9 @@ def positives(text: str) -> tuple[int, ...]:
 
 
 def arguments() -> Plan:
-    parser = argparse.ArgumentParser(description="Measure the service beside a plain FastAPI and river server.")
+    parser = argparse.ArgumentParser(description="Compare the service with a plain FastAPI and river server.")
     parser.add_argument("--seconds", type=positive, default=5, help="length of each measurement (default 5)")
-    parser.add_argument("--rounds", type=positive, default=3, help="measurements of each kind (default 3)")
+    parser.add_argument("--rounds", type=positive, default=3, help="number of rounds (default 3)")
     parser.add_argument("--connections", type=positives, default=(1, 32, 128), help="default 1,32,128")
     parser.add_argument("--generator", choices=("auto", "wrk", "python"), default="auto")
     options = parser.parse_args()
@@ -279,7 +279,7 @@ def arguments() -> Plan:
 
 
 def main() -> int:
-    # Ended from outside, the program must end its server too, as after Ctrl-C.
+    # On SIGTERM, end the server too, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plan, contestants = arguments(), sides()

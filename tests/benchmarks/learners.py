@@ -1,9 +1,9 @@
-"""Microseconds an event: every rule here, and `auto`, beside river's pipelines, on the same made-up events.
+"""Microseconds per event: every rule and `auto` against river's pipelines, on the same made-up events.
 
     python tests/benchmarks/learners.py [--features 10] [--events 20000] [--rounds 5]
 
-`learn_many` is one call with all events as dicts, `kernel` the same with the events as arrays already, which is what
-the service's writer does. River learns in a loop of `learn_one`. Medians over the rounds, the sides in turn.
+`learn_many` is one call with all events as dicts. `kernel` is the same with the events as arrays, as in the service's
+writer. River learns in a loop of `learn_one`. Each round measures the sides in turn; the table shows medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Row = tuple[dict[str, float], int]
 
 
 def made_up(events: int, features: int) -> list[Row]:
-    """Events with normal values and a label that follows the first of them."""
+    """Events with normally distributed values, and a label that depends on the first."""
     numbers = random.Random(1)
     rows = []
     for _ in range(events):
@@ -35,14 +35,14 @@ def made_up(events: int, features: int) -> list[Row]:
 
 
 def timed(run: Callable[[], object], events: int) -> float:
-    """Microseconds an event."""
+    """Microseconds per event."""
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) / events * 1e6
 
 
 def here(spec: Spec, rows: list[Row]) -> tuple[float, float]:
-    """`learn_many` of dicts, and of arrays."""
+    """Microseconds per event of `learn_many` with dicts, and with arrays."""
     xs, ys = [x for x, _ in rows], [y for _, y in rows]
     learner, other = Learner(spec), Learner(spec)
     builder = BatchBuilder(other.features)
@@ -53,7 +53,7 @@ def here(spec: Spec, rows: list[Row]) -> tuple[float, float]:
 
 
 def in_river(spec: Spec, rows: list[Row]) -> float:
-    """River's twin of the spec, an event at a time."""
+    """Microseconds per event of the spec's twin in river, one event at a time."""
     scaler, model = river_twin(spec)
     pipeline = model if scaler is None else compose.Pipeline(scaler, model)
 
@@ -65,7 +65,7 @@ def in_river(spec: Spec, rows: list[Row]) -> float:
 
 
 def usual(rows: list[Row]) -> dict[str, float]:
-    """River's single pipelines as people write them."""
+    """Microseconds per event of river's usual pipelines."""
     optimizers = {
         "SGD(0.1)": optim.SGD(0.1),
         "AdaGrad(0.1)": optim.AdaGrad(0.1),
@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = made_up(arguments.events, arguments.features)
     few = rows[: max(1, len(rows) // 10)]  # river is slow
-    print(f"{arguments.features} features, microseconds an event")
+    print(f"{arguments.features} features, microseconds per event")
     print(f"{'':34} {'learn_many':>11} {'kernel':>8} {'river':>8}")
     for rule in RULES:
         spec = Spec(rule=rule)

@@ -1,15 +1,14 @@
 """Load generation: requests per second and latencies of one URL at a fixed number of keep-alive connections.
 
-Closed loop: each connection sends its next request as soon as the reply to the last one is there. The bodies are the
-same few hundred events of ten numeric features in turn, without ids, or each with a new one. Two generators give the
-same `LoadResult`:
+Closed loop: each connection sends its next request as soon as it gets a reply. The bodies are a few hundred events of
+ten numeric features in turn, without ids or each with a new one. Two generators give the same `LoadResult`:
 
-- `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission: a stall counts for the
-  requests that it held back, too.
-- `python`: asyncio protocols on uvloop, latencies by `time.perf_counter`, uncorrected. It costs more processor time for
-  each request than wrk, so on few cores it lowers what the server can show.
+- `wrk`: one thread, a Lua script. Its percentiles are corrected for coordinated omission: a stall also counts for the
+  requests that it delayed.
+- `python`: asyncio protocols on uvloop, latencies by `time.perf_counter`, uncorrected. It uses more processor time per
+  request than wrk, so on few cores the server reaches a lower rate.
 
-Compare numbers of one generator only. Either one runs in a process of its own; run as a file, this is the Python one:
+Compare only numbers of the same generator. Each runs in its own process. Run as a file, this is the Python one:
 
     python tests/benchmarks/load.py --port 8001 --path /learn --connections 32 --seconds 5
 """
@@ -38,34 +37,34 @@ import uvloop
 HOST = "127.0.0.1"
 EVENTS = 300
 MODELS = 1_000
-"""A path with `{}` is that of so many models in turn."""
+"""Number of models that a path with `{}` addresses in turn."""
 FEATURES = 10
 REPLY_TIMEOUT = 2.0
-"""Seconds. A reply later than this is an error, with both generators (it is wrk's default)."""
+"""Seconds. A later reply is an error, with both generators (2 s is wrk's default)."""
 EXIT_TIMEOUT = 30.0
-"""Seconds that a generator may take beyond the time of its run."""
+"""Seconds that a generator may take after its run."""
 TAIL = 2000
-"""Characters of a failed program's output to show."""
+"""Most characters of a failed program's output to show."""
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """One run. With `errors` above 0 the other numbers describe a failed run: they are no measurement."""
+    """The result of one run. If `errors` is above 0, the run failed and the other numbers are no measurement."""
 
     requests_per_second: float
     p50_ms: float
     p99_ms: float
     p999_ms: float
     errors: int
-    """Replies that are not a success or came too late, and connections that failed or were lost."""
+    """Replies that were not a success or came too late, and connections that failed."""
 
 
 class LoadError(Exception):
-    """The load could not be generated, or the server refused the first request."""
+    """The generator failed, or the server refused the first request."""
 
 
 def choose_generator(wanted: str) -> str:
-    """`auto` is wrk where it is installed, else python."""
+    """`auto` means wrk if it is installed, else python."""
     installed = shutil.which("wrk") is not None
     if wanted == "wrk" and not installed:
         raise LoadError("wrk is not installed: install it, or use the python generator")
@@ -83,8 +82,8 @@ def describe_generator(generator: str) -> str:
 
 
 def measure(generator: str, port: int, path: str, connections: int, seconds: int, ids: bool = False) -> LoadResult:
-    """Load `path` on the loopback `port` for `seconds` and return what the generator saw. With `ids` each request has
-    an id that no other has, in no order."""
+    """Load `path` on the loopback `port` for `seconds` and return the generator's result. With `ids`, each request has
+    a new random id."""
     probe(port, path)
     if generator == "python":
         return run_generator(python_command(port, path, connections, seconds, ids), seconds)
@@ -95,7 +94,7 @@ def measure(generator: str, port: int, path: str, connections: int, seconds: int
 
 
 def run_generator(command: list[str], seconds: int) -> LoadResult:
-    """Run a generator whose last line of output is a LoadResult in JSON."""
+    """Run a generator; its last line of output is a LoadResult in JSON."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + EXIT_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
@@ -108,11 +107,11 @@ def run_generator(command: list[str], seconds: int) -> LoadResult:
     return result
 
 
-# The requests, the same for both generators.
+# The requests are the same for both generators.
 
 
 def bodies(path: str) -> list[str]:
-    """JSON bodies for a path that ends in learn (x and y) or predict (x), the same at every call."""
+    """JSON bodies for a path that ends in learn (x and y) or predict (x). Every call returns the same."""
     rng = random.Random(1)
     truth = [rng.gauss(0, 1) for _ in range(FEATURES)]
     return [event_json(rng, truth, labelled=path.endswith("learn")) for _ in range(EVENTS)]
@@ -127,7 +126,7 @@ def event_json(rng: random.Random, truth: list[float], labelled: bool) -> str:
 
 
 def targets(path: str) -> list[tuple[str, str]]:
-    """Path and body of the requests that are sent in turn."""
+    """Path and body of each request, in the order of sending."""
     events, count = bodies(path), max(EVENTS, MODELS) if "{}" in path else EVENTS
     return [(path.format(f"model-{i % MODELS}"), events[i % EVENTS]) for i in range(count)]
 
@@ -144,7 +143,7 @@ def request_bytes(port: int, path: str, body: str, connection: str = "keep-alive
 
 
 def probe(port: int, path: str) -> None:
-    """Send one request first: a server that refuses says why, and wrk would take a redirect for a success."""
+    """Send one request first, to show the reason of a refusal, and because wrk counts a redirect as a success."""
     reply = b""
     try:
         with socket.create_connection((HOST, port), timeout=10) as connection:
@@ -170,7 +169,7 @@ def wrk_command(script: Path, port: int, path: str, connections: int, seconds: i
 
 
 def wrk_script(path: str, ids: bool) -> str:
-    """Lua: format every request once, send them in turn, print the result as one line of JSON (wrk counts in us)."""
+    """A Lua script that formats every request once, sends them in turn and prints the result as one line of JSON."""
     lines = ",\n".join(f"{{'{target}', [[{body}]]}}" for target, body in targets(path))
     request = (
         """
@@ -216,7 +215,7 @@ def python_command(port: int, path: str, connections: int, seconds: int, ids: bo
 
 
 def endless_requests(port: int, path: str, ids: bool) -> Iterator[bytes]:
-    """The requests in turn; with `ids` each with an id of its own."""
+    """The requests in turn; with `ids`, each has a new id."""
     if not ids:
         yield from cycle([request_bytes(port, *target) for target in targets(path)])
     for target, body in cycle(targets(path)):
@@ -224,7 +223,7 @@ def endless_requests(port: int, path: str, ids: bool) -> Iterator[bytes]:
 
 
 class Run:
-    """What the connections of one run share: the requests in turn, and what came of them."""
+    """Shared by the connections of one run: the requests in turn, and their results."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self.requests = requests
@@ -248,12 +247,12 @@ class Run:
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed (nearest rank); 0 of no values."""
+    """The smallest value that at least `share` of the values do not exceed (nearest rank); 0 without values."""
     return ordered[ceil(share * len(ordered)) - 1] if ordered else 0.0
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
+    """One keep-alive connection with at most one open request."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -263,7 +262,7 @@ class Connection(asyncio.Protocol):
         self.sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast, not a check: uvloop's transports have the methods of asyncio.Transport, but not the class.
+        # A cast, because uvloop's transports have the methods of asyncio.Transport, but not its class.
         self.transport = cast(asyncio.Transport, transport)
 
     def send(self) -> None:
@@ -285,14 +284,14 @@ class Connection(asyncio.Protocol):
         self.run.errors += self.run.running
 
     def finish(self) -> None:
-        """At the end of the run: a request that never got its reply is an error, one just under way is not."""
+        """End the run. A request with an overdue reply is an error; a recent one is not."""
         overdue = time.perf_counter() - self.sent_at > REPLY_TIMEOUT
         self.run.errors += overdue and not self.transport.is_closing()
         self.transport.abort()
 
 
 def reply_length(received: bytes) -> int | None:
-    """Bytes of the whole reply, head and body; None until the head is complete."""
+    """Length of the whole reply, head and body, in bytes; None until the head is complete."""
     head, end, _ = received.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -303,7 +302,7 @@ def reply_length(received: bytes) -> int | None:
 
 
 async def generate(port: int, path: str, connections: int, seconds: float, ids: bool) -> LoadResult:
-    """Open all connections, then count the replies of `seconds`."""
+    """Open all connections, then count the replies during `seconds`."""
     run = Run(endless_requests(port, path, ids))
     loop = asyncio.get_running_loop()
     opened = [(await loop.create_connection(lambda: Connection(run), HOST, port))[1] for _ in range(connections)]

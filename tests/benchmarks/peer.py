@@ -1,7 +1,7 @@
-"""The plain peer: what a good FastAPI user writes by hand to serve an online logistic regression.
+"""The plain peer: what a good FastAPI user writes to serve an online logistic regression.
 
-FastAPI, pydantic and river in one process. The model lives in memory and nothing is durable: a restart forgets it all.
-The endpoints are `async def`, so no request pays for a thread pool, and uvicorn runs with uvloop and httptools.
+FastAPI, pydantic and river in one process. The model is only in memory, so a restart loses it. The endpoints are
+`async def`, so no request pays for a thread pool. uvicorn runs with uvloop and httptools.
 
     python tests/benchmarks/peer.py --port 8001
 """

@@ -1,14 +1,14 @@
-"""Progressive log loss of `auto`, untuned, beside ten usual configurations of river and Vowpal Wabbit.
+"""Progressive log loss of untuned `auto` against ten usual configurations of river and Vowpal Wabbit.
 
     python tests/benchmarks/quality.py [--data DIR] [--only NAME ...]
 
-For each stream: the log loss of every prediction made before its event was learned, over all rows. The peers are what
-people try: river's SGD on raw values; river's StandardScaler with SGD 0.01, SGD 0.1, AdaGrad 0.1, Adam 0.01 and FTRL
-(each with river's default `intercept_lr` and with the optimizer's own rate: the better of the two counts); Vowpal
-Wabbit with its defaults, `--sgd`, `--ftrl` and `--coin`. `auto` is compared with the best of them *in hindsight*.
+For each stream it computes the mean log loss of all predictions, each made before its event was learned. The peers are
+what people try: river's SGD on raw values; river's StandardScaler with SGD 0.01, SGD 0.1, AdaGrad 0.1, Adam 0.01 and
+FTRL (each with river's default `intercept_lr` and with the optimizer's own rate; the better one counts); Vowpal Wabbit
+with its defaults, `--sgd`, `--ftrl` and `--coin`. `auto` is compared with the best of them *in hindsight*.
 
-Without `--data`, the streams are those that river ships: Phishing, Bananas, Shuttle. With it, also `elec.csv` (label
-`class`), `sms.tsv` (label, tab, text; the words are the features) and `a9a.libsvm` from that folder, if there.
+Without `--data`, the streams are river's: Phishing, Bananas, Shuttle. `--data` adds from its folder, if present,
+`elec.csv` (label `class`), `sms.tsv` (label, tab, text; the words are the features) and `a9a.libsvm`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VW_OPTIONS = {"vw": "", "vw --sgd": "--sgd", "vw --ftrl": "--ftrl", "vw --coin":
 
 
 def river_stream(dataset: type) -> Iterator[Row]:
-    """One of the streams that river ships."""
+    """One of river's streams."""
     for x, y in dataset():
         yield {name: float(value) for name, value in x.items()}, int(y)
 
@@ -70,7 +70,7 @@ def a9a(path: Path) -> Iterator[Row]:
 
 
 def streams(folder: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
-    """The streams that are there."""
+    """The streams available."""
     found: dict[str, Callable[[], Iterator[Row]]] = {
         "phishing": lambda: river_stream(datasets.Phishing),
         "bananas": lambda: river_stream(datasets.Bananas),
@@ -84,13 +84,13 @@ def streams(folder: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
 
 
 def log_loss(z: float, y: int) -> float:
-    """From the score, in nats."""
+    """Log loss from the score, in nats."""
     m = z if y else -z
     return math.log1p(math.exp(-m)) if m > 0 else math.log1p(math.exp(m)) - m
 
 
 def river_loss(rows: list[Row], optimizer: optim.base.Optimizer, intercept_lr: float, scaled: bool) -> float:
-    """Progressive log loss of a river model; from its score, so that a rounded probability costs it nothing."""
+    """Progressive log loss of a river model. It is computed from the score, so rounded probabilities cost nothing."""
     scaler = preprocessing.StandardScaler()
     model = linear_model.LogisticRegression(optimizer, intercept_lr=intercept_lr)
     total = 0.0
@@ -104,7 +104,7 @@ def river_loss(rows: list[Row], optimizer: optim.base.Optimizer, intercept_lr: f
 
 
 def vw_loss(rows: list[Row], options: str) -> float:
-    """Progressive log loss of Vowpal Wabbit: the score it had before it learned each row."""
+    """Progressive log loss of Vowpal Wabbit, from its scores before it learned each row."""
     workspace = vowpalwabbit.Workspace(f"--loss_function=logistic --quiet {options}")
     total = 0.0
     for x, y in rows:
@@ -118,7 +118,7 @@ def vw_loss(rows: list[Row], options: str) -> float:
 
 
 def peers(rows: list[Row]) -> dict[str, float]:
-    """The log loss of each of the ten."""
+    """The log loss of each of the ten peers."""
     losses = {"river SGD 0.01, raw": river_loss(rows, optim.SGD(0.01), 0.01, scaled=False)}
     for name, (optimizer, rate) in OPTIMIZERS.items():
         tried = [river_loss(rows, optimizer(), intercept_lr, scaled=True) for intercept_lr in {0.01, rate}]
@@ -127,7 +127,7 @@ def peers(rows: list[Row]) -> dict[str, float]:
 
 
 def auto(rows: list[Row]) -> tuple[float, float]:
-    """`auto`'s log loss, and microseconds an event."""
+    """`auto`'s log loss, and microseconds per event."""
     learner = Learner(Spec(rule="auto"))
     xs, ys = [x for x, _ in rows], [y for _, y in rows]
     started = time.perf_counter()
@@ -140,7 +140,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder with elec.csv, sms.tsv and a9a.libsvm")
-    parser.add_argument("--only", nargs="*", help="these streams only")
+    parser.add_argument("--only", nargs="*", help="only these streams")
     parser.add_argument("--all", action="store_true", help="print every peer's loss")
     arguments = parser.parse_args()
     print(f"{'stream':10} {'rows':>7}  {'best peer':36} {'loss':>8} {'auto':>8} {'ratio':>7} {'us/event':>9}")

@@ -1,16 +1,16 @@
-"""How long a service takes to recover a log, beside the time to read the same bytes from the disk.
+"""Compares the time in which a service recovers a log with the time to read the same file.
 
-Writes a log of events with the store, `--events-per-commit` of them in each commit and no snapshot, then starts the
-real service on a copy of nothing but that folder, as often as `--rounds` says, and kills it each time, so that every
-start finds the same log. Measured are the seconds that the service itself reports ("recovered in X s"), those from the
-start of the process until /readyz answers 200, and, in turn with them, those that `cat` takes for the same file. The
-table holds medians. The file is in the page cache for all of them.
+It writes a log with the store, `--events-per-commit` events in each commit and no snapshot. Then it starts the real
+service on that folder `--rounds` times and kills it each time, so every start finds the same log. It measures the
+seconds that the service reports ("recovered in X s"), the seconds from the start of the process until /readyz answers
+200, and, in turn with them, the seconds that `cat` takes for the file. The table shows medians. The file is always in
+the page cache.
 
     python tests/benchmarks/recovery.py --events 1000000 --features 10 --events-per-commit 20 --rounds 3
 
-`--profile` replays the log in this process instead, and prints where the time goes.
+`--profile` also replays the log in this process and prints where the time goes.
 
-Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from service.settings import Settings
 from service.storage.store import ModelBatch, Store
 
 START_TIMEOUT = 600.0
-"""Seconds until a service must be ready."""
+"""Most seconds until a service is ready."""
 CHUNK = 20_000
 """Events to make up at once."""
 
 
 class BenchmarkError(Exception):
-    """The measurement could not be made."""
+    """The measurement failed."""
 
 
 def batches(events: int, features: int, events_per_commit: int) -> Iterator[Batch]:
-    """Made-up events, each with all the features, in batches of a commit."""
+    """Made-up events, each with all features, in batches of one commit each."""
     rng = np.random.default_rng(1)
     truth = rng.normal(size=features)
     columns = np.arange(features, dtype=np.int32)
@@ -64,7 +64,7 @@ def batches(events: int, features: int, events_per_commit: int) -> Iterator[Batc
 
 
 def write_log(folder: Path, events: int, features: int, events_per_commit: int) -> None:
-    """A log of one model. Not synced while it is written: that is no part of what is measured."""
+    """Write a log of one model. It is not synced, because writing is not measured."""
     store = Store(folder)
     store._db.execute("PRAGMA synchronous = OFF")
     model = store.create_model("default", Spec().as_dict()).key
@@ -76,7 +76,7 @@ def write_log(folder: Path, events: int, features: int, events_per_commit: int) 
 
 
 def measure_service(folder: Path) -> tuple[float, float]:
-    """Seconds: the recovery as the service reports it, and from the start of its process until it is ready."""
+    """Seconds of recovery as the service reports them, and from the start of its process until it is ready."""
     logstep = str(Path(sys.executable).with_name("logstep"))
     command = [logstep, "serve", "--data", str(folder), "--port", "0", "--snapshot-seconds", "1000"]
     with tempfile.NamedTemporaryFile() as log:
@@ -96,7 +96,7 @@ def measure_service(folder: Path) -> tuple[float, float]:
 
 
 def wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes]) -> str:
-    """The first group of a pattern in a service's log, as soon as it is there."""
+    """Wait for a pattern in a service's log and return its first group."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         found = re.search(pattern, log.read_text())
@@ -118,7 +118,7 @@ def is_ready(port: int) -> bool:
 
 
 def measure_cat(path: Path) -> float:
-    """Seconds to read a file and do nothing with it."""
+    """Seconds that `cat` takes to read a file."""
     started = time.perf_counter()
     with path.open("rb") as file:
         subprocess.run(["cat"], stdin=file, stdout=subprocess.DEVNULL, check=True)
@@ -161,8 +161,8 @@ def profile(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure how long a service takes to recover a log.")
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--features", type=int, default=10, help="of each event")
-    parser.add_argument("--events-per-commit", default="20", help="one or several: 1,20,1000")
+    parser.add_argument("--features", type=int, default=10, help="per event")
+    parser.add_argument("--events-per-commit", default="20", help="one or several, like 1,20,1000")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="also print where the time of a replay goes")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What an event, a feature and a model cost: bytes on disk, processor time, memory. As the service's own metrics say.
+"""The cost of an event, a feature and a model, from the service's metrics: bytes on disk, processor time, memory.
 
     python tests/benchmarks/sizing.py
 
-Events of 10, 30 and 100 features with other values each, as NDJSON, without ids, with ids that count up and with random
-ones. Processor time is that of the whole process, so that it matters little what else runs.
+Events of 10, 30 and 100 features with random values, as NDJSON: without ids, with sequential ids and with random ids.
+Processor time is the whole process's, so other programs hardly affect it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from processes import Service  # the path is set above
-from prometheus_client.parser import text_string_to_metric_families  # the same
+from processes import Service  # needs the path above
+from prometheus_client.parser import text_string_to_metric_families
 
 VALUES = 1_500_000
-"""Feature values in a stream: 150,000 events of 10."""
+"""Feature values in a stream, for example 150,000 events of 10."""
 FEATURES = 500_000
 MODELS = 2_000
 ND = {"content-type": "application/x-ndjson"}
@@ -48,7 +48,7 @@ def lines(count: int, features: int, ids: str) -> Iterator[bytes]:
 
 
 def stream(folder: Path, features: int, ids: str) -> tuple[float, float]:
-    """Bytes on disk and microseconds of processor time for each event of a stream."""
+    """Bytes on disk and microseconds of processor time per event of a stream."""
     count = VALUES // features
     body = b"".join(lines(count, features, ids))
     with Service(folder, "--snapshot-seconds", "1000").wait_until_ready() as service:
@@ -62,7 +62,7 @@ def stream(folder: Path, features: int, ids: str) -> tuple[float, float]:
 
 
 def memory(service: Service) -> tuple[float, float, float]:
-    """Bytes when it starts, and for each feature and model."""
+    """Bytes of memory at the start, per feature, and per model."""
     with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=300, trust_env=False) as http:
         start = metrics(http)["process_resident_memory_bytes"]
         for model in range(MODELS):

@@ -1,11 +1,11 @@
-"""What viewers cost: the rate of learning while nobody watches, and while many watch the model that learns.
+"""The cost of viewers: the learning rate while nobody watches the model, and while many do.
 
-Single learns are sent over 32 connections, each on disk and synced when its reply comes, with 0 and with `--viewers`
-streams of server-sent events open, in turn; medians of the rounds. The viewers are one process that reads all of them.
+It sends single durable learns over 32 connections, in turn with 0 and with `--viewers` open streams of server-sent
+events. It prints medians over the rounds. One process reads all streams.
 
     python tests/benchmarks/viewers.py --viewers 100 --seconds 5 --rounds 5
 
-Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from load import HOST, LoadError, LoadResult, choose_generator, measure
 
 
 class Viewer(asyncio.Protocol):
-    """One stream that is read, and not looked at: the processor is to be the service's."""
+    """Reads one stream without parsing it, to leave the processor to the service."""
 
     received = 0
 
@@ -34,7 +34,7 @@ class Viewer(asyncio.Protocol):
 
 
 async def watch(port: int, viewers: int) -> None:
-    """Read streams until standard input ends, then print how many messages came."""
+    """Read streams until standard input ends, then print how many messages a second each viewer got."""
     loop = asyncio.get_running_loop()
     for _ in range(viewers):
         transport, _ = await loop.create_connection(Viewer, HOST, port)
@@ -47,7 +47,7 @@ async def watch(port: int, viewers: int) -> None:
 
 @contextlib.contextmanager
 def watching(port: int, viewers: int) -> Iterator[list[float]]:
-    """Viewers in a process of their own; the list has at the end how many messages a second each got."""
+    """Run viewers in their own process. At the end the list has the messages per second of each viewer."""
     command = [sys.executable, __file__, "--watch", str(port), "--viewers", str(viewers)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     rates: list[float] = []
@@ -63,7 +63,7 @@ def watching(port: int, viewers: int) -> Iterator[list[float]]:
 
 
 def busy(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """Processor time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -77,7 +77,7 @@ def compare(generator: str, viewers: int, seconds: int, rounds: int) -> None:
     with running(logstep) as server:
 
         def run(into: list[LoadResult]) -> float:
-            """Microseconds of the service's processor time for each learn."""
+            """Microseconds of the service's processor time per learn."""
             before = busy(server.pid)
             into.append(measure(generator, server.port, "/learn", 32, seconds))
             return (busy(server.pid) - before) * 1e6 / (into[-1].requests_per_second * seconds)
@@ -94,12 +94,12 @@ def compare(generator: str, viewers: int, seconds: int, rounds: int) -> None:
         p99 = median(result.p99_ms for result in found)
         print(f"{name:<14}{rate:>10,.0f} learns a second at 32 connections, p99 {p99:.2f} ms, {errors} errors")
     alone, watched = (median(cost) for cost in zip(*costs, strict=True))
-    print(f"processor time of the service for a learn: {alone:.1f} us, {watched:.1f} us")
+    print(f"processor time of the service per learn: {alone:.1f} us, {watched:.1f} us")
     print(f"ratio {rates_of[1] / rates_of[0]:.3f}; each viewer got {median(seen):.1f} messages a second")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what viewers cost.")
+    parser = argparse.ArgumentParser(description="Measure the cost of viewers.")
     parser.add_argument("--viewers", type=positive, default=100)
     parser.add_argument("--seconds", type=positive, default=5)
     parser.add_argument("--rounds", type=positive, default=5)

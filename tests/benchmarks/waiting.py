@@ -1,13 +1,13 @@
-"""What predictions cost that wait for their labels.
+"""The cost of predictions that wait for their labels.
 
-First a service is loaded with single learns without ids, and with single predictions that each have an id, in turn:
-both are on disk and synced when their replies come. Then a service of its own keeps `--waiting` predictions (NDJSON,
-random ids), is killed and started again, and gets all their labels, in random order. Measured are rates, the memory of
-the process, the size of its file, and the time of a start beside that of a start without them.
+First it loads services in turn with single learns without ids, and with single predictions with ids; both are durable.
+Then another service keeps `--waiting` predictions (NDJSON, random ids), is killed and restarted, and gets all their
+labels in random order. It measures rates, the memory of the process, the size of its files, and the time of a start
+with and without waiting predictions.
 
     python tests/benchmarks/waiting.py --waiting 1000000 --features 10 --seconds 5 --rounds 5
 
-Exit status 0: the measurement ran (it does not judge). 1: something failed, the message says what.
+Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from http_benchmark import BenchmarkError, machine, positive, running, sides, wa
 from load import HOST, LoadError, LoadResult, choose_generator, measure
 
 PIECE = 10_000
-"""Predictions, or labels, of one request."""
+"""Predictions or labels per request."""
 
 
 # Single requests
@@ -53,12 +53,12 @@ def measure_single(generator: str, seconds: int, rounds: int) -> None:
     print(f"ratio {rates['predict with an id'] / rates['learn']:.2f}")
 
 
-# Many that wait
+# Many waiting predictions
 
 
 @contextmanager
 def service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], HTTPConnection, float]]:
-    """A service on a folder, a connection to it, and the seconds it took to be ready. Killed at the end."""
+    """A service on a folder, a connection to it, and the seconds until it was ready. Kills the service at the end."""
     with tempfile.NamedTemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -133,12 +133,12 @@ def measure_waiting(waiting: int, features: int) -> None:
                 send(connection, "/learn", lines)
                 seconds += time.perf_counter() - begun
             print(f"all labels, in random order: {waiting / seconds:,.0f} a second")
-            time.sleep(20)  # it looks every few seconds for room to give back
+            time.sleep(20)  # the service frees memory and disk every few seconds
             print(f"  {memory(process):,.0f} MB of memory, {size(folder)}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what predictions cost that wait for their labels.")
+    parser = argparse.ArgumentParser(description="Measure the cost of predictions that wait for their labels.")
     parser.add_argument("--waiting", type=positive, default=1_000_000)
     parser.add_argument("--features", type=positive, default=10)
     parser.add_argument("--seconds", type=positive, default=5)

@@ -1,11 +1,11 @@
-"""Make the golden data folder: `python tests/golden/make.py`, again whenever the schema changes.
+"""Makes the golden data folder: `python tests/golden/make.py`. Run it again whenever the schema changes.
 
-The folder `data` is as a kill leaves it: snapshots, events after them in the write-ahead log, ids, predictions that
-wait. `pinned.json` has the SHA-256 of each model's weights, for ever: a folder whose models have others is not put in
-place. A model that is not pinned yet is pinned by the way.
+The folder `data` is in the state after a kill: snapshots, newer events in the write-ahead log, ids, waiting
+predictions. `pinned.json` has the SHA-256 of each model's weights, which never changes: if a model's weights differ,
+this script writes nothing. It pins models that are not pinned yet.
 
-The C library's `pow` rounds one value in a thousand otherwise on a processor without fused multiplication and addition
-(FMA). So a new model learns the events of a seed, the first, whose weights come out the same with and without.
+On a processor without fused multiply-add (FMA), the C library's `pow` rounds one value in a thousand differently. So a
+new model learns the events of the first seed that gives the same weights with and without FMA.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 PINNED = HERE / "pinned.json"
 EVENTS = 70
 LAST = 10
-"""Of a model's events, those that came after its snapshots."""
+"""Number of a model's events after its snapshots."""
 SEEDS = 100
 WITHOUT_FMA = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-AVX2,-FMA4"}
 
@@ -55,8 +55,8 @@ WAITING = ["waits-1", "waits-2"]
 
 
 def events(seed: int, scaled: bool) -> list[dict[str, Any]]:
-    """Events with an id each, of numbers and, where they are not scaled, text and truth values; weights, and features
-    that come up late."""
+    """Events with ids, weights, and features that first appear late. Values are numbers; without scaling also text and
+    booleans."""
     numbers = random.Random(seed)
     found = []
     for i in range(EVENTS):
@@ -80,7 +80,7 @@ def pinned() -> dict[str, Any]:
 
 
 def learned(name: str, seed: int) -> str:
-    """The SHA-256 of a model that learned the events of a seed here, in this process."""
+    """The SHA-256 of a model that learns the events of a seed in this process."""
     learner = Learner(Spec.from_dict(SPECS[name]))
     for event in events_of(name, seed):
         learner.learn_one(event["x"], event["y"], event["weight"])
@@ -88,9 +88,9 @@ def learned(name: str, seed: int) -> str:
 
 
 def new_pins(names: list[str]) -> dict[str, Any]:
-    """For each model the first seed that comes out the same with and without FMA, and the SHA-256 then."""
+    """For each model the first seed with the same weights with and without FMA, and their SHA-256."""
     if "fma" not in Path("/proc/cpuinfo").read_text().split():
-        sys.exit("a model can be pinned only on a processor with FMA, where both can be tried")
+        sys.exit("pinning a model needs a processor with FMA, to try both with and without it")
     command = [sys.executable, __file__, "--learn", *names]
     without = subprocess.run(command, env={**os.environ, **WITHOUT_FMA}, check=True, stdout=subprocess.PIPE).stdout
     pins = {}
@@ -102,7 +102,7 @@ def new_pins(names: list[str]) -> dict[str, Any]:
 
 
 def write(folder: Path, pins: dict[str, Any]) -> dict[str, str]:
-    """Write a folder with the service, and kill it: the SHA-256 of each model."""
+    """Write a folder with the service and kill it. Returns the SHA-256 of each model."""
     with Service(folder, "--snapshot-seconds", "0.00001").wait_until_ready() as service:
         for name, spec in SPECS.items():
             assert service.request("PUT", f"/models/{name}", spec)[0] == 201
@@ -137,7 +137,7 @@ def make() -> None:
         found = write(folder, pins)
         wrong = [name for name in SPECS if found[name] != pins[name]["sha256"]]
         if wrong:
-            sys.exit(f"the weights of {', '.join(wrong)} are not those that are pinned; nothing was written")
+            sys.exit(f"the weights of {', '.join(wrong)} differ from the pinned ones; nothing was written")
         shutil.rmtree(HERE / "data", ignore_errors=True)
         shutil.copytree(folder, HERE / "data")
     PINNED.write_text(json.dumps(pins, indent=2) + "\n")
