@@ -77,10 +77,10 @@ class Join:
         How long a prediction waits for its label: a number and a unit (s, m, h or d), like "90s" or "7d". Default
         "24h".
     on_timeout
-        What happens after that: `drop` forgets the prediction, `negative` learns it as y = 0 (usual for clicks).
-        Default `drop`.
+        What happens when `keep` has passed: `drop` forgets the prediction, `negative` learns it as y = 0 (usual for
+        clicks). Default `drop`.
     max_waiting
-        Most predictions that may wait. Beyond that the model still serves predictions, but does not keep them. Default
+        Most predictions that may wait. Beyond it, the model serves more predictions but does not keep them. Default
         1,000,000.
     ack
         Whether the reply to a prediction with an id comes after it is on `disk`, or earlier, from `memory`. Default
@@ -190,10 +190,10 @@ class Spec:
         Step size for the bias, which always moves by plain gradient descent; 0 leaves it at 0. Default: `learning_rate`
         (river's `intercept_lr` is 0.01); with adadelta 0.01.
     l1
-        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0. ftrl applies its own L1.
+        Cumulative L1 penalty (Tsuruoka et al. 2009), 0 or more. Default 0. ftrl has an L1 penalty of its own.
     l2
         L2 penalty, 0 or more, on the weights of the event's own features, not on the bias. Default 0. Cannot be
-        combined with `l1`, as in river. ftrl applies its own L2; its default is 1, and `l1` may be set, too.
+        combined with `l1`, as in river. ftrl has an L2 penalty of its own, by default 1, and allows `l1` with it.
     clip
         The residual p - y times class weight and sample weight is clipped to ±clip, above 0. Default 1e12.
     scale
@@ -210,8 +210,8 @@ class Spec:
     max_features
         Most features of the model. Default 1,000,000.
     overflow
-        What happens to a new feature beyond that: `ignore` leaves it out of the event and counts it, `refuse` refuses
-        the event. Default `ignore`.
+        What happens to a new feature beyond `max_features`: `ignore` leaves it out of the event and counts it, `refuse`
+        refuses the event. Default `ignore`.
     hash_bits
         With k (1 to 30), feature names are hashed to 2^k features; `max_features` is then 2^k. If the model scales,
         names that contain `=` have 2^k features of their own. Default None: no hashing.

@@ -260,7 +260,7 @@ def test_what_is_kept_is_score_bias_weights_and_where_the_model_scales_the_scale
 @pytest.mark.parametrize("scale", SCALES)
 def test_numbers_of_another_event_are_refused(scale: str) -> None:
     learner = a_linear("sgd", scale)
-    with pytest.raises(ValueError, match="not those of a score of 2 features"):
+    with pytest.raises(ValueError, match="do not fit a score of 2 features"):
         explain_served(learner, {"a": 1.0, "b": 2.0}, learner.served({"a": 1.0}), learner.seq)
 
 
@@ -294,7 +294,7 @@ def test_to_explain_changes_nothing(spec: Spec, x: X) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_sentence_says_how_contributions_are_made(scale: str) -> None:
     method = explain(a_linear("sgd", scale), {"a": 1.0}).method
-    said = {"none": "its value;", "standard": "standard deviation", "maxabs": "largest magnitude"}
+    said = {"none": "its value.", "standard": "standard deviation", "maxabs": "largest magnitude"}
     assert said[scale] in method
     assert "Aumann-Shapley" in explain(an_auto(1), {"a": 1.0}).method
 
