@@ -299,7 +299,7 @@ def test_a_certificate_that_does_not_work_is_told_before_anything_listens(
     other = tmp_path / "other.pem"
     other.write_text("no key")
     for flags, why in (
-        (["--tls-cert", str(cert)], "it takes both"),
+        (["--tls-cert", str(cert)], "both are needed"),
         (["--tls-cert", str(cert), "--tls-key", str(other)], "PEM"),
     ):
         service = start(*flags, ready=False)

@@ -574,7 +574,7 @@ def test_a_token_that_people_made_has_32_characters_or_more(
 def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: Start) -> None:
     service = start(ready=False, env={"LOGSTEP_TOKEN": "short-secret"})
     assert service.wait(PATIENCE) == 1
-    assert service.log() == "logstep: LOGSTEP_TOKEN has 12 characters, and must have 32 or more.\n"
+    assert service.log() == "logstep: LOGSTEP_TOKEN has 12 characters, but needs at least 32.\n"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.invalid"])

@@ -1,8 +1,8 @@
-"""Who may do what: the one door that every request passes, before its route and before its body is read.
+"""Who may do what: the check that every request passes, before its route and before its body is read.
 
-Without a token in the data folder or the environment everything is open to whoever reaches the address. That is
-this machine alone, unless somebody said --insecure; a page that a browser on this machine has open is kept out by the
-Host and Origin headers that browsers send and pages cannot forge.
+Without a token in the data folder or the environment, everything is open to anyone who reaches the address. By default
+that is only this machine; --insecure allows others. Pages open in a browser on this machine are kept out by the headers
+Host and Origin, which browsers send and pages cannot forge.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROBE, OPEN, ANY = "probe", "open", tokens.ANY
 PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
-"""What a request wants: a scope, any token (ANY), nothing (OPEN), or nothing whatever its host is called (PROBE)."""
+"""What a request needs: a scope, any token (ANY), no token (OPEN), or not even a known host name (PROBE)."""
 
 _OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN, "/docs": OPEN}
 _ANY = ("/models", "/stream", "/metrics", "/openapi.json")
 _BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
 _LIVE = ("series", "stream")
-"""What the page shows of a model, with whatever token it was given."""
+"""What the page shows of a model with any token."""
 DEFAULT = "default"
 """The model of /learn and /predict."""
 _IN_URL = {
@@ -43,13 +43,14 @@ _IN_URL = {
 }
 _HOSTS_REMEMBERED = 100
 _FOREIGN = (b"cross-site", b"same-site")
-"""What a browser says of a request that a page of another origin makes, also where it sends no origin."""
+"""What a browser sends for a request by a page of another origin, even if it sends no Origin."""
 EVENT_BYTES = 1_000
-"""Of the reply to a GET, that count as one event."""
+"""Bytes of the reply to a GET that count as one event."""
 
 
 def wanted(method: str, path: str) -> tuple[str, str | None]:
-    """What a request wants, and of which model. What is not named here wants admin: a new route is closed at first."""
+    """What a request needs, and for which model. A route not named here needs admin, so a new route is closed at
+    first."""
     reads = method in ("GET", "HEAD")
     if path in ("/learn", "/predict"):
         return path[1:], DEFAULT
@@ -66,7 +67,7 @@ def wanted(method: str, path: str) -> tuple[str, str | None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine can reach an address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -75,7 +76,7 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_an_open_door(settings: Settings) -> None:
-    """Raise TokenNeeded where others than this machine would be served without being asked for a token."""
+    """Raise TokenNeeded if the service would serve other machines without a token."""
     if settings.insecure or is_loopback(settings.host):
         return
     if not Tokens(settings.data, given(settings.token_file)).exist:
@@ -83,23 +84,23 @@ def refuse_an_open_door(settings: Settings) -> None:
 
 
 class Access:
-    """The door of a service."""
+    """Checks every request."""
 
     def __init__(self, settings: Settings) -> None:
         self._tokens = Tokens(settings.data, given(settings.token_file))
         self._always = not (settings.insecure or is_loopback(settings.host))
         self._hosts = _allowed_hosts(settings)
-        self._good_hosts: set[bytes | None] = set()  # as they were sent
+        self._good_hosts: set[bytes | None] = set()  # as clients sent them
         self._origins = set(names(settings.cors_origins))
 
     def check(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> None:
-        """Let a request in, or raise what is wrong with it. What its token may do is then in `scope["grant"]`."""
-        if "grant" not in scope:  # else it was let in before: the short way of a request may leave it to the long one
+        """Let a request in, or raise what is wrong with it. `scope["grant"]` then says what its token may do."""
+        if "grant" not in scope:  # else it was let in before: the short way may hand a request over to ASGI
             scope["grant"] = self._grant(scope, wants, model)
 
     def check_again(self, scope: MutableMapping[str, Any]) -> None:
-        """Unauthorized where a request that was let in would not be now. Asked by what may take hours: a stream, in or
-        out."""
+        """Raise Unauthorized if a request that was let in would not be now. For requests that may take hours: streams,
+        in or out."""
         self._tokens.look()
         grant: Grant | None = scope["grant"]
         if grant is not None:
@@ -121,27 +122,29 @@ class Access:
             if b"origin" in headers:
                 self._check_origin(headers[b"origin"], host)
             elif wants != OPEN and headers.get(b"sec-fetch-site") in _FOREIGN:
-                raise errors.ForeignSite()  # what no page could read may still be dear: a cross-check, a viewer's place
+                raise errors.ForeignSite()  # a page cannot read it, but it still costs: a cross-check, a viewer's place
             return None
         return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
     def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str | None) -> Grant:
-        """Ask for a token that may do what a request wants."""
+        """Require a token that may do what the request needs."""
         grant = None if sent is None else self._tokens.grant(sent)
         if grant is None:
             raise errors.Unauthorized(sent=sent is not None)
         if grant.token.expires_at is not None:
             self._tokens.check(grant)
         if model is not None and not grant.reaches(model):
-            raise errors.UnknownModel(model=model)  # as if it were not there: what others have is not told
+            raise errors.UnknownModel(model=model)  # as if it did not exist, so that nobody learns of others' models
         if wants not in grant.may or (wants == ADMIN and model is None and grant.models is not None):
-            raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=wants)
+            lacks = wants if wants not in grant.may else f"{wants} for all models"
+            raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=lacks)
         if grant.pace is not None:
             grant.pace.begin()
         return grant
 
     def _check_host(self, host: bytes | None) -> None:
-        """A page whose name was made to lead here (DNS rebinding) sends that name."""
+        """Refuse foreign names: a page whose name was made to resolve to this service (DNS rebinding) sends its
+        name."""
         name = (host or b"").decode("latin-1").lower()
         name = name if name.endswith("]") else name.rpartition(":")[0] or name  # without the port
         if self._hosts is not None and name not in self._hosts:
@@ -150,22 +153,23 @@ class Access:
             self._good_hosts.add(host)
 
     def _check_origin(self, origin: bytes, host: bytes | None) -> None:
-        """A page of another site sends its origin with whatever may change something."""
+        """Refuse foreign origins: a page of another site sends its origin with every request that may change
+        something."""
         name = origin.decode("latin-1")
         if name not in self._origins and origin.partition(b"://")[2].lower() != (host or b"").lower():
             raise errors.ForeignOrigin(origin=name[:100])
 
 
 def with_cors(app: Any, settings: Settings) -> Any:
-    """The application; where the settings name other origins, one that lets their pages use it too.
+    """The application. If the settings name other origins, their pages may use it too.
 
-    Its requests all go the long way then (service/http/protocol.py): replies need headers that the short way does not
-    know.
+    Then all requests go through ASGI (service/http/protocol.py), because their replies need headers that the short way
+    does not add.
     """
     origins = names(settings.cors_origins)
     if not origins:
         return app
-    from starlette.middleware.cors import CORSMiddleware  # only here: the commands import this module too
+    from starlette.middleware.cors import CORSMiddleware  # slow to import, and the commands import this module too
 
     methods, headers = ("GET", "POST", "PUT", "DELETE"), ("authorization", "content-type", "x-request-id")
     exposed = ("retry-after", "www-authenticate", "x-request-id")
@@ -175,43 +179,43 @@ def with_cors(app: Any, settings: Settings) -> Any:
 
 
 def reaches(scope: MutableMapping[str, Any], model: str) -> bool:
-    """Whether a model is within reach of whoever makes a request."""
+    """Whether the token of a request may use a model."""
     grant: Grant | None = scope.get("grant")
     return grant is None or grant.reaches(model)
 
 
 def reach(scope: MutableMapping[str, Any]) -> frozenset[str] | None:
-    """The models within reach of whoever makes a request; None for all."""
+    """The models that the token of a request may use; None for all."""
     grant: Grant | None = scope.get("grant")
     return None if grant is None or grant.models is None else frozenset(grant.models)
 
 
 def owner_of(scope: MutableMapping[str, Any]) -> str:
-    """Whose a prediction is that is kept for a request: its token's id, empty where none is asked for."""
+    """The owner of a prediction stored for a request: the id of its token, or empty if none is required."""
     grant: Grant | None = scope.get("grant")
     return "" if grant is None else grant.id
 
 
 def may_learn(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a request that was let in could learn too."""
+    """Whether a request that was let in could also learn."""
     grant: Grant | None = scope.get("grant")
     return grant is None or LEARN in grant.may
 
 
 def may_see(scope: MutableMapping[str, Any], owner: str) -> bool:
-    """Whether a request may see what was kept for this owner: who asked for it, and who may learn from it."""
+    """Whether a request may see what is stored for this owner: the owner may, and whoever may learn from it."""
     return may_learn(scope) or owner_of(scope) == owner
 
 
 def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
-    """What holds a request to its token's rate; None where nothing does."""
+    """What limits a request to its token's rate; None for no limit."""
     grant: Grant | None = scope.get("grant")
     return None if grant is None else grant.pace
 
 
 def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
-    """What sends the reply to a GET and takes its size from what is left of the token's rate. Of a stream of events,
-    which are made once for all who watch, nothing is taken."""
+    """A `send` that takes the size of a reply to a GET from the token's rate. Streams of events are free, because each
+    event is made once for all viewers."""
     pace = pace_of(scope)
     if pace is None or scope["method"] not in ("GET", "HEAD"):
         return send
@@ -229,12 +233,12 @@ def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
 
 
 def names(text: str) -> list[str]:
-    """The parts of a setting that is a list: "a, b" is two."""
+    """The parts of a setting that is a list: "a, b" has two."""
     return [part for part in (part.strip() for part in text.split(",")) if part]
 
 
 def _allowed_hosts(settings: Settings) -> set[str] | None:
-    """The names that a service may be called by; None for any."""
+    """The host names that requests may use; None for any."""
     told = [name.lower() for name in names(settings.allowed_hosts)]
     if "*" in told or not (told or is_loopback(settings.host)):
         return None

@@ -1,4 +1,4 @@
-"""The HTTP service: startup and shutdown, routes, and the map from errors to replies."""
+"""The HTTP service: start and stop, routes, and replies to errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _spec = TypeAdapter(Spec)
 
 
 class Service:
-    """The ASGI application: the two hot paths in front, everything else FastAPI's."""
+    """The ASGI application: the two hot paths in front, FastAPI for everything else."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -71,13 +71,13 @@ class Service:
         self.api = FastAPI(
             title="logstep",
             version=version("logstep"),
-            summary="Online learning over HTTP: one durable gradient step an event.",
+            summary="Online learning over HTTP: one durable gradient step for each event.",
             lifespan=self._lifespan,
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
-            docs_url=None,  # FastAPI's own pages load from another host: page.py has one that does not
+            docs_url=None,  # FastAPI's pages load from another host; page.py has one that does not
             redoc_url=None,
-            openapi_url=None,  # and its document ends without a newline
+            openapi_url=None,  # FastAPI's document has no newline at its end
         )
         self.api.router.route_class = Route
         add_error_replies(self.api, self.refusal)
@@ -99,13 +99,13 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is starlette's MutableMapping
+            await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is a MutableMapping, starlette's type
             return
         exchange = Exchange(scope, self.engine)
         send = exchange.over(send)
         try:
             await self._answer(exchange, receive, send)
-        except asyncio.CancelledError:  # the service stops, and this took longer than it waits
+        except asyncio.CancelledError:  # the service stops, and does not wait so long
             await self._refuse(exchange, send, errors.NotReady(state="stopping"))
         except Exception as error:
             await self._refuse(exchange, send, error)
@@ -117,19 +117,19 @@ class Service:
         await self._refuse(exchange, exchange.over(send), error)
 
     async def _refuse(self, exchange: Exchange, send: Send, error: BaseException) -> None:
-        """Answer with an error; a reply that had begun stays cut."""
+        """Answer with an error. A reply that has begun stays cut."""
         if not exchange.status:
             await send_reply(send, self.refusal(error, exchange.request_id, exchange.scope))
 
     def _tell(self, exchange: Exchange) -> None:
-        """Log a request that was answered, where all is to be told."""
+        """Log an answered request, at level debug."""
         if self._tells_requests:
             scope, seconds = exchange.scope, round(time.perf_counter() - exchange.started, 6)
             told = {"method": scope["method"], "path": scope["path"][:100], "status": exchange.status}
             logger.debug("request", extra=logs.fields(**told, seconds=seconds, request_id=exchange.request_id))
 
     def refusal(self, error: BaseException, request_id: str, scope: Scope | None = None) -> Reply:
-        """What is answered instead: counted and told. What is not a caller's is logged, and is an internal error."""
+        """The reply to an error, counted and logged. An error that is not the caller's becomes an internal error."""
         if not isinstance(error, errors.LogstepError):
             self.refusals.tell_mistake(error, request_id)
             error = errors.LogstepError()
@@ -150,12 +150,13 @@ class Service:
             raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
         await self._hot(asked, scope, receive, send)
 
-    # -- what the connections ask, without ASGI
+    # -- called by the connections, without ASGI
 
     def refuse_by_head(self, scope: Scope, answer: Callable[[Reply], None]) -> bool:
-        """Refuse to learn a long body for which there is no room; False where there is, or something else is asked.
+        """Refuse a long body to learn if there is no room for it. False if there is room, or the request asks something
+        else.
 
-        Refusing must be cheap when there is much to refuse, or nothing is left for what is learned.
+        Refusals must be cheap: under overload, they would else take the time that learning needs.
         """
         asked = match(scope["path"]) if scope["method"] == "POST" else None
         if asked is None or asked.verb != "learn" or is_stream(scope):
@@ -172,12 +173,12 @@ class Service:
         return False
 
     def asks_in_short(self, scope: Scope) -> Asked | None:
-        """What a request asks, if by its head `answer_now` may answer it when its body is there."""
+        """What a request asks, if its head allows `answer_now` to answer it once its body is there; else None."""
         asked = match(scope["path"]) if scope["method"] == "POST" else None
         return asked if asked is not None and self._hot.is_short(scope) else None
 
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
-        """Answer as `__call__` would, without a task of its own; False if it needs one, and nothing is done."""
+        """Answer as `__call__` would, without a task. False if the request needs one; then nothing is done."""
         body = body.removeprefix(codecs.BOM_UTF8)
         if wire.is_array(body):
             return False
@@ -197,7 +198,7 @@ class Service:
 
 
 class Route(APIRoute):
-    """A route that takes HEAD where it takes GET, as starlette's own do. The API's document names the GET alone."""
+    """A route that accepts HEAD if it accepts GET, as starlette's own do. The OpenAPI document lists only GET."""
 
     def matches(self, scope: StarletteScope) -> tuple[Match, StarletteScope]:
         return super().matches({**scope, "method": "GET"} if self._takes_head(scope) else scope)
@@ -209,11 +210,11 @@ class Route(APIRoute):
         return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))
 
 
-ModelName = Annotated[str, Path(alias="model", description="A model's name.", examples=["default"])]
+ModelName = Annotated[str, Path(alias="model", description="Name of the model.", examples=["default"])]
 
 
 def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], Reply]) -> None:
-    """Every error as a problem document, and counted."""
+    """Reply to every error with a problem document, and count it."""
 
     def refusal(request: Request, error: Exception) -> Response:
         scope: Any = request.scope
@@ -239,11 +240,11 @@ def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], 
 
 
 def add_service_routes(api: FastAPI, engine: Engine) -> None:
-    """Is it alive, is it ready, how is it doing."""
+    """Whether the service is alive and ready, and its metrics."""
 
     @api.get("/metrics", tags=["service"], **openapi.METRICS)
     async def metrics(request: Request) -> Response:
-        # In a thread: with a thousand models it takes tens of milliseconds, and nobody is to wait for them.
+        # In a thread, because a thousand models take tens of milliseconds.
         reach = access.reach(request.scope)
         found = await asyncio.to_thread(engine.telemetry.exposition, reach)
         return Response(found, media_type=telemetry.CONTENT_TYPE)
@@ -256,7 +257,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
     async def readyz(request: Request) -> Response:
         if engine.state != "ready":
             told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
-            return as_response(told)  # an answer, and no refusal that would count
+            return as_response(told)  # a normal answer, so it is not counted as a refusal
         return reply({"status": "ready"})
 
 
@@ -299,12 +300,12 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 
 
 def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, hot: Hot) -> None:
-    """What a model has learned, and whether it is right."""
+    """What a model has learned, and whether that is right."""
 
     @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
     async def get_weights(
         name: ModelName,
-        top: Annotated[str | None, Query(description="Only the k weights of the largest magnitude.")] = None,
+        top: Annotated[str | None, Query(description="Return only so many weights, the largest by magnitude.")] = None,
     ) -> Response:
         count = None
         if top is not None:
@@ -333,7 +334,7 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
 
 
 def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, hot: Hot) -> None:
-    """Why a prediction is what it is."""
+    """Explain predictions."""
 
     @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
     async def explain_prediction(name: ModelName, request: Request) -> Response:
@@ -342,7 +343,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         asked = await worked(len(body) > wire.WIDE_BYTES, wire.decode_explain, body)
         if asked.x is not None:
             return await explained(hot, model, asked.x, None, {})
-        assert asked.id is not None  # noqa: S101  # it has either
+        assert asked.id is not None  # noqa: S101  # decode_explain requires x or id
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
         if found is None or found.kind != WAITING or not access.may_see(request.scope, owner):
@@ -355,25 +356,23 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 
 
 def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
-    """What happened, for plots."""
+    """The history for plots."""
 
     @api.get("/models/{model}/series", tags=["models"], **openapi.SERIES)
     async def series(
         name: ModelName,
         from_: Annotated[
-            str | None, Query(alias="from", description="Seconds since 1970; an hour before `to`.")
+            str | None, Query(alias="from", description="Start, in seconds since 1970. Default: an hour before `to`.")
         ] = None,
-        to: Annotated[str | None, Query(description="Seconds since 1970; now.")] = None,
-        step: Annotated[
-            str | None, Query(description="Seconds between points; so that there are 720 or fewer.")
-        ] = None,
+        to: Annotated[str | None, Query(description="End, in seconds since 1970. Default: now.")] = None,
+        step: Annotated[str | None, Query(description="Seconds between points. Default: at most 720 points.")] = None,
     ) -> Response:
         found = await past.series(engine.model(name), from_, to, step)
         return Response(found, media_type="application/json")
 
 
 def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
-    """What happens, as it happens: server-sent events."""
+    """Live values: server-sent events."""
 
     @api.get("/stream", tags=["models"], **openapi.STREAM)
     async def stream(request: Request) -> Response:
@@ -387,7 +386,7 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
 async def explained(
     hot: Hot, model: Model, x: X, explanation: Callable[[], Explanation] | None, after: dict[str, Any]
 ) -> Response:
-    """The reply that has an explanation, by default that of x from the model as it stands, and what comes after it."""
+    """The reply with an explanation, then the fields `after`. By default the current model explains x."""
     many = len(x) > WIDE
     try:
         if explanation is None:
@@ -411,36 +410,36 @@ def _pieces_of_explanation(name: str, explanation: Callable[[], Explanation], af
 
 
 def whole(pieces: Iterable[bytes]) -> Response:
-    """The reply that has these pieces, which are few."""
+    """The reply made of these few pieces."""
     return Response(b"".join(pieces), media_type="application/json")
 
 
 def reply(content: Any, status: int = 200) -> Response:
-    """A JSON reply; floats as the shortest text that reads back to the same float64."""
+    """A JSON reply. Floats are the shortest text that reads back to the same float64."""
     return Response(wire.encode(content), status, media_type="application/json")
 
 
 def as_response(told: Reply) -> Response:
-    """The same as FastAPI has it."""
+    """The same reply as FastAPI's Response."""
     return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
 
 
 async def describe(engine: Engine, model: Model) -> dict[str, Any]:
-    """What `GET /models/{model}` says: all of it of one moment."""
+    """The reply of `GET /models/{model}`, all of it from one moment."""
     learner = model.learner
     many = learner.n_features > WIDE
     about = {"model": model.name, "spec": learner.spec.as_dict()}
     if learner.auto is None:
         told, weights = {"seq": learner.seq, **model.standing()}, learner.weights_now()
         return {**about, **told, "sha256": await worked(many, weights.sha256)}
-    async with engine.no_steps():  # a copy of so much would take longer than to read it
+    async with engine.no_steps():  # copying so much would take longer than reading it
         mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
         told = {"seq": learner.seq, **model.standing()}
         return {**about, **told, "sha256": await worked(many, learner.sha256), **mixture}
 
 
 async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
-    """The JSON body of a request that nobody makes often."""
+    """The JSON body of a request to a rarely used route."""
     scope: Any = request.scope
     check_readable(scope)
     if (media_type := media_type_of(scope)) != JSON:
@@ -449,7 +448,7 @@ async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
 
 
 async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
-    """The spec in a request's body; what is wrong with it names the field."""
+    """The spec in a request's body. An error names the wrong field."""
     body = await read_json(request, bodies, limit)
     try:
         values = msgspec.json.decode(body)
@@ -465,7 +464,7 @@ async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
 
 
 def _what_is_wrong(values: Any, error: ValidationError) -> errors.InvalidSpec:
-    """What pydantic found, in the spec's own words where it has some."""
+    """What pydantic found, in the spec's own words if it has some."""
     try:
         Spec.from_dict(values)
     except SpecError as own:

@@ -1,4 +1,4 @@
-"""What all connections share: replies of one turn of the loop, who is idle, and who does not take what is written."""
+"""What all connections share: the replies of one turn of the loop, who is idle, and who does not read its replies."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 STILL_SECONDS = 1.0
-"""How long a client takes nothing before others may have its place."""
+"""A client that has read nothing for so long may lose its place to others."""
 
 
 class Crowd:
-    """The connections together."""
+    """All connections together."""
 
     def __init__(self, settings: Settings) -> None:
         self.outbox = Outbox()
@@ -27,7 +27,7 @@ class Crowd:
         self.unsent = Unsent(settings.max_unsent_bytes)
 
     def forget(self, connection: Protocol) -> None:
-        """A connection is no more."""
+        """A connection has ended."""
         self.idle.remove(connection)
         self.unsent.remove(connection)
 
@@ -35,15 +35,15 @@ class Crowd:
 class Outbox:
     """Replies made in one turn of the loop, written at its end.
 
-    Written at once, each would wake its client, which asks again before the next reply is made: with 32 clients on the
-    same machine that cost a third of the rate.
+    Written at once, each would wake its client, which would ask again before the next reply is made. With 32 clients on
+    the same machine that cost a third of the rate.
     """
 
     def __init__(self) -> None:
         self._replies: list[tuple[Protocol, Cycle, Reply]] = []
 
     def put(self, connection: Protocol, cycle: Cycle, reply: Reply) -> None:
-        """Write a reply when what is at hand has been read."""
+        """Write a reply after the requests at hand have been read."""
         if not self._replies:
             connection.loop.call_soon(self._flush)
         self._replies.append((connection, cycle, reply))
@@ -55,22 +55,22 @@ class Outbox:
 
 
 class Idle:
-    """Connections on which nothing is asked, the one that is so longest first."""
+    """Idle connections, the one that has been idle for longest first."""
 
     def __init__(self) -> None:
         self._since: dict[Protocol, float] = {}
 
     def add(self, connection: Protocol, now: float) -> None:
-        """A connection has become idle, or is still."""
+        """A connection has become idle, or is idle again."""
         self._since.pop(connection, None)
         self._since[connection] = now
 
     def remove(self, connection: Protocol) -> None:
-        """A connection is idle no more."""
+        """A connection is no longer idle."""
         self._since.pop(connection, None)
 
     def close_one(self) -> bool:
-        """Close the one that is idle longest, for another to have its place; False where none is."""
+        """Close the one that has been idle for longest, to make room for another. False if none can be closed."""
         for connection in self._since:
             if connection.close_at_rest():
                 self.remove(connection)
@@ -78,7 +78,7 @@ class Idle:
         return False
 
     def close_all_since(self, then: float) -> None:
-        """Close those that have been idle since then."""
+        """Close those that have been idle since `then`."""
         closed = []
         for connection, since in self._since.items():
             if since > then:
@@ -90,28 +90,29 @@ class Idle:
 
 
 class Unsent:
-    """What is written and not sent, because clients do not take it: together no more than a limit, however many they
-    are. Past it those are given up that have taken nothing for the longest."""
+    """Bytes written but not sent, because clients do not read them. All together have a limit, however many clients
+    there are. Past it, the clients that have read nothing for longest are cut."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held: dict[Protocol, int] = {}
-        """What each held when it was last looked at; it becomes less since."""
+        """Bytes of each connection at the last look; they only become fewer since."""
         self._all = 0
 
     def has_room(self, size: int, now: float) -> bool:
-        """Whether so many bytes more may wait. Who has taken nothing for long gives way to them, and nobody else."""
+        """Whether so many more bytes may wait. Only clients that have read nothing for STILL_SECONDS are cut for
+        them."""
         self._make_room(size, lambda connection: now - connection.taken_at >= STILL_SECONDS)
         return self._all + size <= self._limit or not self._held
 
     def add(self, connection: Protocol) -> None:
-        """A connection waits for its client to take what is written; once for all that it holds then."""
+        """A connection waits for its client to read. Its bytes are counted once, now."""
         self._held[connection] = size = connection.held_bytes()
         self._all += size
-        self._make_room(0, lambda other: other is not connection)  # even if it is beyond the limit alone
+        self._make_room(0, lambda other: other is not connection)  # even if it exceeds the limit alone
 
     def remove(self, connection: Protocol) -> None:
-        """It waits no more."""
+        """The connection no longer waits."""
         self._all -= self._held.pop(connection, 0)
 
     def _make_room(self, size: int, gives_way: Callable[[Protocol], bool]) -> None:

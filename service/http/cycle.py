@@ -1,9 +1,8 @@
-"""A request on a connection and its reply, as ASGI has them: uvicorn's, with what it leaves out.
+"""A request on a connection and its reply, as ASGI defines them: uvicorn's class, with three additions.
 
-A client that ends its side of the connection in the middle of a body is told so in the reply: to uvicorn it would be
-gone. A large reply is written as the client takes it, and not at all where too many wait already. And HTTP/1.0 keeps
-its connections where the client asks for that, and knows no chunks: a reply that does not tell its length ends with the
-connection.
+If a client ends its side of the connection in the middle of a body, it gets a reply that says so; uvicorn would treat
+it as gone. A large reply is written as fast as the client reads it, and refused if too many wait already. HTTP/1.0
+clients may keep their connections, and get no chunks: a reply of unknown length ends with the connection.
 """
 
 from __future__ import annotations
@@ -29,33 +28,34 @@ class Cycle(RequestResponseCycle):
     scope: dict[str, Any]  # type: ignore[assignment]
     connection: Protocol
     ends_early = False
-    """Whether no more comes of a body that has not ended."""
+    """Whether the body ended early and no more of it will come."""
     writes = 0
-    """Bytes of the reply that are kept while they are written."""
+    """Bytes of the reply that are stored while they are written."""
     _head: Message = None
     """The head of a reply that waits for its body."""
     _until_the_end = False
-    """Whether the connection's end is the reply's."""
+    """Whether the end of the connection marks the end of the reply."""
 
     def end_early(self) -> None:
-        """Nothing more comes of the body: whoever reads it is told, and may still reply."""
+        """No more of the body will come. Its reader learns so, and may still reply."""
         self.ends_early, self.keep_alive = True, False
         self.message_event.set()
 
     def vanish(self) -> None:
-        """The client is gone: nothing is read or written any more."""
+        """The client is gone: read and write nothing more."""
         if not self.response_complete:
             self.disconnected = True
         self.message_event.set()
 
     async def receive(self) -> Message:
-        """The next piece of the body, or that there is none."""
+        """The next piece of the body, or a message that there is none."""
         if self.ends_early and not self.body:
             return {"type": "http.disconnect"}
         return await super().receive()
 
     async def send(self, message: Message) -> None:
-        """Write a piece of the reply; the head with the first of the body, when it is known whether there is room."""
+        """Write a piece of the reply. The head waits for the first piece of the body, which shows whether there is
+        room."""
         if message["type"] == "http.response.start":
             self._head = message
             return
@@ -70,7 +70,7 @@ class Cycle(RequestResponseCycle):
         if not large:
             await self._write(message)
             return
-        # Written at once, all of it would be kept until its last byte is sent, and nobody could tell how much that is.
+        # In one write, all of it would stay in memory until its last byte is sent, and its size could not be counted.
         self.writes = len(body)
         for place in range(0, len(body), HIGH_WATER_LIMIT):
             await self._write({**message, "body": body[place : place + HIGH_WATER_LIMIT], "more_body": True})
@@ -78,7 +78,7 @@ class Cycle(RequestResponseCycle):
         await self._write({**message, "body": b""})
 
     def _refused(self, head: Message) -> tuple[Message, Message]:
-        """Head and body of what is replied instead of a body for which there is no room."""
+        """Head and body of the reply instead of a body for which there is no room."""
         kept = [field for field in head["headers"] if field[0] in _OF_EVERY_REPLY]
         reply = self.connection.refuse_large(self.scope, dict(kept)[b"x-request-id"].decode())
         return {**head, "status": reply.status, "headers": reply.headers + kept}, {
@@ -88,11 +88,11 @@ class Cycle(RequestResponseCycle):
 
     async def _write(self, message: Message) -> None:
         if self._until_the_end:
-            self.expected_content_length = len(message.get("body", b""))  # what uvicorn compares it with
+            self.expected_content_length = len(message.get("body", b""))  # uvicorn compares the body's length with this
         await super().send(message)
 
     def _of_this_connection(self, head: Message) -> Message:
-        """The same head, with what becomes of the connection, and without chunks for a client that knows none."""
+        """The same head, with the header Connection, and without chunks for clients that do not know them."""
         old = self.scope["http_version"] != "1.1"
         if old and not (self.scope["method"] == "HEAD" or head["status"] in _WITHOUT_BODY):
             names = [name.lower() for name, _ in head["headers"]]

@@ -31,7 +31,7 @@ class Exchange:
         self.scope = scope
         self._id = _id_of(scope)
         self.status = 0
-        """Of the reply; 0 before it begins."""
+        """Status of the reply; 0 before it begins."""
         self.started = time.perf_counter()
         self._engine = engine
 

@@ -1,7 +1,7 @@
-"""`/learn` and `/predict`: the two paths that carry the load, as plain ASGI.
+"""`/learn` and `/predict`, the two paths that carry the load, as plain ASGI.
 
-FastAPI's route machinery halves what uvicorn can do (measured: 25,000 parsed bodies a second without it, 12,000 with),
-so these two stand in front of it. They are in the OpenAPI document like every other route.
+FastAPI's routing halves uvicorn's rate (measured: 25,000 parsed bodies a second without it, 12,000 with it), so these
+two stand in front of it. The OpenAPI document has them like every other route.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 Tell = Callable[[Any, BaseException | None], None]
-"""Takes what is to be answered, or what is wrong."""
+"""Receives the reply, or what is wrong."""
 
 NDJSON = b"application/x-ndjson"
 _JSON = ContentType(JSON)
@@ -52,27 +52,27 @@ _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 Pieces = AsyncGenerator[pieces.Piece[Any]]
 Item = TypeVar("Item")
 AHEAD = 16
-"""Pieces of a stream that wait for the writer at a time: as many as two commits take, one that syncs and the next."""
+"""Pieces of a stream that wait for the writer at once: enough for two commits, one that syncs and the next."""
 _LARGE = 2**20
 MAX_ITEMS = 2**16
-"""Elements of an array: all of them are learned or none, so they are in memory at once, and let go at once."""
+"""Most elements of an array. It is learned whole or not at all, so all are in memory at once."""
 _ENCODED = 1_000
-"""Items of a reply that are encoded in one call."""
+"""Items of a reply encoded in one call."""
 _LEARNED_BYTES = 320 + 2 * 64
-"""Bytes of the reply to one event of an array, at most, with the longest name that a model may have."""
+"""Most bytes of the reply to one event of an array, with the longest model name."""
 _LOOK_SECONDS = 0.25
-"""How often to look whether a request may go on."""
+"""How often a request is checked for whether it may go on."""
 
 
 class Asked(NamedTuple):
-    """`learn` or `predict`, and of which model."""
+    """`learn` or `predict`, and the model."""
 
     verb: str
     model: str
 
 
 def match(path: str) -> Asked | None:
-    """What a path asks; None if it is another route's."""
+    """What a path asks; None if it belongs to another route."""
     if path in {"/learn", "/predict"}:
         return Asked(path[1:], DEFAULT)
     if path.startswith("/models/"):
@@ -83,7 +83,7 @@ def match(path: str) -> Asked | None:
 
 
 def is_stream(scope: Scope) -> bool:
-    """Whether a request's body is one of any length."""
+    """Whether a request's body is a stream, which has no length limit."""
     return media_type_of(scope) in _STREAMS
 
 
@@ -98,41 +98,41 @@ class Hot:
         self.replies = LongReplies(settings)
         self._short = min(wire.WIDE_BYTES, settings.max_body_bytes)
         self._large = asyncio.Semaphore(1)
-        """A large array in memory takes ten times the room of its text: there is one at a time."""
+        """Limits large arrays to one at a time, because in memory an array takes ten times the size of its text."""
 
     async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer any request of these paths, as ASGI has it."""
+        """Answer any request of these paths through ASGI."""
         check_readable(scope)
         await (self._learn if asked.verb == "learn" else self._predict)(asked.model, scope, receive, send)
 
     def is_short(self, scope: Scope) -> bool:
-        """Whether a request, by its head, has a short JSON body."""
+        """Whether a request has a short JSON body, by its head."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
         is_json = content_type(headers.get(b"content-type", b"")) == _JSON
         return length is not None and int(length) <= self._short and is_json and b"content-encoding" not in headers
 
     def check_head(self, scope: Scope) -> None:
-        """Refuse to learn a JSON body that is of another kind, too long, or that there is no room for."""
+        """Refuse a body to learn that is not JSON or too long, or for which there is no room."""
         check_readable(scope)
         _check_json(scope)
         told_length(scope, self._settings.max_body_bytes)
         self._engine.check_room()
 
     def answer_now(self, asked: Asked, scope: Scope, body: bytes, tell: Tell) -> bool:
-        """Answer a request of one short event; False if it takes long all the same, and nothing is done. What is wrong
-        is raised, or, when the event waits for the writer, told."""
+        """Answer a request of one short event. Returns False, having done nothing, if it takes long after all. Raises
+        what is wrong, or tells it if the event already waits for the writer."""
         if asked.verb == "learn":
             self._learn_one(asked.model, body, tell)
             return True
         return self._predict_one(asked.model, scope, body, tell)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """A JSON body, whole. Its kind has been checked."""
+        """A whole JSON body. Its content type has been checked."""
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
     async def _elements(self, scope: Scope, body: bytes) -> wire.Elements:
-        """The elements of an array, taken from what is left of the token's rate; the request itself took one."""
+        """The elements of an array. Takes them from the token's rate; the request itself took one."""
         elements: wire.Elements = await worked(len(body) > _LARGE, wire.Elements, body)
         if elements.count > MAX_ITEMS:
             raise errors.ArrayTooLong(count=elements.count, limit=MAX_ITEMS)
@@ -146,27 +146,27 @@ class Hot:
         if len(body) <= _LARGE:
             yield
             return
-        with self._bodies.held(body):  # or any number of them could wait for the place
+        with self._bodies.held(body):  # counted, or any number of bodies could wait for the place
             async with self._large:
                 yield
 
     # -- learn
 
     def _learn_one(self, model: str, body: bytes, tell: Tell) -> None:
-        """Learn an event; tell when it is on disk."""
+        """Learn an event. Tell when it is on disk."""
         self._engine.model(model)
         event = wire.decode_learn(body)
         waits = self._engine.enqueue(model, [event])
         waits.add_done_callback(partial(_settle, tell, lambda result: _learned(model, event, result, 0)))
 
     async def _learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Learn an event, an array of events, or a stream of events; reply when they are on disk."""
+        """Learn an event, an array or a stream. Reply when all is on disk."""
         self._engine.model(model)
         if is_stream(scope):
             await send_reply(send, json_reply(await self._learn_stream(model, scope, receive)))
             return
         self.check_head(scope)
-        async with contextlib.AsyncExitStack() as held:  # the place of a large body, until the reply is sent
+        async with contextlib.AsyncExitStack() as held:  # has the place of a large body until the reply is sent
             async with self.while_it_may(scope):
                 body = await self._body(scope, receive)
                 if await worked(len(body) > _LARGE, wire.is_array, body):
@@ -175,7 +175,7 @@ class Hot:
                     await held.enter_async_context(self._one_of_the_large(body))
                     events = [await worked(len(body) > wire.WIDE_BYTES, wire.decode_learn, body)]
                     reply = None
-            # From here on it is learned, whatever happens.
+            # From here on it is learned, even if the token is revoked or the service stops.
             if reply is None:
                 result = await self._engine.learn(model, events)
                 await send_reply(send, json_reply(_learned(model, events[0], result, 0)))
@@ -190,18 +190,18 @@ class Hot:
     async def _events(
         self, body: bytes, scope: Scope, held: contextlib.AsyncExitStack
     ) -> tuple[list[wire.Event | wire.Label], LongReply]:
-        """The events of an array, and what will be their reply. `held`: the place of a large array, which it takes when
-        its turn has come, or those that need no room would wait for it too."""
+        """The events of an array, and their future reply. `held`: gets the place of a large array, only once its turn
+        comes, or arrays that need no place would wait for it too."""
         elements = await self._elements(scope, body)
         promised = elements.count * _LEARNED_BYTES if elements.count > _ENCODED else 0
         async with self._engine.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
-            # What is learned is not taken back because its reply finds no room.
+            # Reserved now: learned events must not end in an error because their reply finds no room.
             reply = held.enter_context(self.replies.gathered(JSON, promised))
             return await _decoded(elements, wire.decode_learn), reply
 
     async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
-        """Learn piece by piece; an error says what was learned before it, and that stays learned."""
+        """Learn piece by piece. An error says what was learned before it; that stays learned."""
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
         chunks = self._stream(scope, receive)
@@ -210,21 +210,21 @@ class Hot:
             if media_type_of(scope) == ARROW
             else pieces.events_of_lines(chunks, self._settings)
         )
-        if breaker is not None:  # it is to look before many more are committed
+        if breaker is not None:  # it must be checked before many more events are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
             async with self.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
                 await self._learn_pieces(tally, paced)
         except errors.LogstepError as error:
-            # A new error: this one may have been told to others too, whose counts are not these.
+            # A new error: other requests may share this one, and their counts differ.
             told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
             raise type(error)(**{**error.members, **told}) from None
         return tally.reply()
 
     async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
-        """Learn the items up to the first that is wrong; then raise what is wrong with it.
+        """Learn the items up to the first wrong one, then raise its error.
 
-        Some pieces wait for the writer at a time, so that it has the next when it has synced one.
+        Several pieces wait for the writer at once, so that it has the next one when it has synced one.
         """
         stream = Stream()
         waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
@@ -237,12 +237,12 @@ class Hot:
                 if piece.wrong is not None:
                     raise piece.wrong
         finally:
-            await _settle_but(0, tally, waiting)  # what is wrong here came before what was wrong above
+            await _settle_but(0, tally, waiting)  # an error here comes first: its event is earlier in the stream
 
     # -- predict
 
     def _predict_one(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
-        """Predict from the model as it stands; what has an id is kept first."""
+        """Predict from the current model. A prediction with an id is stored first."""
         model = self._engine.model(name)
         question = wire.decode_question(body)
         if len(question.x) > WIDE:
@@ -256,7 +256,7 @@ class Hot:
         return True
 
     async def _predict(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Predict from the model as it stands; an array for an array, a stream for a stream."""
+        """Predict from the current model. An array gets an array, a stream gets a stream."""
         found = self._engine.model(model)
         async with self.while_it_may(scope):
             if is_stream(scope):
@@ -286,7 +286,7 @@ class Hot:
             await self._send_array(send, replies, reply)
 
     async def _send_array(self, send: Send, items: Iterable[Any], reply: LongReply) -> None:
-        """Send an array; its items are made and encoded while others are served."""
+        """Send an array. Others are served while its items are made and encoded."""
         slices = Slices()
         some, before = [], b"["
         for item in items:
@@ -308,9 +308,9 @@ class Hot:
         slices: Slices,
         stream: bool = False,
     ) -> tuple[list[wire.Predicted], errors.LogstepError | None]:
-        """Predict, and keep what has an id. `place` says where a question stands, for the message.
+        """Predict, and store predictions with an id. `place` says where a question stands, for error messages.
 
-        All or nothing; but of a `stream` what stands before the first that is wrong, and what is wrong with that.
+        All or nothing. Of a `stream`: the predictions before the first wrong question, and its error.
         """
         made: list[wire.Predicted | Prediction] = []
         wrong: errors.LogstepError | None = None
@@ -342,12 +342,12 @@ class Hot:
     async def _predict_stream(
         self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[wire.Question]]], send: Send
     ) -> None:
-        """Predict piece by piece; the reply has a line for each.
+        """Predict piece by piece. The reply has a line for each question.
 
-        The reply starts when the body has been read: until then the status is not known, and a client that sends all of
-        a long body before it reads would wait for the service while the service waits for it.
+        The reply starts when the whole body has been read. Before that the status is unknown. Also, a client that sends
+        all of a long body before it reads would wait for the service while the service waits for the client.
         """
-        slices = Slices()  # for all pieces: many of them come without a rest in between
+        slices = Slices()  # for all pieces, because many come without a rest between them
         with self.replies.gathered(NDJSON) as reply:
             async for piece in arriving:
                 replies, refused = await self._predict_all(model, scope, piece.items, piece.place, slices, stream=True)
@@ -360,9 +360,9 @@ class Hot:
 
     @contextlib.asynccontextmanager
     async def while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
-        """End what is done here soon after its token is revoked or the service stops, wherever it is; it is told why.
+        """End the block soon after its token is revoked or the service stops, wherever it is, and raise the reason.
 
-        A stop leaves it a moment, in which most are done.
+        When the service stops, the block first gets a moment, in which most requests finish.
         """
         loop = asyncio.get_running_loop()
         why: errors.LogstepError | None = None
@@ -396,7 +396,7 @@ class Hot:
             raise why from None
 
     async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
-        """The body of a stream as it arrives, until the service stops or its token is revoked."""
+        """The body of a stream as it arrives, until the service stops or the token is revoked."""
         stop = asyncio.ensure_future(self._engine.streams_end.wait())
         message: asyncio.Future[dict[str, Any]] | None = None
         try:
@@ -407,7 +407,7 @@ class Hot:
                 if not message.done():
                     if not stop.done():
                         raise errors.RequestTimeout(seconds=seconds)
-                    raise errors.NotReady(state="stopping, and streams end here")
+                    raise errors.NotReady(state="stopping and ends all streams")
                 chunk, more = chunk_of(message.result())
                 self._access.check_again(scope)
                 yield chunk
@@ -419,7 +419,7 @@ class Hot:
                 message.cancel()
 
     def _paced(self, scope: Scope, arriving: Pieces) -> Pieces:
-        """The same pieces, no faster than the token's rate: what comes is read more slowly, and nothing is refused."""
+        """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
         pace = pace_of(scope)
         return arriving if pace is None else self._slowed(pace, arriving)
 
@@ -436,11 +436,11 @@ class Hot:
 async def _settle_but(
     left: int, tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]
 ) -> None:
-    """Wait for all of them but so many; then raise what was wrong first."""
+    """Wait until only `left` remain, then raise the first error."""
     wrong: errors.LogstepError | None = None
     while len(waiting) > left:
         if not waiting[0][1].done():
-            await asyncio.wait([waiting[0][1]])  # if this is ended meanwhile, that is waited for again, and counted
+            await asyncio.wait([waiting[0][1]])  # if cancelled, the piece stays first and is counted later
         piece, answer = waiting.popleft()
         try:
             result = answer.result()
@@ -516,7 +516,7 @@ def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int)
 
 
 async def _encoded(model: Model, question: wire.Question) -> Encoded:
-    """The features of a question that has many of them."""
+    """The features of a question that has many."""
     try:
         return await asyncio.to_thread(model.learner.encoded, question.x)
     except EventError as error:
@@ -526,7 +526,7 @@ async def _encoded(model: Model, question: wire.Question) -> Encoded:
 def _predicted(
     scope: Scope, model: Model, question: wire.Question, encoded: Encoded | None = None
 ) -> wire.Predicted | Prediction:
-    """The reply, or, where there is an id, what is to be kept. `encoded`: its features, where they are at hand."""
+    """The reply, or, if there is an id, the prediction to store. `encoded`: its features, if already encoded."""
     try:
         if question.id is not None:
             _check_may_keep(scope, model)
@@ -538,21 +538,22 @@ def _predicted(
 
 
 def _check_may_keep(scope: Scope, model: Model) -> None:
-    """LearnsByTimeout where the model will learn from what it keeps, label or not, and the token may only predict."""
+    """Raise LearnsByTimeout if the model will learn from the stored prediction even without a label, but the token may
+    only predict."""
     if model.learner.spec.join.on_timeout == "negative" and not may_learn(scope):
         scopes = " and ".join(scope["grant"].token.scopes)
         raise errors.LearnsByTimeout(field="id", scopes=scopes, wants=LEARN)
 
 
 def _placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
-    """The same error, its field told with the place of the event in the body."""
+    """The same error, with the event's place in the body before its field."""
     if "field" not in error.members:
         return error
     return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
 
 
 async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]) -> list[Item]:
-    """The elements of an array, decoded; others are served meanwhile."""
+    """The elements of an array, decoded while others are served."""
     items: list[Item] = []
     slices = Slices()
     for i in range(len(elements)):

@@ -1,12 +1,12 @@
 """The connections: uvicorn's protocol, with limits, and a short way for requests of one event.
 
-Nearly all requests of `/learn` and `/predict` have one event. They are answered here when their last byte is there: no
-task, no ASGI messages, head and body of the reply in one write. Measured with tests/benchmarks/http_benchmark.py at 32
-connections: 3.9 times the peer's predictions, and 3.2 times through ASGI. What does not fit (an array, a stream) goes
-through ASGI like all the rest, and gets the same reply.
+Nearly all requests of `/learn` and `/predict` have one event. This module answers them as soon as their last byte
+arrives: no task, no ASGI messages, and one write for head and body of the reply. Measured with
+tests/benchmarks/http_benchmark.py at 32 connections: 3.9 times the peer's predictions, against 3.2 times through ASGI.
+Arrays, streams and all other requests go through ASGI, and get the same replies.
 
-A connection is read piece by piece, and no further than it can be answered: while a request waits in line for those
-before it, or the client does not take what is written, the rest waits as bytes, and then in the client's own system.
+A connection is read piece by piece, only as far as it can be answered. While a request waits for those before it, or
+the client does not read its replies, the rest waits as bytes, and then in the client's own system.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from service.http.reply import CLOSE, KEEP, Reply
 _NOTHING = memoryview(b"")
 _FIELD_BYTES = len(b": \r\n")
 _PIECE = 4_096
-"""Bytes that are read before it is asked whether more can be: some two hundred of the smallest requests."""
+"""Bytes read before checking whether more can be answered: some two hundred of the smallest requests."""
 _WAITING_BYTES = 2_048
-"""What a request that waits in line takes, about."""
+"""Approximate size of a request that waits in line."""
 _ONCE = {b"host", b"content-type", b"authorization", b"origin"}
-"""Headers that are taken at their word: of two, a proxy before the service may have looked at the other."""
+"""Headers that the service trusts. If one came twice, a proxy in front might have looked at the other one."""
 _OFFER = (b"upgrade", b"http2-settings")
 _CLOSING_SECONDS = 1.0
-"""How long a client may take to say goodbye, where another has its place."""
+"""How long a client may take to close TLS, once another connection has its place."""
 
 
 def _untaken(fd: int) -> int:
     """Bytes that the system has and the other side has not acknowledged."""
     count = array("i", [0])
-    with suppress(OSError):  # not told on every system
+    with suppress(OSError):  # not every system has this
         fcntl.ioctl(fd, termios.TIOCOUTQ, count)
     return count[0]
 
 
 class Flow(FlowControl):
-    """Whether a connection is read. It goes on when there is no reason left to wait, whoever asks for more."""
+    """Whether a connection is read. Reading goes on only when no reason to wait is left, whoever asks for it."""
 
     def __init__(self, connection: Protocol) -> None:
         super().__init__(connection.transport)
@@ -74,44 +74,45 @@ class Flow(FlowControl):
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    cycle: Cycle | None  # type: ignore[assignment]  # uvicorn's, and here more is asked of it
-    """The request that came last."""
+    cycle: Cycle | None  # type: ignore[assignment]  # uvicorn's type is wider
+    """The last request."""
     pipeline: deque[tuple[Cycle, Any]]  # type: ignore[assignment]
-    """Requests that wait in line, the last first, and who answers each."""
+    """Requests that wait in line, the last one first, and the application that answers each."""
 
     def __init__(self, service: Service, crowd: Crowd, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._service = service
         self._crowd = crowd
         self.serving: Cycle | None = None
-        """The request that is answered now; those after it are in `pipeline`."""
+        """The request being answered. Those after it are in `pipeline`."""
         self._held: tuple[Cycle, Asked] | None = None
-        """A request whose head is there, and what it asks, until its body is."""
+        """A request that waits for its body, and what it asks."""
         self._refused: Cycle | None = None
-        """A request that was refused by its head."""
+        """A request refused by its head."""
         self._offered: bytes | None = None
         """The request line of a request that offers another protocol."""
         self._came = _NOTHING
-        """What was received and is not read yet."""
+        """Bytes received but not read yet."""
         self._over = False
-        """Whether nothing more is read: the client has ended its side, or what it sends makes no sense any more."""
+        """Whether reading has ended: the client has ended its side, or its bytes can no longer be understood."""
         self._last_words: errors.LogstepError | None = None
-        """Why, where it is told after all replies."""
+        """The reason, if it must be sent after all replies."""
         self._max_head = service.settings.max_header_bytes
         self._in_head = True
         self._at_most = self._at_least = 0
-        """Bytes of the head, or of the last: in one read with it others may have come, or their bodies."""
+        """Bounds of the size of the current or last head, in bytes. One read may also contain other heads, or
+        bodies."""
         self._read = 0
         self._between = self._begins = True
-        """Whether no message has begun that has not ended; whether that was so when the last read began, and no message
-        has begun in it."""
+        """_between: whether no message has begun that has not ended. _begins: whether that was so when the last read
+        began, and no message has begun in it."""
         self._receives_since = self.taken_at = self.loop.time()
-        """When the request that is being received began, or the connection that has not sent one; infinite between."""
+        """When the current request began, or the connection if it has sent none; infinite between requests."""
         self._left = 0
-        """Bytes of replies that the client had not taken when that was last looked at; `taken_at`: when it last took
-        some, or had nothing to take."""
+        """Bytes of replies that the client had not read at the last look. `taken_at`: when it last read some, or had
+        nothing to read."""
 
-    # -- what comes
+    # -- what the client sends
 
     @property
     def may_read(self) -> bool:
@@ -120,7 +121,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         came, flow = self._came, self.flow
-        if len(data) <= _PIECE and not (came or flow.read_paused):  # as nearly always
+        if len(data) <= _PIECE and not (came or flow.read_paused):  # nearly always
             taken = self._feed(data)
             if taken == len(data):
                 return
@@ -129,15 +130,15 @@ class Protocol(HttpToolsProtocol):
         self.read_on()
 
     def read_on(self) -> None:
-        """Read of what was received as much as can be answered."""
+        """Read as much of the received bytes as can be answered."""
         while self._came and not self.flow.read_paused:
             taken = self._feed(self._came[:_PIECE])
             self._came = self._came[taken:]
         if not self._came:
-            self._came = _NOTHING  # an empty view would keep the whole
+            self._came = _NOTHING  # an empty view would keep the whole buffer in memory
 
     def _feed(self, piece: memoryview | bytes) -> int:
-        """Give a piece to the parser; how much of it is read."""
+        """Give a piece to the parser. Returns how much of it was read."""
         self._read = taken = len(piece)
         self._at_most += taken
         self._at_least += taken
@@ -156,19 +157,19 @@ class Protocol(HttpToolsProtocol):
     def _decline(self) -> None:
         """Read a head that offered another protocol again, without the offer (RFC 9110, 7.8).
 
-        The parser takes the offer for accepted, and whatever follows the head for the other protocol.
+        Else the parser would treat the offer as accepted, and everything after the head as the other protocol.
         """
-        if self._offered is None:  # CONNECT, which has no other meaning
+        if self._offered is None:  # CONNECT means nothing else
             self._close_after_last()
             return
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _OFFER]
         head, self._offered = b"".join([self._offered, *fields, b"\r\n"]), None
         self._feed(head)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may tell that the connection stays
-        """The client sends no more: what it has asked is answered, then the connection is closed.
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may return that the connection stays open
+        """The client sends no more. Answer what it has asked, then close the connection.
 
-        Not over TLS: there the end of one side ends both, for asyncio and for most clients.
+        Not over TLS: there, for asyncio and most clients, the end of one side ends both.
         """
         if self.scheme == "https":
             return False
@@ -180,7 +181,7 @@ class Protocol(HttpToolsProtocol):
         return not closes
 
     def _close_after_last(self) -> None:
-        """Read nothing more, and close when the last request is answered."""
+        """Read nothing more, and close after the last reply."""
         self._stop_reading()
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -191,7 +192,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _of_this_message(self) -> Cycle | None:
-        """The cycle of the message that is being received, if its head is there."""
+        """The cycle of the message being received, if its head is complete."""
         return self.cycle if self.cycle is not None and self.cycle.scope is self.scope else None
 
     # -- what the parser finds
@@ -205,7 +206,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # a trailer, which nobody asked for
+        if not self._in_head:  # a trailer; nothing uses those
             return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
@@ -270,7 +271,7 @@ class Protocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
-        # Nobody asks for a refused body: to keep what comes of it doubles what it costs to refuse half a megabyte.
+        # Nobody reads a refused body. Storing it would double the cost of refusing half a megabyte.
         if self.cycle is not self._refused:
             super().on_body(body)
 
@@ -285,20 +286,20 @@ class Protocol(HttpToolsProtocol):
             (cycle, asked), self._held = self._held, None
             if not self._answer_now(cycle, asked):
                 self._start_task(cycle, self.app)
-        elif self.cycle is not None and self.cycle.response_complete:  # refused before all of it was there
+        elif self.cycle is not None and self.cycle.response_complete:  # refused before it was complete
             self._crowd.idle.add(self, self.loop.time())
 
     # -- what is answered
 
     def _start(self, cycle: Cycle, app: Any) -> None:
-        """Answer a request; of the last its body may be still to come."""
+        """Answer a request. The body of the last one may be incomplete."""
         self.serving = cycle
         if app is self._service:
             asked = self._service.asks_in_short(cycle.scope)
             if asked is None:
                 if cycle.more_body and self._service.refuse_by_head(cycle.scope, partial(self._reply, cycle)):
                     self._refused = cycle
-                    cycle.body.clear()  # what came of it while others were answered
+                    cycle.body.clear()  # what arrived while others were answered
                     return
             elif not cycle.waiting_for_100_continue:
                 if cycle.more_body and not cycle.ends_early:
@@ -320,7 +321,7 @@ class Protocol(HttpToolsProtocol):
         self._crowd.outbox.put(self, cycle, reply)
 
     def write_reply(self, cycle: Cycle, reply: Reply) -> None:
-        """Write a whole reply, and go on to what the client asks next."""
+        """Write a whole reply, and go on to the client's next request."""
         if cycle.disconnected:
             return
         cycle.response_started = cycle.response_complete = True
@@ -340,7 +341,7 @@ class Protocol(HttpToolsProtocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Go on to what comes after a reply: the next in line, or what was received."""
+        """Go on after a reply: to the next request in line, or to the received bytes."""
         if self.pipeline:
             self._start(*self.pipeline.pop())
         elif self._last_words is not None:
@@ -352,7 +353,7 @@ class Protocol(HttpToolsProtocol):
     # -- what is wrong
 
     def _end(self, error: errors.LogstepError) -> None:
-        """Nothing that comes can be answered any more: say why after the replies that are due, and close."""
+        """Nothing more from this client can be answered. Send the pending replies, then the reason, and close."""
         last, broken = self.cycle, None if self._between else self._of_this_message
         self._stop_reading()
         if broken is None:
@@ -360,7 +361,7 @@ class Protocol(HttpToolsProtocol):
                 self._say_and_close(error)
             elif last.keep_alive:
                 self._last_words = error
-        elif broken.response_started:  # a second head would be taken for a part of the reply
+        elif broken.response_started:  # the client would take a second head for a part of the reply
             broken.vanish()
             self.transport.close()
         elif broken is self._refused:  # its reply is in the outbox
@@ -369,7 +370,7 @@ class Protocol(HttpToolsProtocol):
             self._held = None
             broken.vanish()
             self._say_and_close(error)
-        else:  # whoever reads the body can say what came of it so far
+        else:  # the reader of the body can say what it has learned so far
             broken.end_early()
 
     def _say_and_close(self, error: errors.LogstepError) -> None:
@@ -377,7 +378,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's reply to what is not HTTP, as a problem document like all others."""
+        """Replaces uvicorn's reply to invalid HTTP by a problem document."""
         self._end(errors.MalformedHttp())
 
     # -- too many, too long, too slow, gone
@@ -400,7 +401,7 @@ class Protocol(HttpToolsProtocol):
         self._crowd.forget(self)
 
     def close_at_rest(self) -> bool:
-        """Close an idle connection; False where a request has come that is not read yet, or a reply is on its way."""
+        """Close an idle connection. False if a request has arrived unread, or a reply is on its way."""
         if self.transport.get_write_buffer_size() or self._look(select.POLLIN):
             return False
         self.connections.discard(self)  # another takes its place now
@@ -427,56 +428,57 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def has_room(self, size: int) -> bool:
-        """Whether a reply of so many bytes may wait for its client to take it."""
+        """Whether a reply of so many bytes may wait for its client to read it."""
         return self._crowd.unsent.has_room(size, self.loop.time())
 
     def refuse_large(self, scope: Scope, request_id: str) -> Reply:
-        """What is replied where it may not."""
+        """The reply if it may not."""
         error = errors.TooMuchUntaken(limit=self._service.settings.max_unsent_bytes)
         return self._service.refusal(error, request_id, scope)
 
     def held_bytes(self) -> int:
-        """What a client that does not read makes the service keep."""
+        """Bytes that the service stores because this client does not read."""
         self._look_whether_taken()
         writes = 0 if self.serving is None else self.serving.writes
         waits = len(self._came) + _WAITING_BYTES * len(self.pipeline)
         return writes + self.transport.get_write_buffer_size() + waits
 
     def _look_whether_taken(self) -> None:
-        """Look whether the client has taken anything since this was last asked."""
+        """Check whether the client has read anything since the last call."""
         left = self.transport.get_write_buffer_size()
-        if left:  # the system has megabytes more, of which a slow client takes some while none of ours are
+        if left:  # the system holds megabytes more; a slow client may read those before any of ours
             left += _untaken(self.transport.get_extra_info("socket").fileno())
         if not left or left < self._left:
             self.taken_at = self.loop.time()
         self._left = left
 
     def end_if_slow(self, seconds: float) -> None:
-        """End a request that began `seconds` ago and has not arrived, or a reply of which nothing was taken since.
+        """End a request that has not arrived for `seconds`, or a reply of which the client has read nothing for so
+        long.
 
-        Streams have no end that could be late: what waits for their next bytes gives up by itself.
+        Streams have no deadline. The code that waits for their next bytes has its own time limit.
         """
         self._look_whether_taken()
         now, cycle = self.loop.time(), self._of_this_message
         if now - self.taken_at >= seconds:
             self.give_up(errors.ReplyNotTaken(seconds=seconds))
-        elif self.flow.read_paused and self._look(0):  # else the loop would have told
+        elif self.flow.read_paused and self._look(0):  # else the loop would have noticed
             self.transport.abort()
         elif now - self._receives_since >= seconds and not self._over:
             if self.flow.read_paused:  # it is the service that is slow
                 self._receives_since = now
             elif cycle is None or not (cycle.response_started or is_stream(cycle.scope)):
                 self._end(errors.RequestTimeout(seconds=seconds))
-            elif cycle.response_complete:  # refused before all of it was there
+            elif cycle.response_complete:  # refused before it was complete
                 self.transport.close()
 
     def give_up(self, error: errors.LogstepError) -> None:
-        """Cut a connection whose client does not take its reply; the log and the counts are told why."""
+        """Cut a connection whose client does not read its reply, and log and count the reason."""
         self._service.refusal(error, new_id().decode(), None if self.serving is None else self.serving.scope)
         self.transport.abort()
 
     def _look(self, events: int) -> int:
-        """Which of these have happened to the socket, or POLLHUP or POLLERR where the other side is gone."""
+        """Which of these events the socket has, or POLLHUP or POLLERR if the other side is gone."""
         if self.transport.is_closing():
             return 0
         looks = select.poll()

@@ -31,30 +31,31 @@ from service.storage.lock import FolderLock, open_to_others
 logger = logging.getLogger("logstep")
 
 SLOW_TICKS = 5
-"""Tenths of a second between two looks for connections that are too slow."""
+"""Tenths of a second between two looks for slow connections."""
 OTHER_FILES = 256
-"""Files that may be open beside the connections: the log, what is spooled, what is read for others."""
+"""Files that may be open beside the connections: the log, spooled replies, files read for other requests."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 HANDSHAKE_SECONDS = 0.005
-"""For those who have begun to connect when a stop begins. Who begins just then tries again after a second, and is
-refused."""
+"""Time for clients that have begun to connect when a stop begins. A client that begins at that moment tries again after
+a second and is refused."""
 LINGER_SECONDS = 0.25
 LINGER_FRESH_SECONDS = 1.0
-"""How long connections are still read once no more are accepted."""
+"""How long connections are still read after the last is accepted. The longer time applies while one has sent no
+request."""
 SO_ATTACH_FILTER = 26
-"""Linux's; Python has no name for it."""
+"""Linux's number; Python has no name for it."""
 VIEWERS_SECONDS = 0.5
-"""After the end of the event streams: how long their viewers have to read it."""
+"""How long viewers have to read the end of their event streams."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with this service's way to stop.
+    """uvicorn's server, with this service's way to stop.
 
-    SIGTERM: /readyz says 503 for `drain_seconds`, while everything is served, so that a load balancer can turn away;
-    then no new connections, requests in flight are answered, streams are ended between two pieces, the last snapshots
-    are written, and the exit code is 0. SIGHUP, of a terminal that is closed: the same. SIGINT (Ctrl-C), or a second
-    signal: the same without the wait.
+    SIGTERM: for `drain_seconds`, /readyz says 503 while the service still accepts everything, so that a load balancer
+    can turn away. Then it accepts no new connections, answers the requests in progress, ends streams between two
+    pieces, writes the last snapshots, and exits with code 0. SIGHUP, from a terminal that closes, does the same. SIGINT
+    (Ctrl-C), or a second signal, does the same without the wait.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, crowd: Crowd, log: logs.Handler) -> None:
@@ -66,7 +67,7 @@ class Server(uvicorn.Server):
         service.engine.on_failure = self._stop_now
 
     async def on_tick(self, counter: int) -> bool:
-        """Every tenth of a second."""
+        """Runs every tenth of a second."""
         if counter % SLOW_TICKS == 0:
             self._log.tell_the_rest()
             self._service.refusals.tell_the_rest()
@@ -79,7 +80,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would raise the signal again after a graceful stop, and the exit code would tell of a crash."""
+        """uvicorn's version would raise the signal again after a graceful stop, and the exit code would look like a
+        crash."""
         loop = asyncio.get_running_loop()
         handlers = dict.fromkeys(stop_signals(), self._drain) | {signal.SIGINT: self._stop_now}
         for number, handler in handlers.items():
@@ -104,8 +106,8 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._cut_viewers)
 
     def _cut_viewers(self) -> None:
-        """Cut event streams that are still open, and replies whose clients read too slowly: the streams have ended, and
-        who has not read that by now reads nothing. What was written for them would be waited for until
+        """Cut event streams that are still open, and replies whose clients read too slowly. The streams have ended, so
+        a client that has not read the end by now is not reading. Else the stop would wait for these bytes until
         `shutdown_seconds` are over."""
         for connection in list(self.server_state.connections):
             if not isinstance(connection, Protocol) or connection.serving is None:
@@ -114,10 +116,10 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """No connection is reset: who has one is answered once more, then it is closed; who has none is refused one.
+        """Reset no connection: answer each client once more and close its connection, and refuse new ones.
 
-        uvicorn's own way closes the listener with connections that nobody has accepted yet, and connections whose
-        request nobody has read yet: under load, dozens of clients lost a request (measured: up to 27 of 32).
+        uvicorn closes the listener while connections wait to be accepted, and closes connections whose request it has
+        not read. Under load, up to 27 of 32 clients lost a request (measured).
         """
         for listener in sockets or []:
             _admit_no_more(listener)
@@ -130,9 +132,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _linger(self) -> None:
-        """Answer those who are connected once more; replies say "connection: close" by now.
+        """Answer connected clients once more. Replies say "connection: close" by now.
 
-        A connection on which nothing was asked yet was made because something is to be asked: it is waited for longer.
+        A connection without a request yet was made to send one, so this waits longer for it.
         """
         loop = asyncio.get_running_loop()
         started, waits = loop.time(), True
@@ -144,7 +146,7 @@ class Server(uvicorn.Server):
 
 
 async def _accept_all(listener: socket.socket) -> None:
-    """Let the loop accept what is connected: one a turn."""
+    """Let the loop accept the waiting connections, one each turn."""
     waiting = select.poll()
     waiting.register(listener, select.POLLIN)
     for _ in range(BACKLOG):
@@ -154,16 +156,16 @@ async def _accept_all(listener: socket.socket) -> None:
 
 
 def _admit_no_more(listener: socket.socket) -> None:
-    """Let nobody begin to connect any more, by a filter that drops packets with the flag SYN. Linux only.
+    """Stop new connections with a filter that drops packets with the flag SYN. Linux only.
 
-    Between the last accept and the close of a listener one more could be connected, and would be reset. So would who
-    has begun already, were the rest of the handshake dropped, too: the client is connected by then, the service is not.
+    Else a client could connect between the last accept and the close of the listener, and be reset. The filter must not
+    drop the rest of a handshake: that client is already connected, though the service is not, and would be reset too.
     """
     instructions = (
-        (0x30, 0, 0, 13),  # load the byte with the flags, at 13 of the TCP header
+        (0x30, 0, 0, 13),  # load byte 13 of the TCP header: the flags
         (0x45, 0, 1, 0x02),  # if not SYN, skip one
-        (0x06, 0, 0, 0),  # take 0 bytes of it
-        (0x06, 0, 0, 0xFFFFFFFF),  # take it
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # accept it
     )
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in instructions))
     with contextlib.suppress(OSError):
@@ -172,13 +174,13 @@ def _admit_no_more(listener: socket.socket) -> None:
 
 
 def serve(settings: Settings, lock: FolderLock) -> int:
-    """Serve until a signal comes; the exit code: 0 after a graceful stop, 1 if the service could not go on."""
+    """Serve until a signal. Returns the exit code: 0 after a graceful stop, 1 if the service could not go on."""
     log = logs.set_up(settings.log_level, settings.log_format)
     service, crowd = Service(settings), Crowd(settings)
     config = uvicorn.Config(
         access.with_cors(service, settings),
         loop="uvloop",
-        http=partial(Protocol, service, crowd),  # type: ignore[arg-type]  # a class and its first arguments
+        http=partial(Protocol, service, crowd),  # type: ignore[arg-type]  # a class with its first arguments
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ws="none",
@@ -189,7 +191,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it takes fractions too
+        timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it accepts fractions too
         backlog=BACKLOG,
     )
     _load_certificate(config)
@@ -201,13 +203,13 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     logger.info("logstep serves %s://%s:%d from %s", scheme, shown, port, settings.data)
     if warning := open_to_others(settings.data):
         logger.warning("%s", warning)
-    # What was imported stays: without this the collector looks at all of it again and again, and every request waits
-    # 70 ms (measured: p99 of predictions with ids 58 ms, 8 ms with it).
+    # Without this the garbage collector scans all imported objects again and again, and requests wait 70 ms (measured:
+    # p99 of predictions with ids 58 ms, 8 ms with it).
     gc.freeze()
-    # A turn of the writer makes more than Python's 700 objects, and lets them go again: to look through them each time
-    # took a twentieth of the turn.
+    # A turn of the writer makes and frees more than Python's threshold of 700 objects. Scanning them each time took a
+    # twentieth of the turn.
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
-    gc.enable()  # the start had no use for it
+    gc.enable()  # it is off during the start, which has no use for it
     Server(config, service, crowd, log).run(sockets=[listener])
     log.tell_the_rest(now=True)
     service.refusals.tell_the_rest(now=True)
@@ -216,7 +218,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. That of every IPv6 address takes connections of IPv4 too, where the system can."""
+    """A listening socket. The one for every IPv6 address also accepts IPv4, if the system can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         both = family == socket.AF_INET6 and ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6()
@@ -228,7 +230,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _allow_connections(count: int) -> None:
-    """Raise the number of files that may be open to what so many connections take, where the system lets us."""
+    """Raise the limit of open files to what so many connections need, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + OTHER_FILES
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -236,17 +238,18 @@ def _allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < wanted:
         logger.warning(
-            "%d files may be open (ulimit -n), too few for --max-connections: name %d there",
+            "Only %d files may be open (ulimit -n), too few for --max-connections. Raise that, or set "
+            "--max-connections %d.",
             most,
             max(1, most - OTHER_FILES),
         )
 
 
 def _load_certificate(config: uvicorn.Config) -> None:
-    """Load it before anything listens; what is wrong with it is told in a sentence."""
+    """Load the certificate before the service listens, and report an error in one sentence."""
     certificate, key = config.ssl_certfile, config.ssl_keyfile
     if (certificate is None) != (key is None):
-        raise errors.BadCertificate(certificate=certificate, key=key, reason="it takes both")
+        raise errors.BadCertificate(certificate=certificate, key=key, reason="both are needed")
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:

@@ -1,14 +1,14 @@
-"""Tokens: who may use a service, kept as hashes in a file of the data folder, `tokens.json`.
+"""Tokens: who may use a service. The data folder has their hashes, in the file `tokens.json`.
 
     {"format": 1, "tokens": [{"id": "3f9a2c71", "sha256": "9f86d0...", "scopes": ["predict"], "models": ["clicks"],
                               "rate": 1000.0, "name": "shop", "created_at": 1767225600.0,
                               "expires_at": 1775001600.0}]}
 
-A token is `logstep_`, its id, `_` and 256 random bits. Those cannot be guessed, so a plain SHA-256 of it is enough: the
-slow hashes that passwords need would only slow a service down. The file is replaced by rename, so that a running
-service reads the old one or the new one, and it is readable by its owner alone.
+A token is `logstep_`, its id, `_` and 256 random bits. Nobody can guess those, so a plain SHA-256 is enough. Slow
+hashes are for passwords and would only slow the service down. The file is replaced by a rename, so a running service
+reads the old one or the new one. Only its owner may read it.
 
-It imports nothing slow: the commands that make tokens answer at once.
+This module imports nothing slow, so that the commands that make tokens answer at once.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SCOPES: tuple[Scope, ...] = ("predict", "learn", "admin")
 ANY = "any"
 """What every token may do."""
 SHORTEST = 32
-"""Characters of a token from the environment: people make those."""
+"""Fewest characters of a token from the environment, because people make those."""
 LOOK_SECONDS = 0.5
-"""How often a running service looks whether the file has changed."""
+"""How often a running service checks whether the file has changed."""
 REMEMBERED = 1_024
-"""Valid tokens, as they were sent, that need not be hashed again."""
+"""How many valid tokens are remembered as clients sent them, to save hashing."""
 _ENVIRONMENT = "environment"
 _PREFIX = "logstep_"
 _YEAR_10000 = 253_402_300_800.0
@@ -54,8 +54,8 @@ _PRINTABLE = re.compile(r"[!-~]+")
 class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the file knows of a token.
 
-    models: those within its reach, None for all. rate: events a second, None for as many as come. name: for people.
-    created_at, expires_at: seconds since 1970; None for one that does not expire.
+    models: those it may use, None for all. rate: events a second, None for no limit. name: for people. created_at,
+    expires_at: seconds since 1970; None if it does not expire.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def expired(self) -> bool:
-        """Whether it is no longer valid."""
+        """Whether it has expired."""
         return self.expires_at is not None and time.time() >= self.expires_at
 
 
@@ -82,7 +82,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read(folder: Path) -> list[Token]:
-    """The tokens of a data folder; none where there is no file."""
+    """The tokens of a data folder; none if there is no file."""
     path = folder / FILE
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_File)
@@ -93,7 +93,9 @@ def read(folder: Path) -> list[Token]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise errors.TokensUnreadable(path=str(path), reason=str(error)) from None
     if found.format != FORMAT:
-        raise errors.TokensUnreadable(path=str(path), reason=f"its format is {found.format}, this one knows {FORMAT}")
+        raise errors.TokensUnreadable(
+            path=str(path), reason=f"its format is {found.format}, but this logstep reads {FORMAT}"
+        )
     return found.tokens
 
 
@@ -105,7 +107,8 @@ def create(
     name: str = "",
     seconds: float | None = None,
 ) -> tuple[str, Token]:
-    """A new token: the text, which is nowhere kept, and what the file knows of it. `seconds`: how long it is valid."""
+    """Make a token. Returns its text, which is stored nowhere, and what the file knows of it. `seconds`: how long it is
+    valid."""
     with _changing(folder) as tokens:
         id_ = secrets.token_hex(4)
         while any(token.id == id_ for token in tokens):
@@ -120,7 +123,7 @@ def create(
 
 
 def revoke(folder: Path, id_: str) -> int:
-    """Take a token back; how many are left."""
+    """Revoke a token. Returns how many are left."""
     with _changing(folder) as tokens:
         left = [token for token in tokens if token.id != id_]
         if len(left) == len(tokens):
@@ -131,7 +134,7 @@ def revoke(folder: Path, id_: str) -> int:
 
 @contextmanager
 def _changing(folder: Path) -> Iterator[list[Token]]:
-    """The tokens, to be changed in place; they are on disk when the block is left. One process at a time."""
+    """The tokens, to change in place. They are on disk when the block ends. Only one process at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -145,14 +148,14 @@ def _changing(folder: Path) -> Iterator[list[Token]]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone may read under another name, and rename it."""
+    """Write a file that only its owner may read, under another name, and rename it."""
     new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)  # a kill may have left it
+    new.unlink(missing_ok=True)  # left by a kill
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        if os.geteuid() == 0:  # root may make a token for a service that runs as the folder's owner, who has to read it
+        if os.geteuid() == 0:  # the service may run as the folder's owner, who must read it
             owner = path.parent.stat()
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
     new.rename(path)
@@ -162,7 +165,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def given(token_file: Path | None) -> str | None:
-    """The token in a file (by default the one that LOGSTEP_TOKEN_FILE names), else in LOGSTEP_TOKEN; None without."""
+    """The token in a file (by default the one LOGSTEP_TOKEN_FILE names), else in LOGSTEP_TOKEN, else None."""
     if token_file is None and os.environ.get("LOGSTEP_TOKEN_FILE"):
         token_file = Path(os.environ["LOGSTEP_TOKEN_FILE"])
     if token_file is None:
@@ -177,9 +180,9 @@ def given(token_file: Path | None) -> str | None:
 
 def _checked(text: str, source: str) -> str:
     if len(text) < SHORTEST:
-        raise errors.BadToken(source=source, reason=f"has {len(text)} characters, and must have {SHORTEST} or more")
+        raise errors.BadToken(source=source, reason=f"has {len(text)} characters, but needs at least {SHORTEST}")
     if not _PRINTABLE.fullmatch(text):
-        raise errors.BadToken(source=source, reason="must have letters, digits and signs of ASCII only, and no space")
+        raise errors.BadToken(source=source, reason="may have only ASCII letters, digits and signs, and no space")
     return text
 
 
@@ -187,9 +190,10 @@ def _checked(text: str, source: str) -> str:
 
 
 class Pace:
-    """Holds a token to its rate: events are taken from a second's worth that fills up again.
+    """Limits a token to its rate: a second's worth of events, which refills.
 
-    More may be taken at once than is there, so that a long body is not refused for ever; the debt is waited off.
+    A request may take more than is left, or a long body could never pass. Later requests then wait until the average
+    fits.
     """
 
     def __init__(self, rate: float) -> None:
@@ -199,14 +203,14 @@ class Pace:
 
     @property
     def wait_seconds(self) -> float:
-        """How long until another event may be taken; 0 if one may be now."""
+        """Seconds until another event may be taken; 0 if one may be taken now."""
         now = time.monotonic()
         self._left = min(self._most, self._left + self._rate * (now - self._at))
         self._at = now
         return max(0.0, (1.0 - self._left) / self._rate)
 
     def begin(self) -> None:
-        """Take an event, or refuse the request."""
+        """Take an event, or refuse the request with TooFast."""
         seconds = self.wait_seconds
         if seconds > 0:
             raise errors.TooFast(rate=self._rate, retry_after=math.ceil(seconds))
@@ -218,7 +222,7 @@ class Pace:
 
 
 class Grant:
-    """What a token that was sent may do."""
+    """What the token of a request may do."""
 
     __slots__ = ("digest", "id", "may", "models", "pace", "token")
 
@@ -232,16 +236,16 @@ class Grant:
 
     @property
     def allows(self) -> tuple[str, frozenset[str], frozenset[str] | None]:
-        """Who may do what: all but the rate and the name."""
+        """Who may do what: everything but the rate and the name."""
         return self.token.sha256, self.may, self.models
 
     def reaches(self, model: str) -> bool:
-        """Whether a model is within reach."""
+        """Whether the token may use a model."""
         return self.models is None or model in self.models
 
 
 class Tokens:
-    """The tokens that a running service knows: those of its folder, as they are now, and that of the environment."""
+    """The tokens that a running service knows: those in its folder, kept up to date, and the one in the environment."""
 
     def __init__(self, folder: Path, admin: str | None) -> None:
         self._folder = folder
@@ -255,10 +259,10 @@ class Tokens:
         self._stamp = self._stamp_now()
         self._take(read(folder))
         self.exist = bool(self._grants) or admin is not None
-        """Whether there are any, or were since the start: who takes the last one back does not open the door."""
+        """Whether there are any, or were since the start. Revoking the last token does not open the service."""
 
     def look(self) -> None:
-        """Read the file again if it has changed; it is looked at twice a second at most."""
+        """Read the file again if it has changed. Checks at most twice a second."""
         now = time.monotonic()
         if now < self._look_after:
             return
@@ -270,22 +274,21 @@ class Tokens:
         try:
             self._take(read(self._folder))
         except errors.TokensUnreadable as unreadable:
-            logger.warning("%s The tokens that were read before stay valid.", unreadable)
+            logger.warning("%s The tokens read before stay valid.", unreadable)
         else:
             logger.info("%d token(s) in %s", len(self._grants), self._folder / FILE)
         self.exist = self.exist or bool(self._grants)
 
     def grant(self, authorization: bytes) -> Grant | None:
-        """What the token in an Authorization header may do; None where it is not a token of this service.
+        """What the token in an Authorization header may do; None if it is not a token of this service.
 
-        A token found valid is remembered as it was sent. Looking it up tells nothing of it by the time it takes: Python
-        compares hashes with a random key first.
+        Valid tokens are remembered as clients sent them. The time of the look-up reveals nothing, because Python hashes
+        with a random key before it compares.
         """
         return self._seen.get(authorization) or self._find(authorization)
 
     def check(self, grant: Grant) -> None:
-        """Unauthorized where what a token was found to be allowed stands no more: it was revoked meanwhile, or has
-        expired."""
+        """Raise Unauthorized if the token has been revoked or changed meanwhile, or has expired."""
         now = self._admin if grant is self._admin else self._grants.get(grant.id)
         if now is None or now.allows != grant.allows:
             raise errors.Unauthorized(sent=True)
@@ -307,7 +310,7 @@ class Tokens:
         return None
 
     def _take(self, tokens: Sequence[Token]) -> None:
-        """Know these tokens from now on; what is left of the rates of those that were known stays."""
+        """Replace the known tokens. A token that stays the same keeps what is left of its rate."""
         before, self._grants = self._grants, {}
         for token in tokens:
             known = before.get(token.id)
@@ -315,7 +318,7 @@ class Tokens:
         self._seen.clear()
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
-        """What changes when the file is replaced or written to."""
+        """Changes when the file is replaced or written."""
         try:
             found = (self._folder / FILE).stat()
         except OSError:
