@@ -230,7 +230,7 @@ _EXPLAINED = {
     "bias": 0.043,
     "features": [{"name": "age", "value": 31.0, "seen": 31.0, "weight": 0.025, "contribution": 0.775}],
     "unknown": ["country=FR"],
-    "method": "A feature contributes its weight times its value; ...",
+    "method": "A feature contributes its weight times its value. ...",
 }
 EXPLAIN: dict[str, Any] = {
     "summary": "Explain a prediction: what each feature adds to its score",
