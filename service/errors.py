@@ -403,6 +403,15 @@ class ArrayTooLong(LogstepError):
     title = "Array too long"
 
 
+class IdsTooLarge(LogstepError):
+    """The predictions that wait under the array's ids have more than {limit} bytes, of which the first {count} have
+    nearly all. Send fewer at once, or a line for each as NDJSON (content type application/x-ndjson), which has no
+    limit. Nothing of the array was learned."""
+
+    status = 413
+    title = "Ids too large"
+
+
 class ReplyTooLarge(LogstepError):
     """The reply would be larger than {limit} bytes (LOGSTEP_MAX_REPLIES_BYTES). Split it into several requests."""
 

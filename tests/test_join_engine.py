@@ -21,11 +21,12 @@ from core import Learner, Spec
 from service import errors
 from service.decode.wire import Event, Label, PredictedKept
 from service.learning import engine as engine_module
+from service.learning import turn as turn_module
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.turn import Result, Stream
 from service.storage import store as store_module
-from service.storage.store import ModelBatch, Store
+from service.storage.store import ModelBatch, Reading, Store
 
 PATIENCE = 120.0
 DAY = 24 * 3600
@@ -412,10 +413,10 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
     looked_up: list[str] = []
     find_ids = Store.find_ids
 
-    def counted(store: Store, wanted: dict[int, list[str]]) -> Any:
+    def counted(store: Store, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
         for ids in wanted.values():
             looked_up.extend(ids)
-        return find_ids(store, wanted)
+        return find_ids(store, wanted, reading)
 
     monkeypatch.setattr(Store, "find_ids", counted)
 
@@ -815,3 +816,59 @@ def test_every_reply_and_count_is_what_it_means_in_thousands_of_stories(
     story: list[Operation], negative: bool, late: bool
 ) -> None:
     lived(story, negative, late)
+
+
+# -- labels of large predictions
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_and_cut_in_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, late: bool
+) -> None:
+    """However many they are, what they lead to is not in memory at once."""
+    monkeypatch.setattr(turn_module, "JOINED_BYTES", 5_000)
+    x = {f"feature-{i}": float(i) for i in range(200)}
+    ids = [f"wide-{i}" for i in range(12)]
+    labels = [Label(id_, i % 2) for i, id_ in enumerate(ids)]
+    read: list[int] = []
+    find_ids = Store.find_ids
+
+    def counted(store: Store, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
+        found = find_ids(store, wanted, reading)
+        read.append(sum(known.waiting is not None for known in found.values()))
+        return found
+
+    monkeypatch.setattr(Store, "find_ids", counted)
+    spec = Spec.from_dict({"join": {"on_timeout": "negative", "late": "learn", "keep": "1h"} if late else {}})
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            await engine.create("m", spec)
+            for id_ in (*ids, "small"):
+                await kept(engine, (id_, x if id_ in ids else {"a": 1.0}), model="m")
+            if late:
+                await timed_out(engine, clock, 2 * 3600)
+                labels[:] = [Label(id_, 1) for id_ in ids]
+            before = engine.model("m").last_seq
+            with pytest.raises(errors.IdsTooLarge):
+                await learned(engine, *labels, model="m")
+            assert engine.model("m").last_seq == before
+            stream, array = await asyncio.gather(
+                engine.learn("m", [*labels[:7], Label("nobody", 1), *labels[7:]], Stream()),
+                learned(engine, Label("small", 1), model="m"),
+            )
+            assert stream.error is not None
+            assert stream.error.index == 7
+            assert len(stream.seq) == len(stream.p) == len(stream.loss) == len(stream.duplicate) == 7
+            assert sorted([*stream.seq, *array.seq]) == list(range(before + 1, before + 9))
+            assert list(stream.late_labels) == list(range(7))
+            whole = await engine.learn("m", labels, Stream())
+            assert (whole.duplicate, whole.error) == ([True] * 7 + [False] * 5, None)
+            assert whole.seq[:7] == stream.seq
+            assert list(whole.late_labels) == list(range(7, 12))
+            assert max(read) <= 3
+            described_then = described(engine.model("m"))
+        async with running_engine(tmp_path) as engine:
+            assert described(engine.model("m")) == described_then
+
+    run(story())

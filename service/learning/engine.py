@@ -32,6 +32,7 @@ from service.learning.model import Model, Prediction
 from service.learning.recovery import Recovery
 from service.learning.retention import Retention
 from service.learning.turn import (
+    JOINED_BYTES,
     Draft,
     Items,
     Known,
@@ -359,11 +360,35 @@ class Engine:
 
     async def _learn_turn(self, requests: list[Request]) -> list[Request]:
         """One turn without its steps: arrays, commit. Returns the requests deferred to the next turn."""
+        # Nearly every id is new, and the commit finds one that is not. Looking first cost a fifth of the rate.
+        known = await self._find_ids(requests, all_of_them=False)
+        requests, later = self._cut(requests, known)
         try:
-            # Nearly every id is new, and the commit finds one that is not. Looking first cost a fifth of the rate.
-            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=False))
+            return await self._try_turn(requests, known) + later
         except IdsTakenError:
-            return await self._try_turn(requests, await self._find_ids(requests, all_of_them=True))
+            known = await self._find_ids(requests, all_of_them=True)
+            requests, sooner = self._cut(requests, known)
+            return await self._try_turn(requests, known) + sooner + later
+
+    def _cut(self, requests: list[Request], known: Known) -> tuple[list[Request], list[Request]]:
+        """Of a turn's requests those whose ids were read, and those that have to wait for a later turn.
+
+        An array that has more than one turn may read is refused; a stream is cut.
+        """
+        if not known.reading.unread:
+            return requests, []
+        for i, request in enumerate(requests):
+            model = self._models.get(request.model)
+            count = len(request.items) if model is None else known.readable(request, model.stored.key)
+            if count == len(request.items):
+                continue
+            if i:
+                return requests[:i], requests[i:]
+            if request.stream is None:
+                request.refuse(errors.IdsTooLarge(count=count, limit=JOINED_BYTES))
+                return [], requests[1:]
+            return [request], [request.cut(count), *requests[1:]]
+        return requests, []
 
     async def _try_turn(self, requests: list[Request], known: Known) -> list[Request]:
         """The turn, assuming that all ids not in `known` are new. If one is not: IdsTakenError, and nothing changed."""
@@ -487,16 +512,22 @@ class Engine:
 
     def _look_up(self, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
         """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
-        known.ids.update(self._opened.find_ids(wanted))
-        for model, id_ in corrected & known.ids.keys():
-            found = known.ids[model, id_]
-            if found.kind == EXPIRED:
-                with contextlib.suppress(errors.LogDamaged):  # then only this label is refused
-                    logged = self._opened.event(model, found.seq)
-                    if logged is not None:
-                        known.expired[model, id_] = logged
-                    elif found.seq <= self._opened.gone(model):
-                        known.gone.add((model, id_))
+        known.ids.update(self._opened.find_ids(wanted, known.reading))
+        if not corrected:
+            return
+        for model, id_ in ((model, id_) for model, ids in wanted.items() for id_ in ids):
+            found = known.ids.get((model, id_))
+            if found is None or found.kind != EXPIRED or (model, id_) not in corrected:
+                continue
+            if not known.reading.takes((model, id_), 0):
+                continue
+            with contextlib.suppress(errors.LogDamaged):  # then only this label is refused
+                logged = self._opened.event(model, found.seq)
+                if logged is not None:
+                    known.expired[model, id_] = logged
+                    known.reading.left -= logged[1].values.nbytes + logged[1].columns.nbytes
+                elif found.seq <= self._opened.gone(model):
+                    known.gone.add((model, id_))
 
     def no_steps(self) -> asyncio.Lock:
         """While a caller holds this lock, no step is taken, so a thread can read the models."""

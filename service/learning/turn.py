@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -41,10 +42,12 @@ from service.decode.wire import Event, Label, PredictedKept
 from service.learning.model import Model, Prediction
 from service.storage.ids import DROPPED, WAITING, IdRow
 from service.storage.log import Waiting
-from service.storage.store import KnownId, ModelBatch, OldWaiting
+from service.storage.store import KnownId, ModelBatch, OldWaiting, Reading
 
 Item = Event | Label | Prediction
 """What a request asks to learn, or to keep until its label comes."""
+JOINED_BYTES = 16 << 20
+"""About how much one turn reads of what its ids stand for: as much as the text of an array may have."""
 Items = Sequence[Item] | Table
 """A table has only events."""
 
@@ -55,13 +58,20 @@ class Known:
 
     all_of_them: whether all ids were looked up; else ids that are not here are assumed to be new. ids: what each stands
     for. expired: events learned as 0 at the timeout, which a late label corrects, with the time they were written.
-    gone: ids whose event is no longer in the log.
+    gone: ids whose event is no longer in the log. reading: bounds what is read for one turn.
     """
 
     all_of_them: bool
     ids: dict[tuple[int, str], KnownId] = field(default_factory=dict)
     expired: dict[tuple[int, str], tuple[float, Batch]] = field(default_factory=dict)
     gone: set[tuple[int, str]] = field(default_factory=set)
+    reading: Reading = field(default_factory=lambda: Reading(JOINED_BYTES))
+
+    def readable(self, request: Request, model: int) -> int:
+        """How many of a request's items come before the first whose id was not read; `model`: the model's key."""
+        items, unread = request.items, self.reading.unread
+        ids = (items.ids or ()) if isinstance(items, Table) else (item.id for item in items)
+        return next((i for i, id_ in enumerate(ids) if (model, id_) in unread), len(items))
 
 
 class Run(NamedTuple):
@@ -118,9 +128,22 @@ class Request:
     items: Items
     stream: Stream | None
     answer: asyncio.Future[Result]
+    rest: Request | None = None
+    """The items that were cut off."""
+
+    def cut(self, count: int) -> Request:
+        """Keep the first `count` items; the rest as a request for a later turn. Both together get one answer."""
+        loop, answer = self.answer.get_loop(), self.answer
+        items = self.items.events(0, len(self.items)) if isinstance(self.items, Table) else self.items
+        self.answer, self.items = loop.create_future(), items[:count]
+        self.rest = Request(self.model, items[count:], self.stream, loop.create_future())
+        asyncio.gather(self.answer, self.rest.answer).add_done_callback(partial(_settle, answer))
+        return self.rest
 
     def refuse(self, error: errors.LogstepError) -> None:
         """Answer with an error, unless already answered."""
+        if self.rest is not None:
+            self.rest.refuse(error)
         if self.stream is not None:
             self.stream.broken = True
         if not self.answer.done():
@@ -138,6 +161,33 @@ class Request:
         """Answer, unless already answered."""
         if not self.answer.done():
             self.answer.set_result(result)
+
+
+def _settle(answer: asyncio.Future[Result], parts: asyncio.Future[list[Result]]) -> None:
+    """Answer a request that was cut in two, when both parts are answered."""
+    if answer.done():
+        return
+    error = parts.exception()
+    if error is None:
+        answer.set_result(_joined_results(*parts.result()))
+    else:
+        answer.set_exception(error)
+
+
+def _joined_results(first: Result, second: Result) -> Result:
+    """What became of the items of a request that was cut in two."""
+    before = len(first.seq) + len(first.predicted)
+    if second.error is not None:
+        second.error.index += before
+    return Result(
+        first.seq + second.seq,
+        first.p + second.p,
+        first.loss + second.loss,
+        first.duplicate + second.duplicate,
+        first.late_labels | {before + i: label for i, label in second.late_labels.items()},
+        first.predicted + second.predicted,
+        error=first.error or second.error,
+    )
 
 
 Place = tuple[bool, int]

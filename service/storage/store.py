@@ -47,7 +47,7 @@ import sqlite3
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,8 @@ _PURGED = {
 }
 """Tables with rows of a model, except `ids`, and the column that tells those rows apart."""
 
-IDS_AT_ONCE = 8_192
-"""Ids that one query looks up. With PAYLOAD_BYTES it bounds the reply: SQLite makes no text of a gigabyte."""
+IDS_AT_ONCE = 1_024
+"""Ids that one query looks up. With PAYLOAD_BYTES it bounds the reply, which is one text."""
 PAYLOAD_BYTES = 16_384
 """A longer payload gets its own query."""
 OLDEST_BYTES = 4 << 20
@@ -114,7 +114,7 @@ OLDEST_BYTES = 4 << 20
 _PAYLOAD = f"CASE WHEN length(payload) <= {PAYLOAD_BYTES} THEN hex(payload) END"
 _FIND = f"""
 SELECT json_group_array(json_array(
-    ids.id, kind, ids.seq, fingerprint, label, kept_at, waiting.seq, {_PAYLOAD}, waiting.checksum))
+    ids.id, kind, ids.seq, fingerprint, label, length(payload), kept_at, waiting.seq, {_PAYLOAD}, waiting.checksum))
 FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
 """  # noqa: S608  # a number of ours
@@ -135,6 +135,26 @@ class KnownId:
     fingerprint: int
     label: int | None
     waiting: Waiting | None
+
+
+@dataclass(slots=True)
+class Reading:
+    """How much may be read at once of what ids stand for.
+
+    left: bytes of predictions and events that may still be read. unread: (model, id) of what was not read because
+    nothing was left. The first is always read.
+    """
+
+    left: int
+    unread: set[tuple[int, str]] = field(default_factory=set)
+
+    def takes(self, key: tuple[int, str], size: int) -> bool:
+        """Whether so many bytes may be read; if not, the id is noted as unread."""
+        if self.left <= 0:
+            self.unread.add(key)
+            return False
+        self.left -= size
+        return True
 
 
 @dataclass(slots=True)  # not frozen: that takes a microsecond to make, this a third
@@ -437,21 +457,32 @@ class Store(LogReader):
             (model, json.dumps(numbers)),
         )
 
-    def find_ids(self, wanted: dict[int, list[str]]) -> dict[tuple[int, str], KnownId]:
-        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out."""
+    def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
+        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out.
+
+        reading: bounds what is read, in the order of the ids.
+        """
         found = {}
+        reading = reading or Reading(1 << 62)
         some_of_them = (
             (model, ids[start : start + IDS_AT_ONCE])
             for model, ids in wanted.items()
             for start in range(0, len(ids), IDS_AT_ONCE)
         )
         for model, ids in some_of_them:
+            if reading.left <= 0:
+                reading.unread.update((model, id_) for id_ in ids)
+                continue
+            places = {id_: place for place, id_ in enumerate(ids)}
             # One row with everything, because each row gives up the GIL.
-            for id_, kind, seq, fingerprint, label, kept_at, made_at, payload, checksum in self._json_rows(
-                _FIND, model, json.dumps(ids), WAITING
+            rows = self._json_rows(_FIND, model, json.dumps(ids), WAITING)
+            for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in sorted(
+                rows, key=lambda row: places[row[0]]
             ):
                 waiting = None
                 if kind == WAITING and kept_at is not None:
+                    if not reading.takes((model, id_), size):
+                        continue
                     waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
                 found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
         return found
