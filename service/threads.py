@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -19,7 +20,28 @@ def let_go(thing: Any) -> None:
     """Free a large object in a thread: freeing a million names takes 30 ms. The caller must hold its last reference."""
     if sys.is_finalizing():
         return  # Python frees everything now
+    _start()
     _left.put(thing)
+
+
+def let_go_all(items: list[Any]) -> None:
+    """Empty a list, and free its items in a thread. Others may hold the list, as the traceback of an error does."""
+    if sys.is_finalizing():
+        return
+    _start()
+    rest = [items.copy()]
+    items.clear()
+    _left.put(rest.pop())  # else this frame could be the last to hold them
+
+
+class Collecting:
+    """Its end lets Python collect garbage again: `let_go` it after what the collector would else look through."""
+
+    def __del__(self) -> None:
+        gc.enable()
+
+
+def _start() -> None:
     if _frees.acquire(blocking=False):  # the thread keeps it for ever, so there is only one
         threading.Thread(target=_free, name="logstep-free", daemon=True).start()
 

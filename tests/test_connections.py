@@ -428,3 +428,15 @@ def test_below_nohup_a_service_outlives_its_terminal(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_request_that_names_its_host_in_its_first_line_names_the_same_in_its_header(shared: Service) -> None:
+    for line, host, status in (
+        ("http://localhost/livez", "localhost:80", 200),
+        ("http://LOCALHOST:1/livez", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://elsewhere/models", "localhost", 400),
+    ):
+        with shared.connect() as connection:
+            connection.send(f"GET {line} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            assert connection.reply().status == status, line

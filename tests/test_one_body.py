@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from callbacks import LIMIT, Timed
 from conftest import Connection, Service, Start, assert_problem, ndjson
 from patience import eventually
+from processes import HOST
 
 from service import errors
 from service.decode import arrow
@@ -87,6 +89,12 @@ def numbers(rows: int, columns: int, labelled: bool) -> Callable[[], dict[str, A
     return made
 
 
+def many_words(columns: int) -> dict[str, Any]:
+    """Columns of a category each."""
+    word = pa.DictionaryArray.from_arrays(pa.array([0] * 16, pa.int32()), pa.array(["z" * 100]))
+    return {f"w{i}": word for i in range(columns)}
+
+
 def words(rows: int) -> dict[str, Any]:
     """A column of a few words out of very many."""
     dictionary = pa.array([f"word-{i}" for i in range(200_000)])
@@ -105,6 +113,13 @@ BODIES = {
     "array of labels": Body("/learn", JSON, array('{"id":"q%d","y":1}')),
     "array of wide events": Body(
         "/learn", JSON, lambda: b"[" + b",".join(wide(', "y": 1', 9_000 * i, 9_000)() for i in range(20)) + b"]"
+    ),
+    "array of rows": Body("/learn", JSON, array('{"x":[' + "1," * 250 + '1],"y":1}', 15_000)),
+    "array of rows, the last wrong": Body(
+        "/predict", JSON, lambda: array('{"x":[' + "1," * 250 + "1]}", 15_000)()[:-1] + b',{"x":{},"y":1}]', 422
+    ),
+    "fields that nobody knows": Body(
+        "/predict", JSON, lambda: b'{"x":{},' + b",".join(b'"u%d":1' % i for i in range(900_000)) + b"}", 422
     ),
     "array of nothing much": Body("/learn", JSON, lambda: b"[" + b"1," * (BODY // 2 - 2) + b"1]", 413),
     "array that never ends": Body("/predict", JSON, lambda: b"[" + b'{"x":{}},' * (BODY // 9), 400),
@@ -145,6 +160,7 @@ BODIES = {
         "/learn", ARROW, stream(lambda: numbers(20, 20_000, labelled=True)() | {"id": [f"r{i}" for i in range(20)]})
     ),
     "small batches": Body("/predict", ARROW, stream(lambda: {"a": np.ones(2_000)}, rows=1)),
+    "many columns of words": Body("/predict", ARROW, stream(lambda: many_words(200))),
     "few words of very many": Body("/predict", ARROW, stream(lambda: words(2_000), rows=20)),
 }
 
@@ -170,6 +186,45 @@ def test_no_callback_takes_long(timed: Timed, name: str) -> None:
     assert reply.status == body.status, text[:1000]
     print(f"{name}: {seen}")
     assert seen.longest <= LIMIT, f"{name}: {seen}"
+
+
+def test_no_callback_takes_long_for_a_body_in_chunks_of_a_byte(timed: Timed) -> None:
+    sent = wide("", 0, 30_000)()
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: %b\r\n" % JSON.encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in sent)
+    with timed.seen() as seen, socket.create_connection((HOST, timed.service.port)) as connection:
+        connection.sendall(head + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        reply = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert b'"unknown":' in reply or b'"p":' in reply
+    assert seen.longest <= LIMIT, seen
+
+
+def test_no_callback_takes_long_for_many_connections_that_pipeline(timed: Timed) -> None:
+    asked = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
+    body = wide("", 0, 1_500)()
+    rounds = 5
+    with ExitStack() as stack, timed.seen() as seen:
+        connections = [stack.enter_context(socket.create_connection((HOST, timed.service.port))) for _ in range(60)]
+        for connection in connections:
+            connection.sendall(asked % (JSON.encode(), len(body), body) * rounds)
+        for connection in connections:
+            got = b""
+            while got.count(b'"p":') < rounds:
+                got += connection.recv(65_536)
+    assert seen.longest <= LIMIT, seen
+
+
+def test_a_spec_that_is_long_and_wrong_keeps_nobody_waiting(timed: Timed) -> None:
+    with timed.seen() as seen:
+        status, reply = timed.service.request("PUT", "/models/long", {"columns": [[[]]] * 100_000})
+    assert status == 422, reply
+    assert seen.longest <= LIMIT, seen
+
+
+def test_a_query_has_so_many_parameters(shared: Service) -> None:
+    path = "/models/default/series?" + "&".join("a" * 100)
+    assert shared.http.get(path).status_code == 200
+    assert_problem(shared.http.get(path + "&a"), 422, "more than 100 parameters")
 
 
 # -- what takes long is ended, and what is long is bounded

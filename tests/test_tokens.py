@@ -724,6 +724,32 @@ def test_no_command_takes_a_token_on_its_command_line() -> None:
         assert usage.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "scope", "body"),
+    [
+        ("PUT", "/models/slow", "admin", b'{"rule": "sgd"}'),
+        ("POST", "/models/default/explain", "predict", b'{"x": {"a": 1}}'),
+        ("POST", "/models/default/predict", "predict", b'[{"x": {"a": 1}}]'),
+        ("POST", "/models/default/learn", "learn", b'[{"x": {"a": 1}, "y": 1}]'),
+    ],
+)
+def test_a_body_that_ends_after_its_token_was_revoked_does_nothing(
+    guarded: Guarded, method: str, path: str, scope: tokens.Scope, body: bytes
+) -> None:
+    service = guarded.service
+    token, made = tokens.create(service.folder, [scope], None, None)
+    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    with service.connect() as connection:
+        head = {"content_type": "application/json", "content_length": len(body), "authorization": f"Bearer {token}"}
+        connection.send_head(path, method, **head)
+        connection.send(body[:5])
+        tokens.revoke(service.folder, made.id)
+        eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 401, "the token to go")
+        connection.send(body[5:])
+        assert_problem(connection.reply(), 401, "")
+    assert guarded.ask("admin", "GET", "/models/slow").status_code == 404
+
+
 # -- secrets
 
 

@@ -44,6 +44,8 @@ HERE_BYTES = 2**18
 HERE_SCHEMA = 2**15
 HERE_COLUMNS = 256
 """What is larger is read in a thread, because it takes longer than the event loop should wait."""
+TEXT_COLUMNS = 7
+"""Columns of numbers that take, beside its own, as long as a column of text."""
 FREE_ROWS = 2**18
 ROWS_A_BYTE = 64
 """A batch of more than FREE_ROWS has a byte for each ROWS_A_BYTE, or a few hundred bytes would have rows without end.
@@ -429,7 +431,8 @@ class _Layout:
     @property
     def takes_long(self) -> bool:
         """Whether to read its columns takes longer than the event loop should wait."""
-        return len(self.features) > HERE_COLUMNS or any(kind == "uuid" for kind in self.kinds.values())
+        kinds = list(self.kinds.values())
+        return len(kinds) + TEXT_COLUMNS * kinds.count("text") > HERE_COLUMNS or "uuid" in kinds
 
     def tables(self, batch: Any, first_row: int, max_rows: int) -> Iterator[Table]:
         """The rows of a record batch; those before one that is wrong, and then InvalidEvent."""

@@ -21,6 +21,8 @@ Item = TypeVar("Item")
 
 PIECE_CELLS = 2**15
 """Values of the rows of a piece, about: to make objects of them takes a few milliseconds of the loop."""
+HERE_TEXTS = 16
+"""Columns of text, at most, whose rows are made on the loop: a thousand cells of one take a millisecond."""
 WORTH_A_TABLE = 200
 """Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
 
@@ -160,7 +162,7 @@ async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerato
 
 async def _each(table: Table, rows: Callable[[int, int], list[Item]], start: int, stop: int) -> list[Item]:
     """Some rows of a table, one by one."""
-    found: list[Item] = await worked(len(table.names) > WIDE, rows, start, stop)
+    found: list[Item] = await worked(len(table.names) > WIDE or len(table.texts) > HERE_TEXTS, rows, start, stop)
     return found
 
 

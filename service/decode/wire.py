@@ -389,7 +389,9 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Logs
     if not isinstance(error, msgspec.ValidationError):
         return malformed(error, at, data)
     try:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        fields = _fields(data, at, shape)
+    except errors.MalformedJson as wrong:
+        return wrong
     except msgspec.ValidationError:
         return errors.InvalidEvent(field=at or "body", reason='must be an object like {"x": {"age": 31}, "y": 1}')
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
@@ -399,6 +401,19 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Logs
     for field, reason in _wrong_fields(fields, shape):
         return errors.InvalidEvent(field=path(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
+
+
+def _fields(data: bytes, at: str, shape: Any) -> dict[str, msgspec.Raw]:
+    """The fields of an object, up to the piece with the first that the shape does not have."""
+    fields: dict[str, msgspec.Raw] = {}
+    start = _begins(data)
+    if len(data) <= WIDE_BYTES or data[start : start + 1] != b"{":
+        return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    for begins, ends in _outlined(data, at).pieces():
+        fields.update(msgspec.json.decode(b"{%b}" % data[begins:ends], type=dict[str, msgspec.Raw]))
+        if not fields.keys() <= set(shape.__struct_fields__):
+            break
+    return fields
 
 
 def out_of_range(body: bytes) -> str:

@@ -17,6 +17,7 @@ from service.http import tokens
 from service.http.tokens import FILE, Grant, Pace, Tokens, given
 from service.settings import Settings
 
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROBE, OPEN, ANY = "probe", "open", tokens.ANY
@@ -41,6 +42,8 @@ _IN_URL = {
     "authorization",
     "bearer",
 }
+_PARAMETERS = 100
+"""Of a query, at most. No route knows more than three, and to read thousands keeps everybody waiting."""
 _HOSTS_REMEMBERED = 100
 _FOREIGN = (b"cross-site", b"same-site")
 """What a browser sends for a request by a page of another origin, even if it sends no Origin."""
@@ -107,6 +110,17 @@ class Access:
             self._tokens.check(grant)
         elif self._tokens.exist:
             raise errors.Unauthorized(sent=False)
+
+    def guarded(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
+        """Receives a body whose sender may be slow: Unauthorized once its token is revoked or has expired."""
+
+        async def receives() -> dict[str, Any]:
+            message = await receive()
+            if message["type"] == "http.request" and message.get("body"):
+                self.check_again(scope)
+            return message
+
+        return receives
 
     def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
         if scope["query_string"]:
@@ -247,6 +261,8 @@ def _allowed_hosts(settings: Settings) -> set[str] | None:
 
 
 def _refuse_token_in_url(query: bytes) -> None:
+    if query.count(b"&") >= _PARAMETERS:
+        raise errors.InvalidParameter(field="query", reason=f"has more than {_PARAMETERS} parameters")
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name.lower() in _IN_URL or value.startswith("logstep_"):
             raise errors.TokenInUrl()

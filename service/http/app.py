@@ -143,6 +143,7 @@ class Service:
         if asked is None:
             self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
             scope["request_id"] = exchange.request_id
+            receive = self._access.guarded(scope, receive)
             await self.api(scope, receive, with_headers(access.charged(scope, send)))  # type: ignore[arg-type]  # the same
             return
         self._access.check(scope, *asked)
@@ -450,6 +451,10 @@ async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
 async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
     """The spec in a request's body. An error names the wrong field."""
     body = await read_json(request, bodies, limit)
+    return await worked(len(body) > wire.WIDE_BYTES, _spec_of, body)
+
+
+def _spec_of(body: bytes) -> Spec:
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:

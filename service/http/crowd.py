@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from service import errors
+from service.fairness import SLICE_SECONDS
 from service.http.cycle import Cycle
 from service.http.reply import Reply
 from service.settings import Settings
@@ -49,9 +51,17 @@ class Outbox:
         self._replies.append((connection, cycle, reply))
 
     def _flush(self) -> None:
+        """Write them; where they are so many that it takes long, the rest after others had their turn. After each reply
+        its connection goes on to its next request."""
         replies, self._replies = self._replies, []
-        for connection, cycle, reply in replies:
+        until = time.perf_counter() + SLICE_SECONDS
+        for i, (connection, cycle, reply) in enumerate(replies, 1):
             connection.write_reply(cycle, reply)
+            if time.perf_counter() >= until and i < len(replies):
+                if not self._replies:
+                    connection.loop.call_soon(self._flush)
+                self._replies[:0] = replies[i:]
+                return
 
 
 class Idle:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ from service.learning.engine import DEFAULT, Engine
 from service.learning.model import Model, Prediction
 from service.learning.turn import Result, Run, Stream
 from service.settings import Settings
+from service.threads import Collecting, let_go, let_go_all
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -148,7 +150,11 @@ class Hot:
             return
         with self._bodies.held(body):  # counted, or any number of bodies could wait for the place
             async with self._large:
-                yield
+                gc.disable()  # to look through what is decoded takes as long as to decode it; no cycle is in it
+                try:
+                    yield
+                finally:
+                    let_go(Collecting())
 
     # -- learn
 
@@ -182,10 +188,12 @@ class Hot:
                 return
             try:
                 result = await self._engine.learn(model, events)
+                learned = (_learned(model, event, result, i) for i, event in enumerate(events))
+                await self._send_array(send, learned, reply)
             except errors.LogstepError as error:
                 raise _placed(error, f"[{error.index}]") from None
-            learned = (_learned(model, event, result, i) for i, event in enumerate(events))
-            await self._send_array(send, learned, reply)
+            finally:
+                let_go_all(events)
 
     async def _events(
         self, body: bytes, scope: Scope, held: contextlib.AsyncExitStack
@@ -281,9 +289,12 @@ class Hot:
             await send_reply(send, json_reply(predicted))
             return
         questions = await _decoded(await self._elements(scope, body), wire.decode_question)
-        replies, _ = await self._predict_all(model, scope, questions, "[{}]".format, Slices())
-        with self.replies.gathered(JSON) as reply:
-            await self._send_array(send, replies, reply)
+        try:
+            replies, _ = await self._predict_all(model, scope, questions, "[{}]".format, Slices())
+            with self.replies.gathered(JSON) as reply:
+                await self._send_array(send, replies, reply)
+        finally:
+            let_go_all(questions)
 
     async def _send_array(self, send: Send, items: Iterable[Any], reply: LongReply) -> None:
         """Send an array. Others are served while its items are made and encoded."""
@@ -556,15 +567,19 @@ async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]
     """The elements of an array, decoded while others are served."""
     items: list[Item] = []
     slices = Slices()
-    for i in range(len(elements)):
-        for element in await worked(elements.is_long(i), elements.piece, i):
-            size, place = len(element), f"[{len(items)}]"
-            if size > wire.WIDE_BYTES:
-                items.append(await asyncio.to_thread(decode, element, place))
-            else:
-                items.append(decode(element, place))
-            if slices.spent(size // 4):
-                await slices.rest()
+    try:
+        for i in range(len(elements)):
+            for element in await worked(elements.is_long(i), elements.piece, i):
+                size, place = len(element), f"[{len(items)}]"
+                if size > wire.WIDE_BYTES:
+                    items.append(await asyncio.to_thread(decode, element, place))
+                else:
+                    items.append(decode(element, place))
+                if slices.spent(size // 4):
+                    await slices.rest()
+    except BaseException:
+        let_go_all(items)
+        raise
     return items
 
 

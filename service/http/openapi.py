@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from core.spec import Spec
 from service.decode import wire
+from service.fairness import worked
 from service.http import access
 
 NDJSON = "application/x-ndjson"
@@ -502,7 +503,8 @@ def extend(api: FastAPI) -> None:
         return api.openapi_schema
 
     async def reply(_: Request) -> Response:
-        return Response(wire.encode(document()), media_type="application/json")
+        made = await worked(api.openapi_schema is None, document)  # the first time takes long
+        return Response(wire.encode(made), media_type="application/json")
 
     api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     api.add_route("/openapi.json", reply, include_in_schema=False)

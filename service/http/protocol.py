@@ -16,6 +16,7 @@ import fcntl
 import math
 import select
 import termios
+import time
 from array import array
 from collections import deque
 from contextlib import suppress
@@ -28,6 +29,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
+from service.fairness import SLICE_SECONDS
 from service.http.app import Service
 from service.http.crowd import Crowd
 from service.http.cycle import Cycle
@@ -95,6 +97,8 @@ class Protocol(HttpToolsProtocol):
         """Bytes received but not read yet."""
         self._over = False
         """Whether reading has ended: the client has ended its side, or its bytes can no longer be understood."""
+        self._rests = False
+        """Whether others have their turn before more is read."""
         self._last_words: errors.LogstepError | None = None
         """The reason, if it must be sent after all replies."""
         self._max_head = service.settings.max_header_bytes
@@ -117,7 +121,7 @@ class Protocol(HttpToolsProtocol):
     @property
     def may_read(self) -> bool:
         """Whether more can be answered."""
-        return not (self.pipeline or self.flow.write_paused or self._over)
+        return not (self.pipeline or self.flow.write_paused or self._over or self._rests)
 
     def data_received(self, data: bytes) -> None:
         came, flow = self._came, self.flow
@@ -130,12 +134,22 @@ class Protocol(HttpToolsProtocol):
         self.read_on()
 
     def read_on(self) -> None:
-        """Read as much of the received bytes as can be answered."""
+        """Read as much of the received bytes as can be answered, and for no longer than others may wait: a body in
+        chunks of one byte has thousands of them."""
+        until = time.perf_counter() + SLICE_SECONDS
         while self._came and not self.flow.read_paused:
             taken = self._feed(self._came[:_PIECE])
             self._came = self._came[taken:]
+            if self._came and time.perf_counter() >= until:
+                self._rests = True
+                self.flow.pause_reading()
+                self.loop.call_soon(self._read_after_rest)
         if not self._came:
             self._came = _NOTHING  # an empty view would keep the whole buffer in memory
+
+    def _read_after_rest(self) -> None:
+        self._rests = False
+        self.flow.resume_reading()
 
     def _feed(self, piece: memoryview | bytes) -> int:
         """Give a piece to the parser. Returns how much of it was read."""
@@ -220,11 +234,13 @@ class Protocol(HttpToolsProtocol):
             self._offered = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
             return
         url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        path = (url.path or b"/").decode("ascii")
         self.scope["method"], self.scope["http_version"] = method.decode("ascii"), version
         self.scope["path"] = unquote(path) if "%" in path else path
-        self.scope["raw_path"], self.scope["query_string"] = url.path, url.query or b""
+        self.scope["raw_path"], self.scope["query_string"] = url.path or b"/", url.query or b""
         wrong = self._wrong_with_head(version)
+        if url.host and wrong is None and not self._is_of(url.host):
+            wrong = errors.UnclearHead(reason="names one host in its first line and another in the header host")
         app = self.app if wrong is None else partial(self._service.refuse, wrong)
         before, self.cycle = self.cycle, self._new_cycle(version)
         if before is None or (before.response_complete and not self.flow.write_paused):
@@ -266,6 +282,12 @@ class Protocol(HttpToolsProtocol):
                 shown = codings.decode("latin-1")[:100]
                 return errors.UnclearHead(reason=f"has the transfer coding {shown!r} in HTTP/{version}")
         return None
+
+    def _is_of(self, host: bytes) -> bool:
+        """Whether the header host has this name. The absolute form of a request has one too, and goes before it."""
+        told = dict(self.headers).get(b"host", b"")
+        name = told if told.endswith(b"]") else told.rpartition(b":")[0] or told
+        return name.strip(b"[]").lower() == host.lower()
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + _FIELD_BYTES for name, value in self.headers)
