@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         "",
-        description="Host names that requests may use, separated by commas, or *. Default: localhost if only this "
+        description="Host names that requests may use, separated by commas, or *. If empty: localhost if only this "
         "machine reaches the service, else any.",
     )
     cors_origins: str = Field(
@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     max_unsent_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="All bytes of replies that clients have not yet read. Past it, the service cuts the connections "
-        "that have read nothing for longest. If all are reading, large replies get 503.",
+        description="Bytes of replies that clients have not yet read, all together. Past it, the service cuts the "
+        "connections that have read nothing for longest. If all are reading, large replies get 503.",
     )
     max_connections: int = Field(
         4_096,
@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     snapshot_seconds: float = Field(
         1.0,
         gt=0,
-        description="The service writes a snapshot when replaying the log after the last one would take this long.",
+        description="The service writes a snapshot once replaying the events after the last one would take this long.",
     )
     metrics_models: int = Field(
         1_000, ge=0, description="Models with their own series in /metrics. Further models are only counted."

@@ -143,6 +143,8 @@ def test_a_model_out_of_reach_is_as_if_it_were_not_there(guarded: Guarded, kind:
     found = guarded.ask(kind, "GET", "/models").json()["models"]
     assert [model["model"] for model in found] == ["clicks"]
     assert guarded.ask("admin", "GET", "/models/other").status_code == 200
+    refused = guarded.ask("admin of clicks", "GET", "/nothing")
+    assert_problem(refused, 403, "This token may only admin, but this request needs admin for all models")
 
 
 @pytest.mark.parametrize(
