@@ -280,7 +280,7 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
         "type": "urn:logstep:invalid-event",
         "title": "Invalid event",
         "status": 422,
-        "detail": "row 3: x.b: must be a finite number; null or NaN where there is none.",
+        "detail": "row 3: x.b: must be a finite number, or null or NaN if there is no value.",
         "request_id": "an-id",
         "field": "row 3: x.b",
         "row": 3,
@@ -324,9 +324,9 @@ def test_a_feature_that_is_not_finite_is_refused_after_the_rows_before_it(value:
         ("weight", pa.array([1, -1]), "row 2: weight: must be a number above 0."),
         ("weight", pa.array([1.0, math.nan]), "row 2: weight: must be a number above 0."),
         ("weight", pa.array([1.0, math.inf]), "row 2: weight: must be a number above 0."),
-        ("id", pa.array(["a", ""]), "row 2: id: must have 1 to 256 characters, none a zero byte."),
-        ("id", pa.array(["é" * 256, "a" * 257]), "row 2: id: must have 1 to 256 characters, none a zero byte."),
-        ("id", pa.array(["a", "a\0"]), "row 2: id: must have 1 to 256 characters, none a zero byte."),
+        ("id", pa.array(["a", ""]), "row 2: id: must have 1 to 256 characters and no zero byte."),
+        ("id", pa.array(["é" * 256, "a" * 257]), "row 2: id: must have 1 to 256 characters and no zero byte."),
+        ("id", pa.array(["a", "a\0"]), "row 2: id: must have 1 to 256 characters and no zero byte."),
     ],
 )
 def test_a_label_weight_or_id_that_is_none_is_refused_after_the_rows_before_it(
@@ -349,16 +349,16 @@ def test_to_learn_there_must_be_labels_and_to_predict_there_must_be_none() -> No
     error = refusal_of(pa.table({"a": [1.0]}))
     assert (error.status, str(error)) == (
         422,
-        "y: is missing: events to learn have their label in a column y.",
+        "y: is missing: events to learn need a column y with their labels.",
     )
     for column in ("y", "weight"):
         error = refusal_of(pa.table({"a": [1.0], column: [1]}), learn=False)
-        assert str(error) == f"{column}: has no part in a prediction; leave this column out."
+        assert str(error) == f"{column}: a prediction does not use it; leave this column out."
 
 
 def test_a_name_must_not_be_that_of_two_columns() -> None:
     error = refusal_of(pa.table([pa.array([1]), pa.array([2]), pa.array([1])], ["a", "a", "y"]))
-    assert (error.status, str(error)) == (422, "x.a: is the name of two columns; rename one.")
+    assert (error.status, str(error)) == (422, "x.a: two columns have this name; rename one.")
 
 
 def test_a_row_knows_its_place_for_what_the_model_refuses() -> None:
@@ -431,7 +431,7 @@ BODY = stream_of(SMALL)
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"", "it is empty, and a stream begins with its schema"),
+        (b"", "it is empty; a stream begins with its schema"),
         (b'{"x": {"a": 1}, "y": 1}', "a message must begin with ffffffff and its length (Arrow 0.15 or newer)"),
         (b"ARROW1\0\0" + BODY, "it is an Arrow file; send a stream (with pyarrow: pyarrow.ipc.new_stream)"),
         (BODY + BODY, "bytes follow its end; send each stream in a request of its own"),
@@ -501,7 +501,7 @@ def test_rows_without_end_cannot_be_claimed_without_data() -> None:
     error = refusal_of(table, learn=False)
     assert (error.status, error.members["reason"]) == (
         400,
-        "record batch 1 says that it has 1000 rows and has no data for them",
+        "record batch 1 claims 1000 rows but has no data for them",
     )
 
 

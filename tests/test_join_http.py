@@ -400,7 +400,7 @@ def test_a_label_that_is_none_is_refused_and_its_prediction_goes_on_waiting(mode
 
 def test_a_label_with_a_field_too_many_or_too_few_says_so(model: Model) -> None:
     assert_problem(model.learn({"id": "a"}), 422, "y: is missing")
-    assert_problem(model.learn({"y": 1}), 422, "x: is missing; only a label", "served with an id")
+    assert_problem(model.learn({"y": 1}), 422, "x: is missing; only the label", "served with an id")
     assert_problem(model.learn({"id": "a", "y": 1, "z": 1}), 422, "z: is not a field; the fields are id, y, weight")
     assert_problem(model.learn({"id": "a", "y": 1, "weight": 0}), 422, "weight: must be a number above 0")
 

@@ -212,7 +212,7 @@ def test_a_model_is_drawn_and_moves(tab: Tab, busy: Service) -> None:
     eventually(
         lambda: number(page.locator(".tile").first.locator("small").inner_text()) > before, "the events to be more"
     )
-    shown = page.locator(".tile", has_text="Labels waited for").locator("strong").inner_text()
+    shown = page.locator(".tile", has_text="Waiting for labels").locator("strong").inner_text()
     waiting = busy.get("/models/default")["join"]["waiting"]
     assert 0 < number(shown) <= waiting + 5  # of the piece that was being predicted then
     weights = {row.split("\t")[0] for row in page.locator("table.bars").first.inner_text().splitlines()[1:]}
@@ -307,7 +307,7 @@ def test_an_event_is_learned_once(tab: Tab, busy: Service) -> None:
     page.get_by_role("button", name="Learn this event").click()
     tab.wait_for("section:last-child .answer", f"Learned as event {seq + 1}")
     page.get_by_role("button", name="Learn this event").click()
-    tab.wait_for("section:last-child .answer", f"Learned before, as event {seq + 1}")
+    tab.wait_for("section:last-child .answer", f"Already learned as event {seq + 1}")
     assert busy.get("/models/odd")["seq"] == seq + 1
 
 
@@ -334,9 +334,9 @@ def test_a_token_is_asked_for_sent_and_kept_in_the_tab(browser: Any, start: Star
     def use(text: str) -> None:
         enter.click()
         tab.page.get_by_role("textbox", name="Token").fill(text)
-        tab.page.get_by_role("button", name="Use it").click()
+        tab.page.get_by_role("button", name="Use token").click()
 
-    tab.wait_for("#notice", "The service asks for a token.")
+    tab.wait_for("#notice", "The service needs a token.")
     use("none-of-its-tokens-0123456789abcdefg")
     tab.wait_for("#notice", "The service does not know this token.")
     use(token)
@@ -373,7 +373,7 @@ def test_a_model_that_its_breaker_has_stopped_says_so(tab: Tab, busy: Service) -
     assert model.create({"breaker": {"events": 10, "log_loss": 0.5}}).status_code == 201
     assert model.learn([{"x": {"age": 1}, "y": i % 2} for i in range(20)]).status_code == 200
     tab.open("/#/models/stopped")
-    tab.wait_for(".finding", "Its breaker has stopped it at seq")
+    tab.wait_for(".finding", "The breaker stopped this model at seq")
     assert busy.http.post("/models/stopped/resume").status_code == 200
 
 

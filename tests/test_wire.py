@@ -127,7 +127,7 @@ def test_an_id_has_1_to_256_characters(length: int) -> None:
 
 @pytest.mark.parametrize("id_", ["", "i" * 257, "a\0b", "\0"], ids=ascii)
 def test_an_id_that_cannot_be_one(id_: str) -> None:
-    with pytest.raises(errors.InvalidEvent, match=r"^id: must have 1 to 256 characters, none a zero byte"):
+    with pytest.raises(errors.InvalidEvent, match=r"^id: must have 1 to 256 characters and no zero byte"):
         wire.decode_event(json.dumps({"x": {}, "y": 1, "id": id_}).encode())
 
 
@@ -255,7 +255,7 @@ def test_a_number_that_json_does_not_have_is_told_with_its_place(size: int, numb
     features = ", ".join(f'"f{i}": {number if i == size // 2 else i}' for i in range(size))
     event = f'{{"x": {{{features}}}, "y": 1}}'
     array = "[" + ", ".join(event if i == size // 2 else '{"x": {}, "y": 1}' for i in range(size)) + "]"
-    told = f"JSON has no {number}; leave out a feature that has no value (byte {{}})"
+    told = f"JSON has no {number}; leave out a feature without a value (byte {{}})"
     with pytest.raises(errors.MalformedJson) as wrong:
         wire.decode_event(event.encode())
     assert wrong.value.members["reason"] == told.format(event.index(number))

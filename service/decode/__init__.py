@@ -1,1 +1,1 @@
-"""Bodies to events: JSON, NDJSON, Arrow."""
+"""Decodes request bodies into events: JSON, NDJSON, Arrow."""

@@ -1,14 +1,14 @@
-"""An Arrow IPC stream to events: tables of rows, as they arrive.
+"""Decodes an Arrow IPC stream into tables of rows, as it arrives.
 
-The stream is cut into its messages here, on the event loop, and pyarrow is only given whole ones: so it never waits for
-the network, no thread does either, and what a message would take is known before it is read.
+This module cuts the stream into messages on the event loop and gives pyarrow only whole ones. So neither pyarrow nor a
+thread waits for the network, and the memory that a message takes is known before pyarrow reads it.
 
     message     ffffffff, length of the metadata (int32), metadata (a flatbuffer), body
-    stream      schema message, then dictionary and record batch messages; then, or not, ffffffff 00000000
-    metadata    what kind of message, how long the body, how many rows, where each buffer of a column stands in the body
-    buffer      where compressed: its length when it is not (int64; -1: it is not), then the compressed bytes
+    stream      schema message, then dictionary and record batch messages, optionally ffffffff 00000000
+    metadata    kind of the message, length of the body, number of rows, place of each column's buffers in the body
+    buffer      if compressed: its uncompressed length (int64; -1: not compressed), then the compressed bytes
 
-pyarrow takes up to a fifth of a second to import, so that waits for the first stream.
+pyarrow takes up to a fifth of a second to import, so the first stream imports it.
 """
 
 from __future__ import annotations
@@ -35,35 +35,33 @@ from service.fairness import Slices, worked
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_ROWS = 8_192
-"""Rows of a table, at most: a larger record batch comes in several."""
+"""Most rows of a table; a larger record batch becomes several tables."""
 MAX_CELLS = 131_072
-"""Values of a table, about, at most: to make one of a few columns takes less than a millisecond of the loop."""
+"""Approximate limit of values in a table: making one of a few columns takes the loop less than a millisecond."""
 MIN_ROWS = 16
-"""Rows of a table, at least, if the batch has them: so that the price of a column is shared where there are many."""
+"""Least rows of a table, if the batch has them, so that rows share the cost of many columns."""
 HERE_BYTES = 2**18
 HERE_SCHEMA = 2**15
 HERE_COLUMNS = 256
-"""What is larger is read in a thread, because it takes longer than the event loop should wait."""
+"""Anything larger is read in a thread: the event loop should not wait that long."""
 TEXT_COLUMNS = 7
-"""Columns of numbers that take, beside its own, as long as a column of text."""
+"""A column of text takes as long to read as a column of numbers and this many more."""
 FREE_ROWS = 2**18
 ROWS_A_BYTE = 64
-"""A batch of more than FREE_ROWS has a byte for each ROWS_A_BYTE, or a few hundred bytes would have rows without end.
-Those are columns of one value: truth values that are not packed have 8 rows a byte, and a column of numbers that is
-nearly always 0 still takes more room when it is packed."""
+"""A batch of more than FREE_ROWS rows needs a byte for every ROWS_A_BYTE rows. Otherwise a few hundred bytes could hold
+endless rows of one value. Honest data needs more: uncompressed truth values have 8 rows a byte, and even a compressed
+column of numbers that are nearly all 0 takes more room than the limit asks."""
 
 
 async def read_tables(
     chunks: AsyncIterator[bytes], *, learn: bool, max_batch_bytes: int, max_rows: int = MAX_ROWS
 ) -> AsyncGenerator[Table]:
-    """The rows of a stream, as they arrive in chunks of any size: to learn, with labels, or to predict from.
+    """The rows of a stream that arrives in chunks of any size; with labels if they are to `learn`.
 
-    Nothing is read ahead: the next record batch is asked for when the tables of the last are taken. One that would take
-    more than `max_batch_bytes`, as it is or decompressed, is refused before it is read, and so memory is bounded by
-    about three times that.
+    Nothing is read ahead: the next record batch is read once the tables of the last are taken. A batch of more than
+    `max_batch_bytes`, compressed or not, is refused before it is read. So memory is bounded by about three times that.
 
-    An error comes after the rows before it: a bad row's when the rows before it were given out, and what `chunks`
-    raises as it is.
+    An error of a row is raised after the rows before it. Errors of `chunks` pass through.
     """
     await asyncio.to_thread(_import)
     reader: _Reader | None = None
@@ -75,18 +73,18 @@ async def read_tables(
         if reader is None:
             reader = await worked(len(message) > HERE_SCHEMA, _Reader, message, learn, max_batch_bytes)
         elif message.kind == _RECORD_BATCH:
-            # What dictionaries take is looked at with each batch, and with each table.
+            # Each batch and each table reads the dictionaries, so their size counts too.
             batch = await worked(max(message.size, reader.held) > HERE_BYTES, reader.read, message)
             tables = reader.layout.tables(batch, row, max_rows)
             is_long = reader.layout.takes_long or reader.held > HERE_BYTES
             while (table := await worked(is_long, next, tables, None)) is not None:
                 yield table
             row += message.rows
-            del batch, tables, message  # or two batches would be held while the next is read
+            del batch, tables, message  # else two batches stay in memory while the next is read
         else:
             reader.keep(message)
     if reader is None:
-        raise errors.MalformedArrow(reason="it is empty, and a stream begins with its schema")
+        raise errors.MalformedArrow(reason="it is empty; a stream begins with its schema")
 
 
 def _import() -> None:
@@ -102,8 +100,7 @@ _CONTINUES = b"\xff\xff\xff\xff"
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message: its parts, its kind and, of a batch, its rows, the bytes that it takes when it is decompressed, the
-    dictionary's id and whether it is added to the one before."""
+    """A message. takes: its bytes when decompressed. id, is_delta: of a dictionary; a delta extends the one before."""
 
     parts: tuple[bytes, bytes, bytes]
     kind: int
@@ -117,19 +114,19 @@ class _Message:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, as it is or decompressed."""
+        """Bytes that it takes, compressed or decompressed, whichever is more."""
         return max(len(self), self.takes)
 
 
 class _Arriving:
-    """The bytes of a body, taken in the lengths that are wanted."""
+    """The bytes of a body, taken in any lengths."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self._waiting = bytearray()
 
     async def take(self, count: int) -> bytes:
-        """The next `count` bytes, or all that is left where the body ends before."""
+        """The next `count` bytes, fewer if the body ends."""
         while len(self._waiting) < count:
             chunk = await anext(self._chunks, None)
             if chunk is None:
@@ -140,7 +137,7 @@ class _Arriving:
         return taken
 
     async def take_all(self, count: int) -> bytes:
-        """The next `count` bytes; MalformedArrow where the body ends before."""
+        """The next `count` bytes; raises MalformedArrow if the body ends before."""
         taken = await self.take(count)
         if len(taken) < count:
             raise errors.MalformedArrow(reason="it ends in the middle of a message")
@@ -167,16 +164,16 @@ async def _messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[_
 
 
 async def _message(arriving: _Arriving, what: str, begun: tuple[bytes, bytes], head: _Flat, limit: int) -> _Message:
-    """The message that has this head, with its body; refused if that is too large, before it is read if it can be."""
+    """The message with this head, and its body. One that is too large is refused, if possible before it is read."""
     kind, body_length = head.number(1, "<B"), head.number(3, "<q")
     if not _SCHEMA <= kind <= _RECORD_BATCH or body_length < 0:
         raise errors.MalformedArrow(reason=f"it has a message of kind {kind}, {body_length} bytes long")
     _check_size(what, len(begun[1]) + body_length, limit)
     message = _described(kind, head.table(2), (*begun, await arriving.take_all(body_length)))
     _check_size(what, message.takes, limit)
-    # A row takes a bit at least, or a short stream could have rows without end.
+    # A row takes at least a bit; otherwise a short stream could claim endless rows.
     if not 0 <= message.rows <= 8 * message.takes:
-        raise errors.MalformedArrow(reason=f"{what} says that it has {message.rows} rows and has no data for them")
+        raise errors.MalformedArrow(reason=f"{what} claims {message.rows} rows but has no data for them")
     if message.rows > max(FREE_ROWS, ROWS_A_BYTE * len(message)):
         told = {"rows": message.rows, "size": len(message), "free": FREE_ROWS, "ratio": ROWS_A_BYTE}
         raise errors.TooManyRows(what=what, **told)
@@ -201,7 +198,7 @@ def _check_size(what: str, size: int, limit: int) -> None:
 
 
 def _described(kind: int, header: _Flat, parts: tuple[bytes, bytes, bytes]) -> _Message:
-    """The message, with what its header says of it."""
+    """The message with the numbers in its header."""
     body = parts[2]
     if kind == _RECORD_BATCH:
         return _Message(parts, kind, header.number(0, "<q"), _takes(header, body))
@@ -212,7 +209,7 @@ def _described(kind: int, header: _Flat, parts: tuple[bytes, bytes, bytes]) -> _
 
 
 def _takes(batch: _Flat, body: bytes) -> int:
-    """The bytes that a batch takes when it is decompressed."""
+    """The bytes of a batch when decompressed."""
     if not batch.has(3):
         return len(body)
     at, lengths = batch.pairs(2)
@@ -220,7 +217,7 @@ def _takes(batch: _Flat, body: bytes) -> int:
     if not ((at >= 0) & (at <= len(body) - 8)).all():
         raise errors.MalformedArrow(reason=_OUTSIDE)
     whole = np.frombuffer(body, np.uint8)[at[:, None] + np.arange(8)].view("<i8").reshape(-1)
-    return int(np.where(whole < 0, lengths, whole).sum(dtype=np.float64))  # as float64, which does not wrap around
+    return int(np.where(whole < 0, lengths, whole).sum(dtype=np.float64))  # float64 does not wrap around
 
 
 _OUTSIDE = "a message points outside itself"
@@ -234,7 +231,7 @@ def _unpack(data: bytes, form: str, at: int) -> int:
 
 
 class _Flat:
-    """A table of a flatbuffer: as much as it takes to know a message's size. pyarrow verifies the whole of it later."""
+    """A flatbuffer table, just enough to find a message's size. pyarrow verifies all of it later."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data = data
@@ -255,7 +252,7 @@ class _Flat:
         return self._place(field) is not None
 
     def number(self, field: int, form: str) -> int:
-        """A number, 0 where it is left out."""
+        """A number, 0 if it is left out."""
         place = self._place(field)
         return 0 if place is None else _unpack(self._data, form, place)
 
@@ -269,7 +266,7 @@ class _Flat:
         return _Flat(self._data, self._pointed(field))
 
     def pairs(self, field: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """A vector of pairs of 64-bit numbers: the first of each, the second of each."""
+        """A vector of pairs of 64-bit numbers, as two arrays."""
         at = self._pointed(field)
         count = _unpack(self._data, "<I", at)
         if at + 4 + 16 * count > len(self._data):
@@ -282,7 +279,7 @@ class _Flat:
 
 
 class _Feed:
-    """The file that pyarrow reads: what it was given, and then nothing more."""
+    """The file that pyarrow reads: the messages given to it so far."""
 
     closed = False
 
@@ -300,7 +297,7 @@ class _Feed:
                 self._parts.appendleft(part[count:])
             taken.append(part[:count])
             count -= len(taken[-1])
-        return b"".join(taken)  # no copy where it is one part whole, as a body is
+        return b"".join(taken)  # a single whole part, such as a body, is not copied
 
     def readable(self) -> bool:
         return True
@@ -310,7 +307,7 @@ class _Feed:
 
 
 class _Reader:
-    """Record batches out of messages, of which the first is the schema."""
+    """Turns messages into record batches; the first message is the schema."""
 
     def __init__(self, schema: _Message, learn: bool, limit: int) -> None:
         import pyarrow as pa
@@ -328,7 +325,7 @@ class _Reader:
         self.layout = _sound(lambda: _Layout.of(self._stream.schema, learn))
 
     def keep(self, message: _Message) -> None:
-        """Take a dictionary for the batches after it. All of them together are bounded too."""
+        """Take a dictionary for later batches. All dictionaries together are bounded too."""
         if message.kind != _DICTIONARY:
             raise errors.MalformedArrow(reason="it has a second schema")
         size = message.size
@@ -341,7 +338,7 @@ class _Reader:
 
     @property
     def held(self) -> int:
-        """Bytes of its dictionaries, those that pyarrow has not read yet too."""
+        """Bytes of all dictionaries, including those that pyarrow has not read yet."""
         return max(self._unread, self._all_held)
 
     def read(self, message: _Message) -> Any:
@@ -349,12 +346,12 @@ class _Reader:
         self._feed.give(message)
         self._unread = 0
         batch = _sound(self._stream.read_next_batch)
-        _sound(lambda: batch.validate(full=True))  # or what points outside it would be read
+        _sound(lambda: batch.validate(full=True))  # else offsets outside the batch would read foreign memory
         return batch
 
 
 def _sound(read: Callable[[], Any]) -> Any:
-    """What `read` returns; MalformedArrow where pyarrow finds that the bytes make no sense."""
+    """Return `read()`; raise MalformedArrow if pyarrow finds the bytes invalid."""
     import pyarrow as pa
 
     try:
@@ -366,8 +363,8 @@ def _sound(read: Callable[[], Any]) -> Any:
 # -- record batches to tables
 
 _ONE_WEIGHT = "must be a number above 0"
-_ONE_ID = f"must have 1 to {wire.MAX_ID} characters, none a zero byte"
-_FINITE = "must be a finite number; null or NaN where there is none"
+_ONE_ID = f"must have 1 to {wire.MAX_ID} characters and no zero byte"
+_FINITE = "must be a finite number, or null or NaN if there is no value"
 
 _GOOD: dict[str, tuple[set[columns.Kind], str]] = {
     "y": ({"number", "truth", "whole"}, "must be 0 and 1, or true and false"),
@@ -375,8 +372,8 @@ _GOOD: dict[str, tuple[set[columns.Kind], str]] = {
     "id": ({"text", "uuid", "whole", "null"}, "must be text, whole numbers or UUIDs"),
     "": ({"number", "truth", "whole", "text", "uuid", "null"}, "must be numbers, true and false, or text"),
 }
-"""For each special column, and for features: the kinds that it may have, and what is said of others."""
-_A_TIME = "; a date or a time is no number as it is: send what counts of it, such as the hour"
+"""For each special column, and for features (""): the allowed kinds, and the message for others."""
+_A_TIME = "; a date or time is not a number: send what matters in it, such as the hour"
 _ADVICE: dict[tuple[str, columns.Kind], str] = {
     ("y", "text"): " (with pyarrow: pyarrow.compute.equal(column, 'yes'))",
     ("id", "number"): " (with pyarrow: column.cast('int64'))",
@@ -389,18 +386,18 @@ _ADVICE: dict[tuple[str, columns.Kind], str] = {
     ("", "bytes"): " (with pyarrow: column.cast('string'))",
     ("", "date"): f"{_A_TIME} (with pyarrow: column.cast('timestamp[s]').cast('int64') is seconds since 1970)",
     ("", "time"): f"{_A_TIME} (with pyarrow: pyarrow.compute.hour(column)), or a count (column.cast('int64'))",
-    ("", "nested"): "; make a column of each of its parts",
+    ("", "nested"): "; send each of its parts as a column",
 }
 _INDEX = re.compile(r"__index_level_[0-9]+__")
-"""How pandas calls an index that has no name."""
+"""pandas' name for an unnamed index."""
 
 Wrong = tuple[int, str, str]
-"""A row of a table, from 0, the field in it and what is wrong there."""
+"""A row of a table, from 0; its wrong field; the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which column is what; None where there is none."""
+    """The roles of columns; None for a role without a column."""
 
     features: list[str]
     y: str | None
@@ -410,32 +407,32 @@ class _Layout:
 
     @classmethod
     def of(cls, schema: Any, learn: bool) -> _Layout:
-        """The layout of a schema; InvalidEvent if a column is missing, stands twice or is of no use."""
+        """The layout of a schema; raises InvalidEvent for a missing, duplicate or useless column."""
         kinds: dict[str, columns.Kind] = {}
         special = ("y", "weight", "id") if learn else ("id",)
         index = _pandas_index(schema.metadata)
         for column in schema:
             name = column.name
             if name in kinds:
-                raise errors.InvalidEvent(field=_path(name), reason="is the name of two columns; rename one")
+                raise errors.InvalidEvent(field=_path(name), reason="two columns have this name; rename one")
             if name in special or not (name in index or _INDEX.fullmatch(name)):
                 kinds[name] = columns.kind_of(column)
                 if name in ("y", "weight") and not learn:
-                    raise errors.InvalidEvent(field=name, reason="has no part in a prediction; leave this column out")
+                    raise errors.InvalidEvent(field=name, reason="a prediction does not use it; leave this column out")
                 _check_kind(name if name in special else "", column, kinds[name])
         if learn and "y" not in kinds:
-            raise errors.InvalidEvent(field="y", reason="is missing: events to learn have their label in a column y")
+            raise errors.InvalidEvent(field="y", reason="is missing: events to learn need a column y with their labels")
         y, weight, id_ = (name if name in special and name in kinds else None for name in ("y", "weight", "id"))
         return cls([name for name in kinds if name not in special], y, weight, id_, kinds)
 
     @property
     def takes_long(self) -> bool:
-        """Whether to read its columns takes longer than the event loop should wait."""
+        """Whether reading the columns takes longer than the event loop should wait."""
         kinds = list(self.kinds.values())
         return len(kinds) + TEXT_COLUMNS * kinds.count("text") > HERE_COLUMNS or "uuid" in kinds
 
     def tables(self, batch: Any, first_row: int, max_rows: int) -> Iterator[Table]:
-        """The rows of a record batch; those before one that is wrong, and then InvalidEvent."""
+        """The rows of a record batch. At a wrong row it yields the rows before it, then raises InvalidEvent."""
         rows = min(max_rows, max(MIN_ROWS, MAX_CELLS // max(1, len(self.features))))
         for start in range(0, batch.num_rows, rows):
             table, wrong = self._table(batch.slice(start, rows), first_row + start)
@@ -448,8 +445,8 @@ class _Layout:
             raise table.invalid(row, field, reason)
 
     def _table(self, batch: Any, first_row: int) -> tuple[Table, Wrong | None]:
-        """A table of all the rows, and what is wrong with the first that is."""
-        # One by one: all at once they are one call, and there may be a hundred thousand.
+        """A table of all rows, and the first wrong row, if any."""
+        # Column by column: batch.columns is a single long call if there are a hundred thousand.
         at = {name: j for j, name in enumerate(batch.schema.names)}
         wrong: list[Wrong] = []
         labels = None if self.y is None else _labels(batch.column(at[self.y]), wrong)
@@ -477,7 +474,7 @@ def _path(name: str) -> str:
 
 
 def _check_kind(special: str, column: Any, kind: columns.Kind) -> None:
-    """InvalidEvent unless a column of this kind can be a feature, or the `special` column y, weight or id."""
+    """Raise InvalidEvent unless this kind suits a feature, or the `special` column y, weight or id."""
     good, reason = _GOOD[special]
     if kind not in good:
         told = f"this column is of type {str(column.type)[:100]}; it {reason}{_ADVICE.get((special, kind), '')}"
@@ -485,22 +482,22 @@ def _check_kind(special: str, column: Any, kind: columns.Kind) -> None:
 
 
 class _Pandas(msgspec.Struct):
-    """What pandas says of a table in its metadata: the columns of its index; a range is described and has none."""
+    """pandas' metadata of a table: the columns of its index. A range index has no column, only a description."""
 
     index_columns: list[str | dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 def _pandas_index(metadata: dict[bytes, bytes] | None) -> set[str]:
-    """The columns that were a data frame's index, by the schema's metadata."""
+    """The columns that were a data frame's index, according to the schema's metadata."""
     try:
         told = msgspec.json.decode((metadata or {}).get(b"pandas", b"{}"), type=_Pandas)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return set()  # not pandas' own, then
+        return set()  # not written by pandas
     return {name for name in told.index_columns if isinstance(name, str)}
 
 
 def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, Array]]:
-    """Values, NaN where there is none, and columns of text, as a Table has them."""
+    """A Table's values (NaN for missing) and its text columns."""
     import pyarrow as pa
 
     values, texts = np.empty((rows, len(found))), {}

@@ -1,8 +1,8 @@
-"""Columns of Arrow, of whatever type, to numbers and text.
+"""Converts Arrow columns of any type to numbers and text.
 
-A dictionary (pandas' and Polars' categories) and runs (run-end encoding) stand for values of another type, and such a
-column is what its values are. Only the values that its rows have are read, each once: a long word in every row would
-else take more memory than the stream had.
+Dictionaries (pandas' and Polars' categories) and runs (run-end encoding) refer to values of another type; the kind of
+such a column is the kind of its values. Each value in use is read once. Otherwise a long word in every row would take
+more memory than the stream.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Array = Any
 Places = npt.NDArray[np.int64]
 
 Kind = Literal["number", "truth", "whole", "text", "uuid", "null", "date", "time", "bytes", "nested", "other"]
-"""What the values of a column are. A whole number is one by its type, a float is not."""
+"""The kind of a column's values. "whole" means an integer type; a float is never whole."""
 
 _UUID, _TRUTH, _JSON = "arrow.uuid", "arrow.bool8", "arrow.json"
 EXTENSION = b"ARROW:extension:name"
-"""Where a field's metadata say what its type extends, where pyarrow does not know that."""
+"""Key in a field's metadata that names its extension type, if pyarrow does not know the type."""
 
 
 def kind_of(field: Any) -> Kind:
-    """The kind of a column, by its field in the schema."""
+    """The kind of a column, from its field in the schema."""
     import pyarrow as pa
 
     kind = field.type
@@ -43,7 +43,7 @@ def kind_of(field: Any) -> Kind:
 
 
 _EXTENDED: dict[str, Kind] = {_UUID: "uuid", _TRUTH: "truth", _JSON: "text"}
-"""The extensions that are known. Of others who knows what their numbers mean."""
+"""Known extension types. Nobody can tell what the numbers of others mean."""
 
 
 def _kinds() -> list[tuple[Kind, Any]]:
@@ -64,7 +64,7 @@ def _kinds() -> list[tuple[Kind, Any]]:
 
 
 def numbers(column: Array) -> npt.NDArray[Any]:
-    """The values of a column of numbers; NaN for null."""
+    """The values of a number column; NaN for null."""
     places, values = _looked_up(column)
     if places is None:
         return _numbers(values)
@@ -92,14 +92,16 @@ def there(column: Array) -> Mask:
     if places is None:
         return _valid(values)
     found = places >= 0
-    if values.null_count:  # not every pyarrow looks there
+    if values.null_count:  # not every pyarrow's is_valid checks the dictionary
         found[found] = _valid(values)[places[found]]
     return found
 
 
 def _looked_up(column: Array) -> tuple[Places | None, Array]:
-    """For each row the place of its value in another array, -1 where it is null, and that array; None for the places
-    where the column has the values itself."""
+    """For each row the index of its value in another array (-1 for null), and that array.
+
+    The indices are None if the column holds its values itself.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -113,16 +115,16 @@ def _looked_up(column: Array) -> tuple[Places | None, Array]:
     else:
         return None, column
     further, values = _looked_up(values)
-    if further is not None:  # runs of words of a dictionary
+    if further is not None:  # runs of dictionary values
         places = np.append(further, -1)[places]
     return places, values
 
 
 def _chosen(values: Array, places: Places) -> Array:
-    """Those values at these places."""
+    """The values at these indices."""
     import pyarrow as pa
 
-    if pa.types.is_string_view(values.type):  # pyarrow cannot take of these
+    if pa.types.is_string_view(values.type):  # pyarrow's take does not support these
         return pa.array([values[place].as_py() for place in places.tolist()], pa.string())
     return values.take(pa.array(places))
 
@@ -133,7 +135,7 @@ def _valid(values: Array) -> Mask:
 
 
 def _storage(values: Array) -> tuple[str, Array]:
-    """What the type of some values extends, and the values that it extends."""
+    """The name of the values' extension type ("" for none), and the stored values."""
     import pyarrow as pa
 
     extended = isinstance(values.type, pa.BaseExtensionType)
@@ -149,9 +151,9 @@ def _numbers(values: Array) -> npt.NDArray[Any]:
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     if pa.types.is_decimal(values.type):
-        values = values.cast(pa.string()).cast(pa.float64())  # the nearest float, which pyarrow's own cast need not be
+        values = values.cast(pa.string()).cast(pa.float64())  # pyarrow's direct cast may miss the nearest float
     found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    if extended == _TRUTH:  # an integer, true where it is not 0
+    if extended == _TRUTH:  # an integer; any but 0 is true
         return np.where(np.isnan(found), np.nan, found != 0)
     return found
 

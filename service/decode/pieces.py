@@ -1,4 +1,4 @@
-"""Bodies of any length, in pieces as they arrive: the lines of NDJSON, the rows of an Arrow stream."""
+"""Decodes streams of any length piece by piece: the lines of NDJSON, the rows of Arrow."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Items_co = TypeVar("Items_co", covariant=True)
 Item = TypeVar("Item")
 
 PIECE_CELLS = 2**15
-"""Values of the rows of a piece, about: to make objects of them takes a few milliseconds of the loop."""
+"""Approximate values in a piece of rows: turning them into objects takes the loop a few milliseconds."""
 HERE_TEXTS = 16
-"""Columns of text, at most, whose rows are made on the loop: a thousand cells of one take a millisecond."""
+"""Rows with more text columns are made in a thread: a thousand cells of one column take a millisecond."""
 WORTH_A_TABLE = 200
-"""Lines of one shape that are learned as a table; fewer, and the pieces of a mixed stream would be too small."""
+"""Least lines of one shape that become a table. With fewer, a mixed stream would fall into tiny pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece(Generic[Items_co]):
-    """Some items of a stream, in order.
+    """Consecutive items of a stream.
 
-    unit: what they are in the body, "line" or "row". numbers: that of each, from 1. wrong: what is wrong with the one
-    after them, which ends the stream.
+    unit: what an item is in the body, "line" or "row". numbers: each item's number, from 1. wrong: the error of the
+    next item, which ends the stream.
     """
 
     items: Items_co
@@ -41,7 +41,7 @@ class Piece(Generic[Items_co]):
     wrong: errors.LogstepError | None = None
 
     def place(self, i: int) -> str:
-        """Where item i stands, for a message: "line 7"."""
+        """The place of item i, for a message: "line 7"."""
         return f"{self.unit} {self.numbers[i]}"
 
     def parts(self, size: int) -> Iterator[Piece[Any]]:
@@ -53,7 +53,7 @@ class Piece(Generic[Items_co]):
             yield Piece(part, self.unit, self.numbers[start:stop], self.wrong if stop == len(items) else None)
 
     def located(self, error: errors.LogstepError, i: int) -> errors.LogstepError:
-        """What is wrong with item i, told with its place in the body."""
+        """An error of item i, with its place in the body."""
         number = self.numbers[i]
         field = error.members.get("field")
         told = {} if field is None else {"field": wire.path(f"{self.unit} {number}", field)}
@@ -102,13 +102,13 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
 async def events_of_lines(
     chunks: Chunks, settings: Settings
 ) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
-    """The lines of NDJSON to learn; those of one shape as tables."""
+    """The lines of NDJSON to learn; runs of one shape as tables."""
     shape: Shape | None = None
     async with aclosing(texts_of(chunks, settings)) as texts:
         async for text in texts:
             rest = text
             while rest.data:
-                # In a thread, as the kernel needs no GIL: meanwhile the loop predicts, and steps for what came before.
+                # In a thread: the kernel releases the GIL, so the loop predicts and learns earlier lines meanwhile.
                 shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
                 if table is None:
                     yield await _decoded(rest, wire.decode_learn, settings.max_line_bytes)
@@ -118,8 +118,10 @@ async def events_of_lines(
 
 
 def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None, int]:
-    """The first lines as a table, if they have the shape of those before them or of the first, and are enough; the
-    shape, and where they end."""
+    """The first lines as a table, their shape, and where they end.
+
+    There is a table only if enough lines share the previous shape, or the shape of the first line.
+    """
     for form in _forms(shape, data):
         table, end = form.read(data, longest)
         if len(table) >= WORTH_A_TABLE or end == len(data):
@@ -128,7 +130,7 @@ def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | 
 
 
 def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
-    """The shapes that the first lines may have: that of those before them, and that of the first."""
+    """The shapes to try: the previous one, then that of the first line."""
     if shape is not None:
         yield shape
     first = Shape.of(bytes(data[: data.index(b"\n")]))
@@ -139,7 +141,7 @@ def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
 async def events_of_rows(
     chunks: Chunks, settings: Settings
 ) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
-    """The rows of an Arrow stream to learn; numbers as they are, arrays."""
+    """The rows of an Arrow stream to learn; numbers stay arrays."""
     tables = arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes)
     async with aclosing(tables):
         async for table in tables:
@@ -161,14 +163,13 @@ async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerato
 
 
 async def _each(table: Table, rows: Callable[[int, int], list[Item]], start: int, stop: int) -> list[Item]:
-    """Some rows of a table, one by one."""
+    """Rows of a table, as objects."""
     found: list[Item] = await worked(len(table.names) > WIDE or len(table.texts) > HERE_TEXTS, rows, start, stop)
     return found
 
 
 def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
-    """From where to where a table is cut into pieces of so many rows, or fewer where they have many columns, and their
-    numbers in the stream."""
+    """Cuts of a table into pieces of at most `rows` rows, fewer if it has many columns: start, end, row numbers."""
     rows = min(rows, max(1, PIECE_CELLS // max(1, len(table.names))))
     starts = range(0, len(table), rows)
     ends = [min(start + rows, len(table)) for start in starts]

@@ -1,9 +1,9 @@
-"""Lines of NDJSON that look alike, read at once.
+"""Reads NDJSON lines of one shape at once.
 
-Most events of a stream have the same features in the same order: their lines differ in the numbers alone. The first
-line says what they look like, and `core.lines` reads all that follow it, 0.3 us for an event of 10 features where the
-general decoder takes 1.2 and what comes of it 2 more. A line that looks otherwise takes the general way, which also
-says what is wrong with it.
+Most events of a stream have the same features in the same order, so their lines differ only in the numbers. The first
+line gives the shape, and `core.lines` reads the lines after it. That takes 0.3 us for an event of 10 features, while
+the general decoder takes 1.2 us, and its objects 2 us more. A line of another shape goes to the general decoder, which
+also names its errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.decode.text import lines_in
 from service.decode.wire import MAX_ID
 
 LABEL, WEIGHT = -2, -1
-"""Where label and weight stand among the values of a line, after its features."""
+"""Places of label and weight among a line's values, after its features."""
 
 _TOKEN = re.compile(rb'"[^"\\]*"\s*:|"([^"\\]*)"|(-?[0-9][-+.0-9eE]*|true|false)')
 """A name, a string, or a number."""
@@ -31,7 +31,7 @@ _TOKEN = re.compile(rb'"[^"\\]*"\s*:|"([^"\\]*)"|(-?[0-9][-+.0-9eE]*|true|false)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What lines of the same features in the same order have in common. The arrays are those of `core.lines`."""
+    """What lines with the same features in the same order share. The arrays are those of `core.lines`."""
 
     names: list[str]
     literals: npt.NDArray[np.uint8]
@@ -40,18 +40,18 @@ class Shape:
 
     @classmethod
     def of(cls, line: bytes) -> Shape | None:
-        """The shape of a line; None if it is no event of numbers alone, or one that cannot be told from its bytes."""
+        """The shape of a line; None unless it is an event of numbers only that its bytes identify."""
         if b"\\" in line or b"null" in line:
             return None
         literals: list[bytes] = []
-        filled: list[bytes] = []  # the line, with the number of each hole in it
+        filled: list[bytes] = []  # the line, with each hole's number in its place
         end = 0
         for token in _TOKEN.finditer(line):
             start, stop = token.span(1) if token[1] is not None else token.span(2)
             if start >= 0:
                 literals.append(line[end:start])
                 if literals[-1].endswith(b"-"):
-                    return None  # "--1", which would be JSON with a number in the place of the second part
+                    return None  # "--1" would pass as JSON once its second part is replaced by a number
                 filled += [literals[-1], b"%d" % (len(literals) - 1)]
                 end = stop
         literals.append(line[end:])
@@ -64,11 +64,12 @@ class Shape:
         return cls(names, np.frombuffer(bytearray().join(literals), np.uint8), ends, holes)
 
     def read(self, data: bytearray, longest: int) -> tuple[Table, int]:
-        """The first of the lines that `data` holds, each ended by a line feed, as long as they have this shape and no
-        more than `longest` bytes; and where they end."""
+        """The leading whole lines of this shape, each at most `longest` bytes, and where they end."""
         text = np.frombuffer(data, np.uint8)
-        shortest = int(self.ends[-1]) + len(self.holes)  # a byte in each hole, but for the id's
-        lines = min(lines_in(data), len(data) // shortest)  # blank lines are none: room for them could be gigabytes
+        shortest = int(self.ends[-1]) + len(self.holes)  # each hole has at least a byte, except the id's
+        lines = min(
+            lines_in(data), len(data) // shortest
+        )  # not counting blank lines: arrays for them could take gigabytes
         values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3), np.int64)
         values[:, WEIGHT] = 1.0
         read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)
@@ -83,7 +84,7 @@ class Shape:
 
 
 def _count_good(values: Floats, id_places: npt.NDArray[np.int64] | None) -> int:
-    """How many lines there are before the first whose label, weight or id is none."""
+    """How many lines come before the first with an invalid label, weight or id."""
     labels, weights = values[:, LABEL], values[:, WEIGHT]
     good = ((labels == 0) | (labels == 1)) & (weights > 0)
     if id_places is not None:
@@ -93,7 +94,7 @@ def _count_good(values: Floats, id_places: npt.NDArray[np.int64] | None) -> int:
 
 
 def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
-    """Features by column, and what each hole holds, of a line that has the number of each hole in its place."""
+    """Features by column and the meaning of each hole, from a line with the holes' numbers; None if it is no event."""
     try:
         event: Any = msgspec.json.decode(filled)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Rows of a stream as arrays: events of the same features, a thousand or so at once."""
+"""Rows of a stream as arrays: about a thousand events with the same features."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from service.decode.columns import Array, strings
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a stream, checked but for what depends on the model.
+    """Rows of a stream, checked except for what depends on the model.
 
     first_row
         The number of the first row in its stream; rows count from 1.
     names
-        The m features, in the order of the columns, which is that of every event.
+        The m features in column order, which is also their order in every event.
     values
-        (n, m) float64, row by row; 0 where there is none, 1 in a column of text.
+        (n, m) float64, row-major; 0 where there is no value, 1 in text columns.
     present
-        (n, m) bool: where there is a value. None: everywhere.
+        (n, m) bool: where there is a value. None means everywhere.
     labels
-        (n,) uint8, 0 or 1. None in questions.
+        (n,) uint8, 0 or 1. None in rows to predict.
     weights
-        (n,) float64, above 0. None: all are 1.
+        (n,) float64, above 0. None means all are 1.
     ids
-        n, None for a row without. None: no row has one.
+        n ids, None for a row without one. None means that no row has one.
     texts
-        The columns of text, by their position.
+        The text columns, by position.
     """
 
     first_row: int
@@ -52,18 +52,18 @@ class Table:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the arrays say all: events of numbers, each with an id or none. Then they are learned as they are."""
-        whole = self.present is None and bool(self.names)  # a row with an id and no feature is a label alone
+        """Whether the arrays can be learned as they are: no text, and either no ids or every id and value."""
+        whole = self.present is None and bool(self.names)  # a row with an id and no features is a late label
         return not self.texts and (self.ids is None or (whole and None not in self.ids))
 
     def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None]:
-        """What `BatchBuilder.add_table` takes, of a plain table of events."""
+        """The arguments of `BatchBuilder.add_table`, for a plain table of events."""
         if self.labels is None or self.texts:
             raise TypeError("these rows have no labels, or have text")
         return self.names, self.values, self.present, self.labels, self.weights
 
     def part(self, start: int, stop: int) -> Table:
-        """The rows from `start` to before `stop`, counted from 0 in this table; the arrays are not copied."""
+        """The rows `start` to `stop` (excluded), counted from 0 in this table. Copies no arrays."""
 
         def cut(whole: Any) -> Any:
             return None if whole is None else whole[start:stop]
@@ -80,15 +80,15 @@ class Table:
         )
 
     def place(self, i: int) -> str:
-        """Where row i of this table stands in the stream, for a message."""
+        """The place of this table's row i in the stream, for a message."""
         return f"row {self.first_row + i}"
 
     def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
-        """The error that says what is wrong with a field of row i of this table."""
+        """The error for a field of this table's row i."""
         return errors.InvalidEvent(field=wire.path(self.place(i), field), reason=reason, row=self.first_row + i)
 
     def events(self, start: int, stop: int) -> list[wire.Event | wire.Label]:
-        """Rows to learn, one by one; a thousand or so at a time are made faster than all at once."""
+        """Rows to learn, as objects. A thousand at a time is faster than all at once."""
         if self.labels is None:
             raise TypeError("these are rows to predict from; they have no labels")
         xs = self._xs(start, stop)
@@ -100,7 +100,7 @@ class Table:
         ]
 
     def questions(self, start: int, stop: int) -> list[wire.Question]:
-        """Rows to predict from, one by one."""
+        """Rows to predict from, as objects."""
         return [wire.Question(*row) for row in zip(self._xs(start, stop), self._ids(start, stop), strict=True)]
 
     def _ids(self, start: int, stop: int) -> Sequence[str | None]:

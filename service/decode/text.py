@@ -1,7 +1,7 @@
-"""The lines of an NDJSON body, gathered as they arrive.
+"""Gathers the lines of an NDJSON body as they arrive.
 
-They are passed on when they make a piece, or when no more come for a moment: who sends an event a second has each
-learned at once, and who sends a million has them learned a thousand at a time.
+Lines are passed on when they fill a piece, or after a short wait. So a client that sends an event a second has each
+learned at once, and one that sends a million has them learned a thousand at a time.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from service.settings import Settings
 Chunks = AsyncGenerator[bytes]
 
 PIECE_BYTES = 2 * 2**20
-"""Bytes of lines in a piece, about: many pieces wait at a time, and lines may be long."""
+"""Approximate bytes of a piece. Lines may be long, and many pieces may wait at a time."""
 LINGER_SECONDS = 0.05
-"""How long lines wait for others to come."""
+"""How long lines wait for more lines."""
 CHUNKS_AHEAD = 8
-"""Chunks, of 64 KiB mostly, that are received while the lines before them are read."""
+"""Chunks, mostly of 64 KiB, that are received while earlier lines are read."""
 
 _LINE_FEED = 10
 _LOOK_BYTES = 2**15
 
 
 class Text(NamedTuple):
-    """Some whole lines of a body, each ended by a line feed, and the number of the first; they count from 1."""
+    """Whole lines of a body, each ended by a line feed, and the number of the first, from 1."""
 
     number: int
     data: bytearray
 
     def lines(self) -> list[tuple[int, bytes]]:
-        """Each line with its number; blank ones are left out."""
+        """Each line that is not blank, with its number."""
         numbered = enumerate(bytes(self.data).split(b"\n"), self.number)
         return [(number, line) for number, line in numbered if line.strip()]
 
     def after(self, lines: int, end: int) -> Text:
-        """What comes after so many lines, the last of which ends at `end`."""
+        """The rest after `lines` lines, the last of which ends at `end`."""
         return Text(self.number + lines, self.data[end:])
 
 
 async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
-    """A body's lines in texts of `stream_events`; smaller are the last, those of long lines, those before an error, and
-    those that have waited LINGER_SECONDS.
+    """A body's lines, in texts of `stream_events` lines.
 
-    LineTooLong where a line that has not ended is longer than it may be.
+    Fewer lines come at the end, before an error, if lines are long, and after a wait of LINGER_SECONDS. Raises
+    LineTooLong for a line that exceeds the limit before it has ended.
     """
     gathered, arriving, slices = _Gathered(settings), _Arriving(_without_mark(chunks)), Slices()
     try:
@@ -75,7 +75,7 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
 
 
 async def _without_mark(chunks: Chunks) -> Chunks:
-    """The same chunks without the mark that may stand before UTF-8, wherever they part."""
+    """The chunks without a leading byte order mark, which may span chunks."""
     first: bytes | None = b""
     async with aclosing(chunks):
         async for chunk in chunks:
@@ -91,23 +91,23 @@ async def _without_mark(chunks: Chunks) -> Chunks:
 
 
 def lines_in(data: bytes | bytearray) -> int:
-    """How many lines end in it. `bytes.count` takes six times as long."""
+    """How many lines end in `data`. `bytes.count` takes six times as long."""
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _LINE_FEED))
 
 
 class _Gathered:
-    """The bytes of a body that have come and were not passed on."""
+    """The bytes of a body that have arrived but were not passed on."""
 
     def __init__(self, settings: Settings) -> None:
         self._lines = 0
         self._data = bytearray()
         self._number = 1
-        self._open_since = 0  # where the line begins that has not ended
-        self._due = 0.0  # when the lines have waited long enough
+        self._open_since = 0  # start of the line that has not ended
+        self._due = 0.0  # when the lines must be passed on
         self._size, self._longest = settings.stream_events, settings.max_line_bytes
 
     def patience(self) -> float | None:
-        """Seconds that the lines may still wait for others; None if there are none."""
+        """Seconds that the lines may still wait for more; None if there are no lines."""
         return max(0.0, self._due - time.monotonic()) if self._lines else None
 
     def add(self, chunk: bytes) -> None:
@@ -120,12 +120,12 @@ class _Gathered:
         self._data += chunk
 
     def end(self) -> None:
-        """The body has ended, and with it its last line."""
+        """End the last line: the body has ended."""
         if self._open_since < len(self._data):
             self.add(b"\n")
 
     def texts(self, all_of_them: bool) -> Iterator[Text]:
-        """What there is to be passed on: the whole lines, all of them or those that make a piece."""
+        """The whole lines to pass on: all of them, or only full pieces."""
         while self._lines and (all_of_them or self._lines >= self._size or len(self._data) > PIECE_BYTES):
             lines = min(self._lines, self._size)
             text = Text(self._number, self._data[: self._end_of(lines)])
@@ -133,12 +133,12 @@ class _Gathered:
             self._open_since -= len(text.data)
             self._number, self._lines = self._number + lines, self._lines - lines
             yield text
-            # From now, not from when they came: while that text was worked on, others may have.
+            # Counted from now: more lines may have come while that text was worked on.
             self._due = time.monotonic() + LINGER_SECONDS
 
     def _end_of(self, lines: int) -> int:
-        """Where the first so many lines end."""
-        looked_at = _LOOK_BYTES  # not all at once: much may have come, and it would be looked at for each text
+        """Where the first `lines` lines end."""
+        looked_at = _LOOK_BYTES  # not all bytes: there may be many, and each text would scan them again
         while True:
             feeds = np.flatnonzero(np.frombuffer(self._data, np.uint8)[:looked_at] == _LINE_FEED)
             if len(feeds) >= lines:
@@ -146,13 +146,13 @@ class _Gathered:
             looked_at *= 4
 
     def check_length(self) -> None:
-        """LineTooLong if a line that has not ended is too long already."""
+        """Raise LineTooLong if the unfinished line is too long already."""
         if len(self._data) - self._open_since > self._longest:
             raise errors.LineTooLong(line=self._number + self._lines, limit=self._longest)
 
 
 class _Arriving:
-    """Chunks that are received while those before them are worked on."""
+    """Receives chunks while earlier ones are worked on."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(CHUNKS_AHEAD)
@@ -163,13 +163,13 @@ class _Arriving:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     await self._queue.put(chunk)
-        except Exception as error:  # raised again where the chunks are taken
+        except Exception as error:  # `next` raises it
             await self._queue.put(error)
         else:
             await self._queue.put(None)
 
     async def next(self, seconds: float | None) -> bytes | None:
-        """The next chunk, b"" if none comes in so many seconds, None after the last."""
+        """The next chunk; b"" if none comes within `seconds`; None after the last."""
         try:
             found = (
                 await asyncio.wait_for(self._queue.get(), seconds) if self._queue.empty() else self._queue.get_nowait()
@@ -181,7 +181,7 @@ class _Arriving:
         return found
 
     def stop(self) -> None:
-        """Receive no more, and let go what was received."""
+        """Stop receiving, and free the chunks."""
         self._filling.cancel()
-        # The task's end leads to the frame that it ended in, and that to this: the chunks would wait for the collector.
+        # The ended task refers to its frame, and that to this object: else only the collector frees the chunks.
         del self._filling

@@ -1,10 +1,9 @@
-"""Bytes <-> events: JSON and NDJSON.
+"""Decodes and encodes events: JSON and NDJSON.
 
-msgspec checks the shape while it reads, which costs nothing extra. Only when it finds something wrong is the event
-read again, slowly, to name the field.
+msgspec checks the shape while it reads, at no extra cost. Only a wrong event is read again, slowly, to name the field.
 
-One call of msgspec keeps the GIL until it is done. So what is long is cut first (core/outline.py) and decoded piece by
-piece; that takes long all the same, and whoever decodes an event of more than WIDE_BYTES does it in a thread.
+A call of msgspec keeps the GIL until it returns. So long bodies are cut first (core/outline.py) and decoded piece by
+piece. This still takes long: callers decode an event of more than WIDE_BYTES in a thread.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ MAX_ID = 256
 Named = dict[str, float | bool | str | None]
 Numbers = list[float | bool | None]
 Features = Named | Numbers
-"""An event's x; null is a feature left out."""
+"""An event's x; null means that the feature is left out."""
 WIDE_BYTES = PIECE_BYTES
-"""Bytes of an event from which on it is decoded in pieces."""
+"""An event of more bytes is decoded in pieces."""
 LONG_BYTES = 2**18
-"""Bytes of an array from which on it is split in pieces."""
+"""An array of more bytes is split in pieces."""
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A labelled event, as `/learn` takes it."""
+    """A labelled event, for `/learn`."""
 
     x: Features
     y: float | bool
@@ -41,7 +40,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A label that comes after its features: of the prediction that was served under the id."""
+    """A late label, for the prediction that was served with this id."""
 
     id: str
     y: float | bool
@@ -49,14 +48,14 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What to predict, as `/predict` takes it. With an id it is kept until its label comes."""
+    """What to predict, for `/predict`. A prediction with an id is kept until its label comes."""
 
     x: Features
     id: str | None = None
 
 
 class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What to explain, as `/explain` takes it: x, or the id of a prediction that waits for its label."""
+    """What to explain, for `/explain`: x, or the id of a waiting prediction."""
 
     x: Features | None = None
     id: str | None = None
@@ -73,7 +72,7 @@ class Learned(msgspec.Struct, gc=False):
 
 
 class LearnedLate(Learned, gc=False):
-    """The reply to a label that came after its features. late: whether it corrects a 0 that was learned meanwhile."""
+    """The reply to a late label. late: whether it corrects a 0 that was learned at the timeout."""
 
     served_p: float | None
     served_loss: float | None
@@ -93,7 +92,7 @@ class LearnedMany(msgspec.Struct):
 
 
 class LearnedManyLate(LearnedMany):
-    """The same, where labels were in the stream that came after their features."""
+    """The reply to a stream that contained late labels."""
 
     joined: int
     late: int
@@ -101,8 +100,7 @@ class LearnedManyLate(LearnedMany):
 
 
 class Predicted(msgspec.Struct, omit_defaults=True):
-    """The reply to one prediction. unknown: features of it whose names the model does not know; left out where it knows
-    all of them."""
+    """The reply to one prediction. unknown: number of features that the model does not know; left out if 0."""
 
     model: str
     p: float
@@ -112,7 +110,7 @@ class Predicted(msgspec.Struct, omit_defaults=True):
 
 
 class PredictedKept(Predicted, kw_only=True):
-    """The reply to a prediction with an id. kept: whether it waits for its label; not, where too many do."""
+    """The reply to a prediction with an id. kept: whether it waits for its label; false if too many wait."""
 
     kept: bool
     duplicate: bool
@@ -126,8 +124,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode(reply: Any) -> bytes:
-    """A reply as a line of JSON; a float as the shortest text that reads back to the same float."""
-    return _encode(reply) + b"\n"  # else the prompt of who uses curl stands behind the reply
+    """A reply as a line of JSON; a float is the shortest text that reads back as the same float."""
+    return _encode(reply) + b"\n"  # else a shell prompt would follow curl's output on the same line
 
 
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
@@ -140,7 +138,7 @@ _numbers = msgspec.json.Decoder(Numbers)
 
 
 def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
-    """One event, with its features. `at` says where it stands, for the message: "[3]" or "line 7"."""
+    """Decode one event with features. `at` is its place, for error messages: "[3]" or "line 7"."""
     event = _either_way(_event, data, at)
     if event.id is not None:
         _check_id(event.id, at)
@@ -148,7 +146,7 @@ def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
 
 
 def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
-    """What `/learn` takes: an event, or a label without features."""
+    """Decode one item for `/learn`: an event, or a label without features."""
     data = bytes(data)
     found = _event_or_label(data, at) if len(data) <= WIDE_BYTES else _in_pieces(_event_or_label, data, at)
     if found.id is not None:
@@ -160,12 +158,12 @@ def _event_or_label(data: bytes, at: str) -> Event | Label:
     try:
         return _event.decode(data) if b'"x"' in data else _label.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # It is wrong, or the bytes deceived: an id "x", a name with escapes.
+        # It is invalid, or the test for "x" misled: the id is "x", or a name has escapes.
         return _label.decode(data) if _is(data, Label) else _decode(_event, data, at)
 
 
 def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
-    """One question of `/predict`."""
+    """Decode one item for `/predict`."""
     question = _either_way(_question, data, at)
     if question.id is not None:
         _check_id(question.id, at)
@@ -173,7 +171,7 @@ def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
 
 
 def decode_explain(data: bytes) -> Explain:
-    """The body of `/explain`."""
+    """Decode the body of `/explain`."""
     asked = _either_way(_explain, data, "")
     if (asked.x is None) == (asked.id is None):
         reason = 'must be an object with either x or id, like {"x": {"age": 31}} or {"id": "imp-7"}'
@@ -185,7 +183,7 @@ def decode_explain(data: bytes) -> Explain:
 
 def _check_id(id_: str, at: str) -> None:
     if not 0 < len(id_) <= MAX_ID or "\0" in id_:
-        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters, none a zero byte")
+        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters and no zero byte")
 
 
 def is_array(body: bytes) -> bool:
@@ -195,8 +193,8 @@ def is_array(body: bytes) -> bool:
 
 
 def _begins(data: bytes, start: int = 0) -> int:
-    """The place of the first byte from `start` on that is no white space; the length if there is none."""
-    for at in range(start, len(data), PIECE_BYTES):  # not all at once: it would take 20 ms
+    """The index of the first byte from `start` on that is not white space; the length if there is none."""
+    for at in range(start, len(data), PIECE_BYTES):  # in pieces: all at once could take 20 ms
         piece = data[at : at + PIECE_BYTES]
         rest = piece.lstrip(b" \t\r\n")
         if rest:
@@ -205,10 +203,10 @@ def _begins(data: bytes, start: int = 0) -> int:
 
 
 class Elements:
-    """The elements of a JSON array, still as bytes, piece by piece.
+    """The elements of a JSON array as bytes, piece by piece.
 
-    To make it takes a nanosecond or so for each byte, and `piece` takes long where `is_long` says so.
-    MalformedJson where the body is no array; a long one's elements may be found to be malformed by `piece` only.
+    The constructor takes about a nanosecond a byte; `piece` takes long if `is_long`. Raises MalformedJson if the body
+    is not an array. In a long array only `piece` finds malformed elements.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -221,11 +219,11 @@ class Elements:
         self.count = outline.commas + 1 if self._all is None else len(self._all)
 
     def __len__(self) -> int:
-        """Of the pieces."""
+        """The number of pieces."""
         return len(self._places)
 
     def is_long(self, i: int) -> bool:
-        """Whether piece i takes long: one of its elements does."""
+        """Whether decoding piece i takes long, because one of its elements is long."""
         start, end = self._places[i]
         return end - start > LONG_BYTES
 
@@ -241,14 +239,14 @@ class Elements:
 
 
 def _split(array: bytes, before: int) -> list[msgspec.Raw]:
-    """The elements of an array, before whose text there are so many bytes of the body."""
+    """The elements of an array whose text begins after `before` bytes of the body."""
     try:
         return _pieces.decode(array)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error, "", array, before=before) from None
 
 
-# -- what is long, piece by piece
+# -- long events, piece by piece
 
 
 def _either_way(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
@@ -258,25 +256,25 @@ def _either_way(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, 
 
 
 def _in_pieces(decode: Callable[[bytes, str], Asked], data: bytes, at: str) -> Asked:
-    """A long event: all but its features, and then these, piece by piece."""
+    """Decode a long event: first everything but its features, then these piece by piece."""
     start = _begins(data)
     if data[start : start + 1] != b"{":
         return decode(data, at)
     opens, closes = _outlined(data, at).inner
-    if closes - opens <= WIDE_BYTES // 2:  # it is long, and not because of its features
+    if closes - opens <= WIDE_BYTES // 2:  # long for another reason than its features
         return decode(data, at)
     try:
         asked = decode(data[: opens + 1] + data[closes:], at)
     except errors.MalformedJson as wrong:
         raise _shifted(wrong, closes - opens - 1, after=opens + 1) from None
-    if isinstance(asked, Label) or asked.x:  # it has two x, and the long one may not be that which counts
+    if isinstance(asked, Label) or asked.x:  # it has two x, and the short one may be the one that counts
         return decode(data, at)
     asked.x = _long_x(data, opens, at)
     return asked
 
 
 def _long_x(data: bytes, opens: int, at: str) -> Features:
-    """The features that open at a place of an event, piece by piece."""
+    """Decode the features that begin at `opens`, piece by piece."""
     named: Named = {}
     numbers: Numbers = []
     decoder: msgspec.json.Decoder[Any] = _features if data[opens : opens + 1] == b"{" else _numbers
@@ -297,7 +295,7 @@ def _long_x(data: bytes, opens: int, at: str) -> Features:
 
 
 def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: int) -> errors.LogstepError:
-    """What is wrong with a piece of an event's x, before which there are so many bytes and so many numbers."""
+    """The error in a piece of an event's x that begins after `before` bytes and `first` numbers."""
     if not isinstance(error, msgspec.ValidationError):
         return malformed(error, at, piece, before=before)
     try:
@@ -308,7 +306,7 @@ def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: in
 
 
 def _outlined(data: bytes, at: str) -> Outline:
-    """The outline of an array or object that is all there is; MalformedJson if it does not end or something follows."""
+    """The outline of an array or object; raises MalformedJson if it does not end or something follows it."""
     outline = Outline.of(data, _begins(data))
     if outline.end < 0:
         raise errors.MalformedJson(where=_where(at), reason="Input data was truncated")
@@ -321,11 +319,11 @@ def _outlined(data: bytes, at: str) -> Outline:
 
 
 def _nothing(kind: str, end: int, at: str = "") -> errors.MalformedJson:
-    """What is wrong where nothing stands between two commas, or after the last."""
+    """The error for nothing between two commas or after the last."""
     return errors.MalformedJson(where=_where(at), reason=f"trailing comma in {kind} (byte {end})")
 
 
-# -- what is wrong, and where
+# -- errors and their places
 
 
 def _decode(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
@@ -345,12 +343,14 @@ _PLACE = re.compile(r"\(byte (\d+)\)")
 
 
 def malformed(error: Exception, at: str, data: bytes, what: str = "feature", before: int = 0) -> errors.MalformedJson:
-    """The error for bytes that are no JSON. `what` may be left out where it has no value; `before`: how many bytes of
-    the body come before the data."""
+    """The error for bytes that are not JSON.
+
+    what: the thing to leave out if a number is NaN or infinite. before: bytes of the body before `data`.
+    """
     reason = str(error)
     if no_number := _no_number(reason, data):
         number = no_number[0].decode()
-        reason = f"JSON has no {number}; leave out a {what} that has no value (byte {no_number.start()})"
+        reason = f"JSON has no {number}; leave out a {what} without a value (byte {no_number.start()})"
     if b"\\ud" in data.lower() and "truncated" in reason:
         reason = "it has half of a surrogate pair"
     if isinstance(error, RecursionError):
@@ -366,7 +366,7 @@ def _where(at: str) -> str:
 
 
 def _shifted(error: errors.MalformedJson, bytes_more: int, after: int = 0) -> errors.MalformedJson:
-    """The same error of a text in which so many bytes stand before the place that is wrong, if that is `after` one."""
+    """The same error with its byte number moved by `bytes_more`, if it is `after` or more."""
 
     def moved(place: re.Match[str]) -> str:
         return f"(byte {int(place[1]) + (bytes_more if int(place[1]) >= after else 0)})"
@@ -375,17 +375,17 @@ def _shifted(error: errors.MalformedJson, bytes_more: int, after: int = 0) -> er
 
 
 def _no_number(reason: str, data: bytes) -> re.Match[bytes] | None:
-    """The NaN or infinity that msgspec found, if that is what it tells of."""
+    """The NaN or infinity that msgspec complains about, if it is one."""
     place = _PLACE.search(reason)
     if place is None:
         return None
-    at = int(place[1])  # "nan" is taken for a damaged null, which has one more character
+    at = int(place[1])  # msgspec reads "nan" as a damaged null, which is one character longer
     found = _NO_NUMBER.search(data, max(0, at - len("nan") - 1))
     return found if found is not None and found.start() <= at <= found.end() + 1 else None
 
 
 def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.LogstepError:
-    """The error that names the first field that is wrong."""
+    """The error that names the first wrong field."""
     if not isinstance(error, msgspec.ValidationError):
         return malformed(error, at, data)
     try:
@@ -397,7 +397,7 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Logs
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         return malformed(wrong, at, data)
     if shape is Event and "x" not in fields and "id" in fields:
-        shape = Label  # that was meant
+        shape = Label  # probably meant as a label
     for field, reason in _wrong_fields(fields, shape):
         return errors.InvalidEvent(field=path(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
@@ -417,7 +417,7 @@ def _fields(data: bytes, at: str, shape: Any) -> dict[str, msgspec.Raw]:
 
 
 def out_of_range(body: bytes) -> str:
-    """The first field of a JSON object whose value has a number that no float64 can hold; else "body"."""
+    """The first field of a JSON object with a number that no float64 can hold; "body" if none is found."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
@@ -425,7 +425,7 @@ def out_of_range(body: bytes) -> str:
     return next((name[:100] for name, value in fields.items() if not _is(value, Any)), "body")
 
 
-_NO_X = "is missing; only a label for a prediction that was served with an id has none, and it has that id"
+_NO_X = "is missing; only the label of a prediction that was served with an id may leave it out, and it needs that id"
 
 
 def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:
@@ -462,11 +462,11 @@ def _wrong_features(x: msgspec.Raw, first: int = 0) -> Iterator[tuple[str, str]]
             return
         for i, element in enumerate(elements, first):
             if not _is(element, float | bool | None):
-                yield f"x[{i}]", "must be a finite number, or null where there is none"
+                yield f"x[{i}]", "must be a finite number, or null if there is no value"
         return
     for name, value in features.items():
         if not _is(value, float | bool | str | None):
-            yield f"x.{name[:64]}", "must be a finite number, a string, true or false, or null where there is none"
+            yield f"x.{name[:64]}", "must be a finite number, a string, true, false, or null if there is no value"
 
 
 def _is(data: bytes | msgspec.Raw, kind: Any) -> bool:

@@ -1,1 +1,1 @@
-"""What people and programs look at: metrics, series, streams of news, the page."""
+"""Monitoring: metrics, series, live streams, the page."""

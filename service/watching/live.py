@@ -1,8 +1,8 @@
-"""What happens, as it happens: server-sent events for `GET /stream` and `GET /models/{model}/stream`.
+"""Live streams: server-sent events for `GET /stream` and `GET /models/{model}/stream`.
 
-A message is made once a tick for each thing that is watched, if it has changed and somebody watches, and all who watch
-it get the same bytes. There is no queue: each viewer takes the newest message when it has got rid of the last one, so
-that a slow one misses some and costs no memory, and learning waits for nobody.
+Each tick makes one message for each channel that has viewers and has changed. All viewers of a channel get the same
+bytes. There is no queue: once a viewer's last message is sent, it takes the newest. So a slow viewer misses messages
+but costs no memory, and learning never waits for a viewer.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ TICK_SECONDS = 0.25
 OVERVIEW_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 CHECK_SECONDS = 1.0
-"""How often it is looked whether a viewer may still watch, where nothing happens."""
+"""How often an idle stream checks that its viewer may still watch."""
 WEIGHTS_SECONDS = 1.0
-"""How often the largest weights are looked for: with a million of them it takes a millisecond."""
+"""How often the largest weights are found; for a million weights it takes a millisecond."""
 REMEMBERED_SECONDS = 30.0
-"""How often the weights are copied. What moved is told since the copy before the last, so of this to twice as long."""
+"""How often the weights are copied. Movement is measured from the copy before the last: one to two such periods."""
 SHARE_OF_THE_LOOP = 0.04
-"""At most, for making messages. Where more is watched, messages come less often."""
+"""Largest share of the loop's time for making messages. With more to watch, messages come less often."""
 VIEWER_SECONDS = 0.005
-"""Pause for each viewer: with a hundred, each gets two messages a second, and all of them cost what fifty would."""
+"""Pause per viewer. A hundred viewers get two messages a second each, and together cost as much as fifty."""
 LARGEST, MOVED = 20, 10
 SHOWN_MODELS = 100
 SPARK = 60
-"""Windowed losses in a row of the overview: of five minutes, where the model was never idle."""
+"""Windowed losses per row of the overview: five minutes of a model that is never idle."""
 Watched = str | frozenset[str] | None
-"""A model, the models within a token's reach, or all of them."""
+"""What a viewer watches: a model, the models within a token's reach, or (None) all models."""
 _HEARTBEAT = b": nothing new\n\n"
 
 
 class _Commits:
-    """Durations of the last commits: looked at once a second, whatever is watched."""
+    """Durations of the last commits, computed once a second for all channels."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -68,7 +68,7 @@ class _Commits:
 
 
 class Channel(ABC):
-    """Something that is watched. `newest`: the message to take, `number`: how many there were."""
+    """Something that viewers watch. `newest`: the latest message; `number`: messages so far."""
 
     pause = TICK_SECONDS
 
@@ -78,16 +78,16 @@ class Channel(ABC):
         self.number = 0
         self.newest = b""
         self.standing = b""
-        """The last message that is no heartbeat, for who comes later."""
+        """The last message that is not a heartbeat, for new viewers."""
         self.ended = False
         self._changed = asyncio.Event()
         self._published_at = -1e9
         self._looked_at = -1e9
 
     async def look(self) -> None:
-        """Publish what is new, if it is time to; a heartbeat where nothing was new for long."""
+        """If it is time, publish what changed, or a heartbeat after a long silence."""
         now = time.monotonic()
-        if now - self._looked_at < self.pause * 0.9:  # the ticks are not to the millisecond
+        if now - self._looked_at < self.pause * 0.9:  # ticks are not exact to the millisecond
             return
         self._looked_at = now
         content = await self.content()
@@ -99,10 +99,10 @@ class Channel(ABC):
 
     @abstractmethod
     async def content(self) -> dict[str, Any] | None:
-        """What is to be told; None if it is what was told last."""
+        """The next message; None if nothing changed."""
 
     def end(self, last: bytes = b"") -> None:
-        """No more messages; a last one."""
+        """End the channel with a last message."""
         self.ended = True
         self._publish(last)
 
@@ -112,13 +112,13 @@ class Channel(ABC):
         changed.set()
 
     async def after(self, number: int) -> None:
-        """Return when there is a message after this one."""
+        """Wait for a message after this one, or for the end."""
         while self.number == number and not self.ended:
             await self._changed.wait()
 
 
 class _Rates:
-    """Events and predictions a second, over the last second or two."""
+    """Events and predictions a second, over the last one to two seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque(maxlen=2)
@@ -134,7 +134,7 @@ class _Rates:
 
 
 class _Weights:
-    """The largest weights, and those that moved most lately."""
+    """The largest weights, and those that moved most recently."""
 
     def __init__(self) -> None:
         self._looked_at = -1e9
@@ -165,7 +165,7 @@ class _Weights:
 
 
 class _ModelChannel(Channel):
-    """A model that is watched."""
+    """The channel of one model."""
 
     def __init__(self, engine: Engine, commits: _Commits, name: str) -> None:
         super().__init__(engine)
@@ -184,7 +184,7 @@ class _ModelChannel(Channel):
         except errors.UnknownModel:
             self.end(b'event: gone\ndata: {"model":"%b"}\n\n' % self._name.encode())
             return None
-        if model is not self._model:  # deleted, and made again
+        if model is not self._model:  # deleted and created again
             self._model = model
             self._forget()
         now = time.monotonic()
@@ -215,7 +215,7 @@ class _ModelChannel(Channel):
 
 
 class _Overview(Channel):
-    """All models, or those within a token's reach; of very many, those that learned last."""
+    """The channel of all models, or of those within a token's reach; of many, the ones that learned last."""
 
     pause = OVERVIEW_SECONDS
 
@@ -225,7 +225,7 @@ class _Overview(Channel):
         self._reach = reach
         self._sparks: dict[str, list[float | None]] = {}
         self._sparks_at = -1e9
-        self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it was seen to change
+        self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it last changed
         self._rates: dict[str, _Rates] = {}
         self._told: Any = None
 
@@ -235,7 +235,7 @@ class _Overview(Channel):
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
         if now - self._sparks_at >= BUCKET_SECONDS:
             self._sparks_at = now
-            with contextlib.suppress(errors.LogDamaged):  # then there are no more bars, and all else is told
+            with contextlib.suppress(errors.LogDamaged):  # then only the sparklines are missing
                 self._sparks = await self._past.recent_losses(models, SPARK)
         rows = []
         for i, model in enumerate(models):
@@ -250,7 +250,7 @@ class _Overview(Channel):
         return {"t": time.time(), "state": self.engine.state, "models": rows, **({"more": more} if more else {})}
 
     def _shown(self, now: float) -> list[Model]:
-        """In order of creation, those that learned last."""
+        """The models that learned last, in order of creation."""
         models = [model for model in self.engine.models if self._reach is None or model.name in self._reach]
         seen = {}
         for model in models:
@@ -284,7 +284,7 @@ class _Overview(Channel):
 
 
 class Live:
-    """Everything that is watched, and the ticks. Without viewers there are none."""
+    """All channels, and the ticks, which run only while there are viewers."""
 
     def __init__(self, engine: Engine, past: Past, max_viewers: int) -> None:
         self._engine = engine
@@ -300,7 +300,7 @@ class Live:
 
     @contextlib.contextmanager
     def watching(self, watched: Watched) -> Iterator[Channel]:
-        """Watch a model, some, or all of them."""
+        """Join a channel as a viewer, and leave it at the end."""
         if self._engine.streams_end.is_set():
             raise errors.NotReady(state="stopping")
         if self.viewers >= self._max_viewers:
@@ -325,7 +325,7 @@ class Live:
         return _Overview(self._engine, self._past, watched)
 
     async def _tick(self) -> None:
-        """Look at everything that is watched, a few times a second, until nobody watches or the service stops."""
+        """Look at every channel a few times a second, until nobody watches or the service stops."""
         try:
             while self._channels and not self._engine.streams_end.is_set():
                 started = time.perf_counter()
@@ -345,11 +345,11 @@ class Live:
 
 
 class EventStream(Response):
-    """The reply: messages until the viewer goes or may no longer watch, the model is deleted or the service stops."""
+    """The reply: it ends when the viewer leaves or loses access, the model is deleted or the service stops."""
 
     def __init__(self, live: Live, watched: Watched, check: Callable[[Scope], None]) -> None:
-        """`check`: raises an error once who watches may not any more."""
-        # The last header is for nginx, which would gather what is to be seen at once.
+        """`check`: raises an error once the viewer may no longer watch."""
+        # The last header keeps nginx from buffering the messages.
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
         del self.headers["content-length"]

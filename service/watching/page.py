@@ -1,7 +1,7 @@
-"""The page that people look at, at `/`, and the API's documentation, at `/docs`: the files in dashboard/, as they are.
+"""Serves the files in dashboard/: the page at `/` and the API's documentation at `/docs`.
 
-Nothing on them comes from another host, so they work where there is no internet, and the policy below lets the browser
-neither load from elsewhere nor run what stands inside a document: a feature that is named like a script is text.
+They load nothing from another host, so they work without internet. The content security policy forbids other hosts and
+inline scripts, so a feature named like a script stays text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TYPES = {
 
 
 class File(NamedTuple):
-    """A file of the page, as it is sent."""
+    """A file of the page, with its reply headers."""
 
     body: bytes
     headers: dict[str, str]
@@ -34,7 +34,7 @@ class File(NamedTuple):
 
 @cache
 def files() -> dict[str, File]:
-    """Every file that may be asked for, by its path below the folder: no other path leads to the disk."""
+    """Every file that is served, by its path below the folder. A request cannot read any other file."""
     found = (path for path in FOLDER.rglob("*") if path.suffix in _TYPES)
     return {path.relative_to(FOLDER).as_posix(): _read(path) for path in found}
 
@@ -46,7 +46,7 @@ def _read(path: Path) -> File:
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
-        # Ask each time whether it is still this one: after an upgrade no old module meets a new one.
+        # The browser revalidates each time. Else an old module could meet a new one after an upgrade.
         "cache-control": "no-cache",
         "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
     }
@@ -54,7 +54,7 @@ def _read(path: Path) -> File:
 
 
 def add_page(api: FastAPI) -> None:
-    """The routes of the page; the API's document does not list them."""
+    """Add the routes of the page; openapi.json does not list them."""
 
     async def index(request: Request) -> Response:
         return _send(request, "index.html")

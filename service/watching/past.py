@@ -1,7 +1,7 @@
-"""The past of a model, for plots: the rows of the series put on a grid of times.
+"""A model's past, for plots: the rows of the series on a grid of times.
 
-Every point stands for the `step` seconds up to its `t`. A row that covers several points is spread over them; several
-rows in one point are added up. Where no row is, there is nothing: the service was not running, or nothing happened.
+Each point covers the `step` seconds up to its `t`. A row that covers several points is spread over them; several rows
+in one point are added up. A point without a row is null: the service was not running, or nothing happened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.storage.series import BUCKET_SECONDS, COARSER, KEPT_SECONDS, Mark, 
 POINTS = 720
 STEPS = (5, 10, 15, 20, 30, 60, 120, 180, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 LATEST = 4_102_444_800.0
-"""The year 2100: what is after it was meant in other units."""
+"""The year 2100. A larger number is not in seconds."""
 
 T = TypeVar("T")
 _GAUGES = {
@@ -35,18 +35,18 @@ _GAUGES = {
     "base_rate_loss_window": "entropy",
     **{name: name for name in ("waiting", "commit_p50_ms", "commit_p99_ms")},
 }
-"""What the reply calls a column of the rows."""
+"""Names in the reply, and their columns in the rows."""
 
 
 class Past:
-    """Reads the series of a data folder, apart from who writes it, one request at a time."""
+    """Reads the series of a data folder in a connection of its own, one request at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._turn = asyncio.Lock()
 
     async def series(self, model: Model, from_: str | None, to: str | None, step: str | None) -> bytes:
-        """What `GET /models/{model}/series` says, as JSON."""
+        """The reply of `GET /models/{model}/series`, as JSON."""
         now = time.time()
         grid = asked_for(now, from_, to, step)
 
@@ -57,7 +57,7 @@ class Past:
         return await self._read(read)
 
     async def recent_losses(self, models: Sequence[Model], count: int) -> dict[str, list[float | None]]:
-        """The last windowed losses of some models, by name, oldest first."""
+        """The last windowed losses of models, by name, oldest first."""
         names = {model.stored.key: model.name for model in models}
         found = await self._read(lambda log: log.recent_losses(list(names), count))
         return {names[key]: losses for key, losses in found.items()}
@@ -75,7 +75,7 @@ class Past:
 
 
 class Grid(NamedTuple):
-    """Points each `step` seconds after `start`, up to `end`."""
+    """Points every `step` seconds after `start`, up to `end`."""
 
     start: int
     end: int
@@ -87,8 +87,11 @@ class Grid(NamedTuple):
 
 
 def asked_for(now: float, from_: str | None, to: str | None, step: str | None) -> Grid:
-    """The grid that a request asks for: by default the last hour, in the shortest step that the rows have and that
-    makes no more than `POINTS`. InvalidParameter where it makes no sense."""
+    """The grid that a request asks for.
+
+    By default it is the last hour, in the shortest step that the rows have and that gives at most `POINTS` points.
+    Raises InvalidParameter for a grid that makes no sense.
+    """
     end = now if to is None else _number("to", to)
     start = end - 3_600 if from_ is None else _number("from", from_)
     if not start < end:
@@ -99,9 +102,7 @@ def asked_for(now: float, from_: str | None, to: str | None, step: str | None) -
         wide = math.ceil(_number("step", step))
         grid = _covering(start, end, max(wide, 1))
         if wide < 1 or grid.points > POINTS:
-            reason = (
-                f"must be at least {max(1, math.ceil((end - start) / (POINTS - 1)))}: {POINTS} points are told at most"
-            )
+            reason = f"must be at least {max(1, math.ceil((end - start) / (POINTS - 1)))}, for at most {POINTS} points"
             raise errors.InvalidParameter(field="step", reason=reason)
         return grid
     shortest = max((seconds for seconds, age in COARSER if start < now - age - seconds), default=BUCKET_SECONDS)
@@ -110,7 +111,7 @@ def asked_for(now: float, from_: str | None, to: str | None, step: str | None) -
 
 
 def _covering(start: float, end: float, step: int) -> Grid:
-    """Whole steps; an hour that begins within a step is not one more point than an hour has."""
+    """The grid of whole steps around a period. It drops the first, partial step where that would exceed `POINTS`."""
     first, last = int(start // step) * step, math.ceil(end / step) * step
     return Grid(first + step if last - first == (POINTS + 1) * step else first, last, step)
 
@@ -121,12 +122,12 @@ def _number(field: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number <= LATEST:
-        raise errors.InvalidParameter(field=field, reason="must be a number of seconds, for times since 1970")
+        raise errors.InvalidParameter(field=field, reason="must be a number of seconds; times are seconds since 1970")
     return number
 
 
 def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) -> dict[str, Any]:
-    """Rows in order of time, and marks, as the reply has them."""
+    """The reply for rows in order of time, and marks."""
     columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True)) if rows else {}
 
     def column(name: str) -> Floats:
@@ -135,10 +136,10 @@ def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) 
     edges = grid.start + grid.step * np.arange(grid.points + 1)
     ends = column("t")
     starts = ends - column("seconds")
-    starts[1:] = np.maximum(starts[1:], ends[:-1])  # rows of a clock that was set back
+    starts[1:] = np.maximum(starts[1:], ends[:-1])  # rows overlap if the clock was set back
 
     def added(values: Floats) -> Floats:
-        """The sum in each point: the difference of the running sum, which is taken to grow evenly within a row."""
+        """The sum in each point: the difference of the running sum, which grows evenly within a row."""
         if not rows:
             return np.zeros(grid.points)
         sums = np.concatenate(([0.0], np.cumsum(values)))
@@ -156,7 +157,7 @@ def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) 
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(covered & (counts > 1e-9), added(column(total)) / counts, np.nan)
 
-    elapsed = np.clip(now - edges[:-1], 1.0, grid.step)  # the newest point is not over yet
+    elapsed = np.clip(now - edges[:-1], 1.0, grid.step)  # the newest point has not ended yet
     plotted: dict[str, Floats | list[Any]] = {
         **{name: whole(gauge(column(name))) for name in ("seq", "features")},
         **{name: np.where(covered, added(column(name)) / elapsed, np.nan) for name in ("learned", "predicted")},
@@ -180,5 +181,5 @@ def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) 
 
 
 def whole(values: npt.NDArray[np.float64]) -> list[int | None]:
-    """Whole numbers, None where there is none."""
+    """Whole numbers; None for NaN."""
     return [None if math.isnan(value) else int(value) for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What the series say: a look at every model at the end of each bucket, and a row for those with news."""
+"""Samples the series: at the end of each bucket, a row for each model that changed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from service.storage.series import BUCKET_SECONDS, Mark, Piece, Row
 from service.watching.telemetry import Telemetry
 
 PIECE = 100
-"""Models that are looked at, and written, at once: a millisecond."""
+"""Models sampled and written at once; takes a millisecond."""
 MOST_IN_A_BUCKET = 1_000
-"""Where more have news, they take turns, and their rows cover longer."""
+"""Models written per bucket. If more have changed, they take turns, and their rows cover several buckets."""
 TIDIED = 10
-"""Models whose old rows are merged in one bucket, and how often all of them are gone through, at most."""
+"""Models whose old rows are merged per bucket."""
 TIDY_SECONDS = 60
+"""Least time between two rounds of merging over all models."""
 LEAST_WEIGHT = 0.005
-"""Of a learner of `auto` that is told: the others carry next to nothing."""
+"""A row lists the learners of `auto` with at least this weight."""
 
 
 class _Counts(NamedTuple):
-    """What a model has counted so far; its rows have the differences."""
+    """A model's counts so far; rows store the differences."""
 
     learned: int = 0
     predicted: int = 0
@@ -38,47 +39,47 @@ class _Counts(NamedTuple):
     delay: float = 0.0
 
     def differs(self, model: Model) -> bool:
-        """Whether something has happened to the model since."""
+        """Whether the model has changed since."""
         return model.learned != self.learned or model.predicted != self.predicted or model.waiting != self.waiting
 
 
 class Sampler:
-    """Looks at the models, and says what is to be written.
+    """Samples the models and returns the rows to write.
 
-    `now` is in seconds since 1970. A clock that is set makes a bucket shorter or longer.
+    `now` is in seconds since 1970. Setting the clock makes a bucket shorter or longer.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._bucket = -1
         self._ended = 0.0
-        """The end of the bucket before."""
+        """The end of the previous bucket."""
         self._left = 0
-        """How many models may still be written for this bucket."""
+        """Models that may still be written for this bucket."""
         self._known: dict[Model, _Counts] = {}
         self._pending: dict[Model, float] = {}
-        """Models with news, and since when."""
+        """Models that changed, and the time from which their next row counts."""
         self._marks: list[Mark] = []
         self._untidied: list[int] = []
         self._tidied_at = 0.0
         self._models = 0
 
     def begin(self, now: float, models: Collection[Model]) -> None:
-        """The service has started, with these models."""
+        """Start sampling: the service has started with these models."""
         self._bucket, self._ended = int(now // BUCKET_SECONDS), now
         self._known = {model: _counts(model) for model in models}
         self._marks.append(Mark(0, int(now), 0, "start"))
 
     def mark_snapshot(self, now: float, model: Model) -> None:
-        """A snapshot of a model is there; told with the next rows."""
+        """Mark a model's new snapshot; the next piece carries the mark."""
         self._marks.append(Mark(model.stored.key, int(now), model.snapshot_seq, "snapshot"))
 
     def due_in(self, now: float) -> float:
-        """Seconds to the end of the bucket."""
+        """Seconds until the bucket ends."""
         return BUCKET_SECONDS - now % BUCKET_SECONDS
 
     def piece(self, now: float, models: Collection[Model]) -> Piece | None:
-        """What is to be written now; None if there is nothing before the bucket ends."""
+        """What to write now; None if there is nothing before the bucket ends."""
         bucket = int(now // BUCKET_SECONDS)
         if bucket != self._bucket:
             self._bucket = bucket
@@ -86,12 +87,12 @@ class Sampler:
         return self._next_piece() if self._pending and self._left else None
 
     def last_piece(self, now: float, models: Collection[Model]) -> Piece | None:
-        """What happened in the bucket that the service does not see the end of."""
+        """The rows of the unfinished bucket, when the service stops."""
         self._end_bucket(math.ceil(now), models)
         return self._next_piece() if self._pending else None
 
     def _end_bucket(self, end: float, models: Collection[Model]) -> None:
-        """Look which models have news."""
+        """Find the models that changed."""
         began, self._ended = self._ended, end
         self._left = MOST_IN_A_BUCKET
         known, pending, none = self._known, self._pending, _Counts()
@@ -99,7 +100,7 @@ class Sampler:
         self._models = len(models)
         if not self._untidied and end - self._tidied_at >= TIDY_SECONDS:
             self._untidied, self._tidied_at = [model.stored.key for model in models], end
-            self._known = {model: known[model] for model in models if model in known}  # others are deleted
+            self._known = {model: known[model] for model in models if model in known}  # the rest were deleted
 
     def _next_piece(self) -> Piece:
         count = min(PIECE, self._left, len(self._pending))
@@ -151,7 +152,7 @@ def _counts(model: Model) -> _Counts:
 
 
 def _weights(auto: Auto) -> str:
-    """The learners that carry weight, by name, as JSON."""
+    """The weights of learners, by name, as JSON, without the negligible ones."""
     weights = {
         f"{learner['view']} {learner['rule']} {learner['learning_rate']:g}"
         + (" again" if learner["bank"] > 1 else ""): round(learner["weight"], 4)

@@ -1,7 +1,7 @@
-"""What the service counts and measures of itself: every metric's name, once, and what `GET /metrics` says.
+"""The service's metrics: every name, once, and the reply of `GET /metrics`.
 
-What happens for each event or prediction is counted in plain integers (`Model.learned`, `Model.predicted`, ...), which
-are read when somebody asks: counting costs nanoseconds. What happens once a commit goes to histograms.
+Events and predictions are counted in plain integers (`Model.learned`, `Model.predicted`, ...), since that costs
+nanoseconds. They are read when somebody asks. Each commit is observed in histograms.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from service.learning.model import Model
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REMEMBERED_COMMITS = 8_192
-"""Whose durations are remembered one by one: a few seconds of the fastest writer."""
+"""Commits whose durations are remembered one by one: a few seconds of the fastest writer."""
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histograms of durations: a synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
-UNKNOWN = "Predictions from features of which the model knew none."
-_GUESSING = "Log loss of always saying the share of label 1, over"
+"""Upper bounds of the duration histograms. A synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
+UNKNOWN = "Predictions whose features the model did not know at all."
+_GUESSING = "Log loss of guessing (always predicting the share of label 1) over"
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the engine knows when it is asked."""
+    """The engine's state at one moment."""
 
     state: str
     folder: Path
@@ -48,7 +48,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts since the start, over all models, also those deleted since."""
+    """Counts since the start, over all models, deleted ones included."""
 
     learned: int
     predicted: int
@@ -72,24 +72,24 @@ class Telemetry(Collector):
         self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
         self.snapshot_at = time.monotonic()
         """When the newest snapshot was written, or the service was started."""
-        # Else each counter has another metric, of when it was made: process_start_time_seconds says as much.
+        # Else each counter gets a second metric with its creation time; process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         self._commit_seconds = Histogram(
             "logstep_commit_seconds",
-            "What a commit took: handing over, writing, syncing.",
+            "Seconds per commit: handing over, writing and syncing.",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._sync_seconds = Histogram(
             "logstep_sync_seconds",
-            "The part of it that went to writing and syncing the write-ahead log, and to its checkpoints.",
+            "Seconds per commit spent writing, syncing and checkpointing the write-ahead log.",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._commit_events = Histogram(
             "logstep_commit_events",
-            "Events and kept predictions in one commit.",
+            "Events and kept predictions per commit.",
             buckets=ITEMS,
             registry=self._registry,
         )
@@ -99,25 +99,24 @@ class Telemetry(Collector):
     # -- counting
 
     def count_refusal(self, error: errors.LogstepError) -> None:
-        """A request was answered with this error."""
+        """Count a request that was answered with this error."""
         self._refused[error.slug()] += 1
 
     def count_commit(self, items: int, seconds: float, sync_seconds: float) -> None:
-        """A commit of so many events and predictions is on disk."""
+        """Count a commit of `items` events and predictions that is on disk."""
         self._commits.append((time.monotonic(), seconds))
         self._commit_seconds.observe(seconds)
         self._sync_seconds.observe(sync_seconds)
         self._commit_events.observe(items)
 
     def count_deleted(self, model: Model) -> None:
-        """A model is gone; what it counted still counts."""
+        """Keep the counts of a model that is being deleted."""
         self._deleted = self._with(self._deleted, [model])
 
-    # -- asking
+    # -- reading
 
     def commit_ms(self, *quantiles: float, last_seconds: float = 10.0) -> list[float | None]:
-        """Durations of the commits of the last seconds, in milliseconds, at quantiles like 0.5 and 0.99; None where
-        there was no commit."""
+        """Quantiles (like 0.5 and 0.99) of commit durations in the last seconds, in ms; None if there was no commit."""
         since = time.monotonic() - last_seconds
         recent: list[float] = []
         for at, seconds in reversed(self._commits):
@@ -142,12 +141,11 @@ class Telemetry(Collector):
         )
 
     def exposition(self, reach: Container[str] | None = None) -> bytes:
-        """The metrics as Prometheus reads them: all of them, or those of the models within a reach, and nothing that
-        tells of others."""
+        """The metrics in Prometheus' format: all, or with `reach` only those of its models."""
         return generate_latest(self._registry if reach is None else self._part(reach))
 
     def _part(self, reach: Container[str]) -> CollectorRegistry:
-        """The metrics of some models, and what is no secret of the others: no sizes, no durations, no refusals."""
+        """The metrics of some models. Sizes, durations and refusals are left out: they reveal other models' traffic."""
         facts = self._look()
         models = [model for model in facts.models if model.name in reach]
         families = [
@@ -165,7 +163,7 @@ class Telemetry(Collector):
         return list(self._registry.collect())
 
     def collect(self) -> Iterator[Metric]:
-        """Called by prometheus_client for each exposition."""
+        """Yield the metrics that are not histograms; prometheus_client calls this for each exposition."""
         facts = self._look()
         yield from self._of_service(facts)
         yield from _of_storage(facts, time.monotonic() - self.snapshot_at)
@@ -179,12 +177,12 @@ class Telemetry(Collector):
         yield refused
         yield _ready(facts)
         yield _gauge("logstep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
-        yield _gauge("logstep_recovery_seconds", "What the recovery at the start took.", facts.recovery_seconds)
+        yield _gauge("logstep_recovery_seconds", "Seconds that recovery took at the start.", facts.recovery_seconds)
         yield _build()
 
 
 class _Families(Collector):
-    """Metrics that have been collected."""
+    """Collects metrics that are given."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -197,41 +195,45 @@ def _totals(totals: Totals) -> Iterator[Metric]:
     yield _counter("logstep_learned", "Events learned since the start.", totals.learned)
     yield _counter("logstep_predicted", "Predictions made since the start.", totals.predicted)
     yield _counter("logstep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
-    yield _counter("logstep_duplicates", "Items answered as learned or kept before.", totals.duplicates)
-    yield _counter("logstep_not_kept", "Predictions served and not kept: too many waited.", totals.not_kept)
+    yield _counter("logstep_duplicates", "Items that were learned or kept before.", totals.duplicates)
+    yield _counter("logstep_not_kept", "Predictions served but not kept: too many waited.", totals.not_kept)
 
 
 def _ready(facts: Facts) -> Metric:
-    told = "1 while it takes requests; 0 while it recovers or stops."
+    told = "1 while the service takes requests, 0 while it recovers or stops."
     return _gauge("logstep_ready", told, facts.state == "ready")
 
 
 def _build() -> Metric:
-    build = GaugeMetricFamily("logstep_build_info", "1; what is running.", labels=["version", "python", "sqlite"])
+    build = GaugeMetricFamily(
+        "logstep_build_info", "Always 1; the labels are the running versions.", labels=["version", "python", "sqlite"]
+    )
     build.add_metric([version("logstep"), platform.python_version(), sqlite3.sqlite_version], 1)
     return build
 
 
 def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
     log = facts.folder / "log.db"
-    yield _gauge("logstep_log_bytes", "Size of the log.", _size(log))
-    yield _gauge("logstep_wal_bytes", "Size of the write-ahead log.", _size(log.with_name("log.db-wal")))
+    yield _gauge("logstep_log_bytes", "Size of the log in bytes.", _size(log))
+    yield _gauge("logstep_wal_bytes", "Size of the write-ahead log in bytes.", _size(log.with_name("log.db-wal")))
     free: float | None = None
-    with contextlib.suppress(OSError):  # a folder that cannot be looked at has no number
+    with contextlib.suppress(OSError):  # no value if the folder cannot be read
         disk = os.statvfs(facts.folder)
         free = disk.f_bavail * disk.f_frsize
-    yield _gauge("logstep_disk_free_bytes", "Room left on the disk of the data folder.", free)
-    age = "Since the newest snapshot was written, or the service was started."
+    yield _gauge("logstep_disk_free_bytes", "Free bytes on the data folder's disk.", free)
+    age = "Seconds since the newest snapshot that this process wrote, or since its start."
     yield _gauge("logstep_snapshot_age_seconds", age, snapshot_age)
     replay = sum(model.replay_seconds for model in facts.models)
-    yield _gauge("logstep_replay_seconds", "What replaying the log after the snapshots would take, about.", replay)
+    yield _gauge("logstep_replay_seconds", "Estimated seconds to replay the log after the snapshots.", replay)
 
 
 def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
-    """Series by model, of the first models only: each costs the service, and Prometheus more."""
+    """Series per model, for the first `most` models: each one costs the service, and Prometheus more."""
     shown = models[:most]
     yield _gauge("logstep_models", "Models.", len(models))
-    yield _gauge("logstep_models_without_series", "Models left out below, see --metrics-models.", len(models[most:]))
+    yield _gauge(
+        "logstep_models_without_series", "Models without series of their own (--metrics-models).", len(models[most:])
+    )
     scores = [model.scores.brief() for model in shown]
     values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
         (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
@@ -243,22 +245,32 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
             [m.predicted_unknown for m in shown],
         ),
         (GaugeMetricFamily, "features", "Features the model knows.", [m.learner.n_features for m in shown]),
-        (GaugeMetricFamily, "log_loss", "Progressive log loss, in total.", [s.log_loss for s in scores]),
+        (GaugeMetricFamily, "log_loss", "Progressive log loss over all events.", [s.log_loss for s in scores]),
         (GaugeMetricFamily, "base_rate_log_loss", f"{_GUESSING} all events.", [s.base_rate_loss for s in scores]),
         (
             GaugeMetricFamily,
             "window_log_loss",
-            "Progressive log loss over the last events.",
+            "Progressive log loss over the last --window events.",
             [s.loss_window for s in scores],
         ),
         (
             GaugeMetricFamily,
             "window_base_rate_log_loss",
-            f"{_GUESSING} the last events.",
+            f"{_GUESSING} the last --window events.",
             [s.base_rate_loss_window for s in scores],
         ),
-        (GaugeMetricFamily, "not_taken", "Events whose step was not taken.", [m.learner.not_taken for m in shown]),
-        (GaugeMetricFamily, "left_out", "Features left out: the model is full.", [m.learner.left_out for m in shown]),
+        (
+            GaugeMetricFamily,
+            "not_taken",
+            "Events whose step was not taken: it would not be finite.",
+            [m.learner.not_taken for m in shown],
+        ),
+        (
+            GaugeMetricFamily,
+            "left_out",
+            "Features left out of events: the model is full.",
+            [m.learner.left_out for m in shown],
+        ),
         (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", [m.waiting for m in shown]),
         (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", [m.snapshot_seq for m in shown]),
     ]
@@ -275,7 +287,7 @@ def _counter(name: str, told: str, value: float) -> CounterMetricFamily:
 
 
 def _gauge(name: str, told: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge, without a value where there is none yet."""
+    """A gauge; without a sample if `value` is None."""
     return GaugeMetricFamily(name, told, value=value)
 
 

@@ -1,11 +1,11 @@
-// The service as this page sees it: requests, problems, and streams that come back by themselves.
+// Requests to the service, its problems, and streams that reconnect by themselves.
 
 const TOKEN = "logstep-token";
-const PATIENCE = 45_000; // ms without a byte, heartbeats included, after which a stream counts as cut
+const PATIENCE = 45_000; // ms without a byte (not even a heartbeat) after which a stream counts as cut
 const changed = new EventTarget();
 
 export const token = {
-  get: () => sessionStorage.getItem(TOKEN) ?? "", // of this tab only
+  get: () => sessionStorage.getItem(TOKEN) ?? "", // this tab only
   set(value) {
     if (value) sessionStorage.setItem(TOKEN, value);
     else sessionStorage.removeItem(TOKEN);
@@ -13,7 +13,7 @@ export const token = {
   },
 };
 
-/** What the service refused, or that it did not answer (status 0). */
+/** The service refused a request, or did not answer (status 0). */
 export class Problem extends Error {
   constructor(status, title, detail) {
     super(detail);
@@ -21,7 +21,7 @@ export class Problem extends Error {
   }
 }
 
-/** Ask the service; `body` is JSON as text. Returns what it says, or throws a Problem. */
+/** Send a request; `body` is JSON as text. Returns the reply, or throws a Problem. */
 export async function ask(method, path, body) {
   const response = await send(path, { method, body, headers: body ? { "content-type": "application/json" } : {} });
   return await response.json();
@@ -53,10 +53,10 @@ async function problemOf(response) {
 /**
  * Follow a stream of server-sent events until `stop()` is called.
  *
- * `onNow(data)` gets each event; `onLink(problem)` is told null when the stream begins, and a Problem when it ends or
- * is refused. It is opened again after the time that the service asked for; after a 401, when there is another token.
- * A hidden tab follows nothing: a browser has six connections to a host, and other tabs need them.
- * (EventSource would do most of this, but it cannot send a token.)
+ * `onNow(data)` gets each event. `onLink(problem)` gets null when the stream begins, and a Problem when it ends or is
+ * refused. The stream reopens after the time that the service asked for; after a 401, once the token changes.
+ * A hidden tab closes it: a browser has six connections per host, and other tabs need them.
+ * (EventSource does most of this, but cannot send a token.)
  */
 export function follow(path, { onNow, onLink }) {
   const life = new AbortController();
@@ -76,7 +76,7 @@ export function follow(path, { onNow, onLink }) {
       else if (problem) await sleep(problem.status ? Math.max(wait, 2000) : wait, life.signal);
     }
 
-    /** One connection: why it ended, or null because the tab was hidden. */
+    /** One connection: returns why it ended, or null if the tab was hidden. */
     async function once() {
       const link = new AbortController();
       const end = () => link.abort();
@@ -102,7 +102,7 @@ export function follow(path, { onNow, onLink }) {
   }
 }
 
-/** The events of a body: {event, data, retry, ...}. `onSilence` is called when it has been silent for too long. */
+/** The events of a body: {event, data, retry, ...}. Calls `onSilence` after too long a silence. */
 async function* events(body, onSilence) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -124,7 +124,7 @@ async function read(reader) {
   }
 }
 
-/** One event: lines of `name: value`; several lines of data are one text; a line that begins with a colon says nothing. */
+/** Parse one event: lines of `name: value`. Several data lines are joined; a line that begins with a colon is ignored. */
 function parsed(block) {
   const event = {};
   for (const line of block.split("\n")) {

@@ -1,4 +1,4 @@
-// Charts over time, and calibration: uPlot with this page's colours, a legend in text and the numbers as a table.
+// Charts over time, and calibration: uPlot in this page's colours, with a legend in text and a table of the numbers.
 
 import uPlot from "./vendor/uplot-1.6.32/uPlot.esm.js";
 import { h, say, svg } from "./dom.js";
@@ -7,9 +7,9 @@ import { count, moment, percent, ticks } from "./format.js";
 const HEIGHT = 190;
 const FONT = "11px system-ui, sans-serif";
 const TABLE_ROWS = 12;
-const BRIDGED = 2.5; // steps
+const BRIDGED = 2.5; // steps: a line is drawn across shorter gaps
 
-/** The colour that a name like "accent" has now, as canvas takes it. */
+/** The colour of a name like "accent" in the current theme, for canvas. */
 function colour(name) {
   const probe = h("span", { class: "hidden" });
   probe.style.color = `var(--${name})`;
@@ -19,15 +19,15 @@ function colour(name) {
   return found;
 }
 
-/** The same colour, so transparent: 0 is not there, 1 is solid. */
+/** The same colour with an alpha: 0 is invisible, 1 is solid. */
 function tinted(name, alpha) {
   return colour(name).replace(/^rgb\((.*)\)$/, (_, rgb) => `rgba(${rgb}, ${alpha})`);
 }
 
 /**
- * A chart: title, legend with the numbers at the cursor (or the last ones), the drawing, the numbers as a table.
+ * A chart: title, legend with the numbers at the cursor (or the last ones), the plot, and a table of the numbers.
  *
- * `lines` are [{key, label, tone, dash, area}]: `tone` is the name of a colour. `format` makes text of a number.
+ * `lines` are [{key, label, tone, dash, area}]; `tone` is the name of a colour. `format` turns a number into text.
  */
 class Chart {
   constructor({ title, note, lines, format, wide }) {
@@ -64,7 +64,7 @@ class Chart {
     return { width: Math.max(this.place.clientWidth, 120), height: Math.max(this.place.clientHeight, HEIGHT) };
   }
 
-  /** Draw it anew: the first time, and when colours or lines are others. */
+  /** Draw from scratch: at first, and when colours or lines change. */
   draw() {
     if (!this.data) return;
     this.plot?.destroy();
@@ -80,7 +80,7 @@ class Chart {
     );
   }
 
-  /** What is at the cursor, or what came last. */
+  /** Show the numbers at the cursor, or the last ones. */
   showNumbers() {
     const at = this.plot.cursor.idx;
     this.lines.forEach((_, k) => {
@@ -89,7 +89,7 @@ class Chart {
     });
   }
 
-  /** Those of a line. The lines are drawn from the last to the first, so that the first is seen where they meet. */
+  /** The numbers of line `k`. Lines are drawn from last to first, so that the first lies on top. */
   numbers(k) {
     return this.data[this.lines.length - k];
   }
@@ -110,7 +110,7 @@ class Chart {
     }));
   }
 
-  /** Pixels without a number that a line goes over all the same: one bucket that the service came too late for. */
+  /** The widest gap, in pixels, that a line crosses: the service may have missed one bucket. */
   bridged(plot) {
     const { max, min } = plot.scales.x;
     return (BRIDGED * this.step * plot.bbox.width) / (max - min);
@@ -130,7 +130,7 @@ class Chart {
     });
   }
 
-  /** A number beside an axis: without needless zeros. */
+  /** A number for an axis, without trailing zeros. */
   tick(value) {
     return value == null
       ? ""
@@ -159,7 +159,7 @@ class Chart {
     this.table.replaceChildren(this.table.firstChild, h("div", { class: "scroll", tabindex: "0" }, table));
   }
 
-  /** Some of the moments that have numbers, evenly spaced, with the last one. */
+  /** Some of the times that have numbers, evenly spaced, the last one included. */
   tableRows() {
     const there = this.data[0].map((_, i) => i).filter((i) => this.lines.some((_, k) => this.numbers(k)[i] != null));
     const step = Math.max(1, Math.ceil(there.length / TABLE_ROWS));
@@ -167,13 +167,13 @@ class Chart {
   }
 }
 
-/** A chart whose x is time. `update(series)` takes what /models/{model}/series says. */
+/** A chart over time. `update(series)` takes the reply of /models/{model}/series. */
 export class TimeChart extends Chart {
   constructor(options) {
     super(options);
     this.top = options.top;
-    this.telling = options.marks; // what the marks mean, in the legend
-    this.passing = options.passing; // a number that is not true any more when nothing happens
+    this.telling = options.marks; // whether the legend explains the marks
+    this.passing = options.passing; // whether a number goes stale when nothing happens
     this.firstColumn = "Time";
     this.first = moment;
     this.marks = [];
@@ -238,7 +238,7 @@ export class TimeChart extends Chart {
     };
   }
 
-  /** From 0, or from just below the lowest where the numbers are far from 0 and no area is filled. */
+  /** From 0, or from just below the lowest number if all are far from 0 and no area is filled. */
   range(low, high) {
     if (low == null || (low === 0 && high === 0)) return [0, 1];
     if (this.top) return [0, this.top];
@@ -258,7 +258,7 @@ export class TimeChart extends Chart {
   }
 }
 
-/** Shares of 1 that lie on each other: by name those that had most over the whole time, the others together. */
+/** Stacked shares of 1: the names with most over the whole time, and all others together. */
 export class SharesChart extends TimeChart {
   constructor(options) {
     super({ ...options, lines: [], format: percent, top: 1 });
@@ -271,13 +271,13 @@ export class SharesChart extends TimeChart {
     const labels = [...largest, ...(names.length > largest.length ? ["all others"] : [])];
     if (labels.join("\n") !== this.lines.map((line) => line.label).join("\n")) {
       this.lines = labels.map((label, i) => ({ label, tone: `share-${i + 1}` }));
-      this.data = null; // other lines: another drawing
+      this.data = null; // other lines need a new plot
     }
     this.others = names.filter((name) => !largest.includes(name));
     super.update(series);
   }
 
-  /** What is drawn are sums from the bottom; what is told are the shares themselves. */
+  /** The plot draws sums from the bottom; the legend shows the shares themselves. */
   columns({ t, learners }) {
     const sum = (names, i) => names.reduce((total, name) => total + (learners[name][i] ?? 0), 0);
     const there = (i) => Object.values(learners).some((shares) => shares[i] != null);
@@ -316,7 +316,7 @@ export class SharesChart extends TimeChart {
 }
 
 /**
- * How often label 1 came where the model said p: of the last events, and of all.
+ * How often label 1 came where the model predicted p: over the last events, and over all.
  * `update` takes {window, total}, each [{p, ones, count}].
  */
 export class Calibration extends Chart {
@@ -378,7 +378,7 @@ export class Calibration extends Chart {
     return [{ ...all[0], points: { show: false } }, all[1], all[2]];
   }
 
-  /** At the cursor: the share that came, and of how many events. */
+  /** Show the share of label 1 at the cursor, and of how many events. */
   showNumbers() {
     const at = this.plot.cursor.idx;
     [0, 1].forEach((line) => {
@@ -389,7 +389,7 @@ export class Calibration extends Chart {
   }
 }
 
-/** A small line without axes; what it shows is said in words beside it. */
+/** A small line without axes; `label` says in words what it shows. */
 export function sparkline(values, label) {
   const there = values.map((value, i) => [i, value]).filter(([, value]) => value != null);
   if (there.length < 2) return h("span", { class: "faint" }, "–");
@@ -405,12 +405,12 @@ export function sparkline(values, label) {
   );
 }
 
-/** The line in the legend that a line in the chart looks like. */
+/** A sample of a chart's line, for the legend. */
 function swatch(line) {
   return h("span", { class: `swatch ${line.dash ? "dashed" : ""} tone-${line.tone}`, "aria-hidden": "true" });
 }
 
-/** Starts as lines from top to bottom, snapshots as small diamonds at the bottom. */
+/** Draw starts as vertical lines, and snapshots as small diamonds at the bottom. */
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const pixel = devicePixelRatio;
@@ -439,7 +439,7 @@ function drawMarks(plot, marks) {
   ctx.restore();
 }
 
-/** Points that no line reaches, because before and after them is nothing. */
+/** Points without neighbours, which no line would show. */
 function alone(plot, seriesIndex) {
   const values = plot.data[seriesIndex];
   const [first, final] = plot.series[0].idxs;

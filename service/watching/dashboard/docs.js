@@ -1,5 +1,5 @@
-// The API's documentation: swagger-ui on this service's own document, with the token of the page in this tab.
-// No validator badge: that is another host.
+// The API's documentation: swagger-ui with this service's openapi.json and this tab's token.
+// No validator badge: it would come from another host.
 window.SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#docs",

@@ -1,4 +1,4 @@
-// Elements from data. Text only ever becomes a text node, so a feature named "<script>" is shown and never run.
+// Makes elements from data. Text always becomes a text node, so a feature named "<script>" is shown, never run.
 
 /** An element: `h("a", {href: "#/", class: "quiet", onclick: f}, "text", child)`. Null and false are left out. */
 export function h(tag, properties = {}, ...children) {
@@ -20,12 +20,12 @@ function filled(element, properties, children) {
   return element;
 }
 
-/** Set an element's text, if it is another one: what did not change is left alone, and so is a selection in it. */
+/** Set an element's text if it differs: replacing the same text would drop the reader's selection. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Returns a function that fills `element` with what `make(value)` returns, whenever the value is another one. */
+/** Returns a function that fills `element` with `make(value)` whenever the value differs from the last. */
 export function filler(element, make) {
   let last;
   return (value) => {
@@ -36,7 +36,7 @@ export function filler(element, make) {
   };
 }
 
-/** A function that calls `show` with the newest value, at most once in `ms`; the last value always comes through. */
+/** Returns a function that calls `show` with the newest value, at most once in `ms`; the last value is always shown. */
 export function throttled(ms, show) {
   let value;
   let timer = null;
@@ -51,7 +51,7 @@ export function throttled(ms, show) {
   };
 }
 
-/** A text to paste, with a button that copies it. */
+/** A text with a button that copies it. */
 export function pasteable(text) {
   const code = h("code", {}, text);
   const button = h("button", { type: "button", class: "copy" }, "Copy");
@@ -68,7 +68,7 @@ export function pasteable(text) {
   return h("div", { class: "paste" }, h("pre", { tabindex: "0" }, code), button);
 }
 
-/** One choice out of a few: `options` are [value, label]. */
+/** A choice of one out of a few: `options` are [value, label]. */
 export function segments(legend, options, chosen, onchoice) {
   return h(
     "fieldset",

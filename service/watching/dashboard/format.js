@@ -1,4 +1,4 @@
-// Numbers as text, with their units. What there is not is an en dash.
+// Numbers as text, with their units. A missing number is an en dash.
 
 const NONE = "–";
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
@@ -22,7 +22,7 @@ export const loss = orNone((n) => (n < 100 ? n.toFixed(4) : number(n)));
 /** 86.1 % */
 export const percent = orNone((n) => `${(100 * n).toFixed(1)} %`);
 
-/** A probability: 86.1 %, and 99.987 % where one digit would say that it is certain. */
+/** A probability: 86.1 %, and 99.987 % where one digit would round to certainty. */
 export const probability = orNone((p) => {
   const rarer = Math.min(p, 1 - p);
   return `${(100 * p).toFixed(rarer > 0 ? Math.min(8, Math.max(1, Math.ceil(-Math.log10(rarer)))) : 0)} %`;
@@ -37,7 +37,7 @@ export const duration = orNone((n) => {
   return `${significant(n / size, 2)} ${unit}`;
 });
 
-/** A weight, a score or a feature's value: up to four digits that count, small and large ones with an exponent. */
+/** A weight, score or value: up to four significant digits; very small and large ones with an exponent. */
 export const number = orNone((n) => {
   if (n === 0) return "0";
   const size = Math.abs(n);
@@ -62,13 +62,13 @@ function significant(n, digits) {
   return n.toFixed(Math.min(decimals, 8));
 }
 
-/** The time of day of a moment (seconds since 1970), to the second. */
+/** Time of day to the second; `t` in seconds since 1970. */
 export const time = (t) => seconds.format(t * 1000);
 
 /** Date and time. */
 export const moment = (t) => `${date.format(t * 1000)}, ${seconds.format(t * 1000)}`;
 
-/** Labels for the ticks of a time axis that are `step` seconds apart. */
+/** Labels for a time axis with ticks `step` seconds apart. */
 export function ticks(times, step) {
   return times.map((t) => {
     if (step >= 86400 || new Date(t * 1000).toTimeString().startsWith("00:00:00")) return date.format(t * 1000);

@@ -1,4 +1,4 @@
-// Which page is shown, how the connection stands, and the token.
+// Chooses the page, and shows the connection's state and the token dialog.
 
 import { token } from "./api.js";
 import { h, say } from "./dom.js";
@@ -34,13 +34,13 @@ function show() {
   }
   stop = view(main, parameters, link) ?? (() => {});
   if (shown && shown !== path) {
-    main.querySelector("h1")?.focus(); // a reader of the page hears that it is another one
+    main.querySelector("h1")?.focus(); // a screen reader announces the new page
     scrollTo(0, 0);
   }
   shown = path;
 }
 
-// -- the connection. undefined: not known yet; null: it stands; a Problem: what is wrong
+// -- the connection. undefined: not known yet; null: works; a Problem: what is wrong
 
 function link(problem, now) {
   if (now) said = now;
@@ -62,19 +62,19 @@ function wordFor(problem) {
 
 /** What is wrong, and what to do. */
 function explained(problem) {
-  const last = said ? ` What is shown is from ${time(said.t)}.` : "";
+  const last = said ? ` The numbers shown are from ${time(said.t)}.` : "";
   if (problem.status === 0) {
     return [
       h("strong", {}, "The service does not answer. "),
-      `This page tries again by itself.${last} If it does not run, start it with `,
+      `This page keeps trying.${last} If the service is not running, start it with `,
       h("code", {}, "logstep serve"),
-      ": what it acknowledged is on disk and comes back.",
+      ": every event that it acknowledged is on disk.",
     ];
   }
   if (problem.status === 401) {
     const enter = h("button", { type: "button", onclick: askForToken }, "Enter a token");
     return [
-      h("strong", {}, token.get() ? "The service does not know this token. " : "The service asks for a token. "),
+      h("strong", {}, token.get() ? "The service does not know this token. " : "The service needs a token. "),
       enter,
     ];
   }

@@ -1,4 +1,4 @@
-// One model: the numbers now, and how they came about.
+// One model: its numbers now, and their history.
 
 import { Problem, ask, follow, modelPath } from "./api.js";
 import { Calibration, SharesChart, TimeChart } from "./charts.js";
@@ -24,17 +24,17 @@ const RANGES = {
   "30d": { label: "1 month", seconds: 30 * 86_400, every: 300 },
 };
 const CHOICES = Object.entries(RANGES).map(([key, { label }]) => [key, label]);
-const SHORTEST = 60; // seconds that a time axis has at least
-const SLOWLY = 500; // ms between two drawings of numbers and bars, which nobody can read faster
+const SHORTEST = 60; // seconds, the shortest time axis
+const SLOWLY = 500; // ms between two drawings of numbers and bars; nobody can read them faster
 
-/** Show the model in `main`; returns what ends it. */
+/** Show the model in `main`; returns a function that ends it. */
 export function model(main, parameters, link) {
   const name = parameters.get("model");
   let range = parameters.get("range") in RANGES ? parameters.get("range") : "15m";
   const path = modelPath(name);
-  let view = null; // what is shown, from the first event on
-  let again = null; // when the series is asked for again
-  let since = 0; // before this nothing happened, as far as the range reaches: then the axis begins here
+  let view = null; // the layout, from the stream's first message on
+  let again = null; // timer of the next request for the series
+  let since = 0; // nothing in the range happened before this time, so the axis begins here
   let ended = false;
 
   main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name)));
@@ -43,13 +43,13 @@ export function model(main, parameters, link) {
     if (!ended) view.now(now);
   });
 
-  /** What the stream does not say. Asked for after each connection, since the service may be another process then. */
+  /** Ask for what the stream leaves out, after each connection: the service may have restarted. */
   function askForMore() {
     refresh();
     ask("GET", path).then(view.described, view.undescribed);
   }
 
-  /** The series, again and again. Where it fails the stream fails too, and tells. */
+  /** Ask for the series, again and again. If this fails, the stream fails too and shows the problem. */
   async function refresh() {
     clearTimeout(again);
     const asked = range;
@@ -102,7 +102,7 @@ export function model(main, parameters, link) {
   };
 }
 
-/** When the first thing happened in a series: seconds since 1970. */
+/** When a series begins to have values, in seconds since 1970. */
 function beginning({ t, seq, step, to }) {
   const first = seq.findIndex((value) => value != null);
   return first < 0 ? to : t[first] - step;
@@ -128,7 +128,7 @@ function build(main, { model: name, rule, progressive }, ranges) {
       h(
         "section",
         { class: "card" },
-        h("h3", {}, auto ? "Learners that carry the weight now" : "Largest weights"),
+        h("h3", {}, auto ? "Learners with the largest shares" : "Largest weights"),
         weights,
       ),
       auto ? "" : h("div", { class: "stack" }, crosscheck(name), h("section", { class: "card" }, movedTitle, moved)),
@@ -146,7 +146,7 @@ function build(main, { model: name, rule, progressive }, ranges) {
     first,
     ...learned,
   );
-  /** A model that has learned nothing has nothing to show but what it was told. */
+  /** A model that has learned nothing shows only its spec and state. */
   const showEmpty = (empty) => {
     for (const element of [ranges, head, check, ...learned[2].children]) element.hidden = empty && element !== facing;
   };
@@ -167,7 +167,7 @@ function build(main, { model: name, rule, progressive }, ranges) {
       show.findings(findings(event));
       show.weights((auto ? event.learners : event.weights) ?? []);
       show.moved(event.moved ?? []);
-      say(movedTitle, event.moved_s > 1 ? `Moved most in the last ${duration(event.moved_s)}` : "Moved most lately");
+      say(movedTitle, event.moved_s > 1 ? `Moved most in the last ${duration(event.moved_s)}` : "Moved most recently");
       const late = joins(event);
       for (const chart of [charts.served, charts.waiting, charts.delay]) chart.element.hidden = !late || !event.seq;
       charts.calibration.update(event.calibration);
@@ -197,7 +197,7 @@ function chartsOf(auto, { window: last }) {
     }),
     calibration: new Calibration({
       title: "Calibration",
-      note: "How often label 1 came, by what was predicted",
+      note: "How often label 1 came, by predicted probability",
       last: N,
     }),
     rates: new TimeChart({
@@ -217,7 +217,7 @@ function chartsOf(auto, { window: last }) {
     served: new TimeChart({
       title: "Log loss, served and before the step",
       passing: true,
-      note: "Served: by the model as it was then",
+      note: "Served: of the predictions that clients got",
       format: loss,
       lines: [
         { key: "served_loss", label: "served", tone: "accent" },
@@ -225,7 +225,7 @@ function chartsOf(auto, { window: last }) {
       ],
     }),
     waiting: new TimeChart({
-      title: "Predictions that wait for a label",
+      title: "Predictions waiting for a label",
       format: count,
       lines: [{ key: "waiting", label: "waiting", tone: "accent", area: true }],
     }),
@@ -238,13 +238,13 @@ function chartsOf(auto, { window: last }) {
     commit: new TimeChart({
       title: "Commit to disk",
       passing: true,
-      note: "Of the whole service: all models share a commit",
+      note: "Of the whole service: all models share commits",
       format: milliseconds,
       lines: [
         { key: "commit_p50_ms", label: "p50", tone: "accent" },
         { key: "commit_p99_ms", label: "p99", tone: "second" },
       ],
     }),
-    ...(auto ? { learners: new SharesChart({ title: "Learners that carried the weight" }) } : {}),
+    ...(auto ? { learners: new SharesChart({ title: "Shares of the learners" }) } : {}),
   };
 }

@@ -1,4 +1,4 @@
-// Every model at a glance: is it learning, how well, is anything wrong.
+// The list of models: is each learning, how well, and is anything wrong.
 
 import { follow, modelPath, token } from "./api.js";
 import { sparkline } from "./charts.js";
@@ -6,9 +6,9 @@ import { filler, h, pasteable } from "./dom.js";
 import { count, loss, percent, rate } from "./format.js";
 import { findingsList } from "./panels.js";
 
-const TOLD = 5; // models that are worse than guessing, of which each is told
+const TOLD = 5; // models worse than guessing that are named
 
-/** Show it in `main`; returns what ends it. `link` is told of the connection. */
+/** Show it in `main`; returns a function that ends it. `link` gets the state of the connection. */
 export function overview(main, _, link) {
   const summary = h("p", { class: "lead" });
   const table = h("div", { class: "card flush" });
@@ -57,11 +57,11 @@ const COLUMNS = [
   },
 ];
 
-/** Put a table into `place`. Returns what shows models in it: their rows stay, so that a focus in them does. */
+/** Put a table into `place`. Returns a function that shows models in it; it reuses rows, so that they keep the focus. */
 function modelTable(place) {
   const body = h("tbody");
   const head = ["Model", ...COLUMNS.map((column) => column.label)].map((label) => h("th", { scope: "col" }, label));
-  const caption = h("caption", { class: "hidden" }, "Models: log loss, beside that of always saying the share of label 1, and accuracy; over the last events, and in total");
+  const caption = h("caption", { class: "hidden" }, "Models with their log loss, the log loss of always predicting the share of label 1, and accuracy; over the last events and in total");
   const table = h("table", { class: "models" }, caption, h("thead", {}, h("tr", {}, head)), body);
   let rows = new Map();
   return (models) => {
@@ -75,7 +75,7 @@ function modelTable(place) {
   };
 }
 
-const key = ({ model, rule }) => `${model} ${rule}`; // made again with another rule it is another
+const key = ({ model, rule }) => `${model} ${rule}`; // a model created again with another rule gets a new row
 
 function newRow({ model, rule }) {
   const link = h("a", { href: `#/models/${encodeURIComponent(model)}` }, model);
@@ -95,7 +95,7 @@ function newRow({ model, rule }) {
   };
 }
 
-/** The last events' number, and the total under it. */
+/** The value over the last events, and the total below it. */
 function two(format) {
   return (recent, total) =>
     h("span", { class: "two" }, format(recent), h("small", {}, recent == null ? "" : `total ${format(total)}`));
@@ -103,7 +103,7 @@ function two(format) {
 
 const named = ({ model, worse_than_guessing: { advice } }) => [model, advice];
 
-/** What to do with models that are worse than guessing, which is to say the share of label 1 to everything. */
+/** Advice on models that are worse than guessing (always predicting the share of label 1). */
 function worse(models) {
   if (!models.length) return null;
   return findingsList(models.slice(0, TOLD).map(([name, advice]) => ["warn", `${name}: ${advice}.`]));
@@ -121,7 +121,7 @@ function stateOf(state, learned, learning, worseOver) {
   return learning ? h("span", { class: "state good" }, "learning") : h("span", { class: "state" }, "idle");
 }
 
-/** What to do with a model that has learned nothing yet. */
+/** First steps for a model that has learned nothing yet. */
 export function firstSteps(model) {
   const path = model === "default" ? "learn" : `${modelPath(model)}/learn`;
   const address = new URL(path, document.baseURI);
@@ -130,7 +130,7 @@ export function firstSteps(model) {
     "section",
     { class: "card first" },
     h("h2", {}, "Nothing learned yet"),
-    h("p", {}, "One event is one gradient step. Paste this in a terminal, and watch it arrive here:"),
+    h("p", {}, "One event is one gradient step. Paste this into a terminal and watch the event arrive here:"),
     pasteable(
       `curl -s ${address} -H 'content-type: application/json'${authorized} \\\n` +
         `  -d '{"x": {"age": 31, "country": "FR", "vip": true}, "y": 1, "id": "order-77"}'`,
@@ -138,7 +138,7 @@ export function firstSteps(model) {
     h(
       "p",
       {},
-      "A whole file: ",
+      "For a whole file: ",
       h("code", {}, "logstep replay FILE.csv --label COLUMN"),
       ". Or ",
       h("a", { href: `#/try?model=${encodeURIComponent(model)}` }, "try it here"),

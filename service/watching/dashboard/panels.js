@@ -4,7 +4,7 @@ import { ask, modelPath } from "./api.js";
 import { h } from "./dom.js";
 import { count, duration, loss, milliseconds, number, percent, rate, signed } from "./format.js";
 
-/** The few numbers that are looked at first. */
+/** The most important numbers. */
 export function tiles(now) {
   const { window: last, total } = now.progressive;
   return [
@@ -22,13 +22,13 @@ export function tiles(now) {
     ),
     tile("Predicted", rate(now.predicted_s), `${count(now.features)} features known`),
     joins(now)
-      ? tile("Labels waited for", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`)
-      : tile("Labels waited for", "–", "no prediction had an id"),
+      ? tile("Waiting for labels", count(now.join.waiting), `mean delay ${duration(now.join.delay_s.mean)}`)
+      : tile("Waiting for labels", "–", "no prediction had an id"),
     tile("Commit, p50", milliseconds(now.commit.p50_ms), `p99 ${milliseconds(now.commit.p99_ms)}`),
   ];
 }
 
-/** Whether predictions were served under an id, for a label that comes later. */
+/** Whether any prediction had an id, so that its label can come later. */
 export function joins({ join }) {
   return join.waiting + join.joined + join.expired + join.dropped + join.not_kept > 0;
 }
@@ -38,7 +38,7 @@ function tile(label, value, ...more) {
   return h("div", { class: "tile" }, h("dt", {}, label), h("dd", {}, h("strong", {}, value), small));
 }
 
-/** Who guesses always says the share of label 1: a model that is no better is of no use. */
+/** Guessing always predicts the share of label 1; a model that does no better is useless. */
 function comparedWithGuessing({ log_loss, base_rate_log_loss: guessing }) {
   const said = `guessing\u00a0${loss(guessing)}`;
   if (log_loss == null || !guessing) return said;
@@ -47,39 +47,39 @@ function comparedWithGuessing({ log_loss, base_rate_log_loss: guessing }) {
   return `${said}, ${percent(Math.abs(1 - ratio))} ${ratio <= 1 ? "below" : "above"}`;
 }
 
-/** What is worth a look, worst first: [tone, text]. Empty where nothing is. */
+/** Problems of a model, worst first: [tone, text]. Empty if there are none. */
 export function findings(now) {
   const found = [];
   if (now.state !== "ready") found.push(["warn", `The service is ${now.state}.`]);
   if (now.breaker?.stopped_at != null) {
     found.push([
       "bad",
-      `Its breaker has stopped it at seq ${count(now.breaker.stopped_at)}: the log loss passed the limit of its spec. It predicts and learns nothing until POST /models/${now.model}/resume.`,
+      `The breaker stopped this model at seq ${count(now.breaker.stopped_at)}: its log loss passed the limit in its spec. It predicts and learns nothing until POST /models/${now.model}/resume.`,
     ]);
   }
   if (now.not_taken) {
     found.push([
       "warn",
-      `${count(now.not_taken)} steps were not taken, because they would have left numbers that are not finite: look for extreme values, or lower the learning rate.`,
+      `${count(now.not_taken)} steps were not taken: they would have left a weight that is not finite. Look for extreme values, or lower the learning rate.`,
     ]);
   }
   if (now.left_out) {
     found.push([
       "warn",
-      `${count(now.left_out)} features were left out of events, because the model has as many as it may have (max_features). Is an id or free text among them? Leave that out, or take a model with hash_bits.`,
+      `${count(now.left_out)} features were left out of events: the model is full (max_features). If one is an id or free text, do not send it, or use a model with hash_bits.`,
     ]);
   }
   if (now.worse_than_guessing) found.push(["warn", `${now.worse_than_guessing.advice}.`]);
   if (now.weights?.length === 0 && now.rule !== "auto" && now.seq >= 100) {
     found.push([
       "warn",
-      `Every weight is 0 after ${count(now.seq)} events: the model says the same of everything. With scale: standard, a feature whose value never varies counts for nothing; so it is with a large l1.`,
+      `Every weight is 0 after ${count(now.seq)} events, so every prediction is the same. Causes: a large l1, or scale: standard with features whose values never vary.`,
     ]);
   }
   if (now.join.not_kept) {
     found.push([
       "warn",
-      `${count(now.join.not_kept)} predictions were served but not kept, because as many waited as may (join.max_waiting): their labels will find nothing.`,
+      `${count(now.join.not_kept)} predictions were served but not kept, because too many waited (join.max_waiting). Their labels will get 404.`,
     ]);
   }
   if (now.join.dropped)
@@ -101,7 +101,7 @@ export function findingsList(found) {
   );
 }
 
-/** Names with bars: [{name, value, more}]; `more` are cells before the bar. Where some are below 0, to both sides of a line. */
+/** Names with bars: [{name, value, more}]; `more` are cells before the bar. Negative values draw to the left of a line. */
 export function bars(caption, columns, rows) {
   const largest = Math.max(...rows.map((row) => Math.abs(row.value)));
   const sides = rows.some((row) => row.value < 0) ? "both" : "one";
@@ -167,7 +167,7 @@ export function learnerBars(learners) {
   const share = 1 - heavy.reduce((sum, { weight }) => sum + weight, 0);
   return [
     bars(
-      "The learners that carry the weight now",
+      "The learners with the largest shares now",
       ["Learner", "Share"],
       heavy.map((learner) => ({ name: learnerName(learner), value: learner.weight, text: percent(learner.weight) })),
     ),
@@ -175,7 +175,7 @@ export function learnerBars(learners) {
   ];
 }
 
-/** As the series call it; "again": the same learner, begun anew when the stream changed all at once. */
+/** The name that the series use. "again": a second copy, started anew when the stream changed suddenly. */
 function learnerName({ rule, learning_rate, view, bank }) {
   return `${view} ${rule} ${learning_rate}${bank > 1 ? " again" : ""}`;
 }
@@ -188,7 +188,7 @@ export function crosscheck(name) {
     button.disabled = true;
     const began = performance.now();
     const tick = () =>
-      (result.textContent = `The log goes through river, in a process of its own … ${Math.round((performance.now() - began) / 1000)} s`);
+      (result.textContent = `River is learning the log, in a separate process … ${Math.round((performance.now() - began) / 1000)} s`);
     tick();
     const timer = setInterval(tick, 1000);
     try {
@@ -207,7 +207,7 @@ export function crosscheck(name) {
     h(
       "p",
       { class: "note" },
-      "Replays the log, and gives the same events to river: every weight is compared. The service goes on meanwhile.",
+      "Replays the log, gives river the same events and compares every weight. The service keeps running.",
     ),
     button,
     result,
@@ -242,7 +242,7 @@ function verdict(report) {
   return [equal, replay];
 }
 
-/** What the model was told, and where it stands. */
+/** The model's spec and state. */
 export function facts({ spec, seq, snapshot_seq, sha256, alarms }) {
   const told = flat(spec).filter(([, value]) => value !== null);
   const written = (value) => (typeof value === "number" ? number(value) : String(value));

@@ -1,5 +1,5 @@
-// Light or dark. Not a module, so that it runs before the first paint: no flash of the other colours.
-// "auto" follows the system; another choice is kept in this browser.
+// Light or dark. Not a module: it must run before the first paint, else the other colours flash.
+// "auto" follows the system. The browser remembers the choice.
 (() => {
   const root = document.documentElement;
 

@@ -24,7 +24,7 @@ export function tryIt(main, parameters, link) {
   const answer = h(
     "div",
     { class: "answer", role: "status" },
-    h("p", { class: "note" }, "The prediction and what each feature adds to it come here."),
+    h("p", { class: "note" }, "The prediction will appear here, with what each feature adds to it."),
   );
   const event = h(
     "textarea",
@@ -34,7 +34,7 @@ export function tryIt(main, parameters, link) {
   const learned = h(
     "div",
     { class: "answer", role: "status" },
-    h("p", { class: "note" }, "What became of the event comes here."),
+    h("p", { class: "note" }, "The result will appear here."),
   );
 
   const predict = async () =>
@@ -67,9 +67,9 @@ export function tryIt(main, parameters, link) {
         h(
           "p",
           { class: "note" },
-          "This changes the model: one gradient step, on disk when the reply comes. With an ",
+          "This changes the model by one gradient step, which is on disk when the reply comes. An event with an ",
           h("code", {}, "id"),
-          " it is learned once, however often it is sent.",
+          " is learned once, however often you send it.",
         ),
         form(
           "Learn this event",
@@ -88,7 +88,7 @@ export function tryIt(main, parameters, link) {
   fillModels(names, parameters.get("model"), features).then(() => link(null), link);
 }
 
-/** A form that sends what is in it, and shows a problem where the answer would be. */
+/** A form that sends its content and shows a problem in place of the answer. */
 function form(label, content, send, answer, copy) {
   const button = h("button", { type: "submit", class: "primary" }, label);
   const element = h(
@@ -99,7 +99,7 @@ function form(label, content, send, answer, copy) {
       "div",
       { class: "actions" },
       button,
-      copy && h("button", { type: "button", onclick: copy }, "Take the features from above"),
+      copy && h("button", { type: "button", onclick: copy }, "Copy the features from above"),
     ),
   );
   element.addEventListener("submit", async (submitted) => {
@@ -128,7 +128,7 @@ async function fillModels(select, wanted, features) {
   await fillIn(select, features);
 }
 
-/** Rows with names that the model knows: those of its largest weights; "country=FR" is the text FR of country. */
+/** Fill the rows with the features of the model's largest weights; "country=FR" is the text FR of country. */
 async function fillIn(select, features) {
   const auto = select.selectedOptions[0].dataset.rule === "auto"; // it has no weights of its own
   const { weights } = auto ? { weights: {} } : await ask("GET", `${modelPath(select.value)}/weights?top=8`);
@@ -140,7 +140,7 @@ async function fillIn(select, features) {
   features.set(rows.size ? [...rows] : EXAMPLE);
 }
 
-/** Features as rows, as JSON, or the id of a prediction that waits. `body()` is what /explain takes. */
+/** Features as rows, as JSON, or the id of a waiting prediction. `body()` is the request body for /explain. */
 function featureForm() {
   const rows = h("tbody", {});
   const json = h("textarea", { id: "x", rows: "8", spellcheck: "false", "aria-label": "Features as JSON" });
@@ -178,11 +178,11 @@ function featureForm() {
       h(
         "p",
         { class: "note" },
-        '31 is a number, true and false are truth values, everything else is text; "31" in quotes is text too.',
+        'Numbers like 31 and the words true and false are read as such; everything else is text, "31" in quotes too.',
       ),
     ),
     json: h("div", {}, json),
-    id: h("div", {}, h("label", { for: "waiting-id" }, "Id of a prediction that waits for its label"), id),
+    id: h("div", {}, h("label", { for: "waiting-id" }, "Id of a waiting prediction"), id),
   };
   let shown = "rows";
   const show = (page) => {
@@ -219,7 +219,7 @@ function remover() {
   );
 }
 
-/** JSON as text, in the order of the rows: an object would put names like "0" first, and the order is that of the sum. */
+/** JSON as text, in the order of the rows, which is the order of summing; an object would put names like "0" first. */
 function fromRows(rows) {
   const pairs = [...rows.children].map((row) => [...row.querySelectorAll("input")].map((input) => input.value.trim()));
   return `{${pairs
@@ -228,17 +228,17 @@ function fromRows(rows) {
     .join(", ")}}`;
 }
 
-/** A value as JSON: what reads as a number, a truth value or a quoted text is that, everything else is text. */
+/** A value as JSON: numbers, true, false and quoted texts stay; everything else becomes text. */
 function typed(value) {
   try {
     if (["number", "boolean", "string"].includes(typeof JSON.parse(value))) return value;
   } catch {
-    // no JSON, so text
+    // not JSON, so text
   }
   return JSON.stringify(value);
 }
 
-/** The text as it stands, if it is JSON: its numbers are not read and written again. */
+/** The text unchanged if it is JSON, else a Problem. Parsing and printing could change its numbers. */
 function checked(text, what) {
   try {
     JSON.parse(text);
@@ -248,7 +248,7 @@ function checked(text, what) {
   return text;
 }
 
-/** What /explain said. */
+/** Show the reply of /explain. */
 function explanation(said) {
   const scaled = said.features.some(({ value, seen }) => seen !== null && seen !== value);
   const weighted = said.features.some(({ weight }) => weight !== null);
@@ -270,18 +270,18 @@ function explanation(said) {
     said.served_p != null &&
       h("p", { class: "note" }, `Served as ${probability(said.served_p)} at seq ${count(said.served_seq)}.`),
     bars("What each feature adds to the score", columns, [...rows, bias]),
-    sorted.length > SHOWN && h("p", { class: "note" }, `… and ${count(sorted.length - SHOWN)} more that add less.`),
+    sorted.length > SHOWN && h("p", { class: "note" }, `… and ${count(sorted.length - SHOWN)} more, which add less.`),
     said.unknown.length > 0 &&
       h(
         "p",
         { class: "finding note" },
-        `Not learned by the model yet, so they add nothing: ${said.unknown.join(", ")}.`,
+        `The model has not learned these features yet, so they add nothing: ${said.unknown.join(", ")}.`,
       ),
     h("p", { class: "note" }, said.method),
   ].filter(Boolean);
 }
 
-/** What /learn said, of one event or of an array. */
+/** Show the reply of /learn to one event or an array. */
 function outcome(said) {
   const events = Array.isArray(said) ? said : [said];
   return [
@@ -295,8 +295,8 @@ function outcome(said) {
 }
 
 function told({ seq, p, loss: before, duplicate }) {
-  if (duplicate) return `Learned before, as event ${count(seq)}: nothing changed.`;
+  if (duplicate) return `Already learned as event ${count(seq)}; nothing changed.`;
   if (before == null)
-    return `Event ${count(seq)} is in the log, but its step was not taken: it would have left numbers that are not finite.`;
-  return `Learned as event ${count(seq)}, and on disk. Before the step the model said ${probability(p)}: log loss ${loss(before)}.`;
+    return `Event ${count(seq)} is in the log, but its step was not taken: it would have left a weight that is not finite.`;
+  return `Learned as event ${count(seq)}, and on disk. Before the step the model predicted ${probability(p)}: log loss ${loss(before)}.`;
 }
