@@ -1,6 +1,6 @@
-"""Exit code 0 if the service in this container is ready, else 1. It needs no token.
+"""Exits with 0 if the service in this container is ready, else with 1. Needs no token.
 
-http.client, not urllib: it starts faster and never asks a proxy for an address of this machine.
+Uses http.client rather than urllib: it starts faster and ignores proxies.
 """
 
 import http.client
@@ -10,7 +10,7 @@ import sys
 
 address = "127.0.0.1", int(os.environ["LOGSTEP_PORT"])
 if os.environ.get("LOGSTEP_TLS_CERT"):
-    # The certificate is for the name that others call the service by, and nobody stands between it and this.
+    # The certificate is for the public name, not 127.0.0.1; inside the container nobody can intercept the connection.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection: http.client.HTTPConnection = http.client.HTTPSConnection(*address, timeout=2, context=context)

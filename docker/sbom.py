@@ -1,8 +1,8 @@
-"""The bill of what is in the image: CycloneDX 1.6 of the Python that runs this and of all that is installed for it.
+"""Writes the image's bill of materials: CycloneDX 1.6 of the running Python and all its installed packages.
 
     python sbom.py > sbom.json
 
-The same packages give the same bytes: there is no clock and no chance in it.
+The same packages give the same bytes: no time and no random numbers.
 """
 
 import json
@@ -15,7 +15,7 @@ from importlib.metadata import Distribution, distributions
 
 
 def component(distribution: Distribution) -> dict[str, object]:
-    """A package as CycloneDX names it."""
+    """A package as a CycloneDX component."""
     name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
     purl = f"pkg:pypi/{name}@{distribution.version}"
     found: dict[str, object] = {"type": "library", "bom-ref": purl, "name": name, "version": distribution.version}
@@ -24,7 +24,7 @@ def component(distribution: Distribution) -> dict[str, object]:
 
 
 def licenses_of(distribution: Distribution) -> Iterator[dict[str, object]]:
-    """What a package says of its license: an expression if it has one, else a name."""
+    """A package's license: the expression if it has one, else names."""
     metadata = distribution.metadata
     classified = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier", []) if c.startswith("License ::")]
     if expression := metadata.get("License-Expression"):
@@ -32,18 +32,20 @@ def licenses_of(distribution: Distribution) -> Iterator[dict[str, object]]:
     elif classified:
         yield from ({"license": {"name": name}} for name in classified)
     elif text := metadata.get("License"):
-        yield {"license": {"name": text.strip().splitlines()[0][:100]}}  # some put the whole license there
+        yield {
+            "license": {"name": text.strip().splitlines()[0][:100]}
+        }  # some packages put the whole license text there
 
 
 def requirements(distribution: Distribution, installed: dict[str, str]) -> list[str]:
-    """The references of the packages that one needs, among those that are installed; extras are not followed."""
+    """References of the installed packages that a package requires, without extras."""
     needed = [line for line in distribution.requires or () if "extra ==" not in line]
     names = (re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower() for line in needed)
     return sorted({installed[name] for name in names if name in installed})
 
 
 def bill() -> dict[str, object]:
-    """All of it."""
+    """The whole document."""
     found = sorted(distributions(), key=lambda d: d.metadata["Name"].lower())
     parts = {str(part["name"]): part for part in map(component, found)}
     references = {name: str(part["bom-ref"]) for name, part in parts.items()}
