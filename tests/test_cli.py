@@ -383,7 +383,7 @@ def test_inspect_shows_ids_and_snapshots(folder: Path) -> None:
         ("UPDATE models SET spec = '{}'", "the row of model 'default' has a wrong checksum"),
         ("DELETE FROM log_end", "the row of its last commit is missing"),
         ("UPDATE log_end SET checksum = 1", "its last commit is not the one that was acknowledged"),
-        ("UPDATE ids SET seq = seq + 180 WHERE id = 'event-20'", "the id of an event at seq 201 is there"),
+        ("UPDATE ids SET seq = seq + 180 WHERE id = 'event-20'", "there is an id of an event at seq 201"),
         ("UPDATE snapshots SET seq = 500", "there is a snapshot at seq 500"),
         ("DROP TABLE ids", "the table 'ids' is missing"),
     ],
@@ -588,10 +588,10 @@ def answers(url: str) -> bool:
 def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
-        url = next(found[1] for line in demo.stdout if (found := re.search(r"goes on at (http\S+)/ ,", line)))
+        url = next(found[1] for line in demo.stdout if (found := re.search(r"keeps running at (http\S+)/ ,", line)))
         assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
         demo.send_signal(signal.SIGINT)
         rest = demo.stdout.read()
         assert demo.wait(20) == 0
-    assert "the folder gone" in rest
+    assert "its folder is gone" in rest
     assert list(tmp_path.iterdir()) == []

@@ -1114,7 +1114,7 @@ def test_the_client_says_when_what_answers_is_no_logstep(tmp_path: Path) -> None
     client = Client("http://stranger")
     client._http.close()
     client._http = stranger
-    with client, pytest.raises(Refused, match="not as a logstep service would"):
+    with client, pytest.raises(Refused, match="not like a logstep service"):
         client.alive()
 
 

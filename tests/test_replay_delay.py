@@ -372,12 +372,12 @@ def test_a_delay_is_read(text: str, times: tuple[float, ...]) -> None:
     ],
 )
 def test_what_is_no_delay_is_refused(text: str) -> None:
-    with pytest.raises(WrongUsage, match=re.escape(f"--delay {text!r} is no delay like exp(30s)")):
+    with pytest.raises(WrongUsage, match=re.escape(f"--delay {text!r} is not a delay like exp(30s)")):
         Delay.parse(text)
 
 
 def test_the_shorter_time_comes_first() -> None:
-    with pytest.raises(WrongUsage, match="the first time is the shorter one"):
+    with pytest.raises(WrongUsage, match="the first time must be the shorter one"):
         Delay.parse("uniform(60s,1s)")
 
 
@@ -395,7 +395,7 @@ def test_delays_have_their_mean_and_are_the_same_each_time() -> None:
     [
         (["--delay=30s"], "--delay needs --predict-first"),
         (["--predict-first", "--delay=30s", "--no-ids"], "--delay needs ids"),
-        (["--predict-first", "--delay=soon"], "--delay 'soon' is no delay like exp(30s), uniform(1s,60s) or 30s"),
+        (["--predict-first", "--delay=soon"], "--delay 'soon' is not a delay like exp(30s), uniform(1s,60s) or 30s"),
         (["--predict-first", "--seed=1"], "--seed and --speed-up need --delay"),
         (["--speed-up=2"], "--seed and --speed-up need --delay"),
     ],

@@ -1,1 +1,1 @@
-"""The commands that `logstep` knows."""
+"""The commands of `logstep`."""

@@ -1,7 +1,7 @@
-"""Backups: a copy of a data folder, made while it is served or not, and a data folder made of one again.
+"""Backups: copies a data folder, even while it is served, and restores the copy.
 
-A copy is made under another name, checked as `logstep inspect` checks, synced, and renamed into place: a kill or a
-power cut at any moment leaves a whole copy under its name, or none. What is damaged is not put in place.
+A copy is made under another name, checked like `logstep inspect` does, synced, and renamed into place. So a kill or a
+power cut leaves a whole copy under its name, or none. A damaged copy is never put in place.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LOG_FILES = ("log.db", "log.db-wal", "last-commit")
 
 
 def backup(folder: Path, out: Path) -> int:
-    """Copy a data folder as it stands to a new folder, which is a data folder itself. The exit code."""
+    """Copy a data folder to a new folder, which is a data folder too. Returns the exit code."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Failed(f"{out} exists already; name a new folder")
     if out.is_mount():
-        raise Failed(f"{out} is where a file system is mounted, which nothing can be renamed to; name a folder in it")
+        raise Failed(f"{out} is a mount point, and a copy cannot be renamed to it; name a folder inside")
     _require_log(folder)
     _make(out.absolute().parent)
     started = time.perf_counter()
@@ -41,7 +41,7 @@ def backup(folder: Path, out: Path) -> int:
 
 
 def restore(copy: Path, folder: Path) -> int:
-    """Make a data folder of a backup. The exit code."""
+    """Make a data folder from a backup. Returns the exit code."""
     _require_log(copy)
     started = time.perf_counter()
     made = not folder.exists()
@@ -65,12 +65,12 @@ def _restore(copy: Path, folder: Path) -> Findings:
     found = [name for name in _LOG_FILES if (folder / name).exists()]
     killed_between_the_renames = found == ["last-commit"] and (folder / "restore.partial" / "log.db").exists()
     if found and not killed_between_the_renames:
-        what = "has a log" if "log.db" in found else f"has a {found[0]}, of a log that is gone"
+        what = "has a log" if "log.db" in found else f"has the {found[0]} of a log that is gone"
         raise Failed(f"{folder} {what}; move it away, or name another folder. Nothing was changed")
     with _emptied(folder / "restore.partial") as staging:
         findings = _copy(copy, staging)
-        # In this order: a service refuses a folder with a last-commit and no log, while with a log alone it could not
-        # tell whether that is whole.
+        # In this order: a service refuses a folder with a last-commit but no log. With only a log it could not tell
+        # whether that is whole.
         for name in ("last-commit", "log.db"):
             (staging / name).rename(folder / name)
         sync_folder(folder)
@@ -79,12 +79,12 @@ def _restore(copy: Path, folder: Path) -> Findings:
 
 
 def _require_log(folder: Path) -> None:
-    """Refuse what is no data folder before anything is made."""
+    """Refuse a folder that is not a data folder, before anything is made."""
     LogReader(folder).close()
 
 
 def _make(folder: Path) -> None:
-    """Make a folder, and those above it, where they are not there; they are there after a power cut too."""
+    """Make a folder and its missing parents, and sync them against a power cut."""
     if not folder.exists():
         _make(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def _emptied(staging: Path) -> Iterator[Path]:
-    """An empty folder for a copy in the making, without what a killed one left; gone if the copy fails."""
+    """An empty folder for a copy in progress. Removes what a killed copy left, and the folder if the copy fails."""
     staging.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(staging)
     try:
@@ -109,8 +109,8 @@ def _emptied(staging: Path) -> Iterator[Path]:
 
 
 def _copy(folder: Path, staging: Path) -> Findings:
-    """Copy a data folder's log to an empty folder, check all of it, and sync it; Failed if it is damaged."""
-    mark = read_mark(folder) or read_mark(folder)  # before the log: a service marks a commit after the log has it
+    """Copy a data folder's log to an empty folder, check all of it and sync it. Raises Failed if it is damaged."""
+    mark = read_mark(folder) or read_mark(folder)  # before the log: a service marks a commit after logging it
     log = LogReader(folder)
     try:
         _require_room(folder, staging)
@@ -121,7 +121,7 @@ def _copy(folder: Path, staging: Path) -> Findings:
         (staging / "last-commit").write_bytes(encode_mark(*mark))
     findings = examine(staging)
     _require_whole(folder, findings)
-    for name in ("log.db-wal", "log.db-shm"):  # empty: they come of reading
+    for name in ("log.db-wal", "log.db-shm"):  # empty; reading makes them
         (staging / name).unlink(missing_ok=True)
     sync_file(staging / "log.db")
     if findings.end is not None:
@@ -131,23 +131,25 @@ def _copy(folder: Path, staging: Path) -> Findings:
 
 
 def _require_room(folder: Path, staging: Path) -> None:
-    """Refuse before the disk, which a service may be writing to, is full."""
+    """Refuse a copy that would fill the disk; a service may be writing to it."""
     needed = sum((folder / name).stat().st_size for name in ("log.db", "log.db-wal") if (folder / name).exists())
     free = shutil.disk_usage(staging).free
     if needed > free:
-        raise Failed(f"no room for a copy in {staging.parent}: it takes up to {size(needed)}, {size(free)} are free")
+        raise Failed(
+            f"no room for a copy in {staging.parent}: it needs up to {size(needed)}, but {size(free)} are free"
+        )
 
 
 def _require_whole(folder: Path, findings: Findings) -> None:
-    """Failed if the log of the copy is damaged or has lost its end. Damaged ids are told, and a damaged snapshot, too:
-    the log has all events."""
+    """Raise Failed if the copied log is damaged or has lost its end. Only report damaged ids and snapshots: the log has
+    all events."""
     if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
         raise Failed(
             f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "
             f"`logstep inspect {folder}` shows more"
         )
     for reason in findings.bad_ids:
-        say(f"DAMAGED, and copied as it is: {reason}; `logstep inspect {folder}` says what to do")
+        say(f"DAMAGED, but copied unchanged: {reason}; `logstep inspect {folder}` says what to do")
     for reason in findings.bad_snapshots:
         say(f"DAMAGED, but not needed: {reason}")
 

@@ -1,4 +1,4 @@
-"""The command as a child of another one: it stops when its parent ends."""
+"""Runs the command as a child process that stops when its parent ends."""
 
 from __future__ import annotations
 

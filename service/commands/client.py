@@ -1,4 +1,4 @@
-"""A running service, over HTTP: what the commands say to it, and what its errors become."""
+"""The commands' HTTP client for a running service, and its errors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _predicted = msgspec.json.Decoder(wire.Predicted)
 _predicted_kept = msgspec.json.Decoder(wire.PredictedKept)
 
 TIMEOUT_SECONDS = 60.0
-"""How long a service may be silent over one request before it counts as not answering."""
+"""A service that is silent for longer on a request counts as not answering."""
 
 
 class NoAnswer(Failed):
-    """No reply came. `sent`: whether the request may have reached the service, and been carried out."""
+    """No reply came. `sent`: whether the service may have received the request and acted on it."""
 
     def __init__(self, url: str, error: httpx.TransportError) -> None:
         reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
@@ -39,14 +39,13 @@ class NoAnswer(Failed):
 
 
 class Refused(Failed):
-    """The service answered with an error. `problem` is its problem document; where another program answered,
-    it has no `detail`."""
+    """The service answered with an error. `problem` is its problem document, without `detail` if it is not logstep."""
 
     def __init__(self, url: str, reply: httpx.Response) -> None:
         self.status = reply.status_code
         self.problem = _json_object(reply)
         super().__init__(
-            str(self.problem.get("detail") or f"{url} answered {self.status}, and not as a logstep service would")
+            str(self.problem.get("detail") or f"{url} answered {self.status}, but not like a logstep service")
         )
         after = reply.headers.get("retry-after", "")
         self.retry_after = float(after) if after.isdecimal() else 0.0
@@ -54,22 +53,22 @@ class Refused(Failed):
 
     @property
     def kind(self) -> str:
-        """What the error is called: "not-ready"."""
+        """The error's name: "not-ready"."""
         return str(self.problem.get("type", "")).rpartition(":")[2]
 
     @property
     def line(self) -> int:
-        """The line of a stream that it is about, from 1; 0 where it names none."""
+        """The line of a stream that the error names, from 1; 0 if it names none."""
         line = self.problem.get("line")
         return line if isinstance(line, int) else 0
 
 
 class Client:
-    """A running service. Every method raises NoAnswer or Refused where it cannot do what it says."""
+    """A running service. Every method raises NoAnswer or Refused if it fails."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
-        # A proxy, where one is set in the environment, does not lead back to this machine.
+        # A proxy from the environment cannot reach this machine.
         local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
         self._http = httpx.Client(
             timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5.0),
@@ -97,11 +96,11 @@ class Client:
         return list(self._call("models", "GET", "/models")["models"])
 
     def model(self, name: str) -> dict[str, Any]:
-        """What GET /models/{model} says."""
+        """The reply of GET /models/{model}."""
         return self._call("seq", "GET", _path(name))
 
     def create(self, name: str, spec: bytes) -> dict[str, Any]:
-        """Have a model of that name with a spec (JSON): its whole spec, its seq, and whether it was `created`."""
+        """Create a model with a spec (JSON) unless it exists; returns its spec, seq and whether it was `created`."""
         return self._call("created", "PUT", _path(name), spec, "application/json")
 
     def delete(self, name: str) -> None:
@@ -109,15 +108,15 @@ class Client:
         self._send("DELETE", _path(name))
 
     def resume(self, name: str) -> dict[str, Any]:
-        """Let a model learn again that its breaker has stopped; its name, seq and breaker."""
+        """Let a model learn again after its breaker has stopped it; returns its name, seq and breaker."""
         return self._call("seq", "POST", f"{_path(name)}/resume")
 
     def crosscheck(self, name: str) -> dict[str, Any]:
-        """The report on a model's log replayed through river. Takes as long as river does."""
+        """The cross-check of a model's log with river. Takes as long as river does."""
         return self._call("equal", "GET", f"{_path(name)}/crosscheck", timeout=httpx.Timeout(None, connect=5.0))
 
     def learn(self, name: str, events: Iterable[wire.Event | wire.Label]) -> dict[str, Any]:
-        """Have events, and labels of predictions that wait, learned in order; the reply counts them."""
+        """Learn events and late labels in order; the reply counts them."""
         body = _encode_lines(map(_plain, events))
         return self._call("learned", "POST", f"{_path(name)}/learn", body, "application/x-ndjson")
 
@@ -126,11 +125,11 @@ class Client:
         return [reply.p for reply in self._predict(name, ({"x": event.x} for event in events), _predicted)]
 
     def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
-        """Predict events under their ids: each waits then for its label, if the service keeps it."""
+        """Predict events with their ids; each prediction then waits for its label, if the service keeps it."""
         return self._predict(name, ({"x": event.x, "id": event.id} for event in events), _predicted_kept)
 
     def overviews(self) -> Iterator[dict[str, Any]]:
-        """What GET /stream says, each time it says something, until the service ends it."""
+        """Each message of GET /stream, until the service ends it."""
         try:
             with self._http.stream("GET", f"{self.url}/stream") as reply:
                 if not reply.is_success or reply.headers.get("content-type") != "text/event-stream":
@@ -169,7 +168,7 @@ class Client:
         return reply
 
     def _object(self, needs: str, reply: httpx.Response) -> dict[str, Any]:
-        """The JSON object in a reply; without the field that it needs, another program answered."""
+        """The JSON object in a reply. Raises Refused without the field `needs`: another program answered."""
         found = _json_object(reply)
         if needs not in found:
             raise Refused(self.url, reply)
@@ -177,7 +176,7 @@ class Client:
 
 
 def _trusted() -> ssl.SSLContext | bool:
-    """Whose certificates are trusted: those in SSL_CERT_FILE or SSL_CERT_DIR, else those that everyone trusts."""
+    """The trusted certificates: SSL_CERT_FILE or SSL_CERT_DIR, else the usual ones."""
     told = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
     return ssl.create_default_context() if told else True
 
@@ -195,7 +194,7 @@ def _path(model: str) -> str:
 
 
 def _plain(event: wire.Event | wire.Label) -> dict[str, Any]:
-    """An event, or a label, as JSON types, without what is left at its default."""
+    """An event or label as JSON types, without default values."""
     plain: dict[str, Any] = {"x": event.x} if isinstance(event, wire.Event) else {}
     plain["y"] = event.y
     if event.id is not None:

@@ -21,8 +21,8 @@ _FORMS = {
 class Delay:
     """A random time, in seconds: `exp` with a mean, `uniform` between two times, or `fixed`.
 
-    The delay of a row follows from the seed and the row's number, so that it is the same for each model, and when the
-    same command goes on after an interruption. speed_up: how many times faster than real time it passes.
+    The seed and the row's number determine a row's delay. So it is the same for each model, and after an interruption.
+    speed_up: how many times faster than real time it passes.
     """
 
     form: str
@@ -32,7 +32,7 @@ class Delay:
 
     @classmethod
     def parse(cls, text: str, seed: int = 0, speed_up: float = 1.0) -> Delay:
-        """A delay from its text; WrongUsage where that is none.
+        """Parse a delay; raises WrongUsage if the text is not one.
 
         >>> [Delay.parse(text).times for text in ("exp(30s)", "uniform(500ms, 1.5m)", "6h", "0s")]
         [(30.0,), (0.5, 90.0), (21600.0,), (0.0,)]
@@ -42,10 +42,10 @@ class Delay:
                 parts = found.groups()
                 times = tuple(float(value) * _UNITS[unit] for value, unit in zip(parts[::2], parts[1::2], strict=True))
                 if times != tuple(sorted(times)):
-                    raise WrongUsage(f"--delay {text}: the first time is the shorter one")
+                    raise WrongUsage(f"--delay {text}: the first time must be the shorter one")
                 return cls(form, times, seed, speed_up)
         raise WrongUsage(
-            f"--delay {text!r} is no delay like exp(30s), uniform(1s,60s) or 30s; the units are {', '.join(_UNITS)}"
+            f"--delay {text!r} is not a delay like exp(30s), uniform(1s,60s) or 30s; the units are {', '.join(_UNITS)}"
         )
 
     def of(self, row: int) -> float:
@@ -54,7 +54,7 @@ class Delay:
         >>> Delay.parse("30s", speed_up=10.0).of(row=1)
         3.0
         """
-        return self._draw(random.Random(f"{self.seed}:{row}")) / self.speed_up  # noqa: S311  # no secret
+        return self._draw(random.Random(f"{self.seed}:{row}")) / self.speed_up  # noqa: S311  # not a secret
 
     def _draw(self, numbers: random.Random) -> float:
         if self.form == "exp":

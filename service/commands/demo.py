@@ -1,4 +1,4 @@
-"""The demo: two real streams through a real service, its scores, the cross-check with river, and a kill -9."""
+"""The demo: two real streams through a real service, their scores, the cross-check with river, and a kill -9."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ SPECS: dict[str, dict[str, Any]] = {
     "phishing": {"learning_rate": 0.3},
     "shuttle": {"learning_rate": 0.00001},
 }
-"""Shuttle's values go into the hundreds, and nothing scales them: it takes a smaller step."""
+"""Shuttle needs smaller steps: its values reach the hundreds and are not scaled."""
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
 
 def demo(keep: bool = False) -> int:
-    """Show all of it, and with `keep` go on serving until Ctrl-C; the exit code. Leaves nothing behind."""
+    """Run the demo; with `keep`, serve until Ctrl-C. Returns the exit code. Leaves nothing behind."""
     for number in stop_signals():
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what follows is cleaned up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the cleanup below runs
     with tempfile.TemporaryDirectory(prefix="logstep-demo-") as folder:
         service = _Service(Path(folder))
         try:
@@ -48,26 +48,26 @@ def demo(keep: bool = False) -> int:
         finally:
             service.kill()
     print(
-        "The service is stopped and the folder gone. Now yours: `logstep serve`, `logstep replay FILE --label COLUMN`."
+        "The service has stopped and its folder is gone. Next: `logstep serve`, `logstep replay FILE --label COLUMN`."
     )
     return 0
 
 
 def _keep(service: _Service) -> None:
     """Serve until Ctrl-C."""
-    print(f"The service goes on at {service.url}/ , with a page that shows it learn. Ctrl-C ends it.", flush=True)
+    print(f"The service keeps running at {service.url}/ , with a page that shows it learn. Ctrl-C ends it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         service.wait()
-        raise Failed("the service ended by itself")
+        raise Failed("the service ended unexpectedly")
 
 
 def _show_all(service: _Service) -> None:
     service.start()
-    print(f"A service runs at {service.url}, in a temporary folder.")
+    print(f"Started a service at {service.url}, in a temporary folder.")
     with Client(service.url) as client:
         runs = {name: _stream(client, name) for name in SPECS}
         show("Two streams, each event predicted and then learned", *_scores(client, runs))
-        print("River learns the same events now, which takes it some seconds.", flush=True)
+        print("River is now learning the same events, which takes some seconds.", flush=True)
         reports = {name: client.crosscheck(name) for name in SPECS}
         show("The same events through river", *_comparison(reports))
         before = _states(client)
@@ -75,14 +75,14 @@ def _show_all(service: _Service) -> None:
     started = service.start()
     with Client(service.url) as client:
         after = _states(client)
-    show(f"After kill -9 and a start that took {started:.1f} s", *_survival(before, after))
+    show(f"After kill -9 and a restart in {started:.1f} s", *_survival(before, after))
     equal = all(report["equal"] and report["replay_equal"] for report in reports.values())
     if not equal or before != after:
-        raise Failed("something above is not as it should be")
+        raise Failed("the demo failed: see the tables above")
 
 
 class _Service:
-    """A service of the demo's own, on a free port."""
+    """The demo's own service, on a free port."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -93,18 +93,18 @@ class _Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
-        """Start it, and wait until it is ready; how many seconds that took."""
+        """Start it, and wait until it is ready. Returns the seconds taken."""
         started = time.monotonic()
         flags = ("--data", self._data, "--port", self._port, "--drain-seconds", "0")
         settings = {name: value for name, value in os.environ.items() if not name.upper().startswith("LOGSTEP_")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command
                 command("service.commands.child", "serve", *flags),
-                stdin=subprocess.PIPE,  # open as long as the demo lives, and so the service
+                stdin=subprocess.PIPE,  # the service ends when this closes, with the demo
                 stdout=log,
                 stderr=log,
                 env=settings,
-                start_new_session=True,  # Ctrl-C is the demo's, which then ends the service itself
+                start_new_session=True,  # Ctrl-C must reach only the demo, which then ends the service
             )
         with Client(self.url) as client:
             while not _ready(client):
@@ -114,18 +114,18 @@ class _Service:
         return time.monotonic() - started
 
     def kill(self) -> None:
-        """kill -9; nothing if it does not run."""
+        """kill -9, if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
 
     def wait(self) -> None:
-        """Until it ends."""
+        """Wait until it ends."""
         if self._process is not None:
             self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to stop, and wait until it has."""
+        """Ask it to stop, and wait until it has stopped."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(STOP_SECONDS)
@@ -186,7 +186,7 @@ def _comparison(reports: dict[str, dict[str, Any]]) -> Table:
 def _survival(before: dict[str, tuple[int, str]], after: dict[str, tuple[int, str]]) -> Table:
     rows: list[tuple[float | str | None, ...]] = []
     for name, (seq, sha256) in before.items():
-        same = "the same" if after[name] == (seq, sha256) else "ANOTHER"
+        same = "the same" if after[name] == (seq, sha256) else "DIFFERENT"
         rows.append((name, seq, after[name][0], f"{sha256[:16]}…", f"{after[name][1][:16]}…", same))
     return rows, ("model", "seq before", "seq after", "state before", "state after", "")
 

@@ -1,7 +1,7 @@
-"""What tells one file from another: its name, and how it begins.
+"""Identifies a file by its name and its first lines.
 
-Both are in the ids of the events that are read from it. So a file that grows, moves, or is compressed has the ids that
-it had, and another day's file of the same name has others.
+Both are in the ids of its events. So a file that grows, moves or is compressed keeps its ids, and another day's file of
+the same name gets other ids.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Iterable, Iterator
 from service.decode.wire import MAX_ID
 
 LONGEST_NAME = 200
-"""Characters of a file's name in an id. A longer one is cut, and ends with its hash."""
+"""Characters of a file's name in an id. A longer name is cut and ends with its hash."""
 LONGEST_PREFIX = MAX_ID - 20
-"""Characters before the row: the row is a number of up to 19 digits, after a colon."""
+"""Characters before the row, which takes a colon and up to 19 digits."""
 _SEPARATOR_LINE = re.compile(rb'"?sep=.')
-"""What some spreadsheets write before the header."""
+"""Some spreadsheets write this line before the header."""
 _BOM = b"\xef\xbb\xbf"
 
 
 class Lines:
-    """The lines of a file, decompressed, of which the first are remembered.
+    """The decompressed lines of a file; remembers the first.
 
-    header: whether the first line is a header, so that the first two tell this file from another. Blank lines do not
-    count, and neither do line ends and a byte order mark.
+    header: whether the first line is a header; then the first two lines identify the file. Blank lines, line ends and a
+    byte order mark do not count.
     """
 
     def __init__(self, lines: Iterable[bytes], header: bool) -> None:
@@ -45,9 +45,9 @@ class Lines:
         return line
 
     def id_prefix(self, name: str) -> str:
-        """What stands before the row in an event's id, once the first event was read: "elec.csv:9c56cc51b374c3ba".
+        """The part of an event's id before the row: "elec.csv:9c56cc51b374c3ba". Known once the first event was read.
 
-        name: the file's, without its folder. That it is compressed does not count.
+        name: the file's name without its folder. The ending .gz does not count.
         """
         return _short(name) + ":" + _hash(b"\n".join(self._first))
 
@@ -55,7 +55,7 @@ class Lines:
 def _short(name: str) -> str:
     if name.lower().endswith(".gz"):
         name = name[:-3]
-    name = name.encode(errors="replace").decode()  # a name may have bytes that are no text
+    name = name.encode(errors="replace").decode()  # a name may have bytes that are not text
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{_hash(name.encode())}"
 
 

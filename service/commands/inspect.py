@@ -1,4 +1,4 @@
-"""A look at a data folder, and the one repair there is: to accept that the end of its log is gone, or ids of it."""
+"""Checks a data folder, and repairs it in one way: by accepting a lost end of the log, or damaged ids."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from service.storage.log import LogReader, StoredModel, Tail, encode_mark, read_
 from service.storage.store import Store, sync_file, sync_folder
 
 _UNCOPIED = ("lock", "log.db-shm")
-"""Files of a data folder with nothing in them that a process makes not anew."""
+"""Files of a data folder that every process makes anew."""
 
-_DAMAGED_IDS = "An event whose id is damaged may be refused, or learned again, if it is sent again."
-_UNFINISHED = "of a commit being written, or cut short"
+_DAMAGED_IDS = "If a client sends an event with a damaged id again, the service may refuse it or learn it again."
+_UNFINISHED = "unfinished commit"
 
 
 @dataclass(slots=True)
 class ModelFindings:
-    """What a folder has of a model. gone: the seq up to which its events are no longer in the log. waiting: predictions
-    whose label has not come. snapshots: seq of each, and whether it reads back whole."""
+    """What a folder holds of a model.
+
+    gone: the log no longer has its events up to this seq. waiting: predictions that wait for their labels. snapshots:
+    the seq of each, and whether it is whole.
+    """
 
     name: str
     rule: str
@@ -40,12 +43,12 @@ class ModelFindings:
 
 @dataclass(slots=True)
 class Findings:
-    """What a folder has, and what is wrong with it.
+    """What a folder holds, and what is wrong with it.
 
-    end: number and checksum of the log's last commit. mark: those of the last commit that was acknowledged. Either is
-    None if it cannot be read. damage: what is wrong with the log. bad_ids: what is wrong with the ids, none of which
-    the weights depend on. bad_snapshots: what is wrong with snapshots, which costs a service time at its start and
-    nothing else. tail: what the write-ahead log has after the log's end.
+    end: number and checksum of the log's last commit. mark: those of the last acknowledged commit. Each is None if it
+    cannot be read. damage: errors in the log. bad_ids: errors in the ids; the weights do not depend on them.
+    bad_snapshots: errors in snapshots; they only make the next start slower. tail: what the write-ahead log has after
+    the log's end.
     """
 
     mark: tuple[int, int] | None
@@ -58,29 +61,29 @@ class Findings:
 
     @property
     def loss(self) -> str | None:
-        """What `repair` would accept as lost, None where nothing is."""
+        """What `repair` would accept as lost; None if nothing is."""
         if self.end is None or (self.mark is None and self.end[0] == 0):
             return None
         if self.mark is None:
             return (
-                f"the file last-commit is missing or unreadable; the log ends at commit {self.end[0]:,}, and whether "
-                "more was acknowledged cannot be told"
+                f"the file last-commit is missing or unreadable; the log ends at commit {self.end[0]:,}, but more may "
+                "have been acknowledged"
             )
         if self.mark[0] > self.end[0]:
             return (
                 f"the log ends at commit {self.end[0]:,}, but commit {self.mark[0]:,} was acknowledged: "
-                f"{self.mark[0] - self.end[0]:,} commit(s) are gone from its end"
+                f"the last {self.mark[0] - self.end[0]:,} commit(s) are gone"
             )
         if self.tail.lost:
             return (
-                f"the write-ahead log can be read up to commit {self.end[0]:,}, and {self.tail.lost:,} commit(s) that "
-                "were synced come after that"
+                f"the write-ahead log is readable up to commit {self.end[0]:,}, but {self.tail.lost:,} synced "
+                "commit(s) follow"
             )
         return None
 
     @property
     def wrong(self) -> list[str]:
-        """Everything that is wrong."""
+        """Every error."""
         return [*self.damage, *([self.loss] if self.loss else []), *self.bad_ids, *self.bad_snapshots]
 
 
@@ -88,12 +91,11 @@ class Findings:
 
 
 def examine(folder: Path) -> Findings:
-    """Read all of a data folder, also one that a service is using. Changes nothing.
+    """Read all of a data folder, even while a service uses it. Changes nothing.
 
-    Raises NotADataFolder, NewerFormat or UnreleasedFormat where there is nothing that could be read; damage is told in
-    the findings.
+    Raises NotADataFolder, NewerFormat or UnreleasedFormat if nothing can be read; the findings report damage.
     """
-    # Before the log: a service that runs on marks a commit after the log has it. Twice: it may be writing just now.
+    # Before the log: a running service marks a commit after logging it. Twice: it may be writing the mark just now.
     findings = Findings(read_mark(folder) or read_mark(folder))
     try:
         log = LogReader(folder)
@@ -124,7 +126,7 @@ def _examine(log: LogReader, findings: Findings) -> None:
             found = ModelFindings(model.name, str(model.spec.get("rule", "-")))
             with _noting(damage):
                 _examine_model(log, model, found, findings.bad_ids, damage, bad_snapshots)
-            if model in log.models():  # else it was deleted while it was read, and its rows went
+            if model in log.models():  # else it was deleted while being read
                 findings.models.append(found)
                 findings.damage += [f"model {model.name!r}: {reason}" for reason in damage]
                 findings.bad_snapshots += [f"model {model.name!r}: {reason}" for reason in bad_snapshots]
@@ -138,14 +140,14 @@ def _examine_model(
     damage: list[str],
     bad_snapshots: list[str],
 ) -> None:
-    # In this order a log that grows meanwhile looks whole: ids and snapshots before their events, names after them. So
-    # does one that is shortened meanwhile: its start before the snapshots.
+    # In this order a log looks whole even if it grows meanwhile (ids and snapshots before events, names after them) or
+    # is shortened meanwhile (its start before the snapshots).
     found.ids, last_id_seq = log.ids(model.key)
     gone = log.gone(model.key)
     found.snapshots, wrong = _snapshots(log, model)
     bad_snapshots += wrong
     if gone and not any(whole and seq >= gone for seq, whole in found.snapshots):
-        damage.append(f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)")
+        damage.append(f"no snapshot is whole, and the log no longer has the events up to seq {gone} (--keep-events)")
     largest_column = _examine_events(log, model, found)
     found.features = len(log.names(model.key))
     if largest_column >= found.features:
@@ -156,13 +158,13 @@ def _examine_model(
         log.dropped(model.key)
         log.resumed(model.key)
     if last_id_seq > found.seq and not bad_ids:
-        damage.append(f"the id of an event at seq {last_id_seq} is there, but the events end at seq {found.seq}")
+        damage.append(f"there is an id of an event at seq {last_id_seq}, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:
         damage.append(f"there is a snapshot at seq {found.snapshots[0][0]}, but the events end at seq {found.seq}")
 
 
 def _snapshots(log: LogReader, model: StoredModel) -> tuple[list[tuple[int, bool]], list[str]]:
-    """The snapshots, as in ModelFindings, and what is wrong with them; once more if one is replaced meanwhile."""
+    """The snapshots, as in ModelFindings, and their errors. Starts again if one is replaced meanwhile."""
     while True:
         seqs = log.snapshot_seqs(model.key)
         found, wrong = [], []
@@ -177,7 +179,7 @@ def _snapshots(log: LogReader, model: StoredModel) -> tuple[list[tuple[int, bool
 
 
 def _examine_events(log: LogReader, model: StoredModel, found: ModelFindings) -> int:
-    """Read every event of a model, once more if the first are dropped meanwhile; their largest column, or -1."""
+    """Read every event of a model; return the largest column, or -1. Starts again if events are dropped meanwhile."""
     last = log.last_seq(model.key)
     while True:
         found.seq = found.gone = log.gone(model.key)
@@ -191,12 +193,12 @@ def _examine_events(log: LogReader, model: StoredModel, found: ModelFindings) ->
 
 @contextmanager
 def _noting(found: list[str]) -> Iterator[None]:
-    """Note what is wrong, and go on."""
+    """Note an error, and go on."""
     try:
         yield
     except errors.LogDamaged as damage:
         found.append(damage.members["reason"])
-    except Exception as error:  # a damaged page can put anything in the place of a number or a text
+    except Exception as error:  # a damaged page can turn a value into anything
         found.append(f"it cannot be read: {type(error).__name__}: {error}")
 
 
@@ -204,7 +206,7 @@ def _noting(found: list[str]) -> Iterator[None]:
 
 
 def inspect(folder: Path) -> int:
-    """Show what a data folder has; the exit code: 1 if anything in it is damaged."""
+    """Show what a data folder holds. Returns the exit code: 1 if anything is damaged."""
     findings = examine(folder)
     show(f"Data folder {folder}", _folder_rows(folder, findings))
     if findings.models:
@@ -246,23 +248,26 @@ def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int,
 
 def _advice(folder: Path, findings: Findings) -> str:
     if findings.damage:
-        return "Restore a backup; what is damaged here cannot be repaired."
+        return "Restore a backup: this damage cannot be repaired."
     if findings.loss:
         return f"Restore a backup, or accept the loss with `logstep repair {folder}`."
     if findings.bad_ids:
         return (
-            f"No event is missing, and a service starts. {_DAMAGED_IDS} Restore a backup, or accept that with "
+            f"No event is missing, and the service starts. {_DAMAGED_IDS} Restore a backup, or accept that with "
             f"`logstep repair {folder}`."
         )
-    return "The log is whole: a service starts without the damaged snapshot, and takes longer for it."
+    return "The log is whole. The service starts without the damaged snapshot, but takes longer."
 
 
 # -- repairing
 
 
 def repair(folder: Path, yes: bool) -> int:
-    """Accept that the end of the log is gone: `last-commit` then says where the log ends, and what the write-ahead log
-    has after that is cut off. Accept that ids are damaged: those that are there count. The exit code."""
+    """Accept a lost end of the log, or damaged ids. Returns the exit code.
+
+    For a lost end, `last-commit` is set to the log's end, and the rest of the write-ahead log is cut off. For damaged
+    ids, the readable ones count.
+    """
     if _acceptable(folder) is None:
         print(f"nothing to repair in {folder}")
         return 0
@@ -274,11 +279,11 @@ def repair(folder: Path, yes: bool) -> int:
 
 
 def _acceptable(folder: Path) -> Findings | None:
-    """The findings, if there is something to accept; Failed if the log is damaged in another way too."""
+    """The findings, if there is something to accept. Raises Failed if the log has other damage."""
     findings = examine(folder)
     if findings.damage:
         reasons = "; ".join(findings.damage)
-        raise Failed(f"the log in {folder} is damaged: {reasons}. Repair does not touch it; restore a backup")
+        raise Failed(f"the log in {folder} is damaged: {reasons}. Repair cannot mend this; restore a backup")
     return findings if findings.loss or findings.bad_ids else None
 
 
@@ -298,17 +303,17 @@ def _repair(folder: Path, yes: bool) -> int:
     if findings.bad_ids:
         with closing(Store(folder)) as store:
             store.accept_ids()
-        print("Done: the ids that are there count, but for those of events that never were.")
-    print(f"The files as they were are in {copy}.")
+        print("Done: the readable ids count, except those of events that never existed.")
+    print(f"The original files are in {copy}.")
     return 0
 
 
 def _say_what_is_lost(folder: Path, findings: Findings) -> None:
     for reason in [*([findings.loss] if findings.loss else []), *findings.bad_ids]:
         print(f"In {folder} {reason}.")
-    show("What is there, and whole", [(model.name, model.seq) for model in findings.models], ("model", "last seq"))
+    show("What is whole", [(model.name, model.seq) for model in findings.models], ("model", "last seq"))
     if findings.loss:
-        print("Events after that are lost; clients that send ids can send theirs again. A backup may have more.")
+        print("Later events are lost; clients that send ids can send them again. A backup may have more.")
     if findings.bad_ids:
         print(_DAMAGED_IDS)
 
@@ -321,7 +326,7 @@ def _accept_the_end(folder: Path, findings: Findings, end: tuple[int, int]) -> N
 
 
 def _copy(folder: Path) -> Path:
-    """Copy the folder's files to a folder in it, synced, before anything is changed."""
+    """Copy the folder's files into a new subfolder and sync it, before anything changes."""
     copy = folder / f"before-repair-{time.strftime('%Y%m%d-%H%M%S')}"
     copy.mkdir()
     for path in folder.iterdir():
@@ -334,7 +339,7 @@ def _copy(folder: Path) -> Path:
 
 
 def write_mark(folder: Path, end: tuple[int, int]) -> None:
-    """Write `last-commit` under another name, and rename: it is the old one or the new one, whenever the power goes."""
+    """Write `last-commit` under another name and rename it, so that a power cut leaves the old or the new file."""
     new = folder / "last-commit.new"
     new.write_bytes(encode_mark(*end))
     sync_file(new)

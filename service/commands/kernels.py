@@ -1,4 +1,4 @@
-"""Compiled kernels: where they are kept (core/compiled.py), and what is said when they are not there yet."""
+"""Chooses the folder of compiled kernels (core/compiled.py), and says so while they are being compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.commands.terminal import say
 
 
 class Compiling(event.Listener):  # type: ignore[misc]  # numba's types are left out, see pyproject.toml
-    """Says so at the first kernel that is compiled, and what becomes of it."""
+    """Prints a line when the first kernel is compiled."""
 
     said = False
 
@@ -24,28 +24,28 @@ class Compiling(event.Listener):  # type: ignore[misc]  # numba's types are left
             return
         self.said = True
         gc.enable()
-        # What is compiled first is a part of core, which decides before that where kernels are kept.
+        # core has chosen the cache folder before it compiles its first kernel.
         from core.compiled import cache
 
         found = cache()
         if found is not None and found.writable:
-            say(f"compiling, which may take half a minute; for the next start it is kept in {found.folder}")
+            say(f"compiling, which may take half a minute; {found.folder} keeps the result for the next start")
         else:
-            where = f"it cannot be kept in {found.folder}" if found else "there is no folder that it can be kept in"
+            where = f"{found.folder} is not writable" if found else "no folder is writable"
             say(
-                f"compiling, which may take half a minute, at each start: {where}. Name one that can be written to in "
-                "NUMBA_CACHE_DIR"
+                f"compiling, which may take half a minute at each start: {where}, so the result cannot be kept. Set "
+                "NUMBA_CACHE_DIR to a writable folder"
             )
 
     def on_end(self, _: Any) -> None:
-        """Nothing more is said."""
+        """Print nothing."""
 
 
 @contextmanager
 def watched(data: Path | None = None) -> Iterator[None]:
-    """Around what imports core, which loads its kernels, or compiles them.
+    """Wraps an import of core, which loads or compiles its kernels.
 
-    data: a data folder, in which kernels are kept where the user has no folder for them.
+    data: a data folder, which keeps the kernels if the user has no cache folder.
     """
     if data is not None:
         os.environ["CORE_KERNELS_ELSE"] = str(data.absolute() / "kernels")

@@ -1,12 +1,11 @@
-"""A file played as a real stream: each row is a prediction first, and its label comes later.
+"""Plays a file as a real stream: predicts each row first, and sends its label later.
 
-A prediction is asked for with the row's id, so that the service keeps it; when the row's delay is over, its label is
-sent alone. Where the service did not keep it, the whole event is sent then.
+Each prediction has the row's id, so that the service keeps it. After the row's delay only the label is sent, or the
+whole event if the service did not keep the prediction.
 
-When the same command goes on after an interruption, most rows were learned before. The first of them is found by the
-refusal to predict it; from there on labels are sent, a piece at a time, until the service knows of no prediction for
-one: what was learned is a duplicate then. What still waited gets its label at once, as nobody knows any more when it
-was due.
+After an interruption, the same command meets rows that were learned before. The service refuses to predict the first
+of them. From there on the command sends labels, piece by piece, until the service knows no prediction for one. Rows
+learned before are duplicates. Predictions that still waited get their label at once: nobody knows when it was due.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ from service.commands.replay import ID_CONFLICT, Replay
 from service.decode import wire
 
 UNKNOWN, EXPIRED, DROPPED = "unknown-id", "expired-id", "dropped-id"
-"""Why a label is refused: nothing waits under its id; what waited was learned as 0; it was dropped."""
+"""Why a label is refused: no prediction with its id waits; it was learned as 0; it was dropped."""
 
 
 class LateReplay(Replay):
-    """Sends rows as predictions, and their labels later. The options have a delay, and ids."""
+    """Sends rows as predictions, and their labels later. The options must have a delay and ids."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._behind = False
-        """Whether the rows that come now may be those of an earlier run."""
+        """Whether an earlier run may have learned the current rows."""
         self._predicted: list[Row] = []
-        """Rows since the last turn, whose delays have not begun."""
+        """Rows since the last turn; their delays have not begun."""
         self._labels: list[tuple[float, int, Row]] = []
         """A heap: when a label is due on the monotonic clock, the row's number, the row."""
         self._whole: set[int] = set()
         """Numbers of rows that the service does not keep."""
         self._unknown = 0
-        """Number of the last row whose label the service knew no prediction for, while `_behind`."""
+        """Number of the last row without a known prediction, while `_behind`."""
         self._size = self.options.batch
-        """Labels of one request: fewer, where many are refused and each refusal ends a request."""
+        """Labels per request. Fewer if many are refused, since each refusal ends a request."""
 
     @property
     def next_due(self) -> float:
         return self._labels[0][0] if self._labels else math.inf
 
     def take(self, piece: Sequence[Row]) -> int:
-        """Ask for a prediction of each row; how many got one, not having been learned before."""
+        """Predict each row. Returns how many were predicted; rows learned before are not."""
         before = self.tally.served
         while piece:
             step = self._go_on if self._behind else self._predict
@@ -57,7 +56,7 @@ class LateReplay(Replay):
         return self.tally.served - before
 
     def turn(self, now: float) -> None:
-        """Send the labels that are due. Delays begin at the first turn after a prediction: for all models at once."""
+        """Send due labels. Delays begin at the first turn after a prediction, at the same time for all models."""
         assert self.options.delay is not None  # noqa: S101  # see above
         for row in self._predicted:
             heapq.heappush(self._labels, (now + self.options.delay.of(row.number), row.number, row))
@@ -72,26 +71,26 @@ class LateReplay(Replay):
     # -- predictions
 
     def _predict(self, rows: Sequence[Row]) -> int:
-        """Ask for predictions; for how many rows, from the first on, there are some: up to one learned before."""
+        """Predict rows. Returns how many were done; stops at a row that was learned before."""
         self.sent = time.monotonic()
         try:
             replies = self._client.predict_to_keep(self.model, [row.event for row in rows])
         except Refused as refusal:
             place = refusal.line - 1
             learned = _learned_before(refusal) and 0 <= place < len(rows)
-            if not learned or rows[place].number == self._unknown:  # neither learned nor new: it would never end
+            if not learned or rows[place].number == self._unknown:  # neither learned nor new: this would loop for ever
                 raise self._placed(refusal, rows) from None
             self._behind = True
-            return self._predict(rows[:place]) if place else 0  # they are kept, but the refusal was all the reply
+            return self._predict(rows[:place]) if place else 0  # they are kept, but the refusal replaced their reply
         for row, reply in zip(rows, replies, strict=True):
             if not reply.kept:
-                self._send_whole(row, "no more are kept (join.max_waiting in the model's spec)")
+                self._send_whole(row, "too many wait already (join.max_waiting in the model's spec)")
         self._predicted += rows
         self.tally.served += len(rows)
         return len(rows)
 
     def _go_on(self, rows: Sequence[Row]) -> int:
-        """Send labels of rows that may have been learned before; how many were, up to one that is to be predicted."""
+        """Send labels of rows that may have been learned before. Returns how many are done; stops at a new row."""
         try:
             return self._send(rows)
         except Refused as refusal:
@@ -108,7 +107,7 @@ class LateReplay(Replay):
     # -- labels
 
     def _send_labels(self, rows: Sequence[Row]) -> int:
-        """Send labels; how many rows, from the first on, are done with."""
+        """Send labels. Returns how many rows are done."""
         try:
             sent = self._send(rows)
         except Refused as refusal:
@@ -118,7 +117,7 @@ class LateReplay(Replay):
                 self.tally.too_late += 1
                 return done + 1
             if refusal.kind == UNKNOWN and rows[done].number not in self._whole:
-                self._send_whole(rows[done], 'it was lost (with join.ack "memory" in the model\'s spec that may be)')
+                self._send_whole(rows[done], 'it was lost, which join.ack "memory" in the model\'s spec allows')
                 return done
             return self._part(done, refusal, rows)
         self._size = min(self.options.batch, 2 * self._size)
@@ -131,11 +130,11 @@ class LateReplay(Replay):
         return wire.Label(event.id, event.y, event.weight)
 
     def _send_whole(self, row: Row, reason: str) -> None:
-        """Send the whole event when the label of a row is due. People are told of the first such row."""
+        """Send this row's whole event when its label is due. The first such row gets a notice."""
         if not self._whole:
             self.notice(
-                f"the prediction of event {row.number} is not kept by model {self.model}: {reason}; such events are "
-                f"sent with their features when their labels are due"
+                f"model {self.model} does not keep the prediction of event {row.number}: {reason}. Such events are "
+                "sent with their features when their labels are due"
             )
         self._whole.add(row.number)
 

@@ -1,4 +1,4 @@
-"""What the commands say, tables on a terminal and plain lines elsewhere, and the two ways in which they fail."""
+"""The commands' output (tables on a terminal, plain lines elsewhere) and their errors."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import sys
 from collections.abc import Sequence
 
 LARGE = 1e6
-"""From here on the magnitude is what is read of a number."""
+"""Larger numbers are shown with an exponent."""
 LONGEST_NUMBER = 24
-"""Characters. A column with numbers stands to the right, but for one that has a longer text too."""
+"""Characters. A column of numbers is right-aligned unless it has a longer text."""
 
 
 class Failed(Exception):
-    """A command that could not do what it was asked to; the text is the message."""
+    """A command failed; the text is the message."""
 
     exit_code = 1
 
 
 class WrongUsage(Failed):
-    """A command that was asked for something that makes no sense."""
+    """A command was called with arguments that make no sense."""
 
     exit_code = 2
 
 
 class WrongRow(Exception):
-    """What is wrong with a row of a file, said without where it stands. `line`: where, if not where the row begins."""
+    """An error in a row of a file; the message does not name the place. `line`: the line, if not the row's first."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class WrongRow(Exception):
 
 
 def number(value: float | str | None) -> str:
-    """A number for people: 45,312 and 0.3321; "-" where there is none.
+    """A number for people: 45,312 and 0.3321; "-" for None.
 
     >>> number(45312), number(0.33214), number(1.6e35), number(None)
     ('45,312', '0.3321', '1.60e+35', '-')
@@ -65,7 +65,7 @@ def size(count: float) -> str:
 def show(title: str, rows: Sequence[Sequence[float | str | None]], columns: Sequence[str] = ()) -> None:
     """Print a table; without `columns` it has no header, and each row is a name and its value.
 
-    Plain lines where there is no terminal, or one too narrow for the table's frames: words folded in them are ugly.
+    Prints plain lines if there is no terminal, or if it is too narrow for the table.
     """
     cells = [[number(cell) for cell in row] for row in rows]
     lines = [list(columns), *cells] if columns else cells
@@ -93,21 +93,21 @@ def _show_table(
         header = Text(columns[place]) if columns else ""
         table.add_column(header, justify="right" if numeric and short else "left", overflow="fold")
     for line in cells:
-        table.add_row(*map(Text, line))  # Text: a name with brackets is no markup
+        table.add_row(*map(Text, line))  # Text: brackets in a name are not markup
     console = Console()
     console.print(Text(title, "bold"), soft_wrap=True)
     console.print(table)
 
 
 def say(message: str) -> None:
-    """A line for people, apart from what a command prints for others to read."""
+    """Print a line for people, on standard error."""
     print(f"logstep: {message}", file=sys.stderr)
 
 
 def confirm(question: str, yes: bool) -> bool:
-    """Whether to go on: `yes` says so already, else whoever sits at the terminal is asked."""
+    """Whether to go on: with `yes` without asking, else ask on the terminal."""
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise WrongUsage("there is no terminal to ask on; --yes says that it is meant")
+        raise WrongUsage("there is no terminal to ask on; use --yes to confirm")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""`logstep top`: every model of a running service in the terminal, as it learns."""
+"""`logstep top`: shows the models of a running service in the terminal, as they learn."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLUMNS = (
 )
 SCORES = ("loss", "base_rate_loss", "loss_window", "base_rate_loss_window", "accuracy_window")
 _OTHERS = 94
-"""Characters that the other columns take, about: what is left of a line is for the bars, but at least so many:"""
+"""Approximate width of the other columns. The bars get the rest of a line, but at least:"""
 _FEWEST_BARS = 10
 
 
 def top(client: Client) -> int:
-    """Show the overview until Ctrl-C, or, where there is no terminal, once. The exit code."""
+    """Show the overview until Ctrl-C, or once if there is no terminal. Returns the exit code."""
     with client:
         if sys.stdout.isatty():
             _watch(client)
@@ -45,7 +45,7 @@ def _watch(client: Client) -> None:
 
 
 def _screen(client: Client, overview: dict[str, Any]) -> Any:
-    """The table, and under it what is wrong with some models."""
+    """The table, and below it warnings."""
     from rich.console import Group
     from rich.text import Text
 
@@ -53,7 +53,7 @@ def _screen(client: Client, overview: dict[str, Any]) -> Any:
 
 
 def _overviews(client: Client) -> Iterator[dict[str, Any] | str]:
-    """Each overview, or what is wrong; a service that went away is waited for."""
+    """Each overview, or an error; waits for a service that went away."""
     while True:
         try:
             yield from client.overviews()
@@ -65,7 +65,7 @@ def _overviews(client: Client) -> Iterator[dict[str, Any] | str]:
 
 
 def _title(client: Client, overview: dict[str, Any]) -> str:
-    more = f", and {overview['more']} models more" if "more" in overview else ""
+    more = f", and {overview['more']} more models" if "more" in overview else ""
     return f"{client.url}: {overview['state']}{more}"
 
 
@@ -89,7 +89,7 @@ def _bars() -> int:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Values as bars, the lowest to the highest; a gap where there is none.
+    """Values as bars, scaled from lowest to highest; a space for None.
 
     >>> sparkline([0.1, 0.2, None, 0.45])
     '▁▃ █'
@@ -112,5 +112,5 @@ def _table(client: Client, overview: dict[str, Any]) -> Any:
         width = 0 if place == last else max(len(line[place]) for line in (COLUMNS, *rows))
         table.add_column(name, justify="right" if 1 < place < last else "left", no_wrap=True, min_width=width)
     for cells in rows:
-        table.add_row(*map(Text, cells))  # Text: a name with brackets is no markup
+        table.add_row(*map(Text, cells))  # Text: brackets in a name are not markup
     return table

@@ -1,4 +1,4 @@
-"""What the commands say of models that are worse than guessing (service/learning/guessing.py)."""
+"""The commands' warnings about models that are worse than guessing (service/learning/guessing.py)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 from service.commands.terminal import say
 
 TOLD = 5
-"""Models of which each is told."""
+"""Most models that are named."""
 
 
 def mark_of(model: dict[str, Any]) -> str:
-    """What stands beside a model that is worse than guessing: lately, or in total."""
+    """The mark of a model that is worse than guessing: over its window, or in total."""
     worse = model["worse_than_guessing"]
     return "" if worse is None else "worse than guessing" if worse["over"] == "window" else "worse in total"
 
 
 def worse_lines(models: Sequence[dict[str, Any]]) -> list[str]:
-    """Which models are worse than guessing, and what to do, of the first of them."""
+    """The first models that are worse than guessing, with advice."""
     worse = [model for model in models if model["worse_than_guessing"] is not None]
     lines = [f"model {model['model']}: {model['worse_than_guessing']['advice']}" for model in worse[:TOLD]]
     if len(worse) > TOLD:
         more = len(worse) - TOLD
-        lines.append(f"{more:,} more models are worse than guessing; `logstep models show NAME` tells more")
+        lines.append(f"{more:,} more models are worse than guessing; `logstep models show NAME` says more")
     return lines
 
 
 def say_if_worse(models: Sequence[dict[str, Any]]) -> None:
-    """Say which models are worse than guessing, and what to do."""
+    """Print which models are worse than guessing, with advice."""
     for line in worse_lines(models):
         say(line)
