@@ -283,7 +283,7 @@ def _acceptable(folder: Path) -> Findings | None:
     findings = examine(folder)
     if findings.damage:
         reasons = "; ".join(findings.damage)
-        raise Failed(f"the log in {folder} is damaged: {reasons}. Repair cannot mend this; restore a backup")
+        raise Failed(f"the log in {folder} is damaged: {reasons}. Repair cannot mend this. Restore a backup")
     return findings if findings.loss or findings.bad_ids else None
 
 
