@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import LOGSTEP
 from disk import needs_strace
 from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
@@ -27,7 +28,7 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.storage.lock import FolderLock
 from service.storage.log import read_mark
-from service.storage.store import PAGE_BYTES
+from service.storage.store import PAGE_BYTES, Store
 
 CLIENTS = 4
 SLOWEST_SECONDS = 2.0
@@ -436,3 +437,22 @@ def test_a_disk_that_fills_up_while_it_is_copied_to_has_nothing_of_the_copy_left
         assert said.code == 1
         assert "failed (database or disk is full). No copy was made" in said.error
         assert files(small_disk) == []
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect", "{}"], ["restore", "{}", "{}-restored"], ["serve", "--port", "0", "--data", "{}"]]
+)
+@pytest.mark.parametrize("name", ["last-commit", "tokens.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    tmp_path: Path, command: list[str], name: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Store(folder).close()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    reads = name == "last-commit" or command[0] == "serve"
+    arguments = [part.format(folder) for part in command]
+    done = subprocess.run([LOGSTEP, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode == 1) == reads, done
+    assert ("is not a file" in done.stdout + done.stderr) == reads

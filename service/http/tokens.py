@@ -84,6 +84,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def read(folder: Path) -> list[Token]:
     """The tokens of a data folder; none if there is no file."""
     path = folder / FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise errors.TokensUnreadable(path=str(path), reason="it is not a file")
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError:

@@ -529,8 +529,11 @@ def encode_mark(number: int, checksum: int) -> bytes:
 
 def read_mark(folder: Path) -> tuple[int, int] | None:
     """Number and checksum of the last acknowledged commit. None if the file is missing or damaged."""
+    path = folder / "last-commit"
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise errors.NotADataFolder(path=str(folder), reason="its last-commit is not a file")
     try:
-        data = (folder / "last-commit").read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
     if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
