@@ -116,7 +116,7 @@ def test_what_is_missing_decides_nothing_is_left_out_and_is_counted(capsys: pyte
         ["number", "number", "7", "10"],
         ["text", "text", "x", "10"],
     ]
-    assert "20 cell(s) of a.csv say nothing" in error
+    assert "20 cell(s) of a.csv were missing" in error
 
 
 def test_truth_values_are_numbers_as_they_are_in_json() -> None:
@@ -131,18 +131,18 @@ def test_truth_values_are_numbers_as_they_are_in_json() -> None:
 @pytest.mark.parametrize(
     ("cell", "advice"),
     [
-        ("inf", "a number is finite here"),
-        ("-Infinity", "a number is finite here"),
+        ("inf", "numbers must be finite"),
+        ("-Infinity", "numbers must be finite"),
         ("1,234", "write 1234, without a comma"),
         ("1,234.5", "write 1234, without a comma"),
         ("12,5", "write 12.5, with a point"),
-        ("12%", "write 12, without a sign for percent"),
-        ("$5", "write 5, without a sign for money"),
-        ("5 €", "write 5, without a sign for money"),
-        ("₹ 1,500.00", "write 5, without a sign for money"),
-        ("14 USD", "write 5, without a sign for money"),
+        ("12%", "write 12, without a percent sign"),
+        ("$5", "write 5, without a currency sign"),
+        ("5 €", "write 5, without a currency sign"),
+        ("₹ 1,500.00", "write 5, without a currency sign"),
+        ("14 USD", "write 5, without a currency sign"),
         ("(12.50)", "write -5, without brackets"),
-        ("−12", "write -5, with the minus of a keyboard"),
+        ("−12", "write -5, with the minus sign of the keyboard"),
         ("1 234", "write 1234, without spaces"),
         ("unknown", "leave the cell empty"),
     ],
@@ -167,7 +167,7 @@ def test_a_cell_that_is_no_number_among_numbers_is_a_question(cell: str, advice:
 
 def test_a_cell_that_is_nearly_a_number_is_a_question_in_the_smallest_file() -> None:
     for cell in ("inf", "1,234", "12%"):
-        assert f"line 3: column 'a' looks like numbers (2 of 3 cells are), and '{cell}' is none" in refusal(
+        assert f"line 3: column 'a' looks like numbers (2 of 3 cells are), but '{cell}' is not one" in refusal(
             table({"a": ["1", cell, "2"]}), **Y
         )
 
@@ -176,7 +176,9 @@ def test_a_cell_that_is_nearly_a_number_is_a_question_in_the_smallest_file() -> 
 def test_a_word_for_an_unknown_number_does_not_make_a_text_of_numbers(word: str) -> None:
     ages = [word if n % 3 == 0 else n for n in range(60)]
     told = refusal(table({"age": ages}), **Y)
-    assert told.startswith(f"a.csv line 2: column 'age' looks like numbers (40 of 60 cells are), and {word!r} is none")
+    assert told.startswith(
+        f"a.csv line 2: column 'age' looks like numbers (40 of 60 cells are), but {word!r} is not one"
+    )
     assert "leave the cell empty" in told
     assert kinds_of(table({"age": ages}), **Y, asked={"age": "text"}) == {"age": "text"}
     assert kinds_of(table({"answer": [word, "yes", "yes"] * 9}), **Y) == {"answer": "text"}
@@ -190,7 +192,7 @@ def test_spaces_that_do_not_break_a_line_are_spaces() -> None:
 
 def test_a_code_after_the_rows_that_are_looked_at_is_a_question() -> None:
     told = refusal(table({"zip": [10_000, 10_001, "01234"]}), **Y, look=2)
-    assert "line 4: column 'zip' has numbers (so far), and '01234' is none: a leading zero, or more digits" in told
+    assert "line 4: column 'zip' has numbers (so far), but '01234' is not one: a leading zero" in told
     assert "--text zip" in told
 
 
@@ -207,17 +209,17 @@ def test_a_text_of_which_nine_in_ten_differ_is_left_out_and_kept_by_a_flag(capsy
     assert kinds_of(table(columns), **Y) == {"event_id": "ignore", "city": "text", "a": "number"}
     output = capsys.readouterr().out
     assert "event_id  left out  e-0" in output
-    assert "100 different ones in 100: an id or free text; --text event_id keeps it" in output
+    assert "100 different values in 100: an id or free text; --text event_id keeps it" in output
     assert xs_of(table(columns), **Y)[0] == {"city": "c0", "a": 0.0}
     assert xs_of(table(columns), **Y, asked={"event_id": "text"})[0] == {"event_id": "e-0", "city": "c0", "a": 0.0}
     few = {"event_id": ids[:9], "a": list(range(9))}
     assert kinds_of(table(few), **Y) == {"event_id": "text", "a": "number"}
-    assert "too few rows to tell an id" in capsys.readouterr().out
+    assert "too few rows to detect an id" in capsys.readouterr().out
 
 
 def test_a_column_that_counts_the_rows_is_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
     rows_of(table({"row": list(range(1, 40)), "a": [3] * 39}), **Y)
-    assert "counts the rows; --ignore row leaves it out" in capsys.readouterr().out
+    assert "numbers the rows; --ignore row leaves it out" in capsys.readouterr().out
 
 
 def test_kinds_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +239,7 @@ def test_kinds_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
         ({"zap": "text"}, "a.csv has no column 'zap'; it has a, w, y"),
         ({"y": "text"}, "column 'y' is the label"),
         ({"a": "ignore", "w": "weight"}, "a.csv has no column to learn from; left out: a"),
-        ({"w": "weight"}, "a.csv line 3: its weight '0' is no number above 0"),
+        ({"w": "weight"}, "a.csv line 3: its weight '0' is not a number above 0"),
         ({"w": "id"}, "a.csv line 4: it has no id"),
     ],
 )
@@ -282,7 +284,7 @@ def test_however_the_bytes_come_the_events_are_the_same(size: int) -> None:
 def test_the_rows_that_are_looked_at_decide_and_no_others() -> None:
     content = "a,y\n1,1\n2,0\nx,1\n"
     assert xs_of(content, **Y) == [{"a": "1"}, {"a": "2"}, {"a": "x"}]
-    assert "a.csv line 4: column 'a' has numbers (so far), and 'x' is none" in refusal(content, **Y, look=2)
+    assert "a.csv line 4: column 'a' has numbers (so far), but 'x' is not one" in refusal(content, **Y, look=2)
     assert xs_of("a,y\nx,1\n2,0\n3,1\n", **Y, look=1) == [{"a": "x"}, {"a": "2"}, {"a": "3"}]
 
 
@@ -292,9 +294,9 @@ def test_of_wide_rows_fewer_are_looked_at_unless_it_is_said_how_many(
     monkeypatch.setattr("service.commands.readers.MOST_CELLS", 30)
     content = "a,b,y\n" + "1,2,1\n" * 20
     assert len(rows_of(content, **Y)) == 20
-    assert "by its first 10 row(s)" in capsys.readouterr().out
+    assert "from its first 10 row(s)" in capsys.readouterr().out
     assert len(rows_of(content, **Y, look=15)) == 20
-    assert "by its first 15 row(s)" in capsys.readouterr().out
+    assert "from its first 15 row(s)" in capsys.readouterr().out
     assert rows_of(content, **Y) == list(piped(content.encode(), 1, **Y).rows())
 
 
@@ -440,13 +442,13 @@ def test_a_cell_of_tsv_that_begins_and_ends_with_a_quote_is_told(capsys: pytest.
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('1,5" pipe', "a quote stands in the middle of a cell, after '5'"),
-        ('1,x"', "a quote stands in the middle of a cell, after 'x'"),
-        ('1,"x"y', "text stands after the quoted cell 'x'"),
-        ('1,"x" "y"', "a quote stands after the quoted cell 'x'"),
-        ('1,"x', "a quoted cell begins that is never closed"),
-        ('1,"x' + "\nx" * 120 + '"', "a quoted cell begins that is not closed within 100 lines"),
-        ("1,x\rx", "a carriage return stands in the middle of it"),
+        ('1,5" pipe', "a quote comes in the middle of a cell, after '5'"),
+        ('1,x"', "a quote comes in the middle of a cell, after 'x'"),
+        ('1,"x"y', "text comes after the quoted cell 'x'"),
+        ('1,"x" "y"', "a quote comes after the quoted cell 'x'"),
+        ('1,"x', "a quoted cell begins here but is never closed"),
+        ('1,"x' + "\nx" * 120 + '"', "a quoted cell begins here but is not closed within 100 lines"),
+        ("1,x\rx", "it has a carriage return in the middle"),
     ],
 )
 def test_a_quote_out_of_place_is_refused_with_its_line(line: str, message: str) -> None:
@@ -462,7 +464,7 @@ def test_a_quoted_cell_has_up_to_a_hundred_lines_and_more_than_one_are_told(caps
     cell = "x" + "\n" * 98 + "x"
     (x,) = xs_of(f'y,a\n1,"{cell}\n"\n', **Y)
     assert x == {"a": f"{cell}\n"}
-    assert "a.csv line 2: a quoted cell begins that goes on to line 101" in capsys.readouterr().err
+    assert "a.csv line 2: a quoted cell begins here and ends on line 101" in capsys.readouterr().err
     assert "not closed within 100 lines" in refusal(f'y,a\n1,"{cell}\n\n"\n', **Y)
 
 
@@ -476,7 +478,7 @@ def test_a_row_without_a_label_is_left_out_and_counted(label: str, capsys: pytes
     opened = OpenSource(Source("a.csv", **Y, positive=[">50K"]), io.BytesIO(data), len(data))
     assert [(row.number, row.event.x, row.event.y) for row in opened.rows()] == [(1, {"a": 1.0}, 1), (3, {"a": 3.0}, 0)]
     opened.tell_what_was_left_out()
-    assert "1 row(s) of a.csv have no label" in capsys.readouterr().err
+    assert "1 row(s) of a.csv had no label" in capsys.readouterr().err
 
 
 def test_null_labels_of_json_are_left_out() -> None:
@@ -498,10 +500,18 @@ def labelled(*labels: str) -> str:
             "none of the first 3 labels is '>50K'; they are '<=50K' (2)",
         ),
         (["a", "b"], {"negative": ["c"]}, "none of the first 2 labels is 'c'"),
-        (["a", "b", "c"], {"positive": ["a"], "negative": ["b"]}, "line 4: the label 'c' is named by neither"),
+        (
+            ["a", "b", "c"],
+            {"positive": ["a"], "negative": ["b"]},
+            "neither --positive nor --negative names the label 'c'",
+        ),
         (["a"], {"positive": ["A"], "negative": ["a"]}, "cannot be both --positive and --negative"),
-        (["a"], {"positive": ["NA"]}, "'NA' is no label: a row with it has none, and is left out"),
-        (["0", "1", "-1"], {}, "line 4: the label '-1' makes more than two values with"),
+        (
+            ["a"],
+            {"positive": ["NA"]},
+            "'NA' is not a label: it means that a row has no label",
+        ),
+        (["0", "1", "-1"], {}, "line 4: with '-1' there are more than two labels"),
         (["0", "1", "2"], {}, "line 4: the label '2' is not 0, 1, -1, +1, true or false; labels before it are 0 (1)"),
         (["yes", "no"], {}, "line 2: the label 'yes' is not 0, 1"),
     ],
@@ -540,13 +550,13 @@ def test_a_rare_label_is_a_warning_and_one_that_never_came_is_told(capsys: pytes
 def test_what_else_is_read_as_0_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     content = table({"a": range(8), "y": ["yes", "no", "no", "None", "yes", "no", "no", "None"]})
     assert [y for _, y in events_of(content, label="y", positive=["yes"])] == [1, 0, 0, 0, 1, 0, 0, 0]
-    assert "'yes' is 1 among the labels of a.csv, and all others are 0: 'no' (4), 'None' (2)" in capsys.readouterr().err
+    assert "of the labels of a.csv, 'yes' is 1 and all others are 0: 'no' (4), 'None' (2)" in capsys.readouterr().err
     events_of(content, label="y", positive=["yes", "None"])
     assert not capsys.readouterr().err, "one other is what is meant"
 
 
 def test_labels_that_are_all_the_same_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for count, told in ((99, ""), (100, "logstep: all 100 labels of a.csv are 0: there is nothing to tell apart\n")):
+    for count, told in ((99, ""), (100, "logstep: all 100 labels of a.csv are 0: there is nothing to learn\n")):
         content = table({"a": range(count), "y": [0] * count})
         opened = OpenSource(Source("a.csv", **Y), io.BytesIO(content.encode()), len(content))
         assert len(list(opened.rows())) == count
@@ -568,13 +578,13 @@ def test_labels_of_a_pipe_that_nobody_waits_for_are_checked_as_they_come() -> No
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (",a,y\n0,1,1\n1,2,0\n", "an index without a name, as pandas writes it"),
-        (",,a,y\nx,0,1,1\nx,1,2,0\n", "an index without a name, as pandas writes it"),
-        ('"a","y"\n"1",1,1\n"2",2,0\n', "row names, for which the header has no cell, as R writes them"),
-        ('"","a","y"\n"1",1,1\n"2",2,0\n', "an index without a name"),
-        ("Unnamed: 0,a,y\n0,1,1\n1,2,0\n", "an index, as pandas names it"),
-        ("a,y,\n1,1,\n2,0,\n", "nothing stands in it, not even a name"),
-        ("a,y\n1,1,\n2,0,\n", "nothing stands in it, not even a name"),
+        (",a,y\n0,1,1\n1,2,0\n", "an unnamed index, as pandas writes it"),
+        (",,a,y\nx,0,1,1\nx,1,2,0\n", "an unnamed index, as pandas writes it"),
+        ('"a","y"\n"1",1,1\n"2",2,0\n', "row names without a header cell, as R writes them"),
+        ('"","a","y"\n"1",1,1\n"2",2,0\n', "an unnamed index"),
+        ("Unnamed: 0,a,y\n0,1,1\n1,2,0\n", "pandas' name for an index"),
+        ("a,y,\n1,1,\n2,0,\n", "it is empty and has no name"),
+        ("a,y\n1,1,\n2,0,\n", "it is empty and has no name"),
     ],
 )
 def test_columns_without_a_name_are_said_and_left_out(
@@ -586,14 +596,14 @@ def test_columns_without_a_name_are_said_and_left_out(
 
 def test_row_names_differ_or_there_is_a_comma_too_many() -> None:
     content = "price,y\n" + "".join(f"{n % 7},{n % 10},{n % 2}\n" for n in range(30))
-    assert refusal(content, **Y) == "a.csv line 2: it has 3 cells, and the header 2 (a comma between cells)"
+    assert refusal(content, **Y) == "a.csv line 2: it has 3 cells, but the header has 2 (a comma between cells)"
 
 
 @pytest.mark.parametrize("look", [None, 5])
 def test_a_header_that_comes_again_is_no_row(look: int | None) -> None:
     content = table({"plan": ["A", "B", "A"] * 4, "y": ["yes", "no", "no"] * 4})
     told = refusal(content * 2, label="y", positive=["yes"], header=True, look=look)
-    assert told.startswith("a.csv line 14: it is the header again, as where files were joined")
+    assert told.startswith("a.csv line 14: it is the header again, perhaps because files were joined")
     assert len(rows_of("1,1\n" * 9, label=2, header=False)) == 9, "without a header every line is a row"
 
 
@@ -603,7 +613,7 @@ ADULT = "39, State-gov, 77516, ?, <=50K\n50, Private, 83311, Sales, >50K\n"
 def test_a_file_without_a_header() -> None:
     how: dict[str, Any] = {"label": 5, "positive": [">50K"]}
     told = refusal(ADULT, "adult.data", **how)
-    assert "adult.data line 1: looks like a row, and no header: '39', 'State-gov'" in told
+    assert "adult.data line 1: looks like a row, not a header: '39', 'State-gov'" in told
     assert "--no-header" in told
     assert "--label-column N" in told
     assert events_of(ADULT, "adult.data", **how, header=False) == [
@@ -623,7 +633,7 @@ def test_a_file_without_a_header() -> None:
     ],
 )
 def test_a_first_line_that_looks_like_a_row_is_a_question(content: str, label: str | int) -> None:
-    assert "looks like a row, and no header" in refusal(content, "a.txt", label=label, positive=["spam"])
+    assert "looks like a row, not a header" in refusal(content, "a.txt", label=label, positive=["spam"])
 
 
 @pytest.mark.parametrize("header", ["2019,2020,y", "0,1,y", "a,b,y", "red,blue,y"])
@@ -671,7 +681,7 @@ def test_libsvm_is_told_by_its_content_too() -> None:
         assert events_of(content, name) == expected
         assert events_of(f"# a comment\n{content}", name) == expected
     assert xs_of("#a\ty\n1\t1\n", "a.txt", **Y) == [{"#a": 1.0}]
-    assert "the index 1 stands twice in it" in refusal("1 1:1 1:2\n", "a.libsvm")
+    assert "it has the index 1 twice" in refusal("1 1:1 1:2\n", "a.libsvm")
     assert "leave out --label" in refusal("1 1:1\n", "a.libsvm", **Y)
 
 
@@ -679,16 +689,16 @@ def test_libsvm_is_told_by_its_content_too() -> None:
     ("content", "message"),
     [
         ("a,y\n1,1\n".encode("utf-16"), "a.csv is text in UTF-16; `iconv"),
-        ("a,y\n1,1\n".encode("utf-16-le"), "a.csv has zero bytes: it is no text in UTF-8"),
-        ("a,y\n1,1\né,0\n".encode("latin-1"), "a.csv line 3: it is not text in UTF-8 (byte 1 of the line is 0xe9)"),
-        (b"PK\x03\x04 and more", "a.csv is a zip file, or a workbook"),
+        ("a,y\n1,1\n".encode("utf-16-le"), "a.csv has zero bytes, so it is not UTF-8 text"),
+        ("a,y\n1,1\né,0\n".encode("latin-1"), "a.csv line 3: it is not UTF-8 text (byte 1 of the line is 0xe9)"),
+        (b"PK\x03\x04 and more", "a.csv is a zip file or a spreadsheet"),
         (b"PAR1 and more", "a.csv is Parquet"),
         (b"\x28\xb5\x2f\xfd and more", "a.csv is compressed with zstd"),
         (b"a,y\r1,1\r2,0\r", "a.csv has carriage returns as line ends"),
-        (b"a,y\n", "a.csv has a header, and no row"),
+        (b"a,y\n", "a.csv has a header but no rows"),
         (b"\n\n", "a.csv is empty"),
-        (b"a,b,y\n1,1\n", "a.csv line 2: it has 2 cells, and the header 3 (a comma between cells)"),
-        (b"a,b,y\n1,1,1\n1;1;1\n", "a.csv line 3: it has 1 cells, and the header 3"),
+        (b"a,b,y\n1,1\n", "a.csv line 2: it has 2 cells, but the header has 3 (a comma between cells)"),
+        (b"a,b,y\n1,1,1\n1;1;1\n", "a.csv line 3: it has 1 cells, but the header has 3"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_sentence(content: bytes, message: str) -> None:
@@ -718,9 +728,9 @@ def test_what_stands_in_json_is_one_thing_too_and_kept(capsys: pytest.CaptureFix
     kinds = {"city": "text", "user": "ignore", "account": "text", "n": "number", "price": "text"}
     assert kinds_of(content, "a.ndjson", **Y) == kinds
     told = capsys.readouterr().out
-    assert "30 different ones in 30: an id or free text; --text user keeps it" in told
-    assert "each is a number in quotes, and so a text; --number price reads the number" in told
-    assert "--text mixed or --number mixed makes one kind of them" in told
+    assert "30 different values in 30: an id or free text; --text user keeps it" in told
+    assert "each is a number in quotes, so a text; --number price reads the numbers" in told
+    assert "--text mixed or --number mixed makes them one kind" in told
     x = {"city": "c4", "account": "1000000000000002", "n": 29, "price": "1.5", "mixed": 1}
     assert xs_of(content, "a.ndjson", **Y)[29] == x
     # Another file, in which each city comes once: what the model keeps decides.
@@ -730,7 +740,7 @@ def test_what_stands_in_json_is_one_thing_too_and_kept(capsys: pytest.CaptureFix
     assert [dict(row.event.x) for row in opened.rows()] == [  # type: ignore[arg-type]
         {"city": f"c{n}", "n": float(n)} if n else {"city": "c0"} for n in range(12)
     ]
-    assert "line 3: column 'n' has numbers (so far), and 'x' is none" in refusal(
+    assert "line 3: column 'n' has numbers (so far), but 'x' is not one" in refusal(
         '{"n": 1, "y": 1}\n{"n": "2", "y": 1}\n{"n": "x", "y": 1}\n', "a.ndjson", **Y, look=1
     )
 
@@ -740,10 +750,10 @@ def test_what_stands_in_json_is_one_thing_too_and_kept(capsys: pytest.CaptureFix
     [
         (
             '{\n  "a": 1,\n  "y": 1\n}\n',
-            "line 1: it is not JSON: Input data was truncated; each line has one object: `jq",
+            "line 1: it is not JSON: Input data was truncated; each line must be one object: `jq",
         ),
-        ('{"a": NaN, "y": 1}\n', "JSON has no NaN and no Infinity: null says that there is no number"),
-        ('{"x": {"a": 1}, "y": 1}\n', '{"x": ..., "y": ...} is an event already: leave out --label'),
+        ('{"a": NaN, "y": 1}\n', "JSON has no NaN or Infinity: write null if there is no number"),
+        ('{"x": {"a": 1}, "y": 1}\n', '{"x": ..., "y": ...} is already an event: leave out --label'),
         ('{"a": {"b": 1}, "y": 1}\n', "--ignore a leaves it out"),
         ('{"": 1, "y": 1}\n', "line 1: x: a feature's name must not be empty"),
         ('{"a": 1e101, "y": 1}\n', "line 1: x.a: must be within 1e100; --ignore a leaves it out"),
@@ -783,7 +793,7 @@ def test_a_model_keeps_the_kinds_of_its_columns(shared: Service, replay: Call) -
     kept = {"zip": "text", "n": "number", "row": "ignore"}
     code, output, error = replay("zips.csv", ZIPS, "--label=y", "--ignore=row")
     assert code == 0, error
-    assert output.startswith("Columns of zips.csv, by its first 4 row(s)\n")
+    assert output.startswith("Columns of zips.csv, from its first 4 row(s)\n")
     assert shared.model("zips").state()["spec"]["columns"] == kept
     # The next day has no zip with a zero in front. It is read as the first was, and the command says so.
     day = table({"zip": [1234, 99], "n": [1, 2], "row": [1, 2]})
@@ -828,13 +838,13 @@ def test_models_side_by_side_keep_the_same_kinds(shared: Service, replay: Call) 
     )
     assert code == 2
     assert "model 'zips-sgd' and" in error
-    assert "keep other kinds of columns" in error
+    assert "keep different kinds of columns" in error
 
 
 def test_a_model_that_keeps_no_kinds_has_them_worked_out_and_it_is_said(model: Model, replay: Call) -> None:
     code, _, error = replay("zips.csv", ZIPS, "--label=y", f"--model={model.name}")
     assert code == 0
-    assert f"model '{model.name}' keeps no kinds of columns: they are worked out from each file" in error
+    assert f"model '{model.name}' keeps no kinds of columns: each file decides them anew" in error
     assert "columns" not in model.state()["spec"]
     assert set(model.weights()["weights"]) == {"zip=01234", "zip=1234", "zip=99", "n", "row=x", "row=y"}
     mark = model.mark()
@@ -847,7 +857,7 @@ def test_nothing_is_made_or_learned_where_the_first_rows_are_wrong(shared: Servi
     before = shared.get("/models")["models"]
     code, _, error = replay("prices.csv", content, "--label=y")
     assert code == 2
-    assert "prices.csv line 32: column 'price' looks like numbers (30 of 31 cells are), and 'inf' is none" in error
+    assert "prices.csv line 32: column 'price' looks like numbers (30 of 31 cells are), but 'inf' is not one" in error
     assert "Nothing was learned" in error
     code, _, error = replay("prices.csv", content, "--label=y", "--spec={}", '--spec={"learning_rat": 1}')
     assert code == 1
@@ -868,7 +878,7 @@ def test_an_id_that_comes_again_with_another_row_says_what_ids_are_for(model: Mo
     code, _, error = replay("a.csv", content, "--label=y", "--id-column=user", f"--model={model.name}")
     assert code == 1
     assert "a.csv line 4 (event 3)" in error
-    assert "An id names one event: where --id-column names whose the rows are, leave it out" in error
+    assert "An id names one event. If --id-column names an owner of rows, leave it out" in error
 
 
 def test_a_label_that_never_came_is_exit_code_1(new_model: NewModel, replay: Call) -> None:
@@ -877,7 +887,7 @@ def test_a_label_that_never_came_is_exit_code_1(new_model: NewModel, replay: Cal
     code, output, error = replay("a.csv", labels, "--label=y", "--positive=fraud", f"--model={name}")
     assert code == 1
     assert "no label of a.csv is 'fraud' (--positive)" in error
-    assert "1 row(s) of a.csv have no label, and were left out" in error
+    assert "1 row(s) of a.csv had no label and were left out" in error
     assert "learned" in output
 
 

@@ -160,7 +160,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(shared: Service, model: Model
     replay.send_signal(signal.SIGINT)
     code, _, error = finish(replay)
     assert code == 130
-    assert "the same command goes on from there" in error
+    assert "the same command continues from there" in error
 
 
 def test_a_second_replay_learns_nothing(
@@ -209,7 +209,7 @@ def test_of_a_file_that_grew_moved_or_was_compressed_only_the_new_rows_are_learn
     path.write_bytes(b"a,y\n1,1\n2,0\n")
     code, output, error = call(capsys, "replay", path, *to)
     assert lines_learned(output) == ("1", "1")
-    assert "1 event(s) had been learned before" in error
+    assert "1 event(s) were learned before" in error
     assert "--id-prefix" in error
     (tmp_path / "elsewhere").mkdir()
     moved = path.rename(tmp_path / "elsewhere" / "clicks.csv")
@@ -266,9 +266,9 @@ def test_another_row_further_down_is_refused_with_its_line_and_what_to_do(
     assert re.search(
         r"clicks\.csv line 4 \(event 3\): id: the id 'clicks\.csv:[0-9a-f]{16}:3' was learned before", error
     )
-    assert "another file of this name" in error
+    assert "another file has this name" in error
     assert "--id-prefix TEXT" in error
-    assert "the same command goes on" not in error, "it would not"
+    assert "the same command continues" not in error, "it would not"
     code, output, _ = call(capsys, *command, "--id-prefix", "tuesday")
     assert (code, *lines_learned(output)) == (0, "3", "0")
 
@@ -438,7 +438,7 @@ def test_a_file_goes_into_a_new_model_named_after_it_with_auto(
     assert shared.model("default").state()["seq"] == before
     code, output, error = call(capsys, *command)
     assert code == 0
-    assert f"goes into the model {stem}, which is there with this spec: rule auto, 1,250 events learned" in error
+    assert f"goes into the model {stem}, which exists with this spec: rule auto, 1,250 events learned" in error
     assert lines_learned(output) == ("0", "1,250")
 
 
@@ -452,11 +452,11 @@ def test_a_model_of_that_name_with_another_spec_is_told_with_the_difference(
     assert f"Model '{stem}' exists with another spec" in error
     assert 'rule is "adam" in the model and "auto" in the request' in error
     assert 'join.keep is "1h" in the model and "24h" in the request' in error
-    assert f"--model {stem} learns into it as it is" in error
+    assert f"--model {stem} learns into it unchanged" in error
     assert _seq(shared, stem) == 0
     code, _, error = call(capsys, *command, "--model", stem)
     assert code == 0
-    assert f"goes into the model {stem}, which is there: rule adam, 0 events learned" in error
+    assert f"goes into the model {stem}, which exists: rule adam, 0 events learned" in error
     assert _seq(shared, stem) == len(EVENTS)
 
 
@@ -621,7 +621,7 @@ def test_after_ctrl_c_the_same_command_goes_on_with_every_model(
     replay.send_signal(signal.SIGINT)
     code, _, error = finish(replay)
     assert code == 130
-    assert "event(s) were learned by each model and stay learned; the same command goes on from there" in error
+    assert "event(s) were learned by each model and stay learned; the same command continues from there" in error
     code, output, _ = finish(run(*command))
     assert code == 0
     for name, row in comparison(output).items():
@@ -1026,7 +1026,7 @@ def test_labels(tmp_path: Path, labels: str, positive: list[str], expected: list
     ("name", "content", "how", "message"),
     [
         ("a.csv", "a,y\n1,1\n1,perhaps\n", {"label": "y"}, "a.csv line 3: the label 'perhaps' is not 0, 1"),
-        ("a.csv", "a,y\n1,1\n1\n", {"label": "y"}, "a.csv line 3: it has 1 cells, and the header 2"),
+        ("a.csv", "a,y\n1,1\n1\n", {"label": "y"}, "a.csv line 3: it has 1 cells, but the header has 2"),
         ("a.csv", "a,y\n1,1\n", {"label": "z"}, "a.csv has no column 'z'; it has a, y"),
         ("a.csv", "a,y\n1,1\n", KEYS, "a.csv has no column 'k'"),
         ("a.csv", "a,k,y\n1,,1\n", KEYS, "a.csv line 2: it has no id"),
@@ -1034,7 +1034,7 @@ def test_labels(tmp_path: Path, labels: str, positive: list[str], expected: list
         ("a.csv", "", {"label": "y"}, "a.csv is empty"),
         ("a.csv", "a,,y\n1,1,1\n", {"label": "y"}, "a.csv: column 2 has no name"),
         ("a.csv", "a,a,y\n1,1,1\n", {"label": "y"}, "a.csv: two columns have the name 'a'"),
-        ("a.csv", b"a,y\n\xff,1\n", {"label": "y"}, "a.csv line 2: it is not text in UTF-8"),
+        ("a.csv", b"a,y\n\xff,1\n", {"label": "y"}, "a.csv line 2: it is not UTF-8 text"),
         ("a.csv.gz", gzip.compress(as_csv(EVENTS).encode())[:-9], {"label": "label"}, "its compression is broken"),
         ("a.parquet", "PAR1", {"label": "y"}, "a.parquet is Parquet; write it as CSV or NDJSON"),
         ("a.ndjson", '{"a": 1, "y": 1}\n{"a": \n', {"label": "y"}, "a.ndjson line 2: it is not JSON"),
@@ -1042,7 +1042,7 @@ def test_labels(tmp_path: Path, labels: str, positive: list[str], expected: list
         ("a.ndjson", '{"a": 1}\n', {"label": "y"}, "a.ndjson line 1: it has no 'y'"),
         ("a.ndjson", '{"a": [1], "y": 1}\n', {"label": "y"}, "a.ndjson line 1: a: must be a number"),
         ("a.ndjson", '{"a": 1, "y": 1}\n', {}, "a.ndjson line 1: a: is not a field"),
-        ("a.ndjson", '{"x": {}, "y": 1}\n', {"asked": {"k": "id"}}, "--id-column goes with"),
+        ("a.ndjson", '{"x": {}, "y": 1}\n', {"asked": {"k": "id"}}, "--id-column needs"),
         ("a.ndjson", "nonsense\n", {}, "a.ndjson line 1: it is not valid JSON"),
         ("a.libsvm", "1 1:1\n1 1:2 b\n", {}, "a.libsvm line 2: 'b' is not index:value"),
         ("a.libsvm", "1 qid:1\n", {}, "a.libsvm line 1: 'qid:1' is not index:value"),
@@ -1105,7 +1105,7 @@ def test_a_piece_with_something_wrong_in_it_is_not_sent(
     code, _, error = call(capsys, *command, "--look", "100")
     assert code == 2
     assert "a.csv line 252: the label '2'" in error
-    assert "200 event(s) were learned and stay learned; the same command goes on" in error
+    assert "200 event(s) were learned and stay learned; the same command continues" in error
     assert model.state()["seq"] == 200
 
 

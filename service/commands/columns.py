@@ -1,7 +1,7 @@
-"""What the columns of a file are, worked out over its first rows, and the table that says so.
+"""Decides the kind of each column of a file from its first rows, and shows the table of kinds.
 
-A column is one thing from its first row to its last. Cells typed one by one would make `05db9164` a text and
-`19772693`, the next id, a number that moves a weight by millions.
+A column has one kind from its first row to its last. If each cell were typed alone, the id `05db9164` would be text,
+but the next id, `19772693`, a number that moves a weight by millions.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ Record = tuple[int, Sequence[str]]
 
 FLAGS = {"number": "--number", "text": "--text", "ignore": "--ignore", "weight": "--weight-column", "id": "--id-column"}
 ONLY_ONE = ("weight", "id")
-"""Kinds of which a file has one column at most."""
+"""Kinds that at most one column of a file has."""
 MIXED = "mixed"
-"""What stands under a name in objects, if it is of several kinds. It is read as it is, and no kind of it is kept."""
+"""A name in objects whose values have several kinds. Each value is read as it is; the model keeps no kind."""
 LARGEST_WHOLE = 10**15
 WORDS = {"ignore": "left out"}
-"""What people read where a kind is another word."""
+"""Words shown to people in place of a kind."""
 FEWEST = 10
-"""Cells, below which nobody can tell whether a text is an id."""
+"""With fewer cells nobody can tell whether a text is an id."""
 MOST_SHOWN = 100
-"""Rows of the table. Past it, columns about which there is nothing to say are counted only."""
+"""Rows of the table. Beyond it, unremarkable columns are only counted."""
 ALL_NUMBERS, NO_NUMBERS = "each cell is one", "no cell is a number"
 EACH = "each is one"
 LONGEST_EXAMPLE = 24
 LONGEST_SHOWN_NAME = 64
 ROWS_BELOW = 1_000
-"""Rows that a header is compared with."""
+"""Rows compared with the header."""
 INDEX = "Unnamed: 0"
-"""What pandas calls an index that was written without a name, when it reads it."""
+"""pandas' name, when reading, for an index that was written without a name."""
 
 
 class Column(NamedTuple):
-    """A column: where it stands, its kind (a key of FLAGS, or "label"), and for people why, an example, and how many of
-    the looked-at cells are missing."""
+    """A column: its place and kind (a key of FLAGS, or "label"); for people a reason, an example and missing cells."""
 
     name: str
     place: int
@@ -52,7 +51,7 @@ class Column(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The kinds of columns that a model keeps, by name. whose: "model 'clicks'"."""
+    """The column kinds that a model keeps, by name. whose: "model 'clicks'"."""
 
     whose: str
     kinds: Mapping[str, str]
@@ -62,7 +61,7 @@ NOTHING_KEPT = Kept("", {})
 
 
 def agreed(asked: Mapping[str, str], kept: Kept) -> dict[str, tuple[str, str]]:
-    """The kinds that are known before a row is read, each with the reason. WrongUsage where flags and the model differ.
+    """The kinds known before any row, each with the reason. Raises WrongUsage if flags and the model differ.
 
     >>> agreed({"zip": "text"}, Kept("model 'm'", {"zip": "text", "age": "number"}))
     {'zip': ('text', '--text'), 'age': ('number', "as model 'm' keeps it")}
@@ -79,17 +78,17 @@ def agreed(asked: Mapping[str, str], kept: Kept) -> dict[str, tuple[str, str]]:
 
 
 def told(name: str, place: int, rows: Sequence[Record], kind: str, why: str) -> Column:
-    """A column whose kind is known, with an example and the count of what is missing."""
+    """A column of known kind, with an example and its count of missing cells."""
     cells = [cells[place] for _, cells in rows]
     there = next((cell for cell in cells if not is_missing(cell)), "")
     return Column(name, place, kind, why, there, sum(map(is_missing, cells)))
 
 
 def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
-    """A column whose kind its looked-at cells decide.
+    """A column whose kind its first cells decide.
 
-    Where nine in ten of them are numbers, or all others nearly are or say that no number is known, nobody can tell
-    whether the others are mistakes: WrongRow then, with the line.
+    If nine in ten are numbers, or all others are nearly numbers or words for an unknown number, the others may be
+    mistakes. Then this raises WrongRow with the line.
     """
     texts = [cells[place] for _, cells in rows]
     numbers = read_numbers(texts) if texts else None
@@ -98,7 +97,7 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     cells = [(line, cells[place]) for line, cells in rows if not is_missing(cells[place])]
     missing = len(rows) - len(cells)
     if not cells:
-        return Column(name, place, "ignore", f"nothing in it so far; {_keep(name)}", "", missing)
+        return Column(name, place, "ignore", f"empty so far; {_keep(name)}", "", missing)
     example = cells[0][1]
     others = [(line, cell) for line, cell in cells if to_number(cell) is None]
     if not others:
@@ -113,38 +112,38 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
         raise WrongRow(not_a_number(name, odd, how), line)
     distinct = len({cell for _, cell in cells})
     if len(cells) >= FEWEST and 10 * distinct > 9 * len(cells):
-        why = f"{distinct:,} different ones in {len(cells):,}: an id or free text; --text {name} keeps it"
+        why = f"{distinct:,} different values in {len(cells):,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
     why = NO_NUMBERS if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
     if len(cells) < FEWEST and distinct == len(cells) > 1:
-        why += "; too few rows to tell an id"
+        why += "; too few rows to detect an id"
     return Column(name, place, "text", why, example, missing)
 
 
 def not_a_number(name: str, cell: str, how: str) -> str:
-    """What is wrong with a cell of a column of numbers, and what to do. how: why it is one."""
-    code = "a leading zero, or more digits than a number keeps, makes it a code" if is_code(cell) else None
+    """The message for a cell of a number column that is not a number. how: why the column is one."""
+    code = "a leading zero, or too many digits, makes it a code" if is_code(cell) else None
     advice = what_to_write(cell) or code or UNKNOWN
     return (
-        f"column {name!r} {how}, and {_cut(cell)!r} is none: {advice}. --text {name} reads all of the column as text, "
-        f"--ignore {name} leaves it out (in a new model, if this one is there already: --model NAME)"
+        f"column {name!r} {how}, but {_cut(cell)!r} is not one: {advice}. --text {name} reads the column as text; "
+        f"--ignore {name} leaves it out (if the model exists already, use a new one: --model NAME)"
     )
 
 
 def _is_no_number(cell: str) -> str:
     if is_code(cell):
-        return "is no number (a leading zero, more than 15 digits, or beyond 1e100)"
-    return "is no number"
+        return "is not a number (a leading zero, more than 15 digits, or beyond 1e100)"
+    return "is not a number"
 
 
 def _about_numbers(name: str, cells: Sequence[str]) -> str:
-    """What people should know of a column of numbers."""
+    """The remark on a number column."""
     if all(cell.lower() in ("true", "false") for cell in cells):
         return "true is 1, false is 0"
     if len(cells) >= FEWEST:
         numbers = (to_number(cell) or 0.0 for cell in cells)
         if all(after - before == 1.0 for before, after in itertools.pairwise(numbers)):
-            return f"counts the rows; --ignore {name} leaves it out"
+            return f"numbers the rows; --ignore {name} leaves it out"
     return ALL_NUMBERS
 
 
@@ -153,9 +152,9 @@ def _keep(name: str) -> str:
 
 
 def kind_of_values(name: str, values: Sequence[Any]) -> tuple[str, str]:
-    """The kind of what stands under one name in objects, where it is not null, and for people why: as JSON says it.
+    """The kind of the values (not null) under one name in objects, as JSON gives it, and the reason.
 
-    Whole numbers of more than 15 digits are ids, as they are in a table: a 64-bit float does not keep them.
+    Whole numbers of more than 15 digits are ids, as in a table: a 64-bit float does not keep them.
 
     >>> kind_of_values("a", [1, True]), kind_of_values("a", ["x", "y", "x"]), kind_of_values("a", [1, "1"])[0]
     (('number', 'each is one'), ('text', 'each is one'), 'mixed')
@@ -166,16 +165,16 @@ def kind_of_values(name: str, values: Sequence[Any]) -> tuple[str, str]:
         if texts:
             return (
                 MIXED,
-                f"texts and others, each as JSON says; --text {name} or --number {name} makes one kind of them",
+                f"texts and other values, each as in JSON; --text {name} or --number {name} makes them one kind",
             )
         return "number", EACH
     distinct = len(set(map(str, values)))
     if len(values) >= FEWEST and 10 * distinct > 9 * len(values):
-        return "ignore", f"{distinct:,} different ones in {len(values):,}: an id or free text; --text {name} keeps it"
+        return "ignore", f"{distinct:,} different values in {len(values):,}: an id or free text; --text {name} keeps it"
     if codes:
         return "text", "whole numbers of more than 15 digits"
     if all(to_number(text) is not None for text in texts):
-        return "text", f"each is a number in quotes, and so a text; --number {name} reads the number"
+        return "text", f"each is a number in quotes, so a text; --number {name} reads the numbers"
     return "text", EACH
 
 
@@ -183,10 +182,9 @@ def kind_of_values(name: str, values: Sequence[Any]) -> tuple[str, str]:
 
 
 def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: int | None) -> bool:
-    """Whether the first line may be a row, and no header: its cells are like those below it.
+    """Whether the first line may be a row rather than a header: its cells are like those below it.
 
-    A text above numbers speaks for a header, and so does a label's name that is no label (its place, where it was
-    found by name).
+    A text above numbers means a header. So does the label's name above labels (`label`: its place if found by name).
     """
     rows, alike = rows[:ROWS_BELOW], False
     for place, name in enumerate(header):
@@ -208,7 +206,7 @@ def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: int | 
 
 
 def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
-    """Print what each column is read as."""
+    """Print how each column is read."""
     shown = list(columns)
     if len(shown) > MOST_SHOWN:
         shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS, EACH)][:MOST_SHOWN]
@@ -216,7 +214,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
         (_cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
         for name, _, kind, why, example, missing in shown
     ]
-    show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
+    show(f"Columns of {file}, from its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
     if len(shown) < len(columns):
         rest = [column.kind for column in columns if column not in shown]
         counts = ", ".join(f"{rest.count(kind):,} {WORDS.get(kind, kind)}" for kind in dict.fromkeys(rest))

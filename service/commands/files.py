@@ -1,10 +1,10 @@
-"""Events from a file: CSV, TSV, NDJSON and libsvm, plain or compressed with gzip, or from standard input.
+"""Reads events from a file or standard input: CSV, TSV, NDJSON and libsvm, plain or gzipped.
 
-The first rows are looked at before any event comes out: what the columns are (columns.py), and whether the labels can
-be what was meant (labels.py). How many rows that takes never depends on time, nor on how the bytes came: the same file
-gives the same events, whoever reads it when.
+Before the first event it looks at the first rows, to decide the columns' kinds (columns.py) and check the labels
+(labels.py). The number of these rows never depends on time or on how the bytes arrive. So the same file always gives
+the same events.
 
-What is wrong with a file is WrongUsage, with the line where it stands.
+An error in a file raises WrongUsage with the line.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from service.commands.terminal import WrongRow, WrongUsage, say
 from service.decode import wire
 
 LOOK = 10_000
-"""Rows that are looked at, if nobody says how many."""
+"""Default number of first rows."""
 MOST_KEPT = 10_000
-"""Columns whose kinds a model keeps: `MAX_COLUMNS` of core/spec.py, which would take a second to import."""
+"""Columns whose kinds a model keeps. Equals `MAX_COLUMNS` of core/spec.py, which takes a second to import."""
 
 
 class Row(NamedTuple):
@@ -51,11 +51,10 @@ class Row(NamedTuple):
 class Source:
     """A file of events, or "-" for standard input, and how to read it.
 
-    format: one of FORMATS, by default what its name or its content tells. label: the column, or key, of the label, or
-    the column's number, from 1. positive, negative: see Labels. asked: kinds of columns by name, as a spec's `columns`
-    has them. look: rows to look at, None for 10,000, or fewer where they are wide
-    (readers.MOST_CELLS). header: whether the first line is one; by default it is, and must not look like a
-    row. quoted, delimiter: see formats.of_lines.
+    format: one of FORMATS, by default from its name or content. label: column or key of the label, or the column's
+    number, from 1. positive, negative: see Labels. asked: kinds of columns by name, as in a spec's `columns`. look:
+    first rows to look at; None is 10,000, fewer if they are wide (readers.MOST_CELLS). header: whether the first line
+    is a header; by default it is, and must not look like a row. quoted, delimiter: see formats.of_lines.
     """
 
     file: str
@@ -76,11 +75,11 @@ class Source:
 
     @property
     def has_name(self) -> bool:
-        """Whether the file has a name that it has again next time: what a shell opens (/dev/fd/63) has none."""
+        """Whether the file has a lasting name; one that a shell opens (/dev/fd/63) has none."""
         return self.file != "-" and Path(self.file).parts[:2] not in (("/", "dev"), ("/", "proc"))
 
     def check(self) -> None:
-        """WrongUsage where what is asked for cannot be, whatever is in the file."""
+        """Raise WrongUsage if the arguments are wrong whatever the file contains."""
         if (self.format or formats.by_name(self.file)) in ("csv", "tsv"):
             self._check_label()
         Labels(self.name, self.positive, self.negative, self.look or LOOK, say)
@@ -93,14 +92,14 @@ class Source:
             yield OpenSource(self, sys.stdin.buffer, None)
             return
         try:
-            file = Path(self.file).open("rb")  # noqa: SIM115  # an error of its caller's is not one of opening
+            file = Path(self.file).open("rb")  # noqa: SIM115  # a caller's error must not look like one of opening
         except OSError as error:
             raise WrongUsage(f"cannot read {self.file}: {error.strerror}") from None
         with file:
             yield OpenSource(self, file, _size(file))
 
     def reader(self, found: Format, kept: Kept, labels: Labels) -> Reader:
-        """What reads the file; WrongUsage for what was asked for and does not go with its format."""
+        """The reader for a format. Raises WrongUsage for arguments that do not suit it."""
         if found.dialect is not None:
             label = self._check_label()
             return TableReader(self.name, label, self.header, self.asked, kept, labels, found.dialect, found.skip)
@@ -110,13 +109,13 @@ class Source:
             return ObjectReader(self.name, self.label, self.asked, kept, labels)
         if self.asked:
             flag = FLAGS[next(iter(self.asked.values()))]
-            raise WrongUsage(f"{flag} goes with CSV, or with NDJSON of flat objects and --label")
+            raise WrongUsage(f"{flag} needs CSV, or NDJSON of flat objects with --label")
         if found.name == "ndjson":
             if self.positive or self.negative:
-                raise WrongUsage('--positive and --negative go with --label KEY; in {"x": ..., "y": ...} y is 0 or 1')
+                raise WrongUsage('--positive and --negative need --label KEY; in {"x": ..., "y": ...} y is 0 or 1')
             return EventReader(labels)
         if self.label is not None:
-            raise WrongUsage(f"{self.name} is libsvm, in which the label stands first: leave out --label")
+            raise WrongUsage(f"{self.name} is libsvm, where the label comes first: leave out --label")
         return LibsvmReader(labels)
 
     def _check_label(self) -> str | int:
@@ -131,7 +130,7 @@ def _size(file: IO[bytes]) -> int | None:
 
 
 class OpenSource:
-    """A source that is being read. `size`: its bytes, None where nobody knows."""
+    """A source that is being read. `size`: its bytes; None if unknown."""
 
     def __init__(self, source: Source, file: IO[bytes], size: int | None) -> None:
         self.size = size
@@ -149,36 +148,36 @@ class OpenSource:
         return self._file.tell() if self.size is not None else 0
 
     def pauses(self) -> bool:
-        """Whether the next row has not come yet: of a pipe, that which came may as well be learned."""
+        """Whether the next row of a pipe has not come yet, so that the rows so far should be learned."""
         return self.size is None and self._input is not None and self._input.pauses()
 
     def id_prefix(self) -> str:
-        """What stands before the row in the ids of the events, once the first rows were looked at: see identity.py."""
+        """The part of the events' ids before the row, known after `look`; see identity.py."""
         return self._lines.id_prefix(self._source.name)
 
     @property
     def columns(self) -> list[Column]:
-        """What the columns are, once they were looked at; none where the format has none."""
+        """The columns, known after `look`; none if the format has no columns."""
         return [] if self._reader is None else self._reader.columns
 
     @property
     def missing(self) -> int:
-        """Cells, and values of objects, that said nothing and were left out so far."""
+        """Missing cells, and missing values of objects, so far."""
         return 0 if self._reader is None else self._reader.missing
 
     def kinds(self) -> dict[str, str] | None:
-        """What a model keeps of the columns; None where there are none, or too many to be kept."""
+        """The column kinds that a model keeps; None if there are none or too many."""
         kinds = {
             column.name: column.kind for column in self.columns if column.name and column.kind not in ("label", MIXED)
         }
         if len(kinds) > MOST_KEPT:
-            say(f"{len(kinds):,} columns are more than a model keeps: the same command has to say what they are again")
+            say(f"{len(kinds):,} columns are more than a model keeps: give the same flags with each file")
         return kinds if 0 < len(kinds) <= MOST_KEPT else None
 
     def look(self, kept: Kept = NOTHING_KEPT) -> None:
-        """Look at the first rows, and print what the columns are. kept: what a model has kept of them.
+        """Look at the first rows, and print the columns. kept: the kinds that a model keeps.
 
-        WrongUsage for whatever is wrong up to there. What is waited for longer than two seconds is told.
+        Raises WrongUsage for errors in these rows. After two seconds of waiting it says what it waits for.
         """
         asked = self._source.look
         looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
@@ -201,7 +200,7 @@ class OpenSource:
         self._rows = self._with_rest(rows, numbers, rest)
 
     def _check(self, rows: Iterable[Row]) -> None:
-        """WrongRow where an event cannot be learned: told now, it leaves no model behind that is made for it."""
+        """Raise WrongRow for an event that cannot be learned, before a model is made for it."""
         known: set[str] = set()
         for row in rows:
             self._line = row.line
@@ -221,21 +220,21 @@ class OpenSource:
                 raise WrongRow(f"{error}{hint}") from None
 
     def tell_what_was_left_out(self) -> None:
-        """Say how many rows had no label, and how many cells nothing in them."""
+        """Say how many rows had no label, and how many cells were missing."""
         if self.labels.missing:
-            say(f"{self.labels.missing:,} row(s) of {self._source.name} have no label, and were left out")
+            say(f"{self.labels.missing:,} row(s) of {self._source.name} had no label and were left out")
         if self.missing:
-            say(f"{self.missing:,} cell(s) of {self._source.name} say nothing (such as NA), and were left out")
+            say(f"{self.missing:,} cell(s) of {self._source.name} were missing (such as NA) and left out")
 
     def check_labels(self) -> int:
-        """The exit code: 1 where a label that was named never came, which is told, as it is where all are the same."""
+        """The exit code: 1 if a label of a flag never came. Warns of that, and of labels that are all the same."""
         never = self.labels.never_came()
         if told := never or self.labels.only_one():
             say(told)
         return int(bool(never))
 
     def rows(self) -> Iterator[Row]:
-        """The events, in order, without the rows that have no label. Looks first, if nobody has."""
+        """The events in order, without rows that have no label. Calls `look` first if necessary."""
         if self._rows is None:
             self.look()
         assert self._rows is not None  # noqa: S101  # look sets it
@@ -243,7 +242,7 @@ class OpenSource:
             yield from self._rows
 
     def _remembered(self, found: Format, lines: Iterator[bytes]) -> Lines:
-        """The lines, of which the first tell this file from another; a comment does not."""
+        """The lines, the first of which identify the file, without comments."""
         if found.name == "libsvm":
             lines = (line.partition(b"#")[0] for line in lines)
         return Lines(lines, header=found.dialect is not None and self._source.header is not False)
@@ -251,7 +250,7 @@ class OpenSource:
     def _with_rest(
         self, rows: deque[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
     ) -> Iterator[Row]:
-        while rows:  # none is kept longer than it takes: they may be wide
+        while rows:  # free each row at once: rows may be wide
             if (row := rows.popleft()) is not None:
                 yield row
         for line, record in rest:
@@ -267,7 +266,7 @@ class OpenSource:
 
     @contextmanager
     def _placed(self) -> Iterator[None]:
-        """Errors get the file's name and the line."""
+        """Add the file's name and the line to errors."""
         name = self._source.name
         try:
             yield

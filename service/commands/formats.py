@@ -1,6 +1,6 @@
-"""What a file is: compressed or not, CSV, TSV, NDJSON or libsvm, and which character stands between its cells.
+"""Detects a file's compression, format (CSV, TSV, NDJSON, libsvm) and delimiter.
 
-Its first bytes and its first two lines tell; of its name only the ending counts, and that of `.gz` does not.
+Its first bytes and first two lines decide, and the ending of its name, without `.gz`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _ENDINGS = {
 }
 _GZIP = b"\x1f\x8b"
 _OTHERS = {
-    b"PK\x03\x04": "is a zip file, or a workbook of a spreadsheet; unpack it, or save the sheet as CSV",
+    b"PK\x03\x04": "is a zip file or a spreadsheet; unpack it, or save the sheet as CSV",
     b"PAR1": "is Parquet; write it as CSV or NDJSON, or send its columns as Arrow",
     b"ARROW1": "is an Arrow file; write it as CSV or NDJSON, or send its columns to /learn as an Arrow stream",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; `zstd -dc FILE | logstep replay -` reads it",
     b"\xfd7zXZ": "is compressed with xz; `xz -dc FILE | logstep replay -` reads it",
     b"BZh": "is compressed with bzip2; `bzip2 -dc FILE | logstep replay -` reads it",
-    b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
-    b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` makes it UTF-8",
+    b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
+    b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
 }
 _NEEDED = max(map(len, _OTHERS))
 LONGEST_LINE = 64 * 2**20
-"""Bytes. A longer one is none: the file is something else."""
+"""Bytes. With a longer line the file is something else."""
 
 
 class Input:
-    """The lines of a file, decompressed; WrongRow where it is nothing that can be read."""
+    """The decompressed lines of a file. Raises WrongRow for a file that cannot be read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         head = file.read(_NEEDED)
@@ -59,7 +59,7 @@ class Input:
         if head.startswith(_GZIP):
             self._lines = gzip.GzipFile(fileobj=self._whole)  # type: ignore[assignment]  # the same
             return
-        with contextlib.suppress(OSError):  # what is no file has no descriptor
+        with contextlib.suppress(OSError):  # not every stream has a descriptor
             self._descriptor = file.fileno()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -75,17 +75,16 @@ class Input:
         return line
 
     def pauses(self) -> bool:
-        """Whether the next line has not come yet, and nobody knows when it will. False for what is compressed."""
+        """Whether the next line has not come yet. False for compressed input."""
         if self._descriptor is None:
             return False
-        if self._joined.given > self._came and b"\n" in self._whole.peek():  # of a buffer with something in it
+        if self._joined.given > self._came and b"\n" in self._whole.peek():  # peek is safe: the buffer has bytes
             return False
         return not select.select([self._descriptor], [], [], 0)[0]
 
 
 class _Joined(io.RawIOBase):
-    """Bytes that were read already, and then the rest: a pipe cannot be read again. Gives what there is, and waits only
-    where there is nothing."""
+    """Bytes that were read already, then the rest: a pipe cannot be read twice. Waits only if it has nothing."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
@@ -105,7 +104,7 @@ class _Joined(io.RawIOBase):
 
 
 class Format(NamedTuple):
-    """How a file is to be read. name: one of FORMATS. dialect: of CSV and TSV. skip: lines before the first."""
+    """How to read a file. name: one of FORMATS. dialect: for CSV and TSV. skip: lines to skip at the start."""
 
     name: str
     dialect: Dialect | None = None
@@ -113,7 +112,7 @@ class Format(NamedTuple):
 
 
 def by_name(file: str) -> str | None:
-    """The format that the ending of a file's name tells, which is not always one.
+    """The format that a file's ending gives; None if it gives none.
 
     >>> by_name("DAY.CSV.GZ"), by_name("adult.data")
     ('csv', None)
@@ -123,14 +122,13 @@ def by_name(file: str) -> str | None:
 
 
 def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, quoted: bool | None) -> Format:
-    """The format of a file by its first two lines that are not blank, as far as it was not told.
+    """The format of a file, from the arguments and its first two lines that are not blank.
 
-    told: one of FORMATS. delimiter: what stands between cells, a space for runs of white space; quoted: whether quotes
-    hold cells together, by default where the delimiter is neither a tab nor white space. WrongRow where it cannot be
-    known.
+    told: one of FORMATS. delimiter: separator of cells, a space for runs of white space. quoted: whether quotes may
+    enclose cells, by default unless the delimiter is a tab or white space. Raises WrongRow if the format is unclear.
     """
     if any(b"\0" in line for line in first):
-        raise WrongRow("has zero bytes: it is no text in UTF-8. `iconv -f UTF-16LE -t UTF-8 OLD > NEW` may make it so")
+        raise WrongRow("has zero bytes, so it is not UTF-8 text. `iconv -f UTF-16LE -t UTF-8 OLD > NEW` may convert it")
     lines = [line.decode("utf-8", "replace").removeprefix("\ufeff").strip("\r\n") for line in first]
     name = told or _by_content(lines)
     if name not in ("csv", "tsv"):
@@ -140,7 +138,9 @@ def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, qu
     if separator:
         skip, delimiter, lines = 1, delimiter or separator[1], lines[1:]
     if lines and "\r" in lines[0].rstrip("\r"):
-        raise WrongRow("has carriage returns as line ends, as files of old Macs; `tr '\\r' '\\n' < OLD > NEW` mends it")
+        raise WrongRow(
+            "has carriage returns as line ends, like files of old Macs; `tr '\\r' '\\n' < OLD > NEW` converts it"
+        )
     if delimiter is None and name == "tsv" and told is not None:
         delimiter = "\t"
     found = None if delimiter == " " else delimiter or _delimiter(lines)
@@ -155,7 +155,7 @@ _LIBSVM = re.compile(r"[+-]?[0-9.]+(\s+[0-9]+:\S+)+\s*(#.*)?")
 def _by_content(lines: Sequence[str]) -> str:
     first = lines[0].lstrip() if lines else ""
     if first.startswith("["):
-        raise WrongRow("is one JSON array; `jq -c '.[]' OLD > NEW` makes an object a line of it")
+        raise WrongRow("is one JSON array; `jq -c '.[]' OLD > NEW` writes one object per line")
     if first.startswith("{"):
         return "ndjson"
     comment = first.startswith("#") and (lines[-1].startswith("#") or _LIBSVM.fullmatch(lines[-1].strip()))
@@ -165,7 +165,7 @@ def _by_content(lines: Sequence[str]) -> str:
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
-    """What stands between cells: what both lines have as often, else what the first has most. None for white space."""
+    """The delimiter that both lines have equally often, else the first line's most frequent. None for white space."""
     bare = [re.sub(r'"[^"]*"', "", line) for line in lines]
     counts = {mark: [line.count(mark) for line in bare] for mark in DELIMITERS}
     there = {mark: found for mark, found in counts.items() if found and found[0]}

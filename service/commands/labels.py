@@ -1,7 +1,7 @@
-"""Labels of a file as 0 and 1, and whether they can be what was meant.
+"""Reads a file's labels as 0 and 1, and checks that they make sense.
 
-A label that a typo makes 0 in every row is the worst kind of mistake, as everything goes on. So what --positive and
---negative name is looked for among the first rows, before anything is learned, and once more at the end.
+The worst mistake is a typo that makes every label 0, since everything seems to work. So the labels that --positive and
+--negative name must occur in the first rows, before anything is learned. They are checked again at the end.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from service.commands.terminal import WrongRow, WrongUsage
 Key = float | str
 _KNOWN: dict[Key, int] = {1.0: 1, 0.0: 0, -1.0: 0}
 MOST_VALUES = 1_000
-"""Different labels that are remembered."""
+"""Different labels that are told apart."""
 SHOWN = 5
 FEWEST = 100
-"""Labels, below which it is no wonder that all are the same."""
+"""With fewer labels it is no surprise that all are the same."""
 
 
 class Labels:
-    """Which label is 1.
+    """Decides which label is 1.
 
-    positive: the labels that are 1, all others are 0; negative: those that are 0, all others are 1; with both, others
-    are wrong. Without either, labels are 0, 1, -1, +1, true or false, of which -1 and 0 do not go together. look: after
-    how many rows it is checked what came so far. notice: gets what people should know and may be meant.
+    positive: labels that are 1; all others are 0. negative: labels that are 0; all others are 1. With both, other
+    labels are errors. With neither, labels are 0, 1, -1, +1, true or false, but not both -1 and 0. look: rows after
+    which the labels are checked. notice: gets warnings about labels that may be intended.
 
-    `missing`: rows without a label so far, which are no events.
+    `missing`: rows without a label so far; they are not events.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class Labels:
         if both := {key_of(text) for text in positive} & {key_of(text) for text in negative}:
             raise WrongUsage(f"the label {both.pop()!r} cannot be both --positive and --negative")
         if missing := [text for text in (*positive, *negative) if is_missing(text)]:
-            raise WrongUsage(f"{missing[0]!r} is no label: a row with it has none, and is left out")
+            raise WrongUsage(
+                f"{missing[0]!r} is not a label: it means that a row has no label, and such rows are left out"
+            )
         self._look = look
         self._notice = notice
         self._rows = 0
@@ -52,14 +54,14 @@ class Labels:
 
     @property
     def words(self) -> str:
-        """What is 1 and what is 0, for people."""
+        """Which labels are 1 and 0, for people."""
         named = [f"{self._quoted(texts)} is {y}" for texts, y in self._sides.values() if texts]
         if not named:
             return "1 and true are 1; 0, -1 and false are 0"
         return ", ".join(named) + ("" if len(named) == 2 else f", all others are {self._others}")
 
     def read(self, value: object) -> int | None:
-        """0 or 1, or None where the label is missing."""
+        """0 or 1; None if the label is missing."""
         self._rows += 1
         if self._rows > self._look > 0:
             self.looked()
@@ -74,14 +76,14 @@ class Labels:
         return y
 
     def _new(self, value: object) -> tuple[Key, int]:
-        """A label that was not read before."""
+        """Read a label for the first time."""
         key = key_of(value)
         if key in self._named:
             y = self._named[key]
         elif not self._named:
             y = self._plain(value, key)
         elif not self._one_sided:
-            raise WrongRow(f"the label {value!r} is named by neither --positive nor --negative")
+            raise WrongRow(f"neither --positive nor --negative names the label {value!r}")
         else:
             y = self._others
         if len(self._known) < MOST_VALUES:
@@ -92,7 +94,7 @@ class Labels:
         return key, y
 
     def _plain(self, value: object, key: Key) -> int:
-        """A label of which neither flag says what it is."""
+        """Read a label when no flag names any."""
         if key not in _KNOWN:
             before = f"; labels before it are {self._listed(self._seen)}" if self._seen else ""
             raise WrongRow(
@@ -100,15 +102,15 @@ class Labels:
             )
         if {0.0, -1.0} <= {key, *self._seen}:
             raise WrongRow(
-                f"the label {value!r} makes more than two values with {self._listed(self._seen)}: 0 and -1 would both "
-                "be 0. --positive VALUE says which is 1, all others are 0 then"
+                f"with {value!r} there are more than two labels: {self._listed(self._seen)} came before, and 0 and -1 "
+                "would both be 0. --positive VALUE says which is 1; all others are 0 then"
             )
         return _KNOWN[key]
 
-    # -- whether they are what was meant
+    # -- checks
 
     def looked(self) -> None:
-        """Check what came so far, once; WrongUsage where it cannot be what was meant."""
+        """Check the labels so far, once. Raises WrongUsage if they cannot be intended."""
         if not self._look:
             return
         self._look = 0
@@ -129,17 +131,17 @@ class Labels:
                 )
             elif len(others) > 1 and self._one_sided:
                 self._notice(
-                    f"{self._quoted(texts)} is {y} among the labels of {self._name}, and all others are {1 - y}: "
-                    f"{self._listed(others)}; --negative and --positive together name those that are meant"
+                    f"of the labels of {self._name}, {self._quoted(texts)} is {y} and all others are {1 - y}: "
+                    f"{self._listed(others)}; use --positive and --negative together to allow only the labels you mean"
                 )
 
     @property
     def _one_sided(self) -> bool:
-        """Whether all labels are read as 1, or all as 0, that are not named."""
+        """Whether all labels without a flag are read the same."""
         return len(set(self._named.values())) == 1
 
     def never_came(self) -> str:
-        """What is to be said at the end where a label that was named never came; else nothing."""
+        """The warning at the end if no label of a flag ever came; else ""."""
         for flag, (texts, y) in self._sides.items():
             if self._seen and texts and not any(key_of(text) in self._seen for text in texts):
                 return (
@@ -149,12 +151,12 @@ class Labels:
         return ""
 
     def only_one(self) -> str:
-        """What is to be said at the end where all labels are the same; else nothing."""
+        """The warning at the end if all labels are the same; else ""."""
         if len(self._seen) != 1 or self._total < FEWEST:
             return ""
         (key,) = self._seen
         label = self._shown.get(key, "alike")
-        return f"all {self._total:,} labels of {self._name} are {label}: there is nothing to tell apart"
+        return f"all {self._total:,} labels of {self._name} are {label}: there is nothing to learn"
 
     @property
     def _total(self) -> int:
@@ -171,7 +173,7 @@ class Labels:
 
 
 def key_of(value: object) -> Key:
-    """What two equal labels have in common: "+1", "1.0", 1 and true are equal, and so are "Up" and "up".
+    """The same key for equal labels: "+1", "1.0", 1 and true are equal, and so are "Up" and "up".
 
     >>> [key_of(label) for label in ("+1", True, " false", "Up", 3)]
     [1.0, 1.0, 0.0, 'up', 3.0]

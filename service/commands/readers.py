@@ -1,7 +1,7 @@
-"""Lines of a file to events, one reader for each kind of file: tables, flat objects, events in JSON, libsvm.
+"""Turns a file's lines into events, with a reader for each kind of file: tables, flat objects, JSON events, libsvm.
 
-A reader turns lines into records, looks at the first of them, and then makes an event of each. `columns` is what it
-found out, and `missing` how many values said nothing and were left out.
+A reader turns lines into records, looks at the first, then makes an event of each. `columns` is the result of looking,
+and `missing` counts values left out.
 """
 
 from __future__ import annotations
@@ -38,34 +38,33 @@ from service.commands.terminal import WrongRow, WrongUsage, say
 from service.decode import wire
 
 SLOW_SECONDS = 2.0
-"""How long rows to look at may take to come before people are told what is waited for."""
+"""After waiting this long for first rows, a message says what is missing."""
 MOST_CELLS = 2_000_000
-"""Cells of the rows that are looked at: they are in memory together, with 75 bytes each."""
+"""Most cells of the first rows: they are all in memory, at 75 bytes each."""
 SHOWN_NAMES = 20
 _BLANK = b" \t\xef\xbb\xbf"
 
 
 class Looked:
-    """The first rows of a source: each the line where it begins, and the record.
+    """The first rows of a source: for each the line where it begins, and the record.
 
-    look: how many are looked at; if `bounded`, no more than have MOST_CELLS together. regular: whether they are there
-    already, as those of a file are: then it costs nothing to look. Those of a pipe are waited for only where something
-    hangs on them.
+    look: how many rows; if `bounded`, with at most MOST_CELLS cells together. regular: whether the source is a file,
+    whose rows can be read at no cost. Rows of a pipe are only waited for if they are needed.
     """
 
     def __init__(self, look: int, regular: bool, bounded: bool = False) -> None:
         self.rows: list[tuple[int, Any]] = []
         self.lines: list[bytes] = []
-        """Lines that were read before it was known what they are."""
+        """Lines that were read before their format was known."""
         self.done = False
-        """Whether the rows are all that are looked at."""
+        """Whether all first rows were read."""
         self._needed = False
         self._look = look
         self._regular = regular
         self._cells_left = MOST_CELLS if bounded else math.inf
 
     def read_lines(self, lines: Iterator[bytes]) -> list[bytes]:
-        """The first two lines that are not blank, or the first alone if it tells all; what was read is kept."""
+        """The first two lines that are not blank, or one if it is JSON. Keeps all that was read."""
         found: list[bytes] = []
         for line in lines:
             self.lines.append(line)
@@ -76,11 +75,11 @@ class Looked:
         return found
 
     def read_first(self, records: Iterator[tuple[int, Any]]) -> None:
-        """The first row, whatever hangs on it."""
+        """Read the first row, needed or not."""
         self.rows.extend(itertools.islice(records, 1))
 
     def read_rows(self, records: Iterator[tuple[int, Any]], needed: bool) -> None:
-        """As many rows as are looked at, if they are `needed` or there anyway."""
+        """Read all first rows, if they are `needed` or free to read."""
         self._needed = needed
         if not needed and not self._regular:
             return
@@ -91,14 +90,14 @@ class Looked:
         self.done = True
 
     def drained(self) -> Iterator[tuple[int, Any]]:
-        """The rows, each forgotten as it is given."""
+        """The rows; frees each one."""
         self.rows.reverse()
         while self.rows:
             yield self.rows.pop()
 
     @contextmanager
     def told_of(self) -> Iterator[None]:
-        """Where it takes long, people are told what is waited for."""
+        """Say what is being waited for, if it takes long."""
         over = threading.Event()
         threading.Thread(target=self._tell, args=[over], daemon=True).start()
         try:
@@ -125,21 +124,21 @@ def _cells(record: Any) -> int:
 
 
 class Reader(Protocol):
-    """What reads one kind of file."""
+    """Reads one kind of file."""
 
     columns: list[Column]
     missing: int
 
     def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        """Look at the first records, which stand in `looked` then; the others."""
+        """Look at the first records, which go into `looked`; return the others."""
 
     def event(self, record: Any) -> wire.Event | None:
-        """The event of a record, None where it has no label."""
+        """The event of a record; None if it has no label."""
 
 
 class TableReader:
-    """CSV, TSV and their like. label: its name, or its number from 1. header: whether the first line is one, None for
-    what it looks like."""
+    """CSV, TSV and similar files. label: the column's name, or its number from 1. header: whether the first line is a
+    header; None checks that it looks like one."""
 
     def __init__(
         self,
@@ -164,7 +163,7 @@ class TableReader:
         self._dialect = dialect
         self._skip = skip
         self._names: list[str] = []
-        """As the header has them, which is no row; none where there is no header."""
+        """The header's cells, which are not a row; empty without a header."""
         self._width = 0
         self._label_place = 0
         self._id_place, self._weight_place = -1, -1
@@ -185,12 +184,12 @@ class TableReader:
         if self._header is None and looks_like_data(names, looked.rows, self._named_place(names)):
             shown = ", ".join(repr(name[:24]) for name in names[:5])
             raise WrongRow(
-                f"looks like a row, and no header: {shown}. --no-header reads it as the first row, the columns are 1, "
-                "2, ... then and --label-column N names the label; --header takes it as the names of the columns",
+                f"looks like a row, not a header: {shown}. With --no-header it is the first row, the columns are 1, 2, "
+                "..., and --label-column N gives the label. With --header it names the columns",
                 top[0],
             )
         if not looked.rows:
-            raise WrongUsage(f"{self._file} has a header, and no row")
+            raise WrongUsage(f"{self._file} has a header but no rows")
         self._names = names if self._header is not False else []
         names, unnamed = self._widened(names, looked.rows)
         self._width = len(names)
@@ -212,7 +211,7 @@ class TableReader:
             return None
         id_ = None if self._id_place < 0 else _id(record[self._id_place])
         weight = 1.0 if self._weight_place < 0 else _weight(record[self._weight_place])
-        # Most rows lack nothing, and are read at once: in half the time of one cell after the other.
+        # Most rows have no missing cells. Reading them at once takes half the time of reading cell by cell.
         numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
         x: wire.Named
         if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
@@ -226,7 +225,7 @@ class TableReader:
         return wire.Event(x, y, id_, weight)
 
     def _values(self, record: Sequence[str]) -> Iterator[tuple[str, float | str]]:
-        """The names and values of a row's features, cell by cell; what is missing is left out."""
+        """The names and values of a row's features, cell by cell, without missing ones."""
         for column in self.columns:
             if column.kind in ("number", "text"):
                 cell = record[column.place]
@@ -247,43 +246,43 @@ class TableReader:
         return self._label in (place + 1, names[place])
 
     def _named_place(self, names: Sequence[str]) -> int | None:
-        """Where the label stands, if it was found by its name."""
+        """The label's place, if it is given by name."""
         return names.index(self._label) if isinstance(self._label, str) and self._label in names else None
 
     def _widened(self, names: list[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[list[str], dict[int, str]]:
-        """The names of all columns, and why those without one are left out."""
+        """The names of all columns, and why unnamed ones are left out."""
         unnamed: dict[int, str] = {}
         if rows and len(rows[0][1]) == len(names) + 1:
             firsts = [cells[0] for _, cells in rows]
             if all(not cells[-1] for _, cells in rows):
                 names = [*names, ""]
-            elif len(set(firsts)) == len(firsts):  # else they name no rows: it may be that commas stand in the numbers
+            elif len(set(firsts)) == len(firsts):  # else they are not row names; perhaps numbers contain commas
                 names = ["", *names]
-                unnamed[0] = "row names, for which the header has no cell, as R writes them"
+                unnamed[0] = "row names without a header cell, as R writes them"
         for place in itertools.takewhile(lambda place: not names[place], range(len(names))):
-            unnamed.setdefault(place, "an index without a name, as pandas writes it")
+            unnamed.setdefault(place, "an unnamed index, as pandas writes it")
         last = len(names) - 1
         if not names[last] and all(not cells[last] for _, cells in rows if len(cells) == len(names)):
-            unnamed[last] = "nothing stands in it, not even a name"
+            unnamed[last] = "it is empty and has no name"
         return names, unnamed
 
     def _place_of_label(self, names: Sequence[str]) -> int:
         if isinstance(self._label, int):
             if self._label > len(names):
                 raise WrongUsage(
-                    f"{self._file} has {len(names)} columns: --label-column {self._label} names none of them"
+                    f"{self._file} has only {len(names)} columns: --label-column {self._label} is too large"
                 )
             return self._label - 1
         return self._place(names, self._label)
 
     def _place(self, names: Sequence[str], column: str) -> int:
         if column not in names:
-            hint = "; if its first line is a row, --no-header and --label-column N" if self._header is None else ""
+            hint = "; if its first line is a row, use --no-header and --label-column N" if self._header is None else ""
             raise WrongUsage(f"{self._file} has no column {column!r}; it has {_listed(names)}{hint}")
         return names.index(column)
 
     def _check_names(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
-        hint = "; if the first line is a row, --no-header and --label-column N" if self._header is None else ""
+        hint = "; if the first line is a row, use --no-header and --label-column N" if self._header is None else ""
         for place, name in enumerate(names):
             if not name and place not in unnamed:
                 raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")
@@ -291,11 +290,11 @@ class TableReader:
                 raise WrongUsage(f"{self._file}: two columns have the name {name!r}: rename one of them{hint}")
 
     def _check_known(self, names: Sequence[str]) -> None:
-        """WrongUsage where the columns are not those that flags and the model speak of."""
+        """Raise WrongUsage if columns that flags or the model name are missing or misused."""
         known, label = self._known, names[self._label_place]
         if label in known:
             kind, why = known[label]
-            raise WrongUsage(f"{self._file}: column {label!r} is the label, and cannot be {kind!r} too ({why})")
+            raise WrongUsage(f"{self._file}: column {label!r} is the label and cannot also be {kind!r} ({why})")
         for name, (kind, _) in known.items():
             if name in self._asked or kind in ONLY_ONE:
                 self._place(names, name)
@@ -304,27 +303,27 @@ class TableReader:
             say(f"{self._file} lacks columns that {self._kept.whose} knows: {_listed(gone)}")
 
     def _check_new(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
-        """WrongUsage for columns that are new to the model: worked out from each file, they might change."""
+        """Raise WrongUsage for columns that are new to the model: their kinds might differ from file to file."""
         places = (place for place in range(len(names)) if place not in unnamed and place != self._label_place)
         new = [names[place] for place in places if names[place] not in self._known]
         if self._kept.kinds and new:
             raise WrongUsage(
                 f"{self._file} has columns that {self._kept.whose} does not know: {_listed(new)}. --number {new[0]}, "
-                f"--text {new[0]} or --ignore {new[0]} says what it is, and so for each"
+                f"--text {new[0]} or --ignore {new[0]} says what it is; do so for each"
             )
 
     def _check_row(self, cells: Sequence[str], line: int = 0) -> None:
         if cells == self._names:
             raise WrongRow(
-                "it is the header again, as where files were joined: take the line out, or name the files one after "
-                "the other",
+                "it is the header again, perhaps because files were joined: remove this line, or give the files one by "
+                "one",
                 line,
             )
         if len(cells) != self._width:
             raise WrongRow(
-                f"it has {len(cells)} cells, and the header {self._width} ({self._dialect.words})"
+                f"it has {len(cells)} cells, but the header has {self._width} ({self._dialect.words})"
                 if self._header is not False
-                else f"it has {len(cells)} cells, and the first row {self._width} ({self._dialect.words})",
+                else f"it has {len(cells)} cells, but the first row has {self._width} ({self._dialect.words})",
                 line,
             )
 
@@ -340,7 +339,7 @@ class TableReader:
         if name in self._known:
             return told(name, place, rows, *self._known[name])
         if name == INDEX:
-            return told(name, place, rows, "ignore", f"an index, as pandas names it; --number '{INDEX}' keeps it")
+            return told(name, place, rows, "ignore", f"pandas' name for an index; --number '{INDEX}' keeps it")
         return worked_out(name, place, rows)
 
     def _set_places(self) -> None:
@@ -356,7 +355,7 @@ class TableReader:
 
 
 class _Cells:
-    """Some columns of a table: their names, and their cells `of` a row."""
+    """Columns of a table: their names, and their cells `of` a row."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.names = [column.name for column in columns]
@@ -367,7 +366,7 @@ class _Cells:
 
 
 class ObjectReader:
-    """NDJSON of flat objects. Their values are what JSON says they are; what was asked for, or kept, is read so."""
+    """NDJSON of flat objects. Flags and the model decide a value's kind, else JSON does."""
 
     def __init__(self, file: str, label: str, asked: Mapping[str, str], kept: Kept, labels: Labels) -> None:
         self.columns: list[Column] = []
@@ -420,7 +419,7 @@ class ObjectReader:
         return event
 
     def _add(self, event: wire.Event, name: str, value: Any) -> None:
-        """Read a value into the event, as what it is."""
+        """Add a value to the event, by its kind."""
         kind = self._kinds.get(name)
         if kind == "ignore":
             return
@@ -436,10 +435,10 @@ class ObjectReader:
             event.x[name] = self._as_kind(kind, name, value)  # type: ignore[call-overload]  # it is a dict
 
     def _advice(self, name: str) -> str:
-        """What to do about an object or a list in an object."""
+        """Advice for an object or list inside an object."""
         if name == "x" and self._label == "y":
-            return '; {"x": ..., "y": ...} is an event already: leave out --label'
-        return f"; --ignore {name} leaves it out, and jq makes a flat object of a nested one"
+            return '; {"x": ..., "y": ...} is already an event: leave out --label'
+        return f"; --ignore {name} leaves it out, or jq can flatten nested objects"
 
     def _as_kind(self, kind: str | None, name: str, value: float | bool | str) -> float | bool | str:
         if kind == "text":
@@ -454,7 +453,7 @@ class ObjectReader:
 
 
 class EventReader:
-    """NDJSON of events as `/learn` takes them: {"x": {...}, "y": 1}."""
+    """NDJSON of events for `/learn`: {"x": {...}, "y": 1}."""
 
     def __init__(self, labels: Labels) -> None:
         self.columns: list[Column] = []
@@ -473,12 +472,12 @@ class EventReader:
             if _has_no_label(record):
                 self._labels.missing += 1
                 return None
-            hint = "; where the label stands among the features, --label names it"
+            hint = "; if the label is among the features, name it with --label"
             raise WrongRow(str(error).replace("The body is", "it is").rstrip(".") + hint) from None
 
 
 class LibsvmReader:
-    """libsvm without its comments: the label, then index:value."""
+    """libsvm without comments: the label, then index:value."""
 
     def __init__(self, labels: Labels) -> None:
         self.columns: list[Column] = []
@@ -500,9 +499,9 @@ class LibsvmReader:
             index, _, text = feature.partition(":")
             value = to_number(text)
             if not (index.isascii() and index.isdecimal()) or (value is None and not is_missing(text)) or not text:
-                raise WrongRow(f"{feature!r} is not index:value, which libsvm has after the label")
+                raise WrongRow(f"{feature!r} is not index:value, as libsvm needs after the label")
             if index in x:
-                raise WrongRow(f"the index {index} stands twice in it")
+                raise WrongRow(f"it has the index {index} twice")
             if value is None:
                 self.missing += 1
             else:
@@ -519,14 +518,14 @@ def numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _about_json(data: bytes) -> str:
-    """What to do about a line that is no JSON."""
+    """Advice for a line that is not JSON."""
     if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", data):
-        return "; JSON has no NaN and no Infinity: null says that there is no number"
-    return "; each line has one object: `jq -c . OLD > NEW` makes it so where an object goes over several lines"
+        return "; JSON has no NaN or Infinity: write null if there is no number"
+    return "; each line must be one object: `jq -c . OLD > NEW` joins objects that span lines"
 
 
 def _has_no_label(record: bytes) -> bool:
-    """Whether all that is wrong with an event is that its label is null."""
+    """Whether an event's only error is that its label is null."""
     try:
         found = msgspec.json.decode(record)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -535,7 +534,7 @@ def _has_no_label(record: bytes) -> bool:
 
 
 def _text(value: object) -> str:
-    """A JSON value as text: true, 17, France; nothing for null."""
+    """A JSON value as text: true, 17, France; "" for null."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -548,7 +547,7 @@ def _id(cell: str) -> str:
 def _weight(cell: str) -> float:
     value = to_number(cell.strip())
     if value is None or value <= 0:
-        raise WrongRow(f"its weight {cell!r} is no number above 0")
+        raise WrongRow(f"its weight {cell!r} is not a number above 0")
     return value
 
 

@@ -1,12 +1,11 @@
-"""A file streamed into a running service, exactly once, into one model or several side by side.
+"""Streams a file into a running service, exactly once, into one model or several side by side.
 
-Every event gets an id, by default of the file's name, a hash of its first lines and the number of its row
-(service/commands/identity.py), and goes to the service in pieces, one at a time and in order. A piece whose reply did
-not come is sent again: what the service had learned of it, it answers as duplicates. So the same command, given again
-after an interruption of either side, goes on where it was.
+Every event gets an id, by default from the file's name, a hash of its first lines and its row number
+(service/commands/identity.py). Events are sent in pieces, one at a time and in order. A piece without a reply is sent
+again; the service answers events it already learned as duplicates. So after an interruption of either side, the same
+command continues where it stopped.
 
-Every model gets a piece, and has learned it, before the next piece is read: models are compared on the same events in
-one pass over the file.
+Every model learns a piece before the next is read, so one pass over the file compares models on the same events.
 """
 
 from __future__ import annotations
@@ -34,34 +33,32 @@ from service.decode import wire
 T = TypeVar("T")
 
 PASSING = (429, 502, 503, 504, 507)
-"""Statuses that pass: the token's rate is spent, the service recovers, stops, or waits for room on the disk; or a proxy
-misses it for a while."""
+"""Temporary statuses: the token's rate is used up; the service recovers, stops or waits for disk space; or a proxy
+cannot reach it."""
 NOTHING_LEARNED = ("too-fast", "not-ready", "queue-full", "disk-full")
-"""Those that say that the events were not learned. After any other, nobody knows until the service is asked again."""
+"""Errors which say that no event was learned. After any other error, only asking the service again can tell."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 BURST_SECONDS = 0.1
 SMALLEST_P = 1e-15
-"""A prediction of exactly 0 or 1 that is wrong would have an infinite log loss; scored as this far from it."""
+"""A wrong prediction of exactly 0 or 1 is scored this far from it; its log loss would be infinite."""
 LONGEST_NAME = 64
 """Characters of a model's name."""
 ID_CONFLICT = "id-conflict"
 DEFAULT = "default"
-"""The model that is always there."""
+"""The model that always exists."""
 _ENDINGS = re.compile(r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm))?(\.gz)?$", re.IGNORECASE)
-AGAIN = "--id-prefix TEXT learns a file again, under other ids"
+AGAIN = "--id-prefix TEXT learns a file again, with other ids"
 ANOTHER_FILE = (
-    "The row was changed since, or another file of this name begins as this one does: --id-prefix TEXT has the events "
-    "of this file learned under ids of their own, TEXT:row"
+    "The row has changed, or another file has this name and the same first lines: --id-prefix TEXT gives this file's "
+    "events their own ids, TEXT:row"
 )
 
-ONE_EVENT = (
-    "An id names one event: where --id-column names whose the rows are, leave it out, and each row has an id of its own"
-)
+ONE_EVENT = "An id names one event. If --id-column names an owner of rows, leave it out: each row then gets its own id"
 
 
 class GivenSpec(NamedTuple):
-    """A spec that a model is created with. text: what people call it, its file or the JSON itself. stem: what the
-    model's name takes from it. json: what the service gets."""
+    """A spec for a new model. text: for people, its file or JSON. stem: its part of the model's name. json: what the
+    service gets."""
 
     text: str
     stem: str
@@ -69,10 +66,10 @@ class GivenSpec(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A model to learn into. It is made with the `spec` where there is none of the `name`.
+    """A model to learn into, created with `spec` if it does not exist.
 
-    as_it_is: learn into one that is there whatever its spec; else it must be of this one. hint: what else people could
-    have asked for, where they named neither a model nor a spec.
+    as_it_is: accept an existing model with any spec; else its spec must be this one. hint: other choices, for people
+    who named neither a model nor a spec.
     """
 
     name: str
@@ -85,11 +82,10 @@ class Target(NamedTuple):
 class Options:
     """How a stream is sent.
 
-    name: what the stream is called. batch: events of one request. id_prefix: what stands before the row number in an
-    event's id, by default the name; for a file, `replay` takes its name and a hash. ids: whether events have ids at
-    all. rate: events a second, None for as fast as it goes. retry_seconds: how long to try again without progress.
-    predict_first: ask for predictions of each piece before it is learned. delay: how long after its prediction the
-    label of a row comes, None for the whole event at once.
+    name: the stream's name. batch: events per request. id_prefix: the part of an event's id before the row number, by
+    default the name; `replay` uses a file's name and a hash. ids: whether events have ids. rate: events a second, None
+    for no limit. retry_seconds: how long to retry without progress. predict_first: predict each piece before learning
+    it. delay: time from a row's prediction to its label, None to send whole events.
     """
 
     name: str
@@ -102,18 +98,18 @@ class Options:
     delay: Delay | None = None
 
     def id_of(self, row: Row) -> str:
-        """The id of a row that has none of its own."""
+        """The id of a row without its own."""
         return f"{self.id_prefix or self.name}:{row.number}"
 
     @property
     def piece(self) -> int:
-        """Events of one request; with a rate, no more than come in a tenth of a second."""
+        """Events per request; with a rate, at most those of a tenth of a second."""
         return self.batch if self.rate is None else max(1, min(self.batch, int(self.rate * BURST_SECONDS)))
 
 
 @dataclass(slots=True)
 class Mean:
-    """A mean that grows."""
+    """A running mean."""
 
     total: float = 0.0
     count: int = 0
@@ -130,30 +126,30 @@ class Mean:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the events so far. Losses are log losses, in nats. `model`: its name, where there are several."""
+    """Counts and scores so far. Losses are log losses, in nats. `model`: its name, if there are several."""
 
     model: str = ""
     learned: int = 0
     duplicates: int = 0
     loss: Mean = field(default_factory=Mean)
-    """Of the predictions made just before each step."""
+    """Loss of the predictions made just before each step."""
     served_loss: Mean = field(default_factory=Mean)
-    """Of the predictions asked for before a piece was learned."""
+    """Loss of the predictions made before each piece."""
     served_accuracy: Mean = field(default_factory=Mean)
     served_ones: Mean = field(default_factory=Mean)
-    """Of their labels, the share of ones."""
+    """Share of ones among their labels."""
     served: int = 0
     """Predictions whose labels come later (service/commands/late.py)."""
     waiting: int = 0
     """Labels that are not due yet."""
     too_late: int = 0
-    """Labels that came when their predictions were not kept any more."""
+    """Labels that came after their predictions had expired or were dropped."""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
     @property
     def served_guessing(self) -> float | None:
-        """The log loss of always saying the share of ones, over the events of `served_loss`."""
+        """The log loss of always predicting the share of ones, over the events of `served_loss`."""
         ones = self.served_ones.value
         return None if ones is None else sum(-p * math.log(p) for p in (ones, 1.0 - ones) if p)
 
@@ -172,15 +168,15 @@ class Tally:
 
 
 AUTO = GivenSpec('{"rule": "auto"}', "auto", b'{"rule": "auto"}')
-"""Of a model that a file is learned into where no spec is given: it needs no tuning, whatever the columns are."""
-CHOOSE = "; --model NAME learns into another model, --spec SPEC by another rule"
+"""The default spec of a file's model. It needs no tuning, whatever the columns are."""
+CHOOSE = "; --model NAME learns into another model, --spec SPEC uses another rule"
 
 
 class Replay:
-    """Sends rows to a model of a service, which it creates where it is not there. `progress` is called after each
-    piece, `notice` with what people should know.
+    """Sends rows to a model of a service, and creates the model if necessary.
 
-    Raises Failed where it cannot go on; the tally says how far it came.
+    Calls `progress` after each piece, and `notice` with messages for people. Raises Failed if it cannot continue; the
+    tally says how far it came.
     """
 
     def __init__(
@@ -195,31 +191,31 @@ class Replay:
         self.model = target.name
         self.tally = tally
         self.sent = 0.0
-        """When rows were sent last, on the monotonic clock."""
+        """When rows were last sent, on the monotonic clock."""
         self._client = client
         self.options = options
         self.progress = progress
         self.notice = notice
         self.kinds: dict[str, str] | None = None
-        """Of the columns of the file, which a model that is created keeps."""
+        """Kinds of the file's columns; a new model keeps them."""
         self.is_there = False
-        """Whether the model was there when it was asked what it keeps."""
+        """Whether the model existed when `kept` was called."""
         self._target = target
 
     def run(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Learn all rows; then what GET /models/{model} says."""
+        """Learn all rows; returns the reply of GET /models/{model}."""
         (state,) = learn_side_by_side([self], rows, self.options)
         return state
 
     def kept(self) -> Kept:
-        """What the model keeps of its files' columns, or the spec that it is to be made with."""
+        """The column kinds that the model keeps, or that its spec has if it does not exist yet."""
         found = self._patiently(self._find)
         columns = _columns(self._target.spec.json) if found is None else found["spec"].get("columns")
         self.is_there = found is not None
         return Kept(f"model {self.model!r}" if self.is_there else self._target.spec.text, columns or {})
 
     def _spec(self, found: dict[str, Any] | None) -> bytes:
-        """The spec to ask for, with the kinds of the columns; those of a model that is `found` are what it has."""
+        """The spec to create, with the kinds of the columns; those of a `found` model are its own."""
         kinds = self.kinds if found is None else found["spec"].get("columns")
         values = json.loads(self._target.spec.json)
         if not kinds or not isinstance(values, dict) or values.get("columns") is not None:
@@ -227,7 +223,7 @@ class Replay:
         return json.dumps({**values, "columns": kinds}).encode()
 
     def prepare(self) -> str:
-        """Create the model, or see that it is there; a sentence that says which of them, and its rule."""
+        """Create the model unless it exists. Returns a sentence that says which, and its rule."""
         target = self._target
         found = self._patiently(self._find)
         if found is None or not target.as_it_is:
@@ -238,12 +234,12 @@ class Replay:
         rule = rule_of(found["spec"])
         if found.get("created"):
             return f"{self.options.name} goes into the new model {self.model}, rule {rule}{target.hint}"
-        there = "which is there" if target.as_it_is else "which is there with this spec"
+        there = "which exists" if target.as_it_is else "which exists with this spec"
         learned = f"{number(found['seq'])} events learned"
         return f"{self.options.name} goes into the model {self.model}, {there}: rule {rule}, {learned}{target.hint}"
 
     def _find(self) -> dict[str, Any] | None:
-        """What GET /models/{model} says; None where there is no such model, or none within the token's reach."""
+        """The reply of GET /models/{model}; None if the model does not exist or the token does not reach it."""
         try:
             return self._client.model(self.model)
         except Refused as refusal:
@@ -252,20 +248,20 @@ class Replay:
             raise
 
     def _not_made(self, refusal: Refused, is_there: bool) -> Refused:
-        """The refusal to create a model, with what to do."""
+        """The refusal to create a model, with advice."""
         name, spec = self.model, self._target.spec
         as_it_is = f"--model {name}" if spec is AUTO else f"--model {name} without --spec"
-        into = f"{as_it_is} learns into it as it is" if is_there else f"--model {DEFAULT} learns into the existing one"
+        into = f"{as_it_is} learns into it unchanged" if is_there else f"--model {DEFAULT} learns into the existing one"
         text = str(refusal).rstrip(".")
         if refusal.kind == "spec-conflict":
-            text += f". {into}, and --model with another name leaves it alone"
-        elif refusal.kind in ("forbidden", "unknown-model"):  # the latter: it is out of the token's reach
-            text += f". So the model {name} is not created; {into}, and so does --model NAME with another that is there"
+            text += f". {into}; --model with another name leaves it alone"
+        elif refusal.kind in ("forbidden", "unknown-model"):  # unknown-model: the token does not reach it
+            text += f". So the model {name} is not created; {into}, and so does --model NAME of another existing model"
         refusal.args = (text if spec is AUTO else f"{spec.text}: {text}",)
         return refusal
 
     def state(self) -> dict[str, Any]:
-        """What GET /models/{model} says."""
+        """The reply of GET /models/{model}."""
         return self._patiently(self._client.model, self.model)
 
     def show_progress(self) -> None:
@@ -280,14 +276,14 @@ class Replay:
         """Do what is due between two pieces."""
 
     def take(self, piece: Sequence[Row]) -> int:
-        """Predict a piece, if asked to, and learn all of it; how many events of it were new."""
+        """Predict a piece, if asked to, and learn it. Returns how many events were new."""
         before, size = self.tally.learned, len(piece)
         events = [row.event for row in piece]
         served = self._patiently(self._client.predict, self.model, events) if self.options.predict_first else []
         while piece:
             piece = piece[self._patiently(self._learn, piece) :]
         new = self.tally.learned - before
-        if new == size:  # a prediction of what was learned before would be no prediction
+        if new == size:  # do not score predictions of events learned before
             self._score(served, events)
         return new
 
@@ -299,7 +295,7 @@ class Replay:
             self.tally.served_accuracy.add(float((p > 0.5) == bool(y)))
 
     def _learn(self, piece: Sequence[Row]) -> int:
-        """Send rows; how many of them, from the first on, are learned now."""
+        """Send rows; returns how many are learned now."""
         try:
             return self._send(piece)
         except Refused as refusal:
@@ -315,13 +311,13 @@ class Replay:
         return len(piece)
 
     def _told(self, row: Row) -> wire.Event | wire.Label:
-        """What the service is told of a row."""
+        """What to send for a row."""
         return row.event
 
     def _part(self, done: int, refusal: Refused, piece: Sequence[Row]) -> int:
-        """How many rows were `done` before a refusal that passes; else the refusal is the end."""
+        """The rows `done` before a temporary refusal. Raises any other refusal, or if none were done."""
         if done and _may_pass(refusal, harmless=self.options.ids):
-            return done  # what is wrong with the next, the next request tells
+            return done  # the next request reports the error again
         raise self._placed(refusal, piece) from None
 
     def _count(self, reply: dict[str, Any]) -> int:
@@ -330,10 +326,10 @@ class Replay:
         self.tally.duplicates += duplicates
         return learned + duplicates
 
-    # -- when it does not go smoothly
+    # -- failures
 
     def _patiently(self, request: Callable[..., T], *arguments: Any) -> T:
-        """Make a request, again and again while what is in its way may pass."""
+        """Make a request, and retry it while its failure may be temporary."""
         harmless = self.options.ids or request != self._learn
         started = time.monotonic()
         pause = FIRST_PAUSE_SECONDS
@@ -352,16 +348,16 @@ class Replay:
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _lost(self, failure: NoAnswer | Refused) -> Failed:
-        """The failure; without ids, it may be that nobody can tell whether the piece was learned."""
+        """The failure. Without ids it says if the piece may have been learned."""
         if isinstance(failure, Refused) and failure.status not in PASSING:
             return failure
         return Failed(
-            f"{failure}. Whether the service learned the piece that was on its way is not known here, and without ids "
-            f"it is not sent again, as it might be learned twice; the seq of `logstep models show {self.model}` tells"
+            f"{failure}. The service may have learned the last piece. Without ids it is not sent again, since it might "
+            f"be learned twice; the seq in `logstep models show {self.model}` tells"
         )
 
     def _placed(self, refusal: Refused, piece: Sequence[Row]) -> Refused:
-        """The refusal with the line of the file; the service counts within the piece."""
+        """The refusal with the file's line; the service counts lines of the piece."""
         line = refusal.line
         if 0 < line <= len(piece):
             row = piece[line - 1]
@@ -375,7 +371,7 @@ class Replay:
 
 
 def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
-    """Whether a request that failed may succeed later; unless it is `harmless` to repeat, only if it did nothing."""
+    """Whether a failed request may be retried. If repeating is not `harmless`, only if the request did nothing."""
     if isinstance(failure, NoAnswer):
         return harmless or not failure.sent
     return failure.status in PASSING and (harmless or failure.kind in NOTHING_LEARNED)
@@ -387,12 +383,11 @@ def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
 def learn_side_by_side(
     replays: Sequence[Replay], rows: Iterable[Row], options: Options, pauses: Callable[[], bool] = lambda: False
 ) -> list[dict[str, Any]]:
-    """Learn all rows into each model; then what GET /models/{model} says of each. `pauses` says that the next row may
-    take long to come: what came is learned then.
+    """Learn all rows into each model. Returns the reply of GET /models/{model} for each.
 
-    A piece with something wrong in it is not sent.
+    When `pauses`, the next row may take long, so the rows so far are learned. A piece with an error is not sent.
     """
-    # First those that are there: where one has another spec, no model is made of the others.
+    # Existing models first: if one has another spec, no new model is made.
     for told in [replay.prepare() for replay in sorted(replays, key=lambda replay: not replay.is_there)]:
         replays[0].notice(told)
     pace = _Pace(options.rate)
@@ -404,7 +399,7 @@ def learn_side_by_side(
                 new = max(new, replay.take(piece))
         pace.add(new, min(replay.sent for replay in replays))
         min(replays, key=_loss).show_progress()
-    _turns(replays, until=0.0)  # what the last piece brought is due from now on
+    _turns(replays, until=0.0)  # the delays of the last piece begin now
     while (due := min(replay.next_due for replay in replays)) < math.inf:
         _turns(replays, until=due)
         min(replays, key=_loss).show_progress()
@@ -414,7 +409,7 @@ def learn_side_by_side(
 
 
 def _pieces(rows: Iterable[Row], size: int, pauses: Callable[[], bool]) -> Iterator[list[Row]]:
-    """The rows, `size` at a time, or fewer where more `pauses`."""
+    """The rows, `size` at a time, or fewer when the source `pauses`."""
     piece = []
     for row in rows:
         piece.append(row)
@@ -426,9 +421,9 @@ def _pieces(rows: Iterable[Row], size: int, pauses: Callable[[], bool]) -> Itera
 
 
 def _turns(replays: Sequence[Replay], until: float) -> None:
-    """Wait until a time on the monotonic clock; each model gets a turn at least once, and whenever it is due.
+    """Wait until a time on the monotonic clock, with at least one turn for each model, and one whenever it is due.
 
-    All get it with the same time, so that the same is due to all of them: they learn in the same order.
+    All models get the same time, so that the same labels are due and they learn in the same order.
     """
     while True:
         now = time.monotonic()
@@ -452,7 +447,7 @@ def _with_id(row: Row, options: Options) -> Row:
 
 @contextmanager
 def _named(replay: Replay) -> Iterator[None]:
-    """Where there are several models a refusal names the one, as another may have taken the same event."""
+    """Name the model in a refusal if there are several; another may have accepted the same event."""
     try:
         yield
     except Refused as refusal:
@@ -467,7 +462,7 @@ def _loss(replay: Replay) -> float:
 
 
 class _Pace:
-    """Holds events to a rate. It counts those that are learned: rows that were learned before pass at once."""
+    """Holds events to a rate. Only newly learned events count; rows learned before pass at once."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -475,7 +470,7 @@ class _Pace:
         """When the next events are due, on the monotonic clock."""
 
     def add(self, events: int, sent: float) -> None:
-        """Count events. What was missed before they were `sent`, the service being away, is not made up in a burst."""
+        """Count events. Time lost before they were `sent`, while the service was away, is not made up in a burst."""
         if self._rate is not None:
             self.due = max(self.due, sent) + events / self._rate
 
@@ -484,17 +479,17 @@ class _Pace:
 
 
 def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
-    """Look at the first rows of a file. Models that are there, and specs, say what its columns are if they know it.
+    """Look at the first rows of a file, with the column kinds that existing models and specs have.
 
-    WrongUsage where they do not agree.
+    Raises WrongUsage if these differ.
     """
     found = [replay.kept() for replay in replays]
     told = [kept for kept in found if kept.kinds]
     for kept in told[1:]:
         if kept.kinds != told[0].kinds:
             raise WrongUsage(
-                f"{told[0].whose} and {kept.whose} keep other kinds of columns, and one pass reads a file in one way: "
-                "learn into them one after the other"
+                f"{told[0].whose} and {kept.whose} keep different kinds of columns, but one pass reads a file in one "
+                "way: learn into them one after the other"
             )
     opened.look(told[0] if told else NOTHING_KEPT)
     if told:
@@ -503,13 +498,11 @@ def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
     for replay, kept in zip(replays, found, strict=True):
         replay.kinds = kinds
         if opened.columns and replay.is_there and not kept.kinds:
-            say(
-                f"{kept.whose} keeps no kinds of columns: they are worked out from each file, and flags are given again"
-            )
+            say(f"{kept.whose} keeps no kinds of columns: each file decides them anew, so give the flags again")
 
 
 def _columns(spec: bytes) -> dict[str, str] | None:
-    """The kinds of columns in a spec that somebody wrote, which may be wrong: then the service says so."""
+    """The column kinds in a given spec. It may be wrong; then the service says so."""
     values = json.loads(spec)
     columns = values.get("columns") if isinstance(values, dict) else None
     return columns if isinstance(columns, dict) else None
@@ -518,17 +511,17 @@ def _columns(spec: bytes) -> dict[str, str] | None:
 def replay(
     source: Source, client: Client, targets: Sequence[Target], options: Options, kind: type[Replay] = Replay
 ) -> int:
-    """Stream a source into models, show how it goes and what came of it; the exit code."""
+    """Stream a source into models; show progress and results. Returns the exit code."""
     tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
     with source.open() as opened:
         try:
-            client.alive()  # tried once: who starts a replay should know at once that there is no service
+            client.alive()  # once, without retries: people should see at once that there is no service
             replays = [kind(client, target, options, tally) for target, tally in zip(targets, tallies, strict=True)]
-            look(opened, replays)  # what is wrong with the first rows is told before a model is made
+            look(opened, replays)  # errors in the first rows must show before a model is made
             options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 for replay in replays:
-                    replay.tally.started = time.monotonic()  # now: the rows that were looked at may have been slow
+                    replay.tally.started = time.monotonic()  # now, since looking at the first rows may have been slow
                     replay.options, replay.progress, replay.notice = options, progress, notice
                 states = learn_side_by_side(replays, opened.rows(), options, opened.pauses)
         except Failed as failure:
@@ -545,13 +538,13 @@ def replay(
         _compare(tallies, states, options)
     if any(tally.duplicates for tally in tallies):
         counted = _span([tally.duplicates for tally in tallies])
-        say(f"{counted} event(s) had been learned before, and were not learned again; {AGAIN}")
+        say(f"{counted} event(s) were learned before and not again; {AGAIN}")
     opened.tell_what_was_left_out()
     return opened.check_labels()
 
 
 def model_name(file: str) -> str:
-    """A name for the model of a file. It is not `default`, which has a spec of its own.
+    """A name for a file's model. Never `default`, which has its own spec.
 
     >>> model_name("2024 orders.csv.gz"), model_name("default.csv")
     ('2024-orders', 'default-file')
@@ -561,7 +554,7 @@ def model_name(file: str) -> str:
 
 
 def model_names(stem: str, specs: Sequence[GivenSpec]) -> list[str]:
-    """A name for the model of each spec, always the same ones, so that the same command finds its models again.
+    """A name for each spec's model, always the same, so that the same command finds its models again.
 
     >>> model_names("elec", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
     ['elec-sgd', 'elec-my-spec', 'elec-sgd-2']
@@ -576,7 +569,7 @@ def model_names(stem: str, specs: Sequence[GivenSpec]) -> list[str]:
 
 
 def stem_of(file: str) -> str:
-    """A file's name without .gz and the ending that tells its format.
+    """A file's name without .gz and the format's ending.
 
     >>> stem_of("clicks.2024.CSV.GZ"), stem_of("clicks.2024")
     ('clicks.2024', 'clicks.2024')
@@ -585,31 +578,30 @@ def stem_of(file: str) -> str:
 
 
 def _as_name(text: str) -> str:
-    """A model's name begins with a letter or a digit, and has no other characters than these. A text in
-    which none of them is becomes a hash, which tells it from another."""
+    """A model's name: only these characters, first a letter or digit. A text without any becomes a hash."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")
     return name or f"model-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
 def _so_far(tallies: Sequence[Tally], options: Options, goes_on: bool = True) -> str:
-    """What was learned, and how to go on, if the same command `goes_on`."""
+    """What was learned, and how to continue, if the same command `goes_on`."""
     if not any(tally.events or tally.served for tally in tallies):
         return "Nothing was learned"
     each = " by each model" if len(tallies) > 1 else ""
     learned = f"{_span([tally.learned for tally in tallies])} event(s) were learned{each} and stay learned"
     if any(tally.duplicates for tally in tallies):
-        learned += f", {_span([tally.duplicates for tally in tallies])} had been learned before"
+        learned += f", {_span([tally.duplicates for tally in tallies])} were learned before"
     if options.delay is not None:
         learned += f", {_span([tally.waiting for tally in tallies])} prediction(s) wait for their labels"
     if not goes_on:
         return learned
     if options.ids:
-        return f"{learned}; the same command goes on from there"
+        return f"{learned}; the same command continues from there"
     return f"{learned}; without ids the same command would learn them again"
 
 
 def _span(counts: Sequence[int]) -> str:
-    """From the least to the most; one number where all are equal."""
+    """The range of counts; one number if all are equal."""
     least, most = min(counts), max(counts)
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
@@ -645,7 +637,7 @@ def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -
 
 
 def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | str | None]]:
-    """What became of predictions and their labels. The model's are the service's, over all runs, as in `_scores`."""
+    """Rows on predictions and late labels. The model's numbers cover all runs, as in `_scores`."""
     join = state["join"]
     return [
         ("predictions served", tally.served),
@@ -665,7 +657,7 @@ LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
 
 
 def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
-    """A row for each model, the best one marked; none, where they have not learned the same events."""
+    """Show a row for each model. Mark the best one only if all have learned the same events."""
     seqs = [int(state["seq"]) for state in states]
     losses = [state["progressive"]["total"]["log_loss"] for state in states]
     best = min((loss for loss in losses if loss is not None), default=None) if len(set(seqs)) == 1 else None
@@ -683,7 +675,7 @@ def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options
     )
     say_if_worse(states)
     if len(set(seqs)) > 1:
-        say(f"none is best: the models have learned different numbers of events ({_span(seqs)})")
+        say(f"no best model: they have learned different numbers of events ({_span(seqs)})")
 
 
 def _more_columns(options: Options) -> Sequence[str]:
@@ -691,8 +683,7 @@ def _more_columns(options: Options) -> Sequence[str]:
 
 
 def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[float | str | None, ...]:
-    """A model's row. The scores are the service's, of all that the model has learned: after a run that was interrupted
-    and went on they are those of a run that was not."""
+    """A model's row. The service's scores cover all that the model has learned, so an interruption changes nothing."""
     total, window = state["progressive"]["total"], state["progressive"]["window"]
     served: tuple[float | None, ...] = ()
     if options.delay is not None:
@@ -710,7 +701,7 @@ def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[floa
 def _guessing(
     tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options
 ) -> list[tuple[float | str | None, ...]]:
-    """Rows for who guesses, with the log losses that the models are to be below: one, where they learned the same."""
+    """Rows for guessing, whose log losses the models should beat: a single row if all learned the same events."""
     found: dict[tuple[float | None, ...], str] = {}
     for tally, state in zip(tallies, states, strict=True):
         total, window = state["progressive"]["total"], state["progressive"]["window"]
@@ -727,7 +718,7 @@ def _guessing(
 
 
 def rule_of(spec: dict[str, Any]) -> str:
-    """What a spec is in short: "adagrad", or with a scale "adagrad, standard"."""
+    """A spec in short: "adagrad", or with a scale "adagrad, standard"."""
     return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
 
 
@@ -736,7 +727,7 @@ Display = tuple[Callable[[Tally], None], Callable[[str], None]]
 
 @contextmanager
 def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> Iterator[Display]:
-    """What shows progress, of `completed` out of `total`, and what says something beside it."""
+    """Two functions: one shows progress, `completed` of `total`; the other prints a message beside it."""
     if not sys.stdout.isatty():
         yield _lines(seconds=10.0), say
         return
@@ -759,7 +750,7 @@ def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> 
 
 
 def _lines(seconds: float) -> Callable[[Tally], None]:
-    """Progress as a line every so often."""
+    """A function that prints progress as a line every so often."""
     last = time.monotonic()
 
     def progress(tally: Tally) -> None:

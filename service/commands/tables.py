@@ -1,7 +1,7 @@
-"""Lines of CSV, TSV and their like to cells, and nothing guessed.
+"""Splits lines of CSV, TSV and similar files into cells, without guessing.
 
-Python's `csv` reads a stray quote as the beginning of a cell that swallows rows, and says nothing; here a quote stands
-around a whole cell, or it is refused with its line. Most lines have no quote, and are split where they are.
+Python's `csv` silently reads a stray quote as the beginning of a cell that swallows rows. Here quotes must enclose a
+whole cell; any other quote is an error with its line. Most lines have no quote and are simply split.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from service.commands.cells import SPACES
 from service.commands.terminal import WrongRow
 
 LONGEST_CELL = 100
-"""Lines of one quoted cell."""
+"""Most lines of one quoted cell."""
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-_HOW_TO_QUOTE = 'Quotes stand around a whole cell, and a quote within one is written twice: "5"" pipe"'
-_CARRIAGE_RETURN = "a carriage return stands in the middle of it, and only a quoted cell may have one"
-_OR_NOT = "--no-quoted takes quotes as characters as others are"
+_HOW_TO_QUOTE = 'Quotes must enclose a whole cell, and a quote inside is written twice: "5"" pipe"'
+_CARRIAGE_RETURN = "it has a carriage return in the middle; only a quoted cell may have one"
+_OR_NOT = "--no-quoted reads quotes as ordinary characters"
 
 
 class Dialect(NamedTuple):
-    """How cells are told apart. delimiter: a character, or None for runs of white space. quoted: whether quotes hold a
-    cell together; else they are characters as others are."""
+    """How cells are separated. delimiter: a character, or None for runs of white space. quoted: whether quotes may
+    enclose a cell; else they are ordinary characters."""
 
     delimiter: str | None
     quoted: bool
@@ -37,11 +37,10 @@ class Dialect(NamedTuple):
 
 
 class Records:
-    """The rows of a table: cells as text, without the spaces around them. Blank lines are none.
+    """The rows of a table: cells as text, without surrounding spaces. Skips blank lines.
 
-    `line` is where the row before the next one begins, from 1. `notice` is told once of a cell that looks quoted where
-    quotes mean nothing, or of one that goes on over several lines where they do. WrongRow, with its line, for what
-    is no row.
+    `line`: where the last row begins, from 1. `notice` gets one warning: of a cell that looks quoted although quotes
+    mean nothing, or of a quoted cell over several lines. Raises WrongRow with the line for anything that is not a row.
     """
 
     def __init__(self, lines: Iterable[bytes], dialect: Dialect, skip: int, notice: Callable[[int, str], None]) -> None:
@@ -91,15 +90,15 @@ class Records:
             return data.decode("utf-8-sig" if self._read == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise WrongRow(
-                f"it is not text in UTF-8 (byte {error.start + 1} of the line is {data[error.start]:#x}). "
-                "`iconv -f LATIN1 -t UTF-8 OLD > NEW` makes it so, if it is Latin-1",
+                f"it is not UTF-8 text (byte {error.start + 1} of the line is {data[error.start]:#x}). "
+                "If it is Latin-1, `iconv -f LATIN1 -t UTF-8 OLD > NEW` converts it",
                 self._read,
             ) from None
 
     # -- quotes
 
     def _with_quotes(self, text: str) -> list[str]:
-        """The cells of a row with quotes; further lines belong to it while a quoted cell goes on."""
+        """The cells of a row with quotes. A quoted cell may span lines."""
         cells: list[str] = []
         at = 0
         while True:
@@ -107,7 +106,7 @@ class Records:
             if start:
                 text, end = self._closed(text, start.end())
                 cells.append(text[start.end() : end].replace('""', '"').strip(SPACES))
-                at = _SPACES.match(text, end + 1).end()  # type: ignore[union-attr]  # it matches nothing, too
+                at = _SPACES.match(text, end + 1).end()  # type: ignore[union-attr]  # it also matches ""
             else:
                 found = self._bare.match(text, at)
                 cells.append(found.group().strip(SPACES))  # type: ignore[union-attr]  # the same
@@ -120,18 +119,18 @@ class Records:
             at += 1
 
     def _misplaced(self, found: str, cell: str, quoted: bool) -> str:
-        """What is wrong with a cell that ends where no delimiter is."""
+        """The message for a cell that ends without a delimiter."""
         if found == "\r":
             return _CARRIAGE_RETURN
         place = f"after the quoted cell {_cut(cell)!r}" if quoted else f"in the middle of a cell, after {_cut(cell)!r}"
         what = "a quote" if found == '"' else "text"
-        return f"{what} stands {place}. {_HOW_TO_QUOTE}; {_OR_NOT}"
+        return f"{what} comes {place}. {_HOW_TO_QUOTE}; {_OR_NOT}"
 
     def _closed(self, text: str, start: int) -> tuple[str, int]:
-        """The text, with as many more lines as it takes, and where the quoted cell that began before `start` ends."""
+        """The text, extended by lines as needed, and the end of the quoted cell that began before `start`."""
         opened = self._read
         end = start
-        while (end := _INNER.match(text, end).end()) == len(text):  # type: ignore[union-attr]  # it matches nothing, too
+        while (end := _INNER.match(text, end).end()) == len(text):  # type: ignore[union-attr]  # it also matches ""
             if self._read - opened + 1 == LONGEST_CELL:
                 raise WrongRow(self._swallows(f"not closed within {LONGEST_CELL} lines"), opened)
             more = self._next_line()
@@ -139,14 +138,12 @@ class Records:
                 raise WrongRow(self._swallows("never closed"), opened)
             text += more
         if self._read > opened and self._notice is not None:
-            self._notice(opened, f"a quoted cell begins that goes on to line {self._read}")
+            self._notice(opened, f"a quoted cell begins here and ends on line {self._read}")
             self._notice = None
         return text, end
 
     def _swallows(self, how: str) -> str:
-        return (
-            f"a quoted cell begins that is {how}. {_HOW_TO_QUOTE}; --no-quoted takes quotes as characters as others are"
-        )
+        return f"a quoted cell begins here but is {how}. {_HOW_TO_QUOTE}; {_OR_NOT}"
 
     def _tell_of_quotes(self, cells: list[str]) -> None:
         cell = next((cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"'), None)
@@ -154,7 +151,7 @@ class Records:
             self._notice(
                 self.line,
                 f"the cell {_cut(cell)} begins and ends with a quote, and both are read as part of it; "
-                "--quoted takes them as marks around the cell",
+                "with --quoted they enclose the cell",
             )
             self._notice = None
 
