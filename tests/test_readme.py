@@ -88,7 +88,7 @@ def test_the_tutorial_run_from_top_to_bottom_prints_what_it_says(start: Start, c
     for step in steps(TUTORIAL):
         if step.shell.strip() == SERVE:
             continue
-        if step.shell.startswith("pkill"):
+        if step.shell.startswith("kill"):
             service.process.kill()
             service.process.wait(PATIENCE)
             service = start(folder=checkout / "data")
