@@ -404,8 +404,8 @@ class ArrayTooLong(LogstepError):
 
 
 class IdsTooLarge(LogstepError):
-    """The predictions that wait under the array's ids have more than {limit} bytes, of which the first {count} have
-    nearly all. Send fewer at once, or a line for each as NDJSON (content type application/x-ndjson), which has no
+    """The predictions that wait under the array's ids have more than {limit} bytes; the first {count} have nearly all.
+    Send fewer at once, or send them as NDJSON, one on each line (content type application/x-ndjson). NDJSON has no
     limit. Nothing of the array was learned."""
 
     status = 413

@@ -25,17 +25,19 @@ def let_go(thing: Any) -> None:
 
 
 def let_go_all(items: list[Any]) -> None:
-    """Empty a list, and free its items in a thread. Others may hold the list, as the traceback of an error does."""
+    """Empty a list, and free its items in a thread. Others may still refer to the list, as an error's traceback
+    does."""
     if sys.is_finalizing():
         return
     _start()
     rest = [items.copy()]
     items.clear()
-    _left.put(rest.pop())  # else this frame could be the last to hold them
+    _left.put(rest.pop())  # else this frame could hold the last reference
 
 
 class Collecting:
-    """Its end lets Python collect garbage again: `let_go` it after what the collector would else look through."""
+    """Turns the garbage collector on again when it is freed. `let_go` it after the objects that the collector should
+    not scan."""
 
     def __del__(self) -> None:
         gc.enable()

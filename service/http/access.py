@@ -43,7 +43,7 @@ _IN_URL = {
     "bearer",
 }
 _PARAMETERS = 100
-"""Of a query, at most. No route knows more than three, and to read thousands keeps everybody waiting."""
+"""Most parameters of a query. No route knows more than three, and parsing thousands blocks everybody."""
 _HOSTS_REMEMBERED = 100
 _FOREIGN = (b"cross-site", b"same-site")
 """What a browser sends for a request by a page of another origin, even if it sends no Origin."""
@@ -112,7 +112,8 @@ class Access:
             raise errors.Unauthorized(sent=False)
 
     def guarded(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
-        """Receives a body whose sender may be slow: Unauthorized once its token is revoked or has expired."""
+        """A `receive` for a body whose sender may be slow. It raises Unauthorized once the token is revoked or
+        expires."""
 
         async def receives() -> dict[str, Any]:
             message = await receive()

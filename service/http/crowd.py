@@ -51,8 +51,8 @@ class Outbox:
         self._replies.append((connection, cycle, reply))
 
     def _flush(self) -> None:
-        """Write them; where they are so many that it takes long, the rest after others had their turn. After each reply
-        its connection goes on to its next request."""
+        """Write the replies. If that takes long, others get a turn before the rest. After each reply, its connection
+        goes on to its next request."""
         replies, self._replies = self._replies, []
         until = time.perf_counter() + SLICE_SECONDS
         for i, (connection, cycle, reply) in enumerate(replies, 1):

@@ -150,7 +150,7 @@ class Hot:
             return
         with self._bodies.held(body):  # counted, or any number of bodies could wait for the place
             async with self._large:
-                gc.disable()  # to look through what is decoded takes as long as to decode it; no cycle is in it
+                gc.disable()  # scanning the decoded items takes as long as decoding them, and they have no cycles
                 try:
                     yield
                 finally:

@@ -98,7 +98,7 @@ class Protocol(HttpToolsProtocol):
         self._over = False
         """Whether reading has ended: the client has ended its side, or its bytes can no longer be understood."""
         self._rests = False
-        """Whether others have their turn before more is read."""
+        """Whether others get a turn before more is read."""
         self._last_words: errors.LogstepError | None = None
         """The reason, if it must be sent after all replies."""
         self._max_head = service.settings.max_header_bytes
@@ -134,8 +134,8 @@ class Protocol(HttpToolsProtocol):
         self.read_on()
 
     def read_on(self) -> None:
-        """Read as much of the received bytes as can be answered, and for no longer than others may wait: a body in
-        chunks of one byte has thousands of them."""
+        """Read as much of the received bytes as can be answered, but only for one slice: a body in chunks of one byte
+        has thousands of them."""
         until = time.perf_counter() + SLICE_SECONDS
         while self._came and not self.flow.read_paused:
             taken = self._feed(self._came[:_PIECE])
@@ -284,7 +284,7 @@ class Protocol(HttpToolsProtocol):
         return None
 
     def _is_of(self, host: bytes) -> bool:
-        """Whether the header host has this name. The absolute form of a request has one too, and goes before it."""
+        """Whether the header Host has this name. A request in absolute form also has a name, which takes precedence."""
         told = dict(self.headers).get(b"host", b"")
         name = told if told.endswith(b"]") else told.rpartition(b":")[0] or told
         return name.strip(b"[]").lower() == host.lower()
