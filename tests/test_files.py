@@ -294,9 +294,9 @@ def test_of_wide_rows_fewer_are_looked_at_unless_it_is_said_how_many(
     monkeypatch.setattr("service.commands.readers.MOST_CELLS", 30)
     content = "a,b,y\n" + "1,2,1\n" * 20
     assert len(rows_of(content, **Y)) == 20
-    assert "from its first 10 row(s)" in capsys.readouterr().out
+    assert "by its first 10 row(s)" in capsys.readouterr().out
     assert len(rows_of(content, **Y, look=15)) == 20
-    assert "from its first 15 row(s)" in capsys.readouterr().out
+    assert "by its first 15 row(s)" in capsys.readouterr().out
     assert rows_of(content, **Y) == list(piped(content.encode(), 1, **Y).rows())
 
 
@@ -793,7 +793,7 @@ def test_a_model_keeps_the_kinds_of_its_columns(shared: Service, replay: Call) -
     kept = {"zip": "text", "n": "number", "row": "ignore"}
     code, output, error = replay("zips.csv", ZIPS, "--label=y", "--ignore=row")
     assert code == 0, error
-    assert output.startswith("Columns of zips.csv, from its first 4 row(s)\n")
+    assert output.startswith("Columns of zips.csv, by its first 4 row(s)\n")
     assert shared.model("zips").state()["spec"]["columns"] == kept
     # The next day has no zip with a zero in front. It is read as the first was, and the command says so.
     day = table({"zip": [1234, 99], "n": [1, 2], "row": [1, 2]})

@@ -214,7 +214,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
         (_cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
         for name, _, kind, why, example, missing in shown
     ]
-    show(f"Columns of {file}, from its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
+    show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
     if len(shown) < len(columns):
         rest = [column.kind for column in columns if column not in shown]
         counts = ", ".join(f"{rest.count(kind):,} {WORDS.get(kind, kind)}" for kind in dict.fromkeys(rest))
