@@ -503,7 +503,7 @@ def labelled(*labels: str) -> str:
         (
             ["a", "b", "c"],
             {"positive": ["a"], "negative": ["b"]},
-            "neither --positive nor --negative names the label 'c'",
+            "line 4: neither --positive nor --negative names the label 'c'",
         ),
         (["a"], {"positive": ["A"], "negative": ["a"]}, "cannot be both --positive and --negative"),
         (
