@@ -567,7 +567,7 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
-        url = next(found[1] for line in demo.stdout if (found := re.search(r"runs at (http\S+),", line)))
+        url = next(found[1] for line in demo.stdout if (found := re.search(r"Started a service at (http\S+),", line)))
         assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
         demo.send_signal(number)
         demo.wait(PATIENCE)

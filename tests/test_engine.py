@@ -396,7 +396,7 @@ def test_a_failed_look_for_ids_is_a_failed_storage(tmp_path: Path, monkeypatch: 
     async def story() -> None:
         engine = await started(tmp_path)
 
-        def broken(store: Store, wanted: Any) -> Any:
+        def broken(*_: Any) -> Any:
             raise errors.StorageFailed(reason="cannot read")
 
         monkeypatch.setattr(Store, "find_ids", broken)

@@ -294,7 +294,7 @@ def test_states_that_were_changed(data: bytes) -> None:
 
 def test_a_state_cannot_ask_for_its_bytes_again_and_again() -> None:
     header = json.dumps({f"a{i}": {"array": [0, 100_000]} for i in range(1_000)}).encode()
-    with bounded((), 8), pytest.raises(ValueError, match="longer than it is"):
+    with bounded((), 8), pytest.raises(ValueError, match="longer than its data"):
         codec.decode_state(header + b"\n" + bytes(800_000))
 
 
