@@ -302,7 +302,7 @@ def test_what_the_service_does_not_keep_is_sent_whole_when_its_label_is_due(
     model = new_model(join={"max_waiting": 20})
     code, output, error = call(capsys, *command(few, shared, model, "--delay=uniform(0s,300ms)", "--seed=1"))
     assert code == 0
-    assert "the prediction of event 21 is not kept" in error
+    assert "does not keep the prediction of event 21" in error
     assert "max_waiting" in error
     assert error.count("\n") == 3, "that it keeps no columns, that it learns, and this"
     delay = Delay.parse("uniform(0s,300ms)", seed=1)
@@ -321,7 +321,7 @@ class Forgetful(Counted):
 def test_what_the_service_lost_is_sent_whole(shared: Service, model: Model) -> None:
     tally, notices = run(Forgetful(shared), model, count=50)
     assert (tally.learned, tally.duplicates) == (50, 0)
-    assert "the prediction of event 1 is not kept" in notices[0]
+    assert "does not keep the prediction of event 1:" in notices[0]
     assert "lost" in notices[0]
 
 

@@ -123,7 +123,7 @@ def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Exa
     refusal = asyncio.run(opened(folder))
     assert isinstance(refusal, errors.LogHasAHole)
     assert f"`logstep repair {folder}`" in str(refusal)
-    assert any("come after that" in wrong for wrong in examine(folder).wrong)
+    assert any("synced commit(s) follow" in wrong for wrong in examine(folder).wrong)
     assert repair(folder, yes=True) == 0
     assert asyncio.run(opened(folder)) == state_at(example, number)
 
