@@ -22,15 +22,15 @@ from core import Spec
 from service import errors
 from service.commands.inspect import examine
 from service.decode.wire import Event
+from service.learning import sampling
 from service.learning.model import Model
+from service.learning.sampling import Sampler
+from service.learning.telemetry import Facts, Telemetry
 from service.storage import series
 from service.storage.log import LogReader, StoredModel
 from service.storage.series import Mark, Piece, Row
 from service.storage.store import Store
-from service.watching import sampling
 from service.watching.past import Grid, asked_for, on_grid
-from service.watching.sampling import Sampler
-from service.watching.telemetry import Facts, Telemetry
 
 HOUR, DAY = 3_600, 86_400
 NOW = 1_767_225_600

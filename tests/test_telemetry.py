@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from core import Spec
 from service import errors
 from service.decode.wire import Event
-from service.watching import telemetry
-from service.watching.telemetry import Facts, Telemetry
+from service.learning import telemetry
+from service.learning.telemetry import Facts, Telemetry
 
 Samples = dict[str, float]
 

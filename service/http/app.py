@@ -37,13 +37,13 @@ from service.http.headers import with_headers
 from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
 from service.http.large import Pieces, pieces_of
 from service.http.reply import JSON, Reply, json_reply, problem
+from service.learning import telemetry
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.settings import Settings
 from service.storage.ids import WAITING
 from service.threads import background
-from service.watching import telemetry
 from service.watching.live import EventStream, Live
 from service.watching.page import add_page
 from service.watching.past import Past

@@ -31,6 +31,8 @@ from service.fairness import WIDE, worked
 from service.learning.model import Model, Prediction
 from service.learning.recovery import Recovery
 from service.learning.retention import Retention
+from service.learning.sampling import Sampler
+from service.learning.telemetry import Facts, Telemetry
 from service.learning.turn import (
     JOINED_BYTES,
     Draft,
@@ -50,8 +52,6 @@ from service.storage.log import Snapshot, StoredModel
 from service.storage.series import Piece
 from service.storage.store import KnownId, ModelBatch, OldWaiting, Store
 from service.threads import background
-from service.watching.sampling import Sampler
-from service.watching.telemetry import Facts, Telemetry
 
 logger = logging.getLogger("logstep")
 

@@ -25,9 +25,9 @@ from service import errors
 from service.learning.engine import Engine
 from service.learning.guessing import worse_than_guessing
 from service.learning.model import Model
+from service.learning.telemetry import Telemetry
 from service.storage.series import BUCKET_SECONDS
 from service.watching.past import Past
-from service.watching.telemetry import Telemetry
 
 TICK_SECONDS = 0.25
 OVERVIEW_SECONDS = 1.0

@@ -10,8 +10,8 @@ import msgspec
 
 from core.auto import Auto
 from service.learning.model import Model
+from service.learning.telemetry import Telemetry
 from service.storage.series import BUCKET_SECONDS, Mark, Piece, Row
-from service.watching.telemetry import Telemetry
 
 PIECE = 100
 """Models sampled and written at once; takes a millisecond."""
