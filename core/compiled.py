@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -119,6 +120,17 @@ def _version() -> str:
     return digest.hexdigest()[:16]
 
 
+_files: set[str] = set()
+"""The files whose functions `compiled` compiles."""
+
+
+def _stamp(file: Path) -> str:
+    """What the kernels of a file are made of. One outside this package may call kernels of this package and its own."""
+    if file.parent == CORE:
+        return _version()
+    return _version() + hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types are left out, see pyproject.toml
     """Tells numba where the compiled kernels are."""
 
@@ -130,11 +142,11 @@ class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types a
         """Nothing to do: `cache` has made the folder."""
 
     def get_source_stamp(self) -> str:
-        return _version()
+        return _stamp(Path(self._py_file).resolve())
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> CacheLocator | None:
-        return cls(py_func, py_file) if Path(py_file).resolve().parent == CORE else None  # None: numba tries the next
+        return cls(py_func, py_file) if py_file in _files else None  # None: numba tries the next
 
 
 if not config.CACHE_LOCATOR_CLASSES:
@@ -159,6 +171,7 @@ def compiled(signature: str) -> Callable[[F], F]:
     """
 
     def compile_now(function: F) -> F:
+        _files.add(inspect.getfile(function))
         try:
             kernel: F = numba.njit(signature, cache=cache() is not None, **_OPTIONS)(function)
         except Exception:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
 from core.features import Batch, BatchBuilder, Features
-from core.packed import pack, unpack
 from service.storage import codec
+from service.storage.packed import pack, unpack
 
 Events = list[tuple[list[tuple[int, float]], int, float]]
 HEADER = 9

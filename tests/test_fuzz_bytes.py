@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
 from core.features import Batch
-from core.joins import Joins
-from core.packed import pack, unpack
+from core.served import Joins
 from service import errors
 from service.decode import pieces, wire
 from service.decode.table import Table
 from service.learning.recovery import NOT_A_STATE
 from service.settings import Settings
 from service.storage import codec
+from service.storage.packed import pack, unpack
 
 SECONDS = 5.0
 """For bytes that take a millisecond when they are good."""

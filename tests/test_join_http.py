@@ -17,7 +17,7 @@ from conftest import Model, NewModel, Reply, Service, Start, assert_problem, eve
 from river import metrics
 
 from core import Learner, Spec
-from core.joins import DELAYS
+from core.served import DELAYS
 
 Json = dict[str, Any]
 X: Json = {"age": 4.0, "country": "FR", "vip": True}

@@ -20,7 +20,6 @@ from test_join_engine import described
 
 from core import Spec
 from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch, BatchBuilder, Features, Served
-from core.packed import pack, unpack
 from service import errors
 from service.commands.inspect import examine
 from service.decode.wire import Event, Label, PredictedKept
@@ -31,6 +30,7 @@ from service.storage import codec
 from service.storage import store as store_module
 from service.storage.ids import DROPPED, NewId
 from service.storage.log import Waiting, waiting_crc
+from service.storage.packed import pack, unpack
 from service.storage.store import ModelBatch, Store
 
 PATIENCE = 60.0

@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import Learner, Spec
-from core.lines import read_number
 from service.decode import pieces, wire
+from service.decode.lines import read_number
 from service.decode.shape import Shape
 from service.decode.text import PIECE_BYTES
 from service.settings import Settings

@@ -23,12 +23,12 @@ from processes import copied, events_of
 
 from core import Spec
 from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
-from core.packed import pack
 from service import errors
 from service.storage import codec, schema, store
 from service.storage.ids import NewId
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, Snapshot, StoredModel
+from service.storage.packed import pack
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import KnownId, ModelBatch, Store
 

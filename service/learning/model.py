@@ -12,10 +12,10 @@ from core import logistic
 from core.breaker import Watch
 from core.explain import Explanation, explain_served
 from core.features import Batch, X
-from core.joins import Joins
 from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive
+from core.served import Joins
 from core.spec import Spec
 from service.fairness import WIDE
 from service.learning.guessing import worse_than_guessing

@@ -7,9 +7,9 @@ import struct
 from collections.abc import Callable
 
 from core.breaker import Watch
-from core.joins import Joins
 from core.learner import Learner
 from core.progressive import Progressive
+from core.served import Joins
 from service import errors
 from service.learning.model import Model
 from service.settings import Settings

@@ -21,10 +21,10 @@ import msgspec
 
 from core.features import LATE, Batch, X
 from core.logistic import Floats
-from core.packed import unpack
 from service import errors
 from service.storage import codec, schema, series
 from service.storage.ids import CHECKSUM, add_checksum
+from service.storage.packed import unpack
 from service.storage.schema import APPLICATION_ID, FORMAT, UNRELEASED_ID
 
 JOINED_EVENTS = 20_000

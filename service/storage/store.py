@@ -5,7 +5,7 @@ for each model, however many events there are, because a row for each event cost
 
     models           name and spec of each model
     names            feature names by column; a row has the names of one commit, each ended by a zero byte
-    batches          the log: n events (core/packed.py) from `first_seq` on; a model's rows follow without a gap
+    batches          the log: n events (packed.py) from `first_seq` on; a model's rows follow without a gap
     log_starts       the seq up to which retention has dropped a model's events; without a row, none are dropped: this
                      tells a shortened log from one that lost its first rows
     ids              id -> kind, seq and fingerprint of its event, so that an event with an id is learned once; for a
@@ -54,7 +54,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from core.features import LATE, Batch
-from core.packed import pack
 from service import errors
 from service.storage import codec, series
 from service.storage.ids import DROPPED, WAITING, IdRow, Ids, NewId, Rows, add_checksum, rows_of
@@ -69,6 +68,7 @@ from service.storage.log import (
     read_mark,
     waiting_crc,
 )
+from service.storage.packed import pack
 from service.storage.schema import APPLICATION_ID, FORMAT, GUARDS, PAGE_BYTES, SCHEMA
 
 logger = logging.getLogger("logstep")
