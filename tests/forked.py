@@ -38,7 +38,7 @@ CONTEXT.set_forkserver_preload(
     [
         *("fastapi.openapi.utils", "httptools", "prometheus_client", "pytest", "rich", "uvicorn", "uvloop"),
         *("service.commands.cli", "service.commands.client", "service.http.hot", "service.http.openapi"),
-        *("service.learning.crosscheck", "service.watching.live", "service.watching.page", "service.watching.past"),
+        *("service.learning.crosscheck", "service.watching.live", "service.http.page", "service.watching.past"),
     ]
 )
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import Service, assert_problem
 
-from service.watching import page
+from service.http import page
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = page.FOLDER / "vendor"

@@ -41,7 +41,7 @@ from service.commands.replay import (
 )
 from service.commands.terminal import Failed, WrongUsage
 from service.decode import wire
-from service.http.app import MODEL_NAME
+from service.http.routes import MODEL_NAME
 
 EVENTS = stream("Phishing")
 NAMES = list(EVENTS[0][0])

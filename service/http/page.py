@@ -1,4 +1,4 @@
-"""Serves the files in dashboard/: the page at `/` and the API's documentation at `/docs`.
+"""Serves the files in watching/dashboard/: the page at `/` and the API's documentation at `/docs`.
 
 They load nothing from another host, so they work without internet. The content security policy forbids other hosts and
 inline scripts, so a feature named like a script stays text.
@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from service import errors
 from service.http.headers import POLICY
 
-FOLDER = Path(__file__).with_name("dashboard")
+FOLDER = Path(__file__).parents[1] / "watching" / "dashboard"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
