@@ -86,11 +86,14 @@ BELOW = {
     "storage/store": "errors codec ids log packed schema series",
     "learning/guessing": "",
     "learning/model": "fairness guessing log threads",
-    "learning/turn": "errors ids log model store table wire",
+    "learning/request": "errors model table wire",
+    "learning/draft": "errors ids log model request store table wire",
+    "learning/labels": "errors draft ids log model request store wire",
+    "learning/turn": "draft errors labels request table wire",
     "learning/retention": "errors model store",
     "learning/recovery": "errors settings model store",
-    "learning/engine": "errors fairness settings ids log logs store model recovery retention sampling series telemetry "
-    "threads turn wire",
+    "learning/engine": "draft errors fairness settings ids labels log logs store model recovery request retention "
+    "sampling series telemetry threads turn wire",
     "learning/telemetry": "errors log model",
     "learning/sampling": "model series telemetry",
     "watching/past": "errors log model series",

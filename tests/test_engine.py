@@ -24,7 +24,7 @@ from service.decode.wire import Event, Label
 from service.learning import engine as engine_module
 from service.learning.engine import IN_LINE, Engine
 from service.learning.model import Model
-from service.learning.turn import Result, Stream
+from service.learning.request import Result, Stream
 from service.storage.log import LogReader, Snapshot
 from service.storage.store import ModelBatch, Store
 

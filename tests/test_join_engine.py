@@ -20,11 +20,11 @@ from processes import Clock, copied, new_engine, replay, running_engine
 from core import Learner, Spec
 from service import errors
 from service.decode.wire import Event, Label, PredictedKept
+from service.learning import draft as draft_module
 from service.learning import engine as engine_module
-from service.learning import turn as turn_module
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.turn import Result, Stream
+from service.learning.request import Result, Stream
 from service.storage import store as store_module
 from service.storage.store import ModelBatch, Reading, Store
 
@@ -826,7 +826,7 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, late: bool
 ) -> None:
     """However many they are, what they lead to is not in memory at once."""
-    monkeypatch.setattr(turn_module, "JOINED_BYTES", 5_000)
+    monkeypatch.setattr(draft_module, "JOINED_BYTES", 5_000)
     x = {f"feature-{i}": float(i) for i in range(200)}
     ids = [f"wide-{i}" for i in range(12)]
     labels = [Label(id_, i % 2) for i, id_ in enumerate(ids)]

@@ -25,7 +25,7 @@ from service.commands.inspect import examine
 from service.decode.wire import Event, Label, PredictedKept
 from service.learning import engine as engine_module
 from service.learning.engine import Engine
-from service.learning.turn import Result
+from service.learning.request import Result
 from service.storage import codec
 from service.storage import store as store_module
 from service.storage.ids import DROPPED, NewId

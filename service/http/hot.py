@@ -35,7 +35,7 @@ from service.http.reply import JSON, Reply, json_reply
 from service.http.tokens import Pace
 from service.learning.engine import DEFAULT, Engine
 from service.learning.model import Model, Prediction
-from service.learning.turn import Result, Run, Stream
+from service.learning.request import Result, Run, Stream
 from service.settings import Settings
 from service.threads import Collecting, let_go, let_go_all
 

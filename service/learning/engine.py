@@ -28,24 +28,15 @@ from core.spec import Spec
 from service import errors, logs
 from service.decode.wire import Event, Label, PredictedKept
 from service.fairness import WIDE, worked
+from service.learning.draft import JOINED_BYTES, Draft, Known, why_stopped
+from service.learning.labels import draft_timeouts
 from service.learning.model import Model, Prediction
 from service.learning.recovery import Recovery
+from service.learning.request import Items, Request, Result, Stream
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.telemetry import Facts, Telemetry
-from service.learning.turn import (
-    JOINED_BYTES,
-    Draft,
-    Items,
-    Known,
-    Request,
-    Result,
-    Stream,
-    draft_request,
-    draft_timeouts,
-    why_stopped,
-    work_of,
-)
+from service.learning.turn import draft_request, work_of
 from service.settings import Settings
 from service.storage.ids import IdsTakenError
 from service.storage.log import Snapshot, StoredModel
