@@ -17,6 +17,11 @@ TOLD_FIELDS, TOLD_CHARACTERS = 5, 60
 _SHOWN = ("field", "line", "row", "learned", "duplicates", "last_seq")
 
 
+def path(at: str, field: str) -> str:
+    """The path of a field: "y", "[3].y", or "line 7: y"."""
+    return field if not at else f"{at}.{field}" if at.startswith("[") else f"{at}: {field}"
+
+
 class LogstepError(Exception):
     """Something went wrong."""
 

@@ -12,7 +12,7 @@ from processes import copied, running_engine, started
 
 from core import Spec
 from service import errors
-from service.decode.wire import Event, Label
+from service.events import Event, Label
 from service.learning.engine import Engine
 
 SPECS: dict[str, dict[str, Any]] = {

@@ -43,10 +43,18 @@ def top(module: str) -> str:
     return module.partition(".")[0]
 
 
-def of_ours(path: Path) -> set[str]:
-    """The project's own modules that a file imports; all of `core` is "core"."""
-    ours = {module for module in imports(path) if top(module) in OURS}
-    return {"core" if top(module) == "core" else module for module in ours}
+LEVELS = (
+    "core, service, service/decode service/storage, service/learning, service/watching, service/http, service/commands"
+)
+"""The folders from the ground up; "service" is its own files. Folders of one level do not know each other."""
+HEIGHT = {folder: height for height, level in enumerate(LEVELS.split(", ")) for folder in level.split()}
+
+
+def folder_of(module: str) -> str:
+    """`service.storage.store` -> `service/storage`; `service.errors` -> `service`; all of core is `core`."""
+    first, _, rest = module.partition(".")
+    inner = f"{first}/{top(rest)}"
+    return inner if first == "service" and rest and (ROOT / inner).is_dir() else first
 
 
 def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
@@ -63,50 +71,11 @@ def test_core_imports_numpy_numba_the_standard_library_and_itself(name: str) -> 
     assert {top(module) for module in imports(ROOT / name)} <= allowed
 
 
-BELOW = {
-    "errors": "",
-    "settings": "",
-    "logs": "errors",
-    "threads": "",
-    "fairness": "",
-    "http/tokens": "errors",
-    "http/access": "errors settings tokens",
-    "decode/wire": "errors codec",
-    "decode/columns": "",
-    "decode/lines": "",
-    "decode/table": "errors wire columns",
-    "decode/arrow": "errors fairness wire columns table",
-    "decode/text": "errors fairness settings",
-    "storage/codec": "errors wire",
-    "storage/series": "",
-    "storage/ids": "",
-    "storage/schema": "",
-    "storage/packed": "",
-    "storage/log": "errors codec ids packed schema series",
-    "storage/store": "errors codec ids log packed schema series",
-    "learning/guessing": "",
-    "learning/model": "fairness guessing log threads",
-    "learning/request": "errors model table wire",
-    "learning/draft": "errors ids log model request store table wire",
-    "learning/labels": "errors draft ids log model request store wire",
-    "learning/turn": "draft errors labels request table wire",
-    "learning/retention": "errors model store",
-    "learning/recovery": "errors settings model store",
-    "learning/engine": "draft errors fairness settings ids labels log logs store model recovery request retention "
-    "sampling series telemetry threads turn wire",
-    "learning/telemetry": "errors log model",
-    "learning/sampling": "model series telemetry",
-    "watching/past": "errors log model series",
-    "watching/live": "engine errors guessing model past series telemetry",
-}
-"""What each part of the service may import of the service. All but the first five and the door may import core."""
-
-
-@pytest.mark.parametrize("name", BELOW)
-def test_each_part_of_the_service_imports_only_what_stands_below_it(name: str) -> None:
-    closed = ("errors", "settings", "logs", "threads", "fairness", "http/tokens", "http/access")
-    below = set(BELOW[name].split()) | ({"core"} if name not in closed else set())
-    assert {module.rpartition(".")[2] for module in of_ours(ROOT / "service" / f"{name}.py")} <= below
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_imports_only_from_its_own_folder_and_those_below(name: str) -> None:
+    own = folder_of(module_of(ROOT / name))
+    others = {module for module in imports(ROOT / name) if top(module) in OURS and folder_of(module) != own}
+    assert not {module for module in others if HEIGHT[folder_of(module)] >= HEIGHT[own]}
 
 
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from core.features import NO_LABEL, Batch, BatchBuilder, EventError, Features, flatten
 from service import errors
-from service.decode import arrow, wire
-from service.decode.table import Table
-from service.decode.wire import Label, Question
+from service.decode import arrow, event_json
+from service.events import Event, Label, Question
+from service.table import Table
 
 LIMIT = 1_000_000
 
@@ -58,7 +58,7 @@ def tables_of(
     return asyncio.run(asyncio.wait_for(gather(), 30))
 
 
-def events_of(*chunks: bytes, **how: Any) -> list[wire.Event | Label]:
+def events_of(*chunks: bytes, **how: Any) -> list[Event | Label]:
     tables, error = tables_of(chunks, **how)
     assert error is None
     return [event for table in tables for event in table.events(0, len(table))]
@@ -90,24 +90,24 @@ def test_a_row_is_an_event_with_the_columns_as_features_in_their_order() -> None
         {"b": [1.5, -2.0], "y": [1, 0], "a": [3, 4], "vip": [True, False], "city": ["Rome", "Paris"], "z": [0.0, 1.0]}
     )
     first, second = events_of(stream_of(table))
-    assert first == wire.Event({"b": 1.5, "a": 3.0, "vip": 1.0, "city": "Rome", "z": 0.0}, 1)
-    assert second == wire.Event({"b": -2.0, "a": 4.0, "vip": 0.0, "city": "Paris", "z": 1.0}, 0)
-    assert isinstance(first, wire.Event)
+    assert first == Event({"b": 1.5, "a": 3.0, "vip": 1.0, "city": "Rome", "z": 0.0}, 1)
+    assert second == Event({"b": -2.0, "a": 4.0, "vip": 0.0, "city": "Paris", "z": 1.0}, 0)
+    assert isinstance(first, Event)
     assert list(first.x) == ["b", "a", "vip", "city", "z"]
 
 
 def test_a_null_is_a_feature_that_the_event_leaves_out() -> None:
     table = with_labels(a=[1.0, None, 3.0], b=[None, 2, None], c=["x", None, None], d=[None, None, True])
     xs = [{"a": 1.0, "c": "x"}, {"b": 2.0}, {"a": 3.0, "d": 1.0}]
-    assert events_of(stream_of(table)) == [wire.Event(x, 1) for x in xs]
+    assert events_of(stream_of(table)) == [Event(x, 1) for x in xs]
 
 
 def test_ids_and_weights_may_be_there_for_some_rows() -> None:
     table = with_labels(a=[1.0, 2.0, 3.0], id=["i", None, "k"], weight=[None, 2.5, 1])
     assert events_of(stream_of(table)) == [
-        wire.Event({"a": 1.0}, 1, "i"),
-        wire.Event({"a": 2.0}, 1, None, 2.5),
-        wire.Event({"a": 3.0}, 1, "k"),
+        Event({"a": 1.0}, 1, "i"),
+        Event({"a": 2.0}, 1, None, 2.5),
+        Event({"a": 3.0}, 1, "k"),
     ]
 
 
@@ -115,8 +115,8 @@ def test_a_row_with_an_id_and_no_feature_is_the_label_of_a_kept_prediction() -> 
     table = pa.table({"a": [None, 2.0, None], "id": ["i", "j", None], "y": [1, 0, 1], "weight": [0.5, 1.0, 1.0]})
     assert events_of(stream_of(table)) == [
         Label("i", 1, 0.5),
-        wire.Event({"a": 2.0}, 0, "j"),
-        wire.Event({}, 1),
+        Event({"a": 2.0}, 0, "j"),
+        Event({}, 1),
     ]
     assert events_of(stream_of(pa.table({"id": ["i"], "y": [True]}))) == [Label("i", 1, 1.0)]
 
@@ -176,16 +176,16 @@ def tables(draw: st.DrawFn) -> pa.Table:
     return pa.table(columns_)
 
 
-def through_json(row: dict[str, Any]) -> wire.Event | Label:
+def through_json(row: dict[str, Any]) -> Event | Label:
     """What a row is as JSON, read by the JSON reader."""
     row = {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
     x = {name: value for name, value in row.items() if name not in ("y", "id", "weight") and value is not None}
     rest = {name: row[name] for name in ("id", "weight") if row.get(name) is not None}
-    event = wire.decode_event(json.dumps({"x": x, "y": int(row["y"]), **rest}).encode())
+    event = event_json.decode_event(json.dumps({"x": x, "y": int(row["y"]), **rest}).encode())
     return Label(event.id, int(event.y), event.weight) if event.id is not None and not x else event
 
 
-def flat(event: wire.Event | Label) -> Any:
+def flat(event: Event | Label) -> Any:
     """An event's features by name, in order; and the rest."""
     if isinstance(event, Label):
         return event
@@ -255,7 +255,7 @@ def test_a_new_dictionary_counts_from_where_it_comes_and_one_may_be_added_to() -
         with pa.ipc.new_stream(sink, batches[0].schema, options=options) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        xs = [event.x for event in events_of(bytes(sink.getvalue())) if isinstance(event, wire.Event)]
+        xs = [event.x for event in events_of(bytes(sink.getvalue())) if isinstance(event, Event)]
         assert [x["c"] for x in xs if isinstance(x, dict)] == ["a", "b", "a", "b", "c", "x", "c"]
 
 
@@ -263,7 +263,7 @@ def test_a_dictionary_may_have_a_null_and_be_empty() -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int8()), pa.array(["x", None]))
     assert [event.x for event in events_of(stream_of(with_labels(c=words)))] == [{"c": "x"}, {}, {}]  # type: ignore[union-attr]
     empty = pa.DictionaryArray.from_arrays(pa.array([None], pa.int8()), pa.array([], pa.string()))
-    assert events_of(stream_of(with_labels(c=empty))) == [wire.Event({}, 1)]
+    assert events_of(stream_of(with_labels(c=empty))) == [Event({}, 1)]
 
 
 # -- what is refused

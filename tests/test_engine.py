@@ -20,7 +20,7 @@ from core import Learner, Spec
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
 from service import errors
-from service.decode.wire import Event, Label
+from service.events import Event, Label
 from service.learning import engine as engine_module
 from service.learning.engine import IN_LINE, Engine
 from service.learning.model import Model

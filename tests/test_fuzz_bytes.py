@@ -1,7 +1,7 @@
 """Bytes that somebody changed: bodies from the network, and what lies on the disk. Each is taken or refused with an
 error that is documented; none is a crash, takes long, or takes more memory than its length can explain.
 
-What each decoder makes of good bytes is the subject of tests/test_wire.py, test_lines.py, test_arrow.py and
+What each decoder makes of good bytes is the subject of tests/test_event_json.py, test_lines.py, test_arrow.py and
 test_codec.py; here good bytes are cut, flipped, spliced and repeated.
 """
 
@@ -28,12 +28,12 @@ from core import Learner, Progressive, Spec
 from core.features import Batch
 from core.served import Joins
 from service import errors
-from service.decode import pieces, wire
-from service.decode.table import Table
+from service.decode import event_json, pieces
 from service.learning.recovery import NOT_A_STATE
 from service.settings import Settings
 from service.storage import codec
 from service.storage.packed import pack, unpack
+from service.table import Table
 
 SECONDS = 5.0
 """For bytes that take a millisecond when they are good."""
@@ -97,14 +97,14 @@ an_array = st.lists(event_dicts, max_size=5).map(lambda events: json.dumps(event
 
 
 def elements(body: bytes) -> None:
-    found = wire.Elements(body)
+    found = event_json.Elements(body)
     for element in itertools.chain.from_iterable(map(found.piece, range(len(found)))):
-        wire.decode_learn(element, "[0]")
+        event_json.decode_learn(element, "[0]")
 
 
 @pytest.mark.parametrize(
     "decode",
-    [wire.decode_learn, wire.decode_event, wire.decode_question, wire.decode_explain, elements],
+    [event_json.decode_learn, event_json.decode_event, event_json.decode_question, event_json.decode_explain, elements],
     ids=lambda function: function.__name__,
 )
 @settings(max_examples=100, deadline=None)
@@ -163,7 +163,7 @@ def test_lines_that_were_changed_are_read_as_one_by_one(body: bytes, cuts: list[
             if len(line) > LIMITS.max_line_bytes:
                 raise errors.LineTooLong(line=0, limit=0)
             if line.strip(b" \t\r"):
-                expected.append(wire.decode_learn(line))
+                expected.append(event_json.decode_learn(line))
         except errors.LogstepError as wrong:
             refused = wrong
             break

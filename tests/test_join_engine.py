@@ -19,12 +19,13 @@ from processes import Clock, copied, new_engine, replay, running_engine
 
 from core import Learner, Spec
 from service import errors
-from service.decode.wire import Event, Label, PredictedKept
+from service.events import Event, Label
 from service.learning import draft as draft_module
 from service.learning import engine as engine_module
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Stream
+from service.replies import PredictedKept
 from service.storage import store as store_module
 from service.storage.store import ModelBatch, Reading, Store
 

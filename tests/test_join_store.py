@@ -22,10 +22,11 @@ from core import Spec
 from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch, BatchBuilder, Features, Served
 from service import errors
 from service.commands.inspect import examine
-from service.decode.wire import Event, Label, PredictedKept
+from service.events import Event, Label
 from service.learning import engine as engine_module
 from service.learning.engine import Engine
 from service.learning.request import Result
+from service.replies import PredictedKept
 from service.storage import codec
 from service.storage import store as store_module
 from service.storage.ids import DROPPED, NewId

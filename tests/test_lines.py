@@ -18,10 +18,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import Learner, Spec
-from service.decode import pieces, wire
+from service.decode import event_json, pieces
 from service.decode.lines import read_number
 from service.decode.shape import Shape
 from service.decode.text import PIECE_BYTES
+from service.events import Event
 from service.settings import Settings
 
 LONGEST = 1 << 20
@@ -127,9 +128,9 @@ def test_lines_are_read_as_the_general_decoder_reads_them_up_to_one_that_is_left
     table, end = shape.read(joined(lines), LONGEST)
     assert end == sum(len(line) + 1 for line in lines[: len(table)])
     for i, (line, event) in enumerate(zip(lines, table.events(0, len(table)), strict=False)):
-        expected = wire.decode_event(line)
+        expected = event_json.decode_event(line)
         x = expected.x if isinstance(expected.x, dict) else {str(j): value for j, value in enumerate(expected.x)}
-        assert isinstance(event, wire.Event)
+        assert isinstance(event, Event)
         assert isinstance(event.x, dict)
         assert list(event.x) == list(x)
         assert [bits(value) for value in event.x.values()] == [bits(value) for value in x.values()], f"line {i}"

@@ -23,7 +23,7 @@ import pytest
 from conftest import LOGSTEP, NewModel, Service, Start, assert_problem, eventually
 from processes import running, running_engine
 
-from service.decode.wire import Event
+from service.events import Event
 from service.watching import live
 from service.watching.past import Past
 

@@ -40,7 +40,7 @@ from service.commands.replay import (
     model_names,
 )
 from service.commands.terminal import Failed, WrongUsage
-from service.decode import wire
+from service.events import MAX_ID, Event
 from service.http.routes import MODEL_NAME
 
 EVENTS = stream("Phishing")
@@ -306,7 +306,7 @@ def test_what_tells_a_file_is_its_header_and_its_first_line(
 @pytest.mark.parametrize("name", ["a.csv", "ä" * 255, "x" * 252 + ".gz", "surrogate-\udc80.csv"])
 def test_ids_are_no_longer_than_they_may_be(name: str) -> None:
     prefix = identity.Lines([b"1 1:1"], header=False).id_prefix(name)
-    assert len(f"{prefix}:{10**18}") <= wire.MAX_ID
+    assert len(f"{prefix}:{10**18}") <= MAX_ID
     assert prefix.encode()
     assert prefix != identity.Lines([b"1 1:1"], header=False).id_prefix("y" + name)
 
@@ -784,7 +784,7 @@ class Script:
             raise reply
         return {**_EMPTY, "created": True}
 
-    def learn(self, name: str, events: Iterable[wire.Event]) -> dict[str, Any]:
+    def learn(self, name: str, events: Iterable[Event]) -> dict[str, Any]:
         batch = list(events)
         self.sent.append([event.id for event in batch])
         self.models.append(name)
@@ -814,7 +814,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def rows(count: int) -> Iterator[Row]:
-    return (Row(n, n + 1, wire.Event({"a": float(n)}, 1)) for n in range(1, count + 1))
+    return (Row(n, n + 1, Event({"a": float(n)}, 1)) for n in range(1, count + 1))
 
 
 def play(script: Script, count: int = 6, **options: Any) -> Tally:
@@ -964,14 +964,14 @@ def test_a_rate_is_of_the_events_of_the_file_however_many_models_there_are(slept
 # -- reading
 
 
-def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[wire.Event]:
+def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Event]:
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with Source(str(path), **how).open() as opened:
         return [row.event for row in opened.rows()]
 
 
-def plain(events: Iterable[wire.Event]) -> list[Any]:
+def plain(events: Iterable[Event]) -> list[Any]:
     return [(dict(event.x), event.y) for event in events]  # type: ignore[arg-type]
 
 

@@ -17,13 +17,14 @@ from river import linear_model
 from streams import stream
 from test_replay import as_csv, call, comparison, counts, finish, url
 
+from service import events
 from service.commands.client import Client, NoAnswer
 from service.commands.delays import Delay
 from service.commands.files import Row
 from service.commands.late import LateReplay
 from service.commands.replay import AUTO, Options, Tally, Target
 from service.commands.terminal import WrongUsage
-from service.decode import wire
+from service.replies import PredictedKept
 
 EVENTS = stream("Phishing")
 Event = tuple[dict[str, float], int, float]
@@ -221,7 +222,7 @@ def run(client: Client, model: Model, count: int, delay: str = "0s", **options: 
     """The first rows of Phishing into a model, in this process; what people are told."""
     tally, notices = Tally(), []  # type: tuple[Tally, list[str]]
     made = Options("few.csv", predict_first=True, delay=Delay.parse(delay), **options)
-    rows = (Row(n, n + 1, wire.Event(dict(x), y)) for n, (x, y) in enumerate(EVENTS[:count], 1))
+    rows = (Row(n, n + 1, events.Event(dict(x), y)) for n, (x, y) in enumerate(EVENTS[:count], 1))
     with client:
         LateReplay(client, Target(model.name, AUTO, as_it_is=True), made, tally, notice=notices.append).run(rows)
     return tally, notices[1:]  # the first says which model learns
@@ -314,8 +315,8 @@ def test_what_the_service_does_not_keep_is_sent_whole_when_its_label_is_due(
 class Forgetful(Counted):
     """As if the service had lost predictions that it answered from memory."""
 
-    def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
-        return [wire.PredictedKept(name, p, p > 0.5, 0, kept=True, duplicate=False) for p in self.predict(name, events)]
+    def predict_to_keep(self, name: str, events: Iterable[events.Event]) -> list[PredictedKept]:
+        return [PredictedKept(name, p, p > 0.5, 0, kept=True, duplicate=False) for p in self.predict(name, events)]
 
 
 def test_what_the_service_lost_is_sent_whole(shared: Service, model: Model) -> None:

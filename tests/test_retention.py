@@ -28,7 +28,7 @@ from core.features import BatchBuilder, Features
 from service import errors
 from service.commands import cli
 from service.commands.inspect import examine
-from service.decode.wire import Event, Label
+from service.events import Event, Label
 from service.learning import crosscheck, engine, retention
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction

@@ -21,7 +21,7 @@ from processes import running_engine
 from core import Spec
 from service import errors
 from service.commands.inspect import examine
-from service.decode.wire import Event
+from service.events import Event
 from service.learning import sampling
 from service.learning.model import Model
 from service.learning.sampling import Sampler

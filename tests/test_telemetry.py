@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core import Spec
 from service import errors
-from service.decode.wire import Event
+from service.events import Event
 from service.learning import telemetry
 from service.learning.telemetry import Facts, Telemetry
 

@@ -20,13 +20,13 @@ from core.features import Batch
 from core.learner import Outcome
 from core.spec import Breaker
 from service import errors
-from service.decode.table import Table
-from service.decode.wire import Event, Label
+from service.events import Event, Label
 from service.learning import engine as engine_module
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Stream
 from service.storage.store import ModelBatch, Store
+from service.table import Table
 
 
 @pytest.fixture(autouse=True)

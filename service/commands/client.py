@@ -12,14 +12,15 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from service import replies
 from service.commands.terminal import Failed
-from service.decode import wire
+from service.events import Event, Label
 
-Predicted = TypeVar("Predicted", wire.Predicted, wire.PredictedKept)
+Predicted = TypeVar("Predicted", replies.Predicted, replies.PredictedKept)
 
 _encode_lines = msgspec.json.Encoder().encode_lines
-_predicted = msgspec.json.Decoder(wire.Predicted)
-_predicted_kept = msgspec.json.Decoder(wire.PredictedKept)
+_predicted = msgspec.json.Decoder(replies.Predicted)
+_predicted_kept = msgspec.json.Decoder(replies.PredictedKept)
 
 TIMEOUT_SECONDS = 60.0
 """A service that is silent for longer on a request counts as not answering."""
@@ -115,16 +116,16 @@ class Client:
         """The cross-check of a model's log with river. Takes as long as river does."""
         return self._call("equal", "GET", f"{_path(name)}/crosscheck", timeout=httpx.Timeout(None, connect=5.0))
 
-    def learn(self, name: str, events: Iterable[wire.Event | wire.Label]) -> dict[str, Any]:
+    def learn(self, name: str, events: Iterable[Event | Label]) -> dict[str, Any]:
         """Learn events and late labels in order; the reply counts them."""
         body = _encode_lines(map(_plain, events))
         return self._call("learned", "POST", f"{_path(name)}/learn", body, "application/x-ndjson")
 
-    def predict(self, name: str, events: Iterable[wire.Event]) -> list[float]:
+    def predict(self, name: str, events: Iterable[Event]) -> list[float]:
         """The probability of label 1 for each event."""
         return [reply.p for reply in self._predict(name, ({"x": event.x} for event in events), _predicted)]
 
-    def predict_to_keep(self, name: str, events: Iterable[wire.Event]) -> list[wire.PredictedKept]:
+    def predict_to_keep(self, name: str, events: Iterable[Event]) -> list[replies.PredictedKept]:
         """Predict events with their ids; each prediction then waits for its label, if the service keeps it."""
         return self._predict(name, ({"x": event.x, "id": event.id} for event in events), _predicted_kept)
 
@@ -193,9 +194,9 @@ def _path(model: str) -> str:
     return f"/models/{quote(model, safe='')}"
 
 
-def _plain(event: wire.Event | wire.Label) -> dict[str, Any]:
+def _plain(event: Event | Label) -> dict[str, Any]:
     """An event or label as JSON types, without default values."""
-    plain: dict[str, Any] = {"x": event.x} if isinstance(event, wire.Event) else {}
+    plain: dict[str, Any] = {"x": event.x} if isinstance(event, Event) else {}
     plain["y"] = event.y
     if event.id is not None:
         plain["id"] = event.id

@@ -22,7 +22,7 @@ from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row
 from service.commands.replay import GivenSpec, Options, Replay, Tally, Target, display
 from service.commands.terminal import Failed, show
-from service.decode import wire
+from service.events import Event
 from service.signals import stop_signals
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def _rows(name: str) -> Iterator[Row]:
 
     stream = {"phishing": datasets.Phishing, "shuttle": datasets.Shuttle}[name]()
     for number, (x, y) in enumerate(stream, 1):
-        yield Row(number, number, wire.Event(dict(x), int(y)))
+        yield Row(number, number, Event(dict(x), int(y)))
 
 
 # -- tables: rows and columns

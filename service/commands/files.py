@@ -31,7 +31,7 @@ from service.commands.identity import Lines
 from service.commands.labels import Labels
 from service.commands.readers import EventReader, LibsvmReader, Looked, ObjectReader, Reader, TableReader
 from service.commands.terminal import WrongRow, WrongUsage, say
-from service.decode import wire
+from service.events import Event
 
 LOOK = 10_000
 """Default number of first rows."""
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     number: int
     line: int
-    event: wire.Event
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)

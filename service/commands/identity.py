@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
-from service.decode.wire import MAX_ID
+from service.events import MAX_ID
 
 LONGEST_NAME = 200
 """Characters of a file's name in an id. A longer name is cut and ends with its hash."""

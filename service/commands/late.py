@@ -19,7 +19,7 @@ from typing import Any
 from service.commands.client import Refused
 from service.commands.files import Row
 from service.commands.replay import ID_CONFLICT, Replay
-from service.decode import wire
+from service.events import Event, Label
 
 UNKNOWN, EXPIRED, DROPPED = "unknown-id", "expired-id", "dropped-id"
 """Why a label is refused: no prediction with its id waits; it was learned as 0; it was dropped."""
@@ -123,11 +123,11 @@ class LateReplay(Replay):
         self._size = min(self.options.batch, 2 * self._size)
         return sent
 
-    def _told(self, row: Row) -> wire.Event | wire.Label:
+    def _told(self, row: Row) -> Event | Label:
         event = row.event
         if event.id is None or row.number in self._whole:
             return event
-        return wire.Label(event.id, event.y, event.weight)
+        return Label(event.id, event.y, event.weight)
 
     def _send_whole(self, row: Row, reason: str) -> None:
         """Send this row's whole event when its label is due. The first such row gets a notice."""

@@ -35,7 +35,8 @@ from service.commands.columns import (
 from service.commands.labels import Labels
 from service.commands.tables import Dialect, Records
 from service.commands.terminal import WrongRow, WrongUsage, say
-from service.decode import wire
+from service.decode import event_json
+from service.events import Event, Named
 
 SLOW_SECONDS = 2.0
 """After waiting this long for first rows, a message says what is missing."""
@@ -132,7 +133,7 @@ class Reader(Protocol):
     def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
         """Look at the first records, which go into `looked`; return the others."""
 
-    def event(self, record: Any) -> wire.Event | None:
+    def event(self, record: Any) -> Event | None:
         """The event of a record; None if it has no label."""
 
 
@@ -203,7 +204,7 @@ class TableReader:
         self._set_places()
         return records
 
-    def event(self, record: Sequence[str]) -> wire.Event | None:
+    def event(self, record: Sequence[str]) -> Event | None:
         if len(record) != self._width or record == self._names:
             self._check_row(record)
         y = self._labels.read(record[self._label_place])
@@ -213,7 +214,7 @@ class TableReader:
         weight = 1.0 if self._weight_place < 0 else _weight(record[self._weight_place])
         # Most rows have no missing cells. Reading them at once takes half the time of reading cell by cell.
         numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
-        x: wire.Named
+        x: Named
         if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
             x = dict(self._values(record))
             self.missing += len(self._features.names) - len(x)
@@ -222,7 +223,7 @@ class TableReader:
             x.update(zip(self._numbers.names, numbers, strict=True))
         else:
             x = dict(zip(self._numbers.names, numbers, strict=True))
-        return wire.Event(x, y, id_, weight)
+        return Event(x, y, id_, weight)
 
     def _values(self, record: Sequence[str]) -> Iterator[tuple[str, float | str]]:
         """The names and values of a row's features, cell by cell, without missing ones."""
@@ -403,13 +404,13 @@ class ObjectReader:
                 raise WrongRow("it is not a JSON object", line)
             yield line, found
 
-    def event(self, record: dict[str, Any]) -> wire.Event | None:
+    def event(self, record: dict[str, Any]) -> Event | None:
         if self._label not in record:
             raise WrongRow(f"it has no {self._label!r}")
         y = self._labels.read(record[self._label])
         if y is None:
             return None
-        event = wire.Event({}, y)
+        event = Event({}, y)
         for name, kind in self._kinds.items():
             if kind in ONLY_ONE and record.get(name) is None:
                 raise WrongRow(f"it has no {kind}")
@@ -418,7 +419,7 @@ class ObjectReader:
                 self._add(event, name, value)
         return event
 
-    def _add(self, event: wire.Event, name: str, value: Any) -> None:
+    def _add(self, event: Event, name: str, value: Any) -> None:
         """Add a value to the event, by its kind."""
         kind = self._kinds.get(name)
         if kind == "ignore":
@@ -465,9 +466,9 @@ class EventReader:
         looked.read_rows(records, needed=False)
         return records
 
-    def event(self, record: bytes) -> wire.Event | None:
+    def event(self, record: bytes) -> Event | None:
         try:
-            return wire.decode_event(record)
+            return event_json.decode_event(record)
         except errors.LogstepError as error:
             if _has_no_label(record):
                 self._labels.missing += 1
@@ -489,12 +490,12 @@ class LibsvmReader:
         looked.read_rows(records, needed=False)
         return records
 
-    def event(self, record: bytes) -> wire.Event | None:
+    def event(self, record: bytes) -> Event | None:
         label, *features = record.decode().split()
         y = self._labels.read(label)
         if y is None:
             return None
-        x: wire.Named = {}
+        x: Named = {}
         for feature in features:
             index, _, text = feature.partition(":")
             value = to_number(text)
@@ -506,7 +507,7 @@ class LibsvmReader:
                 self.missing += 1
             else:
                 x[index] = value
-        return wire.Event(x, y)
+        return Event(x, y)
 
 
 def numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -28,7 +28,7 @@ from service.commands.delays import Delay
 from service.commands.files import OpenSource, Row, Source
 from service.commands.terminal import Failed, WrongUsage, number, say, show
 from service.commands.worse import say_if_worse
-from service.decode import wire
+from service.events import Event, Label
 
 T = TypeVar("T")
 
@@ -287,7 +287,7 @@ class Replay:
             self._score(served, events)
         return new
 
-    def _score(self, served: Sequence[float], events: Sequence[wire.Event]) -> None:
+    def _score(self, served: Sequence[float], events: Sequence[Event]) -> None:
         for p, event in zip(served, events, strict=False):
             y = int(event.y)
             self.tally.served_loss.add(-math.log(max(p if y else 1.0 - p, SMALLEST_P)))
@@ -310,7 +310,7 @@ class Replay:
         self._count(reply)
         return len(piece)
 
-    def _told(self, row: Row) -> wire.Event | wire.Label:
+    def _told(self, row: Row) -> Event | Label:
         """What to send for a row."""
         return row.event
 

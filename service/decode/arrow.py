@@ -28,10 +28,11 @@ import numpy.typing as npt
 from core.features import NO_LABEL, Mask
 from core.logistic import Floats, Labels
 from service import errors
-from service.decode import columns, wire
+from service.decode import columns
 from service.decode.columns import Array
-from service.decode.table import Table
+from service.events import MAX_ID
 from service.fairness import Slices, worked
+from service.table import Table
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_ROWS = 8_192
@@ -363,7 +364,7 @@ def _sound(read: Callable[[], Any]) -> Any:
 # -- record batches to tables
 
 _ONE_WEIGHT = "must be a number above 0"
-_ONE_ID = f"must have 1 to {wire.MAX_ID} characters and no zero byte"
+_ONE_ID = f"must have 1 to {MAX_ID} characters and no zero byte"
 _FINITE = "must be a finite number, or null or NaN if there is no value"
 
 _GOOD: dict[str, tuple[set[columns.Kind], str]] = {
@@ -496,14 +497,14 @@ def _pandas_index(metadata: dict[bytes, bytes] | None) -> set[str]:
     return {name for name in told.index_columns if isinstance(name, str)}
 
 
-def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, Array]]:
+def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, columns.Words]]:
     """A Table's values (NaN for missing) and its text columns."""
     import pyarrow as pa
 
-    values, texts = np.empty((rows, len(found))), {}
+    values, texts = np.empty((rows, len(found))), dict[int, columns.Words]()
     for j, (column, kind) in enumerate(zip(found, kinds, strict=True)):
         if kind in ("text", "uuid"):
-            texts[j] = pa.array(columns.strings(column), pa.string()) if kind == "uuid" else column
+            texts[j] = columns.Words(pa.array(columns.strings(column), pa.string()) if kind == "uuid" else column)
             values[:, j] = np.where(columns.there(column), 1.0, np.nan)
         else:
             values[:, j] = columns.numbers(column)
@@ -535,6 +536,6 @@ def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
     if not columns.there(column).any():
         return None
     ids = columns.strings(column)
-    good = (id_ is None or (0 < len(id_) <= wire.MAX_ID and "\0" not in id_) for id_ in ids)
+    good = (id_ is None or (0 < len(id_) <= MAX_ID and "\0" not in id_) for id_ in ids)
     _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", _ONE_ID, wrong)
     return ids

@@ -8,6 +8,7 @@ more memory than the stream.
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +85,19 @@ def strings(column: Array) -> list[str | None]:
     found[used >= 0] = _strings(_chosen(values, used[used >= 0]))
     words: list[str | None] = found[back].tolist()
     return words
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A column of text, whose strings are made when they are needed."""
+
+    column: Array
+
+    def __getitem__(self, rows: slice) -> Words:
+        return Words(self.column[rows])
+
+    def tolist(self) -> list[str | None]:
+        return strings(self.column)
 
 
 def there(column: Array) -> Mask:

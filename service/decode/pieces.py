@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from service import errors
-from service.decode import arrow, wire
+from service.decode import arrow, event_json
 from service.decode.shape import Shape
-from service.decode.table import Table
 from service.decode.text import Chunks, Text, texts_of
+from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices, worked
 from service.settings import Settings
+from service.table import Table
 
 Items_co = TypeVar("Items_co", covariant=True)
 Item = TypeVar("Item")
@@ -56,7 +57,7 @@ class Piece(Generic[Items_co]):
         """An error of item i, with its place in the body."""
         number = self.numbers[i]
         field = error.members.get("field")
-        told = {} if field is None else {"field": wire.path(f"{self.unit} {number}", field)}
+        told = {} if field is None else {"field": errors.path(f"{self.unit} {number}", field)}
         return type(error)(**{**error.members, **told, self.unit: number})
 
 
@@ -87,7 +88,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
             if len(line) > longest:
                 raise errors.LineTooLong(line=number, limit=longest)
             place = f"line {number}"
-            if len(line) > wire.WIDE_BYTES:
+            if len(line) > event_json.WIDE_BYTES:
                 items.append(await asyncio.to_thread(decode, line, place))
             else:
                 items.append(decode(line, place))
@@ -99,9 +100,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
     return Piece(items, "line", [number for number, _ in lines], wrong)
 
 
-async def events_of_lines(
-    chunks: Chunks, settings: Settings
-) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+async def events_of_lines(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[Sequence[Event | Label] | Table]]:
     """The lines of NDJSON to learn; runs of one shape as tables."""
     shape: Shape | None = None
     async with aclosing(texts_of(chunks, settings)) as texts:
@@ -111,7 +110,7 @@ async def events_of_lines(
                 # In a thread: the kernel releases the GIL, so the loop predicts and learns earlier lines meanwhile.
                 shape, table, end = await asyncio.to_thread(_table, rest.data, shape, settings.max_line_bytes)
                 if table is None:
-                    yield await _decoded(rest, wire.decode_learn, settings.max_line_bytes)
+                    yield await _decoded(rest, event_json.decode_learn, settings.max_line_bytes)
                     break
                 yield Piece(table, "line", range(rest.number, rest.number + len(table)))
                 rest = rest.after(len(table), end)
@@ -138,9 +137,7 @@ def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
         yield first
 
 
-async def events_of_rows(
-    chunks: Chunks, settings: Settings
-) -> AsyncGenerator[Piece[Sequence[wire.Event | wire.Label] | Table]]:
+async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[Sequence[Event | Label] | Table]]:
     """The rows of an Arrow stream to learn; numbers stay arrays."""
     tables = arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes)
     async with aclosing(tables):
@@ -153,7 +150,7 @@ async def events_of_rows(
                 yield Piece(items, "row", rows)
 
 
-async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[wire.Question]]]:
+async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[Question]]]:
     """The rows of an Arrow stream to predict from."""
     tables = arrow.read_tables(chunks, learn=False, max_batch_bytes=settings.max_batch_bytes)
     async with aclosing(tables):

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from core.logistic import Floats
 from service.decode.lines import ID, LINE_END, read_lines
-from service.decode.table import Table
 from service.decode.text import lines_in
-from service.decode.wire import MAX_ID
+from service.events import MAX_ID
+from service.table import Table
 
 LABEL, WEIGHT = -2, -1
 """Places of label and weight among a line's values, after its features."""

@@ -19,7 +19,7 @@ from starlette.types import Scope as StarletteScope
 from starlette.types import Send as StarletteSend
 
 from service import errors, logs
-from service.decode import wire
+from service.decode import event_json
 from service.http import access, openapi
 from service.http.bodies import Bodies
 from service.http.exchange import Exchange
@@ -173,7 +173,7 @@ class Service:
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task. False if the request needs one; then nothing is done."""
         body = body.removeprefix(codecs.BOM_UTF8)
-        if wire.is_array(body):
+        if event_json.is_array(body):
             return False
         exchange = Exchange(scope, self.engine)
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 from core.features import EventError
 from core.learner import Encoded
 from service import errors
-from service.decode import arrow, pieces, wire
-from service.decode.table import Table
+from service.decode import arrow, event_json, pieces
+from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices, worked
 from service.http.access import LEARN, Access, may_learn, owner_of, pace_of
 from service.http.bodies import (
@@ -36,7 +36,9 @@ from service.http.tokens import Pace
 from service.learning.engine import DEFAULT, Engine
 from service.learning.model import Model, Prediction
 from service.learning.request import Result, Run, Stream
+from service.replies import Learned, LearnedLate, LearnedMany, LearnedManyLate, Predicted, encode
 from service.settings import Settings
+from service.table import Table
 from service.threads import Collecting, let_go, let_go_all
 
 Scope = dict[str, Any]
@@ -98,7 +100,7 @@ class Hot:
         self._bodies = bodies
         self._settings = settings
         self.replies = LongReplies(settings)
-        self._short = min(wire.WIDE_BYTES, settings.max_body_bytes)
+        self._short = min(event_json.WIDE_BYTES, settings.max_body_bytes)
         self._large = asyncio.Semaphore(1)
         """Limits large arrays to one at a time, because in memory an array takes ten times the size of its text."""
 
@@ -133,9 +135,9 @@ class Hot:
         """A whole JSON body. Its content type has been checked."""
         return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
-    async def _elements(self, scope: Scope, body: bytes) -> wire.Elements:
+    async def _elements(self, scope: Scope, body: bytes) -> event_json.Elements:
         """The elements of an array. Takes them from the token's rate; the request itself took one."""
-        elements: wire.Elements = await worked(len(body) > _LARGE, wire.Elements, body)
+        elements: event_json.Elements = await worked(len(body) > _LARGE, event_json.Elements, body)
         if elements.count > MAX_ITEMS:
             raise errors.ArrayTooLong(count=elements.count, limit=MAX_ITEMS)
         pace = pace_of(scope)
@@ -161,7 +163,7 @@ class Hot:
     def _learn_one(self, model: str, body: bytes, tell: Tell) -> None:
         """Learn an event. Tell when it is on disk."""
         self._engine.model(model)
-        event = wire.decode_learn(body)
+        event = event_json.decode_learn(body)
         waits = self._engine.enqueue(model, [event])
         waits.add_done_callback(partial(_settle, tell, lambda result: _learned(model, event, result, 0)))
 
@@ -175,11 +177,11 @@ class Hot:
         async with contextlib.AsyncExitStack() as held:  # has the place of a large body until the reply is sent
             async with self.while_it_may(scope):
                 body = await self._body(scope, receive)
-                if await worked(len(body) > _LARGE, wire.is_array, body):
+                if await worked(len(body) > _LARGE, event_json.is_array, body):
                     events, reply = await self._events(body, scope, held)
                 else:
                     await held.enter_async_context(self._one_of_the_large(body))
-                    events = [await worked(len(body) > wire.WIDE_BYTES, wire.decode_learn, body)]
+                    events = [await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_learn, body)]
                     reply = None
             # From here on it is learned, even if the token is revoked or the service stops.
             if reply is None:
@@ -197,7 +199,7 @@ class Hot:
 
     async def _events(
         self, body: bytes, scope: Scope, held: contextlib.AsyncExitStack
-    ) -> tuple[list[wire.Event | wire.Label], LongReply]:
+    ) -> tuple[list[Event | Label], LongReply]:
         """The events of an array, and their future reply. `held`: gets the place of a large array, only once its turn
         comes, or arrays that need no place would wait for it too."""
         elements = await self._elements(scope, body)
@@ -206,9 +208,9 @@ class Hot:
             await held.enter_async_context(self._one_of_the_large(body))
             # Reserved now: learned events must not end in an error because their reply finds no room.
             reply = held.enter_context(self.replies.gathered(JSON, promised))
-            return await _decoded(elements, wire.decode_learn), reply
+            return await _decoded(elements, event_json.decode_learn), reply
 
-    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> wire.LearnedMany:
+    async def _learn_stream(self, model: str, scope: Scope, receive: Receive) -> LearnedMany:
         """Learn piece by piece. An error says what was learned before it; that stays learned."""
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
@@ -252,7 +254,7 @@ class Hot:
     def _predict_one(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Predict from the current model. A prediction with an id is stored first."""
         model = self._engine.model(name)
-        question = wire.decode_question(body)
+        question = event_json.decode_question(body)
         if len(question.x) > WIDE:
             return False
         made = _predicted(scope, model, question)
@@ -272,7 +274,7 @@ class Hot:
                 arriving = (
                     pieces.questions_of_rows(chunks, self._settings)
                     if media_type_of(scope) == ARROW
-                    else pieces.lines_of(chunks, wire.decode_question, self._settings)
+                    else pieces.lines_of(chunks, event_json.decode_question, self._settings)
                 )
                 async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
                     await self._predict_stream(found, scope, paced, send)
@@ -283,12 +285,12 @@ class Hot:
                 await self._predict_body(found, body, scope, send)
 
     async def _predict_body(self, model: Model, body: bytes, scope: Scope, send: Send) -> None:
-        if not await worked(len(body) > _LARGE, wire.is_array, body):
-            question = await worked(len(body) > wire.WIDE_BYTES, wire.decode_question, body)
+        if not await worked(len(body) > _LARGE, event_json.is_array, body):
+            question = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_question, body)
             (predicted,), _ = await self._predict_all(model, scope, [question], lambda _: "", Slices())
             await send_reply(send, json_reply(predicted))
             return
-        questions = await _decoded(await self._elements(scope, body), wire.decode_question)
+        questions = await _decoded(await self._elements(scope, body), event_json.decode_question)
         try:
             replies, _ = await self._predict_all(model, scope, questions, "[{}]".format, Slices())
             with self.replies.gathered(JSON) as reply:
@@ -303,27 +305,27 @@ class Hot:
         for item in items:
             some.append(item)
             if len(some) == _ENCODED:
-                await reply.add(before + wire.encode(some).strip()[1:-1])
+                await reply.add(before + encode(some).strip()[1:-1])
                 some, before = [], b","
                 if slices.spent(_ENCODED):
                     await slices.rest()
-        await reply.add((before + wire.encode(some).strip()[1:-1] if some or before == b"[" else b"") + b"]\n")
+        await reply.add((before + encode(some).strip()[1:-1] if some or before == b"[" else b"") + b"]\n")
         await reply.send(send)
 
     async def _predict_all(
         self,
         model: Model,
         scope: Scope,
-        questions: Sequence[wire.Question],
+        questions: Sequence[Question],
         place: Callable[[int], str],
         slices: Slices,
         stream: bool = False,
-    ) -> tuple[list[wire.Predicted], errors.LogstepError | None]:
+    ) -> tuple[list[Predicted], errors.LogstepError | None]:
         """Predict, and store predictions with an id. `place` says where a question stands, for error messages.
 
         All or nothing. Of a `stream`: the predictions before the first wrong question, and its error.
         """
-        made: list[wire.Predicted | Prediction] = []
+        made: list[Predicted | Prediction] = []
         wrong: errors.LogstepError | None = None
         for question in questions:
             try:
@@ -351,7 +353,7 @@ class Hot:
         return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
     async def _predict_stream(
-        self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[wire.Question]]], send: Send
+        self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[Question]]], send: Send
     ) -> None:
         """Predict piece by piece. The reply has a line for each question.
 
@@ -366,7 +368,7 @@ class Hot:
                     raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
                 if piece.wrong is not None:
                     raise piece.wrong
-                await reply.add(b"".join(map(wire.encode, replies)))
+                await reply.add(b"".join(map(encode, replies)))
             await reply.send(send)
 
     @contextlib.asynccontextmanager
@@ -478,7 +480,7 @@ class _Tally:
         self._joined = self._late = 0
         self._served_loss = 0.0
 
-    def add(self, events: Sequence[wire.Event | wire.Label] | Table, result: Result) -> None:
+    def add(self, events: Sequence[Event | Label] | Table, result: Result) -> None:
         if result.run is not None:
             self._add_run(result.run)
             return
@@ -492,7 +494,7 @@ class _Tally:
         self._loss += sum(losses)
         self._scored += len(losses)
         if not isinstance(events, Table):
-            self._has_labels = self._has_labels or any(isinstance(event, wire.Label) for event in events)
+            self._has_labels = self._has_labels or any(isinstance(event, Label) for event in events)
         for label in result.late_labels.values():
             self._joined += not label.late
             self._late += label.late
@@ -507,26 +509,26 @@ class _Tally:
         self._loss += float(run.losses[run.taken].sum())
         self._scored += int(run.taken.sum())
 
-    def reply(self) -> wire.LearnedMany:
+    def reply(self) -> LearnedMany:
         loss = self._loss / self._scored if self._scored else None
         plain = (self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
         labels = self._joined + self._late
         if not (self._has_labels or labels):
-            return wire.LearnedMany(*plain)
-        return wire.LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
+            return LearnedMany(*plain)
+        return LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
 
 
-def _learned(model: str, event: wire.Event | wire.Label, result: Result, i: int) -> wire.Learned:
+def _learned(model: str, event: Event | Label, result: Result, i: int) -> Learned:
     plain = (model, result.seq[i], result.p[i], result.loss[i], result.duplicate[i])
     late_label = result.late_labels.get(i)
     if late_label is not None:
-        return wire.LearnedLate(*plain, *late_label)
-    if isinstance(event, wire.Label):
-        return wire.LearnedLate(*plain, served_p=None, served_loss=None, delay_s=None, late=False)
-    return wire.Learned(*plain)
+        return LearnedLate(*plain, *late_label)
+    if isinstance(event, Label):
+        return LearnedLate(*plain, served_p=None, served_loss=None, delay_s=None, late=False)
+    return Learned(*plain)
 
 
-async def _encoded(model: Model, question: wire.Question) -> Encoded:
+async def _encoded(model: Model, question: Question) -> Encoded:
     """The features of a question that has many."""
     try:
         return await asyncio.to_thread(model.learner.encoded, question.x)
@@ -535,8 +537,8 @@ async def _encoded(model: Model, question: wire.Question) -> Encoded:
 
 
 def _predicted(
-    scope: Scope, model: Model, question: wire.Question, encoded: Encoded | None = None
-) -> wire.Predicted | Prediction:
+    scope: Scope, model: Model, question: Question, encoded: Encoded | None = None
+) -> Predicted | Prediction:
     """The reply, or, if there is an id, the prediction to store. `encoded`: its features, if already encoded."""
     try:
         if question.id is not None:
@@ -545,7 +547,7 @@ def _predicted(
         p, unknown = model.predict(question.x, encoded)
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None
-    return wire.Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
+    return Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
 
 
 def _check_may_keep(scope: Scope, model: Model) -> None:
@@ -560,10 +562,10 @@ def _placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
     """The same error, with the event's place in the body before its field."""
     if "field" not in error.members:
         return error
-    return type(error)(**{**error.members, "field": wire.path(at, error.members["field"])})
+    return type(error)(**{**error.members, "field": errors.path(at, error.members["field"])})
 
 
-async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]) -> list[Item]:
+async def _decoded(elements: event_json.Elements, decode: Callable[[bytes, str], Item]) -> list[Item]:
     """The elements of an array, decoded while others are served."""
     items: list[Item] = []
     slices = Slices()
@@ -571,7 +573,7 @@ async def _decoded(elements: wire.Elements, decode: Callable[[bytes, str], Item]
         for i in range(len(elements)):
             for element in await worked(elements.is_long(i), elements.piece, i):
                 size, place = len(element), f"[{len(items)}]"
-                if size > wire.WIDE_BYTES:
+                if size > event_json.WIDE_BYTES:
                     items.append(await asyncio.to_thread(decode, element, place))
                 else:
                     items.append(decode(element, place))

@@ -15,8 +15,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
-from service.decode import wire
 from service.http.hot import Hot
+from service.replies import encode
 
 
 def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: dict[str, Any]) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: 
         encoded = msgspec.json.encode(some)
         yield b"," + encoded[1:-1] if last else encoded[:-1]
         last = encoded[-1:]
-    yield last + b"," + wire.encode(after)[1:]
+    yield last + b"," + encode(after)[1:]
 
 
 class Pieces(Response):

@@ -13,9 +13,10 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from core.spec import Spec
-from service.decode import wire
+from service.events import Event, Explain, Label, Question
 from service.fairness import worked
 from service.http import access
+from service.replies import encode
 
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -98,11 +99,11 @@ def _body(kind: type, required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 _BODIES = {
-    "Event": _body(wire.Event, ["x", "y"], x=_X, y=_Y, id=_ID_OR_NONE, weight=_WEIGHT),
-    "Label": _body(wire.Label, ["id", "y"], id=_ID, y=_Y, weight=_WEIGHT),
-    "Question": _body(wire.Question, ["x"], x=_X, id=_ID_OR_NONE),
+    "Event": _body(Event, ["x", "y"], x=_X, y=_Y, id=_ID_OR_NONE, weight=_WEIGHT),
+    "Label": _body(Label, ["id", "y"], id=_ID, y=_Y, weight=_WEIGHT),
+    "Question": _body(Question, ["x"], x=_X, id=_ID_OR_NONE),
     "Explain": {
-        **_body(wire.Explain, [], x={**_X, "anyOf": [*_X["anyOf"], _NULL]}, id=_ID_OR_NONE),
+        **_body(Explain, [], x={**_X, "anyOf": [*_X["anyOf"], _NULL]}, id=_ID_OR_NONE),
         "oneOf": [
             {"required": ["x"], "properties": {"x": {"type": ["object", "array"]}, "id": {"type": "null"}}},
             {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},
@@ -504,7 +505,7 @@ def extend(api: FastAPI) -> None:
 
     async def reply(_: Request) -> Response:
         made = await worked(api.openapi_schema is None, document)  # the first time takes long
-        return Response(wire.encode(made), media_type="application/json")
+        return Response(encode(made), media_type="application/json")
 
     api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     api.add_route("/openapi.json", reply, include_in_schema=False)
@@ -545,8 +546,8 @@ def _hot_paths() -> dict[str, Any]:
         "A label without `x` belongs to the prediction made with its `id`: `served_p` and `served_loss` are that "
         "prediction's, and `delay_s` is how long the label took.",
         [
-            _Example("event", wire.Event, _EVENT, _LEARNED),
-            _Example("label", wire.Label, _LABEL, _LEARNED_LATE),
+            _Example("event", Event, _EVENT, _LEARNED),
+            _Example("label", Label, _LABEL, _LEARNED_LATE),
         ],
         _LEARNED_MANY,
     )
@@ -557,8 +558,8 @@ def _hot_paths() -> dict[str, Any]:
         "nothing; `unknown`, if present, says how many there were. With an `id`, the service stores the prediction and "
         "its features until the label comes; you then send /learn only the id and the label.",
         [
-            _Example("prediction", wire.Question, _QUESTION, _PREDICTED),
-            _Example("kept", wire.Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),
+            _Example("prediction", Question, _QUESTION, _PREDICTED),
+            _Example("kept", Question, {**_QUESTION, "id": _LABEL["id"]}, _KEPT),
         ],
         "".join(msgspec.json.encode(reply).decode() + "\n" for reply in (_PREDICTED, _KEPT)),
     )

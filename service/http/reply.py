@@ -6,8 +6,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from service import errors
-from service.decode import wire
 from service.http.headers import NO_SNIFFING
+from service.replies import encode
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
@@ -32,13 +32,13 @@ class Reply(NamedTuple):
 
 def json_reply(content: Any) -> Reply:
     """A result. Floats are the shortest text that reads back to the same float64."""
-    body = wire.encode(content)
+    body = encode(content)
     return Reply(200, _headers(JSON, body), body)
 
 
 def problem(error: errors.LogstepError, request_id: str) -> Reply:
     """An error."""
-    body = wire.encode(error.problem(request_id))
+    body = encode(error.problem(request_id))
     headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
     return Reply(error.status, headers, body)
 

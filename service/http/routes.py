@@ -20,7 +20,7 @@ from core.features import EventError, X
 from core.spec import Spec, SpecError
 from core.weights import PIECE
 from service import errors
-from service.decode import wire
+from service.decode import event_json
 from service.fairness import WIDE, worked
 from service.http import access, openapi
 from service.http.bodies import Bodies, check_readable, media_type_of
@@ -31,6 +31,7 @@ from service.learning import telemetry
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.learning.model import Model
+from service.replies import encode
 from service.settings import Settings
 from service.storage.ids import WAITING
 from service.watching.live import EventStream, Live
@@ -169,7 +170,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     async def explain_prediction(name: ModelName, request: Request) -> Response:
         model = engine.model(name)
         body = await read_json(request, bodies, settings.max_body_bytes)
-        asked = await worked(len(body) > wire.WIDE_BYTES, wire.decode_explain, body)
+        asked = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_explain, body)
         if asked.x is not None:
             return await explained(hot, model, asked.x, None, {})
         assert asked.id is not None  # noqa: S101  # decode_explain requires x or id
@@ -245,7 +246,7 @@ def whole(pieces: Iterable[bytes]) -> Response:
 
 def reply(content: Any, status: int = 200) -> Response:
     """A JSON reply. Floats are the shortest text that reads back to the same float64."""
-    return Response(wire.encode(content), status, media_type="application/json")
+    return Response(encode(content), status, media_type="application/json")
 
 
 def as_response(told: Reply) -> Response:
@@ -279,17 +280,17 @@ async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
 async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
     """The spec in a request's body. An error names the wrong field."""
     body = await read_json(request, bodies, limit)
-    return await worked(len(body) > wire.WIDE_BYTES, _spec_of, body)
+    return await worked(len(body) > event_json.WIDE_BYTES, _spec_of, body)
 
 
 def _spec_of(body: bytes) -> Spec:
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:
-        field = wire.out_of_range(body)
+        field = event_json.out_of_range(body)
         raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise wire.malformed(error, "", body, "field") from None
+        raise event_json.malformed(error, "", body, "field") from None
     try:
         return _spec.validate_json(body, strict=True)
     except ValidationError as error:

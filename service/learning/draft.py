@@ -21,13 +21,13 @@ from core.features import (
 )
 from core.learner import Outcome
 from service import errors
-from service.decode.table import Table
-from service.decode.wire import PredictedKept
 from service.learning.model import Model
 from service.learning.request import LateLabel, Request, Result, Run, Stream
+from service.replies import PredictedKept
 from service.storage.ids import IdRow
 from service.storage.log import Waiting
 from service.storage.store import KnownId, ModelBatch, Reading
+from service.table import Table
 
 JOINED_BYTES = 16 << 20
 """About how much one turn reads of what its ids stand for: as much as the text of an array may have."""

@@ -26,7 +26,7 @@ from core.features import EXPIRED, Batch, BatchBuilder
 from core.learner import Outcome
 from core.spec import Spec
 from service import errors, logs
-from service.decode.wire import Event, Label, PredictedKept
+from service.events import Event, Label
 from service.fairness import WIDE, worked
 from service.learning.draft import JOINED_BYTES, Draft, Known, why_stopped
 from service.learning.labels import draft_timeouts
@@ -37,6 +37,7 @@ from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.telemetry import Facts, Telemetry
 from service.learning.turn import draft_request, work_of
+from service.replies import PredictedKept
 from service.settings import Settings
 from service.storage.ids import IdsTakenError
 from service.storage.log import Snapshot, StoredModel

@@ -22,10 +22,11 @@ from core.features import (
     label_fingerprints,
 )
 from service import errors
-from service.decode.wire import Event, Label, PredictedKept
+from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place
 from service.learning.model import Prediction
 from service.learning.request import Item
+from service.replies import PredictedKept
 from service.storage.ids import DROPPED, WAITING
 from service.storage.log import Waiting
 from service.storage.store import KnownId, OldWaiting

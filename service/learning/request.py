@@ -13,9 +13,10 @@ from core.features import (
 )
 from core.logistic import Floats
 from service import errors
-from service.decode.table import Table
-from service.decode.wire import Event, Label, PredictedKept
+from service.events import Event, Label
 from service.learning.model import Prediction
+from service.replies import PredictedKept
+from service.table import Table
 
 Item = Event | Label | Prediction
 """What a request asks to learn, or to keep until its label comes."""

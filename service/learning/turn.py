@@ -13,11 +13,12 @@ from core.features import (
     EventError,
 )
 from service import errors
-from service.decode.table import Table
-from service.decode.wire import Label, PredictedKept
+from service.events import Label
 from service.learning.draft import Draft, Known, Place, Places
 from service.learning.labels import place_item
 from service.learning.request import Item, Request
+from service.replies import PredictedKept
+from service.table import Table
 
 # -- what the requests ask for
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from core.features import Mask
 from core.logistic import Floats, Labels
 from service import errors
-from service.decode import wire
-from service.decode.columns import Array, strings
+from service.events import Event, Label, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Table:
     ids
         n ids, None for a row without one. None means that no row has one.
     texts
-        The text columns, by position.
+        The text columns, by position. Each can be sliced, and its `tolist` gives the strings of its rows.
     """
 
     first_row: int
@@ -45,7 +44,7 @@ class Table:
     labels: Labels | None = None
     weights: Floats | None = None
     ids: list[str | None] | None = None
-    texts: dict[int, Array] = field(default_factory=dict)
+    texts: dict[int, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -85,9 +84,9 @@ class Table:
 
     def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
         """The error for a field of this table's row i."""
-        return errors.InvalidEvent(field=wire.path(self.place(i), field), reason=reason, row=self.first_row + i)
+        return errors.InvalidEvent(field=errors.path(self.place(i), field), reason=reason, row=self.first_row + i)
 
-    def events(self, start: int, stop: int) -> list[wire.Event | wire.Label]:
+    def events(self, start: int, stop: int) -> list[Event | Label]:
         """Rows to learn, as objects. A thousand at a time is faster than all at once."""
         if self.labels is None:
             raise TypeError("these are rows to predict from; they have no labels")
@@ -95,13 +94,13 @@ class Table:
         labels = self.labels[start:stop].tolist()
         weights = [1.0] * len(xs) if self.weights is None else self.weights[start:stop].tolist()
         return [
-            wire.Label(id_, y, weight) if id_ is not None and not x else wire.Event(x, y, id_, weight)
+            Label(id_, y, weight) if id_ is not None and not x else Event(x, y, id_, weight)
             for x, y, id_, weight in zip(xs, labels, self._ids(start, stop), weights, strict=True)
         ]
 
-    def questions(self, start: int, stop: int) -> list[wire.Question]:
+    def questions(self, start: int, stop: int) -> list[Question]:
         """Rows to predict from, as objects."""
-        return [wire.Question(*row) for row in zip(self._xs(start, stop), self._ids(start, stop), strict=True)]
+        return [Question(*row) for row in zip(self._xs(start, stop), self._ids(start, stop), strict=True)]
 
     def _ids(self, start: int, stop: int) -> Sequence[str | None]:
         return [None] * len(self.values[start:stop]) if self.ids is None else self.ids[start:stop]
@@ -112,7 +111,7 @@ class Table:
         if self.texts:
             cells = cells.astype(object)
             for j, text in self.texts.items():
-                cells[:, j] = strings(text[start:stop])
+                cells[:, j] = text[start:stop].tolist()
         pairs = (zip(self.names, row, strict=True) for row in cells.tolist())
         if self.present is None:
             return [dict(row) for row in pairs]

@@ -14,23 +14,24 @@ from hypothesis import strategies as st
 
 from core import outline
 from service import errors
-from service.decode import wire
+from service.decode import event_json
+from service.replies import Learned, encode
 
 # -- one event
 
 
 def test_an_event_with_everything() -> None:
-    event = wire.decode_event(b'{"x": {"a": 1, "b": "t", "c": true}, "y": 1, "id": "i", "weight": 2.5}')
+    event = event_json.decode_event(b'{"x": {"a": 1, "b": "t", "c": true}, "y": 1, "id": "i", "weight": 2.5}')
     assert (event.x, event.y, event.id, event.weight) == ({"a": 1.0, "b": "t", "c": True}, 1, "i", 2.5)
 
 
 def test_an_event_with_nothing_but_what_it_must_have() -> None:
-    event = wire.decode_event(b'{"x": [1, 0.5, false], "y": false}')
+    event = event_json.decode_event(b'{"x": [1, 0.5, false], "y": false}')
     assert (event.x, event.y, event.id, event.weight) == ([1.0, 0.5, False], False, None, 1.0)
 
 
 def test_features_keep_their_order_and_of_one_name_the_last_value_counts() -> None:
-    event = wire.decode_event(b'{"y": 1, "x": {"b": 1, "a": 2, "c": 3, "a": 4}}')
+    event = event_json.decode_event(b'{"y": 1, "x": {"b": 1, "a": 2, "c": 3, "a": 4}}')
     assert isinstance(event.x, dict)
     assert list(event.x.items()) == [("b", 1.0), ("a", 4.0), ("c", 3.0)]
 
@@ -41,10 +42,10 @@ def test_features_keep_their_order_and_of_one_name_the_last_value_counts() -> No
 @example(value=0.1 + 0.2)
 @example(value=1.7976931348623157e308)
 def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: float) -> None:
-    reply = wire.encode(wire.Learned("m", 1, value, value, False))
+    reply = encode(Learned("m", 1, value, value, False))
     assert math.copysign(1, json.loads(reply)["p"]) == math.copysign(1, value)
     assert json.loads(reply)["p"] == value
-    event = wire.decode_event(b'{"y": 1, "x": [%b]}' % msgspec.json.encode(value))
+    event = event_json.decode_event(b'{"y": 1, "x": [%b]}' % msgspec.json.encode(value))
     assert event.x == [value]
 
 
@@ -67,7 +68,7 @@ def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: floa
 @pytest.mark.parametrize(("at", "before"), [("", ""), ("[3]", "[3]."), ("line 7", "line 7: ")])
 def test_what_is_wrong_with_an_event_is_told_with_its_place(body: bytes, field: str, at: str, before: str) -> None:
     with pytest.raises(errors.InvalidEvent) as refused:
-        wire.decode_event(body, at)
+        event_json.decode_event(body, at)
     assert refused.value.members["field"] == before + field
     assert refused.value.problem("an-id")["field"] == before + field
     assert str(refused.value).startswith(f"{before}{field}: ")
@@ -75,7 +76,7 @@ def test_what_is_wrong_with_an_event_is_told_with_its_place(body: bytes, field: 
 
 @pytest.mark.parametrize("body", [b"5", b"null", b"[]", b'"x"', b"true"])
 def test_what_is_no_object_is_told_what_it_should_be(body: bytes) -> None:
-    for decode in (wire.decode_event, wire.decode_question):
+    for decode in (event_json.decode_event, event_json.decode_question):
         with pytest.raises(errors.InvalidEvent, match=r'body: must be an object like \{"x"'):
             decode(body)
         with pytest.raises(errors.InvalidEvent, match=r"^line 2: must be an object"):
@@ -98,14 +99,14 @@ def test_what_is_no_object_is_told_what_it_should_be(body: bytes) -> None:
 )
 def test_what_is_no_json_is_told_why(body: bytes, reason: str) -> None:
     with pytest.raises(errors.MalformedJson, match=f"^The body is not valid JSON: .*{reason}"):
-        wire.decode_event(body)
+        event_json.decode_event(body)
     with pytest.raises(errors.MalformedJson, match=f"^line 9 is not valid JSON: .*{reason}"):
-        wire.decode_event(body, "line 9")
+        event_json.decode_event(body, "line 9")
 
 
 @given(body=st.binary(max_size=40) | st.text(alphabet='{}[]":,xyid01.-e \\u', max_size=40).map(str.encode))
 def test_whatever_is_decoded_is_an_event_or_an_error_that_says_why(body: bytes) -> None:
-    for decode in (wire.decode_event, wire.decode_question):
+    for decode in (event_json.decode_event, event_json.decode_question):
         try:
             decode(body)
         except (errors.InvalidEvent, errors.MalformedJson) as refused:
@@ -113,22 +114,22 @@ def test_whatever_is_decoded_is_an_event_or_an_error_that_says_why(body: bytes) 
 
 
 def test_a_question_has_features_and_perhaps_an_id() -> None:
-    assert wire.decode_question(b'{"x": {"a": 1}}').x == {"a": 1.0}
-    assert wire.decode_question(b'{"x": {"a": 1}, "id": "i"}').id == "i"
+    assert event_json.decode_question(b'{"x": {"a": 1}}').x == {"a": 1.0}
+    assert event_json.decode_question(b'{"x": {"a": 1}, "id": "i"}').id == "i"
     for field in (b'"y": 1', b'"weight": 1'):
         with pytest.raises(errors.InvalidEvent, match="is not a field; the fields are x, id"):
-            wire.decode_question(b'{"x": {}, %b}' % field)
+            event_json.decode_question(b'{"x": {}, %b}' % field)
 
 
 @pytest.mark.parametrize("length", [1, 256])
 def test_an_id_has_1_to_256_characters(length: int) -> None:
-    assert wire.decode_event(json.dumps({"x": {}, "y": 1, "id": "é" * length}).encode()).id == "é" * length
+    assert event_json.decode_event(json.dumps({"x": {}, "y": 1, "id": "é" * length}).encode()).id == "é" * length
 
 
 @pytest.mark.parametrize("id_", ["", "i" * 257, "a\0b", "\0"], ids=ascii)
 def test_an_id_that_cannot_be_one(id_: str) -> None:
     with pytest.raises(errors.InvalidEvent, match=r"^id: must have 1 to 256 characters and no zero byte"):
-        wire.decode_event(json.dumps({"x": {}, "y": 1, "id": id_}).encode())
+        event_json.decode_event(json.dumps({"x": {}, "y": 1, "id": id_}).encode())
 
 
 # -- an array
@@ -136,17 +137,17 @@ def test_an_id_that_cannot_be_one(id_: str) -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b" \r\n\t[1]", b"[", b"[[]]"])
 def test_an_array_is_known_by_its_first_character(body: bytes) -> None:
-    assert wire.is_array(body)
+    assert event_json.is_array(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"  ", b"{}", b'"["', b"1[", b"\xef\xbb\xbf[]", b"\x0b[]"], ids=repr)
 def test_what_is_no_array(body: bytes) -> None:
-    assert not wire.is_array(body)
+    assert not event_json.is_array(body)
 
 
 def elements_of(body: bytes) -> list[Any]:
     """What stands in an array, split as the service does it."""
-    found = wire.Elements(body)
+    found = event_json.Elements(body)
     return [json.loads(bytes(element)) for i in range(len(found)) for element in found.piece(i)]
 
 
@@ -157,7 +158,7 @@ elements = st.lists(st.none() | st.integers() | st.text() | st.lists(st.text()))
 def test_an_array_is_split_into_its_elements(elements: list[Any]) -> None:
     body = json.dumps(elements, indent=1).encode()
     assert elements_of(body) == elements
-    assert wire.Elements(body).count == len(elements)
+    assert event_json.Elements(body).count == len(elements)
 
 
 WRONG_ARRAYS = [b"[", b"[1,]", b"[1 2]", b"[1]]", b"[1,,2]", b"[,1]", b"[1}", b'["a]', b"[" * 100_000]
@@ -177,8 +178,8 @@ def short_pieces() -> Iterator[None]:
     """Cut what is a few bytes long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "PIECE_BYTES", 6)
-        patch.setattr(wire, "WIDE_BYTES", 12)
-        patch.setattr(wire, "LONG_BYTES", 12)
+        patch.setattr(event_json, "WIDE_BYTES", 12)
+        patch.setattr(event_json, "LONG_BYTES", 12)
         yield
 
 
@@ -187,7 +188,7 @@ def short_pieces() -> Iterator[None]:
 def test_a_long_array_is_split_into_its_elements(elements: list[Any], indent: int | None) -> None:
     body = json.dumps(elements, indent=indent).encode()
     assert elements_of(body) == elements
-    assert wire.Elements(body).count == max(1, len(elements)) or not elements
+    assert event_json.Elements(body).count == max(1, len(elements)) or not elements
 
 
 @pytest.mark.usefixtures("short_pieces")
@@ -215,7 +216,7 @@ fields = {
 more_fields = {"id": st.sampled_from(["i", 7, "x" * 40]), "weight": st.sampled_from([2.5, "a"]), "z": xs}
 
 
-@pytest.mark.parametrize("decode", [wire.decode_event, wire.decode_learn, wire.decode_question])
+@pytest.mark.parametrize("decode", [event_json.decode_event, event_json.decode_learn, event_json.decode_question])
 @settings(deadline=None)
 @given(
     event=st.fixed_dictionaries({}, optional={**fields, **more_fields}),
@@ -228,7 +229,7 @@ def test_a_long_event_is_decoded_as_a_short_one_is(
     body = (json.dumps(event, indent=1)[:cut] + more).encode()
     with pytest.MonkeyPatch.context() as patch:
         found = outcome(decode, body)
-        patch.setattr(wire, "WIDE_BYTES", 10**9)
+        patch.setattr(event_json, "WIDE_BYTES", 10**9)
         expected = outcome(decode, body)
     if isinstance(expected, tuple):  # of several things that are wrong another may be met first
         assert found[0] in (errors.MalformedJson, errors.InvalidEvent)
@@ -244,7 +245,7 @@ def test_a_wrong_byte_of_a_long_event_is_told_with_its_place(rest: bytes) -> Non
     with pytest.raises(msgspec.DecodeError) as expected:
         msgspec.json.decode(body)
     with pytest.raises(errors.MalformedJson) as found:
-        wire.decode_event(body)
+        event_json.decode_event(body)
     assert found.value.members["reason"] == str(expected.value).removeprefix("JSON is malformed: ")
 
 
@@ -257,7 +258,7 @@ def test_a_number_that_json_does_not_have_is_told_with_its_place(size: int, numb
     array = "[" + ", ".join(event if i == size // 2 else '{"x": {}, "y": 1}' for i in range(size)) + "]"
     told = f"JSON has no {number}; leave out a feature without a value (byte {{}})"
     with pytest.raises(errors.MalformedJson) as wrong:
-        wire.decode_event(event.encode())
+        event_json.decode_event(event.encode())
     assert wrong.value.members["reason"] == told.format(event.index(number))
     with pytest.raises(errors.MalformedJson) as wrong:
         split(array.encode())
@@ -265,17 +266,17 @@ def test_a_number_that_json_does_not_have_is_told_with_its_place(size: int, numb
 
 
 def split(array: bytes) -> list[msgspec.Raw]:
-    elements = wire.Elements(array)
+    elements = event_json.Elements(array)
     return [element for i in range(len(elements)) for element in elements.piece(i)]
 
 
 def test_of_two_xs_of_a_long_event_the_last_counts() -> None:
     long = json.dumps({f"f{i}": 1 for i in range(9_000)})
-    assert wire.decode_question(b'{"x": %b, "x": {"a": 1}}' % long.encode()).x == {"a": 1.0}
-    assert wire.decode_question(b'{"x": {"a": 1}, "x": %b}' % long.encode()).x == json.loads(long)
+    assert event_json.decode_question(b'{"x": %b, "x": {"a": 1}}' % long.encode()).x == {"a": 1.0}
+    assert event_json.decode_question(b'{"x": {"a": 1}, "x": %b}' % long.encode()).x == json.loads(long)
 
 
 def test_places_in_a_body() -> None:
-    assert wire.path("", "x.a") == "x.a"
-    assert wire.path("[3]", "x.a") == "[3].x.a"
-    assert wire.path("line 7", "x.a") == "line 7: x.a"
+    assert errors.path("", "x.a") == "x.a"
+    assert errors.path("[3]", "x.a") == "[3].x.a"
+    assert errors.path("line 7", "x.a") == "line 7: x.a"

@@ -1,4 +1,4 @@
-"""Decodes and encodes events: JSON and NDJSON.
+"""Decodes events: JSON and lines of NDJSON.
 
 msgspec checks the shape while it reads, at no extra cost. Only a wrong event is read again, slowly, to name the field.
 
@@ -18,114 +18,16 @@ import msgspec
 from core.features import NO_LABEL
 from core.outline import PIECE_BYTES, Outline
 from service import errors
+from service.events import MAX_ID, Event, Explain, Features, Label, Named, Numbers, Question
 
-MAX_ID = 256
-Named = dict[str, float | bool | str | None]
-Numbers = list[float | bool | None]
-Features = Named | Numbers
-"""An event's x; null means that the feature is left out."""
 WIDE_BYTES = PIECE_BYTES
 """An event of more bytes is decoded in pieces."""
 LONG_BYTES = 2**18
 """An array of more bytes is split in pieces."""
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A labelled event, for `/learn`."""
-
-    x: Features
-    y: float | bool
-    id: str | None = None
-    weight: float = 1.0
-
-
-class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A late label, for the prediction that was served with this id."""
-
-    id: str
-    y: float | bool
-    weight: float = 1.0
-
-
-class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What to predict, for `/predict`. A prediction with an id is kept until its label comes."""
-
-    x: Features
-    id: str | None = None
-
-
-class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What to explain, for `/explain`: x, or the id of a waiting prediction."""
-
-    x: Features | None = None
-    id: str | None = None
-
-
-class Learned(msgspec.Struct, gc=False):
-    """The reply to one learned event."""
-
-    model: str
-    seq: int
-    p: float | None
-    loss: float | None
-    duplicate: bool
-
-
-class LearnedLate(Learned, gc=False):
-    """The reply to a late label. late: whether it corrects a 0 that was learned at the timeout."""
-
-    served_p: float | None
-    served_loss: float | None
-    delay_s: float | None
-    late: bool
-
-
-class LearnedMany(msgspec.Struct):
-    """The reply to a stream of learned events."""
-
-    model: str
-    learned: int
-    duplicates: int
-    first_seq: int | None
-    last_seq: int | None
-    loss: float | None
-
-
-class LearnedManyLate(LearnedMany):
-    """The reply to a stream that contained late labels."""
-
-    joined: int
-    late: int
-    served_loss: float | None
-
-
-class Predicted(msgspec.Struct, omit_defaults=True):
-    """The reply to one prediction. unknown: number of features that the model does not know; left out if 0."""
-
-    model: str
-    p: float
-    y: bool
-    seq: int
-    unknown: int = 0
-
-
-class PredictedKept(Predicted, kw_only=True):
-    """The reply to a prediction with an id. kept: whether it waits for its label; false if too many wait."""
-
-    kept: bool
-    duplicate: bool
-
-
 Body = TypeVar("Body", Event, Label, Question, Explain)
 Asked = TypeVar("Asked", bound=Event | Label | Question | Explain)
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def encode(reply: Any) -> bytes:
-    """A reply as a line of JSON; a float is the shortest text that reads back as the same float."""
-    return _encode(reply) + b"\n"  # else a shell prompt would follow curl's output on the same line
 
 
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
@@ -183,7 +85,9 @@ def decode_explain(data: bytes) -> Explain:
 
 def _check_id(id_: str, at: str) -> None:
     if not 0 < len(id_) <= MAX_ID or "\0" in id_:
-        raise errors.InvalidEvent(field=path(at, "id"), reason=f"must have 1 to {MAX_ID} characters and no zero byte")
+        raise errors.InvalidEvent(
+            field=errors.path(at, "id"), reason=f"must have 1 to {MAX_ID} characters and no zero byte"
+        )
 
 
 def is_array(body: bytes) -> bool:
@@ -302,7 +206,7 @@ def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: in
         field, reason = next(_wrong_features(msgspec.Raw(piece), first), ("x", str(error)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         return malformed(wrong, at, piece, before=before)
-    return errors.InvalidEvent(field=path(at, field), reason=reason)
+    return errors.InvalidEvent(field=errors.path(at, field), reason=reason)
 
 
 def _outlined(data: bytes, at: str) -> Outline:
@@ -331,11 +235,6 @@ def _decode(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: 
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _diagnose(error, decoder.type, bytes(data), at) from None
-
-
-def path(at: str, field: str) -> str:
-    """The path of a field: "y", "[3].y", or "line 7: y"."""
-    return field if not at else f"{at}.{field}" if at.startswith("[") else f"{at}: {field}"
 
 
 _NO_NUMBER = re.compile(rb'(?<![\w"])[-+]?(?:nan|inf(?:inity)?)(?![\w"])', re.IGNORECASE)
@@ -399,7 +298,7 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Logs
     if shape is Event and "x" not in fields and "id" in fields:
         shape = Label  # probably meant as a label
     for field, reason in _wrong_fields(fields, shape):
-        return errors.InvalidEvent(field=path(at, field), reason=reason)
+        return errors.InvalidEvent(field=errors.path(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
 
 
