@@ -34,11 +34,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.batch import Batch
 from core.compiled import compiled
-from core.features import Batch
 from core.logistic import Floats, Ints, Labels, Offsets
-from core.rules import Table, grown
+from core.slots import Table
 from core.spec import Spec
+from core.step import grown
 
 Chances = npt.NDArray[np.float64]
 

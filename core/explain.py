@@ -26,7 +26,8 @@ import numpy as np
 
 from core import logistic
 from core.auto import MAX_SCORE, Auto, K, Terms
-from core.features import X, as_arrays
+from core.batch import as_arrays
+from core.features import X
 from core.learner import Encoded, Learner, NoWeights
 from core.logistic import Floats
 

@@ -13,32 +13,27 @@ value wins.
 
 from __future__ import annotations
 
-import math
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from core.batch import Admitted
 from core.compiled import compiled
-from core.logistic import Floats, Ints, Labels, Offsets
+from core.fingerprints import left_out_of
+from core.logistic import Floats, Ints
 
 Value = float | bool | str
 X = Mapping[str, Value | None] | Sequence[float | None]
-Bits = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
 
 MAX_NAME = 256
 """Most characters of a feature's name, and of a string value."""
 MAX_ARRAY = 1_000_000
 """Most numbers in an event that is an array."""
 MAX_FLOAT = sys.float_info.max
-NO_LABEL = "must be 0, 1, true or false; map other labels to these before you send them"
 
 
 class EventError(ValueError):
@@ -55,159 +50,6 @@ class EventError(ValueError):
 
 class TooManyFeatures(EventError):
     """The event has new names, and the model has no room for them."""
-
-
-ORDINARY, JOINED, EXPIRED, LATE = range(4)
-"""How an event got its label. ORDINARY: together with its features. JOINED: by id, after a prediction. EXPIRED: no
-label came in time, so it is 0. LATE: by id, after that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The served predictions of n events.
-
-    `kinds` (uint8): how each event got its label. For kinds other than ORDINARY: `scores` (float64), the served score;
-    `delays` (float64), the seconds from the prediction to the label or the timeout.
-    """
-
-    kinds: Labels
-    scores: Floats
-    delays: Floats
-
-    def part(self, start: int, stop: int) -> Served:
-        """Those of the events from `start` to before `stop`."""
-        return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """The features left out of each of n events, because the model had no room for them.
-
-    `counts` (uint32): their number. `marks` (uint64): a hash of their names and values in any order; 0 without any.
-    """
-
-    counts: npt.NDArray[np.uint32]
-    marks: Bits
-
-    @classmethod
-    def none(cls, events: int) -> LeftOut:
-        """For events from which nothing was left out."""
-        return cls(np.zeros(events, np.uint32), np.zeros(events, np.uint64))
-
-    @classmethod
-    def of(cls, names: Sequence[str], values: Floats, present: Mask) -> LeftOut:
-        """For features `names` (m) with the values `values` (n, m), where `present` (n, m)."""
-        hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
-        found = cls.none(len(values))
-        bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: -0.0 is 0.0
-        _left_out(np.array(hashes, np.uint64), bits, np.ascontiguousarray(present), found.counts, found.marks)
-        return found
-
-    def part(self, start: int, stop: int) -> LeftOut:
-        """Those of the events from `start` to before `stop`."""
-        return LeftOut(self.counts[start:stop], self.marks[start:stop])
-
-
-@dataclass(slots=True)  # not frozen: that takes 0.7 us to make, not 0.3
-class Batch:
-    """n events as arrays, in order.
-
-    Event i has the features `columns[offsets[i]:offsets[i + 1]]` (int32), with their `values` (float64) at the same
-    positions. `offsets` (int64) has n + 1 entries and starts at 0. `labels` (uint8, 0 or 1) and `weights` (float64,
-    the sample weights) have n. `served` is None if all events are ordinary; `left_out` is None if nothing was left
-    out.
-    """
-
-    offsets: Offsets
-    columns: Ints
-    values: Floats
-    labels: Labels
-    weights: Floats
-    served: Served | None = None
-    left_out: LeftOut | None = None
-
-    @classmethod
-    def of_one(cls, event: Admitted, y: float, weight: float = 1.0) -> Batch:
-        """A batch of one event, from `Features.admit`."""
-        columns, values, left_out = event
-        return cls(
-            np.array([0, len(columns)], np.int64),
-            *as_arrays(columns, values),
-            np.array([y], np.uint8),
-            np.array([weight], np.float64),
-            left_out=left_out,
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def longest(self) -> int:
-        """The number of features of the longest event; 0 without events."""
-        return int(np.diff(self.offsets).max(initial=0))
-
-    def slices(self, events: int, values: int = 2**62) -> Iterator[Batch]:
-        """The same events in pieces, without copying the features. A piece has at most `events` events, and at most
-        `values` values unless a single event has more.
-
-        >>> batch = Batch(np.array([0, 3, 4, 5]), np.zeros(5, np.int32), np.ones(5), np.ones(3, np.uint8), np.ones(3))
-        >>> [len(piece) for piece in batch.slices(10, 2)], [len(piece) for piece in batch.slices(1, 10)]
-        ([1, 2], [1, 1, 1])
-        """
-        if 0 < len(self) <= events and len(self.values) <= values:
-            yield self
-            return
-        start = 0
-        while start < len(self):
-            within = (
-                int(np.searchsorted(self.offsets, min(self.offsets[start] + values, len(self.values)), "right")) - 1
-            )
-            stop = min(start + events, max(within, start + 1))
-            yield self.part(start, stop)
-            start = stop
-
-    def part(self, start: int, stop: int) -> Batch:
-        """The events from `start` to before `stop`, without copying the features."""
-        if start == 0 and stop == len(self):
-            return self
-        first, last = self.offsets[start], self.offsets[stop]
-        return Batch(
-            self.offsets[start : stop + 1] - first,
-            self.columns[first:last],
-            self.values[first:last],
-            self.labels[start:stop],
-            self.weights[start:stop],
-            self.served and self.served.part(start, stop),
-            self.left_out and self.left_out.part(start, stop),
-        )
-
-    def first(self, events: int) -> Batch:
-        """The first `events` events, or all if there are fewer."""
-        return self.part(0, min(events, len(self)))
-
-    @classmethod
-    def concatenate(cls, batches: Sequence[Batch]) -> Batch:
-        """Several batches as one, in order."""
-        if len(batches) == 1:
-            return batches[0]
-        starts = np.cumsum([0] + [len(batch.columns) for batch in batches])
-        offsets = [np.zeros(1, np.int64)]
-        offsets += [batch.offsets[1:] + start for batch, start in zip(batches, starts[:-1], strict=True)]
-        return cls(
-            np.concatenate(offsets),
-            np.concatenate([batch.columns for batch in batches]),
-            np.concatenate([batch.values for batch in batches]),
-            np.concatenate([batch.labels for batch in batches]),
-            np.concatenate([batch.weights for batch in batches]),
-            left_out=_left_out_of_all(batches),
-        )
-
-
-def _left_out_of_all(batches: Sequence[Batch]) -> LeftOut | None:
-    if all(batch.left_out is None for batch in batches):
-        return None
-    parts = [batch.left_out or LeftOut.none(len(batch)) for batch in batches]
-    return LeftOut(np.concatenate([part.counts for part in parts]), np.concatenate([part.marks for part in parts]))
 
 
 _positions: list[str] = []
@@ -303,7 +145,7 @@ def check_name(name: str, longest: int = MAX_NAME) -> None:
 
 
 @compiled("int64(float64[::1], float64)")
-def _first_beyond(values: Floats, limit: float) -> int:
+def first_beyond(values: Floats, limit: float) -> int:
     """The position of the first value that is not within ±limit, or -1. NaN is never within."""
     for i in range(len(values)):
         if not abs(values[i]) <= limit:
@@ -551,7 +393,7 @@ class Features:
         known = [i for i, column in enumerate(columns) if column >= 0]
         unknown = [i for i, column in enumerate(columns) if column < 0]
         row = np.array([[values[i] for i in unknown]])
-        left_out = LeftOut.of([names[i] for i in unknown], row, np.ones(row.shape, np.bool_))
+        left_out = left_out_of([names[i] for i in unknown], row, np.ones(row.shape, np.bool_))
         return array("i", [columns[i] for i in known]), array("d", [values[i] for i in known]), left_out
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:
@@ -568,7 +410,7 @@ class Features:
             raise EventError("x", f"has {len(values)} features; an event has at most {self.max_event}{self.where}")
         # A sum of magnitudes within the limit clears all values, in half the time of a look at each.
         if not sum(map(abs, values)) <= self.max_value:
-            beyond = _first_beyond(np.frombuffer(values), self.max_value)
+            beyond = first_beyond(np.frombuffer(values), self.max_value)
             if beyond >= 0:
                 name = list(names)[beyond]
                 name = f"x.{_shown(name)}" if isinstance(x, Mapping) else f"x[{name}]"
@@ -588,17 +430,6 @@ class Features:
         return summed.keys(), _numbers(summed.values())
 
 
-Admitted: TypeAlias = "tuple[array[int], array[float], LeftOut | None]"
-"""The columns and values of an event to learn, in its own order; and the features left out, or None."""
-
-
-def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
-    """The same memory as numpy arrays."""
-    if not values:  # `frombuffer` refuses an empty buffer
-        return np.zeros(0, np.int32), np.zeros(0)
-    return np.frombuffer(columns, np.int32), np.frombuffer(values)
-
-
 def is_text(name: str) -> bool:
     """Whether a name is that of a text feature, like `colour=red`. Its value is not scaled.
 
@@ -611,315 +442,3 @@ def is_text(name: str) -> bool:
 def check_flat_name(name: str, longest: int = MAX_NAME) -> None:
     """`check_name` for a name that may include a string value ("country=FR")."""
     check_name(name, 2 * longest + 1 if "=" in name else longest)
-
-
-def check_label(y: float, weight: float) -> None:
-    """Raise EventError unless `y` is a label and `weight` a sample weight."""
-    if y not in (0, 1):
-        raise EventError("y", NO_LABEL)
-    if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
-        raise EventError("weight", "must be a number above 0")
-
-
-@compiled("boolean(float64[:, ::1], boolean[:, ::1], int32[::1], float64, int64[::1], int32[::1], float64[::1])")
-def _gather(
-    table: npt.NDArray[np.float64],
-    present: Mask,
-    of_column: Ints,
-    limit: float,
-    offsets: Offsets,
-    columns: Ints,
-    values: Floats,
-) -> bool:
-    """Copy the values that are present and have a column, row by row, to `columns` and `values`.
-
-    Returns False if a present value is not within ±limit.
-    """
-    at = 0
-    for i in range(table.shape[0]):
-        for j in range(table.shape[1]):
-            if present[i, j]:
-                if not abs(table[i, j]) <= limit:
-                    return False
-                if of_column[j] >= 0:
-                    columns[at] = of_column[j]
-                    values[at] = table[i, j]
-                    at += 1
-        offsets[i + 1] = at
-    return True
-
-
-class BatchBuilder:
-    """Gathers events for one model into a `Batch`. It refuses events that are not valid, and they change nothing.
-
-    >>> builder = BatchBuilder(Features())
-    >>> builder.add({"a": 2.0}, 1)
-    >>> builder.add({"b": True, "a": 1.0}, 0, weight=0.5)
-    >>> batch = builder.build()
-    >>> batch.columns.tolist(), batch.values.tolist(), batch.offsets.tolist()
-    ([0, 1, 0], [2.0, 1.0, 1.0], [0, 1, 3])
-    """
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-        self.first_feature = len(features)
-        # Single events go to the open part; each table is a part of its own.
-        self._closed: list[Batch] = []
-        self._in_closed = 0
-        self._open()
-
-    def _open(self) -> None:
-        self._columns = array("i")
-        self._values = array("d")
-        self._ends = array("q", [0])
-        self._labels = bytearray()
-        self._weights = array("d")
-        self._left_out: dict[int, LeftOut] = {}  # by position, for events with features left out
-
-    def __len__(self) -> int:
-        return self._in_closed + len(self._labels)
-
-    def add(self, x: X, y: float, weight: float = 1.0) -> None:
-        """Add one event. Raises EventError if it is not valid; then nothing changes."""
-        check_label(y, weight)
-        self._append(*self.features.admit(x), y, weight)
-
-    def add_again(self, event: Batch, y: float, weight: float = 1.0) -> None:
-        """Add an event that was learned before, with another label."""
-        check_label(y, weight)
-        self._append(event.columns.tolist(), event.values.tolist(), event.left_out, y, weight)
-
-    def _append(
-        self, columns: Iterable[int], values: Iterable[float], left_out: LeftOut | None, y: float, weight: float
-    ) -> None:
-        if left_out is not None:
-            self._left_out[len(self._labels)] = left_out
-        self._columns.extend(columns)
-        self._values.extend(values)
-        self._ends.append(len(self._columns))
-        self._labels.append(int(y))
-        self._weights.append(weight)
-
-    def add_table(
-        self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats | None = None
-    ) -> None:
-        """Add n events at once: same as `add` for each row, in a fiftieth of the time.
-
-        Row i has the features `names` (m) in this order, with the values `values[i]` (n, m), where `present[i]` (n, m;
-        None: all present). `labels` and `weights` have n entries (no weights: all 1). The arrays are used, not copied.
-
-        Raises EventError if a row is not valid, with its `row` from 0; then nothing changes. Raises ValueError if the
-        shapes do not fit.
-
-        >>> builder = BatchBuilder(Features())
-        >>> builder.add_table(["a", "b"], np.array([[1.0, 2.0], [3.0, 4.0]]), None, np.array([0, 1], np.uint8))
-        >>> builder.build().columns.tolist()
-        [0, 1, 0, 1]
-        """
-        shape = (len(labels), len(names))
-        if values.shape != shape or (present is not None and present.shape != shape):
-            raise ValueError(f"{len(labels)} labels and {len(names)} names make a table of shape {shape}")
-        weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-        part = None
-        at_once = not self.features.hashed and len(set(names)) == len(names) <= self.features.max_event
-        if at_once and _can_be_learned(labels, weights):
-            part = self._encode_table(names, np.ascontiguousarray(values, np.float64), present, labels, weights)
-        if part is None:
-            self._add_rows(names, values, present, labels, weights)
-        else:
-            self._close()
-            self._closed.append(part)
-            self._in_closed += len(part)
-
-    def _encode_table(
-        self, names: Sequence[str], table: Floats, present: Mask | None, labels: Labels, weights: Floats
-    ) -> Batch | None:
-        """The rows as a batch, with their new names added. None if a row is not valid; then nothing changes."""
-        n, m = table.shape
-        found = self.features.known(names)
-        new = _by_appearance([j for j in range(m) if found[j] < 0], present) if n else []
-        room = self.features.max_features - len(self.features)
-        for place, j in enumerate(new[:room], len(self.features)):
-            found[j] = place
-        of_column = np.array(found, np.int32)
-        limit = self.features.max_value
-        over = new[room:]
-        if over and present is None:
-            present = np.ones(table.shape, np.bool_)
-        if present is None:
-            if _first_beyond(table.reshape(-1), limit) >= 0:
-                return None
-            offsets, columns, values = np.arange(n + 1, dtype=np.int64) * m, np.tile(of_column, n), table.reshape(-1)
-        else:
-            count = int(np.count_nonzero(present))
-            offsets, columns, values = np.zeros(n + 1, np.int64), np.empty(count, np.int32), np.empty(count)
-            if not _gather(table, np.ascontiguousarray(present), of_column, limit, offsets, columns, values):
-                return None
-            columns, values = columns[: offsets[-1]], values[: offsets[-1]]
-        try:
-            self.features.columns_of([names[j] for j in new], add=True)
-        except EventError:
-            return None
-        left_out = None
-        if over and present is not None:
-            left_out = LeftOut.of([names[j] for j in over], table[:, over], present[:, over])
-        return Batch(offsets, columns, values, np.asarray(labels, np.uint8), weights, left_out=left_out)
-
-    def _add_rows(
-        self, names: Sequence[str], values: Floats, present: Mask | None, labels: Labels, weights: Floats
-    ) -> None:
-        """`add_table` row by row: for hashed names, and to find which row is wrong and why."""
-        mark = self.mark()
-        there = [[True] * len(names)] * len(labels) if present is None else present.tolist()
-        rows = zip(values.tolist(), there, labels.tolist(), weights.tolist(), strict=True)
-        for i, (row, has, label, weight) in enumerate(rows):
-            try:
-                self.add({names[j]: value for j, value in enumerate(row) if has[j]}, label, weight)
-            except EventError as error:
-                self.take_back(mark)
-                error.row = i
-                raise
-
-    def event(self, place: int) -> Batch:
-        """The event at `place`, which was added after the last table."""
-        i = place - self._in_closed
-        of_event = slice(self._ends[i], self._ends[i + 1])
-        admitted = (self._columns[of_event], self._values[of_event], self._left_out.get(i))
-        return Batch.of_one(admitted, self._labels[i], self._weights[i])
-
-    def mark(self) -> tuple[int, int]:
-        """The present position, for `take_back`."""
-        return len(self), len(self.features)
-
-    def take_back(self, mark: tuple[int, int]) -> None:
-        """Remove every event and every new name since `mark`."""
-        events, features = mark
-        while events < self._in_closed:
-            self._open()
-            part = self._closed.pop()
-            self._in_closed -= len(part)
-            if events > self._in_closed:
-                self._closed.append(part.first(events - self._in_closed))
-                self._in_closed = events
-        kept = events - self._in_closed
-        end = self._ends[kept]
-        del self._columns[end:], self._values[end:], self._ends[kept + 1 :]
-        del self._labels[kept:], self._weights[kept:]
-        self._left_out = {i: left_out for i, left_out in self._left_out.items() if i < kept}
-        self.features.truncate(features)
-
-    def new_names(self) -> list[str]:
-        """The names that these events brought."""
-        return self.features.names[self.first_feature :]
-
-    def _close(self) -> None:
-        """Close the open part if it has events, and begin a new one."""
-        if self._labels:
-            self._closed.append(self._open_part())
-            self._in_closed += len(self._labels)
-            self._open()
-
-    def _open_part(self) -> Batch:
-        """The events of the open part. They share its memory, so it cannot grow any more."""
-        return Batch(
-            np.frombuffer(self._ends, np.int64),
-            *as_arrays(self._columns, self._values),
-            np.frombuffer(self._labels, np.uint8),
-            np.frombuffer(self._weights),
-            left_out=self._left_out_of_open(),
-        )
-
-    def _left_out_of_open(self) -> LeftOut | None:
-        if not self._left_out:
-            return None
-        whole, places = LeftOut.none(len(self._labels)), list(self._left_out)
-        whole.counts[places] = [one.counts[0] for one in self._left_out.values()]
-        whole.marks[places] = [one.marks[0] for one in self._left_out.values()]
-        return whole
-
-    def build(self) -> Batch:
-        """The events as arrays. No event can be added afterwards."""
-        parts = [*self._closed, self._open_part()] if self._labels else self._closed
-        if not parts:
-            return Batch(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0))
-        return Batch.concatenate(parts)
-
-
-def _can_be_learned(labels: Labels, weights: Floats) -> bool:
-    """`check_label` for many at once."""
-    good_labels = ((labels == 0) | (labels == 1)).all()
-    return bool(good_labels and ((weights > 0.0) & (weights <= MAX_FLOAT)).all())
-
-
-def _by_appearance(columns: list[int], present: Mask | None) -> list[int]:
-    """The table's columns that are ever present, in the order of their first appearance, row by row."""
-    if present is None or not columns:
-        return columns
-    there = present[:, columns]
-    first = there.argmax(axis=0).tolist()
-    return [j for _, j in sorted((first[k], j) for k, j in enumerate(columns) if there[first[k], k])]
-
-
-@compiled("uint64(uint64)")
-def _mixed(bits: np.uint64) -> np.uint64:
-    """A 64-bit number with its bits mixed by MurmurHash3's finaliser."""
-    bits ^= bits >> np.uint64(33)
-    bits *= np.uint64(0xFF51AFD7ED558CCD)
-    bits ^= bits >> np.uint64(33)
-    bits *= np.uint64(0xC4CEB9FE1A85EC53)
-    return bits ^ (bits >> np.uint64(33))
-
-
-@compiled("void(uint64[::1], uint64[:, ::1], boolean[:, ::1], uint32[::1], uint64[::1])")
-def _left_out(names: Bits, values: Bits, present: Mask, counts: npt.NDArray[np.uint32], marks: Bits) -> None:
-    """Count the present features of each row, and sum their marks, each made of name hash and value."""
-    for i in range(len(counts)):
-        for j in range(len(names)):
-            if present[i, j]:
-                counts[i] += 1
-                marks[i] += _mixed(_mixed(names[j]) ^ values[i, j])
-
-
-@compiled("void(int64[::1], int32[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1], uint64[::1])")
-def _fingerprints(
-    offsets: Offsets, columns: Ints, values: Bits, labels: Labels, weights: Bits, left_out: Bits, fingerprints: Bits
-) -> None:
-    for i in range(len(labels)):
-        mixed = _mixed(_mixed(weights[i]) + np.uint64(labels[i])) + left_out[i]
-        for j in range(offsets[i], offsets[i + 1]):
-            # A sum does not depend on the features' order.
-            mixed += _mixed(_mixed(np.uint64(columns[j]) + np.uint64(1)) ^ values[j])
-        fingerprints[i] = mixed
-
-
-def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
-    """A 64-bit fingerprint (n,) of each event in a batch, equal for equal events in any order of features.
-
-    Features left out of an event count, too. Two different events of one model have the same fingerprint once in 2^64.
-    It does not withstand an attacker, who could only deceive himself.
-
-    >>> builder = BatchBuilder(Features())
-    >>> builder.add({"a": 1.0, "b": 2.0}, 1)
-    >>> builder.add({"b": 2.0, "a": 1.0}, 1)
-    >>> builder.add({"b": 1.0, "a": 2.0}, 1)
-    >>> first, same, other = fingerprints(builder.build())
-    >>> bool(first == same), bool(first == other)
-    (True, False)
-    """
-    result = np.empty(len(batch), np.uint64)
-    values, weights = batch.values + 0.0, batch.weights  # + 0.0: -0.0 is 0.0
-    bits = (values.view(np.uint64), batch.labels, weights.view(np.uint64))
-    marks = np.zeros(len(batch), np.uint64) if batch.left_out is None else batch.left_out.marks
-    _fingerprints(batch.offsets, batch.columns, *bits, marks, result)
-    return result.view(np.int64)
-
-
-def label_fingerprints(labels: Labels, weights: Floats) -> npt.NDArray[np.int64]:
-    """A 64-bit fingerprint (n,) of each pair of a label and a sample weight, equal for equal pairs.
-
-    >>> same = label_fingerprints(np.array([1, 1, 0], np.uint8), np.array([2.0, 2.0, 2.0]))
-    >>> bool(same[0] == same[1]), bool(same[1] == same[2])
-    (True, False)
-    """
-    none = np.zeros(0)
-    return fingerprints(Batch(np.zeros(len(labels) + 1, np.int64), np.zeros(0, np.int32), none, labels, weights))

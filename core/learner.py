@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from core import logistic
 from core.auto import Auto
-from core.features import Batch, BatchBuilder, Features, X, as_arrays, check_label, last_column
+from core.batch import Batch, as_arrays
+from core.builder import BatchBuilder, check_label
+from core.features import Features, X, last_column
 from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec

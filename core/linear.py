@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from core import rules
-from core.features import Batch, is_text
+from core import slots, step
+from core.batch import Batch
+from core.features import is_text
 from core.logistic import Floats, Ints
+from core.rules import RULES
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
 _MIN_ROWS = 64
@@ -25,24 +27,24 @@ class Linear:
         pays = spec.l1 > 0 and spec.rule != "ftrl"
         # One row per feature: its weight, the rule's numbers, the scaler's numbers, the L1 penalty paid.
         self.weights = np.zeros(_MIN_ROWS)
-        self._kept = np.zeros((_MIN_ROWS, rules.RULES[spec.rule].keeps))
+        self._kept = np.zeros((_MIN_ROWS, RULES[spec.rule].keeps))
         self._scaler = np.zeros((_MIN_ROWS, _SCALER_KEEPS[spec.scale]))
         self._paid = np.zeros(_MIN_ROWS if pays else 0)
-        self._scalars = np.zeros(rules.SCALARS)
-        self._scalars[rules.FINAL_LR] = spec.final_lr or 0.0
+        self._scalars = np.zeros(slots.SCALARS)
+        self._scalars[slots.FINAL_LR] = spec.final_lr or 0.0
         self._scales = spec.scale != "none"
-        constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
+        constant = self._codes[slots.SCHEDULE] == self._codes[slots.BIAS_SCHEDULE] == slots.CONSTANT
         self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
         """Whether the model is plain SGD, which has its own kernel."""
 
     @property
     def bias(self) -> float:
-        return float(self._scalars[rules.BIAS])
+        return float(self._scalars[slots.BIAS])
 
     def score(self, columns: Ints, values: Floats) -> float:
         """w·x + b for one event; changes nothing."""
         state = (self.weights, self._scaler, self._scalars, self._codes, self._q)
-        score: float = rules.predict_score(columns, values, *state, np.empty(len(columns)))
+        score: float = step.predict_score(columns, values, *state, np.empty(len(columns)))
         return score
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
@@ -53,7 +55,7 @@ class Linear:
         n = len(columns)
         numbers = np.empty(2 + (2 * n if self._scales else n))
         state = (self.weights, self._scaler, self._scalars, self._codes, self._q)
-        rules.serve_into(columns, values, features, *state, numbers)
+        step.serve_into(columns, values, features, *state, numbers)
         return numbers
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
@@ -61,10 +63,10 @@ class Linear:
         if self.plain:
             events = (batch.offsets, batch.columns.view(np.uint32), batch.values, batch.labels, batch.weights)
             room = np.empty(len(batch.columns))  # more than any event needs, but cheap to know
-            rules.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned, room)
+            step.learn_many_sgd(*events, self.weights, self._scalars, self._q, scores, learned, room)
             return
         longest = batch.longest
-        rules.learn_many(
+        step.learn_many(
             batch.offsets,
             batch.columns,
             batch.values,
@@ -82,7 +84,7 @@ class Linear:
             learned,
             np.empty(longest),
             np.empty(longest),
-            np.empty((longest + 1, rules.SAVED)),
+            np.empty((longest + 1, step.SAVED)),
         )
 
     @property
@@ -95,17 +97,17 @@ class Linear:
         self._make_room(first + len(names))
         if self._scales:
             as_is = [first + i for i, name in enumerate(names) if is_text(name)]
-            self._scaler[as_is] = rules.AS_IS[: self._scaler.shape[1]]
+            self._scaler[as_is] = step.AS_IS[: self._scaler.shape[1]]
 
     def _make_room(self, features: int) -> None:
         if features <= len(self.weights):
             return
         rows = max(features, 2 * len(self.weights))
-        self._kept = rules.grown(self._kept, rows)
-        self._scaler = rules.grown(self._scaler, rows)
+        self._kept = step.grown(self._kept, rows)
+        self._scaler = step.grown(self._scaler, rows)
         if len(self._paid):
-            self._paid = rules.grown(self._paid, rows)
-        self.weights = rules.grown(self.weights, rows)
+            self._paid = step.grown(self._paid, rows)
+        self.weights = step.grown(self.weights, rows)
 
     def arrays(self, features: int) -> dict[str, Floats]:
         """The whole state of the first `features` columns, as copies."""
@@ -133,42 +135,42 @@ class Linear:
 def _codes(spec: Spec) -> npt.NDArray[np.int64]:
     """A spec's choices, encoded for the kernels."""
     codes = np.zeros(5, np.int64)
-    codes[rules.RULE] = rules.RULES[spec.rule].code
-    codes[rules.SCALE] = {"none": rules.UNSCALED, "standard": rules.STANDARD, "maxabs": rules.MAXABS}[spec.scale]
-    codes[rules.SCHEDULE] = _schedule(spec.rate)[0]
-    codes[rules.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
-    codes[rules.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
+    codes[slots.RULE] = RULES[spec.rule].code
+    codes[slots.SCALE] = {"none": slots.UNSCALED, "standard": slots.STANDARD, "maxabs": slots.MAXABS}[spec.scale]
+    codes[slots.SCHEDULE] = _schedule(spec.rate)[0]
+    codes[slots.BIAS_SCHEDULE] = _schedule(spec.bias_rate)[0]
+    codes[slots.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
     return codes
 
 
 def _parameters(spec: Spec) -> Floats:
     """A spec's numbers, in the kernels' order."""
-    q = np.zeros(rules.PARAMETERS)
-    q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
-    q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
-    q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
-    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.rate)
-    q[rules.FIRST_RATE] = rules.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
-    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
+    q = np.zeros(slots.PARAMETERS)
+    q[[slots.SQUARE, slots.ROOT, slots.INVERSE]] = 2.0, 0.5, -1.0
+    q[[slots.L1, slots.L2, slots.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
+    q[[slots.WEIGHT_0, slots.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
+    code, q[slots.RATE], q[slots.RATE_SHAPE] = _schedule(spec.rate)
+    q[slots.FIRST_RATE] = step.scheduled(code, q[slots.RATE], q[slots.RATE_SHAPE], 0.0)
+    _, q[slots.BIAS_RATE], q[slots.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
     for place, value in (
-        (rules.RHO, spec.rho),
-        (rules.EPS, spec.eps),
-        (rules.BETA_1, spec.beta_1),
-        (rules.BETA_2, spec.beta_2),
-        (rules.GAMMA, spec.gamma),
-        (rules.BETA, spec.beta),
-        (rules.LAG, spec.lag),
-        (rules.CORRECT_BIAS, spec.correct_bias),
+        (slots.RHO, spec.rho),
+        (slots.EPS, spec.eps),
+        (slots.BETA_1, spec.beta_1),
+        (slots.BETA_2, spec.beta_2),
+        (slots.GAMMA, spec.gamma),
+        (slots.BETA, spec.beta),
+        (slots.LAG, spec.lag),
+        (slots.CORRECT_BIAS, spec.correct_bias),
     ):
         q[place] = 0.0 if value is None else float(value)
     return q
 
 
 def _schedule(rate: Rate | None) -> tuple[int, float, float]:
-    """A learning rate's code, and the two numbers for `rules.scheduled`."""
+    """A learning rate's code, and the two numbers for `step.scheduled`."""
     if isinstance(rate, InverseScaling):
-        return rules.INVERSE_SCALING, rate.learning_rate, rate.power
+        return slots.INVERSE_SCALING, rate.learning_rate, rate.power
     if isinstance(rate, Optimal):
         first = math.sqrt(1.0 / math.sqrt(rate.alpha))  # Bottou's eta_0: the size of a typical weight
-        return rules.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
-    return rules.CONSTANT, rate or 0.0, 0.0
+        return slots.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
+    return slots.CONSTANT, rate or 0.0, 0.0

@@ -9,7 +9,7 @@ Weights w (vector), bias b, input x (vector), label y in {0, 1}, learning rate a
     dL/dp = (1 - y)/(1 - p) - y/p        dp/dz = p (1 - p)        dz/dw = x        dz/db = 1
     dL/dw = (p - y) x                    dL/db = (p - y)
 
-One event is one step: w <- w - a (p - y) x and b <- b - a (p - y). rules.py has this step and the other rules.
+One event is one step: w <- w - a (p - y) x and b <- b - a (p - y). step.py takes it; rules.py has the other rules.
 
 Every operation follows the order of river's `LogisticRegression`, so the weights equal river's to the last bit. The
 score is summed from 0.0 in the event's own order, and the bias is added last; a BLAS dot product would round

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch
+from core.batch import EXPIRED, JOINED, LATE, ORDINARY, Batch
 from core.learner import Outcome
 from core.progressive import Progressive
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from core.features import Mask
+from core.batch import Mask
 from core.logistic import Floats, Labels
 from service import errors
 from service.events import Event, Label, Question

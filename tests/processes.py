@@ -24,7 +24,7 @@ import pytest
 from forked import Logstep, clean_environment, elsewhere, serve
 
 from core import Learner, Spec
-from core.features import Batch
+from core.batch import Batch
 from service.learning.engine import Engine
 from service.settings import Settings
 from service.storage.log import LogReader

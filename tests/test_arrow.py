@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.features import NO_LABEL, Batch, BatchBuilder, EventError, Features, flatten
+from core.batch import Batch
+from core.builder import NO_LABEL, BatchBuilder
+from core.features import EventError, Features, flatten
 from service import errors
 from service.decode import arrow, event_json
 from service.events import Event, Label, Question

@@ -18,7 +18,7 @@ from test_arrow import refusal_of, stream_of, tables_of
 from test_http_arrow import ARROW
 
 from core import Features
-from core.features import BatchBuilder
+from core.builder import BatchBuilder
 from service import errors
 
 ONE_UUID = uuid.UUID("0f8fad5b-d9cb-469f-a165-70867728950e")

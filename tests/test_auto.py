@@ -29,7 +29,8 @@ from core.auto import (
     K,
     M,
 )
-from core.features import Batch, BatchBuilder
+from core.batch import Batch
+from core.builder import BatchBuilder
 from core.learner import NoWeights, Outcome
 
 AUTO = Spec(rule="auto")

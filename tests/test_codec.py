@@ -12,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
-from core.features import Batch, BatchBuilder, Features
+from core.batch import Batch
+from core.builder import BatchBuilder
+from core.features import Features
 from service.storage import codec
 from service.storage.packed import pack, unpack
 

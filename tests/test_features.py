@@ -17,7 +17,10 @@ from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
 from core import features as features_module
-from core.features import Batch, BatchBuilder, LeftOut, Served, TooManyFeatures, fingerprints, flatten
+from core.batch import Batch, LeftOut, Served
+from core.builder import BatchBuilder
+from core.features import TooManyFeatures, flatten
+from core.fingerprints import fingerprints
 
 
 def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
-from core.features import Batch
+from core.batch import Batch
 from core.served import Joins
 from service import errors
 from service.decode import event_json, pieces

@@ -25,7 +25,7 @@ import pytest
 from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, eventually, ndjson
 
 from core import Learner, Spec
-from core.features import Batch
+from core.batch import Batch
 from service.storage.store import ModelBatch, Store
 from service.threads import NICE, background
 

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from processes import Service, copied, replayed_elsewhere
 
 from core import Spec
-from core.features import JOINED, Batch, BatchBuilder, Features
+from core.batch import JOINED, Batch
+from core.builder import BatchBuilder
+from core.features import Features
 from service import errors
 from service.commands import cli
 from service.commands.inspect import examine

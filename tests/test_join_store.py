@@ -19,7 +19,9 @@ from processes import Clock, logged_events, replay, running_engine, started
 from test_join_engine import described
 
 from core import Spec
-from core.features import EXPIRED, JOINED, LATE, ORDINARY, Batch, BatchBuilder, Features, Served
+from core.batch import EXPIRED, JOINED, LATE, ORDINARY, Batch, Served
+from core.builder import BatchBuilder
+from core.features import Features
 from service import errors
 from service.commands.inspect import examine
 from service.events import Event, Label

@@ -18,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import EventError, Learner, Spec
-from core.features import BatchBuilder
-from core.rules import BIAS, RULES
+from core.builder import BatchBuilder
+from core.rules import RULES
+from core.slots import BIAS
 from core.spec import InverseScaling, Optimal
 
 Event = tuple[Any, int, float]

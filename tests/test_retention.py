@@ -24,7 +24,8 @@ from processes import Clock, Service, copied, exchange, logged_events, replayed_
 from pydantic import ValidationError
 
 from core import Spec
-from core.features import BatchBuilder, Features
+from core.builder import BatchBuilder
+from core.features import Features
 from service import errors
 from service.commands import cli
 from service.commands.inspect import examine

@@ -18,7 +18,8 @@ from river import base, linear_model, optim, preprocessing
 from streams import Event, sample_weights, stream
 
 from core import Learner, Spec
-from core.features import Batch, BatchBuilder
+from core.batch import Batch
+from core.builder import BatchBuilder
 from core.linear import Linear
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal

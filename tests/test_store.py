@@ -22,7 +22,10 @@ from examples import flip
 from processes import copied, events_of
 
 from core import Spec
-from core.features import ORDINARY, Batch, BatchBuilder, Features, fingerprints
+from core.batch import ORDINARY, Batch
+from core.builder import BatchBuilder
+from core.features import Features
+from core.fingerprints import fingerprints
 from service import errors
 from service.storage import codec, schema, store
 from service.storage.ids import NewId

@@ -16,7 +16,7 @@ from processes import logged_events, running_engine, started
 from test_engine import PATIENCE, Gate, event, failing_commits, run, whole_state
 
 from core import Learner, Spec
-from core.features import Batch
+from core.batch import Batch
 from core.learner import Outcome
 from core.spec import Breaker
 from service import errors

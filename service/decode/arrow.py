@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from core.features import NO_LABEL, Mask
+from core.batch import Mask
+from core.builder import NO_LABEL
 from core.logistic import Floats, Labels
 from service import errors
 from service.decode import columns

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from core.features import Mask
+from core.batch import Mask
 
 Array = Any
 """A pyarrow.Array; pyarrow has no types."""

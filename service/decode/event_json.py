@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from core.features import NO_LABEL
+from core.builder import NO_LABEL
 from core.outline import PIECE_BYTES, Outline
 from service import errors
 from service.events import MAX_ID, Event, Explain, Features, Label, Named, Numbers, Question

@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from core import logistic
-from core.features import (
-    LATE,
-    ORDINARY,
-    Batch,
-    BatchBuilder,
-    Served,
-    fingerprints,
-    label_fingerprints,
-)
+from core.batch import LATE, ORDINARY, Batch, Served
+from core.builder import BatchBuilder
+from core.fingerprints import fingerprints, label_fingerprints
 from core.learner import Outcome
 from service import errors
 from service.learning.model import Model

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from core.features import EXPIRED, Batch, BatchBuilder
+from core.batch import EXPIRED, Batch
+from core.builder import BatchBuilder
 from core.learner import Outcome
 from core.spec import Spec
 from service import errors, logs

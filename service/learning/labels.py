@@ -8,19 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from core import logistic
-from core.features import (
-    EXPIRED,
-    JOINED,
-    LATE,
-    Batch,
-    EventError,
-    Features,
-    X,
-    check_label,
-    fingerprints,
-    flatten,
-    label_fingerprints,
-)
+from core.batch import EXPIRED, JOINED, LATE, Batch
+from core.builder import check_label
+from core.features import EventError, Features, X, flatten
+from core.fingerprints import fingerprints, label_fingerprints
 from service import errors
 from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from core import logistic
+from core.batch import Batch
 from core.breaker import Watch
 from core.explain import Explanation, explain_served
-from core.features import Batch, X
+from core.features import X
 from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
 from core.progressive import Progressive

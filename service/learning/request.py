@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from core.features import (
-    Mask,
-)
+from core.batch import Mask
 from core.logistic import Floats
 from service import errors
 from service.events import Event, Label

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.features import (
-    BatchBuilder,
-    EventError,
-)
+from core.builder import BatchBuilder
+from core.features import EventError
 from service import errors
 from service.events import Label
 from service.learning.draft import Draft, Known, Place, Places

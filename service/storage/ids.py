@@ -15,11 +15,11 @@ from zlib import crc32
 
 import msgspec
 
-from core.features import EXPIRED, LATE, ORDINARY
+from core.batch import EXPIRED, LATE, ORDINARY
 
 WAITING, DROPPED = LATE + 1, LATE + 2
 """Kinds of ids without an event: the prediction waits, or it waited too long. An event's id has the kind of the event
-(core/features.py)."""
+(core/batch.py)."""
 
 AT_ONCE = 250
 _INSERT_SOME = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * AT_ONCE)  # noqa: S608  # of constants
@@ -42,7 +42,7 @@ _MODULUS = (1 << 61) - 1  # a prime: a flipped bit adds a power of two, which is
 class NewId(NamedTuple):
     """An id and what it stands for from now on.
 
-    For an event: its seq, fingerprint (`core.features.fingerprints`), kind, and the fingerprint of its label alone. For
+    For an event: its seq, fingerprint (`core.fingerprints`), kind, and the fingerprint of its label alone. For
     a waiting prediction: its number, as `seq`. For a dropped one: only the kind.
     """
 

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from core.features import LATE, Batch, X
+from core.batch import LATE, Batch
+from core.features import X
 from core.logistic import Floats
 from service import errors
 from service.storage import codec, schema, series

@@ -10,11 +10,11 @@ A batch of n events with m feature values:
     values          m x float64
     labels          n x uint8
     weights         n x float64: sample weights; only with 1
-    kinds           n x uint8: how the label came (core/features.py); this and the next two only with 2
+    kinds           n x uint8: how the label came (core/batch.py); this and the next two only with 2
     scores          n x float64: the served score
     delays          n x float64: seconds from the prediction to the label
     left_out        n x uint32: number of features left out; this and the next only with 8
-    marks           n x uint64: a hash of these features (core/features.py)
+    marks           n x uint64: a hash of these features (core/fingerprints.py)
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.batch import LATE, Batch, LeftOut, Served
 from core.compiled import compiled
-from core.features import LATE, Batch, LeftOut, Served
 from core.logistic import Floats, Ints, Offsets
 
 _HEADER = struct.Struct("<IIB")

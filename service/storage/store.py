@@ -53,7 +53,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from core.features import LATE, Batch
+from core.batch import LATE, Batch
 from service import errors
 from service.storage import codec, series
 from service.storage.ids import DROPPED, WAITING, IdRow, Ids, NewId, Rows, add_checksum, rows_of

@@ -26,7 +26,8 @@ from http_benchmark import machine, positive, positives
 from river import linear_model
 
 from core import Learner, Spec
-from core.features import Batch, BatchBuilder
+from core.batch import Batch
+from core.builder import BatchBuilder
 
 EVENTS = 20_000
 FEW = 100

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from river import compose, linear_model, optim, preprocessing
 
 from core import Learner, Spec
-from core.features import BatchBuilder
+from core.builder import BatchBuilder
 from core.parity import river_twin
 from core.rules import RULES
 

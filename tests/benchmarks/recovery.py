@@ -34,7 +34,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from core import Spec
-from core.features import Batch
+from core.batch import Batch
 from service.learning.engine import Engine
 from service.settings import Settings
 from service.storage.store import ModelBatch, Store
