@@ -27,8 +27,9 @@ from service.commands import backup as backups
 from service.commands import cli
 from service.commands.inspect import examine
 from service.storage.lock import FolderLock
-from service.storage.log import read_mark
-from service.storage.store import PAGE_BYTES, Store
+from service.storage.schema import PAGE_BYTES
+from service.storage.store import Store
+from service.storage.wal import read_mark
 
 CLIENTS = 4
 SLOWEST_SECONDS = 2.0

@@ -18,7 +18,7 @@ from processes import copied
 
 from service import errors
 from service.commands.inspect import examine
-from service.storage.store import PAGE_BYTES
+from service.storage.schema import PAGE_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from service import errors
 from service.commands import cli
 from service.commands.inspect import examine
 from service.storage.lock import FolderLock
-from service.storage.log import read_mark
+from service.storage.wal import read_mark
 
 WHOLE = "whole: every checksum fits"
 

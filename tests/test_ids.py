@@ -30,8 +30,9 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.storage import ids as ids_module
 from service.storage.ids import AT_ONCE, IdsTakenError, NewId, checksum
-from service.storage.log import LogReader, Waiting
+from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
+from service.storage.waiting import Waiting
 
 numbers = st.integers(-(2**63), 2**63 - 1)
 rows = st.tuples(

@@ -27,7 +27,8 @@ from service.learning.model import Model
 from service.learning.request import Result, Stream
 from service.replies import PredictedKept
 from service.storage import store as store_module
-from service.storage.store import ModelBatch, Reading, Store
+from service.storage.store import ModelBatch, Store
+from service.storage.waiting import Reading
 
 PATIENCE = 120.0
 DAY = 24 * 3600

@@ -29,12 +29,12 @@ from service.learning import engine as engine_module
 from service.learning.engine import Engine
 from service.learning.request import Result
 from service.replies import PredictedKept
-from service.storage import codec
+from service.storage import codec, schema, trimming, waiting
 from service.storage import store as store_module
 from service.storage.ids import DROPPED, NewId
-from service.storage.log import Waiting, waiting_crc
 from service.storage.packed import pack, unpack
 from service.storage.store import ModelBatch, Store
+from service.storage.waiting import Waiting, waiting_crc
 
 PATIENCE = 60.0
 
@@ -356,7 +356,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_timeout: str
 ) -> None:
     """What is read at once is bounded, and none is forgotten; long ones come back as short ones do."""
-    monkeypatch.setattr(store_module, "OLDEST_BYTES", 3_000)
+    monkeypatch.setattr(waiting, "OLDEST_BYTES", 3_000)
     clock = Clock(monkeypatch, engine_module)
     wide = {f"a feature with a long name, {i}": 1.0 for i in range(2_000)}
 
@@ -496,14 +496,14 @@ def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_pat
     keeper = Keeper(store)
     for _ in range(40):
         keeper.keep(1_000)
-    peak = pages(store) * store_module.PAGE_BYTES
+    peak = pages(store) * schema.PAGE_BYTES
     assert peak > 35e6
     for _ in range(40):
         getattr(keeper, how)(1_000)
     assert store.waiting_count(keeper.model) == 0
     size = size_when_closed(tmp_path, store)
     print(f"{peak / 1e6:.1f} MB with 40,000 waiting, {size / 1e6:.1f} MB after")
-    assert size < store_module.FREE_BYTES + 5e6  # what it keeps for what comes, and ids and events
+    assert size < trimming.FREE_BYTES + 5e6  # what it keeps for what comes, and ids and events
 
 
 def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
     for i in range(60):
         keeper.keep(500)
         (keeper.join if i % 3 else keeper.drop)(500)
-        sizes.append(pages(store) * store_module.PAGE_BYTES)
+        sizes.append(pages(store) * schema.PAGE_BYTES)
     # 25,000 predictions of 900 bytes went through after the first ten turns; under 100 of each stay: id and event.
     print(f"{sizes[9] / 1e6:.1f} MB after 5,000, {sizes[-1] / 1e6:.1f} MB after 30,000")
     assert sizes[-1] - sizes[9] < 25_000 * 100
@@ -523,7 +523,7 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
 
 def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, engine_module, store_module)
-    monkeypatch.setattr(store_module, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(trimming, "FREE_BYTES", 1 << 20)
     monkeypatch.setattr(engine_module, "SPACE_PAUSE_SECONDS", 0.05)
 
     async def story() -> None:

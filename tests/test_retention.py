@@ -35,7 +35,7 @@ from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
 from service.learning.retention import Keep, Retention
 from service.settings import Settings
-from service.storage import store
+from service.storage import store, trimming
 from service.storage.ids import NewId
 from service.storage.log import LogReader, Snapshot
 from service.storage.store import ModelBatch, Store
@@ -243,7 +243,7 @@ def test_a_model_that_learned_in_one_go_is_shortened_behind_its_only_snapshot(tm
 
 @pytest.mark.usefixtures("quick")
 def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, retention)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, retention)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="1h", keep_min=50) as engine:
@@ -260,7 +260,7 @@ def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_clock_that_jumps_years_ahead_and_back_leaves_the_last_events_and_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, retention)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, retention)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="30d", keep_ids="30d", keep_min=400) as engine:
@@ -371,9 +371,9 @@ def test_dropping_goes_in_short_pieces(tmp_path: Path) -> None:
             rows.append(log.store.rows_after(log.key, 0, 10_000))
     assert len(rows[-1]) == 1
     pieces = [before[: len(before) - len(after)] for before, after in itertools.pairwise(rows)]
-    assert max(len(piece) for piece in pieces) == store.PURGE_ROWS
+    assert max(len(piece) for piece in pieces) == trimming.PURGE_ROWS
     bytes_ = max(sum(row.size for row in piece) for piece in pieces)
-    assert store.DROPPED_BYTES <= bytes_ < store.DROPPED_BYTES + max(row.size for row in rows[0])
+    assert trimming.DROPPED_BYTES <= bytes_ < trimming.DROPPED_BYTES + max(row.size for row in rows[0])
 
 
 def test_no_row_is_dropped_behind_a_snapshot_that_cannot_be_read(
@@ -484,7 +484,7 @@ def test_the_ids_of_the_last_events_stay(tmp_path: Path) -> None:
 
 def test_ids_of_a_time_stay_though_their_events_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log keeps an hour, ids ten: it stays known which events were written when."""
-    clock = Clock(monkeypatch, store, retention)
+    clock = Clock(monkeypatch, store, trimming, retention)
     with rig(tmp_path / "data", "1h", "10h") as log:
         for _ in range(300):
             log.commit(1)
@@ -526,7 +526,7 @@ def prediction(engine: Engine, id_: str) -> Prediction:
 def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, engine)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, engine)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="300", keep_min=10) as served:

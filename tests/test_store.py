@@ -27,13 +27,14 @@ from core.builder import BatchBuilder
 from core.features import Features
 from core.fingerprints import fingerprints
 from service import errors
-from service.storage import codec, schema, store
+from service.storage import codec, schema, store, trimming
 from service.storage.ids import NewId
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, Snapshot, StoredModel
 from service.storage.packed import pack
 from service.storage.schema import PAGE_BYTES
-from service.storage.store import KnownId, ModelBatch, Store
+from service.storage.store import ModelBatch, Store
+from service.storage.waiting import KnownId
 
 SPEC = Spec().as_dict()
 Event = tuple[Mapping[str, float], int]
@@ -360,7 +361,7 @@ def test_a_reader_changes_nothing_while_a_service_writes_and_after_it_has_gone(t
 def test_a_deleted_model_is_gone_at_once_and_its_rows_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PURGE_ROWS", 4)
+    monkeypatch.setattr(trimming, "PURGE_ROWS", 4)
     with writing(tmp_path, "gone") as gone:
         kept = Writer(gone.store, "kept")
         for writer in (gone, kept):

@@ -14,8 +14,9 @@ from processes import copied
 
 from service import errors
 from service.commands.inspect import examine, repair
-from service.storage.log import LogReader, encode_mark
-from service.storage.store import PAGE_BYTES
+from service.storage.log import LogReader
+from service.storage.schema import PAGE_BYTES
+from service.storage.wal import encode_mark
 
 LAST = 3
 """Commits at the end that are cut."""

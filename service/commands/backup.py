@@ -15,8 +15,9 @@ from pathlib import Path
 from service.commands.inspect import Findings, examine, write_mark
 from service.commands.terminal import Failed, number, say, size
 from service.storage.lock import FolderLock, open_to_others
-from service.storage.log import LogReader, encode_mark, read_mark
-from service.storage.store import sync_file, sync_folder
+from service.storage.log import LogReader
+from service.storage.sync import sync_file, sync_folder
+from service.storage.wal import encode_mark, read_mark
 
 _LOG_FILES = ("log.db", "log.db-wal", "last-commit")
 

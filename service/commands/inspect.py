@@ -13,8 +13,10 @@ from pathlib import Path
 from service import errors
 from service.commands.terminal import Failed, confirm, number, say, show, size
 from service.storage.lock import FolderLock
-from service.storage.log import LogReader, StoredModel, Tail, encode_mark, read_mark
-from service.storage.store import Store, sync_file, sync_folder
+from service.storage.log import LogReader, StoredModel
+from service.storage.store import Store
+from service.storage.sync import sync_file, sync_folder
+from service.storage.wal import Tail, encode_mark, read_mark
 
 _UNCOPIED = ("lock", "log.db-shm")
 """Files of a data folder that every process makes anew."""

@@ -19,8 +19,8 @@ from service.learning.model import Model
 from service.learning.request import LateLabel, Request, Result, Run, Stream
 from service.replies import PredictedKept
 from service.storage.ids import IdRow
-from service.storage.log import Waiting
-from service.storage.store import KnownId, ModelBatch, Reading
+from service.storage.store import ModelBatch
+from service.storage.waiting import KnownId, Reading, Waiting
 from service.table import Table
 
 JOINED_BYTES = 16 << 20

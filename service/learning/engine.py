@@ -43,7 +43,8 @@ from service.settings import Settings
 from service.storage.ids import IdsTakenError
 from service.storage.log import Snapshot, StoredModel
 from service.storage.series import Piece
-from service.storage.store import KnownId, ModelBatch, OldWaiting, Store
+from service.storage.store import ModelBatch, Store
+from service.storage.waiting import KnownId, OldWaiting
 from service.threads import background
 
 logger = logging.getLogger("logstep")

@@ -19,8 +19,7 @@ from service.learning.model import Prediction
 from service.learning.request import Item
 from service.replies import PredictedKept
 from service.storage.ids import DROPPED, WAITING
-from service.storage.log import Waiting
-from service.storage.store import KnownId, OldWaiting
+from service.storage.waiting import KnownId, OldWaiting, Waiting
 
 
 def place_item(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:

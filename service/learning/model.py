@@ -20,7 +20,8 @@ from core.served import Joins
 from core.spec import Spec
 from service.fairness import WIDE
 from service.learning.guessing import worse_than_guessing
-from service.storage.log import StoredModel, Waiting
+from service.storage.log import StoredModel
+from service.storage.waiting import Waiting
 from service.threads import let_go
 
 # The cost of replay, measured by tests/benchmarks/recovery.py. It only decides when a snapshot is due.

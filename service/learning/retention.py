@@ -16,7 +16,8 @@ from typing import NamedTuple
 from core.spec import duration_seconds
 from service import errors
 from service.learning.model import Model
-from service.storage.store import LogRow, Store
+from service.storage.store import Store
+from service.storage.trimming import LogRow
 
 logger = logging.getLogger("logstep")
 

@@ -5,7 +5,6 @@ Nothing here changes the folder. Damage is never learned: reading it raises LogD
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sqlite3
@@ -15,18 +14,18 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from core.batch import LATE, Batch
-from core.features import X
-from core.logistic import Floats
 from service import errors
 from service.storage import codec, schema, series
 from service.storage.ids import CHECKSUM, add_checksum
 from service.storage.packed import unpack
 from service.storage.schema import APPLICATION_ID, FORMAT, UNRELEASED_ID
+from service.storage.waiting import Waiting, waiting_crc
+from service.storage.wal import INDEX, Tail, tail_of
 
 JOINED_EVENTS = 20_000
 """Events that `batches` reads as one batch, about."""
@@ -50,44 +49,11 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A prediction that waits for its label.
-
-    number: its place among all that the model kept. kept_at: microseconds since 1970. seq: the model's seq at the
-    prediction. served: float64 that describe what was served, the score first (core/explain.py). x: the input. unknown:
-    how many of its features the model did not know. owner: the id of the caller's token, empty if the service asks for
-    none.
-    """
-
-    number: int
-    id: str
-    kept_at: int
-    seq: int
-    served: Floats
-    x: X
-    unknown: int = 0
-    owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A learner's state at a seq."""
 
     seq: int
     state: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """What the write-ahead log has after its last whole commit, from byte `start` on.
-
-    pages: pages of a commit that was cut short or is being written now. lost: damaged commits. They had been synced,
-    because after each of them another commit began.
-    """
-
-    start: int = 0
-    pages: int = 0
-    lost: int = 0
 
 
 def crc(*parts: bytes | int | str | float) -> int:
@@ -104,13 +70,6 @@ def crc(*parts: bytes | int | str | float) -> int:
 
 
 _BATCH = struct.Struct("<qqqdQ")
-_WAITING = struct.Struct("<qqqqQ")
-
-
-def waiting_crc(model: int, number: int, id_: bytes, kept_at: int, seq: int, payload: bytes) -> int:
-    """The checksum of a waiting prediction, in three calls."""
-    header = _WAITING.pack(model, number, kept_at, seq, len(id_))
-    return zlib.crc32(payload, zlib.crc32(id_, zlib.crc32(header)))
 
 
 def batch_crc(model: int, first_seq: int, events: int, written_at: float, payload: bytes) -> int:
@@ -455,7 +414,7 @@ class LogReader:
         if whole is None or not path.is_file():
             return Tail()
         with path.open("rb") as wal:
-            found = _tail(wal, whole, self._page_bytes())
+            found = tail_of(wal, whole, self._page_bytes())
         # Checked again: a service may have committed meanwhile, or restarted its write-ahead log.
         return found if self._whole_frames() == whole else Tail()
 
@@ -465,79 +424,12 @@ class LogReader:
         next(self._rows("SELECT 1 FROM log_end"), None)  # the first query makes the index
         try:
             with (self.folder / "log.db-shm").open("rb") as index:
-                header, copy = index.read(_INDEX.size), index.read(_INDEX.size)
+                header, copy = index.read(INDEX.size), index.read(INDEX.size)
         except FileNotFoundError:
             return None
-        return int(_INDEX.unpack(header)[0]) if header and header == copy else None
+        return int(INDEX.unpack(header)[0]) if header and header == copy else None
 
     def integrity(self) -> list[str]:
         """What SQLite's own check finds wrong. Empty if nothing is."""
         found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
-
-
-# -- the write-ahead log (sqlite.org/fileformat2.html, section 4)
-
-_WAL_HEADER = struct.Struct(">16x8s8s")
-_FRAME = struct.Struct(">4xI8s8x")
-_INDEX = struct.Struct("=16xI28x")
-
-
-def _tail(wal: BinaryIO, whole: int, page_size: int) -> Tail:
-    """What comes after the first `whole` frames. It skips frames with another salt: they are of an older write-ahead
-    log."""
-    header = wal.read(_WAL_HEADER.size)
-    if len(header) < _WAL_HEADER.size:
-        return Tail(0, len(header) > 0)
-    salt, checksum = _WAL_HEADER.unpack(header)
-    header_whole = checksum == _wal_checksum(header)
-    start = _WAL_HEADER.size + whole * (_FRAME.size + page_size)
-    pages = commits = 0
-    for place in itertools.count(start, _FRAME.size + page_size):
-        wal.seek(place)
-        frame = wal.read(_FRAME.size)
-        if len(frame) < _FRAME.size:
-            break
-        size_after_commit, frame_salt = _FRAME.unpack(frame)
-        if not header_whole and place == start:
-            salt = frame_salt
-        pages += frame_salt == salt
-        commits += frame_salt == salt and size_after_commit > 0
-    # SQLite syncs the header before it writes the first frame, and each commit before the next.
-    return Tail(start, pages + (len(frame) > 0), max(0, commits - header_whole))
-
-
-def _wal_checksum(header: bytes) -> bytes:
-    """The checksum that a whole header ends with."""
-    one = two = 0
-    words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
-    for first, second in zip(words[::2], words[1::2], strict=True):
-        one = (one + first + two) & 0xFFFFFFFF
-        two = (two + second + one) & 0xFFFFFFFF
-    return struct.pack(">II", one, two)
-
-
-# -- the file last-commit
-
-_MARK = struct.Struct("<QI")
-
-
-def encode_mark(number: int, checksum: int) -> bytes:
-    """The bytes of `last-commit`: the number and checksum of a commit, then a checksum of both."""
-    body = _MARK.pack(number, checksum)
-    return body + struct.pack("<I", zlib.crc32(body))
-
-
-def read_mark(folder: Path) -> tuple[int, int] | None:
-    """Number and checksum of the last acknowledged commit. None if the file is missing or damaged."""
-    path = folder / "last-commit"
-    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-        raise errors.NotADataFolder(path=str(folder), reason="its last-commit is not a file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    if len(data) != _MARK.size + 4 or data[_MARK.size :] != struct.pack("<I", zlib.crc32(data[: _MARK.size])):
-        return None
-    number, checksum = _MARK.unpack_from(data)
-    return number, checksum

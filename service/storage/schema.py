@@ -13,6 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from functools import cache
+from pathlib import Path
+
+from service import errors
+from service.storage.sync import failure_of, sync_folder
 
 APPLICATION_ID = 0x0E57E902
 UNRELEASED_ID = 0x0E57E901
@@ -82,6 +86,32 @@ CREATE TABLE marks (
 GUARDS = "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
 """Set on each connection, besides the comparison: they limit which functions a schema may call, and check pages as
 they are read. The sqlite3 module loads no extensions by default."""
+
+
+def create(path: Path) -> None:
+    """Create a log under another name and rename it, so that a crash leaves no half-made log."""
+    for left in (path.with_name("last-commit"), path.with_name("log.db-wal")):
+        if left.exists():
+            raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} exists")
+    new = path.with_name("log.db.new")
+    new.unlink(missing_ok=True)
+    db = sqlite3.connect(new, isolation_level=None)
+    try:
+        db.executescript(
+            # First, because SQLite ignores them once the file has a page.
+            f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
+            f"BEGIN; {SCHEMA} COMMIT;"
+            # Before the rename: a power cut here leaves a journal to roll back, and readers cannot do that.
+            "PRAGMA journal_mode = WAL;"
+        )
+    except sqlite3.Error as error:
+        raise failure_of(error) from error
+    finally:
+        db.close()
+    new.rename(path)
+    sync_folder(path.parent)
+
 
 Entry = tuple[str, str, str, str | None]
 """Type, name, table and text of a schema entry. An automatic index has no text."""

@@ -39,7 +39,6 @@ that needs a second writer or checkpointer.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -47,114 +46,33 @@ import sqlite3
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from core.batch import LATE, Batch
 from service import errors
-from service.storage import codec, series
+from service.storage import codec, schema, series, trimming, waiting
 from service.storage.ids import DROPPED, WAITING, IdRow, Ids, NewId, Rows, add_checksum, rows_of
-from service.storage.log import (
-    LogReader,
-    Snapshot,
-    StoredModel,
-    Waiting,
-    batch_crc,
-    crc,
-    encode_mark,
-    read_mark,
-    waiting_crc,
-)
+from service.storage.log import LogReader, Snapshot, StoredModel, batch_crc, crc
 from service.storage.packed import pack
-from service.storage.schema import APPLICATION_ID, FORMAT, GUARDS, PAGE_BYTES, SCHEMA
+from service.storage.sync import failure_of, sync_file, sync_folder
+from service.storage.trimming import LogRow
+from service.storage.waiting import KnownId, OldWaiting, Reading, Waiting, text_of, waiting_crc
+from service.storage.wal import encode_mark, read_mark
 
 logger = logging.getLogger("logstep")
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
-PURGE_ROWS = 200
-DROPPED_BYTES = 1 << 20
-"""Events that one short commit drops, in bytes, about."""
-SCANNED_IDS = 2_000
-"""Ids that one step of `drop_ids` looks at."""
 CACHE_BYTES = 16 << 20
 """Page cache, at most. Random ids go to pages all over their table: with SQLite's default of 2 MB, a commit of 8,000
 ids to a table of 100,000 took half as long again."""
 CHECKPOINT_BYTES = 4 << 20
 """Size of the write-ahead log at which SQLite copies its pages to the database and restarts it."""
-FREE_BYTES = 16 << 20
-"""Free room to keep in the file, or a quarter of the file if that is more. The rest goes back to the file system."""
-RETURNED_BYTES = 2 << 20
-"""Bytes that one short commit gives back."""
-
 _ALL_IDS = Rows("true")
-_PURGED = {
-    "batches": "rowid",
-    "names": "rowid",
-    "snapshots": "rowid",
-    "snapshot_chunks": "rowid",
-    "drops": "rowid",
-    "log_starts": "rowid",
-    "resumes": "rowid",
-    "waiting": "number",
-    "series": "t",
-    "marks": "t",
-}
-"""Tables with rows of a model, except `ids`, and the column that tells those rows apart."""
-
-IDS_AT_ONCE = 1_024
-"""Ids that one query looks up. With PAYLOAD_BYTES it bounds the reply, which is one text."""
-PAYLOAD_BYTES = 16_384
-"""A longer payload gets its own query."""
-OLDEST_BYTES = 4 << 20
-"""Payloads that `oldest_waiting` reads at once, about."""
-_PAYLOAD = f"CASE WHEN length(payload) <= {PAYLOAD_BYTES} THEN hex(payload) END"
-_FIND = f"""
-SELECT json_group_array(json_array(
-    ids.id, kind, ids.seq, fingerprint, label, length(payload), kept_at, waiting.seq, {_PAYLOAD}, waiting.checksum))
-FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
-WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
-"""  # noqa: S608  # a number of ours
-_OLDEST = f"""
-SELECT json_group_array(json_array(
-    number, hex(id), kept_at, seq, {_PAYLOAD}, checksum,
-    EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
-FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
-"""  # noqa: S608  # the same
-
-
-@dataclass(frozen=True, slots=True)
-class KnownId:
-    """What an id stands for, as in NewId. waiting: its waiting prediction, None if there is none or it is damaged."""
-
-    kind: int
-    seq: int
-    fingerprint: int
-    label: int | None
-    waiting: Waiting | None
-
-
-@dataclass(slots=True)
-class Reading:
-    """How much may be read at once of what ids stand for.
-
-    left: bytes of predictions and events that may still be read. unread: (model, id) of what was not read because
-    nothing was left. The first is always read.
-    """
-
-    left: int
-    unread: set[tuple[int, str]] = field(default_factory=set)
-
-    def takes(self, key: tuple[int, str], size: int) -> bool:
-        """Whether so many bytes may be read; if not, the id is noted as unread."""
-        if self.left <= 0:
-            self.unread.add(key)
-            return False
-        self.left -= size
-        return True
 
 
 @dataclass(slots=True)  # not frozen: that takes a microsecond to make, this a third
@@ -188,27 +106,6 @@ class ModelBatch:
         ]
 
 
-class LogRow(NamedTuple):
-    """A row of the log: the seq of its last event, when it was written (seconds since 1970), and its bytes."""
-
-    last_seq: int
-    written_at: float
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class OldWaiting:
-    """A prediction that may have waited too long.
-
-    waiting: the prediction, None if it is damaged on disk. id: the id that leads to it, None if none does.
-    """
-
-    number: int
-    id: str | None
-    kept_at: int
-    waiting: Waiting | None
-
-
 class _SeriesDamagedError(Exception):
     """A page of the series is damaged."""
 
@@ -224,7 +121,7 @@ class Store(LogReader):
         path, self._mark_path = folder / "log.db", folder / "last-commit"
         self._wal, self._largest_wal = folder / "log.db-wal", 2 * CHECKPOINT_BYTES
         if not path.exists():
-            self._create(path)
+            schema.create(path)
         unfinished = self._check(folder)
         super().__init__(folder)
         if unfinished:
@@ -238,30 +135,6 @@ class Store(LogReader):
         self.sync_seconds = 0.0
         """How long SQLite's COMMIT of the last commit took."""
         self._mark = self._open_mark()
-
-    def _create(self, path: Path) -> None:
-        """Create a log under another name and rename it, so that a crash leaves no half-made log."""
-        for left in (self._mark_path, path.with_name("log.db-wal")):
-            if left.exists():
-                raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} exists")
-        new = path.with_name("log.db.new")
-        new.unlink(missing_ok=True)
-        db = sqlite3.connect(new, isolation_level=None)
-        try:
-            db.executescript(
-                # First, because SQLite ignores them once the file has a page.
-                f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"
-                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; PRAGMA synchronous = FULL;"
-                f"BEGIN; {SCHEMA} COMMIT;"
-                # Before the rename: a power cut here leaves a journal to roll back, and readers cannot do that.
-                "PRAGMA journal_mode = WAL;"
-            )
-        except sqlite3.Error as error:
-            raise _failure(error) from error
-        finally:
-            db.close()
-        new.rename(path)
-        sync_folder(path.parent)
 
     @staticmethod
     def _check(folder: Path) -> bool:
@@ -298,7 +171,7 @@ class Store(LogReader):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             self._db.close()
-            raise _failure(error) from error
+            raise failure_of(error) from error
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -308,14 +181,14 @@ class Store(LogReader):
         try:
             # FULL: a commit is synced before it returns.
             db.executescript(
-                f"{GUARDS} PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+                f"{schema.GUARDS} PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
                 f"PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -{CACHE_BYTES >> 10};"
             )
             ((page,),) = db.execute("PRAGMA page_size").fetchall()
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}").fetchall()
         except sqlite3.Error as error:
             db.close()
-            raise _failure(error) from error
+            raise failure_of(error) from error
         return db
 
     def _open_mark(self) -> int:
@@ -350,7 +223,7 @@ class Store(LogReader):
             self.synced_at = time.perf_counter()
             self.sync_seconds = self.synced_at - started
         except (sqlite3.Error, OSError) as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             if isinstance(failure, errors.DiskFull):
                 self._roll_back(ids_checksum)
             else:
@@ -381,7 +254,7 @@ class Store(LogReader):
                 self._largest_wal = size
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except (sqlite3.Error, OSError) as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             if not isinstance(failure, errors.DiskFull):  # else the checkpoint waits for room; the commits are safe
                 self._failed = True
                 raise failure from error
@@ -465,9 +338,9 @@ class Store(LogReader):
         found = {}
         reading = reading or Reading(1 << 62)
         some_of_them = (
-            (model, ids[start : start + IDS_AT_ONCE])
+            (model, ids[start : start + waiting.IDS_AT_ONCE])
             for model, ids in wanted.items()
-            for start in range(0, len(ids), IDS_AT_ONCE)
+            for start in range(0, len(ids), waiting.IDS_AT_ONCE)
         )
         for model, ids in some_of_them:
             if reading.left <= 0:
@@ -475,16 +348,16 @@ class Store(LogReader):
                 continue
             places = {id_: place for place, id_ in enumerate(ids)}
             # One row with everything, because each row gives up the GIL.
-            rows = self._json_rows(_FIND, model, json.dumps(ids), WAITING)
+            rows = self._json_rows(waiting.FIND, model, json.dumps(ids), WAITING)
             for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in sorted(
                 rows, key=lambda row: places[row[0]]
             ):
-                waiting = None
+                prediction = None
                 if kind == WAITING and kept_at is not None:
                     if not reading.takes((model, id_), size):
                         continue
-                    waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
-                found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
+                    prediction = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
+                found[model, id_] = KnownId(kind, seq, fingerprint, label, prediction)
         return found
 
     def oldest_waiting(self, model: int, count: int) -> list[OldWaiting]:
@@ -493,27 +366,27 @@ class Store(LogReader):
         query = "SELECT length(payload) FROM waiting WHERE model = ? ORDER BY number LIMIT ?"
         for before, (length,) in enumerate(self._rows(query, model, count)):
             size += length
-            if before and size > OLDEST_BYTES:
+            if before and size > waiting.OLDEST_BYTES:
                 count = before
                 break
-        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
+        for number, id_hex, *rest, known in self._json_rows(waiting.OLDEST, model, count, WAITING):
             # An id that does not lead to this prediction is damaged: it may be another's.
-            id_ = _text(id_hex) if known else self._id_of(model, number)
-            waiting = None if id_ is None else self._whole(model, number, id_, *rest)
-            oldest.append(OldWaiting(number, id_, rest[0], waiting))
+            id_ = text_of(id_hex) if known else self._id_of(model, number)
+            prediction = None if id_ is None else self._whole(model, number, id_, *rest)
+            oldest.append(OldWaiting(number, id_, rest[0], prediction))
         return oldest
 
     def _id_of(self, model: int, number: int) -> str | None:
         """The id of the waiting prediction with this number. It searches all ids."""
         query = "SELECT hex(id) FROM ids WHERE model = ? AND kind = ? AND seq = ?"
-        return next((_text(id_hex) for (id_hex,) in self._rows(query, model, WAITING, number)), None)
+        return next((text_of(id_hex) for (id_hex,) in self._rows(query, model, WAITING, number)), None)
 
     def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
         """The rows of a query that returns them as one JSON array."""
         try:
             ((rows,),) = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise _failure(error) from error
+            raise failure_of(error) from error
         try:
             decoded: list[list[Any]] = msgspec.json.decode(rows)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -548,12 +421,12 @@ class Store(LogReader):
             ((free,),) = self._db.execute("PRAGMA freelist_count").fetchall()
             ((pages,),) = self._db.execute("PRAGMA page_count").fetchall()
             page = self._page_bytes()
-            if free <= max(FREE_BYTES // page, pages // 4):
+            if free <= max(trimming.FREE_BYTES // page, pages // 4):
                 return False
-            self._db.execute(f"PRAGMA incremental_vacuum({RETURNED_BYTES // page})").fetchall()
+            self._db.execute(f"PRAGMA incremental_vacuum({trimming.RETURNED_BYTES // page})").fetchall()
             ((left,),) = self._db.execute("PRAGMA freelist_count").fetchall()
         except sqlite3.Error as error:
-            raise _failure(error) from error
+            raise failure_of(error) from error
         return bool(left < free)
 
     def create_model(self, name: str, spec: dict[str, Any]) -> StoredModel:
@@ -591,13 +464,13 @@ class Store(LogReader):
         if not doomed:
             return False
         some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
-        ids = Rows(some, (*doomed, PURGE_ROWS))
+        ids = Rows(some, (*doomed, trimming.PURGE_ROWS))
         with self._transaction(ids):
             if self._delete_ids(ids):
                 return True
-            for table, key in _PURGED.items():
+            for table, key in trimming.PURGED.items():
                 # The table and key are ours, not a caller's.
-                some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {PURGE_ROWS}"  # noqa: S608
+                some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {trimming.PURGE_ROWS}"  # noqa: S608
                 gone = self._db.execute(f"DELETE FROM {table} WHERE model = ?1 AND {key} IN ({some})", doomed)  # noqa: S608
                 if gone.rowcount:
                     return True
@@ -620,8 +493,8 @@ class Store(LogReader):
         """
         gone, dropped = self.gone(model), 0
         end, last_written_at = gone, 0.0
-        for row in self.rows_after(model, gone, PURGE_ROWS):
-            if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
+        for row in self.rows_after(model, gone, trimming.PURGE_ROWS):
+            if row.last_seq > up_to or row.written_at >= written_before or dropped >= trimming.DROPPED_BYTES:
                 break
             end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
         deleted = not list(self._rows("SELECT 1 FROM models WHERE model = ?", model))
@@ -633,7 +506,7 @@ class Store(LogReader):
         return True
 
     def _insert_start(self, model: int, seq: int, written_at: float, remember: float) -> int:
-        kept = [seq for seq, _ in _thinned(self._starts(model), remember)]
+        kept = [seq for seq, _ in trimming.thinned(self._starts(model), remember)]
         self._db.execute(
             "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))",
             (model, json.dumps(kept)),
@@ -676,7 +549,7 @@ class Store(LogReader):
         """
         looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
         query = f"SELECT max(id), sum(kind <= {LATE} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # a number of ours
-        ((last, old),) = self._rows(query, up_to, model, after, SCANNED_IDS)
+        ((last, old),) = self._rows(query, up_to, model, after, trimming.SCANNED_IDS)
         if old:
             condition = f"model = ? AND id > ? AND id <= ? AND kind <= {LATE} AND seq <= ?"
             rows = Rows(condition, (model, after, last, up_to))
@@ -741,47 +614,3 @@ class Store(LogReader):
         if other is not None:
             other.close()
         os.close(self._mark)
-
-
-def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
-    """The (seq, time) pairs to keep: they cover the last `seconds`, in steps of at least a 64th of that."""
-    kept: list[tuple[int, float]] = []
-    for start in starts:
-        if seconds and (not kept or start[1] - kept[-1][1] >= seconds / 64):
-            kept.append(start)
-    long_ago = time.time() - seconds
-    while len(kept) > 1 and kept[1][1] < long_ago:
-        del kept[0]
-    return kept
-
-
-def _text(in_hex: str) -> str | None:
-    """The text that these bytes encode, None if they encode none."""
-    try:
-        return bytes.fromhex(in_hex).decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _failure(error: sqlite3.Error | OSError) -> errors.LogstepError:
-    """The error for the caller: no room, or writing cannot be trusted any more."""
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
-        return errors.DiskFull()
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
-        return errors.StorageDamaged(reason=str(error))
-    return errors.StorageFailed(reason=str(error))
-
-
-def sync_file(path: Path) -> None:
-    """Sync a file, no matter which process wrote it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries. Otherwise a power cut may lose a new or renamed file."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
