@@ -26,7 +26,7 @@ from processes import HOST
 
 from service import errors
 from service.decode import arrow
-from service.http import hot, long_reply, tokens
+from service.http import arrays, long_reply, tokens
 from service.settings import Settings
 
 JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
@@ -344,7 +344,7 @@ def test_replies_that_wait_are_bounded_all_of_them_together(start: Start) -> Non
 
 @pytest.mark.parametrize("verb", ["learn", "predict"])
 def test_an_array_has_so_many_elements(shared: Service, verb: str) -> None:
-    for count, status in ((hot.MAX_ITEMS, 422), (hot.MAX_ITEMS + 1, 413)):
+    for count, status in ((arrays.MAX_ITEMS, 422), (arrays.MAX_ITEMS + 1, 413)):
         body = b"[" + b"1," * (count - 1) + b"1]"
         reply = shared.http.post(f"/models/default/{verb}", content=body, headers={"content-type": JSON})
         assert_problem(reply, status, "must be an object" if status == 422 else "65537 elements")

@@ -23,8 +23,8 @@ from processes import recover
 from uvicorn.server import ServerState
 
 from service.http import app
+from service.http.connection import Protocol
 from service.http.crowd import STILL_SECONDS, Crowd
-from service.http.protocol import Protocol
 from service.settings import Settings
 
 
@@ -305,7 +305,7 @@ def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tm
         body = json.dumps([{"x": {"age": i, "name": "n" * 100}} for i in range(10_000)]).encode()
         assert 2**20 < len(body) < 1.5 * 2**20
         peers = [connected(service) for _ in range(3)]
-        async with service._hot._large:
+        async with service._hot.arrays._large:
             for connection, _ in peers:
                 connection.data_received(head_of("/predict", len(body)) + body)
                 await asyncio.sleep(0.1)

@@ -26,7 +26,8 @@ from service import errors
 from service.commands import cli
 from service.http import access, tokens
 from service.http.access import wanted
-from service.http.hot import ARROW, match
+from service.http.asgi import ARROW
+from service.http.one import match
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"
@@ -180,7 +181,7 @@ def test_the_metrics_tell_of_the_models_within_reach(guarded: Guarded) -> None:
 @pytest.mark.parametrize("form", ["event", "array", "ndjson", "chunked"])
 @pytest.mark.parametrize("verb", ["learn", "predict"])
 def test_every_form_of_a_body_passes_the_same_door(guarded: Guarded, verb: str, form: str) -> None:
-    """Requests of one event take a way of their own (service/http/protocol.py); it has no other door."""
+    """Requests of one event take a way of their own (service/http/connection.py); it has no other door."""
     event = EVENT if verb == "learn" else {"x": EVENT["x"]}
     one = json.dumps(event).encode()
     body, headers = {

@@ -178,8 +178,8 @@ class Access:
 def with_cors(app: Any, settings: Settings) -> Any:
     """The application. If the settings name other origins, their pages may use it too.
 
-    Then all requests go through ASGI (service/http/protocol.py), because their replies need headers that the short way
-    does not add.
+    Then all requests go through ASGI (service/http/connection.py), because their replies need headers that the short
+    way does not add.
     """
     origins = names(settings.cors_origins)
     if not origins:

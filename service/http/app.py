@@ -21,10 +21,12 @@ from starlette.types import Send as StarletteSend
 from service import errors, logs
 from service.decode import event_json
 from service.http import access, openapi
+from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
 from service.http.bodies import Bodies
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
-from service.http.hot import Asked, Hot, Receive, Scope, Send, is_stream, match, send_reply
+from service.http.hot import Hot
+from service.http.one import Asked, match
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem
 from service.http.routes import (
@@ -158,7 +160,7 @@ class Service:
         try:
             self._access.check(scope, *asked)
             self.engine.model(asked.model)
-            self._hot.check_head(scope)
+            self._hot.arrays.check_head(scope)
         except Exception as error:
             answer(exchange.complete(self.refusal(error, exchange.request_id, scope)))
             self._tell(exchange)
@@ -168,7 +170,7 @@ class Service:
     def asks_in_short(self, scope: Scope) -> Asked | None:
         """What a request asks, if its head allows `answer_now` to answer it once its body is there; else None."""
         asked = match(scope["path"]) if scope["method"] == "POST" else None
-        return asked if asked is not None and self._hot.is_short(scope) else None
+        return asked if asked is not None and self._hot.one.is_short(scope) else None
 
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task. False if the request needs one; then nothing is done."""
@@ -184,7 +186,7 @@ class Service:
 
         try:
             self._access.check(scope, *asked)
-            return self._hot.answer_now(asked, scope, body, tell)
+            return self._hot.one.answer_now(asked, scope, body, tell)
         except Exception as error:
             tell(None, error)
             return True

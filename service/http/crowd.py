@@ -13,7 +13,7 @@ from service.http.reply import Reply
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.http.protocol import Protocol
+    from service.http.connection import Protocol
 
 
 STILL_SECONDS = 1.0

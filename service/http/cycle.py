@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.http.reply import CLOSE, KEEP
 
 if TYPE_CHECKING:
-    from service.http.protocol import Protocol
+    from service.http.connection import Protocol
 
 Message = Any
 _WITHOUT_BODY = (204, 304)

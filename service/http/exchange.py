@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
-from service.http.hot import Scope, Send
+from service.http.asgi import Scope, Send
 from service.http.reply import CLOSE, Reply
 from service.learning.engine import Engine
 

@@ -52,7 +52,7 @@ class Pieces(Response):
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         with self._room:
-            async with self._hot.while_it_may(scope):
+            async with self._hot.permit.while_it_may(scope):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 for piece in self._pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -23,8 +23,9 @@ from service import errors
 from service.decode import event_json
 from service.fairness import WIDE, worked
 from service.http import access, openapi
+from service.http.asgi import Scope
 from service.http.bodies import Bodies, check_readable, media_type_of
-from service.http.hot import Hot, Scope
+from service.http.hot import Hot
 from service.http.large import Pieces, pieces_of
 from service.http.reply import JSON, Reply, problem
 from service.learning import telemetry

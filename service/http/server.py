@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import ipaddress
 import logging
 import resource
-import select
 import signal
 import socket
 import ssl
-import struct
 from collections.abc import Iterator
 from functools import partial
 
@@ -22,8 +19,17 @@ import uvicorn
 from service import errors, logs
 from service.http import access
 from service.http.app import Service
+from service.http.connection import Protocol
 from service.http.crowd import Crowd
-from service.http.protocol import Protocol
+from service.http.stopping import (
+    BACKLOG,
+    HANDSHAKE_SECONDS,
+    VIEWERS_SECONDS,
+    accept_all,
+    admit_no_more,
+    cut_viewers,
+    linger,
+)
 from service.settings import Settings
 from service.signals import stop_signals
 from service.storage.lock import FolderLock, open_to_others
@@ -34,19 +40,6 @@ SLOW_TICKS = 5
 """Tenths of a second between two looks for slow connections."""
 OTHER_FILES = 256
 """Files that may be open beside the connections: the log, spooled replies, files read for other requests."""
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
-HANDSHAKE_SECONDS = 0.005
-"""Time for clients that have begun to connect when a stop begins. A client that begins at that moment tries again after
-a second and is refused."""
-LINGER_SECONDS = 0.25
-LINGER_FRESH_SECONDS = 1.0
-"""How long connections are still read after the last is accepted. The longer time applies while one has sent no
-request."""
-SO_ATTACH_FILTER = 26
-"""Linux's number; Python has no name for it."""
-VIEWERS_SECONDS = 0.5
-"""How long viewers have to read the end of their event streams."""
 
 
 class Server(uvicorn.Server):
@@ -103,17 +96,7 @@ class Server(uvicorn.Server):
         self._service.engine.drain()
         self._service.engine.streams_end.set()
         self.should_exit = True
-        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._cut_viewers)
-
-    def _cut_viewers(self) -> None:
-        """Cut event streams that are still open, and replies whose clients read too slowly. The streams have ended, so
-        a client that has not read the end by now is not reading. Else the stop would wait for these bytes until
-        `shutdown_seconds` are over."""
-        for connection in list(self.server_state.connections):
-            if not isinstance(connection, Protocol) or connection.serving is None:
-                continue
-            if connection.serving.scope["path"].endswith("/stream") or connection.flow.write_paused:
-                connection.transport.abort()
+        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, cut_viewers, self.server_state.connections)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reset no connection: answer each client once more and close its connection, and refuse new ones.
@@ -122,55 +105,14 @@ class Server(uvicorn.Server):
         not read. Under load, up to 27 of 32 clients lost a request (measured).
         """
         for listener in sockets or []:
-            _admit_no_more(listener)
+            admit_no_more(listener)
         await asyncio.sleep(HANDSHAKE_SECONDS)
         for listener in sockets or []:
-            await _accept_all(listener)
+            await accept_all(listener)
         for server in self.servers:
             server.close()
-        await self._linger()
+        await linger(self.server_state.connections)
         await super().shutdown(sockets)
-
-    async def _linger(self) -> None:
-        """Answer connected clients once more. Replies say "connection: close" by now.
-
-        A connection without a request yet was made to send one, so this waits longer for it.
-        """
-        loop = asyncio.get_running_loop()
-        started, waits = loop.time(), True
-        while waits:
-            await asyncio.sleep(0.05)
-            connections = [c for c in self.server_state.connections if isinstance(c, Protocol)]
-            fresh = any(connection.cycle is None for connection in connections)
-            waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
-
-
-async def _accept_all(listener: socket.socket) -> None:
-    """Let the loop accept the waiting connections, one each turn."""
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    for _ in range(BACKLOG):
-        if not waiting.poll(0):
-            return
-        await asyncio.sleep(0)
-
-
-def _admit_no_more(listener: socket.socket) -> None:
-    """Stop new connections with a filter that drops packets with the flag SYN. Linux only.
-
-    Else a client could connect between the last accept and the close of the listener, and be reset. The filter must not
-    drop the rest of a handshake: that client is already connected, though the service is not, and would be reset too.
-    """
-    instructions = (
-        (0x30, 0, 0, 13),  # load byte 13 of the TCP header: the flags
-        (0x45, 0, 1, 0x02),  # if not SYN, skip one
-        (0x06, 0, 0, 0),  # drop it
-        (0x06, 0, 0, 0xFFFFFFFF),  # accept it
-    )
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in instructions))
-    with contextlib.suppress(OSError):
-        wanted = struct.pack("@HP", len(instructions), ctypes.addressof(program))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, wanted)
 
 
 def serve(settings: Settings, lock: FolderLock) -> int:

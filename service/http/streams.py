@@ -1,0 +1,225 @@
+"""Bodies that are streams: lines of NDJSON or messages of Arrow, answered piece by piece as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from service import errors
+from service.decode import event_json, pieces
+from service.events import Event, Label, Question
+from service.fairness import Slices
+from service.http.access import Access, pace_of
+from service.http.answers import predict_all
+from service.http.asgi import ARROW, NDJSON, Receive, Scope, Send
+from service.http.bodies import chunk_of, media_type_of
+from service.http.long_reply import LongReplies
+from service.http.permit import Permit
+from service.http.tokens import Pace
+from service.learning.engine import Engine
+from service.learning.model import Model
+from service.learning.request import Result, Run, Stream
+from service.replies import LearnedMany, LearnedManyLate, encode
+from service.settings import Settings
+from service.table import Table
+
+Pieces = AsyncGenerator[pieces.Piece[Any]]
+AHEAD = 16
+"""Pieces of a stream that wait for the writer at once: enough for two commits, one that syncs and the next."""
+
+
+class Streams:
+    """Answers requests whose body is a stream."""
+
+    def __init__(
+        self, engine: Engine, access: Access, settings: Settings, replies: LongReplies, permit: Permit
+    ) -> None:
+        self._engine = engine
+        self._access = access
+        self._settings = settings
+        self._replies = replies
+        self._permit = permit
+
+    async def learn(self, model: str, scope: Scope, receive: Receive) -> LearnedMany:
+        """Learn piece by piece. An error says what was learned before it; that stays learned."""
+        tally = _Tally(model)
+        breaker = self._engine.model(model).learner.spec.breaker
+        chunks = self._stream(scope, receive)
+        arriving: Pieces = (
+            pieces.events_of_rows(chunks, self._settings)
+            if media_type_of(scope) == ARROW
+            else pieces.events_of_lines(chunks, self._settings)
+        )
+        if breaker is not None:  # it must be checked before many more events are committed
+            arriving = pieces.cut(arriving, breaker.events)
+        try:
+            async with self._permit.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
+                await self._learn_pieces(tally, paced)
+        except errors.LogstepError as error:
+            # A new error: other requests may share this one, and their counts differ.
+            told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
+            raise type(error)(**{**error.members, **told}) from None
+        return tally.reply()
+
+    async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
+        """Learn the items up to the first wrong one, then raise its error.
+
+        Several pieces wait for the writer at once, so that it has the next one when it has synced one.
+        """
+        stream = Stream()
+        waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
+        try:
+            async for piece in arriving:
+                if len(waiting) == AHEAD:
+                    await _settle_but(AHEAD - 1, tally, waiting)
+                if len(piece.items):
+                    waiting.append((piece, await self._engine.submit(tally.model, piece.items, stream)))
+                if piece.wrong is not None:
+                    raise piece.wrong
+        finally:
+            await _settle_but(0, tally, waiting)  # an error here comes first: its event is earlier in the stream
+
+    async def predict(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
+        """Predict piece by piece."""
+        async with self._permit.while_it_may(scope):
+            chunks = self._stream(scope, receive)
+            arriving = (
+                pieces.questions_of_rows(chunks, self._settings)
+                if media_type_of(scope) == ARROW
+                else pieces.lines_of(chunks, event_json.decode_question, self._settings)
+            )
+            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+                await self._predict_pieces(model, scope, paced, send)
+
+    async def _predict_pieces(
+        self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[Question]]], send: Send
+    ) -> None:
+        """Predict each piece. The reply has a line for each question.
+
+        The reply starts when the whole body has been read. Before that the status is unknown. Also, a client that sends
+        all of a long body before it reads would wait for the service while the service waits for the client.
+        """
+        slices = Slices()  # for all pieces, because many come without a rest between them
+        with self._replies.gathered(NDJSON) as reply:
+            async for piece in arriving:
+                replies, refused = await predict_all(
+                    self._engine, model, scope, piece.items, piece.place, slices, stream=True
+                )
+                if refused is not None:
+                    raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
+                if piece.wrong is not None:
+                    raise piece.wrong
+                await reply.add(b"".join(map(encode, replies)))
+            await reply.send(send)
+
+    async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
+        """The body of a stream as it arrives, until the service stops or the token is revoked."""
+        stop = asyncio.ensure_future(self._engine.streams_end.wait())
+        message: asyncio.Future[dict[str, Any]] | None = None
+        try:
+            while True:
+                message = asyncio.ensure_future(receive())
+                seconds = self._settings.request_seconds
+                await asyncio.wait({message, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    if not stop.done():
+                        raise errors.RequestTimeout(seconds=seconds)
+                    raise errors.NotReady(state="stopping and ends all streams")
+                chunk, more = chunk_of(message.result())
+                self._access.check_again(scope)
+                yield chunk
+                if not more:
+                    return
+        finally:
+            stop.cancel()
+            if message is not None:
+                message.cancel()
+
+    def _paced(self, scope: Scope, arriving: Pieces) -> Pieces:
+        """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
+        pace = pace_of(scope)
+        return arriving if pace is None else self._slowed(pace, arriving)
+
+    async def _slowed(self, pace: Pace, arriving: Pieces) -> Pieces:
+        async with contextlib.aclosing(arriving):
+            async for piece in arriving:
+                yield piece
+                pace.take(len(piece.items))
+                while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
+
+
+async def _settle_but(
+    left: int, tally: _Tally, waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]]
+) -> None:
+    """Wait until only `left` remain, then raise the first error."""
+    wrong: errors.LogstepError | None = None
+    while len(waiting) > left:
+        if not waiting[0][1].done():
+            await asyncio.wait([waiting[0][1]])  # if cancelled, the piece stays first and is counted later
+        piece, answer = waiting.popleft()
+        try:
+            result = answer.result()
+        except errors.LogstepError as error:
+            wrong = wrong or error
+            continue
+        tally.add(piece.items, result)
+        if result.error is not None:
+            wrong = wrong or piece.located(result.error, result.error.index)
+    if wrong is not None:
+        raise wrong
+
+
+class _Tally:
+    """Counts what was learned of a stream."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.learned = self.duplicates = self._scored = 0
+        self.first_seq: int | None = None
+        self.last_seq: int | None = None
+        self._loss = 0.0
+        self._has_labels = False
+        self._joined = self._late = 0
+        self._served_loss = 0.0
+
+    def add(self, events: Sequence[Event | Label] | Table, result: Result) -> None:
+        if result.run is not None:
+            self._add_run(result.run)
+            return
+        fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
+        self.learned += len(fresh)
+        self.duplicates += len(result.seq) - len(fresh)
+        if fresh:
+            self.first_seq = fresh[0] if self.first_seq is None else self.first_seq
+            self.last_seq = fresh[-1]
+        losses = [loss for loss in result.loss if loss is not None]
+        self._loss += sum(losses)
+        self._scored += len(losses)
+        if not isinstance(events, Table):
+            self._has_labels = self._has_labels or any(isinstance(event, Label) for event in events)
+        for label in result.late_labels.values():
+            self._joined += not label.late
+            self._late += label.late
+            self._served_loss += label.served_loss
+
+    def _add_run(self, run: Run) -> None:
+        count = len(run.losses)
+        self.learned += count
+        if count:
+            self.first_seq = run.first_seq if self.first_seq is None else self.first_seq
+            self.last_seq = run.first_seq + count - 1
+        self._loss += float(run.losses[run.taken].sum())
+        self._scored += int(run.taken.sum())
+
+    def reply(self) -> LearnedMany:
+        loss = self._loss / self._scored if self._scored else None
+        plain = (self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
+        labels = self._joined + self._late
+        if not (self._has_labels or labels):
+            return LearnedMany(*plain)
+        return LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
