@@ -1,13 +1,5 @@
 """Decodes an Arrow IPC stream into tables of rows, as it arrives.
 
-This module cuts the stream into messages on the event loop and gives pyarrow only whole ones. So neither pyarrow nor a
-thread waits for the network, and the memory that a message takes is known before pyarrow reads it.
-
-    message     ffffffff, length of the metadata (int32), metadata (a flatbuffer), body
-    stream      schema message, then dictionary and record batch messages, optionally ffffffff 00000000
-    metadata    kind of the message, length of the body, number of rows, place of each column's buffers in the body
-    buffer      if compressed: its uncompressed length (int64; -1: not compressed), then the compressed bytes
-
 pyarrow takes up to a fifth of a second to import, so the first stream imports it.
 """
 
@@ -15,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import struct
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -23,13 +14,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from core.batch import Mask
 from core.builder import NO_LABEL
 from core.logistic import Floats, Labels
 from service import errors
 from service.decode import columns
+from service.decode.arrow_messages import DICTIONARY, RECORD_BATCH, SCHEMA, Message, check_size, messages
 from service.decode.columns import Array
 from service.events import MAX_ID
 from service.fairness import Slices, worked
@@ -48,11 +39,6 @@ HERE_COLUMNS = 256
 """Anything larger is read in a thread: the event loop should not wait that long."""
 TEXT_COLUMNS = 7
 """A column of text takes as long to read as a column of numbers and this many more."""
-FREE_ROWS = 2**18
-ROWS_A_BYTE = 64
-"""A batch of more than FREE_ROWS rows needs a byte for every ROWS_A_BYTE rows. Otherwise a few hundred bytes could hold
-endless rows of one value. Honest data needs more: uncompressed truth values have 8 rows a byte, and even a compressed
-column of numbers that are nearly all 0 takes more room than the limit asks."""
 
 
 async def read_tables(
@@ -69,12 +55,12 @@ async def read_tables(
     reader: _Reader | None = None
     row = 1
     slices = Slices()
-    async for message in _messages(chunks, max_batch_bytes):
+    async for message in messages(chunks, max_batch_bytes):
         if slices.spent(len(message)):  # there may be many small messages
             await slices.rest()
         if reader is None:
             reader = await worked(len(message) > HERE_SCHEMA, _Reader, message, learn, max_batch_bytes)
-        elif message.kind == _RECORD_BATCH:
+        elif message.kind == RECORD_BATCH:
             # Each batch and each table reads the dictionaries, so their size counts too.
             batch = await worked(max(message.size, reader.held) > HERE_BYTES, reader.read, message)
             tables = reader.layout.tables(batch, row, max_rows)
@@ -94,189 +80,6 @@ def _import() -> None:
     import pyarrow.ipc  # noqa: F401
 
 
-# -- bytes to messages
-
-_SCHEMA, _DICTIONARY, _RECORD_BATCH = 1, 2, 3
-_CONTINUES = b"\xff\xff\xff\xff"
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A message. takes: its bytes when decompressed. id, is_delta: of a dictionary; a delta extends the one before."""
-
-    parts: tuple[bytes, bytes, bytes]
-    kind: int
-    rows: int = 0
-    takes: int = 0
-    id: int = 0
-    is_delta: bool = False
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, compressed or decompressed, whichever is more."""
-        return max(len(self), self.takes)
-
-
-class _Arriving:
-    """The bytes of a body, taken in any lengths."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self._waiting = bytearray()
-
-    async def take(self, count: int) -> bytes:
-        """The next `count` bytes, fewer if the body ends."""
-        while len(self._waiting) < count:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
-                break
-            self._waiting += chunk
-        taken = bytes(memoryview(self._waiting)[:count])
-        del self._waiting[:count]
-        return taken
-
-    async def take_all(self, count: int) -> bytes:
-        """The next `count` bytes; raises MalformedArrow if the body ends before."""
-        taken = await self.take(count)
-        if len(taken) < count:
-            raise errors.MalformedArrow(reason="it ends in the middle of a message")
-        return taken
-
-
-async def _messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[_Message]:
-    """The messages of a stream, up to its end."""
-    arriving = _Arriving(chunks)
-    batches = 0
-    while start := await arriving.take(8):
-        length = _metadata_length(start)
-        if length == 0:
-            if await arriving.take(1):
-                raise errors.MalformedArrow(reason="bytes follow its end; send each stream in a request of its own")
-            return
-        _check_size("a message", length, limit)
-        metadata = await arriving.take_all(length)
-        head = _Flat.root(metadata)
-        kind = head.number(1, "<B")
-        batches += kind == _RECORD_BATCH
-        what = {_SCHEMA: "the schema", _DICTIONARY: "a dictionary"}.get(kind, f"record batch {batches}")
-        yield await _message(arriving, what, (start, metadata), head, limit)
-
-
-async def _message(arriving: _Arriving, what: str, begun: tuple[bytes, bytes], head: _Flat, limit: int) -> _Message:
-    """The message with this head, and its body. One that is too large is refused, if possible before it is read."""
-    kind, body_length = head.number(1, "<B"), head.number(3, "<q")
-    if not _SCHEMA <= kind <= _RECORD_BATCH or body_length < 0:
-        raise errors.MalformedArrow(reason=f"it has a message of kind {kind}, {body_length} bytes long")
-    _check_size(what, len(begun[1]) + body_length, limit)
-    message = _described(kind, head.table(2), (*begun, await arriving.take_all(body_length)))
-    _check_size(what, message.takes, limit)
-    # A row takes at least a bit; otherwise a short stream could claim endless rows.
-    if not 0 <= message.rows <= 8 * message.takes:
-        raise errors.MalformedArrow(reason=f"{what} claims {message.rows} rows but has no data for them")
-    if message.rows > max(FREE_ROWS, ROWS_A_BYTE * len(message)):
-        told = {"rows": message.rows, "size": len(message), "free": FREE_ROWS, "ratio": ROWS_A_BYTE}
-        raise errors.TooManyRows(what=what, **told)
-    return message
-
-
-def _metadata_length(start: bytes) -> int:
-    if start.startswith((b"ARROW1", b"FEA1")):
-        reason = "it is an Arrow file; send a stream (with pyarrow: pyarrow.ipc.new_stream)"
-        raise errors.MalformedArrow(reason=reason)
-    if len(start) < 8 and _CONTINUES.startswith(start[:4]):
-        raise errors.MalformedArrow(reason="it ends in the middle of a message")
-    length = int.from_bytes(start[4:], "little", signed=True)
-    if start[:4] != _CONTINUES or length < 0:
-        raise errors.MalformedArrow(reason="a message must begin with ffffffff and its length (Arrow 0.15 or newer)")
-    return length
-
-
-def _check_size(what: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise errors.ArrowTooLarge(what=what, size=size, limit=limit)
-
-
-def _described(kind: int, header: _Flat, parts: tuple[bytes, bytes, bytes]) -> _Message:
-    """The message with the numbers in its header."""
-    body = parts[2]
-    if kind == _RECORD_BATCH:
-        return _Message(parts, kind, header.number(0, "<q"), _takes(header, body))
-    if kind == _DICTIONARY:
-        is_delta = header.number(2, "<B") != 0
-        return _Message(parts, kind, takes=_takes(header.table(1), body), id=header.number(0, "<q"), is_delta=is_delta)
-    return _Message(parts, kind)
-
-
-def _takes(batch: _Flat, body: bytes) -> int:
-    """The bytes of a batch when decompressed."""
-    if not batch.has(3):
-        return len(body)
-    at, lengths = batch.pairs(2)
-    at, lengths = at[lengths > 0], lengths[lengths > 0]
-    if not ((at >= 0) & (at <= len(body) - 8)).all():
-        raise errors.MalformedArrow(reason=_OUTSIDE)
-    whole = np.frombuffer(body, np.uint8)[at[:, None] + np.arange(8)].view("<i8").reshape(-1)
-    return int(np.where(whole < 0, lengths, whole).sum(dtype=np.float64))  # float64 does not wrap around
-
-
-_OUTSIDE = "a message points outside itself"
-
-
-def _unpack(data: bytes, form: str, at: int) -> int:
-    if not 0 <= at <= len(data) - struct.calcsize(form):
-        raise errors.MalformedArrow(reason=_OUTSIDE)
-    number: int = struct.unpack_from(form, data, at)[0]
-    return number
-
-
-class _Flat:
-    """A flatbuffer table, just enough to find a message's size. pyarrow verifies all of it later."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data = data
-        self._at = at
-        self._fields = at - _unpack(data, "<i", at)
-        self._size = _unpack(data, "<H", self._fields)
-
-    @classmethod
-    def root(cls, data: bytes) -> _Flat:
-        return cls(data, _unpack(data, "<I", 0))
-
-    def _place(self, field: int) -> int | None:
-        slot = 4 + 2 * field
-        offset = _unpack(self._data, "<H", self._fields + slot) if slot < self._size else 0
-        return self._at + offset if offset else None
-
-    def has(self, field: int) -> bool:
-        return self._place(field) is not None
-
-    def number(self, field: int, form: str) -> int:
-        """A number, 0 if it is left out."""
-        place = self._place(field)
-        return 0 if place is None else _unpack(self._data, form, place)
-
-    def _pointed(self, field: int) -> int:
-        place = self._place(field)
-        if place is None:
-            raise errors.MalformedArrow(reason="a message lacks a part")
-        return place + _unpack(self._data, "<I", place)
-
-    def table(self, field: int) -> _Flat:
-        return _Flat(self._data, self._pointed(field))
-
-    def pairs(self, field: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """A vector of pairs of 64-bit numbers, as two arrays."""
-        at = self._pointed(field)
-        count = _unpack(self._data, "<I", at)
-        if at + 4 + 16 * count > len(self._data):
-            raise errors.MalformedArrow(reason=_OUTSIDE)
-        pairs = np.frombuffer(self._data, "<i8", 2 * count, at + 4).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
-
-
 # -- messages to record batches
 
 
@@ -288,7 +91,7 @@ class _Feed:
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
 
-    def give(self, message: _Message) -> None:
+    def give(self, message: Message) -> None:
         self._parts += message.parts
 
     def read(self, count: int) -> bytes:
@@ -311,10 +114,10 @@ class _Feed:
 class _Reader:
     """Turns messages into record batches; the first message is the schema."""
 
-    def __init__(self, schema: _Message, learn: bool, limit: int) -> None:
+    def __init__(self, schema: Message, learn: bool, limit: int) -> None:
         import pyarrow as pa
 
-        if schema.kind != _SCHEMA:
+        if schema.kind != SCHEMA:
             raise errors.MalformedArrow(reason="it does not begin with its schema")
         self._limit = limit
         self._feed = _Feed()
@@ -326,16 +129,16 @@ class _Reader:
         self._stream = _sound(lambda: pa.ipc.open_stream(self._feed, options=options))
         self.layout = _sound(lambda: _Layout.of(self._stream.schema, learn))
 
-    def keep(self, message: _Message) -> None:
+    def keep(self, message: Message) -> None:
         """Take a dictionary for later batches. All dictionaries together are bounded too."""
-        if message.kind != _DICTIONARY:
+        if message.kind != DICTIONARY:
             raise errors.MalformedArrow(reason="it has a second schema")
         size = message.size
         self._unread += size
         before = self._held.get(message.id, 0)
         self._held[message.id] = size + (before if message.is_delta else 0)
         self._all_held += self._held[message.id] - before
-        _check_size("its dictionaries together", self.held, self._limit)
+        check_size("its dictionaries together", self.held, self._limit)
         self._feed.give(message)
 
     @property
@@ -343,7 +146,7 @@ class _Reader:
         """Bytes of all dictionaries, including those that pyarrow has not read yet."""
         return max(self._unread, self._all_held)
 
-    def read(self, message: _Message) -> Any:
+    def read(self, message: Message) -> Any:
         """The record batch of a message."""
         self._feed.give(message)
         self._unread = 0
