@@ -82,9 +82,6 @@ class Join:
     max_waiting
         Most predictions that may wait. Beyond it, the model serves more predictions but does not keep them. Default
         1,000,000.
-    ack
-        Whether the reply to a prediction with an id comes after it is on `disk`, or earlier, from `memory`. Default
-        `disk`.
     late
         What happens to a label 1 after the event was learned as y = 0: `refuse` refuses it, `learn` takes one more
         step. Default `refuse`.
@@ -96,7 +93,6 @@ class Join:
     keep: str = "24h"
     on_timeout: Literal["drop", "negative"] = "drop"
     max_waiting: int = 1_000_000
-    ack: Literal["disk", "memory"] = "disk"
     late: Literal["refuse", "learn"] = "refuse"
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -113,7 +109,6 @@ class Join:
         yield "on_timeout", self.on_timeout in ("drop", "negative"), "must be 'drop' or 'negative'"
         yield "max_waiting", type(self.max_waiting) is int, "must be a whole number"
         yield "max_waiting", 0 <= self.max_waiting <= 2**40, "must be from 0 to 2^40"
-        yield "ack", self.ack in ("disk", "memory"), "must be 'disk' or 'memory'"
         yield "late", self.late in ("refuse", "learn"), "must be 'refuse' or 'learn'"
         yield (
             "late",

@@ -449,31 +449,6 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
     run(story())
 
 
-def test_answered_from_memory_a_prediction_does_not_wait_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate(monkeypatch)
-
-    async def story() -> None:
-        gate.opened.set()
-        async with running_engine(tmp_path / "a") as engine:
-            await engine.create("m", Spec.from_dict({"join": {"ack": "memory"}}))
-            with gate.closed():
-                (reply,) = await kept(engine, ("a", {"a": 1.0}), model="m")
-                assert (reply.kept, reply.duplicate) == (True, False)
-                label = asyncio.create_task(engine.learn("m", [Label("a", 1)]))
-                await asyncio.sleep(0.01)
-                assert not label.done()
-                copied(tmp_path / "a", tmp_path / "b")  # what a crash at this moment would leave
-            assert (await label).seq == [1]
-        async with running_engine(tmp_path / "b") as engine:
-            assert engine.model("m").waiting == 0
-            with pytest.raises(errors.UnknownId):
-                await learned(engine, Label("a", 1), model="m")
-
-    run(story())
-
-
 # -- a small model of what labels that come late mean
 
 ORDINARY, JOINED, EXPIRED, LATE, WAITING, DROPPED = "ordinary", "joined", "expired", "late", "waiting", "dropped"

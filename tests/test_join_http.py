@@ -727,33 +727,6 @@ def test_no_more_than_max_waiting_are_kept_of_many_at_once(shared: Service, new_
     assert counts(model) == expected(waiting=10, not_kept=22)
 
 
-# -- answered from memory
-
-
-def test_predictions_answered_from_memory_are_kept_and_joined_all_the_same(new_model: NewModel) -> None:
-    model = new_model(join={"ack": "memory", "max_waiting": 2})
-    assert kept(model, "a")["duplicate"] is False
-    assert kept(model, "a")["duplicate"] is True
-    assert [reply.get("kept") for reply in model.predict([question(), question("b"), question("c")]).json()] == [
-        None, True, False
-    ]  # fmt: skip
-    assert_conflict(model.predict(question("a", {"z": 1.0})), "a", "another x")
-    assert learned(model, label("a"))["served_p"] == 0.5
-    assert counts(model) == expected(waiting=1, joined=1, not_kept=1)
-
-
-def test_predictions_answered_from_memory_are_on_disk_after_an_orderly_stop(start: Start) -> None:
-    service = start()
-    model = service.model("m")
-    model.create({"join": {"ack": "memory"}})
-    for i in range(20):
-        kept(model, f"p{i}")
-    assert service.stop() == 0
-    again = start(folder=service.folder).model("m")
-    assert counts(again) == expected(waiting=20)
-    assert [reply["duplicate"] for reply in learned(again, [label(f"p{i}") for i in range(20)])] == [False] * 20
-
-
 # -- what GET /models/{model} says
 
 
@@ -903,7 +876,7 @@ def test_predictions_of_an_auto_model_are_kept_and_joined(new_model: NewModel) -
 # -- specs
 
 
-DEFAULT_JOIN = {"keep": "24h", "on_timeout": "drop", "max_waiting": 1_000_000, "ack": "disk", "late": "refuse"}
+DEFAULT_JOIN = {"keep": "24h", "on_timeout": "drop", "max_waiting": 1_000_000, "late": "refuse"}
 
 
 def test_a_spec_has_every_default_of_join_written_out(model: Model) -> None:
@@ -917,7 +890,7 @@ def test_a_spec_has_every_default_of_join_written_out(model: Model) -> None:
         {"join": {}},
         {"join": {"keep": "1d"}},
         {"join": {"keep": "1440m"}},
-        {"join": {"keep": "24.0h", "ack": "disk"}},
+        {"join": {"keep": "24.0h"}},
         {"join": {"keep": "86400s"}},
         {"join": DEFAULT_JOIN},
     ],
@@ -927,7 +900,7 @@ def test_the_same_join_said_differently_is_the_same_spec(model: Model, same: Jso
     assert model.create(same).status_code == 200
 
 
-@pytest.mark.parametrize("other", [{"keep": "25h"}, {"on_timeout": "negative"}, {"max_waiting": 5}, {"ack": "memory"}])
+@pytest.mark.parametrize("other", [{"keep": "25h"}, {"on_timeout": "negative"}, {"max_waiting": 5}])
 def test_another_join_is_another_spec(model: Model, other: Json) -> None:
     assert_problem(model.create({"join": other}), 409, "exists with another spec", "DELETE")
 
@@ -954,11 +927,11 @@ def test_a_time_is_shown_in_the_largest_unit_that_fits(new_model: NewModel, keep
         ({"max_waiting": 1.5}, "join.max_waiting", "a whole number"),
         ({"max_waiting": True}, "join.max_waiting", "a whole number"),
         ({"max_waiting": "5"}, "join.max_waiting", "a whole number"),
-        ({"ack": "tape"}, "join.ack", "'disk' or 'memory'"),
+        ({"ack": "disk"}, "join.ack", "the fields are keep, on_timeout, max_waiting, late"),
         ({"late": "maybe"}, "join.late", "'refuse' or 'learn'"),
         ({"late": "learn"}, "join.late", "only if on_timeout is 'negative'"),
         ({"late": "learn", "on_timeout": "drop"}, "join.late", "only if on_timeout is 'negative'"),
-        ({"hold": "24h"}, "join.hold", "the fields are keep, on_timeout, max_waiting, ack, late"),
+        ({"hold": "24h"}, "join.hold", "the fields are keep, on_timeout, max_waiting, late"),
         ([], "join", 'an object like {"keep": "24h"}'),
         ("24h", "join", 'an object like {"keep": "24h"}'),
         (None, "join", 'an object like {"keep": "24h"}'),

@@ -27,7 +27,7 @@ from service.storage.ids import WAITING
 
 MODELS: dict[str, dict[str, Any]] = {
     "adam": {"rule": "adam", "scale": "standard"},
-    "clicks": {"rule": "ftrl", "join": {"ack": "disk"}},
+    "clicks": {"rule": "ftrl", "join": {"keep": "24h"}},
 }
 
 

@@ -24,7 +24,6 @@ from service.commands.files import Row
 from service.commands.late import LateReplay
 from service.commands.replay import AUTO, Options, Tally, Target
 from service.commands.terminal import WrongUsage
-from service.replies import PredictedKept
 
 EVENTS = stream("Phishing")
 Event = tuple[dict[str, float], int, float]
@@ -310,20 +309,6 @@ def test_what_the_service_does_not_keep_is_sent_whole_when_its_label_is_due(
     by_delay = sorted(range(300), key=lambda row: delay.of(row + 1))
     assert plain(logged_events(shared.folder, model.name)) == plain(EVENTS[row] for row in by_delay)
     assert (counts(output)["learned"], counts(output)["model's labels joined"]) == ("300", "20")
-
-
-class Forgetful(Counted):
-    """As if the service had lost predictions that it answered from memory."""
-
-    def predict_to_keep(self, name: str, events: Iterable[events.Event]) -> list[PredictedKept]:
-        return [PredictedKept(name, p, p > 0.5, 0, kept=True, duplicate=False) for p in self.predict(name, events)]
-
-
-def test_what_the_service_lost_is_sent_whole(shared: Service, model: Model) -> None:
-    tally, notices = run(Forgetful(shared), model, count=50)
-    assert (tally.learned, tally.duplicates) == (50, 0)
-    assert "does not keep the prediction of event 1:" in notices[0]
-    assert "lost" in notices[0]
 
 
 def test_another_row_under_the_same_id_is_refused_with_its_line(

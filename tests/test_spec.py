@@ -59,7 +59,7 @@ def test_the_rules_are_rivers_and_auto() -> None:
     assert set(get_args(RuleName)) == {*RULES, "auto"} == {*RIVERS, "auto"}
 
 
-JOIN = {"keep": "24h", "on_timeout": "drop", "max_waiting": 1_000_000, "ack": "disk", "late": "refuse"}
+JOIN = {"keep": "24h", "on_timeout": "drop", "max_waiting": 1_000_000, "late": "refuse"}
 
 
 def test_the_defaults_of_a_spec_are_those_of_the_documentation() -> None:

@@ -116,9 +116,6 @@ class LateReplay(Replay):
             if refusal.kind in (EXPIRED, DROPPED):
                 self.tally.too_late += 1
                 return done + 1
-            if refusal.kind == UNKNOWN and rows[done].number not in self._whole:
-                self._send_whole(rows[done], 'it was lost, which join.ack "memory" in the model\'s spec allows')
-                return done
             return self._part(done, refusal, rows)
         self._size = min(self.options.batch, 2 * self._size)
         return sent

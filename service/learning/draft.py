@@ -208,16 +208,6 @@ class Draft:
         for request, _, _ in self.answers:
             request.refuse(error)
 
-    def results_from_memory(self) -> list[tuple[Request, Result]]:
-        """The results of predictions to answer before the commit, if the spec says so (join.ack)."""
-        results: list[tuple[Request, Result]] = []
-        if self.model.learner.spec.join.ack == "memory":
-            for request, places, error in self.answers:
-                predicted = [place for place in places if isinstance(place, PredictedKept)]
-                if predicted:
-                    results.append((request, Result(predicted=predicted, error=error)))
-        return results
-
 
 def why_stopped(model: Model) -> errors.LearningStopped:
     """The error for learning on a model that its breaker has stopped."""

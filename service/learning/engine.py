@@ -182,7 +182,7 @@ class Engine:
     ) -> tuple[list[PredictedKept], errors.LogstepError | None]:
         """Keep predictions until their labels come. The replies, and for a stream the error of the first refused one.
 
-        Returns when they are on disk, or just before that if the model's spec says so (join.ack).
+        Returns when they are on disk.
         """
         waits = self.enqueue(model, predictions) if stream is None else await self.submit(model, predictions, stream)
         result = await waits
@@ -401,8 +401,6 @@ class Engine:
         After DiskFull or IdsTakenError nothing is changed and no request is answered.
         """
         batches = [await worked(draft.wide, draft.build) for draft in drafts]
-        for draft in drafts:
-            _accept(await worked(draft.wide, draft.results_from_memory))
         await self._commit(drafts, batches)
         for draft, batch in zip(drafts, batches, strict=True):
             draft.refuse()
@@ -492,9 +490,7 @@ class Engine:
             model = self._models.get(request.model)
             if model is None:
                 continue
-            # An answer before the commit needs the lookup before the commit.
-            labels_alone = not (all_of_them or model.learner.spec.join.ack == "memory")
-            ids = await worked(len(request.items) > WIDE, partial(request.ids, labels_alone=labels_alone))
+            ids = await worked(len(request.items) > WIDE, partial(request.ids, labels_alone=not all_of_them))
             if ids:
                 wanted.setdefault(model.stored.key, []).extend(ids)
                 if model.learner.spec.join.late == "learn":
