@@ -163,7 +163,7 @@ def _routes(document: Mapping[str, Any]) -> str:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             route = f"`{method.upper()} {path}`"
-            wants, _ = access.wanted(method.upper(), path)
+            wants = access.wanted(method.upper(), access.parse(path))
             rows.append((route, operation["summary"], wants, ", ".join(sorted(operation["responses"]))))
             if "description" in operation or operation.get("parameters"):
                 details.append(_details(route, operation))

@@ -25,9 +25,8 @@ from forked import clean_environment
 from service import errors
 from service.commands import cli
 from service.http import access, tokens
-from service.http.access import wanted
+from service.http.access import NO_MODEL, Asked, parse, wanted
 from service.http.asgi import ARROW
-from service.http.one import match
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"
@@ -288,16 +287,36 @@ def test_what_is_not_in_the_document_is_open_or_takes_a_token(guarded: Guarded) 
         assert guarded.ask("admin", "GET", path).status_code not in (401, 403)
 
 
-def test_the_hot_paths_want_what_the_door_says() -> None:
+@pytest.mark.parametrize(
+    ("path", "verb", "model"),
+    [
+        ("/learn", "learn", "default"),
+        ("/predict", "predict", "default"),
+        ("/models/a/learn", "learn", "a"),
+        ("/models/a/predict", "predict", "a"),
+        ("/models/a", "", "a"),
+        ("/models/a/", "", "a"),
+        ("/models/a/learn/", "learn/", "a"),
+        ("/models//learn", "learn", ""),
+        ("/models/", "", ""),
+        ("/models", "/models", NO_MODEL),
+        ("/learn/", "/learn/", NO_MODEL),
+        ("/", "/", NO_MODEL),
+    ],
+)
+def test_a_path_is_read_in_one_way(path: str, verb: str, model: str) -> None:
+    assert parse(path) == Asked(verb, model)
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "PUT"])
+def test_the_hot_paths_want_what_their_verbs_say(method: str) -> None:
     for path in ("/learn", "/predict", "/models/a/learn", "/models/a/predict"):
-        assert match(path) == wanted("POST", path)
+        assert wanted(method, parse(path)) == parse(path).verb
 
 
 def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
-    assert wanted("GET", "/new") == ("admin", None)
-    assert wanted("POST", "/models/a/new") == ("admin", "a")
-    assert wanted("POST", "/") == ("admin", None)
-    assert wanted("OPTIONS", "/models/a") == ("admin", "a")
+    for method, path in (("GET", "/new"), ("POST", "/models/a/new"), ("POST", "/"), ("OPTIONS", "/models/a")):
+        assert wanted(method, parse(path)) == "admin"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from service import errors
@@ -31,6 +31,8 @@ _LIVE = ("series", "stream")
 """What the page shows of a model with any token."""
 DEFAULT = "default"
 """The model of /learn and /predict."""
+NO_MODEL = "/"
+"""Instead of a model, for what asks of none. No name has a slash."""
 _IN_URL = {
     "token",
     "access_token",
@@ -51,22 +53,48 @@ EVENT_BYTES = 1_000
 """Bytes of the reply to a GET that count as one event."""
 
 
-def wanted(method: str, path: str) -> tuple[str, str | None]:
-    """What a request needs, and for which model. A route not named here needs admin, so a new route is closed at
-    first."""
-    reads = method in ("GET", "HEAD")
-    if path in ("/learn", "/predict"):
-        return path[1:], DEFAULT
+class Asked(NamedTuple):
+    """What a request's path asks.
+
+    verb: what follows the model's name, empty if nothing does; of a path without a model, the whole path.
+    """
+
+    verb: str
+    model: str
+
+
+def parse(path: str) -> Asked:
+    """What a path asks, of which model. The door and the routes both go by this.
+
+    >>> parse("/models/ads/learn"), parse("/learn")
+    (Asked(verb='learn', model='ads'), Asked(verb='learn', model='default'))
+    >>> parse("/models/ads"), parse("/models") == Asked("/models", NO_MODEL)
+    (Asked(verb='', model='ads'), True)
+    """
     if path.startswith("/models/"):
-        model, _, rest = path[len("/models/") :].partition("/")
-        if rest in _BY_VERB:
-            return _BY_VERB[rest], model
-        if reads:
-            return (ANY if rest in _LIVE else PREDICT), model
-        return ADMIN, model
-    if reads and (path in _OPEN or path.startswith("/dashboard/")):
-        return _OPEN.get(path, OPEN), None
-    return (ANY if reads and path in _ANY else ADMIN), None
+        model, _, verb = path[8:].partition("/")
+        return Asked(verb, model)
+    return Asked(path[1:], DEFAULT) if path in ("/learn", "/predict") else Asked(path, NO_MODEL)
+
+
+def asked_of(scope: MutableMapping[str, Any]) -> Asked:
+    """What a request's path asks, parsed at most once."""
+    asked: Asked | None = scope.get("asked")
+    if asked is None:
+        asked = scope["asked"] = parse(scope["path"])
+    return asked
+
+
+def wanted(method: str, asked: Asked) -> str:
+    """What a request needs. A route not named here needs admin, so a new route is closed at first."""
+    if asked.verb in _BY_VERB:
+        return _BY_VERB[asked.verb]
+    reads = method in ("GET", "HEAD")
+    if asked.model != NO_MODEL:
+        return ADMIN if not reads else ANY if asked.verb in _LIVE else PREDICT
+    if reads and (asked.verb in _OPEN or asked.verb.startswith("/dashboard/")):
+        return _OPEN.get(asked.verb, OPEN)
+    return ANY if reads and asked.verb in _ANY else ADMIN
 
 
 def is_loopback(host: str) -> bool:
@@ -96,10 +124,11 @@ class Access:
         self._good_hosts: set[bytes | None] = set()  # as clients sent them
         self._origins = set(names(settings.cors_origins))
 
-    def check(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> None:
+    def check(self, scope: MutableMapping[str, Any]) -> None:
         """Let a request in, or raise what is wrong with it. `scope["grant"]` then says what its token may do."""
         if "grant" not in scope:  # else it was let in before: the short way may hand a request over to ASGI
-            scope["grant"] = self._grant(scope, wants, model)
+            asked = asked_of(scope)
+            scope["grant"] = self._grant(scope, wanted(scope["method"], asked), asked.model)
 
     def check_again(self, scope: MutableMapping[str, Any]) -> None:
         """Raise Unauthorized if a request that was let in would not be now. For requests that may take hours: streams,
@@ -123,7 +152,7 @@ class Access:
 
         return receives
 
-    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str | None) -> Grant | None:
+    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str) -> Grant | None:
         if scope["query_string"]:
             _refuse_token_in_url(scope["query_string"])
         if wants == PROBE:
@@ -141,16 +170,16 @@ class Access:
             return None
         return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
-    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str | None) -> Grant:
+    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str) -> Grant:
         """Require a token that may do what the request needs."""
         grant = None if sent is None else self._tokens.grant(sent)
         if grant is None:
             raise errors.Unauthorized(sent=sent is not None)
         if grant.token.expires_at is not None:
             self._tokens.check(grant)
-        if model is not None and not grant.reaches(model):
+        if model != NO_MODEL and not grant.reaches(model):
             raise errors.UnknownModel(model=model)  # as if it did not exist, so that nobody learns of others' models
-        if wants not in grant.may or (wants == ADMIN and model is None and grant.models is not None):
+        if wants not in grant.may or (wants == ADMIN and model == NO_MODEL and grant.models is not None):
             lacks = wants if wants not in grant.may else f"{wants} for all models"
             raise errors.Forbidden(scopes=" and ".join(grant.token.scopes), wants=lacks)
         if grant.pace is not None:

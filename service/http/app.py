@@ -21,12 +21,12 @@ from starlette.types import Send as StarletteSend
 from service import errors, logs
 from service.decode import event_json
 from service.http import access, openapi
+from service.http.access import Asked, asked_of
 from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
 from service.http.bodies import Bodies
 from service.http.exchange import Exchange
 from service.http.headers import with_headers
-from service.http.hot import Hot
-from service.http.one import Asked, match
+from service.http.hot import VERBS, Hot
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem
 from service.http.routes import (
@@ -133,17 +133,14 @@ class Service:
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         scope = exchange.scope
-        asked = match(scope["path"])
-        if asked is None:
-            self._access.check(scope, *access.wanted(scope["method"], scope["path"]))
-            scope["request_id"] = exchange.request_id
-            receive = self._access.guarded(scope, receive)
-            await self.api(scope, receive, with_headers(access.charged(scope, send)))  # type: ignore[arg-type]  # the same
+        asked = asked_of(scope)
+        self._access.check(scope)
+        if asked.verb in VERBS and scope["method"] == "POST":
+            await self._hot(asked, scope, receive, send)
             return
-        self._access.check(scope, *asked)
-        if scope["method"] != "POST":
-            raise errors.MethodNotAllowed(path=scope["path"], method=scope["method"], allow="POST")
-        await self._hot(asked, scope, receive, send)
+        scope["request_id"] = exchange.request_id
+        receive = self._access.guarded(scope, receive)
+        await self.api(scope, receive, with_headers(access.charged(scope, send)))  # type: ignore[arg-type]  # the same
 
     # -- called by the connections, without ASGI
 
@@ -153,12 +150,12 @@ class Service:
 
         Refusals must be cheap: under overload, they would else take the time that learning needs.
         """
-        asked = match(scope["path"]) if scope["method"] == "POST" else None
-        if asked is None or asked.verb != "learn" or is_stream(scope):
+        asked = asked_of(scope)
+        if asked.verb != "learn" or scope["method"] != "POST" or is_stream(scope):
             return False
         exchange = Exchange(scope, self.engine)
         try:
-            self._access.check(scope, *asked)
+            self._access.check(scope)
             self.engine.model(asked.model)
             self._hot.arrays.check_head(scope)
         except Exception as error:
@@ -169,8 +166,8 @@ class Service:
 
     def asks_in_short(self, scope: Scope) -> Asked | None:
         """What a request asks, if its head allows `answer_now` to answer it once its body is there; else None."""
-        asked = match(scope["path"]) if scope["method"] == "POST" else None
-        return asked if asked is not None and self._hot.one.is_short(scope) else None
+        asked = asked_of(scope)
+        return asked if asked.verb in VERBS and scope["method"] == "POST" and self._hot.one.is_short(scope) else None
 
     def answer_now(self, scope: Scope, asked: Asked, body: bytes, answer: Callable[[Reply], None]) -> bool:
         """Answer as `__call__` would, without a task. False if the request needs one; then nothing is done."""
@@ -185,7 +182,7 @@ class Service:
             self._tell(exchange)
 
         try:
-            self._access.check(scope, *asked)
+            self._access.check(scope)
             return self._hot.one.answer_now(asked, scope, body, tell)
         except Exception as error:
             tell(None, error)

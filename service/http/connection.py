@@ -30,12 +30,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
 from service.fairness import SLICE_SECONDS
+from service.http.access import Asked
 from service.http.app import Service
 from service.http.asgi import Scope, is_stream
 from service.http.crowd import Crowd
 from service.http.cycle import Cycle
 from service.http.exchange import new_id
-from service.http.one import Asked
 from service.http.reply import CLOSE, KEEP, Reply
 
 _NOTHING = memoryview(b"")

@@ -6,17 +6,19 @@ two stand in front of it. The OpenAPI document has them like every other route.
 
 from __future__ import annotations
 
-from service.http.access import Access
+from service.http.access import Access, Asked
 from service.http.arrays import Arrays
 from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
 from service.http.bodies import Bodies, check_readable
 from service.http.long_reply import LongReplies
-from service.http.one import Asked, One
+from service.http.one import One
 from service.http.permit import Permit
 from service.http.reply import json_reply
 from service.http.streams import Streams
 from service.learning.engine import Engine
 from service.settings import Settings
+
+VERBS = frozenset({"learn", "predict"})
 
 
 class Hot:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from service.decode import event_json
 from service.fairness import WIDE
+from service.http.access import Asked
 from service.http.answers import learned, predicted
 from service.http.asgi import Scope
 from service.http.bodies import ContentType, content_type
 from service.http.reply import JSON
-from service.learning.engine import DEFAULT, Engine
+from service.learning.engine import Engine
 from service.learning.model import Prediction
 from service.learning.request import Result
 from service.settings import Settings
@@ -22,24 +23,6 @@ Tell = Callable[[Any, BaseException | None], None]
 """Receives the reply, or what is wrong."""
 
 _JSON = ContentType(JSON)
-
-
-class Asked(NamedTuple):
-    """`learn` or `predict`, and the model."""
-
-    verb: str
-    model: str
-
-
-def match(path: str) -> Asked | None:
-    """What a path asks; None if it belongs to another route."""
-    if path in {"/learn", "/predict"}:
-        return Asked(path[1:], DEFAULT)
-    if path.startswith("/models/"):
-        model, _, verb = path[8:].partition("/")
-        if verb in {"learn", "predict"}:
-            return Asked(verb, model)
-    return None
 
 
 class One:

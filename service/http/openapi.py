@@ -516,12 +516,13 @@ def _say_who_may(document: dict[str, Any]) -> None:
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            wants, model = access.wanted(method.upper(), path)
+            asked = access.parse(path)
+            wants = access.wanted(method.upper(), asked)
             statuses = [400]
             if wants not in (access.PROBE, access.OPEN):
                 operation["security"] = [{"token": []}]
                 statuses += [401, 403, 421, 429]
-                statuses += [404] if model else []
+                statuses += [404] if asked.model != access.NO_MODEL else []
             for status, told in _problems(*statuses).items():
                 operation["responses"].setdefault(str(status), told)
 
