@@ -184,6 +184,22 @@ class ArrowTooLarge(LogstepError):
     title = "Arrow batch too large"
 
 
+class ArrowSchemaTooLarge(LogstepError):
+    """The schema of the Arrow stream takes {size} bytes; the limit is {limit}. Leave out columns that are no features,
+    and metadata (with pyarrow: table.replace_schema_metadata())."""
+
+    status = 413
+    title = "Arrow schema too large"
+
+
+class CompressedArrow(LogstepError):
+    """In the Arrow stream, {what} is compressed. Write it uncompressed, as is the default (with pyarrow:
+    pyarrow.ipc.IpcWriteOptions(compression=None); with Polars: write_ipc_stream(file, compression="uncompressed"))."""
+
+    status = 415
+    title = "Compressed Arrow"
+
+
 class TooManyRows(LogstepError):
     """In the Arrow stream, {what} claims {rows} rows in {size} bytes. A batch of more than {free} rows must have a byte
     for every {ratio} rows. Write smaller batches (with pyarrow: writer.write_table(table, max_chunksize=100_000)). The

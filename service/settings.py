@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     max_batch_bytes: int = Field(
         64 * 2**20,
         ge=65_536,
-        description="Largest record batch of an Arrow stream, in bytes, compressed or not. A larger one gets 413.",
+        description="Largest record batch of an Arrow stream, in bytes. A larger one gets 413.",
     )
     max_unsent_bytes: int = Field(
         256 * 2**20,

@@ -47,7 +47,7 @@ async def read_tables(
     """The rows of a stream that arrives in chunks of any size; with labels if they are to `learn`.
 
     Nothing is read ahead: the next record batch is read once the tables of the last are taken. A batch of more than
-    `max_batch_bytes`, compressed or not, is refused before it is read. So memory is bounded by about three times that.
+    `max_batch_bytes` is refused before it is read. So memory is bounded by about three times that.
 
     An error of a row is raised after the rows before it. Errors of `chunks` pass through.
     """
@@ -62,7 +62,7 @@ async def read_tables(
             reader = await worked(len(message) > HERE_SCHEMA, _Reader, message, learn, max_batch_bytes)
         elif message.kind == RECORD_BATCH:
             # Each batch and each table reads the dictionaries, so their size counts too.
-            batch = await worked(max(message.size, reader.held) > HERE_BYTES, reader.read, message)
+            batch = await worked(max(len(message), reader.held) > HERE_BYTES, reader.read, message)
             tables = reader.layout.tables(batch, row, max_rows)
             is_long = reader.layout.takes_long or reader.held > HERE_BYTES
             while (table := await worked(is_long, next, tables, None)) is not None:
@@ -133,7 +133,7 @@ class _Reader:
         """Take a dictionary for later batches. All dictionaries together are bounded too."""
         if message.kind != DICTIONARY:
             raise errors.MalformedArrow(reason="it has a second schema")
-        size = message.size
+        size = len(message)
         self._unread += size
         before = self._held.get(message.id, 0)
         self._held[message.id] = size + (before if message.is_delta else 0)

@@ -1,11 +1,11 @@
 """Cuts an Arrow IPC stream into messages as it arrives, and bounds what each takes before pyarrow reads it.
 
-So neither pyarrow nor a thread waits for the network.
+So neither pyarrow nor a thread waits for the network. Compressed batches are refused: otherwise a few bytes could
+become gigabytes.
 
     message     ffffffff, length of the metadata (int32), metadata (a flatbuffer), body
     stream      schema message, then dictionary and record batch messages, optionally ffffffff 00000000
-    metadata    kind of the message, length of the body, number of rows, place of each column's buffers in the body
-    buffer      if compressed: its uncompressed length (int64; -1: not compressed), then the compressed bytes
+    metadata    kind of the message, length of the body, number of rows, whether the body is compressed
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from service import errors
 
+MAX_SCHEMA_BYTES = 2**23
+"""Enough for 100,000 columns. Reading a schema holds the GIL: 20 MB of them would stop all others for a second."""
 FREE_ROWS = 2**18
-ROWS_A_BYTE = 64
-"""A batch of more than FREE_ROWS rows needs a byte for every ROWS_A_BYTE rows. Otherwise a few hundred bytes could hold
-endless rows of one value. Honest data needs more: uncompressed truth values have 8 rows a byte, and even a compressed
-column of numbers that are nearly all 0 takes more room than the limit asks."""
+ROWS_A_BYTE = 8
+"""A batch of more than FREE_ROWS rows needs a byte for every ROWS_A_BYTE rows, as truth values take. Otherwise a few
+hundred bytes could hold endless rows: nulls, or runs of one value."""
 
 SCHEMA, DICTIONARY, RECORD_BATCH = 1, 2, 3
 _CONTINUES = b"\xff\xff\xff\xff"
@@ -31,22 +29,16 @@ _CONTINUES = b"\xff\xff\xff\xff"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message. takes: its bytes when decompressed. id, is_delta: of a dictionary; a delta extends the one before."""
+    """A message. id, is_delta: of a dictionary; a delta extends the one before."""
 
     parts: tuple[bytes, bytes, bytes]
     kind: int
     rows: int = 0
-    takes: int = 0
     id: int = 0
     is_delta: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, compressed or decompressed, whichever is more."""
-        return max(len(self), self.takes)
 
 
 class _Arriving:
@@ -76,7 +68,7 @@ class _Arriving:
 
 
 async def messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[Message]:
-    """The messages of a stream, up to its end."""
+    """The messages of a stream, up to its end. One of more than `limit` bytes is refused before its body is read."""
     arriving = _Arriving(chunks)
     batches = 0
     while start := await arriving.take(8):
@@ -87,28 +79,39 @@ async def messages(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[Me
             return
         check_size("a message", length, limit)
         metadata = await arriving.take_all(length)
-        head = _Flat.root(metadata)
-        kind = head.number(1, "<B")
+        head = _Flat(metadata, _unpack(metadata, "<I", 0))
+        kind, body_length = head.number(1, "<B"), head.number(3, "<q")
+        if not SCHEMA <= kind <= RECORD_BATCH or body_length < 0:
+            raise errors.MalformedArrow(reason=f"it has a message of kind {kind}, {body_length} bytes long")
+        if kind == SCHEMA and length > MAX_SCHEMA_BYTES:
+            raise errors.ArrowSchemaTooLarge(size=length, limit=MAX_SCHEMA_BYTES)
         batches += kind == RECORD_BATCH
         what = {SCHEMA: "the schema", DICTIONARY: "a dictionary"}.get(kind, f"record batch {batches}")
-        yield await _message(arriving, what, (start, metadata), head, limit)
+        check_size(what, length + body_length, limit)
+        described = _described(kind, head.table(2), what)
+        message = Message((start, metadata, await arriving.take_all(body_length)), kind, *described)
+        _check_rows(message, what)
+        yield message
 
 
-async def _message(arriving: _Arriving, what: str, begun: tuple[bytes, bytes], head: _Flat, limit: int) -> Message:
-    """The message with this head, and its body. One that is too large is refused, if possible before it is read."""
-    kind, body_length = head.number(1, "<B"), head.number(3, "<q")
-    if not SCHEMA <= kind <= RECORD_BATCH or body_length < 0:
-        raise errors.MalformedArrow(reason=f"it has a message of kind {kind}, {body_length} bytes long")
-    check_size(what, len(begun[1]) + body_length, limit)
-    message = _described(kind, head.table(2), (*begun, await arriving.take_all(body_length)))
-    check_size(what, message.takes, limit)
-    # A row takes at least a bit; otherwise a short stream could claim endless rows.
-    if not 0 <= message.rows <= 8 * message.takes:
+def _described(kind: int, header: _Flat, what: str) -> tuple[int, int, bool]:
+    """The rows, id and is_delta of a message. Raises CompressedArrow if its body is compressed."""
+    if kind == SCHEMA:
+        return 0, 0, False
+    batch = header if kind == RECORD_BATCH else header.table(1)
+    if batch.has(3):
+        raise errors.CompressedArrow(what=what)
+    rows = batch.number(0, "<q")
+    return (rows, 0, False) if kind == RECORD_BATCH else (rows, header.number(0, "<q"), header.number(2, "<B") != 0)
+
+
+def _check_rows(message: Message, what: str) -> None:
+    has_data = message.kind != RECORD_BATCH or message.parts[2]
+    if message.rows < 0 or (message.rows and not has_data):
         raise errors.MalformedArrow(reason=f"{what} claims {message.rows} rows but has no data for them")
     if message.rows > max(FREE_ROWS, ROWS_A_BYTE * len(message)):
         told = {"rows": message.rows, "size": len(message), "free": FREE_ROWS, "ratio": ROWS_A_BYTE}
         raise errors.TooManyRows(what=what, **told)
-    return message
 
 
 def _metadata_length(start: bytes) -> int:
@@ -128,41 +131,15 @@ def check_size(what: str, size: int, limit: int) -> None:
         raise errors.ArrowTooLarge(what=what, size=size, limit=limit)
 
 
-def _described(kind: int, header: _Flat, parts: tuple[bytes, bytes, bytes]) -> Message:
-    """The message with the numbers in its header."""
-    body = parts[2]
-    if kind == RECORD_BATCH:
-        return Message(parts, kind, header.number(0, "<q"), _takes(header, body))
-    if kind == DICTIONARY:
-        is_delta = header.number(2, "<B") != 0
-        return Message(parts, kind, takes=_takes(header.table(1), body), id=header.number(0, "<q"), is_delta=is_delta)
-    return Message(parts, kind)
-
-
-def _takes(batch: _Flat, body: bytes) -> int:
-    """The bytes of a batch when decompressed."""
-    if not batch.has(3):
-        return len(body)
-    at, lengths = batch.pairs(2)
-    at, lengths = at[lengths > 0], lengths[lengths > 0]
-    if not ((at >= 0) & (at <= len(body) - 8)).all():
-        raise errors.MalformedArrow(reason=_OUTSIDE)
-    whole = np.frombuffer(body, np.uint8)[at[:, None] + np.arange(8)].view("<i8").reshape(-1)
-    return int(np.where(whole < 0, lengths, whole).sum(dtype=np.float64))  # float64 does not wrap around
-
-
-_OUTSIDE = "a message points outside itself"
-
-
 def _unpack(data: bytes, form: str, at: int) -> int:
     if not 0 <= at <= len(data) - struct.calcsize(form):
-        raise errors.MalformedArrow(reason=_OUTSIDE)
+        raise errors.MalformedArrow(reason="a message points outside itself")
     number: int = struct.unpack_from(form, data, at)[0]
     return number
 
 
 class _Flat:
-    """A flatbuffer table, just enough to find a message's size. pyarrow verifies all of it later."""
+    """A flatbuffer table, just enough to bound a message. pyarrow verifies all of it later."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data = data
@@ -170,37 +147,22 @@ class _Flat:
         self._fields = at - _unpack(data, "<i", at)
         self._size = _unpack(data, "<H", self._fields)
 
-    @classmethod
-    def root(cls, data: bytes) -> _Flat:
-        return cls(data, _unpack(data, "<I", 0))
-
-    def _place(self, field: int) -> int | None:
+    def _place(self, field: int) -> int:
+        """Where a field stands; 0 if it is left out."""
         slot = 4 + 2 * field
         offset = _unpack(self._data, "<H", self._fields + slot) if slot < self._size else 0
-        return self._at + offset if offset else None
+        return self._at + offset if offset else 0
 
     def has(self, field: int) -> bool:
-        return self._place(field) is not None
+        return self._place(field) != 0
 
     def number(self, field: int, form: str) -> int:
         """A number, 0 if it is left out."""
         place = self._place(field)
-        return 0 if place is None else _unpack(self._data, form, place)
-
-    def _pointed(self, field: int) -> int:
-        place = self._place(field)
-        if place is None:
-            raise errors.MalformedArrow(reason="a message lacks a part")
-        return place + _unpack(self._data, "<I", place)
+        return _unpack(self._data, form, place) if place else 0
 
     def table(self, field: int) -> _Flat:
-        return _Flat(self._data, self._pointed(field))
-
-    def pairs(self, field: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """A vector of pairs of 64-bit numbers, as two arrays."""
-        at = self._pointed(field)
-        count = _unpack(self._data, "<I", at)
-        if at + 4 + 16 * count > len(self._data):
-            raise errors.MalformedArrow(reason=_OUTSIDE)
-        pairs = np.frombuffer(self._data, "<i8", 2 * count, at + 4).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
+        place = self._place(field)
+        if not place:
+            raise errors.MalformedArrow(reason="a message lacks a part")
+        return _Flat(self._data, place + _unpack(self._data, "<I", place))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,7 @@ _EXTENDED: dict[str, Kind] = {_UUID: "uuid", _TRUTH: "truth", _JSON: "text"}
 """Known extension types. Nobody can tell what the numbers of others mean."""
 
 
+@cache
 def _kinds() -> list[tuple[Kind, Any]]:
     from pyarrow import types
 
@@ -59,8 +61,8 @@ def _kinds() -> list[tuple[Kind, Any]]:
         ("null", types.is_null),
         ("date", types.is_date),
         ("time", types.is_temporal),
-        ("bytes", lambda kind: "binary" in str(kind)),
         ("nested", types.is_nested),
+        ("bytes", lambda kind: "binary" in str(kind)),
     ]
 
 
