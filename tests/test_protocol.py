@@ -7,8 +7,10 @@ import itertools
 import json
 import re
 import socket
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ import pytest
 import uvicorn
 from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
 from hypothesis import strategies as st
+from processes import Service as Served
 from processes import recover
 from uvicorn.server import ServerState
 
 from service.http import app
-from service.http.connection import Protocol
+from service.http.connection import BEFORE, SINCE, Protocol, fits
 from service.http.crowd import STILL_SECONDS, Crowd
 from service.settings import Settings
 
@@ -348,6 +351,46 @@ def reply_of(connection: Connection) -> bytes:
         text += connection.socket.recv(1)
     length = int(next(line for line in text.split(b"\r\n") if line.startswith(b"content-length"))[15:])
     return connection.socket.recv(length, socket.MSG_WAITALL)
+
+
+# -- uvicorn's insides
+
+
+def test_the_versions_of_uvicorn_are_those_in_pyproject() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    since, before = (".".join(map(str, version)) for version in (SINCE, BEFORE))
+    assert f"uvicorn>={since},<{before}" in project["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("0.44.0", False), ("0.45.0", True), ("0.54.0rc1", True), ("0.55.0", False), ("1.0", False)],
+)
+def test_a_version_of_uvicorn_fits_or_not(version: str, known: bool) -> None:
+    assert fits(version) == known
+    assert fits(uvicorn.__version__)
+
+
+def as_if_uvicorn_was_newer() -> None:
+    sys.modules["service.http.connection"].BEFORE = SINCE  # type: ignore[attr-defined]
+
+
+def as_if_uvicorn_had_no_such_classes() -> None:
+    sys.modules["service.http.connection"] = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("first", [None, as_if_uvicorn_was_newer, as_if_uvicorn_had_no_such_classes])
+def test_with_an_unknown_uvicorn_the_service_serves_through_asgi_and_says_so(
+    tmp_path: Path, first: Callable[[], None] | None
+) -> None:
+    with Served(tmp_path / "data", "--drain-seconds", "0", first=first) as service:
+        service.wait_until_ready()
+        with Connection(service.port) as client:
+            assert [whole(client, "/learn", AN_EVENT).json()["seq"] for _ in range(3)] == [1, 2, 3]
+            assert whole(client, "/predict", A_QUESTION).json()["seq"] == 3
+            assert whole(client, "/predict", b"[%b]" % A_QUESTION).json()[0]["seq"] == 3
+            assert_problem(whole(client, "/predict", b"{"), 400)
+        assert ("is not one that logstep was written for" in service.log) == (first is not None)
 
 
 # -- what a head may say
@@ -758,7 +801,7 @@ def test_a_large_reply_waits_for_nobody_where_too_much_waits_already(tmp_path: P
         assert b"x-request-id: mine" in refused.written
         assert b'"request_id":"mine"' in refused.written
         first, second = (transport.connection for transport in waiting)
-        second.taken_at -= 2 * STILL_SECONDS
+        second.peer.taken_at -= 2 * STILL_SECONDS
         last = await asks()
         assert last.written[9:12] == b"200"
         assert [transport.has_closed.is_set() for transport in waiting] == [False, True]

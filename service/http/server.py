@@ -13,13 +13,13 @@ import socket
 import ssl
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import uvicorn
 
 from service import errors, logs
 from service.http import access
 from service.http.app import Service
-from service.http.connection import Protocol
 from service.http.crowd import Crowd
 from service.http.stopping import (
     BACKLOG,
@@ -27,7 +27,6 @@ from service.http.stopping import (
     VIEWERS_SECONDS,
     accept_all,
     admit_no_more,
-    cut_viewers,
     linger,
 )
 from service.settings import Settings
@@ -65,9 +64,8 @@ class Server(uvicorn.Server):
             self._log.tell_the_rest()
             self._service.refusals.tell_the_rest()
             settings = self._service.settings
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Protocol):
-                    connection.end_if_slow(settings.request_seconds)
+            for client in list(self._crowd.peers):
+                client.end_if_slow(settings.request_seconds)
             self._crowd.idle.close_all_since(asyncio.get_running_loop().time() - settings.keep_alive_seconds)
         return await super().on_tick(counter)
 
@@ -96,7 +94,7 @@ class Server(uvicorn.Server):
         self._service.engine.drain()
         self._service.engine.streams_end.set()
         self.should_exit = True
-        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, cut_viewers, self.server_state.connections)
+        asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._crowd.cut_viewers)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reset no connection: answer each client once more and close its connection, and refuse new ones.
@@ -111,7 +109,7 @@ class Server(uvicorn.Server):
             await accept_all(listener)
         for server in self.servers:
             server.close()
-        await linger(self.server_state.connections)
+        await linger(self._crowd.peers)
         await super().shutdown(sockets)
 
 
@@ -122,7 +120,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     config = uvicorn.Config(
         access.with_cors(service, settings),
         loop="uvloop",
-        http=partial(Protocol, service, crowd),  # type: ignore[arg-type]  # a class with its first arguments
+        http=_http(service, crowd),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ws="none",
@@ -157,6 +155,23 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     service.refusals.tell_the_rest(now=True)
     lock.release()
     return 0 if service.engine.failure is None else 1
+
+
+def _http(service: Service, crowd: Crowd) -> Any:
+    """What reads connections: our class with its first arguments, or uvicorn's own if ours does not fit."""
+    try:
+        from service.http.connection import Protocol, fits
+    except (ImportError, AttributeError):
+        pass
+    else:
+        if fits(uvicorn.__version__):
+            return partial(Protocol, service, crowd)
+    logger.warning(
+        "This version of uvicorn, %s, is not one that logstep was written for. Its own connections serve: requests of "
+        "one event are slower, and limits on connections, heads, slow clients and unread replies do not apply.",
+        uvicorn.__version__,
+    )
+    return "httptools"
 
 
 def _listen(host: str, port: int) -> socket.socket:

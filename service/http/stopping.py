@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from service.http.connection import Protocol
+from service.http.crowd import Peer
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
@@ -24,21 +24,11 @@ request."""
 SO_ATTACH_FILTER = 26
 """Linux's number; Python has no name for it."""
 VIEWERS_SECONDS = 0.5
-"""How long viewers have to read the end of their event streams."""
+"""How long clients have to read the end of their event streams. Then the streams are cut, and so are replies whose
+clients read too slowly, or the stop would wait for these bytes until `shutdown_seconds` are over."""
 
 
-def cut_viewers(connections: Iterable[object]) -> None:
-    """Cut event streams that are still open, and replies whose clients read too slowly. The streams have ended, so
-    a client that has not read the end by now is not reading. Else the stop would wait for these bytes until
-    `shutdown_seconds` are over."""
-    for connection in list(connections):
-        if not isinstance(connection, Protocol) or connection.serving is None:
-            continue
-        if connection.serving.scope["path"].endswith("/stream") or connection.flow.write_paused:
-            connection.transport.abort()
-
-
-async def linger(connections: Iterable[object]) -> None:
+async def linger(clients: Iterable[Peer]) -> None:
     """Answer connected clients once more. Replies say "connection: close" by now.
 
     A connection without a request yet was made to send one, so this waits longer for it.
@@ -47,7 +37,7 @@ async def linger(connections: Iterable[object]) -> None:
     started, waits = loop.time(), True
     while waits:
         await asyncio.sleep(0.05)
-        fresh = any(isinstance(connection, Protocol) and connection.cycle is None for connection in connections)
+        fresh = any(client.scope is None for client in clients)
         waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
 
 
