@@ -41,8 +41,8 @@ async def write_snapshots(engine: Engine) -> None:
     """A snapshot of every model, now."""
     for model in engine.models:
         model.replay_seconds = 1e9
-        engine._replay_seconds = 1e9
-    while await engine._snapshot_piece(1e8):
+        engine._models.replay_seconds = 1e9
+    while await engine._snapshots._piece(1e8):
         pass
 
 
@@ -66,8 +66,7 @@ async def make_example(below: Path) -> Example:
     sizes: dict[int, int] = {}
 
     def note(engine: Engine) -> None:
-        assert engine._store is not None
-        number, _ = engine._store.log_end()
+        number, _ = engine._disk.store.log_end()
         history[number] = state_of(engine)
         sizes[number] = (below / "closed" / "log.db-wal").stat().st_size
 

@@ -25,6 +25,8 @@ from forked import Logstep, clean_environment, elsewhere, serve
 
 from core import Learner, Spec
 from core.batch import Batch
+from service import clock
+from service.clock import SYSTEM
 from service.learning.engine import Engine
 from service.settings import Settings
 from service.storage.log import LogReader
@@ -178,11 +180,14 @@ def told_the_time_by(clock: Path) -> list[str]:
 
 # -- an engine inside the test
 
+CLOCK = SYSTEM
+"""What engines are told the time by; see Clock."""
+
 
 def new_engine(folder: Path, **settings: Any) -> Engine:
     """An engine on a folder, which is made if it is not there; not started."""
     folder.mkdir(exist_ok=True)
-    return Engine(Settings(data=folder, **settings))
+    return Engine(Settings(data=folder, **settings), CLOCK)
 
 
 async def started(folder: Path, **settings: Any) -> Engine:
@@ -211,16 +216,16 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[Engine]
 
 
 class Clock:
-    """The time of day for engines in a test, which can be set; elapsed time stays as it is.
+    """The time for engines that a test makes from now on. The time of day can be set; both can pass.
 
     It stands in the place of the module `time` in `modules`.
     """
 
-    monotonic = staticmethod(time.monotonic)
     perf_counter = staticmethod(time.perf_counter)
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
-        self.ahead = 0.0
+        self.ahead = self.passed = 0.0
+        monkeypatch.setattr(sys.modules[__name__], "CLOCK", clock.Clock(self.time, self.monotonic))
         for module in modules:
             monkeypatch.setattr(module, "time", self)
 
@@ -230,11 +235,19 @@ class Clock:
     def time_ns(self) -> int:
         return time.time_ns() + int(self.ahead * 1e9)
 
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed
+
+    def let_pass(self, seconds: float, *engines: Engine) -> None:
+        """Let time pass for engines."""
+        self.passed += seconds
+        self.advance(seconds, *engines)
+
     def advance(self, seconds: float, *engines: Engine) -> None:
         """Set it forward (or back), and wake the engines that sleep until a time that has come."""
         self.ahead += seconds
         for engine in engines:
-            engine._work.set()
+            engine.queue.work.set()
 
 
 # -- data folders

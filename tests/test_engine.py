@@ -21,9 +21,11 @@ from core.rules import RULES
 from core.spec import InverseScaling, Optimal
 from service import errors
 from service.events import Event, Label
-from service.learning import engine as engine_module
-from service.learning.engine import IN_LINE, Engine
+from service.learning import chores
+from service.learning import writer as writer_module
+from service.learning.engine import Engine
 from service.learning.model import Model
+from service.learning.queue import IN_LINE
 from service.learning.request import Result, Stream
 from service.storage.log import LogReader, Snapshot
 from service.storage.store import ModelBatch, Store
@@ -56,8 +58,7 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def commits(engine: Engine) -> int:
-    assert engine._store is not None
-    return engine._store.log_end()[0]
+    return engine._disk.store.log_end()[0]
 
 
 def whole_state(model: Model) -> dict[str, Any]:
@@ -127,7 +128,7 @@ async def gathered(*tasks: Coroutine[Any, Any, Result]) -> list[Any]:
 
 async def as_a_kill_would_leave_it(engine: Engine, to: Path) -> Path:
     """A copy of the folder of a running engine, made between two of its commits."""
-    return await engine._on_disk(copied, engine._settings.data, to)
+    return await engine._disk.run(lambda _: copied(engine._settings.data, to))
 
 
 async def reopened(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -204,8 +205,8 @@ def test_what_is_learned_together_is_what_is_learned_one_by_one(tmp_path: Path) 
 def test_a_batch_longer_than_a_piece_of_steps_is_learned_whole_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "STEP_EVENTS", 7)
-    monkeypatch.setattr(engine_module, "DRAFT_WORK", 3)
+    monkeypatch.setattr(writer_module, "STEP_EVENTS", 7)
+    monkeypatch.setattr(writer_module, "DRAFT_WORK", 3)
 
     async def story() -> None:
         events = some_events(100)
@@ -294,8 +295,7 @@ def test_a_disk_that_is_really_full_refuses_and_then_goes_on(tmp_path: Path) -> 
     async def story() -> None:
         async with running_engine(tmp_path / "a") as engine:
             await engine.learn("default", some_events(20))
-            assert engine._store is not None
-            db = engine._store._db
+            db = engine._disk.store._db
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull):
                 await engine.learn("default", [event(1.0, feature=f"new-{i}") for i in range(3000)])
@@ -427,8 +427,8 @@ def test_a_storage_that_fails_while_models_change_ends_the_engine_and_it_can_be_
         stopping = asyncio.create_task(engine.stop(seconds=1))
         done, _ = await asyncio.wait([stopping], timeout=5)
         if not done:
-            assert engine._writer is not None
-            engine._writer.cancel()  # so that this test ends
+            assert engine._writing is not None
+            engine._writing.cancel()  # so that this test ends
             await stopping
         assert done, "an engine that failed could not be stopped"
 
@@ -480,25 +480,25 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
 def test_room_is_kept_for_what_is_being_decoded(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:
-            async with engine.announced(8):
+            async with engine.queue.announced(8):
                 with pytest.raises(errors.QueueFull):
                     await engine.learn("default", some_events(3))
-                assert engine.has_room(2)
+                assert engine.queue.has_room(2)
             assert (await engine.learn("default", some_events(10))).seq[-1] == 10
-            async with engine.announced(50):  # larger than the queue, and alone
-                assert not engine.has_room(1)
+            async with engine.queue.announced(50):  # larger than the queue, and alone
+                assert not engine.queue.has_room(1)
                 stream = asyncio.create_task(engine.learn("default", some_events(3), Stream()))
                 await asyncio.sleep(0.01)
                 assert not stream.done()
             assert (await stream).seq == [11, 12, 13]  # what is not learned after all makes room too
-            assert engine.has_room(10)
+            assert engine.queue.has_room(10)
 
     run(story())
 
 
 async def announce(engine: Engine, count: int, entered: list[int], leave: asyncio.Event) -> None:
     """Keep room for so many events until it is let go."""
-    async with engine.announced(count):
+    async with engine.queue.announced(count):
         entered.append(count)
         await leave.wait()
 
@@ -508,22 +508,22 @@ def test_arrays_without_room_wait_in_line_and_others_are_refused_meanwhile(tmp_p
         async with running_engine(tmp_path, queue_events=10) as engine:
             entered: list[int] = []
             leave = [asyncio.Event() for _ in range(3)]
-            engine.check_room()
+            engine.queue.check_room()
             tasks = []
             for count, event in zip((9, 5, 1), leave, strict=True):
                 tasks.append(asyncio.create_task(announce(engine, count, entered, event)))
                 await asyncio.sleep(0.01)
             assert entered == [9]  # there is room for one more, but another was there before it
             with pytest.raises(errors.QueueFull):
-                engine.check_room()
+                engine.queue.check_room()
             leave[0].set()
             await asyncio.sleep(0.01)
             assert entered == [9, 5, 1]
-            engine.check_room()
+            engine.queue.check_room()
             for event in leave:
                 event.set()
             await asyncio.gather(*tasks)
-            assert engine.has_room(10)
+            assert engine.queue.has_room(10)
 
     run(story())
 
@@ -551,7 +551,7 @@ def test_a_stream_waits_behind_the_array_that_was_there_before_it(tmp_path: Path
 
 
 def test_nobody_waits_in_line_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.learning.engine.LINE_SECONDS", 0.05)
+    monkeypatch.setattr("service.learning.queue.LINE_SECONDS", 0.05)
 
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:
@@ -562,7 +562,7 @@ def test_nobody_waits_in_line_for_long(tmp_path: Path, monkeypatch: pytest.Monke
                 await announce(engine, 1, [], leave)
             leave.set()
             await first
-            engine.check_room()
+            engine.queue.check_room()
 
     run(story())
 
@@ -621,7 +621,7 @@ def test_the_queue_has_room_again_after_requests_were_refused_or_put_off(tmp_pat
                     engine.learn("default", [event(1.0, y=7)]),
                     engine.learn("nowhere", [event(1.0)]),
                 )
-            assert engine._waiting_events == 0
+            assert engine.queue.events == 0
             assert (await engine.learn("default", some_events(10))).seq[-1] == 15
 
     run(story())
@@ -900,9 +900,9 @@ def test_a_model_that_is_being_snapshot_can_be_deleted(tmp_path: Path, monkeypat
             await engine.create("m", Spec())
             for i in range(20):
                 await engine.learn("m", [event(1.0, feature=f"f{i}-{j}") for j in range(20)])
-                if engine._snapshot is not None and i > 3:
+                if engine._snapshots._under_way is not None and i > 3:
                     break
-            assert engine._snapshot is not None
+            assert engine._snapshots._under_way is not None
             await engine.delete("m")
             await engine.create("m", Spec())
             await engine.learn("m", [event(1.0)])
@@ -945,10 +945,10 @@ def test_a_model_created_while_the_engine_recovers_is_refused_or_found(
     release, replaying = threading.Event(), threading.Event()
     replay_log = Engine._replay_all
 
-    def slow(engine: Engine) -> dict[str, Model]:
+    def slow(engine: Engine, store: Store) -> dict[str, Model]:
         replaying.set()
         assert release.wait(PATIENCE)
-        return replay_log(engine)
+        return replay_log(engine, store)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -979,9 +979,9 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
     release = threading.Event()
     replay_log = Engine._replay_all
 
-    def slow(engine: Engine) -> dict[str, Model]:
+    def slow(engine: Engine, store: Store) -> dict[str, Model]:
         assert release.wait(PATIENCE)
-        return replay_log(engine)
+        return replay_log(engine, store)
 
     monkeypatch.setattr(Engine, "_replay_all", slow)
 
@@ -1044,7 +1044,7 @@ def test_recovery_from_a_snapshot_and_the_events_after_it_equals_recovery_from_t
                 await engine.create(name, spec)
             await learn_a_lot(engine)
             await until(lambda: all(model.snapshot_seq > 1000 for model in engine.models))
-            engine._tidy_after = float("inf")
+            engine._chores._rests_until = float("inf")
             assert engine.model("steep").learner.not_taken > 0
             await gathered(*[engine.learn(model.name, some_events(3)) for model in engine.models])
             running = {model.name: whole_state(model) for model in engine.models}
@@ -1087,7 +1087,7 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
                 await engine.learn("default", some_events(20))
                 await asyncio.sleep(0.002)
                 seen.add(model.snapshot_seq)
-            await until(lambda: engine._snapshot is None)
+            await until(lambda: engine._snapshots._under_way is None)
             kept = rows(tmp_path, "SELECT seq FROM snapshots ORDER BY seq DESC")
             assert len(kept) == 2
             assert kept[0] == (model.snapshot_seq,)
@@ -1146,7 +1146,7 @@ def snapshot_twice(folder: Path) -> Coroutine[Any, Any, dict[str, Any]]:
             for seq in (50, 100):
                 await engine.learn("default", some_events(50, start=seq))
                 await until(lambda seq=seq: model.snapshot_seq == seq)
-            engine._tidy_after = float("inf")
+            engine._chores._rests_until = float("inf")
             await engine.learn("default", some_events(7))
             return whole_state(model)
 
@@ -1241,7 +1241,7 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
                 await asyncio.sleep(0)
             assert (await engine.learn("default", [event(1.0)])).seq == [engine.model("default").learner.seq]
             assert engine.state == "ready"
-            engine._tidy_after = 0.0  # the pause is over
+            engine._chores._rests_until = 0.0  # the pause is over
             await engine.learn("default", [event(1.0)])
             await asyncio.sleep(0.05)
             assert len(tries) == 2, "the snapshot that failed was forgotten, though replaying takes as long as before"
@@ -1319,7 +1319,7 @@ def test_stopping_learns_what_still_waits(tmp_path: Path, gate: Gate) -> None:
 def test_stopping_writes_the_snapshots_that_save_the_next_start_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "LAST_SNAPSHOT_SECONDS", 0.001)
+    monkeypatch.setattr(chores, "LAST_SNAPSHOT_SECONDS", 0.001)
 
     async def story() -> None:
         engine = await started(tmp_path)
@@ -1332,7 +1332,7 @@ def test_stopping_writes_the_snapshots_that_save_the_next_start_time(
 
 
 def test_a_stop_without_time_writes_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LAST_SNAPSHOT_SECONDS", 0.001)
+    monkeypatch.setattr(chores, "LAST_SNAPSHOT_SECONDS", 0.001)
 
     async def story() -> None:
         engine = await started(tmp_path)

@@ -7,21 +7,23 @@ import copy
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import Clock, copied, new_engine, replay, running_engine
 
+import service.clock
 from core import Learner, Spec
 from service import errors
 from service.events import Event, Label
 from service.learning import draft as draft_module
-from service.learning import engine as engine_module
+from service.learning.chores import FULL_PAUSE_SECONDS, Chores
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Stream
@@ -74,13 +76,13 @@ def described(model: Model) -> dict[str, Any]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch, engine_module, store_module)
+    return Clock(monkeypatch, store_module)
 
 
 async def timed_out(engine: Engine, clock: Clock, seconds: float) -> None:
     """Set the clock forward, and wait until all that is due has timed out."""
     clock.advance(seconds, engine)
-    await until(lambda: engine.failure or engine._due > clock.time(), "the timeouts")
+    await until(lambda: engine.failure or engine._models.next_timeout > clock.time(), "the timeouts")
     assert engine.failure is None
 
 
@@ -113,7 +115,7 @@ def test_a_restart_at_any_point_tells_and_weighs_the_same(tmp_path: Path, clock:
             for i in range(12):
                 await kept(engine, *[(f"p{i}-{j}", {"a": i / 10, f"f{j}": 1.0}) for j in range(4)], model="m")
                 states.append((tmp_path / f"a{i}", clock.ahead, described(model)))
-                await engine._on_disk(copied, tmp_path / "live", states[-1][0])
+                await engine._disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
                 clock.advance(0.37 * i)
                 await learned(
                     engine, Label(f"p{i}-1", i % 2), Event({"b": 1.0 * i}, 1), Label(f"p{i}-0", 1, 2.0), model="m"
@@ -122,7 +124,7 @@ def test_a_restart_at_any_point_tells_and_weighs_the_same(tmp_path: Path, clock:
                     await timed_out(engine, clock, DAY + 1)
                     await learned(engine, Label(f"p{i}-2", 1), Label(f"p{i}-3", 0), model="m")
                 states.append((tmp_path / f"b{i}", clock.ahead, described(model)))
-                await engine._on_disk(copied, tmp_path / "live", states[-1][0])
+                await engine._disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
             assert model.joins.counts() == {"joined": 24, "expired": 24, "late": 4}
         for folder, ahead, state in states:
             clock.ahead = ahead
@@ -167,15 +169,12 @@ def test_a_replay_never_looks_at_a_clock(tmp_path: Path, clock: Clock, monkeypat
         def looked() -> float:
             pytest.fail("it looked at the clock")
 
-        engine = new_engine(tmp_path)
-        engine._store = Store(tmp_path)
-        with monkeypatch.context() as patched:
+        with closing(Store(tmp_path)) as store, monkeypatch.context() as patched:
             for name in ("time", "time_ns", "monotonic", "perf_counter"):
                 patched.setattr(clock, name, looked)
-            replayed = engine._replay_all()
+            patched.setattr(processes, "CLOCK", service.clock.Clock(looked, looked))
+            replayed = new_engine(tmp_path)._replay_all(store)
         assert {name: described(model) for name, model in replayed.items()} == before
-        engine._store.close()
-        engine._thread.shutdown()
 
     run(story())
 
@@ -241,16 +240,15 @@ def test_a_full_disk_keeps_and_joins_nothing_and_leaves_everything_as_it_was(tmp
 def test_timeouts_wait_for_room_on_the_disk_and_the_writer_rests(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "TIDY_PAUSE_SECONDS", 0.6)
     turns = 0
-    tidy = Engine._tidy
+    step = Chores.step
 
-    async def counted(engine: Engine) -> bool:
+    async def counted(chores: Chores) -> bool:
         nonlocal turns
         turns += 1
-        return await tidy(engine)
+        return await step(chores)
 
-    monkeypatch.setattr(Engine, "_tidy", counted)
+    monkeypatch.setattr(Chores, "step", counted)
 
     async def story() -> None:
         nonlocal turns
@@ -262,10 +260,12 @@ def test_timeouts_wait_for_room_on_the_disk_and_the_writer_rests(
                 clock.advance(DAY + 1, engine)
                 await until(lambda: calls, "a try")
                 turns = 0
-                await asyncio.sleep(0.3)
-                assert turns < 10
+                await asyncio.sleep(0.05)
+                assert turns < 3
                 assert described(engine.model("m")) == before
             assert (await learned(engine, Event({"z": 1.0}, 1), model="m")).seq == [1]  # learning goes on at once
+            assert engine.model("m").waiting == 2
+            clock.let_pass(FULL_PAUSE_SECONDS, engine)
             await until(lambda: engine.model("m").waiting == 0, "room")
             assert engine.model("m").joins.counts()["expired"] == 2
             assert engine.model("m").learner.features.names == ["z", "a", "b"]
@@ -278,8 +278,7 @@ def test_a_disk_that_is_really_full_refuses_a_prediction_and_then_goes_on(tmp_pa
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await kept(engine, ("p0", {"a": 1.0}))
-            assert engine._store is not None
-            db = engine._store._db
+            db = engine._disk.store._db
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull, match="Predictions without an id still work"):
                 await kept(engine, *[(f"big{i}", {"a": "v" * 200}) for i in range(200)])
@@ -766,7 +765,7 @@ async def live(folder: Path, story: Sequence[Operation], negative: bool, late: b
 
 def lived(story: Sequence[Operation], negative: bool, late: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
-        clock = Clock(patched, engine_module, store_module)
+        clock = Clock(patched, store_module)
         run(live(Path(folder), story, negative, late and negative, clock))
 
 

@@ -25,7 +25,7 @@ from core.features import Features
 from service import errors
 from service.commands.inspect import examine
 from service.events import Event, Label
-from service.learning import engine as engine_module
+from service.learning.chores import SPACE_PAUSE_SECONDS
 from service.learning.engine import Engine
 from service.learning.request import Result
 from service.replies import PredictedKept
@@ -284,7 +284,7 @@ HARMLESS = tuple(damage for damage in DAMAGES if damage.startswith("its id, now"
 def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, on_timeout: str
 ) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -332,7 +332,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
 def test_an_id_that_stands_for_something_else_does_not_stop_the_timeouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, on_timeout: str
 ) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -357,7 +357,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
 ) -> None:
     """What is read at once is bounded, and none is forgotten; long ones come back as short ones do."""
     monkeypatch.setattr(waiting, "OLDEST_BYTES", 3_000)
-    clock = Clock(monkeypatch, engine_module)
+    clock = Clock(monkeypatch)
     wide = {f"a feature with a long name, {i}": 1.0 for i in range(2_000)}
 
     async def story() -> None:
@@ -367,7 +367,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
             predictions = [model.predict_to_keep(str(i), wide if i % 3 else {"a": 1.0}) for i in range(12)]
             await engine.keep("late", predictions)
             assert (await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
-            assert len(engine._opened.oldest_waiting(model.stored.key, 500)) < 11
+            assert len(engine._disk.store.oldest_waiting(model.stored.key, 500)) < 11
             clock.advance(61.0, engine)
             await until(lambda: model.waiting == 0, "all of them to time out")
             timed_out = model.dropped if on_timeout == "drop" else model.learner.seq - 1
@@ -378,7 +378,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
 
 
 def test_an_id_that_was_lost_does_not_stop_the_timeouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -397,7 +397,7 @@ def test_an_id_that_was_lost_does_not_stop_the_timeouts(tmp_path: Path, monkeypa
 def test_a_damaged_count_of_dropped_predictions_is_refused_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -418,7 +418,7 @@ def test_a_damaged_count_of_dropped_predictions_is_refused_and_named(
 def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
@@ -426,8 +426,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
             await kept(engine, "p0", "p1", model="m")
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine, "m") == (0, 0, 2, 0), "both to time out")
-            assert engine._store is not None
-            engine._store._db.execute("UPDATE batches SET checksum = checksum + 1")
+            engine._disk.store._db.execute("UPDATE batches SET checksum = checksum + 1")
             with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk"):
                 await learned(engine, "p1", model="m")
             await kept(engine, "p2", model="m")
@@ -522,24 +521,22 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
 
 
 def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
     monkeypatch.setattr(trimming, "FREE_BYTES", 1 << 20)
-    monkeypatch.setattr(engine_module, "SPACE_PAUSE_SECONDS", 0.05)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
-            assert engine._store is not None
             model = engine.model("default")
             x = {f"feature-{i}": "v" * 250 for i in range(4)}
             for i in range(10):
                 await engine.keep("default", [model.predict_to_keep(f"p{i}-{j}", x) for j in range(1_000)])
-            peak = await engine._on_disk(pages, engine._store)
+            peak = await engine._disk.run(pages)
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine) == (0, 0, 0, 10_000), "all to time out")
 
             def is_small() -> bool:
-                engine._work.set()
-                return engine._space_after > 0 and pages(engine._store) < peak // 4  # type: ignore[arg-type]
+                clock.let_pass(SPACE_PAUSE_SECONDS, engine)
+                return pages(engine._disk.store) < peak // 4
 
             await until(is_small, "the room to be given back")
             with pytest.raises(errors.DroppedId):
@@ -554,7 +551,7 @@ def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pyte
 def test_a_start_from_a_snapshot_tells_the_same_of_labels_as_one_from_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, engine_module, store_module)
+    clock = Clock(monkeypatch, store_module)
 
     async def story() -> None:
         async with running_engine(tmp_path, window=7) as engine:
@@ -563,8 +560,8 @@ def test_a_start_from_a_snapshot_tells_the_same_of_labels_as_one_from_the_log(
                 if i == 20:
                     model = engine.model("m")
                     model.replay_seconds = 1e9
-                    engine._replay_seconds = 1e9
-                    while await engine._snapshot_piece(1e8):
+                    engine._models.replay_seconds = 1e9
+                    while await engine._snapshots._piece(1e8):
                         pass
                     assert model.snapshot_seq == model.learner.seq
                 await kept(engine, f"p{i}", f"never-{i}", model="m")

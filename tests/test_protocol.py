@@ -184,7 +184,7 @@ def test_an_array_without_room_is_refused_by_its_head_and_the_connection_goes_on
 
         await recover(service.engine)
         body = json.dumps([{"x": {"age": i}, "y": 1} for i in range(3_000)]).encode()
-        async with service.engine.announced(10):
+        async with service.engine.queue.announced(10):
             replies.append(await told(head_of("/learn", len(body)), b"urn:logstep:queue-full"))
             asked = b'{"x": {}}'
             replies.append(await told(body + head_of("/predict", len(asked)) + asked, b'"p"'))
@@ -287,7 +287,7 @@ def test_a_large_prediction_does_not_wait_for_a_large_array_in_line(tmp_path: Pa
         predicts, transport = connected(service)
         events = large([{"x": {"age": i}, "y": 1} for i in range(50_000)])
         questions = large([{"x": {"age": i, "name": "n" * 100}} for i in range(10_000)])
-        async with service.engine.announced(9):
+        async with service.engine.queue.announced(9):
             learns.data_received(head_of("/learn", len(events)) + events)
             await asyncio.sleep(0.1)
             predicts.data_received(head_of("/predict", len(questions)) + questions)
@@ -918,7 +918,7 @@ def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, cont
         service = app.Service(Settings(data=tmp_path, queue_events=10, max_body_bytes=100_000))
         connection, transport = connected(service)
         await recover(service.engine)
-        async with service.engine.announced(10):
+        async with service.engine.queue.announced(10):
             connection.data_received(head_of("/learn", 200_000).replace(b"application/json", content_type.encode()))
             await transport.until_written(b"HTTP/1.1 ")
         await service.engine.stop(seconds=1)

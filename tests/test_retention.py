@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from conftest import eventually
 from hypothesis import given, settings
@@ -30,10 +31,10 @@ from service import errors
 from service.commands import cli
 from service.commands.inspect import examine
 from service.events import Event, Label
-from service.learning import crosscheck, engine, retention
+from service.learning import crosscheck, retention
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
-from service.learning.retention import Keep, Retention
+from service.learning.retention import Dropping, Keep, Retention
 from service.settings import Settings
 from service.storage import store, trimming
 from service.storage.ids import NewId
@@ -78,7 +79,7 @@ def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine looks at once for what need not be kept, again and again."""
-    monkeypatch.setattr(engine, "DROP_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(retention, "LOOK_AGAIN_SECONDS", 0.0)
 
 
@@ -90,11 +91,15 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     pytest.fail(f"waited in vain for {what}")
 
 
+def dropping(engine: Engine) -> Dropping:
+    return next(chore for chore in engine._chores._chores if isinstance(chore, Dropping))
+
+
 async def looked(engine: Engine, times: int = 5) -> None:
     """Wait until an engine has looked so often for what need not be kept, with time for a snapshot between."""
     for _ in range(times):
-        before = engine._drop_after
-        await until(lambda before=before: engine._drop_after != before, "a look")
+        before = dropping(engine)._next
+        await until(lambda before=before: dropping(engine)._next != before, "a look")
 
 
 async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> None:
@@ -109,7 +114,7 @@ async def settled(engine: Engine) -> None:
     await looked(engine, 2)
 
     def has_them() -> bool:
-        return engine._snapshot is None and not any(model.snapshot_wanted for model in engine.models)
+        return engine._snapshots._under_way is None and not engine._snapshots._retention.wanted
 
     await until(has_them, "its snapshots")
 
@@ -194,18 +199,17 @@ def test_while_a_log_is_read_back_no_event_is_dropped_and_no_snapshot_begun(tmp_
         for _ in range(10):
             log.commit(10)
         log.snapshot()
-        log.model.held = True
-        assert (log.look(), log.store.gone(log.key)) == (0, 0)
-        log.model.held = False
+        with log.model.hold():
+            assert (log.look(), log.store.gone(log.key)) == (0, 0)
         assert (log.look(), log.store.gone(log.key)) == (1, 90)
 
     async def run() -> None:
         async with running_engine(tmp_path / "engine", snapshot_seconds=1e-6) as engine:
             model = engine.model("default")
-            model.held = model.snapshot_wanted = True
-            await learn(engine, 100)
-            assert snapshots(tmp_path / "engine") == []
-            model.held = False
+            engine._snapshots._retention.wanted.add(model.stored.key)
+            with model.hold():
+                await learn(engine, 100)
+                assert snapshots(tmp_path / "engine") == []
             await learn(engine, 100, 100)
             assert snapshots(tmp_path / "engine") != []
 
@@ -218,7 +222,7 @@ def test_nothing_is_dropped_unless_it_is_asked_for(tmp_path: Path) -> None:
     async def run() -> None:
         async with running_engine(tmp_path / "data", snapshot_seconds=1e-6) as engine:
             await learn(engine, 500)
-            assert engine._drop_after == 0.0
+            assert dropping(engine)._next == 0.0
 
     asyncio.run(run())
     assert len(logged_events(tmp_path / "data")) == 500
@@ -230,10 +234,10 @@ def test_a_model_that_learned_in_one_go_is_shortened_behind_its_only_snapshot(tm
 
     async def run() -> None:
         async with running_engine(folder, keep_events="100", keep_min=10) as engine:
-            engine._drop_after = math.inf
+            dropping(engine)._next = math.inf
             await learn(engine, 1_000)
-            engine._drop_after = 0.0
-            engine._work.set()
+            dropping(engine)._next = 0.0
+            engine.queue.work.set()
             await until(lambda: gone(folder) == 900, "a shorter log")
 
     asyncio.run(run())
@@ -243,7 +247,7 @@ def test_a_model_that_learned_in_one_go_is_shortened_behind_its_only_snapshot(tm
 
 @pytest.mark.usefixtures("quick")
 def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, retention)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="1h", keep_min=50) as engine:
@@ -260,7 +264,7 @@ def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_clock_that_jumps_years_ahead_and_back_leaves_the_last_events_and_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, retention)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="30d", keep_ids="30d", keep_min=400) as engine:
@@ -326,7 +330,7 @@ class Rig:
 def rig(folder: Path, keep_events: str = "all", keep_ids: str = "all", least: int = 1) -> Iterator[Rig]:
     folder.mkdir(exist_ok=True)
     with closing(Store(folder)) as opened:
-        yield Rig(opened, Retention(keep_events, keep_ids, least))
+        yield Rig(opened, Retention(keep_events, keep_ids, least, processes.CLOCK))
 
 
 STEPS = st.lists(st.one_of(st.integers(1, 30), st.just("snapshot"), st.just("look")), max_size=60)
@@ -405,7 +409,7 @@ def test_a_snapshot_is_wanted_for_each_half_of_what_is_kept(tmp_path: Path) -> N
         for _ in range(100):
             log.commit(10)
             log.look()
-            if log.model.snapshot_wanted:
+            if log.retention.wanted:
                 log.snapshot()
                 made.append(log.ends[-1])
             assert log.ends[-1] - log.store.gone(log.key) <= 150
@@ -418,10 +422,10 @@ def test_a_model_with_many_features_has_no_snapshot_for_few_events(tmp_path: Pat
         for _ in range(49):
             log.commit(10)
             log.look()
-            assert not log.model.snapshot_wanted
+            assert not log.retention.wanted
         log.commit(20)
         log.look()
-        assert log.model.snapshot_wanted
+        assert log.retention.wanted
 
 
 def test_a_model_that_was_deleted_meanwhile_leaves_nothing(tmp_path: Path) -> None:
@@ -484,7 +488,7 @@ def test_the_ids_of_the_last_events_stay(tmp_path: Path) -> None:
 
 def test_ids_of_a_time_stay_though_their_events_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log keeps an hour, ids ten: it stays known which events were written when."""
-    clock = Clock(monkeypatch, store, trimming, retention)
+    clock = Clock(monkeypatch, store, trimming)
     with rig(tmp_path / "data", "1h", "10h") as log:
         for _ in range(300):
             log.commit(1)
@@ -526,7 +530,7 @@ def prediction(engine: Engine, id_: str) -> Prediction:
 def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming, engine)
+    folder, clock = tmp_path / "data", Clock(monkeypatch, store, trimming)
 
     async def run() -> None:
         async with running_engine(folder, keep_events="300", keep_min=10) as served:

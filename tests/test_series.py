@@ -25,6 +25,7 @@ from service.events import Event
 from service.learning import sampling
 from service.learning.model import Model
 from service.learning.sampling import Sampler
+from service.learning.state import EngineState
 from service.learning.telemetry import Facts, Telemetry
 from service.storage import series
 from service.storage.log import LogReader, StoredModel
@@ -249,15 +250,15 @@ def test_a_full_disk_leaves_a_gap_and_nothing_else(tmp_path: Path) -> None:
     async def run() -> tuple[int, str]:
         async with running_engine(tmp_path) as engine:
             await learn(engine, 5)
-            store = engine._opened
+            store = engine._disk.store
             limit = store._db.execute("PRAGMA page_count").fetchone()[0]
             store._db.execute(f"PRAGMA max_page_count = {limit}").fetchall()
             many = piece(NOW, *(row(NOW - 5 * i) for i in range(2_000)))
             with pytest.raises(errors.DiskFull):
-                await engine._write_series(many)
+                await engine._disk.run(Store.write_series, many)
             await learn(engine, 5)
             store._db.execute("PRAGMA max_page_count = 1000000").fetchall()
-            await engine._write_series(many)
+            await engine._disk.run(Store.write_series, many)
             await learn(engine, 5)
             return engine.model("default").learner.seq, engine.state
 
@@ -270,7 +271,7 @@ def test_damaged_series_are_left_alone_and_learning_goes_on(tmp_path: Path, capl
         async with running_engine(folder) as engine:
             await learn(engine, 5)
             for _ in range(2):
-                await engine._write_series(piece(NOW, row(NOW)))
+                await engine._disk.run(Store.write_series, piece(NOW, row(NOW)))
             await learn(engine, 5)
             return engine.model("default").learner.seq
 
@@ -293,7 +294,7 @@ def models(count: int) -> list[Model]:
 
 
 def sampler(known: list[Model]) -> Sampler:
-    telemetry = Telemetry(lambda: Facts("ready", Path(), 0, known, None))
+    telemetry = Telemetry(lambda: Facts(EngineState.READY, Path(), 0, known, None))
     looking = Sampler(telemetry)
     looking.begin(NOW, known)
     return looking

@@ -21,7 +21,7 @@ from core.learner import Outcome
 from core.spec import Breaker
 from service import errors
 from service.events import Event, Label
-from service.learning import engine as engine_module
+from service.learning import writer as writer_module
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Stream
@@ -32,8 +32,8 @@ from service.table import Table
 @pytest.fixture(autouse=True)
 def _overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little is much here, and turns may follow one another for long."""
-    monkeypatch.setattr(engine_module, "MUCH", 1)
-    monkeypatch.setattr(engine_module, "ROW_SECONDS", PATIENCE)
+    monkeypatch.setattr(writer_module, "MUCH", 1)
+    monkeypatch.setattr(writer_module, "ROW_SECONDS", PATIENCE)
 
 
 def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
@@ -44,7 +44,7 @@ def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
             model = engine.model("default")
-            answers = [engine.enqueue("default", [event(float(i))]) for i in range(3)]
+            answers = [engine.queue.enqueue("default", [event(float(i))]) for i in range(3)]
             await second.wait_until_entered()
             assert (await answers[0]).seq == [1]
             assert model.learner.seq == 1
@@ -57,7 +57,7 @@ def test_the_steps_of_a_turn_are_taken_and_answered_while_the_next_commits(
 
 
 def test_what_is_not_much_is_learned_before_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "MUCH", 1_000)
+    monkeypatch.setattr(writer_module, "MUCH", 1_000)
     seen: list[int] = []
     commit = Store.commit
 
@@ -70,7 +70,7 @@ def test_what_is_not_much_is_learned_before_the_next_commit(tmp_path: Path, monk
                 commit(store, batches)
 
             monkeypatch.setattr(Store, "commit", looked_at)
-            await asyncio.gather(*(engine.enqueue("default", [event(float(i))]) for i in range(4)))
+            await asyncio.gather(*(engine.queue.enqueue("default", [event(float(i))]) for i in range(4)))
 
     run(story())
     assert seen == [0, 1, 2, 3]
@@ -107,14 +107,14 @@ def test_turns_that_overlap_learn_and_answer_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     def lived(folder: Path, much: int) -> Any:
-        monkeypatch.setattr(engine_module, "MUCH", much)
+        monkeypatch.setattr(writer_module, "MUCH", much)
         lives: list[Any] = []
 
         async def story() -> None:
             async with running_engine(folder, commit_events=3) as engine:
                 stream = Stream()
                 answers = [
-                    engine.enqueue("default", events, stream if streamed else None)
+                    engine.queue.enqueue("default", events, stream if streamed else None)
                     for events, streamed in stories(seed)
                 ]
                 results = await asyncio.gather(*answers, return_exceptions=True)
@@ -146,19 +146,19 @@ def test_a_full_model_is_the_same_however_requests_were_cut_into_turns(
     what was left out of it too; and all is the same after a restart, with snapshots and without."""
 
     def lived(folder: Path, much: int, at_once: int) -> Any:
-        monkeypatch.setattr(engine_module, "MUCH", much)
+        monkeypatch.setattr(writer_module, "MUCH", much)
         lives: list[Any] = []
 
         async def story(snapshots: bool) -> None:
             async with running_engine(folder, commit_events=at_once) as engine:
                 if not lives:
                     await engine.create("full", FULL)
-                results = await asyncio.gather(*(engine.enqueue("full", events) for events in named_apart(seed)))
+                results = await asyncio.gather(*(engine.queue.enqueue("full", events) for events in named_apart(seed)))
                 model = engine.model("full")
                 lives.append(([said(result) for result in results], whole_state(model)))
                 if snapshots:
-                    model.replay_seconds = engine._replay_seconds = 1e9
-                    while await engine._snapshot_piece(1e8):
+                    model.replay_seconds = engine._models.replay_seconds = 1e9
+                    while await engine._snapshots._piece(1e8):
                         pass
 
         async def look() -> None:
@@ -217,8 +217,8 @@ def test_nothing_of_a_stream_is_learned_after_an_event_that_the_turn_before_refu
         async with running_engine(tmp_path, commit_events=2) as engine:
             stream = Stream()
             pieces = [[event(1.0), event(2.0, y=2)], [event(3.0), event(4.0)], [event(5.0), event(6.0)]]
-            answers = [engine.enqueue("default", piece, stream) for piece in pieces]
-            other = engine.enqueue("default", [event(7.0)])
+            answers = [engine.queue.enqueue("default", piece, stream) for piece in pieces]
+            other = engine.queue.enqueue("default", [event(7.0)])
             first, *later = [await answer for answer in answers]
             assert first.seq == [1]
             assert isinstance(first.error, errors.InvalidEvent)
@@ -274,7 +274,7 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Each event that was acknowledged is in the log at its seq, with the loss of a replay; nothing else changed."""
-    monkeypatch.setattr(engine_module, "STEP_EVENTS", 2)
+    monkeypatch.setattr(writer_module, "STEP_EVENTS", 2)
     rng, disk, commit = random.Random(seed), random.Random(seed), Store.commit
     acknowledged: list[tuple[int, float | None, float | None]] = []
     asked: list[asyncio.Future[Result]] = []
@@ -295,7 +295,7 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
         for n in range(first, first + 120, 4):
             numbers = range(n, n + rng.randint(1, 4))
             items = mixed_items(rng, engine.model("default"), numbers)
-            answer = engine.enqueue("default", items, stream if rng.random() < 0.2 else None)
+            answer = engine.queue.enqueue("default", items, stream if rng.random() < 0.2 else None)
             answer.add_done_callback(partial(note, items))
             asked.append(answer)
             await (asyncio.sleep(rng.random() / 500) if rng.random() < 0.5 else asyncio.wait([answer]))
@@ -307,7 +307,7 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
                 await asyncio.gather(*(client(engine, 1_000 * i) for i in range(5)))
                 await asyncio.wait(asked)
             model = engine.model("default")
-            async with engine._between_turns():
+            async with engine._writer.between_turns():
                 assert model.learner.seq == model.last_seq
                 states.append(whole_state(model) | told_of_waiting(model))
         async with running_engine(tmp_path) as again:
@@ -331,7 +331,7 @@ def test_a_breaker_looks_at_a_turn_before_the_next_is_committed(tmp_path: Path) 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=2) as engine:
             await engine.create("m", Spec(breaker=Breaker(log_loss=0.1, events=2)))
-            answers = [engine.enqueue("m", [event(1.0), event(1.0, y=0)]) for _ in range(5)]
+            answers = [engine.queue.enqueue("m", [event(1.0), event(1.0, y=0)]) for _ in range(5)]
             first, *later = await asyncio.gather(*answers, return_exceptions=True)
             assert isinstance(first, Result)
             assert all(isinstance(error, errors.LearningStopped) for error in later)
@@ -348,7 +348,7 @@ def test_a_full_disk_refuses_its_own_turn_and_not_the_ones_beside_it(
 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
-            answers = [engine.enqueue("default", [event(1.0, feature=name)]) for name in "abc"]
+            answers = [engine.queue.enqueue("default", [event(1.0, feature=name)]) for name in "abc"]
             await second.wait_until_entered()
             second.opened.set()
             first, full, third = await asyncio.gather(*answers, return_exceptions=True)
@@ -371,7 +371,7 @@ def test_a_failed_storage_does_not_take_back_what_was_committed_before(
 
     async def story() -> None:
         engine = await started(tmp_path, commit_events=1)
-        answers = [engine.enqueue("default", [event(float(i))]) for i in range(3)]
+        answers = [engine.queue.enqueue("default", [event(float(i))]) for i in range(3)]
         await second.wait_until_entered()
         second.opened.set()
         first, *later = await asyncio.gather(*answers, return_exceptions=True)
@@ -396,7 +396,7 @@ def test_a_mistake_in_a_step_leaves_nobody_waiting(tmp_path: Path, monkeypatch: 
     async def story() -> None:
         engine = await started(tmp_path, commit_events=2)
         await engine.create("m", Spec())
-        answers = [engine.enqueue(name, [event(1.0)]) for name in ("default", "m", "default", "m", "default")]
+        answers = [engine.queue.enqueue(name, [event(1.0)]) for name in ("default", "m", "default", "m", "default")]
         await second.wait_until_entered()
         second.opened.set()
         done, waiting = await asyncio.wait(answers, timeout=5)
@@ -411,7 +411,7 @@ def test_a_model_is_deleted_between_rows_of_turns_and_all_are_answered(tmp_path:
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
             await engine.create("m", Spec())
-            answers = [engine.enqueue("m", [event(float(i))]) for i in range(20)]
+            answers = [engine.queue.enqueue("m", [event(float(i))]) for i in range(20)]
             deleted = asyncio.create_task(engine.delete("m"))
             results = await asyncio.gather(*answers, return_exceptions=True)
             await deleted
@@ -427,7 +427,7 @@ def test_a_row_of_turns_ends_when_somebody_wants_to_change_models(
 
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
-            answers = [engine.enqueue("default", [event(float(i))]) for i in range(20)]
+            answers = [engine.queue.enqueue("default", [event(float(i))]) for i in range(20)]
             await second.wait_until_entered()
             created = asyncio.create_task(engine.create("m", Spec()))
             await asyncio.sleep(0)
@@ -444,7 +444,7 @@ def test_what_is_to_be_tidied_has_a_turn_for_each_of_a_row(tmp_path: Path, monke
         async with running_engine(tmp_path, commit_events=1) as engine:
             took: list[int | str] = []
             seen = asyncio.Event()
-            take_turns = engine._take_turns
+            take_turns = engine._writer.take_turns
 
             async def recorded() -> int:
                 took.append(await take_turns())
@@ -453,14 +453,14 @@ def test_what_is_to_be_tidied_has_a_turn_for_each_of_a_row(tmp_path: Path, monke
             async def tidy() -> bool:
                 took.append("a piece")
                 if len(took) == 2:  # more to learn, before the rest is tidied
-                    engine.enqueue("default", [event(1.0)])
+                    engine.queue.enqueue("default", [event(1.0)])
                 if len(took) > 6:
                     seen.set()
                 return not seen.is_set()
 
-            monkeypatch.setattr(engine, "_take_turns", recorded)
-            monkeypatch.setattr(engine, "_tidy", tidy)
-            await asyncio.gather(*(engine.enqueue("default", [event(float(i))]) for i in range(5)))
+            monkeypatch.setattr(engine._writer, "take_turns", recorded)
+            monkeypatch.setattr(engine._chores, "step", tidy)
+            await asyncio.gather(*(engine.queue.enqueue("default", [event(float(i))]) for i in range(5)))
             await seen.wait()
             assert took[:7] == [5, *["a piece"] * 5, 1]
 
@@ -472,7 +472,7 @@ def test_a_storage_that_fails_beside_a_row_of_turns_ends_it(tmp_path: Path, monk
 
     async def story() -> None:
         engine = await started(tmp_path, commit_events=1)
-        answers = [engine.enqueue("default", [event(float(i))]) for i in range(5)]
+        answers = [engine.queue.enqueue("default", [event(float(i))]) for i in range(5)]
         await second.wait_until_entered()
         engine._fail(errors.StorageFailed(reason="a look for an id failed"))
         second.opened.set()
@@ -490,7 +490,7 @@ def test_after_a_full_disk_a_stream_learns_nothing_more(tmp_path: Path) -> None:
         async with running_engine(tmp_path, commit_events=1) as engine:
             stream = Stream()
             with failing_commits(errors.DiskFull()):
-                answers = [engine.enqueue("default", [event(float(i))], stream) for i in range(3)]
+                answers = [engine.queue.enqueue("default", [event(float(i))], stream) for i in range(3)]
                 first, *later = await asyncio.gather(*answers, return_exceptions=True)
             assert isinstance(first, errors.DiskFull)
             assert [result.seq for result in later if isinstance(result, Result)] == [[], []]

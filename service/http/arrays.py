@@ -54,7 +54,7 @@ class Arrays:
         check_readable(scope)
         _check_json(scope)
         told_length(scope, self._settings.max_body_bytes)
-        self._engine.check_room()
+        self._engine.queue.check_room()
 
     async def learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn an event or an array. Reply when all is on disk."""
@@ -89,7 +89,7 @@ class Arrays:
         comes, or arrays that need no place would wait for it too."""
         elements = await self._elements(scope, body)
         promised = elements.count * _LEARNED_BYTES if elements.count > _ENCODED else 0
-        async with self._engine.announced(elements.count):
+        async with self._engine.queue.announced(elements.count):
             await held.enter_async_context(self._one_of_the_large(body))
             # Reserved now: learned events must not end in an error because their reply finds no room.
             reply = held.enter_context(self._replies.gathered(JSON, promised))

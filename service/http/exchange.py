@@ -57,7 +57,7 @@ class Exchange:
 
     def _added(self) -> list[tuple[bytes, bytes]]:
         added = [(b"x-request-id", self._id)]
-        if self._engine.stopping:
+        if self._engine.state.stopping:
             # Else a client that keeps its connections may send its next request on a closed one.
             added.append(CLOSE)
         return added

@@ -51,7 +51,7 @@ class One:
         """Learn an event. Tell when it is on disk."""
         self._engine.model(model)
         event = event_json.decode_learn(body)
-        waits = self._engine.enqueue(model, [event])
+        waits = self._engine.queue.enqueue(model, [event])
         waits.add_done_callback(partial(_settle, tell, lambda result: learned(model, event, result, 0)))
 
     def _predict(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
@@ -62,7 +62,7 @@ class One:
             return False
         made = predicted(scope, model, question)
         if isinstance(made, Prediction):
-            waits = self._engine.enqueue(name, [made])
+            waits = self._engine.queue.enqueue(name, [made])
             waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
         else:
             tell(made, None)

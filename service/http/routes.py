@@ -86,7 +86,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
 
     @api.get("/readyz", tags=["service"], **openapi.READYZ)
     async def readyz(request: Request) -> Response:
-        if engine.state != "ready":
+        if not engine.state.ready:
             told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
             return as_response(told)  # a normal answer, so it is not counted as a refusal
         return reply({"status": "ready"})
@@ -97,8 +97,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 
     @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
     async def list_models(request: Request) -> Response:
-        if engine.state in ("starting", "recovering"):
-            raise errors.NotReady(state=engine.state)
+        engine.check_recovered()
         within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
         models = []
         for i, model in enumerate(within_reach, 1):

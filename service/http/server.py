@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _drain(self) -> None:
-        if self._service.engine.state != "ready":
+        if not self._service.engine.state.ready:
             self._stop_now()
             return
         self._service.engine.drain()

@@ -76,7 +76,7 @@ class Streams:
                 if len(waiting) == AHEAD:
                     await _settle_but(AHEAD - 1, tally, waiting)
                 if len(piece.items):
-                    waiting.append((piece, await self._engine.submit(tally.model, piece.items, stream)))
+                    waiting.append((piece, await self._engine.queue.submit(tally.model, piece.items, stream)))
                 if piece.wrong is not None:
                     raise piece.wrong
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel
 from service.storage.waiting import Waiting
 from service.threads import let_go
+
+NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What making a learner or scores from an invalid state raises."""
 
 # The cost of replay, measured by tests/benchmarks/recovery.py. It only decides when a snapshot is due.
 REPLAY_SECONDS_PER_ROW = 3e-6
@@ -78,8 +82,6 @@ class Model:
         self.not_kept = 0
         """Predictions with an id since the start that were served but not kept, because too many waited."""
         self.snapshot_seq = 0
-        self.snapshot_wanted = False
-        """Whether retention needs a snapshot, to drop the log before it."""
         self.held = False
         """Whether a cross-check reads its log. Meanwhile no snapshot is replaced and no event dropped."""
         self.replay_seconds = 0.0
@@ -148,6 +150,45 @@ class Model:
             self.watch.add(outcome, before)
         return outcome
 
+    def state(self) -> dict[str, Any]:
+        """What a snapshot keeps: all but the names, which the log has."""
+        state = {
+            "learner": self.learner.state(names=False),
+            "scores": self.scores.state(),
+            "joins": self.joins.state(),
+        }
+        return state if self.watch is None else {**state, "watch": self.watch.state()}
+
+    def load(self, seq: int, state: dict[str, Any], names: list[str], window: int) -> None:
+        """Go on from a snapshot. Raises one of NOT_A_STATE, and changes nothing, if the state is not valid."""
+        learner = Learner.from_state({**state["learner"], "names": names})
+        scores = Progressive.from_state(state["scores"], window)
+        joins = Joins.from_state(state["joins"], window)
+        watch = None if self.watch is None else Watch.from_state(self.watch.breaker, state["watch"])
+        self.learner, self.scores, self.joins, self.watch = learner, scores, joins, watch
+        self.snapshot_seq = seq
+
+    def recovered(self, waiting: int, dropped: int, last_number: int) -> None:
+        """The model is at the end of its log. So many predictions wait; so many were dropped; the last one's number."""
+        self.last_seq = self.learner.seq
+        self.waiting, self.dropped, self.next_number = waiting, dropped, last_number + 1
+        if waiting:
+            self.due = 0.0  # unknown until the first check
+
+    def snapshot_written(self, seq: int, saved_seconds: float) -> None:
+        """A snapshot at `seq` is on disk, and a replay takes so much less."""
+        self.snapshot_seq = seq
+        self.replay_seconds -= saved_seconds
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, no snapshot is replaced and no event dropped."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
     @property
     def stopped(self) -> bool:
         """Whether the breaker has stopped the model: it predicts but does not learn."""
@@ -157,6 +198,25 @@ class Model:
     def next_timeout(self) -> float:
         """When a waiting prediction may time out. Never while the model is stopped."""
         return math.inf if self.stopped else self.due
+
+    def committed(self, events: int, kept: int, done: int, dropped: int, now: float) -> None:
+        """A commit has added events to the model's log and kept predictions; of those that waited, `done` got their
+        labels and `dropped` did not. now: seconds since 1970."""
+        self.last_seq += events
+        self.waiting += kept - done - dropped
+        self.next_number += kept
+        self.dropped += dropped
+        if kept:  # one may be the first to time out: none waited, or the clock was set back
+            self.due = min(self.due, now + self.learner.spec.join.keep_seconds)
+
+    def first_due(self, due: float | None) -> None:
+        """The oldest waiting prediction times out then; None if none waits."""
+        self.due = math.inf if due is None else due
+
+    def stepped(self, batch: Batch) -> float:
+        """A row of the log that was just committed is learned. Returns its replay time, in seconds, about."""
+        self.learned += len(batch)
+        return self.count_replay(batch)
 
     def count_replay(self, batch: Batch) -> float:
         """Add the replay time of one more row of the log. Returns it, in seconds, about."""

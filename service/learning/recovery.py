@@ -6,19 +6,12 @@ import logging
 import struct
 from collections.abc import Callable
 
-from core.breaker import Watch
-from core.learner import Learner
-from core.progressive import Progressive
-from core.served import Joins
 from service import errors
-from service.learning.model import Model
+from service.learning.model import NOT_A_STATE, Model
 from service.settings import Settings
 from service.storage.store import Store
 
 logger = logging.getLogger("logstep")
-
-NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What making a learner or scores from an invalid state raises."""
 
 
 class Recovery:
@@ -60,7 +53,6 @@ class Recovery:
         if (gone := self._store.gone(key)) > model.learner.seq:
             reason = f"it has no whole snapshot, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
-        self._load_waiting(model)
         model.limit(self._settings.max_event_features, self._settings.max_name_characters)
         model.learner.features.extend(names[model.learner.n_features :])
         for batch in self._store.batches(key, after=model.learner.seq):
@@ -70,17 +62,9 @@ class Recovery:
                 return
             model.learn(batch)
             model.count_replay(batch)
-        model.last_seq = model.learner.seq
-        if model.last_seq != last:
+        if model.learner.seq != last:
             raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
-
-    def _load_waiting(self, model: Model) -> None:
-        """Count the waiting predictions. They stay on disk."""
-        model.waiting = self._store.waiting_count(model.stored.key)
-        model.dropped = self._store.dropped(model.stored.key)
-        model.next_number = self._store.last_number(model.stored.key) + 1
-        if model.waiting:
-            model.due = 0.0  # unknown until the first check
+        model.recovered(self._store.waiting_count(key), self._store.dropped(key), self._store.last_number(key))
 
     def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
         """Bring the model to its newest whole snapshot, and log which newer ones are not."""
@@ -92,20 +76,13 @@ class Recovery:
                 known = state["learner"]["n_features"]
                 if known > len(names):
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
-                learner = Learner.from_state({**state["learner"], "names": names[:known]})
-                scores = Progressive.from_state(state["scores"], self._settings.window)
-                joins = Joins.from_state(state["joins"], self._settings.window)
-                watch = model.watch
-                if watch is not None:
-                    watch = Watch.from_state(watch.breaker, state["watch"])
+                model.load(seq, state, names[:known], self._settings.window)
             except errors.LogDamaged as damage:
                 logger.warning("model %r: %s; using the snapshot before it", model.name, damage.members["reason"])
             except NOT_A_STATE as error:
                 reason = f"the snapshot at seq {seq} is not a valid state ({type(error).__name__}: {error})"
                 logger.warning("model %r: %s; using the snapshot before it", model.name, reason)
             else:
-                model.learner, model.scores, model.joins, model.watch = learner, scores, joins, watch
-                model.snapshot_seq = seq
                 return
 
     def _damaged(self, reason: str) -> errors.LogDamaged:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from core.spec import duration_seconds
 from service import errors
+from service.clock import SYSTEM, Clock
+from service.learning.disk import Disk
 from service.learning.model import Model
 from service.storage.store import Store
 from service.storage.trimming import LogRow
@@ -23,6 +25,8 @@ logger = logging.getLogger("logstep")
 
 FEATURES_PER_EVENT = 10
 """This many features take as many bytes in a snapshot as an event takes in the log, about."""
+PAUSE_SECONDS = 1.0
+"""How often to look for something to drop."""
 LOOK_AGAIN_SECONDS = 60.0
 """How often to check a model that has learned nothing since: its events still grow old."""
 
@@ -45,8 +49,9 @@ class Keep:
     7000
     """
 
-    def __init__(self, text: str, least: int) -> None:
+    def __init__(self, text: str, least: int, wall: Callable[[], float] = time.time) -> None:
         timed = text[-1] in "smhd"
+        self._wall = wall
         self.all = text == "all"
         self.seconds = duration_seconds(text) if timed else 0.0
         self._events = least if timed or self.all else max(least, int(text))
@@ -55,16 +60,21 @@ class Keep:
         """Which events of a log with that last seq may be dropped, if it kept only this `share` of the usual."""
         if self.all:
             return Limit(0, 0.0)
-        written_before = time.time() - share * self.seconds if self.seconds else math.inf
+        written_before = self._wall() - share * self.seconds if self.seconds else math.inf
         return Limit(last_seq - int(share * self._events), written_before)
 
 
 class Retention:
-    """Drops old events and ids of the models of a store, and marks the models that need a snapshot for that."""
+    """Drops old events and ids of the models of a store.
 
-    def __init__(self, keep_events: str, keep_ids: str, least: int) -> None:
-        self._events = Keep(keep_events, least)
-        self._ids = Keep(keep_ids, least)
+    wanted: keys of the models that need a snapshot, so that the log before it can go.
+    """
+
+    def __init__(self, keep_events: str, keep_ids: str, least: int, clock: Clock = SYSTEM) -> None:
+        self._events = Keep(keep_events, least, clock.wall)
+        self._ids = Keep(keep_ids, least, clock.wall)
+        self._clock = clock
+        self.wanted: set[int] = set()
         self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # model -> its state at the last check, and when
         self._whole: dict[int, int] = {}  # model -> the seq of its verified snapshot
         self._swept: dict[int, int] = {}  # model -> the seq up to which its ids were dropped
@@ -76,6 +86,7 @@ class Retention:
 
     def pieces(self, store: Store, models: list[Model]) -> Iterator[None]:
         """Check each model once, and drop what is too old: at most one short commit for each step."""
+        self.wanted &= {model.stored.key for model in models}  # others were deleted
         for model in models:
             if not self._may_have_more(model):
                 continue
@@ -88,7 +99,7 @@ class Retention:
 
     def _may_have_more(self, model: Model) -> bool:
         """Whether to check a model again. Of many models, most have not changed."""
-        state, now = (model.learner.seq, model.snapshot_seq), time.monotonic()
+        state, now = (model.learner.seq, model.snapshot_seq), self._clock.steady()
         before, looked_at = self._looked.get(model.stored.key, (None, 0.0))
         if state == before and now - looked_at < LOOK_AGAIN_SECONDS:
             return False
@@ -98,7 +109,10 @@ class Retention:
     def _drop_events(self, store: Store, model: Model) -> Iterator[None]:
         key = model.stored.key
         last, snapshots = store.last_seq(key), store.snapshot_seqs(key)
-        model.snapshot_wanted = self._wants_snapshot(store, model, last, snapshots)
+        if self._wants_snapshot(store, model, last, snapshots):
+            self.wanted.add(key)
+        else:
+            self.wanted.discard(key)
         if not snapshots or model.held:
             return
         limit = self._events.limit(last)
@@ -144,3 +158,31 @@ class Retention:
             id_ = store.drop_ids(key, up_to, id_)
             yield
         self._swept[key] = up_to
+
+
+class Dropping:
+    """The chore of retention: a round over all models, then a pause."""
+
+    def __init__(self, retention: Retention, models: Collection[Model], disk: Disk, clock: Clock) -> None:
+        self._retention = retention
+        self._models = models
+        self._disk = disk
+        self._clock = clock
+        self._round: Iterator[None] | None = None
+        self._next = 0.0
+
+    def due(self) -> float:
+        """Seconds until the next piece."""
+        if not self._retention.drops:
+            return math.inf
+        return 0.0 if self._round is not None else self._next - self._clock.steady()
+
+    async def step(self) -> None:
+        """Do a piece of a round."""
+        under_way, self._round = self._round, None  # so that after an error a new round begins
+        if under_way is None:
+            under_way = self._retention.pieces(self._disk.store, list(self._models))
+        if await self._disk.step(under_way):
+            self._round = under_way
+        else:
+            self._next = self._clock.steady() + PAUSE_SECONDS

@@ -75,7 +75,9 @@ class Sampler:
         self._marks.append(Mark(model.stored.key, int(now), model.snapshot_seq, "snapshot"))
 
     def due_in(self, now: float) -> float:
-        """Seconds until the bucket ends."""
+        """Seconds until the bucket ends; 0 if it has ended and not all of it is written."""
+        if now // BUCKET_SECONDS != self._bucket or (self._pending and self._left):
+            return 0.0
         return BUCKET_SECONDS - now % BUCKET_SECONDS
 
     def piece(self, now: float, models: Collection[Model]) -> Piece | None:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from service import errors
 from service.learning.model import Model
+from service.learning.state import EngineState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REMEMBERED_COMMITS = 8_192
@@ -38,7 +39,7 @@ ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 class Facts:
     """The engine's state at one moment."""
 
-    state: str
+    state: EngineState
     folder: Path
     queued: int
     """Events and predictions that wait for the writer."""
@@ -201,7 +202,7 @@ def _totals(totals: Totals) -> Iterator[Metric]:
 
 def _ready(facts: Facts) -> Metric:
     told = "1 while the service takes requests, 0 while it recovers or stops."
-    return _gauge("logstep_ready", told, facts.state == "ready")
+    return _gauge("logstep_ready", told, facts.state.ready)
 
 
 def _build() -> Metric:

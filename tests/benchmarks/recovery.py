@@ -149,12 +149,12 @@ def measure(options: argparse.Namespace, events_per_commit: int) -> str:
 def profile(folder: Path) -> None:
     """Replay the log in this process and print where the time goes."""
     engine = Engine(Settings(data=folder))
-    engine._store = Store(folder)
+    store = Store(folder)
     profiler = cProfile.Profile()
     profiler.enable()
-    engine._replay_all()
+    engine._replay_all(store)
     profiler.disable()
-    engine._store.close()
+    store.close()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
 
 

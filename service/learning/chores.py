@@ -1,0 +1,259 @@
+"""What is done between turns, a piece at a time: timeouts, series, removal, free room, retention, snapshots."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.builder import BatchBuilder
+from service import errors
+from service.clock import Clock
+from service.fairness import WIDE, worked
+from service.learning.disk import Disk
+from service.learning.draft import Draft
+from service.learning.labels import draft_timeouts
+from service.learning.model import Model
+from service.learning.models import Models
+from service.learning.retention import Retention
+from service.learning.sampling import Sampler
+from service.learning.telemetry import Telemetry
+from service.learning.writer import WIDE_DRAFT, Writer
+from service.storage.log import Snapshot
+from service.storage.series import Piece
+from service.storage.store import Store
+from service.storage.waiting import OldWaiting
+
+logger = logging.getLogger("logstep")
+
+SPACE_PAUSE_SECONDS = 5.0
+"""How often to check whether the file has much free room."""
+FULL_PAUSE_SECONDS = 30.0
+"""How long all chores rest when the disk is full."""
+TIMEOUTS = 500
+"""Predictions that one commit times out, at most, because requests wait meanwhile."""
+LAST_SNAPSHOT_SECONDS = 0.05
+"""At shutdown, write a snapshot if it saves the next start this much."""
+
+
+class Chore(Protocol):
+    """Work that is done in pieces. A piece is short, because requests wait meanwhile."""
+
+    def due(self) -> float:
+        """Seconds until the next piece: 0 or less now, infinity if nothing is to be done."""
+
+    async def step(self) -> None:
+        """Do a piece. It is due."""
+
+
+class Chores:
+    """The chores, the most urgent first."""
+
+    def __init__(self, chores: Sequence[Chore], clock: Clock) -> None:
+        self._chores = chores
+        self._clock = clock
+        self._rests_until = -math.inf
+
+    def due(self) -> float:
+        """Seconds until there is a piece to do."""
+        return max(min(chore.due() for chore in self._chores), self._rests_until - self._clock.steady())
+
+    async def step(self) -> bool:
+        """Do a piece of the first chore that is due. Whether there was one."""
+        if self._clock.steady() < self._rests_until:
+            return False
+        for chore in self._chores:
+            if chore.due() <= 0:
+                try:
+                    await chore.step()
+                except errors.DiskFull:
+                    seconds = FULL_PAUSE_SECONDS
+                    logger.warning("no room on the disk for snapshots and series; next try in %d s", seconds)
+                    self._rests_until = self._clock.steady() + seconds
+                return True
+        return False
+
+
+class Timeouts:
+    """The chore: times out some predictions of the model that is due first."""
+
+    def __init__(self, models: Models, disk: Disk, writer: Writer, clock: Clock) -> None:
+        self._models = models
+        self._disk = disk
+        self._writer = writer
+        self._clock = clock
+
+    def due(self) -> float:
+        return self._models.next_timeout - self._clock.wall()
+
+    async def step(self) -> None:
+        async with self._writer.turn:
+            now = self._clock.wall()
+            model = self._models.first_to_time_out()
+            if now < model.next_timeout:  # a breaker has stopped the model that was due
+                return
+            keep = model.learner.spec.join.keep_seconds
+            oldest = await self._disk.run(Store.oldest_waiting, model.stored.key, TIMEOUTS)
+            late = [old for old in oldest if _too_late(old, now, keep)]
+            if late:
+                draft = Draft(model, BatchBuilder(model.learner.features), int(now * 1e6))
+                draft.wide = sum(len(old.waiting.x) for old in late if old.waiting is not None) > WIDE_DRAFT
+                await worked(draft.wide, draft_timeouts, draft, late)
+                await self._writer.commit_alone(draft)
+            if len(late) < len(oldest):
+                model.first_due(min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep)
+            elif not oldest:
+                model.first_due(None)
+            self._models.first_to_time_out()
+
+
+def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
+    """Whether a prediction waited longer than `keep` seconds. Also if it is damaged and its time is in the future."""
+    kept_at = old.kept_at / 1e6
+    return kept_at + keep <= now or (old.waiting is None and kept_at > now)
+
+
+class Series:
+    """Writes what the sampler saw."""
+
+    def __init__(self, sampler: Sampler, models: Collection[Model], disk: Disk, clock: Clock) -> None:
+        self._sampler = sampler
+        self._models = models
+        self._disk = disk
+        self._clock = clock
+
+    def due(self) -> float:
+        """Seconds until the bucket ends, 0 if it has ended and not all of it is written."""
+        return self._sampler.due_in(self._clock.wall())
+
+    async def step(self) -> None:
+        """Write some rows of the bucket."""
+        await self._write(self._sampler.piece(self._clock.wall(), self._models))
+
+    async def last_step(self) -> bool:
+        """Write some rows of the unfinished bucket. Whether there were any."""
+        return await self._write(self._sampler.last_piece(self._clock.wall(), self._models))
+
+    async def _write(self, piece: Piece | None) -> bool:
+        if piece is not None:
+            await self._disk.run(Store.write_series, piece)
+        return piece is not None
+
+
+class Purge:
+    """Removes the rows of deleted models."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self.rows_left = True
+        """Set it after a model was deleted."""
+
+    def due(self) -> float:
+        return 0.0 if self.rows_left else math.inf
+
+    async def step(self) -> None:
+        self.rows_left = await self._disk.run(Store.purge)
+
+
+class GiveBack:
+    """Gives free room of the file back."""
+
+    def __init__(self, disk: Disk, clock: Clock) -> None:
+        self._disk = disk
+        self._clock = clock
+        self._next = -math.inf
+
+    def due(self) -> float:
+        return self._next - self._clock.steady()
+
+    async def step(self) -> None:
+        if not await self._disk.run(Store.give_back):
+            self._next = self._clock.steady() + SPACE_PAUSE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A snapshot that is being written, and the seconds of replay that it will save."""
+
+    model: Model
+    seq: int
+    saves_seconds: float
+    pieces: Iterator[None]
+
+
+class Snapshots:
+    """The chore: a snapshot of the model with the longest replay if all together take `seconds`, or of one for which
+    retention waits."""
+
+    def __init__(
+        self,
+        models: Models,
+        disk: Disk,
+        seconds: float,
+        retention: Retention,
+        sampler: Sampler,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._models = models
+        self._disk = disk
+        self._seconds = seconds
+        self._retention = retention
+        self._sampler = sampler
+        self._telemetry = telemetry
+        self._clock = clock
+        self._under_way: _UnderWay | None = None
+
+    def due(self) -> float:
+        return 0.0 if self._under_way is not None or self._next(self._seconds) is not None else math.inf
+
+    async def step(self) -> None:
+        await self._piece(self._seconds)
+
+    async def last_step(self) -> bool:
+        """Write a chunk before the service ends. Whether there was one."""
+        return await self._piece(LAST_SNAPSHOT_SECONDS)
+
+    async def _piece(self, seconds: float) -> bool:
+        """Write a chunk of the current snapshot, or of the next one that is due. Whether there was one."""
+        if self._under_way is None:
+            model = self._next(seconds)
+            if model is None:
+                return False
+            # A large model is copied in a thread. The writer waits for it, so no step is taken meanwhile.
+            self._under_way = await worked(model.learner.n_features > WIDE, self._begin, model)
+        under_way, more = self._under_way, False
+        try:
+            more = under_way.model in self._models and await self._disk.step(under_way.pieces)
+            if not more and under_way.model in self._models:
+                self._written(under_way)
+        finally:
+            if not more:  # also when the disk is full, or the model was deleted
+                self._under_way = None
+        return True
+
+    def _next(self, seconds: float) -> Model | None:
+        found = None
+        if self._models.replay_seconds >= seconds:
+            found = self._models.longest_to_replay(seconds)
+        if found is None and self._retention.wanted:
+            wanted = (model for model in self._models if model.stored.key in self._retention.wanted)
+            found = next((model for model in wanted if not model.held), None)
+        return found
+
+    def _begin(self, model: Model) -> _UnderWay:
+        """Copy the model's state, and make the iterator that writes the copy."""
+        seq = model.learner.seq
+        pieces = self._disk.store.write_snapshot(model.stored.key, Snapshot(seq, model.state()))
+        return _UnderWay(model, seq, model.replay_seconds, pieces)
+
+    def _written(self, snapshot: _UnderWay) -> None:
+        model = snapshot.model
+        self._retention.wanted.discard(model.stored.key)
+        model.snapshot_written(snapshot.seq, snapshot.saves_seconds)
+        self._models.replay_seconds = math.inf  # another may be due
+        self._telemetry.snapshot_at = self._clock.steady()
+        self._sampler.mark_snapshot(self._clock.wall(), model)
+        logger.debug("model %r: snapshot at seq %d", model.name, snapshot.seq)

@@ -1,0 +1,138 @@
+"""The models of a service, by name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator
+
+from core.batch import Batch
+from core.spec import Spec
+from service import errors
+from service.learning.disk import Disk
+from service.learning.model import Model
+from service.learning.state import Lifecycle
+from service.settings import Settings
+from service.storage.log import StoredModel
+from service.storage.store import Store
+
+logger = logging.getLogger("logstep")
+
+DEFAULT = "default"
+
+
+class Models(Collection[Model]):
+    """Every model, in order of creation. There are none before the recovery is over, and `default` at least after.
+
+    Two bounds, because to check each of a thousand models took a tenth of all time: no prediction times out before
+    `next_timeout` (seconds since 1970), and all logs after their snapshots replay within `replay_seconds`.
+    """
+
+    def __init__(self, settings: Settings, disk: Disk, lifecycle: Lifecycle) -> None:
+        self._settings = settings
+        self._disk = disk
+        self._lifecycle = lifecycle
+        self._by_name: dict[str, Model] = {}
+        self.next_timeout = math.inf
+        self.replay_seconds = math.inf
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __contains__(self, model: object) -> bool:
+        return isinstance(model, Model) and self._by_name.get(model.name) is model
+
+    def find(self, name: str) -> Model | None:
+        """The model of that name, None if there is none."""
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises UnknownModel, or NotReady during recovery."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            self.check_loaded()
+            raise errors.UnknownModel(model=name) from None
+
+    def check_loaded(self) -> None:
+        """Raise NotReady, or the failure, if there are no models because recovery did not end."""
+        if not self._by_name:
+            self._lifecycle.check_accepts()
+
+    # -- what changes them: between turns
+
+    async def load(self, recovered: dict[str, Model]) -> None:
+        """Begin with the models that recovery found."""
+        if DEFAULT not in recovered:
+            recovered[DEFAULT] = self._new(await self._disk.run(Store.create_model, DEFAULT, Spec().as_dict()))
+        self._by_name = recovered
+        self.first_to_time_out()
+
+    async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
+        """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
+        model = self.find(name)
+        if model is not None:
+            if model.learner.spec != spec:
+                there = model.learner.spec.as_dict()
+                raise errors.SpecConflict(model=name, there=there, asked=spec.as_dict())
+            return model, False
+        if len(self) >= self._settings.max_models:
+            raise errors.TooManyModels(limit=self._settings.max_models)
+        model = self._new(await self._disk.run(Store.create_model, name, spec.as_dict()))
+        self._by_name[name] = model
+        return model, True
+
+    async def delete(self, name: str) -> Model:
+        """Remove a model with its log, ids and snapshots, and return it. `default` reappears empty."""
+        model = self.get(name)
+        successor = Spec().as_dict() if name == DEFAULT else None
+        stored = await self._disk.run(Store.delete_model, model.stored, successor)
+        del self._by_name[name]
+        if stored is not None:
+            self._by_name[name] = self._new(stored)
+        return model
+
+    async def resume(self, name: str) -> Model:
+        """Let a stopped model learn again. Nothing changes if it is not stopped."""
+        model = self.get(name)
+        if model.watch is None:
+            raise errors.NoBreaker(model=name)
+        if model.stopped:
+            seq = model.learner.seq
+            await self._disk.run(Store.resume, model.stored.key, seq)
+            model.watch.resume(seq)
+            self.note_timeout(model)
+            logger.info("model %r learns again from seq %d on", name, seq)
+        return model
+
+    def _new(self, stored: StoredModel) -> Model:
+        model = Model(stored, self._settings.window)
+        model.limit(self._settings.max_event_features, self._settings.max_name_characters)
+        return model
+
+    # -- the two bounds
+
+    def note_timeout(self, model: Model) -> None:
+        """A model's first timeout may be earlier now."""
+        self.next_timeout = min(self.next_timeout, model.next_timeout)
+
+    def stepped(self, model: Model, batch: Batch) -> None:
+        """A model has learned a row of its log."""
+        self.replay_seconds += model.stepped(batch)
+
+    def first_to_time_out(self) -> Model:
+        """The model whose prediction times out first. Makes the bound exact."""
+        first = min(self, key=lambda model: model.next_timeout)
+        self.next_timeout = first.next_timeout
+        return first
+
+    def longest_to_replay(self, seconds: float) -> Model | None:
+        """The model whose log takes longest to replay, if all together take so many seconds. Makes the bound exact."""
+        self.replay_seconds = sum(model.replay_seconds for model in self)
+        models = [model for model in self if not model.held]
+        if models and sum(model.replay_seconds for model in models) >= seconds:
+            return max(models, key=lambda model: model.replay_seconds)
+        return None
