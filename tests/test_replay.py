@@ -29,16 +29,9 @@ from streams import stream
 from service.commands import cli, identity
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row, Source
-from service.commands.replay import (
-    GivenSpec,
-    Options,
-    Replay,
-    Tally,
-    Target,
-    learn_side_by_side,
-    model_name,
-    model_names,
-)
+from service.commands.replay import Replay, learn_side_by_side
+from service.commands.tally import Options, Tally
+from service.commands.targets import GivenSpec, Target, model_name, model_names
 from service.commands.terminal import Failed, WrongUsage
 from service.events import MAX_ID, Event
 from service.http.routes import MODEL_NAME

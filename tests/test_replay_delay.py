@@ -22,7 +22,8 @@ from service.commands.client import Client, NoAnswer
 from service.commands.delays import Delay
 from service.commands.files import Row
 from service.commands.late import LateReplay
-from service.commands.replay import AUTO, Options, Tally, Target
+from service.commands.tally import Options, Tally
+from service.commands.targets import AUTO, Target
 from service.commands.terminal import WrongUsage
 
 EVENTS = stream("Phishing")

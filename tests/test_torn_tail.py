@@ -13,7 +13,8 @@ from examples import Example, State, make_example, opened
 from processes import copied
 
 from service import errors
-from service.commands.inspect import examine, repair
+from service.commands.inspect import examine
+from service.commands.repair import repair
 from service.storage.log import LogReader
 from service.storage.schema import PAGE_BYTES
 from service.storage.wal import encode_mark

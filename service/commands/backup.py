@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.commands.inspect import Findings, examine, write_mark
+from service.commands.inspect import Findings, examine
+from service.commands.repair import write_mark
 from service.commands.terminal import Failed, number, say, size
 from service.storage.lock import FolderLock, open_to_others
 from service.storage.log import LogReader

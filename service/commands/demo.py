@@ -17,10 +17,13 @@ from typing import Any
 import msgspec
 
 from service.children import command
-from service.commands.cli import verdict
 from service.commands.client import Client, NoAnswer, Refused
+from service.commands.crosscheck import verdict
 from service.commands.files import Row
-from service.commands.replay import GivenSpec, Options, Replay, Tally, Target, display
+from service.commands.replay import Replay
+from service.commands.replay_report import display
+from service.commands.tally import Options, Tally
+from service.commands.targets import GivenSpec, Target
 from service.commands.terminal import Failed, show
 from service.events import Event
 from service.signals import stop_signals

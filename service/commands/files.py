@@ -29,7 +29,8 @@ from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, Column, Kept, s
 from service.commands.formats import Format
 from service.commands.identity import Lines
 from service.commands.labels import Labels
-from service.commands.readers import EventReader, LibsvmReader, Looked, ObjectReader, Reader, TableReader
+from service.commands.readers import EventReader, LibsvmReader, Looked, ObjectReader, Reader
+from service.commands.table_reader import TableReader
 from service.commands.terminal import WrongRow, WrongUsage, say
 from service.events import Event
 

@@ -10,24 +10,22 @@ Every model learns a piece before the next is read, so one pass over the file co
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.columns import NOTHING_KEPT, Kept
-from service.commands.delays import Delay
 from service.commands.files import OpenSource, Row, Source
-from service.commands.terminal import Failed, WrongUsage, number, say, show
-from service.commands.worse import say_if_worse
+from service.commands.replay_report import compare, display, report, rule_of, so_far, span
+from service.commands.tally import Options, Tally
+from service.commands.targets import AUTO, DEFAULT, Target
+from service.commands.terminal import Failed, WrongUsage, number, say
 from service.events import Event, Label
 
 T = TypeVar("T")
@@ -38,15 +36,9 @@ cannot reach it."""
 NOTHING_LEARNED = ("too-fast", "not-ready", "queue-full", "disk-full")
 """Errors which say that no event was learned. After any other error, only asking the service again can tell."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
-BURST_SECONDS = 0.1
 SMALLEST_P = 1e-15
 """A wrong prediction of exactly 0 or 1 is scored this far from it; its log loss would be infinite."""
-LONGEST_NAME = 64
-"""Characters of a model's name."""
 ID_CONFLICT = "id-conflict"
-DEFAULT = "default"
-"""The model that always exists."""
-_ENDINGS = re.compile(r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm))?(\.gz)?$", re.IGNORECASE)
 AGAIN = "--id-prefix TEXT learns a file again, with other ids"
 ANOTHER_FILE = (
     "The row has changed, or another file has this name and the same first lines: --id-prefix TEXT gives this file's "
@@ -54,122 +46,6 @@ ANOTHER_FILE = (
 )
 
 ONE_EVENT = "An id names one event. If --id-column names an owner of rows, leave it out: each row then gets its own id"
-
-
-class GivenSpec(NamedTuple):
-    """A spec for a new model. text: for people, its file or JSON. stem: its part of the model's name. json: what the
-    service gets."""
-
-    text: str
-    stem: str
-    json: bytes
-
-
-class Target(NamedTuple):
-    """A model to learn into, created with `spec` if it does not exist.
-
-    as_it_is: accept an existing model with any spec; else its spec must be this one. hint: other choices, for people
-    who named neither a model nor a spec.
-    """
-
-    name: str
-    spec: GivenSpec
-    as_it_is: bool = False
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a stream is sent.
-
-    name: the stream's name. batch: events per request. id_prefix: the part of an event's id before the row number, by
-    default the name; `replay` uses a file's name and a hash. ids: whether events have ids. rate: events a second, None
-    for no limit. retry_seconds: how long to retry without progress. predict_first: predict each piece before learning
-    it. delay: time from a row's prediction to its label, None to send whole events.
-    """
-
-    name: str
-    batch: int = 1_000
-    id_prefix: str | None = None
-    ids: bool = True
-    rate: float | None = None
-    retry_seconds: float = 60.0
-    predict_first: bool = False
-    delay: Delay | None = None
-
-    def id_of(self, row: Row) -> str:
-        """The id of a row without its own."""
-        return f"{self.id_prefix or self.name}:{row.number}"
-
-    @property
-    def piece(self) -> int:
-        """Events per request; with a rate, at most those of a tenth of a second."""
-        return self.batch if self.rate is None else max(1, min(self.batch, int(self.rate * BURST_SECONDS)))
-
-
-@dataclass(slots=True)
-class Mean:
-    """A running mean."""
-
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, value: float, count: int = 1) -> None:
-        """Add `count` values whose mean is `value`."""
-        self.total += value * count
-        self.count += count
-
-    @property
-    def value(self) -> float | None:
-        return self.total / self.count if self.count else None
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts and scores so far. Losses are log losses, in nats. `model`: its name, if there are several."""
-
-    model: str = ""
-    learned: int = 0
-    duplicates: int = 0
-    loss: Mean = field(default_factory=Mean)
-    """Loss of the predictions made just before each step."""
-    served_loss: Mean = field(default_factory=Mean)
-    """Loss of the predictions made before each piece."""
-    served_accuracy: Mean = field(default_factory=Mean)
-    served_ones: Mean = field(default_factory=Mean)
-    """Share of ones among their labels."""
-    served: int = 0
-    """Predictions whose labels come later (service/commands/late.py)."""
-    waiting: int = 0
-    """Labels that are not due yet."""
-    too_late: int = 0
-    """Labels that came after their predictions had expired or were dropped."""
-    started: float = field(default_factory=time.monotonic)
-    ended: float | None = None
-
-    @property
-    def served_guessing(self) -> float | None:
-        """The log loss of always predicting the share of ones, over the events of `served_loss`."""
-        ones = self.served_ones.value
-        return None if ones is None else sum(-p * math.log(p) for p in (ones, 1.0 - ones) if p)
-
-    @property
-    def events(self) -> int:
-        return self.learned + self.duplicates
-
-    @property
-    def seconds(self) -> float:
-        return (self.ended or time.monotonic()) - self.started
-
-    @property
-    def rate(self) -> float:
-        """Events a second."""
-        return self.events / max(self.seconds, 1e-9)
-
-
-AUTO = GivenSpec('{"rule": "auto"}', "auto", b'{"rule": "auto"}')
-"""The default spec of a file's model. It needs no tuning, whatever the columns are."""
-CHOOSE = "; --model NAME learns into another model, --spec SPEC uses another rule"
 
 
 class Replay:
@@ -527,247 +403,17 @@ def replay(
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
                 conflict = isinstance(failure, Refused) and failure.kind == ID_CONFLICT
-                failure.args = (f"{str(failure).rstrip('.')}. {_so_far(tallies, options, goes_on=not conflict)}",)
+                failure.args = (f"{str(failure).rstrip('.')}. {so_far(tallies, options, goes_on=not conflict)}",)
             raise
         except KeyboardInterrupt:
-            say(f"interrupted. {_so_far(tallies, options)}")
+            say(f"interrupted. {so_far(tallies, options)}")
             return 130
     if len(states) == 1:
-        _report(targets[0].name, tallies[0], states[0], options)
+        report(targets[0].name, tallies[0], states[0], options)
     else:
-        _compare(tallies, states, options)
+        compare(tallies, states, options)
     if any(tally.duplicates for tally in tallies):
-        counted = _span([tally.duplicates for tally in tallies])
+        counted = span([tally.duplicates for tally in tallies])
         say(f"{counted} event(s) were learned before and not again; {AGAIN}")
     opened.tell_what_was_left_out()
     return opened.check_labels()
-
-
-def model_name(file: str) -> str:
-    """A name for a file's model. Never `default`, which has its own spec.
-
-    >>> model_name("2024 orders.csv.gz"), model_name("default.csv")
-    ('2024-orders', 'default-file')
-    """
-    name = _as_name(stem_of(file))[:LONGEST_NAME]
-    return f"{DEFAULT}-file" if name == DEFAULT else name
-
-
-def model_names(stem: str, specs: Sequence[GivenSpec]) -> list[str]:
-    """A name for each spec's model, always the same, so that the same command finds its models again.
-
-    >>> model_names("elec", [GivenSpec("", stem, b"") for stem in ("sgd", "my spec", "sgd")])
-    ['elec-sgd', 'elec-my-spec', 'elec-sgd-2']
-    """
-    names: list[str] = []
-    for spec in specs:
-        base = _as_name(f"{stem}-{spec.stem}")
-        endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-        choices = (base[: LONGEST_NAME - len(ending)] + ending for ending in endings)
-        names.append(next(name for name in choices if name not in names))
-    return names
-
-
-def stem_of(file: str) -> str:
-    """A file's name without .gz and the format's ending.
-
-    >>> stem_of("clicks.2024.CSV.GZ"), stem_of("clicks.2024")
-    ('clicks.2024', 'clicks.2024')
-    """
-    return _ENDINGS.sub("", file) or file
-
-
-def _as_name(text: str) -> str:
-    """A model's name: only these characters, first a letter or digit. A text without any becomes a hash."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")
-    return name or f"model-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
-
-
-def _so_far(tallies: Sequence[Tally], options: Options, goes_on: bool = True) -> str:
-    """What was learned, and how to continue, if the same command `goes_on`."""
-    if not any(tally.events or tally.served for tally in tallies):
-        return "Nothing was learned"
-    each = " by each model" if len(tallies) > 1 else ""
-    learned = f"{_span([tally.learned for tally in tallies])} event(s) were learned{each} and stay learned"
-    if any(tally.duplicates for tally in tallies):
-        learned += f", {_span([tally.duplicates for tally in tallies])} were learned before"
-    if options.delay is not None:
-        learned += f", {_span([tally.waiting for tally in tallies])} prediction(s) wait for their labels"
-    if not goes_on:
-        return learned
-    if options.ids:
-        return f"{learned}; the same command continues from there"
-    return f"{learned}; without ids the same command would learn them again"
-
-
-def _span(counts: Sequence[int]) -> str:
-    """The range of counts; one number if all are equal."""
-    least, most = min(counts), max(counts)
-    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _report(model: str, tally: Tally, state: dict[str, Any], options: Options) -> None:
-    total = state["progressive"]["total"]
-    rows: list[tuple[str, float | str | None]] = [
-        ("events", tally.events),
-        ("learned", tally.learned),
-        ("duplicates", tally.duplicates),
-        ("seconds", f"{tally.seconds:.2f}"),
-        ("events/s", f"{tally.rate:,.0f}"),
-        ("progressive log loss", tally.loss.value),
-    ]
-    if options.delay is not None:
-        rows += _late_rows(tally, state)
-    elif options.predict_first:
-        rows += [
-            ("predictions served first", tally.served_loss.count),
-            ("their log loss", tally.served_loss.value),
-            ("guessing has", tally.served_guessing),
-            ("their accuracy", tally.served_accuracy.value),
-        ]
-    rows += [
-        ("model's seq", state["seq"]),
-        ("model's log loss", total["log_loss"]),
-        ("guessing has", total["base_rate_log_loss"]),
-        ("model's accuracy", total["accuracy"]),
-        ("model's ROC AUC", total["roc_auc"]),
-    ]
-    show(f"{options.name} -> {model}", rows)
-    say_if_worse([state])
-
-
-def _late_rows(tally: Tally, state: dict[str, Any]) -> list[tuple[str, float | str | None]]:
-    """Rows on predictions and late labels. The model's numbers cover all runs, as in `_scores`."""
-    join = state["join"]
-    return [
-        ("predictions served", tally.served),
-        ("labels too late", tally.too_late),
-        ("model's labels joined", join["joined"]),
-        ("model's late corrections", join["late"]),
-        ("model's expired, dropped", f"{join['expired']:,}, {join['dropped']:,}"),
-        ("model's mean delay, s", join["delay_s"]["mean"]),
-        ("model's log loss as served", state["served"]["total"]["log_loss"]),
-        ("guessing has", state["served"]["total"]["base_rate_log_loss"]),
-    ]
-
-
-COLUMNS = ("model", "rule", "learned", "duplicates", "log loss", "in window", "accuracy", "ROC AUC")
-SERVED_COLUMNS = ("served first", "their log loss", "their accuracy")
-LATE_COLUMNS = ("served", "too late", "joined", "loss as served")
-
-
-def _compare(tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options) -> None:
-    """Show a row for each model. Mark the best one only if all have learned the same events."""
-    seqs = [int(state["seq"]) for state in states]
-    losses = [state["progressive"]["total"]["log_loss"] for state in states]
-    best = min((loss for loss in losses if loss is not None), default=None) if len(set(seqs)) == 1 else None
-    rows = [
-        (*_scores(tally, state, options), "best" if best is not None and loss == best else "")
-        for tally, state, loss in zip(tallies, states, losses, strict=True)
-    ]
-    rows += [(*row, "") for row in _guessing(tallies, states, options)]
-    first = tallies[0]
-    took = f"{first.events:,} events in {first.seconds:.2f} s, {first.rate:,.0f}/s"
-    show(
-        f"{options.name} -> {len(states)} models: {took}",
-        rows,
-        (*COLUMNS, *_more_columns(options), ""),
-    )
-    say_if_worse(states)
-    if len(set(seqs)) > 1:
-        say(f"no best model: they have learned different numbers of events ({_span(seqs)})")
-
-
-def _more_columns(options: Options) -> Sequence[str]:
-    return LATE_COLUMNS if options.delay is not None else SERVED_COLUMNS if options.predict_first else ()
-
-
-def _scores(tally: Tally, state: dict[str, Any], options: Options) -> tuple[float | str | None, ...]:
-    """A model's row. The service's scores cover all that the model has learned, so an interruption changes nothing."""
-    total, window = state["progressive"]["total"], state["progressive"]["window"]
-    served: tuple[float | None, ...] = ()
-    if options.delay is not None:
-        loss = state["served"]["total"]["log_loss"]
-        served = (tally.served, tally.too_late, state["join"]["joined"], loss)
-    elif options.predict_first:
-        served = (tally.served_loss.count, tally.served_loss.value, tally.served_accuracy.value)
-    return (
-        *(tally.model, rule_of(state["spec"]), tally.learned, tally.duplicates),
-        *(total["log_loss"], window["log_loss"], total["accuracy"], total["roc_auc"]),
-        *served,
-    )
-
-
-def _guessing(
-    tallies: Sequence[Tally], states: Sequence[dict[str, Any]], options: Options
-) -> list[tuple[float | str | None, ...]]:
-    """Rows for guessing, whose log losses the models should beat: a single row if all learned the same events."""
-    found: dict[tuple[float | None, ...], str] = {}
-    for tally, state in zip(tallies, states, strict=True):
-        total, window = state["progressive"]["total"], state["progressive"]["window"]
-        served: tuple[float | None, ...] = ()
-        if options.delay is not None:
-            served = (None, None, None, state["served"]["total"]["base_rate_log_loss"])
-        elif options.predict_first:
-            served = (None, tally.served_guessing, None)
-        losses = total["base_rate_log_loss"], window["base_rate_log_loss"]
-        found.setdefault((None, None, *losses, None, None, *served), tally.model)
-    if len(found) == 1:
-        return [("guessing", "", *scores) for scores in found]
-    return [(f"guessing, {model}", "", *scores) for scores, model in found.items()]
-
-
-def rule_of(spec: dict[str, Any]) -> str:
-    """A spec in short: "adagrad", or with a scale "adagrad, standard"."""
-    return spec["rule"] if spec["scale"] == "none" else f"{spec['rule']}, {spec['scale']}"
-
-
-Display = tuple[Callable[[Tally], None], Callable[[str], None]]
-
-
-@contextmanager
-def display(name: str, total: int | None, completed: Callable[[Tally], int]) -> Iterator[Display]:
-    """Two functions: one shows progress, `completed` of `total`; the other prints a message beside it."""
-    if not sys.stdout.isatty():
-        yield _lines(seconds=10.0), say
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[counts]}"),
-        TimeRemainingColumn(),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(name, total=total, counts="")
-
-        def progress(tally: Tally) -> None:
-            bar.update(task, completed=completed(tally), counts=_counts(tally))
-
-        yield progress, lambda message: bar.console.print(f"logstep: {message}", markup=False, highlight=False)
-
-
-def _lines(seconds: float) -> Callable[[Tally], None]:
-    """A function that prints progress as a line every so often."""
-    last = time.monotonic()
-
-    def progress(tally: Tally) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            print(_counts(tally), flush=True)
-
-    return progress
-
-
-def _counts(tally: Tally) -> str:
-    counts = f"{tally.events:,} events, {tally.rate:,.0f} events/s"
-    if tally.waiting:
-        counts += f", {tally.waiting:,} labels wait"
-    if tally.loss.value is None:
-        return counts
-    if tally.model:
-        return f"{counts}, best log loss {tally.loss.value:.4f} ({tally.model})"
-    return f"{counts}, log loss {tally.loss.value:.4f}"

@@ -1,0 +1,199 @@
+"""Options that several commands have: which service, which token, which spec, and how a file is read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.commands.terminal import WrongUsage
+
+if TYPE_CHECKING:
+    from service.commands.client import Client
+    from service.commands.files import Source
+
+
+URL = "http://127.0.0.1:8000"
+DEFAULT = "default"
+LARGEST_BATCH = 100_000
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
+    parser.add_argument("--label", metavar="COLUMN", help="column or key of the label")
+    parser.add_argument("--label-column", type=_place, metavar="N", help="number of the label's column, from 1")
+    parser.add_argument(
+        "--positive", action="append", default=[], metavar="VALUE", help="read this label as 1 and all others as 0"
+    )
+    parser.add_argument(
+        "--negative", action="append", default=[], metavar="VALUE", help="read this label as 0 and all others as 1"
+    )
+    parser.add_argument("--text", **many, help="read this column as text, even if its cells are numbers")
+    parser.add_argument("--number", **many, help="read this column as numbers; a cell that is not one is an error")
+    parser.add_argument("--ignore", **many, help="leave this column out")
+    parser.add_argument("--weight-column", metavar="COLUMN", help="column or key of the event's weight")
+    parser.add_argument("--id-column", metavar="COLUMN", help="column or key of the event's id")
+    parser.add_argument(
+        "--look",
+        type=_look,
+        metavar="N",
+        help="rows to read before deciding what each column is (default 10000; fewer if rows are very wide)",
+    )
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line names the columns; else they are 1, 2, ... (default: it does)",
+    )
+    parser.add_argument(
+        "--quoted",
+        action=argparse.BooleanOptionalAction,
+        help="whether cells may be in quotes (default: yes in CSV, no in TSV)",
+    )
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHARACTER",
+        help="separator of cells (default: found in the first lines)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("csv", "tsv", "ndjson", "libsvm"),
+        help="format of the file (default: by its name or content)",
+    )
+
+
+def add_url(parser: Any, default: str | None = URL) -> None:
+    parser.add_argument("--url", type=_url, default=default, help=f"the service (default {URL})")
+
+
+def add_token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token to send (else LOGSTEP_TOKEN, LOGSTEP_TOKEN_FILE)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME", help=f"name of the model (default {DEFAULT})")
+
+
+def _url(text: str) -> str:
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL like {URL}")
+    return text
+
+
+def batch(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH}")
+    return int(text)
+
+
+def _look(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
+    return int(text)
+
+
+def _place(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be the number of a column, from 1")
+    return int(text)
+
+
+def _delimiter(text: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise argparse.ArgumentTypeError(
+            "must be one character and not a quote; write 'tab' for a tab and ' ' for white space"
+        )
+    return delimiter
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number, 0 or more")
+    return value
+
+
+def above_zero(text: str) -> float:
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def source(arguments: argparse.Namespace, file: str) -> Source:
+    from service.commands.files import Source
+
+    if arguments.label is not None and arguments.label_column is not None:
+        raise WrongUsage("--label and --label-column both give the column of the label; use one of them")
+    return Source(
+        file,
+        format=arguments.format,
+        label=arguments.label if arguments.label_column is None else arguments.label_column,
+        positive=arguments.positive,
+        negative=arguments.negative,
+        asked=_asked(arguments),
+        look=arguments.look,
+        header=arguments.header,
+        quoted=arguments.quoted,
+        delimiter=arguments.delimiter,
+    )
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, str]:
+    """The kinds that flags give to columns, by column name."""
+    from service.commands.columns import FLAGS
+
+    asked: dict[str, str] = {}
+    for kind, flag in FLAGS.items():
+        found = getattr(arguments, flag.removeprefix("--").replace("-", "_")) or []
+        for name in [found] if isinstance(found, str) else found:
+            if asked.setdefault(name, kind) != kind:
+                raise WrongUsage(f"column {name!r} cannot be both {FLAGS[asked[name]]} and {flag}")
+    return asked
+
+
+def client(url: str, token_file: Path | None) -> Client:
+    from service.commands.client import Client
+    from service.http.tokens import given
+
+    return Client(url, given(token_file))
+
+
+def json_of(text: str) -> bytes:
+    """The JSON of a --spec: its text, or the content of the file that it names."""
+    file = spec_file(text)
+    try:
+        data = text.encode() if file is None else file.read_bytes()
+    except OSError as error:
+        rule = f'; the rule {text} is given as \'{{"rule": "{text}"}}\'' if re.fullmatch("[a-z]+", text) else ""
+        raise WrongUsage(f"--spec: cannot read {file}: {error.strerror}{rule}") from None
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WrongUsage(f"{file or '--spec'} is not JSON: {error}") from None
+    return data
+
+
+def spec_file(text: str) -> Path | None:
+    """The file that a --spec names, with or without an @; None where it is JSON itself.
+
+    A list counts as JSON: it is no valid spec, but no file name either.
+    """
+    return None if text.lstrip().startswith(("{", "[")) else Path(text.removeprefix("@"))

@@ -1,0 +1,255 @@
+"""Turns the rows of a table (CSV, TSV and similar files) into events, by its header and the kinds of its columns."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from service.commands.cells import MISSING, read_number, read_numbers, read_text
+from service.commands.columns import (
+    INDEX,
+    ONLY_ONE,
+    Column,
+    Kept,
+    agreed,
+    looks_like_data,
+    not_a_number,
+    told,
+    worked_out,
+)
+from service.commands.labels import Labels
+from service.commands.readers import Looked, id_of, listed, weight_of
+from service.commands.tables import Dialect, Records
+from service.commands.terminal import WrongRow, WrongUsage, say
+from service.events import Event, Named
+
+
+class TableReader:
+    """CSV, TSV and similar files. label: the column's name, or its number from 1. header: whether the first line is a
+    header; None checks that it looks like one."""
+
+    def __init__(
+        self,
+        file: str,
+        label: str | int,
+        header: bool | None,
+        asked: Mapping[str, str],
+        kept: Kept,
+        labels: Labels,
+        dialect: Dialect,
+        skip: int,
+    ) -> None:
+        self.columns: list[Column] = []
+        self.missing = 0
+        self._file = file
+        self._label = label
+        self._header = header
+        self._asked = asked
+        self._kept = kept
+        self._known = agreed(asked, kept)
+        self._labels = labels
+        self._dialect = dialect
+        self._skip = skip
+        self._names: list[str] = []
+        """The header's cells, which are not a row; empty without a header."""
+        self._width = 0
+        self._label_place = 0
+        self._id_place, self._weight_place = -1, -1
+        self._features = self._numbers = self._texts = _Cells([])
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
+        records: Iterator[tuple[int, list[str]]] = Records(lines, self._dialect, self._skip, self._notice)
+        top = next(records, None)
+        if top is None:
+            raise WrongUsage(f"{self._file} is empty")
+        names = top[1]
+        if self._header is False:
+            records = itertools.chain([top], records)
+            names = [str(number) for number in range(1, len(names) + 1)]
+        looked.read_first(records)
+        places = [place for place, name in enumerate(names) if name and name not in self._known]
+        looked.read_rows(records, needed=any(not self._is_label(place, names) for place in places))
+        if self._header is None and looks_like_data(names, looked.rows, self._named_place(names)):
+            shown = ", ".join(repr(name[:24]) for name in names[:5])
+            raise WrongRow(
+                f"looks like a row, not a header: {shown}. With --no-header it is the first row, the columns are 1, 2, "
+                "..., and --label-column N gives the label. With --header it names the columns",
+                top[0],
+            )
+        if not looked.rows:
+            raise WrongUsage(f"{self._file} has a header but no rows")
+        self._names = names if self._header is not False else []
+        names, unnamed = self._widened(names, looked.rows)
+        self._width = len(names)
+        self._label_place = self._place_of_label(names)
+        self._check_names(names, unnamed)
+        self._check_known(names)
+        for line, cells in looked.rows:
+            self._check_row(cells, line)
+        self._check_new(names, unnamed)
+        self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
+        self._set_places()
+        return records
+
+    def event(self, record: Sequence[str]) -> Event | None:
+        if len(record) != self._width or record == self._names:
+            self._check_row(record)
+        y = self._labels.read(record[self._label_place])
+        if y is None:
+            return None
+        id_ = None if self._id_place < 0 else id_of(record[self._id_place])
+        weight = 1.0 if self._weight_place < 0 else weight_of(record[self._weight_place])
+        # Most rows have no missing cells. Reading them at once takes half the time of reading cell by cell.
+        numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
+        x: Named
+        if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
+            x = dict(self._values(record))
+            self.missing += len(self._features.names) - len(x)
+        elif texts:
+            x = dict(zip(self._features.names, self._features.of(record), strict=True))  # for the order of the columns
+            x.update(zip(self._numbers.names, numbers, strict=True))
+        else:
+            x = dict(zip(self._numbers.names, numbers, strict=True))
+        return Event(x, y, id_, weight)
+
+    def _values(self, record: Sequence[str]) -> Iterator[tuple[str, float | str]]:
+        """The names and values of a row's features, cell by cell, without missing ones."""
+        for column in self.columns:
+            if column.kind in ("number", "text"):
+                cell = record[column.place]
+                try:
+                    value = read_number(cell) if column.kind == "number" else read_text(cell)
+                except WrongRow:
+                    why = self._known[column.name][1] if column.name in self._known else "so far"
+                    raise WrongRow(not_a_number(column.name, cell, f"has numbers ({why})")) from None
+                if value is not None:
+                    yield column.name, value
+
+    # -- the header
+
+    def _notice(self, line: int, what: str) -> None:
+        say(f"{self._file} line {line}: {what}")
+
+    def _is_label(self, place: int, names: Sequence[str]) -> bool:
+        return self._label in (place + 1, names[place])
+
+    def _named_place(self, names: Sequence[str]) -> int | None:
+        """The label's place, if it is given by name."""
+        return names.index(self._label) if isinstance(self._label, str) and self._label in names else None
+
+    def _widened(self, names: list[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[list[str], dict[int, str]]:
+        """The names of all columns, and why unnamed ones are left out."""
+        unnamed: dict[int, str] = {}
+        if rows and len(rows[0][1]) == len(names) + 1:
+            firsts = [cells[0] for _, cells in rows]
+            if all(not cells[-1] for _, cells in rows):
+                names = [*names, ""]
+            elif len(set(firsts)) == len(firsts):  # else they are not row names; perhaps numbers contain commas
+                names = ["", *names]
+                unnamed[0] = "row names without a header cell, as R writes them"
+        for place in itertools.takewhile(lambda place: not names[place], range(len(names))):
+            unnamed.setdefault(place, "an unnamed index, as pandas writes it")
+        last = len(names) - 1
+        if not names[last] and all(not cells[last] for _, cells in rows if len(cells) == len(names)):
+            unnamed[last] = "it is empty and has no name"
+        return names, unnamed
+
+    def _place_of_label(self, names: Sequence[str]) -> int:
+        if isinstance(self._label, int):
+            if self._label > len(names):
+                raise WrongUsage(
+                    f"{self._file} has only {len(names)} columns: --label-column {self._label} is too large"
+                )
+            return self._label - 1
+        return self._place(names, self._label)
+
+    def _place(self, names: Sequence[str], column: str) -> int:
+        if column not in names:
+            hint = "; if its first line is a row, use --no-header and --label-column N" if self._header is None else ""
+            raise WrongUsage(f"{self._file} has no column {column!r}; it has {listed(names)}{hint}")
+        return names.index(column)
+
+    def _check_names(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
+        hint = "; if the first line is a row, use --no-header and --label-column N" if self._header is None else ""
+        for place, name in enumerate(names):
+            if not name and place not in unnamed:
+                raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")
+            if name and names.index(name) < place:
+                raise WrongUsage(f"{self._file}: two columns have the name {name!r}: rename one of them{hint}")
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        """Raise WrongUsage if columns that flags or the model name are missing or misused."""
+        known, label = self._known, names[self._label_place]
+        if label in known:
+            kind, why = known[label]
+            raise WrongUsage(f"{self._file}: column {label!r} is the label and cannot also be {kind!r} ({why})")
+        for name, (kind, _) in known.items():
+            if name in self._asked or kind in ONLY_ONE:
+                self._place(names, name)
+        gone = [name for name in known if name not in names]
+        if gone:
+            say(f"{self._file} lacks columns that {self._kept.whose} knows: {listed(gone)}")
+
+    def _check_new(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
+        """Raise WrongUsage for columns that are new to the model: their kinds might differ from file to file."""
+        places = (place for place in range(len(names)) if place not in unnamed and place != self._label_place)
+        new = [names[place] for place in places if names[place] not in self._known]
+        if self._kept.kinds and new:
+            raise WrongUsage(
+                f"{self._file} has columns that {self._kept.whose} does not know: {listed(new)}. --number {new[0]}, "
+                f"--text {new[0]} or --ignore {new[0]} says what it is; do so for each"
+            )
+
+    def _check_row(self, cells: Sequence[str], line: int = 0) -> None:
+        if cells == self._names:
+            raise WrongRow(
+                "it is the header again, perhaps because files were joined: remove this line, or give the files one by "
+                "one",
+                line,
+            )
+        if len(cells) != self._width:
+            raise WrongRow(
+                f"it has {len(cells)} cells, but the header has {self._width} ({self._dialect.words})"
+                if self._header is not False
+                else f"it has {len(cells)} cells, but the first row has {self._width} ({self._dialect.words})",
+                line,
+            )
+
+    # -- the columns
+
+    def _column(
+        self, name: str, place: int, unnamed: Mapping[int, str], rows: Sequence[tuple[int, list[str]]]
+    ) -> Column:
+        if place == self._label_place:
+            return told(name, place, rows, "label", self._labels.words)
+        if place in unnamed:
+            return told(name, place, rows, "ignore", unnamed[place])
+        if name in self._known:
+            return told(name, place, rows, *self._known[name])
+        if name == INDEX:
+            return told(name, place, rows, "ignore", f"pandas' name for an index; --number '{INDEX}' keeps it")
+        return worked_out(name, place, rows)
+
+    def _set_places(self) -> None:
+        self._numbers = _Cells([column for column in self.columns if column.kind == "number"])
+        self._texts = _Cells([column for column in self.columns if column.kind == "text"])
+        self._features = _Cells([column for column in self.columns if column.kind in ("number", "text")])
+        self._id_place = next((column.place for column in self.columns if column.kind == "id"), -1)
+        self._weight_place = next((column.place for column in self.columns if column.kind == "weight"), -1)
+        if not self._features.names:
+            left = [column.name for column in self.columns if column.kind == "ignore" and column.name]
+            keeps = f"; left out: {listed(left)}. --text NAME or --number NAME keeps one" if left else ""
+            raise WrongUsage(f"{self._file} has no column to learn from{keeps}")
+
+
+class _Cells:
+    """Columns of a table: their names, and their cells `of` a row."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.names = [column.name for column in columns]
+        places = [column.place for column in columns]
+        self.of: Callable[[Sequence[str]], Sequence[str]] = (
+            operator.itemgetter(*places) if len(places) > 1 else lambda cells: [cells[place] for place in places]
+        )

@@ -1,0 +1,101 @@
+"""How a stream is sent, and what became of it so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from service.commands.delays import Delay
+from service.commands.files import Row
+
+BURST_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a stream is sent.
+
+    name: the stream's name. batch: events per request. id_prefix: the part of an event's id before the row number, by
+    default the name; `replay` uses a file's name and a hash. ids: whether events have ids. rate: events a second, None
+    for no limit. retry_seconds: how long to retry without progress. predict_first: predict each piece before learning
+    it. delay: time from a row's prediction to its label, None to send whole events.
+    """
+
+    name: str
+    batch: int = 1_000
+    id_prefix: str | None = None
+    ids: bool = True
+    rate: float | None = None
+    retry_seconds: float = 60.0
+    predict_first: bool = False
+    delay: Delay | None = None
+
+    def id_of(self, row: Row) -> str:
+        """The id of a row without its own."""
+        return f"{self.id_prefix or self.name}:{row.number}"
+
+    @property
+    def piece(self) -> int:
+        """Events per request; with a rate, at most those of a tenth of a second."""
+        return self.batch if self.rate is None else max(1, min(self.batch, int(self.rate * BURST_SECONDS)))
+
+
+@dataclass(slots=True)
+class Mean:
+    """A running mean."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float, count: int = 1) -> None:
+        """Add `count` values whose mean is `value`."""
+        self.total += value * count
+        self.count += count
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and scores so far. Losses are log losses, in nats. `model`: its name, if there are several."""
+
+    model: str = ""
+    learned: int = 0
+    duplicates: int = 0
+    loss: Mean = field(default_factory=Mean)
+    """Loss of the predictions made just before each step."""
+    served_loss: Mean = field(default_factory=Mean)
+    """Loss of the predictions made before each piece."""
+    served_accuracy: Mean = field(default_factory=Mean)
+    served_ones: Mean = field(default_factory=Mean)
+    """Share of ones among their labels."""
+    served: int = 0
+    """Predictions whose labels come later (service/commands/late.py)."""
+    waiting: int = 0
+    """Labels that are not due yet."""
+    too_late: int = 0
+    """Labels that came after their predictions had expired or were dropped."""
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def served_guessing(self) -> float | None:
+        """The log loss of always predicting the share of ones, over the events of `served_loss`."""
+        ones = self.served_ones.value
+        return None if ones is None else sum(-p * math.log(p) for p in (ones, 1.0 - ones) if p)
+
+    @property
+    def events(self) -> int:
+        return self.learned + self.duplicates
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.started
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / max(self.seconds, 1e-9)
