@@ -164,8 +164,8 @@ if not config.CACHE_LOCATOR_CLASSES:
 _OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
-def compiled(signature: str) -> Callable[[F], F]:
-    """Compile a function for `signature` now, or load it from the cache.
+def compiled(signature: Any) -> Callable[[F], F]:
+    """Compile a function for `signature` (text or numba types) now, or load it from the cache.
 
     `.py_func` is the plain Python function.
     """

@@ -143,7 +143,7 @@ class Learner:
     @property
     def weights(self) -> Floats:
         """The weights in column order, (n_features,) float64: a view, not a copy. Raises NoWeights for `auto`."""
-        return self.linear.weights[: self._n_features]
+        return self.linear.state.w[: self._n_features]
 
     def weights_by_name(self) -> dict[str, float]:
         """Feature name -> weight. Raises NoWeights for `auto`."""

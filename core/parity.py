@@ -52,39 +52,6 @@ class Report:
         return asdict(self)
 
 
-_OPTIMIZERS = {
-    "sgd": optim.SGD,
-    "momentum": optim.Momentum,
-    "nesterov": optim.NesterovMomentum,
-    "adagrad": optim.AdaGrad,
-    "rmsprop": optim.RMSProp,
-    "adadelta": optim.AdaDelta,
-    "adam": optim.Adam,
-    "amsgrad": optim.AMSGrad,
-    "nadam": optim.Nadam,
-    "adamax": optim.AdaMax,
-    "adabound": optim.AdaBound,
-    "ftrl": optim.FTRLProximal,
-}
-
-
-_KEPT = {
-    "sgd": (),
-    "momentum": ("s",),
-    "nesterov": ("s",),
-    "adagrad": ("g2",),
-    "rmsprop": ("g2",),
-    "adadelta": ("g2", "s2"),
-    "adam": ("m", "v"),
-    "amsgrad": ("m", "v", "v_hat"),
-    "nadam": ("m", "v"),
-    "adamax": ("m", "u"),
-    "adabound": ("m", "v"),
-    "ftrl": ("z", "n"),
-}
-"""River's names for the numbers that a rule keeps per feature, in the rule's order."""
-
-
 class NoTwin(ValueError):
     """River has no model that does what the spec says."""
 
@@ -137,7 +104,7 @@ def _optimizer(spec: Spec, loss: optim.losses.Log) -> optim.base.Optimizer:
     rate = _rate(spec.rate, loss)
     if rate is not None:
         own["alpha" if spec.rule == "ftrl" else "lr"] = rate
-    optimizer: optim.base.Optimizer = _OPTIMIZERS[spec.rule](**own)
+    optimizer: optim.base.Optimizer = getattr(optim, RULES[spec.rule].river)(**own)
     return optimizer
 
 
@@ -148,9 +115,8 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     model._weights = VectorDict(_by_name(names, arrays["weights"]))
     model.intercept = scalars[slots.BIAS]
     optimizer.n_iterations = state["seq"] - state["not_taken"]
-    for attribute, numbers in zip(
-        _KEPT[spec.rule], _columns(names, arrays["kept"], len(_KEPT[spec.rule])), strict=True
-    ):
+    keeps = RULES[spec.rule].keeps
+    for attribute, numbers in zip(keeps, _columns(names, arrays["kept"], len(keeps)), strict=True):
         kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
         setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes VectorDicts when it steps
     if spec.rule == "adabound":

@@ -1,10 +1,11 @@
 """The twelve rules: how the gradient of one event moves the weights, one function each, and their table.
 
-A rule is one function, a branch in `update` and a line in the table `RULES`. step.py calls `update`. Operations have
-river's order and grouping, so the weights equal river's to the last bit. `pow(a, b)` is the C library's, as in river.
-With a constant exponent, numba would replace it by a multiplication or a square root, which rounds one value in a
-thousand differently, and on unscaled data the weights would then drift far apart. So the exponents 2, 1/2 and -1 are
-arguments, in the array of parameters `q`.
+A rule is a line in the table `RULES`, its number, its function, and a branch in `update`, which step.py calls.
+
+Operations have river's order and grouping, so the weights equal river's to the last bit. `pow(a, b)` is the C
+library's, as in river. With a constant exponent, numba would replace it by a multiplication or a square root, which
+rounds one value in a thousand differently, and on unscaled data the weights would then drift far apart. So the
+exponents 2, 1/2 and -1 are arguments, in the array of parameters `q`.
 """
 
 from __future__ import annotations
@@ -15,31 +16,50 @@ from typing import Any
 
 from core.compiled import compiled
 from core.logistic import Floats, Ints
-from core.slots import (
-    BETA,
-    BETA_1,
-    BETA_2,
-    CORRECT_BIAS,
-    EPS,
-    FINAL_LR,
-    FIRST_RATE,
-    GAMMA,
-    INVERSE,
-    L1,
-    L2,
-    LAG,
-    RHO,
-    ROOT,
-    SQUARE,
+
+from core.slots import (  # isort: skip
+    BETA, BETA_1, BETA_2, CORRECT_BIAS, EPS, FINAL_LR, FIRST_RATE, GAMMA, INVERSE, L1, L2, LAG, RHO, ROOT, SQUARE,
     Table,
-)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: its class in `river.optim`, river's names for the numbers kept per feature, and river's defaults."""
+
+    river: str
+    keeps: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+_ADAM = {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.999, "eps": 1e-8}
+
+RULES: dict[str, Rule] = {
+    "sgd": Rule("SGD", (), {"learning_rate": 0.01}),
+    "momentum": Rule("Momentum", ("s",), {"learning_rate": 0.1, "rho": 0.9}),
+    "nesterov": Rule("NesterovMomentum", ("s",), {"learning_rate": 0.1, "rho": 0.9}),
+    "adagrad": Rule("AdaGrad", ("g2",), {"learning_rate": 0.1, "eps": 1e-8}),
+    "rmsprop": Rule("RMSProp", ("g2",), {"learning_rate": 0.1, "rho": 0.9, "eps": 1e-8}),
+    "adadelta": Rule("AdaDelta", ("g2", "s2"), {"bias_learning_rate": 0.01, "rho": 0.95, "eps": 1e-8}),
+    "adam": Rule("Adam", ("m", "v"), _ADAM),
+    "amsgrad": Rule("AMSGrad", ("m", "v", "v_hat"), {**_ADAM, "correct_bias": True}),
+    "nadam": Rule("Nadam", ("m", "v"), _ADAM),
+    "adamax": Rule("AdaMax", ("m", "u"), _ADAM),
+    "adabound": Rule("AdaBound", ("m", "v"), {**_ADAM, "learning_rate": 1e-3, "gamma": 1e-3, "final_lr": 0.1}),
+    "ftrl": Rule("FTRLProximal", ("z", "n"), {"learning_rate": 0.05, "beta": 1.0, "l1": 0.0, "l2": 1.0, "lag": True}),
+}
+SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADADELTA, ADAM, AMSGRAD, NADAM, ADAMAX, ADABOUND, FTRL = range(len(RULES))
+"""Each rule's number: its place in the table."""
+KEPT = max(len(rule.keeps) for rule in RULES.values())
+"""Most numbers that a rule keeps per feature."""
+
 
 _UPDATE = "void(int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
 
 
-# -- the rules. c: the columns of the event's features; g: their gradients g_i; w: the weights; s: the rule's numbers
-# for each feature, at first 0; rate: the learning rate; t: the number of this event, from 1; q: the parameters;
-# scalars: the model's scalars
+# c: the columns of the event's features; g: their gradients g_i; w: the weights; s: the rule's numbers for each
+# feature, at first 0; rate: the learning rate; t: the number of this event, from 1; q: the parameters; scalars: the
+# model's scalars
 
 
 @compiled(_UPDATE)
@@ -188,12 +208,6 @@ def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
             w[i] = _ftrl_weight(s[i, 0], s[i, 1], rate, q) if abs(s[i, 0]) > q[L1] else 0.0
 
 
-(
-    SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADADELTA,
-    ADAM, AMSGRAD, NADAM, ADAMAX, ADABOUND, FTRL,
-) = range(12)  # fmt: skip
-
-
 @compiled(
     "void(int64, int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
 )
@@ -225,30 +239,3 @@ def update(  # noqa: C901  # the compiler makes a switch of it; numba has no tab
         adabound(c, g, w, s, rate, t, q, scalars)
     elif rule == FTRL:
         ftrl(c, g, w, s, rate, t, q, scalars)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule: its code in `update`, how many numbers it keeps per feature, its parameters with river's defaults."""
-
-    code: int
-    keeps: int
-    defaults: dict[str, Any]
-
-
-_ADAM = {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.999, "eps": 1e-8}
-
-RULES: dict[str, Rule] = {
-    "sgd": Rule(SGD, 0, {"learning_rate": 0.01}),
-    "momentum": Rule(MOMENTUM, 1, {"learning_rate": 0.1, "rho": 0.9}),
-    "nesterov": Rule(NESTEROV, 1, {"learning_rate": 0.1, "rho": 0.9}),
-    "adagrad": Rule(ADAGRAD, 1, {"learning_rate": 0.1, "eps": 1e-8}),
-    "rmsprop": Rule(RMSPROP, 1, {"learning_rate": 0.1, "rho": 0.9, "eps": 1e-8}),
-    "adadelta": Rule(ADADELTA, 2, {"bias_learning_rate": 0.01, "rho": 0.95, "eps": 1e-8}),
-    "adam": Rule(ADAM, 2, _ADAM),
-    "amsgrad": Rule(AMSGRAD, 3, {**_ADAM, "correct_bias": True}),
-    "nadam": Rule(NADAM, 2, _ADAM),
-    "adamax": Rule(ADAMAX, 2, _ADAM),
-    "adabound": Rule(ADABOUND, 2, {**_ADAM, "learning_rate": 1e-3, "gamma": 1e-3, "final_lr": 0.1}),
-    "ftrl": Rule(FTRL, 2, {"learning_rate": 0.05, "beta": 1.0, "l1": 0.0, "l2": 1.0, "lag": True}),
-}

@@ -18,35 +18,17 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from core.compiled import compiled
 from core.logistic import Floats, Ints, Labels, Offsets, residual, score
-from core.rules import NESTEROV, update
-from core.slots import (
-    BIAS,
-    BIAS_RATE,
-    BIAS_RATE_SHAPE,
-    BIAS_SCHEDULE,
-    CLIP,
-    INVERSE_SCALING,
-    L1,
-    L1_TOTAL,
-    L2,
-    OPTIMAL,
-    PENALTY,
-    RATE,
-    RATE_SHAPE,
-    RHO,
-    ROOT,
-    RULE,
-    SCALE,
-    SCHEDULE,
-    STANDARD,
-    UNSCALED,
-    WEIGHT_0,
-    WEIGHT_1,
-    Table,
-)
+from core.rules import KEPT, NESTEROV, update
+
+from core.slots import (  # isort: skip
+    BIAS, BIAS_RATE, BIAS_RATE_SHAPE, BIAS_SCHEDULE, CLIP, COLUMNS, FLOATS, INVERSE_SCALING, L1, L1_TOTAL, L2, OPTIMAL,
+    PENALTY, RATE, RATE_SHAPE, RHO, ROOT, RULE, SCALE, SCHEDULE, STANDARD, STATE, TABLE, UNSCALED, WEIGHT_0, WEIGHT_1,
+    Codes, State, Table,
+)  # fmt: skip
 
 AS_IS = (-1.0, 0.0, 1.0)
 """The scaler's row for a feature that is not scaled; `maxabs` uses only the first number. The mean 0 and the variance
@@ -118,25 +100,10 @@ def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
         paid[i] += w[i] - before
 
 
-@compiled(
-    "void(int32[::1], float64[::1], uint8, float64, float64, float64[::1], float64[:, ::1], float64[::1], "
-    "float64[::1], int64[::1], float64[::1], float64[::1])"
-)
-def step(
-    c: Ints,
-    x: Floats,
-    y: int,
-    sample_weight: float,
-    n: float,
-    w: Floats,
-    s: Table,
-    paid: Floats,
-    scalars: Floats,
-    codes: npt.NDArray[np.int64],
-    q: Floats,
-    g: Floats,
-) -> None:
+@compiled(types.void(COLUMNS, FLOATS, types.uint8, types.float64, types.float64, STATE, FLOATS))
+def step(c: Ints, x: Floats, y: int, sample_weight: float, n: float, state: State, g: Floats) -> None:
     """One gradient step for an event with (scaled) values x, after n events. `g` is space for its gradient."""
+    w, s, scalars, codes, q = state.w, state.s, state.scalars, state.codes, state.q
     if codes[RULE] == NESTEROV:
         for k in range(len(c)):
             w[c[k]] -= q[RHO] * s[c[k], 0]  # look ahead
@@ -153,80 +120,69 @@ def step(
     update(codes[RULE], c, g[: len(c)], w, s, rate, n + 1.0, q, scalars)
     if codes[PENALTY] and q[L1] != 0.0:
         scalars[L1_TOTAL] += q[L1] * scheduled(codes[SCHEDULE], q[RATE], q[RATE_SHAPE], n + 1.0)
-        shrink(c, w, paid, scalars[L1_TOTAL])
+        shrink(c, w, state.paid, scalars[L1_TOTAL])
 
 
-# Copies of what a step may change, so that the step can be undone.
-
-SAVED = 8
-"""Most numbers of a feature that a step may change: its weight, 3 of the rule, 3 of the scaler, and the L1 penalty
-paid."""
-
-_SAVE = "void(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[:, ::1])"
+# Copies of what a step may change, so that the step can be undone. A row for each feature: its weight, the rule's
+# numbers, up to 3 of the scaler, and the L1 penalty paid. The last row has the scalars.
+_SCALER = 1 + KEPT
+_PAID = _SCALER + 3
+SAVED = _PAID + 1
 
 
-@compiled(_SAVE)
-def save(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, saved: Table) -> None:
-    """Copy all that a step for these columns may change: one row per feature, the scalars in the last row."""
+@compiled(types.void(COLUMNS, STATE, TABLE))
+def save(c: Ints, state: State, saved: Table) -> None:
+    """Copy all that a step for these columns may change."""
     for k in range(len(c)):
         i = c[k]
-        saved[k, 0] = w[i]
-        for j in range(s.shape[1]):
-            saved[k, 1 + j] = s[i, j]
-        for j in range(scaler.shape[1]):
-            saved[k, 4 + j] = scaler[i, j]
-        if len(paid) > 0:
-            saved[k, 7] = paid[i]
-    for j in range(len(scalars)):
-        saved[-1, j] = scalars[j]
+        saved[k, 0] = state.w[i]
+        for j in range(state.s.shape[1]):
+            saved[k, 1 + j] = state.s[i, j]
+        for j in range(state.scaler.shape[1]):
+            saved[k, _SCALER + j] = state.scaler[i, j]
+        if len(state.paid) > 0:
+            saved[k, _PAID] = state.paid[i]
+    for j in range(len(state.scalars)):
+        saved[-1, j] = state.scalars[j]
 
 
-@compiled(_SAVE)
-def restore(c: Ints, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, saved: Table) -> None:
+@compiled(types.void(COLUMNS, STATE, TABLE))
+def restore(c: Ints, state: State, saved: Table) -> None:
     """Restore what `save` copied."""
     for k in range(len(c)):
         i = c[k]
-        w[i] = saved[k, 0]
-        for j in range(s.shape[1]):
-            s[i, j] = saved[k, 1 + j]
-        for j in range(scaler.shape[1]):
-            scaler[i, j] = saved[k, 4 + j]
-        if len(paid) > 0:
-            paid[i] = saved[k, 7]
-    for j in range(len(scalars)):
-        scalars[j] = saved[-1, j]
+        state.w[i] = saved[k, 0]
+        for j in range(state.s.shape[1]):
+            state.s[i, j] = saved[k, 1 + j]
+        for j in range(state.scaler.shape[1]):
+            state.scaler[i, j] = saved[k, _SCALER + j]
+        if len(state.paid) > 0:
+            state.paid[i] = saved[k, _PAID]
+    for j in range(len(state.scalars)):
+        state.scalars[j] = saved[-1, j]
 
 
-@compiled("boolean(int32[::1], float64[::1], float64[:, ::1], float64[:, ::1], float64[::1])")
-def all_finite(c: Ints, w: Floats, s: Table, scaler: Table, scalars: Floats) -> bool:
+@compiled(types.boolean(COLUMNS, STATE))
+def all_finite(c: Ints, state: State) -> bool:
     """Whether every number that a step for these columns may have changed is finite."""
     zero = 0.0  # 0 * x is 0 for a finite x, else NaN
-    for j in range(len(scalars)):
-        zero += 0.0 * scalars[j]
+    for j in range(len(state.scalars)):
+        zero += 0.0 * state.scalars[j]
     for k in range(len(c)):
         i = c[k]
-        zero += 0.0 * w[i]
-        for j in range(s.shape[1]):
-            zero += 0.0 * s[i, j]
-        for j in range(scaler.shape[1]):
-            zero += 0.0 * scaler[i, j]
+        zero += 0.0 * state.w[i]
+        for j in range(state.s.shape[1]):
+            zero += 0.0 * state.s[i, j]
+        for j in range(state.scaler.shape[1]):
+            zero += 0.0 * state.scaler[i, j]
     return zero == 0.0
 
 
-@compiled(
-    "float64(int32[::1], float64[::1], float64[::1], float64[:, ::1], float64[::1], int64[::1], float64[::1], "
-    "float64[::1])"
-)
+@compiled(types.float64(COLUMNS, FLOATS, *STATE, FLOATS))
 def predict_score(
-    c: Ints,
-    x: Floats,
-    w: Floats,
-    scaler: Table,
-    scalars: Floats,
-    codes: npt.NDArray[np.int64],
-    q: Floats,
+    c: Ints, x: Floats, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes, q: Floats,
     scaled: Floats,
-) -> float:
+) -> float:  # fmt: skip
     """z = w·x + b, with x scaled by the present state; changes nothing. `scaled` is space for the values of x."""
     if codes[SCALE] == UNSCALED:
         return score(c, x, w, scalars[BIAS])
@@ -234,57 +190,31 @@ def predict_score(
     return score(c, scaled[: len(c)], w, scalars[BIAS])
 
 
-@compiled(
-    "void(int32[::1], float64[::1], int64, float64[::1], float64[:, ::1], float64[::1], int64[::1], float64[::1], "
-    "float64[::1])"
-)
+@compiled(types.void(COLUMNS, FLOATS, types.int64, *STATE, FLOATS))
 def serve_into(
-    c: Ints,
-    x: Floats,
-    features: int,
-    w: Floats,
-    scaler: Table,
-    scalars: Floats,
-    codes: npt.NDArray[np.int64],
-    q: Floats,
-    numbers: Floats,
-) -> None:
+    c: Ints, x: Floats, features: int, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes,
+    q: Floats, numbers: Floats,
+) -> None:  # fmt: skip
     """`numbers` <- the parts of z = w·x + b: z, b, the w_i and, if the model scales, the scaled x_i.
 
     w_i is NaN, which no weight ever is, if the column is not among the model's first `features`.
     """
     n = len(c)
-    numbers[0] = predict_score(c, x, w, scaler, scalars, codes, q, numbers[2 + n :])
+    numbers[0] = predict_score(c, x, w, s, scaler, paid, scalars, codes, q, numbers[2 + n :])
     numbers[1] = scalars[BIAS]
     for k in range(n):
         numbers[2 + k] = w[c[k]] if 0 <= c[k] < features else math.nan
 
 
-@compiled(
-    "void(int64[::1], int32[::1], float64[::1], uint8[::1], float64[::1], float64, float64[::1], float64[:, ::1], "
-    "float64[:, ::1], float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], boolean[::1], float64[::1], "
-    "float64[::1], float64[:, ::1])"
-)
+_BATCH = (types.int64[::1], COLUMNS, FLOATS, types.uint8[::1], FLOATS)
+
+
+@compiled(types.void(*_BATCH, types.float64, *STATE, FLOATS, types.boolean[::1], FLOATS, FLOATS, TABLE))
 def learn_many(
-    offsets: Offsets,
-    columns: Ints,
-    values: Floats,
-    labels: Labels,
-    sample_weights: Floats,
-    taken: float,
-    w: Floats,
-    s: Table,
-    scaler: Table,
-    paid: Floats,
-    scalars: Floats,
-    codes: npt.NDArray[np.int64],
-    q: Floats,
-    scores: Floats,
-    learned: npt.NDArray[np.bool_],
-    g: Floats,
-    scaled: Floats,
-    saved: Table,
-) -> None:
+    offsets: Offsets, columns: Ints, values: Floats, labels: Labels, sample_weights: Floats, taken: float,
+    w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes, q: Floats,
+    scores: Floats, learned: npt.NDArray[np.bool_], g: Floats, scaled: Floats, saved: Table,
+) -> None:  # fmt: skip
     """n events, n steps, in order, after `taken` steps.
 
     Event i has the features `columns[offsets[i]:offsets[i + 1]]`, with the values at the same positions. Fills
@@ -292,24 +222,25 @@ def learn_many(
     score, or a number that the step would leave, is not finite. `g`, `scaled` and `saved` are working space for the
     longest event; `saved` has a row of SAVED numbers for each of its features, and one more.
     """
+    state = State(w, s, scaler, paid, scalars, codes, q)
     for i in range(len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
         x = values[offsets[i] : offsets[i + 1]]
-        scores[i] = predict_score(c, x, w, scaler, scalars, codes, q, scaled)
+        scores[i] = predict_score(c, x, w, s, scaler, paid, scalars, codes, q, scaled)
         learned[i] = math.isfinite(scores[i])
         if not learned[i]:
             continue
-        save(c, w, s, scaler, paid, scalars, saved)
+        save(c, state, saved)
         if codes[SCALE] != UNSCALED:
             learn_scale(codes[SCALE], c, x, scaler)
             scale_into(codes[SCALE], c, x, scaler, q[ROOT], scaled)
             x = scaled[: len(c)]
-        step(c, x, labels[i], sample_weights[i], taken, w, s, paid, scalars, codes, q, g)
-        if all_finite(c, w, s, scaler, scalars):
+        step(c, x, labels[i], sample_weights[i], taken, state, g)
+        if all_finite(c, state):
             taken += 1.0
         else:
             learned[i] = False
-            restore(c, w, s, scaler, paid, scalars, saved)
+            restore(c, state, saved)
 
 
 @compiled(
