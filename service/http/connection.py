@@ -35,7 +35,8 @@ SINCE, BEFORE = (0, 45), (0, 55)
 """The versions of uvicorn that this file was written for, as in pyproject.toml."""
 _NOTHING = memoryview(b"")
 _PIECE = 4_096
-"""Bytes read before checking whether more can be answered: some two hundred of the smallest requests."""
+"""Bytes read before checking whether more can be answered: some two hundred of the smallest requests. The rest of a
+body is read at once, if its head says how long it is."""
 _WAITING_BYTES = 2_048
 """Approximate size of a request that waits in line."""
 _WITHOUT_BODY = (204, 304)
@@ -60,6 +61,8 @@ class Flow(FlowControl):
         self._connection = connection
         self.came: memoryview = _NOTHING
         """Bytes received but not read yet."""
+        self.body_left = 0
+        """Bytes of the current body that are still to come, if its head says how long it is."""
         self.over = False
         """Whether reading has ended: the client has ended its side, or its bytes can no longer be understood."""
         self._rests = False
@@ -80,7 +83,7 @@ class Flow(FlowControl):
         them."""
         until = time.perf_counter() + SLICE_SECONDS
         while self.came and not self.read_paused:
-            taken = self._connection.feed(self.came[:_PIECE])
+            taken = self._connection.feed(self.came[: max(_PIECE, self.body_left)])
             self.came = self.came[taken:]
             if self.came and time.perf_counter() >= until:
                 self._rests = True
@@ -361,7 +364,9 @@ class Protocol(HttpToolsProtocol):
         if not self._head.in_head:  # a trailer; nothing uses those
             return
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name == b"content-length":
+            self.flow.body_left = int(value)
+        elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
@@ -403,6 +408,7 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
+        self.flow.body_left -= len(body)
         # Nobody reads a refused body. Storing it would double the cost of refusing half a megabyte.
         if self.cycle is not self._refused:
             super().on_body(body)
