@@ -1002,6 +1002,43 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
     run(story())
 
 
+def test_a_stop_during_recovery_ends_in_stopped_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Store.batches
+    replaying, release = threading.Event(), threading.Event()
+
+    def slow(store: Store, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for batch in batches(store, *args, **kwargs):
+            replaying.set()
+            assert release.wait(PATIENCE)
+            yield batch
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            await engine.learn("default", some_events(10))
+            await engine.learn("default", some_events(10, start=10))
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "batches", slow)
+            engine = new_engine(tmp_path)
+            engine.start()
+            assert await asyncio.to_thread(replaying.wait, PATIENCE)
+            stopping = asyncio.create_task(engine.stop(seconds=1))
+            await asyncio.sleep(0)
+            assert (engine.state, engine.state.stopping) == ("stopped", True)
+            release.set()
+            await stopping
+        assert (engine.state, engine.failure, engine.models) == ("stopped", None, [])
+        for attempt in (engine.learn("default", [event(1.0)]), engine.create("m", Spec()), engine.delete("default")):
+            with pytest.raises(errors.NotReady, match="stopping"):
+                await attempt
+        with pytest.raises(errors.NotReady, match="stopping"):  # and not that there is no such model
+            engine.model("default")
+        assert (await reopened(tmp_path))["default"]["seq"] == 20
+
+    run(story())
+
+
 # -- snapshots and recovery
 
 SPECS = {

@@ -114,6 +114,8 @@ def test_sigterm_while_it_recovers_ends_it_well(start: Start, long_log: Path) ->
     service.wait_for_port()
     assert service.http.get("/readyz").status_code == 503
     assert service.stop() == 0
+    assert "recovered" not in service.log(), "it was ready too soon to tell"
+    assert json.loads(service.log().splitlines()[-1])["message"] == "stopped"
 
 
 # -- stopping

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import random
 import sqlite3
 import string
@@ -22,7 +24,7 @@ from core import Spec
 from core.batch import EXPIRED, JOINED, LATE, ORDINARY, Batch, Served
 from core.builder import BatchBuilder
 from core.features import Features
-from service import errors
+from service import errors, logs
 from service.commands.inspect import examine
 from service.events import Event, Label
 from service.learning.chores import SPACE_PAUSE_SECONDS
@@ -279,6 +281,26 @@ HARMLESS = tuple(damage for damage in DAMAGES if damage.startswith("its id, now"
 """What its id's own row still tells."""
 
 
+def test_a_damaged_prediction_that_is_asked_for_again_and_again_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logs.set_up("info", "json", out)
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            await kept(engine, "p1")
+        damaged_payload(tmp_path)
+        async with running_engine(tmp_path) as engine:
+            for _ in range(50):
+                with pytest.raises(errors.PredictionDamaged):
+                    await learned(engine, "p1")
+
+    run(story())
+    assert 1 <= out.getvalue().count("'p1'") < 5
+
+
 @pytest.mark.parametrize("on_timeout", ["drop", "negative"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
@@ -293,7 +315,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
             await learned(engine, "done", model="m")
         DAMAGES[damage](tmp_path)
         async with running_engine(tmp_path) as engine:
-            await asyncio.sleep(0.05)  # so that it has looked for timeouts
+            await until(lambda: engine._models.next_timeout > 0, "a look for timeouts")
             if damage not in (*AT_ONCE, *HARMLESS):
                 with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk and was not learned"):
                     await learned(engine, "p1", model="m")

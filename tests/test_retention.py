@@ -31,10 +31,11 @@ from service import errors
 from service.commands import cli
 from service.commands.inspect import examine
 from service.events import Event, Label
-from service.learning import crosscheck, retention
+from service.learning import chores, crosscheck, retention
+from service.learning.chores import Dropping
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
-from service.learning.retention import Dropping, Keep, Retention
+from service.learning.retention import Keep, Retention
 from service.settings import Settings
 from service.storage import store, trimming
 from service.storage.ids import NewId
@@ -79,7 +80,7 @@ def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine looks at once for what need not be kept, again and again."""
-    monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(chores, "DROP_PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(retention, "LOOK_AGAIN_SECONDS", 0.0)
 
 
@@ -222,7 +223,7 @@ def test_nothing_is_dropped_unless_it_is_asked_for(tmp_path: Path) -> None:
     async def run() -> None:
         async with running_engine(tmp_path / "data", snapshot_seconds=1e-6) as engine:
             await learn(engine, 500)
-            assert dropping(engine)._next == 0.0
+            assert dropping(engine)._next == -math.inf
 
     asyncio.run(run())
     assert len(logged_events(tmp_path / "data")) == 500

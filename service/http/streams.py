@@ -22,6 +22,7 @@ from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Run, Stream
+from service.learning.state import STREAMS_END
 from service.replies import LearnedMany, LearnedManyLate, encode
 from service.settings import Settings
 from service.table import Table
@@ -127,7 +128,7 @@ class Streams:
                 if not message.done():
                     if not stop.done():
                         raise errors.RequestTimeout(seconds=seconds)
-                    raise errors.NotReady(state="stopping and ends all streams")
+                    raise errors.NotReady(state=STREAMS_END)
                 chunk, more = chunk_of(message.result())
                 self._access.check_again(scope)
                 yield chunk

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from core.builder import BatchBuilder
 from service import errors
@@ -19,7 +19,6 @@ from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
-from service.learning.telemetry import Telemetry
 from service.learning.writer import WIDE_DRAFT, Writer
 from service.storage.log import Snapshot
 from service.storage.series import Piece
@@ -32,18 +31,27 @@ SPACE_PAUSE_SECONDS = 5.0
 """How often to check whether the file has much free room."""
 FULL_PAUSE_SECONDS = 30.0
 """How long all chores rest when the disk is full."""
+DROP_PAUSE_SECONDS = 1.0
+"""How often retention looks for something to drop."""
 TIMEOUTS = 500
 """Predictions that one commit times out, at most, because requests wait meanwhile."""
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown, write a snapshot if it saves the next start this much."""
 
 
-class Chore(Protocol):
+class Chore(ABC):
     """Work that is done in pieces. A piece is short, because requests wait meanwhile."""
 
+    def __init__(self, models: Models, disk: Disk, clock: Clock) -> None:
+        self._models = models
+        self._disk = disk
+        self._clock = clock
+
+    @abstractmethod
     def due(self) -> float:
         """Seconds until the next piece: 0 or less now, infinity if nothing is to be done."""
 
+    @abstractmethod
     async def step(self) -> None:
         """Do a piece. It is due."""
 
@@ -76,14 +84,12 @@ class Chores:
         return False
 
 
-class Timeouts:
-    """The chore: times out some predictions of the model that is due first."""
+class Timeouts(Chore):
+    """Times out some predictions of the model that is due first."""
 
-    def __init__(self, models: Models, disk: Disk, writer: Writer, clock: Clock) -> None:
-        self._models = models
-        self._disk = disk
+    def __init__(self, models: Models, disk: Disk, clock: Clock, writer: Writer) -> None:
+        super().__init__(models, disk, clock)
         self._writer = writer
-        self._clock = clock
 
     def due(self) -> float:
         return self._models.next_timeout - self._clock.wall()
@@ -115,21 +121,17 @@ def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
     return kept_at + keep <= now or (old.waiting is None and kept_at > now)
 
 
-class Series:
+class Series(Chore):
     """Writes what the sampler saw."""
 
-    def __init__(self, sampler: Sampler, models: Collection[Model], disk: Disk, clock: Clock) -> None:
+    def __init__(self, models: Models, disk: Disk, clock: Clock, sampler: Sampler) -> None:
+        super().__init__(models, disk, clock)
         self._sampler = sampler
-        self._models = models
-        self._disk = disk
-        self._clock = clock
 
     def due(self) -> float:
-        """Seconds until the bucket ends, 0 if it has ended and not all of it is written."""
         return self._sampler.due_in(self._clock.wall())
 
     async def step(self) -> None:
-        """Write some rows of the bucket."""
         await self._write(self._sampler.piece(self._clock.wall(), self._models))
 
     async def last_step(self) -> bool:
@@ -142,13 +144,11 @@ class Series:
         return piece is not None
 
 
-class Purge:
+class Purge(Chore):
     """Removes the rows of deleted models."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self.rows_left = True
-        """Set it after a model was deleted."""
+    rows_left = True
+    """Set it after a model was deleted."""
 
     def due(self) -> float:
         return 0.0 if self.rows_left else math.inf
@@ -157,13 +157,10 @@ class Purge:
         self.rows_left = await self._disk.run(Store.purge)
 
 
-class GiveBack:
+class GiveBack(Chore):
     """Gives free room of the file back."""
 
-    def __init__(self, disk: Disk, clock: Clock) -> None:
-        self._disk = disk
-        self._clock = clock
-        self._next = -math.inf
+    _next = -math.inf
 
     def due(self) -> float:
         return self._next - self._clock.steady()
@@ -173,8 +170,32 @@ class GiveBack:
             self._next = self._clock.steady() + SPACE_PAUSE_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class _UnderWay:
+class Dropping(Chore):
+    """Does a round of retention over all models, then pauses."""
+
+    _round: Iterator[None] | None = None
+    _next = -math.inf
+
+    def __init__(self, models: Models, disk: Disk, clock: Clock, retention: Retention) -> None:
+        super().__init__(models, disk, clock)
+        self._retention = retention
+
+    def due(self) -> float:
+        if not self._retention.drops:
+            return math.inf
+        return 0.0 if self._round is not None else self._next - self._clock.steady()
+
+    async def step(self) -> None:
+        under_way, self._round = self._round, None  # so that after an error a new round begins
+        if under_way is None:
+            under_way = self._retention.pieces(self._disk.store, list(self._models))
+        if await self._disk.step(under_way):
+            self._round = under_way
+        else:
+            self._next = self._clock.steady() + DROP_PAUSE_SECONDS
+
+
+class _UnderWay(NamedTuple):
     """A snapshot that is being written, and the seconds of replay that it will save."""
 
     model: Model
@@ -183,28 +204,19 @@ class _UnderWay:
     pieces: Iterator[None]
 
 
-class Snapshots:
-    """The chore: a snapshot of the model with the longest replay if all together take `seconds`, or of one for which
-    retention waits."""
+class Snapshots(Chore):
+    """Writes a snapshot of the model with the longest replay if all together take `seconds`, else of one for which
+    retention waits. It copies the state of the model, and writes the copy in chunks."""
+
+    _under_way: _UnderWay | None = None
 
     def __init__(
-        self,
-        models: Models,
-        disk: Disk,
-        seconds: float,
-        retention: Retention,
-        sampler: Sampler,
-        telemetry: Telemetry,
-        clock: Clock,
+        self, models: Models, disk: Disk, clock: Clock, seconds: float, retention: Retention, sampler: Sampler
     ) -> None:
-        self._models = models
-        self._disk = disk
+        super().__init__(models, disk, clock)
         self._seconds = seconds
         self._retention = retention
         self._sampler = sampler
-        self._telemetry = telemetry
-        self._clock = clock
-        self._under_way: _UnderWay | None = None
 
     def due(self) -> float:
         return 0.0 if self._under_way is not None or self._next(self._seconds) is not None else math.inf
@@ -228,7 +240,7 @@ class Snapshots:
         try:
             more = under_way.model in self._models and await self._disk.step(under_way.pieces)
             if not more and under_way.model in self._models:
-                self._written(under_way)
+                self._written(*under_way)
         finally:
             if not more:  # also when the disk is full, or the model was deleted
                 self._under_way = None
@@ -249,11 +261,9 @@ class Snapshots:
         pieces = self._disk.store.write_snapshot(model.stored.key, Snapshot(seq, model.state()))
         return _UnderWay(model, seq, model.replay_seconds, pieces)
 
-    def _written(self, snapshot: _UnderWay) -> None:
-        model = snapshot.model
+    def _written(self, model: Model, seq: int, saved_seconds: float, _: Iterator[None]) -> None:
         self._retention.wanted.discard(model.stored.key)
-        model.snapshot_written(snapshot.seq, snapshot.saves_seconds)
+        model.snapshot_written(seq, saved_seconds)
         self._models.replay_seconds = math.inf  # another may be due
-        self._telemetry.snapshot_at = self._clock.steady()
         self._sampler.mark_snapshot(self._clock.wall(), model)
-        logger.debug("model %r: snapshot at seq %d", model.name, snapshot.seq)
+        logger.debug("model %r: snapshot at seq %d", model.name, seq)

@@ -48,11 +48,12 @@ class CrossChecks:
         require_twin(model.learner.spec)
         if self._busy:
             raise errors.CrossCheckBusy()
-        self._busy = model.held = True
+        self._busy = True
         try:
-            report = await self._ask_child(self._question(model))
+            with model.hold():
+                report = await self._ask_child(self._question(model))
         finally:
-            self._busy = model.held = False
+            self._busy = False
         if "unknown_model" in report:
             raise errors.UnknownModel(model=name)  # deleted meanwhile
         return {"model": name, **report}
@@ -85,15 +86,9 @@ class CrossChecks:
 
     def _question(self, model: Model) -> bytes:
         learner = model.learner
-        state = learner.weights.astype("<f8").tobytes() + np.array([learner.bias], "<f8").tobytes()
-        header = {
-            "folder": str(self._folder),
-            "model": model.name,
-            "key": model.stored.key,
-            "seq": learner.seq,
-            "bytes": len(state),
-        }
-        return json.dumps(header).encode() + b"\n" + state
+        state = np.append(learner.weights, learner.bias).astype("<f8").tobytes()
+        about = {"model": model.name, "key": model.stored.key, "seq": learner.seq, "bytes": len(state)}
+        return json.dumps({"folder": str(self._folder), **about}).encode() + b"\n" + state
 
 
 def require_twin(spec: Spec) -> None:

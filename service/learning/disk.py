@@ -34,24 +34,21 @@ class Disk:
 
     async def open(self, folder: Path) -> None:
         """Open the store of a data folder."""
-        self._store = await self.end(self._in_thread(partial(Store, folder)))
+        self._store = await self.end(self.begin(partial(Store, folder)))
 
     async def run(self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a function that takes the store first."""
-        return await self.end(self.begin(function, *args, **kwargs))
+        return await self.end(self.begin(partial(function, self.store, *args, **kwargs)))
 
     async def step(self, pieces: Iterator[Any]) -> bool:
-        """Do the next piece of some work in the thread. Whether there was one."""
-        return await self.end(self._in_thread(partial(next, pieces, _END))) is not _END
+        """Do the next piece of some work. Whether there was one."""
+        return await self.end(self.begin(partial(next, pieces, _END))) is not _END
 
-    def begin(
-        self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[T]:
+    def begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Begin what `end` waits for."""
-        return self._in_thread(partial(function, self.store, *args, **kwargs))
+        return asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def end(self, begun: asyncio.Future[T]) -> T:
-        """Wait for what has begun."""
         try:
             return await begun
         except errors.StorageFailed as failure:
@@ -63,6 +60,3 @@ class Disk:
         if self._store is not None:
             await self.run(Store.close)
         self._thread.shutdown()
-
-    def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)

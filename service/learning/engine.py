@@ -16,14 +16,14 @@ from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
 from service.events import Event, Label
-from service.learning.chores import Chores, GiveBack, Purge, Series, Snapshots, Timeouts
+from service.learning.chores import Chores, Dropping, GiveBack, Purge, Series, Snapshots, Timeouts
 from service.learning.disk import Disk
 from service.learning.model import Model, Prediction
 from service.learning.models import Models
 from service.learning.queue import Queue
 from service.learning.recovery import Recovery
 from service.learning.request import Result, Stream
-from service.learning.retention import Dropping, Retention
+from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.state import EngineState, Lifecycle, On, mistake
 from service.learning.telemetry import Facts, Telemetry
@@ -41,35 +41,25 @@ class Engine:
 
     def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
         self.on_failure: Callable[[], None] = lambda: None
-        self.telemetry = Telemetry(self._facts, settings.metrics_models)
+        self.telemetry = telemetry = Telemetry(self._facts, settings.metrics_models)
         self._settings = settings
         self._clock = clock
-        self._lifecycle = Lifecycle()
-        self.streams_end = self._lifecycle.streams_end
-        self._disk = Disk(self._fail)
-        self._models = Models(settings, self._disk, self._lifecycle)
-        self.queue = Queue(settings.queue_events, self._models, self._lifecycle)
-        self._writer = Writer(
-            self.queue, self._models, self._disk, self._lifecycle, self.telemetry, settings.commit_events, clock
-        )
+        self._lifecycle = lifecycle = Lifecycle()
+        self.streams_end = lifecycle.streams_end
+        self._disk = disk = Disk(self._fail)
+        self._models = models = Models(settings, disk, lifecycle)
+        self.queue = Queue(settings.queue_events, models, lifecycle)
+        self._writer = Writer(self.queue, models, disk, lifecycle, telemetry, settings.commit_events, clock)
+        self._sampler = Sampler(telemetry)
         retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min, clock)
-        self._sampler = Sampler(self.telemetry)
-        self._series = Series(self._sampler, self._models, self._disk, clock)
-        self._purge = Purge(self._disk)
-        self._snapshots = Snapshots(
-            self._models, self._disk, settings.snapshot_seconds, retention, self._sampler, self.telemetry, clock
-        )
-        self._chores = Chores(
-            [
-                Timeouts(self._models, self._disk, self._writer, clock),
-                self._series,
-                self._purge,
-                GiveBack(self._disk, clock),
-                Dropping(retention, self._models, self._disk, clock),
-                self._snapshots,
-            ],
-            clock,
-        )
+        timeouts = Timeouts(models, disk, clock, self._writer)
+        self._series = Series(models, disk, clock, self._sampler)
+        self._purge = Purge(models, disk, clock)
+        give_back = GiveBack(models, disk, clock)
+        dropping = Dropping(models, disk, clock, retention)
+        self._snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
+        chores = (timeouts, self._series, self._purge, give_back, dropping, self._snapshots)
+        self._chores = Chores(chores, clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Collection, Iterator
 
-from core.batch import Batch
 from core.spec import Spec
 from service import errors
 from service.learning.disk import Disk
@@ -74,16 +73,14 @@ class Models(Collection[Model]):
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
         model = self.find(name)
+        if model is not None and model.learner.spec != spec:
+            raise errors.SpecConflict(model=name, there=model.learner.spec.as_dict(), asked=spec.as_dict())
         if model is not None:
-            if model.learner.spec != spec:
-                there = model.learner.spec.as_dict()
-                raise errors.SpecConflict(model=name, there=there, asked=spec.as_dict())
             return model, False
         if len(self) >= self._settings.max_models:
             raise errors.TooManyModels(limit=self._settings.max_models)
-        model = self._new(await self._disk.run(Store.create_model, name, spec.as_dict()))
-        self._by_name[name] = model
-        return model, True
+        self._by_name[name] = self._new(await self._disk.run(Store.create_model, name, spec.as_dict()))
+        return self._by_name[name], True
 
     async def delete(self, name: str) -> Model:
         """Remove a model with its log, ids and snapshots, and return it. `default` reappears empty."""
@@ -96,7 +93,7 @@ class Models(Collection[Model]):
         return model
 
     async def resume(self, name: str) -> Model:
-        """Let a stopped model learn again. Nothing changes if it is not stopped."""
+        """Let a stopped model learn again."""
         model = self.get(name)
         if model.watch is None:
             raise errors.NoBreaker(model=name)
@@ -118,10 +115,6 @@ class Models(Collection[Model]):
     def note_timeout(self, model: Model) -> None:
         """A model's first timeout may be earlier now."""
         self.next_timeout = min(self.next_timeout, model.next_timeout)
-
-    def stepped(self, model: Model, batch: Batch) -> None:
-        """A model has learned a row of its log."""
-        self.replay_seconds += model.stepped(batch)
 
     def first_to_time_out(self) -> Model:
         """The model whose prediction times out first. Makes the bound exact."""

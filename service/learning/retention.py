@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from core.spec import duration_seconds
 from service import errors
 from service.clock import SYSTEM, Clock
-from service.learning.disk import Disk
 from service.learning.model import Model
 from service.storage.store import Store
 from service.storage.trimming import LogRow
@@ -25,8 +24,6 @@ logger = logging.getLogger("logstep")
 
 FEATURES_PER_EVENT = 10
 """This many features take as many bytes in a snapshot as an event takes in the log, about."""
-PAUSE_SECONDS = 1.0
-"""How often to look for something to drop."""
 LOOK_AGAIN_SECONDS = 60.0
 """How often to check a model that has learned nothing since: its events still grow old."""
 
@@ -158,31 +155,3 @@ class Retention:
             id_ = store.drop_ids(key, up_to, id_)
             yield
         self._swept[key] = up_to
-
-
-class Dropping:
-    """The chore of retention: a round over all models, then a pause."""
-
-    def __init__(self, retention: Retention, models: Collection[Model], disk: Disk, clock: Clock) -> None:
-        self._retention = retention
-        self._models = models
-        self._disk = disk
-        self._clock = clock
-        self._round: Iterator[None] | None = None
-        self._next = 0.0
-
-    def due(self) -> float:
-        """Seconds until the next piece."""
-        if not self._retention.drops:
-            return math.inf
-        return 0.0 if self._round is not None else self._next - self._clock.steady()
-
-    async def step(self) -> None:
-        """Do a piece of a round."""
-        under_way, self._round = self._round, None  # so that after an error a new round begins
-        if under_way is None:
-            under_way = self._retention.pieces(self._disk.store, list(self._models))
-        if await self._disk.step(under_way):
-            self._round = under_way
-        else:
-            self._next = self._clock.steady() + PAUSE_SECONDS

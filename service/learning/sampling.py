@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -73,6 +74,7 @@ class Sampler:
     def mark_snapshot(self, now: float, model: Model) -> None:
         """Mark a model's new snapshot; the next piece carries the mark."""
         self._marks.append(Mark(model.stored.key, int(now), model.snapshot_seq, "snapshot"))
+        self._telemetry.snapshot_at = time.monotonic()
 
     def due_in(self, now: float) -> float:
         """Seconds until the bucket ends; 0 if it has ended and not all of it is written."""

@@ -1,15 +1,4 @@
-"""What the engine is doing between its start and its end.
-
-             start       recovered   drain       stop        fail
-starting     recovering                          stopped     failed
-recovering               ready                   stopped     failed
-ready                                draining    stopped     failed
-draining                                         stopped     failed
-stopped                                                      failed
-failed
-
-Where the table is empty, the state stays. `stopped` begins when the engine is told to stop: it finishes what it has.
-"""
+"""What the engine is doing between its start and its end: the states, what each allows, and what follows what."""
 
 from __future__ import annotations
 
@@ -70,21 +59,23 @@ class On(Enum):
 
 _S = EngineState
 _NEXT = {
-    (_S.STARTING, On.START): _S.RECOVERING,
-    (_S.RECOVERING, On.RECOVERED): _S.READY,
-    (_S.READY, On.DRAIN): _S.DRAINING,
-    **dict.fromkeys([(state, On.STOP) for state in _S if not state.over], _S.STOPPED),
-    **dict.fromkeys([(state, On.FAIL) for state in _S], _S.FAILED),
+    _S.STARTING: {On.START: _S.RECOVERING, On.STOP: _S.STOPPED, On.FAIL: _S.FAILED},
+    _S.RECOVERING: {On.RECOVERED: _S.READY, On.STOP: _S.STOPPED, On.FAIL: _S.FAILED},
+    _S.READY: {On.DRAIN: _S.DRAINING, On.STOP: _S.STOPPED, On.FAIL: _S.FAILED},
+    _S.DRAINING: {On.STOP: _S.STOPPED, On.FAIL: _S.FAILED},
+    _S.STOPPED: {On.FAIL: _S.FAILED},
+    _S.FAILED: {},
 }
+"""What is not here changes nothing. `stopped` begins when the engine is told to stop: it finishes what it has."""
 
 
 def after(state: EngineState, on: On) -> EngineState:
     """The state that follows."""
-    return _NEXT.get((state, on), state)
+    return _NEXT[state].get(on, state)
 
 
 class Lifecycle:
-    """The engine's state, and why it failed. The only place where the state changes."""
+    """The engine's state, which changes only here, and why it failed."""
 
     def __init__(self) -> None:
         self.state = EngineState.STARTING

@@ -216,7 +216,7 @@ class Writer:
                 raise IdsTakenError
             if added:
                 started = time.perf_counter()
-                commit = self._disk.begin(Store.commit, added)
+                commit = self._disk.begin(partial(self._disk.store.commit, added))
                 try:
                     await self._take_steps()
                 finally:
@@ -317,7 +317,7 @@ class Writer:
                 await asyncio.sleep(0)
             outcomes.append(draft.model.learn(piece))
         if len(batch):
-            self._models.stepped(draft.model, batch)
+            self._models.replay_seconds += draft.model.stepped(batch)
             if draft.model.stopped:
                 logger.warning("%s", why_stopped(draft.model))
         _accept(await worked(draft.wide, draft.results, Outcome.joined(outcomes)))

@@ -64,6 +64,8 @@ from service.storage.waiting import KnownId, OldWaiting, Reading, Waiting, text_
 from service.storage.wal import encode_mark, read_mark
 
 logger = logging.getLogger("logstep")
+spared = logging.getLogger("logstep.damage")
+"""For what a caller can cause as often as it likes: at most one line a second, see service/logs.py."""
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
@@ -400,7 +402,7 @@ class Store(LogReader):
             payload = self._payload(model, number) if in_hex is None else bytes.fromhex(in_hex)
             return self.waiting_row(model, number, id_, kept_at, seq, payload, checksum)
         except errors.LogDamaged as damage:
-            logger.warning("%s", damage.members["reason"])
+            spared.warning("%s", damage.members["reason"])
             return None
 
     def _payload(self, model: int, number: int) -> bytes:

@@ -25,6 +25,7 @@ from service import errors
 from service.learning.engine import Engine
 from service.learning.guessing import worse_than_guessing
 from service.learning.model import Model
+from service.learning.state import STREAMS_END
 from service.learning.telemetry import Telemetry
 from service.storage.series import BUCKET_SECONDS
 from service.watching.past import Past
@@ -302,7 +303,7 @@ class Live:
     def watching(self, watched: Watched) -> Iterator[Channel]:
         """Join a channel as a viewer, and leave it at the end."""
         if self._engine.streams_end.is_set():
-            raise errors.NotReady(state="stopping")
+            raise errors.NotReady(state=STREAMS_END)
         if self.viewers >= self._max_viewers:
             raise errors.TooManyViewers(limit=self._max_viewers)
         channel = self._channels.get(watched)
