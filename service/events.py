@@ -1,43 +1,64 @@
-"""What callers send: events, labels, questions. msgspec checks their shape while it reads them."""
+"""What callers send: events, labels, questions. msgspec checks their shape while it reads them.
+
+The annotations also say in the OpenAPI document what is accepted. msgspec does not check those: the decoders do, and
+their errors say more.
+"""
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import msgspec
+
+
+def _says(**schema: Any) -> msgspec.Meta:
+    return msgspec.Meta(extra_json_schema=schema)
+
 
 MAX_ID = 256
 """Most characters of an id."""
-Named = dict[str, float | bool | str | None]
-Numbers = list[float | bool | None]
-Features = Named | Numbers
-"""An event's x; null means that the feature is left out."""
+_SHORT = {"maxLength": MAX_ID, "pattern": "^[^\\x00]*$"}
+Id = Annotated[str, _says(minLength=1, **_SHORT)]
+Number = Annotated[
+    float, _says(minimum=-1e100, maximum=1e100, description="The bounds are the max_value of the model.")
+]
+Text = Annotated[str, _says(**_SHORT)]
+Named = Annotated[dict[str, Number | bool | Text | None], _says(propertyNames={"minLength": 1, **_SHORT})]
+Numbers = Annotated[
+    list[Number | bool | None], _says(description="An array of numbers, whose names are their positions.")
+]
+Features = Annotated[Named | Numbers, _says(description="Features by name or position. A null is left out.")]
+"""An event's x."""
+Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.")]
+Weight = Annotated[float, _says(exclusiveMinimum=0, description="Multiplies the gradient.")]
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A labelled event, for `/learn`."""
 
     x: Features
-    y: float | bool
-    id: str | None = None
-    weight: float = 1.0
+    y: Y
+    id: Id | None = None
+    weight: Weight = 1.0
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A late label, for the prediction that was served with this id."""
 
-    id: str
-    y: float | bool
-    weight: float = 1.0
+    id: Id
+    y: Y
+    weight: Weight = 1.0
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to predict, for `/predict`. A prediction with an id is kept until its label comes."""
 
     x: Features
-    id: str | None = None
+    id: Id | None = None
 
 
 class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to explain, for `/explain`: x, or the id of a waiting prediction."""
 
     x: Features | None = None
-    id: str | None = None
+    id: Id | None = None

@@ -18,7 +18,7 @@ from conftest import JSON, NDJSON, PATIENCE, Service, Start, Starter, assert_pro
 
 from core.features import MAX_NAME
 from service.commands import cli
-from service.http.headers import POLICY
+from service.http.page import POLICY
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-for-these-tests-0123456789"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_head_is_answered_as_get_is_without_the_body(shared: Service, new_model:
     assert {name: head[name] for name in head.keys() - varies} == {
         name: expected[name] for name in expected.keys() - varies
     }
+
+
+def test_head_runs_no_cross_check(shared: Service, new_model: NewModel) -> None:
+    """It would take as long as GET. With a busy child it would be refused: only one runs at a time."""
+    model = new_model()
+    assert model.learn({"x": {"a": 1}, "y": 1}).status_code == 200
+    started = time.perf_counter()
+    for name, status in ((model.name, "200"), ("nobody", "404")):
+        (head, after), _ = heads_and_rest(shared, f"HEAD /models/{name}/crosscheck", "GET /livez")
+        assert (head["status"], after["status"]) == (status, "200")
+    assert time.perf_counter() - started < 0.5
 
 
 def test_head_asks_for_a_token_where_get_does(tmp_path: Path, start: Start) -> None:

@@ -308,6 +308,32 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
     assert {str(reply.status_code) for reply in replies} >= told - UNTESTED
 
 
+def test_an_explanation_and_a_resumed_model_are_as_documented(document: Document, shared: Service) -> None:
+    model = shared.model("shown")
+    assert model.create({"breaker": {"events": 10, "log_loss": 9.0}}).status_code == 201
+    assert model.predict({"x": {"a": 1}, "id": "waits"}).status_code == 200
+    for body in ({"x": {"a": 1}}, {"id": "waits"}):
+        reply = shared.http.post("/models/shown/explain", json=body)
+        assert_documented(document, "post", "/models/{model}/explain", reply)
+    assert_documented(document, "post", "/models/{model}/resume", shared.http.post("/models/shown/resume"))
+
+
+@pytest.mark.parametrize("path", ["/learn", "/predict", "/models/nobody/learn", "/models/nobody/predict"])
+def test_a_hot_route_answers_through_fastapi_as_without_it(starting: app.Service, path: str) -> None:
+    """The service calls what answers it without FastAPI's routing, which would slow it down."""
+
+    async def through_fastapi(scope: Any, receive: Any, send: Any) -> None:
+        await starting.api({**scope, "grant": tokens.EVERYONE, "request_id": "same"}, receive, send)
+
+    async def reply_of(application: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://localhost") as client:
+            return await client.post(path, json={"x": {}}, headers={"x-request-id": "same"})
+
+    replies = [asyncio.run(reply_of(application)) for application in (starting, through_fastapi)]
+    assert_problem(replies[0], 503)
+    assert replies[0].content == replies[1].content
+
+
 def test_refusals_of_the_hot_paths_are_in_it(document: Document, shared: Service) -> None:
     bodies = {"400": "{", "415": "{}", "422": "{}", "404": "{}", "405": "", "413": ""}
     for verb, status in itertools.product(("learn", "predict"), bodies):

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from service import errors
 from service.http import tokens
-from service.http.tokens import FILE, Grant, Pace, Tokens, given
+from service.http.tokens import EVERYONE, FILE, Grant, Tokens, given
 from service.settings import Settings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -33,17 +33,8 @@ DEFAULT = "default"
 """The model of /learn and /predict."""
 NO_MODEL = "/"
 """Instead of a model, for what asks of none. No name has a slash."""
-_IN_URL = {
-    "token",
-    "access_token",
-    "auth_token",
-    "logstep_token",
-    "api_key",
-    "apikey",
-    "auth",
-    "authorization",
-    "bearer",
-}
+_IN_URL = {"token", "access_token", "auth_token", "logstep_token", "api_key", "apikey"}
+_IN_URL |= {"auth", "authorization", "bearer"}
 _PARAMETERS = 100
 """Most parameters of a query. No route knows more than three, and parsing thousands blocks everybody."""
 _HOSTS_REMEMBERED = 100
@@ -134,8 +125,8 @@ class Access:
         """Raise Unauthorized if a request that was let in would not be now. For requests that may take hours: streams,
         in or out."""
         self._tokens.look()
-        grant: Grant | None = scope["grant"]
-        if grant is not None:
+        grant = grant_of(scope)
+        if grant is not EVERYONE:
             self._tokens.check(grant)
         elif self._tokens.exist:
             raise errors.Unauthorized(sent=False)
@@ -152,11 +143,11 @@ class Access:
 
         return receives
 
-    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str) -> Grant | None:
+    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str) -> Grant:
         if scope["query_string"]:
             _refuse_token_in_url(scope["query_string"])
         if wants == PROBE:
-            return None
+            return EVERYONE
         headers = dict(scope["headers"])
         host = headers.get(b"host")
         if host not in self._good_hosts:
@@ -167,8 +158,8 @@ class Access:
                 self._check_origin(headers[b"origin"], host)
             elif wants != OPEN and headers.get(b"sec-fetch-site") in _FOREIGN:
                 raise errors.ForeignSite()  # a page cannot read it, but it still costs: a cross-check, a viewer's place
-            return None
-        return None if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
+            return EVERYONE
+        return EVERYONE if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
     def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str) -> Grant:
         """Require a token that may do what the request needs."""
@@ -222,45 +213,16 @@ def with_cors(app: Any, settings: Settings) -> Any:
     )
 
 
-def reaches(scope: MutableMapping[str, Any], model: str) -> bool:
-    """Whether the token of a request may use a model."""
-    grant: Grant | None = scope.get("grant")
-    return grant is None or grant.reaches(model)
-
-
-def reach(scope: MutableMapping[str, Any]) -> frozenset[str] | None:
-    """The models that the token of a request may use; None for all."""
-    grant: Grant | None = scope.get("grant")
-    return None if grant is None or grant.models is None else frozenset(grant.models)
-
-
-def owner_of(scope: MutableMapping[str, Any]) -> str:
-    """The owner of a prediction stored for a request: the id of its token, or empty if none is required."""
-    grant: Grant | None = scope.get("grant")
-    return "" if grant is None else grant.id
-
-
-def may_learn(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a request that was let in could also learn."""
-    grant: Grant | None = scope.get("grant")
-    return grant is None or LEARN in grant.may
-
-
-def may_see(scope: MutableMapping[str, Any], owner: str) -> bool:
-    """Whether a request may see what is stored for this owner: the owner may, and whoever may learn from it."""
-    return may_learn(scope) or owner_of(scope) == owner
-
-
-def pace_of(scope: MutableMapping[str, Any]) -> Pace | None:
-    """What limits a request to its token's rate; None for no limit."""
-    grant: Grant | None = scope.get("grant")
-    return None if grant is None else grant.pace
+def grant_of(scope: MutableMapping[str, Any]) -> Grant:
+    """What a request that was let in may do."""
+    grant: Grant = scope["grant"]
+    return grant
 
 
 def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
     """A `send` that takes the size of a reply to a GET from the token's rate. Streams of events are free, because each
     event is made once for all viewers."""
-    pace = pace_of(scope)
+    pace = grant_of(scope).pace
     if pace is None or scope["method"] not in ("GET", "HEAD"):
         return send
     counts = True

@@ -10,7 +10,7 @@ from core.learner import Encoded
 from service import errors
 from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices
-from service.http.access import LEARN, may_learn, owner_of
+from service.http.access import LEARN, grant_of
 from service.http.asgi import Scope
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
@@ -82,7 +82,7 @@ def predicted(scope: Scope, model: Model, question: Question, encoded: Encoded |
     try:
         if question.id is not None:
             _check_may_keep(scope, model)
-            return model.predict_to_keep(question.id, question.x, owner_of(scope), encoded)
+            return model.predict_to_keep(question.id, question.x, grant_of(scope).id, encoded)
         p, unknown = model.predict(question.x, encoded)
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None
@@ -92,8 +92,8 @@ def predicted(scope: Scope, model: Model, question: Question, encoded: Encoded |
 def _check_may_keep(scope: Scope, model: Model) -> None:
     """Raise LearnsByTimeout if the model will learn from the stored prediction even without a label, but the token may
     only predict."""
-    if model.learner.spec.join.on_timeout == "negative" and not may_learn(scope):
-        scopes = " and ".join(scope["grant"].token.scopes)
+    if model.learner.spec.join.on_timeout == "negative" and not grant_of(scope).may_learn:
+        scopes = " and ".join(grant_of(scope).token.scopes)
         raise errors.LearnsByTimeout(field="id", scopes=scopes, wants=LEARN)
 
 

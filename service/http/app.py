@@ -11,16 +11,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.routing import Match
-from starlette.types import Receive as StarletteReceive
-from starlette.types import Scope as StarletteScope
-from starlette.types import Send as StarletteSend
+from fastapi import FastAPI, Response
 
 from service import errors, logs
 from service.decode import event_json
-from service.http import access, openapi
+from service.http import access
 from service.http.access import Asked, asked_of
 from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
 from service.http.bodies import Bodies
@@ -30,8 +25,11 @@ from service.http.hot import VERBS, Hot
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem
 from service.http.routes import (
+    Api,
+    Route,
     add_error_replies,
     add_explanations,
+    add_hot_routes,
     add_inspection_routes,
     add_model_routes,
     add_series,
@@ -62,7 +60,7 @@ class Service:
         self._hot = Hot(self.engine, self._access, bodies, settings)
         self.refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
-        self.api = FastAPI(
+        self.api = Api(
             title="logstep",
             version=version("logstep"),
             summary="Online learning over HTTP: one durable gradient step for each event.",
@@ -72,9 +70,11 @@ class Service:
             docs_url=None,  # FastAPI's pages load from another host; page.py has one that does not
             redoc_url=None,
             openapi_url=None,  # FastAPI's document has no newline at its end
+            default_response_class=Response,  # the routes encode their replies
         )
         self.api.router.route_class = Route
         add_error_replies(self.api, self.refusal)
+        add_hot_routes(self.api, self._hot)
         add_service_routes(self.api, self.engine)
         add_model_routes(self.api, self.engine, bodies, settings)
         add_inspection_routes(self.api, self.engine, self.crosschecks, self._hot)
@@ -82,7 +82,6 @@ class Service:
         add_series(self.api, self.engine, self.past)
         add_streams(self.api, self.live, self._access)
         add_page(self.api)
-        openapi.extend(self.api)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -187,16 +186,3 @@ class Service:
         except Exception as error:
             tell(None, error)
             return True
-
-
-class Route(APIRoute):
-    """A route that accepts HEAD if it accepts GET, as starlette's own do. The OpenAPI document lists only GET."""
-
-    def matches(self, scope: StarletteScope) -> tuple[Match, StarletteScope]:
-        return super().matches({**scope, "method": "GET"} if self._takes_head(scope) else scope)
-
-    async def handle(self, scope: StarletteScope, receive: StarletteReceive, send: StarletteSend) -> None:
-        await (self.app if self._takes_head(scope) else super().handle)(scope, receive, send)
-
-    def _takes_head(self, scope: StarletteScope) -> bool:
-        return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))

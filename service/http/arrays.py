@@ -12,7 +12,7 @@ from service import errors
 from service.decode import event_json
 from service.events import Event, Label
 from service.fairness import Slices, worked
-from service.http.access import pace_of
+from service.http.access import grant_of
 from service.http.answers import learned, placed, predict_all
 from service.http.asgi import Receive, Scope, Send, send_reply
 from service.http.bodies import Bodies, check_readable, media_type_of, told_length
@@ -126,7 +126,7 @@ class Arrays:
         elements: event_json.Elements = await worked(len(body) > _LARGE, event_json.Elements, body)
         if elements.count > MAX_ITEMS:
             raise errors.ArrayTooLong(count=elements.count, limit=MAX_ITEMS)
-        pace = pace_of(scope)
+        pace = grant_of(scope).pace
         if pace is not None:
             pace.take(max(0, elements.count - 1))
         return elements

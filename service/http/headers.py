@@ -1,21 +1,14 @@
-"""Headers that let a browser only show a reply."""
+"""Headers that keep a browser from guessing what a reply is, and from telling others where a reader came from."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Content security policy of a page: its own files only, no other host, no inline scripts or styles."""
-NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-_EVERYWHERE = {b"x-content-type-options": b"nosniff", b"referrer-policy": b"no-referrer"}
-_ON_PAGES = {**_EVERYWHERE, b"content-security-policy": POLICY.encode()}
-
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+_NO_REFERRER = (b"referrer-policy", b"no-referrer")
 
 
 def with_headers(send: Send) -> Send:
@@ -23,10 +16,9 @@ def with_headers(send: Send) -> Send:
 
     async def hardened(message: Message) -> None:
         if message["type"] == "http.response.start":
-            there = dict(message.get("headers", ()))
-            is_page = there.get(b"content-type", b"").startswith(b"text/html")
-            added = [item for item in (_ON_PAGES if is_page else _EVERYWHERE).items() if item[0] not in there]
-            message = {**message, "headers": [*message.get("headers", ()), *added]}
+            there = {name for name, _ in message["headers"]}
+            added = [header for header in (NO_SNIFFING, _NO_REFERRER) if header[0] not in there]
+            message = {**message, "headers": [*message["headers"], *added]}
         await send(message)
 
     return hardened

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from fastapi import FastAPI, Request, Response
 
 from service import errors
-from service.http.headers import POLICY
 
 FOLDER = Path(__file__).parents[1] / "watching" / "dashboard"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content security policy of a page: its own files only, no other host, no inline scripts or styles."""
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -25,54 +28,46 @@ _TYPES = {
 }
 
 
-class File(NamedTuple):
-    """A file of the page, with its reply headers."""
-
-    body: bytes
-    headers: dict[str, str]
-
-
 @cache
-def files() -> dict[str, File]:
-    """Every file that is served, by its path below the folder. A request cannot read any other file."""
+def files() -> dict[str, Response]:
+    """The reply of every file that is served, by its path below the folder. A request cannot read any other file."""
     found = (path for path in FOLDER.rglob("*") if path.suffix in _TYPES)
     return {path.relative_to(FOLDER).as_posix(): _read(path) for path in found}
 
 
-def _read(path: Path) -> File:
+def _read(path: Path) -> Response:
     body = path.read_bytes()
     headers = {
         "content-type": _TYPES[path.suffix],
         "content-security-policy": POLICY,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
         # The browser revalidates each time. Else an old module could meet a new one after an upgrade.
         "cache-control": "no-cache",
         "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
     }
-    return File(body, headers)
+    return Response(body, headers=headers)
 
 
 def add_page(api: FastAPI) -> None:
     """Add the routes of the page; openapi.json does not list them."""
 
+    @api.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
-        return _send(request, "index.html")
+        return _answer(request, "index.html")
 
+    @api.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return _send(request, "docs.html")
+        return _answer(request, "docs.html")
 
+    @api.get("/dashboard/{path:path}", include_in_schema=False)
     async def file(request: Request, path: str) -> Response:
-        return _send(request, path)
-
-    for path, endpoint in (("/", index), ("/docs", docs), ("/dashboard/{path:path}", file)):
-        api.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+        return _answer(request, path)
 
 
-def _send(request: Request, path: str) -> Response:
+def _answer(request: Request, path: str) -> Response:
     found = files().get(path)
     if found is None:
         raise errors.NotFound(path=request.url.path[:100])
     if found.headers["etag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=found.headers)
-    return Response(found.body, headers=found.headers)
+        headers = {name: value for name, value in found.headers.items() if name != "content-length"}
+        return Response(status_code=304, headers=headers)
+    return found

@@ -13,7 +13,7 @@ JSON = b"application/json"
 CLOSE = (b"connection", b"close")
 KEEP = (b"connection", b"keep-alive")
 """HTTP/1.0 needs this header to keep a connection. Later versions keep it unless they get `close`."""
-_PROBLEM = b"application/problem+json"
+PROBLEM = b"application/problem+json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
@@ -39,7 +39,7 @@ def json_reply(content: Any) -> Reply:
 def problem(error: errors.LogstepError, request_id: str) -> Reply:
     """An error."""
     body = encode(error.problem(request_id))
-    headers = _headers(_PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
+    headers = _headers(PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
     return Reply(error.status, headers, body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -10,9 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Receive, Send
+from starlette.types import Scope as StarletteScope
 
 from core import logistic
 from core.explain import Explanation, explaining
@@ -21,12 +26,14 @@ from core.spec import Spec, SpecError
 from core.weights import PIECE
 from service import errors
 from service.decode import event_json
+from service.events import Explain
 from service.fairness import WIDE, worked
-from service.http import access, openapi
+from service.http import access, openapi, schemas
 from service.http.asgi import Scope
 from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.hot import Hot
 from service.http.large import Pieces, pieces_of
+from service.http.openapi import ok, problems
 from service.http.reply import JSON, Reply, problem
 from service.learning import telemetry
 from service.learning.crosscheck import CrossChecks
@@ -39,9 +46,63 @@ from service.watching.live import EventStream, Live
 from service.watching.past import Past
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_spec = TypeAdapter(Spec)
+ModelName = Annotated[
+    str,
+    Path(alias="model", description="Name of the model."),
+    WithJsonSchema({"type": "string", "pattern": f"^{MODEL_NAME.pattern}$", "examples": ["default"]}),
+]
+_SECONDS = {"type": "number", "minimum": 0}
+_STEP = {"type": "number", "exclusiveMinimum": 0}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
-ModelName = Annotated[str, Path(alias="model", description="Name of the model.", examples=["default"])]
+
+def _text(description: str, alias: str | None = None, **schema: Any) -> Any:
+    """A parameter of a query, as text: the service's own errors say more than FastAPI's."""
+
+    def replace(found: dict[str, Any]) -> None:
+        found.clear()
+        found.update(schema)
+
+    return Query(alias=alias, description=description, json_schema_extra=replace)
+
+
+Top = Annotated[str | None, _text("Return only so many weights, the largest by magnitude.", **_COUNT)]
+From = Annotated[str | None, _text("Start, in seconds since 1970. Default: an hour before `to`.", "from", **_SECONDS)]
+To = Annotated[str | None, _text("End, in seconds since 1970. Default: now.", **_SECONDS)]
+Step = Annotated[str | None, _text("Seconds between points. Default: at most 720 points.", **_STEP)]
+
+
+class Api(FastAPI):
+    """FastAPI, with a document that FastAPI alone would not make."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.completed(super().openapi(), self.routes)
+        return self.openapi_schema
+
+
+class Route(APIRoute):
+    """A route that tells of itself by its docstring, and of the door's errors. It accepts HEAD if it accepts GET, as
+    starlette's own do; the OpenAPI document lists only GET."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **declared: Any) -> None:
+        if declared["include_in_schema"]:
+            (method,) = declared["methods"]
+            door = openapi.at_the_door(method, path)
+            declared |= {name: {**told, **(declared[name] or {})} for name, told in door.items()}
+            declared["tags"] = declared["tags"] or ["models"]
+        super().__init__(path, endpoint, **declared)
+        self.summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
+        self.description = description.replace("\n", " ")
+
+    def matches(self, scope: StarletteScope) -> tuple[Match, StarletteScope]:
+        return super().matches({**scope, "method": "GET"} if self._takes_head(scope) else scope)
+
+    async def handle(self, scope: StarletteScope, receive: Receive, send: Send) -> None:
+        await (self.app if self._takes_head(scope) else super().handle)(scope, receive, send)
+
+    def _takes_head(self, scope: StarletteScope) -> bool:
+        return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))
 
 
 def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], Reply]) -> None:
@@ -70,35 +131,88 @@ def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], 
         return refusal(request, error)
 
 
-def add_service_routes(api: FastAPI, engine: Engine) -> None:
-    """Whether the service is alive and ready, and its metrics."""
+def add_hot_routes(api: FastAPI, hot: Hot) -> None:
+    """Learn and predict. FastAPI only declares these routes: what answers them is plain ASGI.
 
-    @api.get("/metrics", tags=["service"], **openapi.METRICS)
+    The service calls it without FastAPI's routing, which would take 30 us of each request (measured).
+    """
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await hot(access.asked_of(scope), scope, receive, send)
+
+    async def learn() -> None:
+        """Learn: one gradient step for each event, on the disk before the reply
+
+        `p` and `loss` belong to the prediction made before the step. An event with an `id` is learned once, however
+        often you send it. An array is learned whole or not at all. A stream (NDJSON or Arrow) stops at the first
+        wrong line or row; the events before it stay learned. If a JSON object has a name twice, the last one counts.
+        A label without `x` belongs to the prediction made with its `id`: `served_p` and `served_loss` are that
+        prediction's, and `delay_s` is how long the label took."""
+
+    async def predict() -> None:
+        """Predict from the current model
+
+        `p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not learned add
+        nothing; `unknown`, if present, says how many there were. With an `id`, the service stores the prediction and
+        its features until the label comes; you then send /learn only the id and the label."""
+
+    async def learn_model(name: ModelName) -> None: ...
+
+    async def predict_model(name: ModelName) -> None: ...
+
+    learn_model.__doc__, predict_model.__doc__ = learn.__doc__, predict.__doc__
+    for path, endpoint, declared in (
+        ("/learn", learn, openapi.learns()),
+        ("/predict", predict, openapi.predicts()),
+        ("/models/{model}/learn", learn_model, openapi.learns("predict_model", "get_model")),
+        ("/models/{model}/predict", predict_model, openapi.predicts("get_model")),
+    ):
+        api.add_api_route(path, endpoint, methods=["POST"], tags=[access.parse(path).verb], **declared)
+        route = api.routes[-1]
+        assert isinstance(route, APIRoute)  # noqa: S101
+        route.app = answer
+
+
+def add_service_routes(api: FastAPI, engine: Engine) -> None:
+    """Whether the service is alive and ready, its metrics, and the OpenAPI document."""
+
+    counter = "# TYPE logstep_learned_total counter\nlogstep_learned_total 45312.0\n"
+
+    @api.get("/metrics", tags=["service"], responses=openapi.text("The metrics", telemetry.CONTENT_TYPE, counter))
     async def metrics(request: Request) -> Response:
+        """Metrics in the format of Prometheus"""
         # In a thread, because a thousand models take tens of milliseconds.
-        reach = access.reach(request.scope)
+        reach = access.grant_of(request.scope).models
         found = await asyncio.to_thread(engine.telemetry.exposition, reach)
         return Response(found, media_type=telemetry.CONTENT_TYPE)
 
-    @api.get("/livez", tags=["service"], **openapi.LIVEZ)
+    @api.get("/livez", tags=["service"], responses=ok(schemas.Status, "Alive", status="alive"))
     async def livez() -> Response:
+        """Whether the process is alive"""
         return reply({"status": "alive"})
 
-    @api.get("/readyz", tags=["service"], **openapi.READYZ)
+    @api.get("/readyz", tags=["service"], responses=ok(schemas.Status, "Ready", 503))
     async def readyz(request: Request) -> Response:
+        """Whether the service accepts requests: not while it recovers or stops"""
         if not engine.state.ready:
             told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
             return as_response(told)  # a normal answer, so it is not counted as a refusal
         return reply({"status": "ready"})
 
+    @api.get("/openapi.json", include_in_schema=False)
+    async def document() -> Response:
+        return reply(await worked(api.openapi_schema is None, api.openapi))  # the first time takes long
+
 
 def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
     """List, show, create and delete models."""
 
-    @api.get("/models", tags=["models"], **openapi.LIST_MODELS)
+    @api.get("/models", responses=ok(schemas.Models, "Models", 503))
     async def list_models(request: Request) -> Response:
+        """List every model"""
         engine.check_recovered()
-        within_reach = [model for model in engine.models if access.reaches(request.scope, model.name)]
+        grant = access.grant_of(request.scope)
+        within_reach = [model for model in engine.models if grant.reaches(model.name)]
         models = []
         for i, model in enumerate(within_reach, 1):
             models.append(model.in_short())
@@ -106,25 +220,38 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
                 await asyncio.sleep(0)
         return reply({"models": models})
 
-    @api.get("/models/{model}", tags=["models"], **openapi.GET_MODEL)
+    @api.get("/models/{model}", responses=ok(schemas.Shown, "The model", 503, links=("get_weights", "delete_model")))
     async def get_model(name: ModelName) -> Response:
+        """Show a model: spec, seq, number of features, progressive scores, SHA-256 of its state"""
         return reply(await describe(engine, engine.model(name)))
 
-    @api.put("/models/{model}", tags=["models"], **openapi.PUT_MODEL)
+    made = ok(schemas.Made, "The model exists already, with this spec", links=["learn_model"])
+    created = ok(schemas.Made, "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])
+
+    @api.put(
+        "/models/{model}",
+        responses={**made, **created, **problems(409, 413, 415, 422, 503, 507)},
+        openapi_extra=openapi.takes(Spec, example={"learning_rate": 0.05, "l2": 0.0001}),
+    )
     async def put_model(name: ModelName, request: Request) -> Response:
+        """Create a model from a spec. Fields left out get their defaults"""
         if not MODEL_NAME.fullmatch(name):
             raise errors.InvalidModelName(model=name[:100])
         model, new = await engine.create(name, await read_spec(request, bodies, settings.max_line_bytes))
         made = {"model": name, "spec": model.learner.spec.as_dict(), "seq": model.learner.seq, "created": new}
         return reply(made, 201 if new else 200)
 
-    @api.delete("/models/{model}", status_code=204, tags=["models"], **openapi.DELETE_MODEL)
+    removed = {204: {"description": "Removed"}, **problems(503, 507)}
+
+    @api.delete("/models/{model}", status_code=204, responses=removed)
     async def delete_model(name: ModelName) -> Response:
+        """Remove a model with its log, ids and snapshots. `default` reappears empty"""
         await engine.delete(name)
         return Response(status_code=204)
 
-    @api.post("/models/{model}/resume", tags=["models"], **openapi.RESUME)
+    @api.post("/models/{model}/resume", responses=ok(schemas.Resumed, "The model learns", 409, 503, 507))
     async def resume_model(name: ModelName) -> Response:
+        """Let a model learn again after its breaker stopped it. One that learns is unchanged"""
         model = await engine.resume(name)
         return reply({"model": name, "seq": model.learner.seq, "breaker": model.standing()["breaker"]})
 
@@ -132,11 +259,9 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, hot: Hot) -> None:
     """What a model has learned, and whether that is right."""
 
-    @api.get("/models/{model}/weights", tags=["models"], **openapi.GET_WEIGHTS)
-    async def get_weights(
-        name: ModelName,
-        top: Annotated[str | None, Query(description="Return only so many weights, the largest by magnitude.")] = None,
-    ) -> Response:
+    @api.get("/models/{model}/weights", responses=ok(schemas.Weights, "The weights", 409, 422, 503))
+    async def get_weights(name: ModelName, top: Top = None) -> Response:
+        """Show the weights by feature name, and the bias"""
         count = None
         if top is not None:
             if not (top.isascii() and top.isdecimal()) or not 1 <= len(top) <= 9 or int(top) < 1:
@@ -155,10 +280,18 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             pieces = pieces_of(state, "weights", weights.by_name(places), after)
             return Pieces(hot, pieces, room.pop_all()) if many else whole(pieces)
 
-    @api.get("/models/{model}/crosscheck", tags=["models"], **openapi.CROSSCHECK)
+    checked = ok(schemas.CrossCheck, "The largest difference", 409, 429, 500, 503)
+
+    @api.get("/models/{model}/crosscheck", responses=checked)
     async def crosscheck(name: ModelName, request: Request) -> Response:
+        """Replay the model's log through river, in another process, and compare every weight
+
+        HEAD only says whether the model exists; it runs no cross-check."""
+        if request.method == "HEAD":
+            engine.model(name)
+            return StreamingResponse((), media_type=openapi.JSON)  # of unknown length
         report = await crosschecks.run(name)
-        if (pace := access.pace_of(request.scope)) is not None:
+        if (pace := access.grant_of(request.scope).pace) is not None:
             pace.take(report["events"])
         return reply(report)
 
@@ -166,8 +299,21 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
 def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, hot: Hot) -> None:
     """Explain predictions."""
 
-    @api.post("/models/{model}/explain", tags=["predict"], **openapi.EXPLAIN)
+    examples = {"x": {"value": openapi.QUESTION}, "id": {"value": openapi.WAITING}}
+
+    @api.post(
+        "/models/{model}/explain",
+        tags=["predict"],
+        responses=ok(schemas.Explained, "The explanation", 413, 415, 422, 500, 503),
+        openapi_extra=openapi.takes(Explain, examples=examples),
+    )
     async def explain_prediction(name: ModelName, request: Request) -> Response:
+        """Explain a prediction: what each feature adds to its score
+
+        With an `x`, the current model explains it. With an `id`, the reply explains the prediction that waits under it,
+        by the model as it was then (`auto`: as it is now). Bias and contributions add up to the score. `seen` is the
+        value that the model uses, after scaling. `unknown` lists features that the model has not learned; they add
+        nothing. A waiting prediction is shown only to the token that asked for it and to tokens that may learn."""
         model = engine.model(name)
         body = await read_json(request, bodies, settings.max_body_bytes)
         asked = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_explain, body)
@@ -176,7 +322,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         assert asked.id is not None  # noqa: S101  # decode_explain requires x or id
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
-        if found is None or found.kind != WAITING or not access.may_see(request.scope, owner):
+        if found is None or found.kind != WAITING or not access.grant_of(request.scope).may_see(owner):
             raise errors.NothingWaits(field="id", id=asked.id)
         if found.waiting is None:
             raise errors.PredictionDamaged(field="id", id=asked.id)
@@ -188,28 +334,28 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
 def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
     """The history for plots."""
 
-    @api.get("/models/{model}/series", tags=["models"], **openapi.SERIES)
-    async def series(
-        name: ModelName,
-        from_: Annotated[
-            str | None, Query(alias="from", description="Start, in seconds since 1970. Default: an hour before `to`.")
-        ] = None,
-        to: Annotated[str | None, Query(description="End, in seconds since 1970. Default: now.")] = None,
-        step: Annotated[str | None, Query(description="Seconds between points. Default: at most 720 points.")] = None,
-    ) -> Response:
+    told = "Arrays of equal length. null means that the service did not run or nothing happened"
+
+    @api.get("/models/{model}/series", responses=ok(schemas.Series, told, 422, 503))
+    async def series(name: ModelName, from_: From = None, to: To = None, step: Step = None) -> Response:
+        """History for plots: an array for each quantity, for the last hour or from `from` to `to`"""
         found = await past.series(engine.model(name), from_, to, step)
-        return Response(found, media_type="application/json")
+        return Response(found, media_type=openapi.JSON)
 
 
 def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
     """Live values: server-sent events."""
 
-    @api.get("/stream", tags=["models"], **openapi.STREAM)
-    async def stream(request: Request) -> Response:
-        return EventStream(live, access.reach(request.scope), door.check_again)
+    now = {"t": 1767225600.0, "state": "ready"}
 
-    @api.get("/models/{model}/stream", tags=["models"], **openapi.STREAM_MODEL)
+    @api.get("/stream", responses=openapi.streamed({**now, "models": [schemas.LiveLine.example()]}))
+    async def stream(request: Request) -> Response:
+        """Watch all models learn: server-sent events, once a second"""
+        return EventStream(live, access.grant_of(request.scope).models, door.check_again)
+
+    @api.get("/models/{model}/stream", responses=openapi.streamed({**now, **schemas.Live.example()}))
     async def stream_model(name: ModelName) -> Response:
+        """Watch a model learn: server-sent events, a few times a second"""
         return EventStream(live, name, door.check_again)
 
 
@@ -291,19 +437,9 @@ def _spec_of(body: bytes) -> Spec:
         raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise event_json.malformed(error, "", body, "field") from None
+    if not isinstance(values, dict):
+        raise errors.InvalidSpec(field="body", reason='must be an object like {"learning_rate": 0.05}')
     try:
-        return _spec.validate_json(body, strict=True)
-    except ValidationError as error:
-        raise _what_is_wrong(values, error) from None
-
-
-def _what_is_wrong(values: Any, error: ValidationError) -> errors.InvalidSpec:
-    """What pydantic found, in the spec's own words if it has some."""
-    try:
-        Spec.from_dict(values)
-    except SpecError as own:
-        return errors.InvalidSpec(field=own.field[:100], reason=own.message)
-    except (TypeError, ValueError):
-        return errors.InvalidSpec(field="body", reason='must be an object like {"learning_rate": 0.05}')
-    first = error.errors(include_url=False)[0]
-    return errors.InvalidSpec(field=".".join(map(str, first["loc"]))[:100] or "body", reason=first["msg"])
+        return Spec.from_dict(values)
+    except SpecError as error:
+        raise errors.InvalidSpec(field=error.field[:100], reason=error.message) from None

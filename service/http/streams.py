@@ -12,7 +12,7 @@ from service import errors
 from service.decode import event_json, pieces
 from service.events import Event, Label, Question
 from service.fairness import Slices
-from service.http.access import Access, pace_of
+from service.http.access import Access, grant_of
 from service.http.answers import predict_all
 from service.http.asgi import ARROW, NDJSON, Receive, Scope, Send
 from service.http.bodies import chunk_of, media_type_of
@@ -141,7 +141,7 @@ class Streams:
 
     def _paced(self, scope: Scope, arriving: Pieces) -> Pieces:
         """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
-        pace = pace_of(scope)
+        pace = grant_of(scope).pace
         return arriving if pace is None else self._slowed(pace, arriving)
 
     async def _slowed(self, pace: Pace, arriving: Pieces) -> Pieces:

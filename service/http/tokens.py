@@ -224,7 +224,10 @@ class Pace:
 
 
 class Grant:
-    """What the token of a request may do."""
+    """What the token of a request may do.
+
+    id: the owner of the predictions that are stored for it. models: None for all. pace: None for no limit.
+    """
 
     __slots__ = ("digest", "id", "may", "models", "pace", "token")
 
@@ -244,6 +247,18 @@ class Grant:
     def reaches(self, model: str) -> bool:
         """Whether the token may use a model."""
         return self.models is None or model in self.models
+
+    @property
+    def may_learn(self) -> bool:
+        return "learn" in self.may
+
+    def may_see(self, owner: str) -> bool:
+        """Whether the token may see what is stored for this owner: the owner may, and whoever may learn from it."""
+        return self.may_learn or self.id == owner
+
+
+EVERYONE = Grant(Token("", "", SCOPES))
+"""What a request without a token may do, if none is required."""
 
 
 class Tokens:
