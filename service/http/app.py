@@ -15,7 +15,7 @@ from fastapi import FastAPI, Response
 
 from service import errors, logs
 from service.decode import event_json
-from service.http import access
+from service.http import access, routes
 from service.http.access import Asked, asked_of
 from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
 from service.http.bodies import Bodies
@@ -24,18 +24,6 @@ from service.http.headers import with_headers
 from service.http.hot import VERBS, Hot
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem
-from service.http.routes import (
-    Api,
-    Route,
-    add_error_replies,
-    add_explanations,
-    add_hot_routes,
-    add_inspection_routes,
-    add_model_routes,
-    add_series,
-    add_service_routes,
-    add_streams,
-)
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.settings import Settings
@@ -60,7 +48,7 @@ class Service:
         self._hot = Hot(self.engine, self._access, bodies, settings)
         self.refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
-        self.api = Api(
+        self.api = routes.Api(
             title="logstep",
             version=version("logstep"),
             summary="Online learning over HTTP: one durable gradient step for each event.",
@@ -72,15 +60,15 @@ class Service:
             openapi_url=None,  # FastAPI's document has no newline at its end
             default_response_class=Response,  # the routes encode their replies
         )
-        self.api.router.route_class = Route
-        add_error_replies(self.api, self.refusal)
-        add_hot_routes(self.api, self._hot)
-        add_service_routes(self.api, self.engine)
-        add_model_routes(self.api, self.engine, bodies, settings)
-        add_inspection_routes(self.api, self.engine, self.crosschecks, self._hot)
-        add_explanations(self.api, self.engine, bodies, settings, self._hot)
-        add_series(self.api, self.engine, self.past)
-        add_streams(self.api, self.live, self._access)
+        self.api.router.route_class = routes.Route
+        routes.add_error_replies(self.api, self.refusal)
+        routes.add_hot_routes(self.api, self._hot)
+        routes.add_service_routes(self.api, self.engine)
+        routes.add_model_routes(self.api, self.engine, bodies, settings)
+        routes.add_inspection_routes(self.api, self.engine, self.crosschecks, self._hot)
+        routes.add_explanations(self.api, self.engine, bodies, settings, self._hot)
+        routes.add_series(self.api, self.engine, self.past)
+        routes.add_streams(self.api, self.live, self._access)
         add_page(self.api)
 
     @asynccontextmanager

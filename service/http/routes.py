@@ -347,13 +347,16 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
     """Live values: server-sent events."""
 
     now = {"t": 1767225600.0, "state": "ready"}
+    model = {"model": "default", "rule": "sgd", "seq": 45312, "learned_s": 5201.5, "predicted_s": 310.0}
+    losses = {"loss": 0.3321, "base_rate_loss": 0.6812, "loss_window": 0.31, "base_rate_loss_window": 0.6795}
+    more = {"accuracy": 0.861, "accuracy_window": 0.87, "worse_than_guessing": None, "spark": [0.35, 0.33, 0.31]}
 
-    @api.get("/stream", responses=openapi.streamed({**now, "models": [schemas.LiveLine.example()]}))
+    @api.get("/stream", responses=openapi.streamed({**now, "models": [{**model, **losses, **more, "state": "ready"}]}))
     async def stream(request: Request) -> Response:
         """Watch all models learn: server-sent events, once a second"""
         return EventStream(live, access.grant_of(request.scope).models, door.check_again)
 
-    @api.get("/models/{model}/stream", responses=openapi.streamed({**now, **schemas.Live.example()}))
+    @api.get("/models/{model}/stream", responses=openapi.streamed({**now, **model}))
     async def stream_model(name: ModelName) -> Response:
         """Watch a model learn: server-sent events, a few times a second"""
         return EventStream(live, name, door.check_again)

@@ -217,23 +217,3 @@ class Series(Shape):
     delay_s: Points = [31.2]
     learners: dict[str, Points] = Field(description="`auto` only: the weight of each learner.")
     marks: list[dict[str, int | float | str | None]] = [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]
-
-
-class Live(Named):
-    """A model in server-sent events."""
-
-    rule: str = "sgd"
-    state: str = "ready"
-    learned_s: float = 5201.5
-    predicted_s: float = 310.0
-
-
-class LiveLine(Live):
-    loss: float | None = 0.3321
-    base_rate_loss: float | None = 0.6812
-    loss_window: float | None = 0.31
-    base_rate_loss_window: float | None = 0.6795
-    accuracy: float | None = 0.861
-    accuracy_window: float | None = 0.87
-    worse_than_guessing: Worse | None = None
-    spark: list[float | None] = [0.35, 0.33, 0.31]
