@@ -293,7 +293,7 @@ def replay(folder: Path) -> dict[str, dict[str, Any]]:
         if hashed:
             assert all(name.startswith("#") for name in names)
         if log.gone(stored.key):  # then its oldest snapshot says what was learned from the events that are gone
-            state = log.snapshot(stored.key, log.snapshot_seqs(stored.key)[-1]).state["learner"]
+            state = log.snapshots.state(stored.key, log.snapshots.seqs(stored.key)[-1])["learner"]
             learner = Learner.from_state({**state, "spec": spec, "names": names[: state["n_features"]]})
         for batch in log.batches(stored.key, after=learner.seq):
             for x, y, weight in events_of(batch, names):

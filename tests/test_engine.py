@@ -27,8 +27,9 @@ from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.queue import IN_LINE
 from service.learning.request import Result, Stream
-from service.storage.log import LogReader, Snapshot
+from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
+from service.storage.waiting import WaitingReader
 
 PATIENCE = 30.0
 """Seconds after which a test that waits in vain gives up."""
@@ -58,7 +59,7 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def commits(engine: Engine) -> int:
-    return engine._disk.store.log_end()[0]
+    return engine._disk.store.log.db.log_end()[0]
 
 
 def whole_state(model: Model) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def test_a_disk_that_is_really_full_refuses_and_then_goes_on(tmp_path: Path) -> 
     async def story() -> None:
         async with running_engine(tmp_path / "a") as engine:
             await engine.learn("default", some_events(20))
-            db = engine._disk.store._db
+            db = engine._disk.store.log.db.connection
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull):
                 await engine.learn("default", [event(1.0, feature=f"new-{i}") for i in range(3000)])
@@ -399,7 +400,7 @@ def test_a_failed_look_for_ids_is_a_failed_storage(tmp_path: Path, monkeypatch: 
         def broken(*_: Any) -> Any:
             raise errors.StorageFailed(reason="cannot read")
 
-        monkeypatch.setattr(Store, "find_ids", broken)
+        monkeypatch.setattr(WaitingReader, "find_ids", broken)
         with pytest.raises(errors.StorageFailed, match="cannot read"):
             await engine.learn("default", [Label("x", 1)])
         assert engine.state == "failed"
@@ -1263,11 +1264,11 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
     write_snapshot = Store.write_snapshot
     tries: list[int] = []
 
-    def full_at_first(store: Store, model: int, snapshot: Snapshot) -> Iterator[None]:
-        tries.append(snapshot.seq)
+    def full_at_first(store: Store, model: int, seq: int, state: dict[str, Any]) -> Iterator[None]:
+        tries.append(seq)
         if len(tries) == 1:
             raise errors.DiskFull
-        yield from write_snapshot(store, model, snapshot)
+        yield from write_snapshot(store, model, seq, state)
 
     monkeypatch.setattr(Store, "write_snapshot", full_at_first)
 
@@ -1363,7 +1364,7 @@ def test_stopping_writes_the_snapshots_that_save_the_next_start_time(
         await engine.learn("default", some_events(10_000))
         await engine.stop(seconds=PATIENCE)
         with closing(LogReader(tmp_path)) as log:
-            assert log.snapshot_seqs(1) == [10_000]
+            assert log.snapshots.seqs(1) == [10_000]
 
     run(story())
 
@@ -1376,7 +1377,7 @@ def test_a_stop_without_time_writes_no_snapshot(tmp_path: Path, monkeypatch: pyt
         await engine.learn("default", some_events(10_000))
         await engine.stop(seconds=0)
         with closing(LogReader(tmp_path)) as log:
-            assert log.snapshot_seqs(1) == []
+            assert log.snapshots.seqs(1) == []
             assert log.last_seq(1) == 10_000
 
     run(story())

@@ -131,16 +131,16 @@ class Model:
     def forget(self, count: int) -> None:
         id_: str | None = ""
         while id_ is not None:
-            id_ = self.store.drop_ids(self.stored.key, count, id_)
+            id_ = self.store.trimming.drop_ids(self.stored.key, count, id_)
 
     def delete(self, _: int) -> None:
         self.store.delete_model(self.stored)
-        self.store.purge()  # a part
+        self.store.trimming.purge()  # a part
         self.__init__(self.store, self.name)  # type: ignore[misc]
 
     def reopen(self, _: int) -> None:
         self.store.close()
-        self.store.__init__(self.store.folder)  # type: ignore[misc]
+        self.store.__init__(self.store.log.db.folder)  # type: ignore[misc]
 
 
 ACTIONS = ["learn", "keep", "join", "drop", "forget", "delete", "reopen"]
@@ -153,9 +153,9 @@ def test_the_checksum_is_that_of_what_is_there_whatever_was_written(steps: list[
         models = {name: Model(store, name) for name in "ab"}
         for name, action, count in [("a", "learn", 5), ("b", "keep", 5), *steps]:
             getattr(models[name], action)(count)
-            store.check_ids()
-        while store.purge():
-            store.check_ids()
+            store.log.check_ids()
+        while store.trimming.purge():
+            store.log.check_ids()
 
 
 def test_what_is_not_written_does_not_count(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_what_is_not_written_does_not_count(tmp_path: Path) -> None:
         model = Model(store, "m")
         model.learn(300)
         model.learn_again(300)
-        store.check_ids()
+        store.log.check_ids()
         model.learn(1)
-        store.check_ids()
+        store.log.check_ids()
 
 
 # -- damage
@@ -279,13 +279,13 @@ def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path, 
         store.delete_model(model.stored)
     damage(tmp_path, "e3")
     with closing(Store(tmp_path)) as store:
-        while store.purge():
+        while store.trimming.purge():
             pass
-        assert store.ids(model.stored.key) == (0, 0)
+        assert store.log.ids(model.stored.key) == (0, 0)
         with pytest.raises(errors.LogDamaged, match=REASON):
-            store.check_ids()
+            store.log.check_ids()
         store.accept_ids()
-        store.check_ids()
+        store.log.check_ids()
 
 
 def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> None:
@@ -296,21 +296,21 @@ def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> Non
     with closing(Store(tmp_path)) as store:
         model.store = store
         model.forget(10)
-        assert store.ids(model.stored.key) == (0, 0)
+        assert store.log.ids(model.stored.key) == (0, 0)
 
 
 def test_a_flipped_bit_in_the_row_of_the_last_commit_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with closing(Store(tmp_path / "data")) as store:
         Model(store, "m").learn(10)
-        checksum, page = store.ids_checksum(), store._page_bytes()
+        checksum, page = store.log.ids_checksum(), store.log.db.page_bytes()
     ((root,),) = sql(tmp_path / "data", "SELECT rootpage FROM sqlite_master WHERE name = 'log_end'")
     for place, bit in itertools.product(range(root * page - 24, root * page), range(8)):
         damaged = copied(tmp_path / "data", tmp_path / "damaged")
         flip(damaged / "log.db", place, bit)
         told = examine(damaged).wrong
         with contextlib.suppress(errors.LogstepError), closing(Store(damaged)) as store:
-            assert told or store.ids_checksum() == checksum, (place, bit)
+            assert told or store.log.ids_checksum() == checksum, (place, bit)
         shutil.rmtree(damaged)
 
 
@@ -329,8 +329,8 @@ def test_what_is_committed_and_cannot_be_marked_counts_and_ends_the_service(
             with pytest.raises(errors.StorageFailed):
                 model.learn(10)
     with closing(Store(tmp_path)) as store:
-        assert (store.last_seq(model.stored.key), store.ids(model.stored.key)) == (10, (10, 10))
-        store.check_ids()
+        assert (store.log.last_seq(model.stored.key), store.log.ids(model.stored.key)) == (10, (10, 10))
+        store.log.check_ids()
 
 
 def test_ids_are_looked_at_while_others_are_written(tmp_path: Path) -> None:

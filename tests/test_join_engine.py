@@ -30,7 +30,7 @@ from service.learning.request import Result, Stream
 from service.replies import PredictedKept
 from service.storage import store as store_module
 from service.storage.store import ModelBatch, Store
-from service.storage.waiting import Reading
+from service.storage.waiting import Reading, WaitingReader
 
 PATIENCE = 120.0
 DAY = 24 * 3600
@@ -278,7 +278,7 @@ def test_a_disk_that_is_really_full_refuses_a_prediction_and_then_goes_on(tmp_pa
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await kept(engine, ("p0", {"a": 1.0}))
-            db = engine._disk.store._db
+            db = engine._disk.store.log.db.connection
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull, match="Predictions without an id still work"):
                 await kept(engine, *[(f"big{i}", {"a": "v" * 200}) for i in range(200)])
@@ -419,7 +419,7 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
             looked_up.extend(ids)
         return find_ids(store, wanted, reading)
 
-    monkeypatch.setattr(Store, "find_ids", counted)
+    monkeypatch.setattr(WaitingReader, "find_ids", counted)
 
     async def story() -> None:
         gate.opened.set()
@@ -814,7 +814,7 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
         read.append(sum(known.waiting is not None for known in found.values()))
         return found
 
-    monkeypatch.setattr(Store, "find_ids", counted)
+    monkeypatch.setattr(WaitingReader, "find_ids", counted)
     spec = Spec.from_dict({"join": {"on_timeout": "negative", "late": "learn", "keep": "1h"} if late else {}})
 
     async def story() -> None:

@@ -389,7 +389,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
             predictions = [model.predict_to_keep(str(i), wide if i % 3 else {"a": 1.0}) for i in range(12)]
             await engine.keep("late", predictions)
             assert (await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
-            assert len(engine._disk.store.oldest_waiting(model.stored.key, 500)) < 11
+            assert len(engine._disk.store.log.waiting.oldest(model.stored.key, 500)) < 11
             clock.advance(61.0, engine)
             await until(lambda: model.waiting == 0, "all of them to time out")
             timed_out = model.dropped if on_timeout == "drop" else model.learner.seq - 1
@@ -448,7 +448,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
             await kept(engine, "p0", "p1", model="m")
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine, "m") == (0, 0, 2, 0), "both to time out")
-            engine._disk.store._db.execute("UPDATE batches SET checksum = checksum + 1")
+            engine._disk.store.log.db.connection.execute("UPDATE batches SET checksum = checksum + 1")
             with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk"):
                 await learned(engine, "p1", model="m")
             await kept(engine, "p2", model="m")
@@ -462,7 +462,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
 
 
 def pages(store: Store) -> int:
-    return store._db.execute("PRAGMA page_count").fetchone()[0]
+    return store.log.db.connection.execute("PRAGMA page_count").fetchone()[0]
 
 
 class Keeper:
@@ -505,7 +505,7 @@ class Keeper:
 
 
 def size_when_closed(folder: Path, store: Store) -> int:
-    while store.give_back():
+    while store.trimming.give_back():
         pass
     store.close()  # which checkpoints
     return (folder / "log.db").stat().st_size
@@ -521,7 +521,7 @@ def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_pat
     assert peak > 35e6
     for _ in range(40):
         getattr(keeper, how)(1_000)
-    assert store.waiting_count(keeper.model) == 0
+    assert store.log.waiting.count(keeper.model) == 0
     size = size_when_closed(tmp_path, store)
     print(f"{peak / 1e6:.1f} MB with 40,000 waiting, {size / 1e6:.1f} MB after")
     assert size < trimming.FREE_BYTES + 5e6  # what it keeps for what comes, and ids and events

@@ -39,7 +39,7 @@ from service.learning.retention import Keep, Retention
 from service.settings import Settings
 from service.storage import store, trimming
 from service.storage.ids import NewId
-from service.storage.log import LogReader, Snapshot
+from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
 
 YEAR = 365 * 86_400.0
@@ -65,7 +65,7 @@ def gone(folder: Path, model: str = "default") -> int:
 
 def snapshots(folder: Path) -> list[int]:
     with closing(LogReader(folder)) as log:
-        return log.snapshot_seqs(log.models()[0].key)
+        return log.snapshots.seqs(log.models()[0].key)
 
 
 def ids(folder: Path) -> set[str]:
@@ -201,8 +201,8 @@ def test_while_a_log_is_read_back_no_event_is_dropped_and_no_snapshot_begun(tmp_
             log.commit(10)
         log.snapshot()
         with log.model.hold():
-            assert (log.look(), log.store.gone(log.key)) == (0, 0)
-        assert (log.look(), log.store.gone(log.key)) == (1, 90)
+            assert (log.look(), log.store.log.gone(log.key)) == (0, 0)
+        assert (log.look(), log.store.log.gone(log.key)) == (1, 90)
 
     async def run() -> None:
         async with running_engine(tmp_path / "engine", snapshot_seconds=1e-6) as engine:
@@ -315,16 +315,16 @@ class Rig:
         self.ends.append(self.ends[-1] + count)
 
     def snapshot(self) -> None:
-        for _ in self.store.write_snapshot(self.key, Snapshot(self.ends[-1], {"learner": {}})):
+        for _ in self.store.write_snapshot(self.key, self.ends[-1], {"learner": {}}):
             pass
 
     def look(self) -> int:
         """One look; how many commits it made."""
-        before = self.store.log_end()[0]
+        before = self.store.log.db.log_end()[0]
         self.retention._looked.clear()
         for _ in self.retention.pieces(self.store, [self.model]):
             pass
-        return self.store.log_end()[0] - before
+        return self.store.log.db.log_end()[0] - before
 
 
 @contextmanager
@@ -347,20 +347,20 @@ def test_what_is_dropped_is_whole_rows_behind_the_oldest_snapshot_and_enough_sta
             if step == "snapshot":
                 log.snapshot()
             elif step == "look":
-                before = log.store.gone(log.key)
+                before = log.store.log.gone(log.key)
                 log.look()
-                gone, last = log.store.gone(log.key), log.ends[-1]
-                kept = log.store.snapshot_seqs(log.key)
+                gone, last = log.store.log.gone(log.key), log.ends[-1]
+                kept = log.store.log.snapshots.seqs(log.key)
                 assert gone >= before
                 # As much as may go: the last whole row that is behind the snapshot, and not among what stays.
                 allowed = min(kept[-1], last - max(keep, least)) if kept else 0
                 assert gone == max(before, *(end for end in log.ends if end <= max(allowed, 0)))
-                assert log.store.last_seq(log.key) == last
-                assert sum(map(len, log.store.batches(log.key, after=gone))) == last - gone
+                assert log.store.log.last_seq(log.key) == last
+                assert sum(map(len, log.store.log.batches(log.key, after=gone))) == last - gone
             else:
                 assert isinstance(step, int)
                 log.commit(step)
-        assert examine(log.store.folder).damage == []
+        assert examine(log.store.log.db.folder).damage == []
 
 
 def test_dropping_goes_in_short_pieces(tmp_path: Path) -> None:
@@ -371,9 +371,9 @@ def test_dropping_goes_in_short_pieces(tmp_path: Path) -> None:
             log.commit(1_000, features=10)
         log.commit(10)
         log.snapshot()
-        rows = [log.store.rows_after(log.key, 0, 10_000)]
+        rows = [log.store.log.rows_after(log.key, 0, 10_000)]
         for _ in log.retention.pieces(log.store, [log.model]):
-            rows.append(log.store.rows_after(log.key, 0, 10_000))
+            rows.append(log.store.log.rows_after(log.key, 0, 10_000))
     assert len(rows[-1]) == 1
     pieces = [before[: len(before) - len(after)] for before, after in itertools.pairwise(rows)]
     assert max(len(piece) for piece in pieces) == trimming.PURGE_ROWS
@@ -388,9 +388,9 @@ def test_no_row_is_dropped_behind_a_snapshot_that_cannot_be_read(
         for _ in range(10):
             log.commit(10)
         log.snapshot()
-        log.store._db.execute("UPDATE snapshot_chunks SET data = x'00'")
+        log.store.log.db.connection.execute("UPDATE snapshot_chunks SET data = x'00'")
         assert log.look() == 0
-        assert log.store.gone(log.key) == 0
+        assert log.store.log.gone(log.key) == 0
         assert (
             "model 'default': retention drops nothing, because the snapshot at seq 100 has a wrong checksum"
             in caplog.text
@@ -401,7 +401,7 @@ def test_no_row_is_dropped_behind_a_snapshot_that_cannot_be_read(
         log.commit(10)
         log.snapshot()
         assert log.look() == 1
-        assert log.store.gone(log.key) == 110
+        assert log.store.log.gone(log.key) == 110
 
 
 def test_a_snapshot_is_wanted_for_each_half_of_what_is_kept(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_a_snapshot_is_wanted_for_each_half_of_what_is_kept(tmp_path: Path) -> N
             if log.retention.wanted:
                 log.snapshot()
                 made.append(log.ends[-1])
-            assert log.ends[-1] - log.store.gone(log.key) <= 150
+            assert log.ends[-1] - log.store.log.gone(log.key) <= 150
         assert made == list(range(60, 1_001, 60))
 
 
@@ -437,14 +437,16 @@ def test_a_model_that_was_deleted_meanwhile_leaves_nothing(tmp_path: Path) -> No
         pieces = log.retention.pieces(log.store, [log.model])
         next(pieces)
         next(pieces)
-        assert log.store.gone(log.key) > 0
+        assert log.store.log.gone(log.key) > 0
         log.store.delete_model(log.model.stored)
         for _ in pieces:
             pass
-        while log.store.purge():
+        while log.store.trimming.purge():
             pass
         tables = ("batches", "log_starts", "ids", "snapshots", "snapshot_chunks", "names")
-        assert [log.store._db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables] == [(0,)] * 6
+        assert [
+            log.store.log.db.connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables
+        ] == [(0,)] * 6
 
 
 @pytest.mark.usefixtures("quick")
@@ -459,7 +461,7 @@ def test_a_kill_between_any_two_pieces_loses_nothing(tmp_path: Path) -> None:
     before = asyncio.run(recovered(folder, 1_500))
     seen = []
     with closing(Store(folder)) as opened:
-        model = Model(opened.models()[0], 10)
+        model = Model(opened.log.models()[0], 10)
         for number, _ in enumerate(Retention("100", "200", 1).pieces(opened, [model])):
             copy = copied(folder, tmp_path / f"copy-{number}")
             assert examine(copy).wrong == []
@@ -477,14 +479,14 @@ def test_the_ids_of_the_last_events_stay(tmp_path: Path) -> None:
         for _ in range(10):
             log.commit(1_000)
         assert log.look() == 4  # commits for 7,000 ids that stand side by side, 2,000 at a time
-        rest = log.store._db.execute("SELECT min(seq), count(*) FROM ids").fetchone()
+        rest = log.store.log.db.connection.execute("SELECT min(seq), count(*) FROM ids").fetchone()
         assert rest == (7_001, 3_000)
         log.commit(1_000)
         assert log.look() == 0  # not worth a look at all of them
         log.commit(1_000)
         assert log.look() > 0
-        assert log.store._db.execute("SELECT min(seq), count(*) FROM ids").fetchone() == (9_001, 3_000)
-        assert log.store.gone(log.key) == 0
+        assert log.store.log.db.connection.execute("SELECT min(seq), count(*) FROM ids").fetchone() == (9_001, 3_000)
+        assert log.store.log.gone(log.key) == 0
 
 
 def test_ids_of_a_time_stay_though_their_events_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,11 +498,11 @@ def test_ids_of_a_time_stay_though_their_events_are_gone(tmp_path: Path, monkeyp
             log.snapshot()
             clock.advance(600)
             log.look()
-            first = log.store._db.execute("SELECT min(seq) FROM ids").fetchone()[0]
-            assert log.ends[-1] - log.store.gone(log.key) <= 7
+            first = log.store.log.db.connection.execute("SELECT min(seq) FROM ids").fetchone()[0]
+            assert log.ends[-1] - log.store.log.gone(log.key) <= 7
             assert first <= max(1, log.ends[-1] - 58)  # younger than ten hours, each ten minutes
         assert log.ends[-1] - first <= 100
-        assert log.store._db.execute("SELECT count(*) FROM log_starts").fetchone()[0] <= 70
+        assert log.store.log.db.connection.execute("SELECT count(*) FROM log_starts").fetchone()[0] <= 70
     assert examine(tmp_path / "data").wrong == []
 
 
@@ -678,7 +680,7 @@ def shortening(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 
     asyncio.run(run())
     with closing(Store(folder)) as opened:
-        model = Model(opened.models()[0], 10)
+        model = Model(opened.log.models()[0], 10)
         yield folder, lambda: collections.deque(Retention("100", "all", 1).pieces(opened, [model]), maxlen=0)
 
 

@@ -185,7 +185,7 @@ def test_a_trigger_in_the_write_ahead_log_alone_is_found(folder: Path, tmp_path:
 
 def test_the_connections_trust_no_schema_and_load_no_extensions(folder: Path) -> None:
     with closing(LogReader(folder)) as reader, closing(Store(folder)) as store:
-        for db in (reader._db, store._db):
+        for db in (reader.db.connection, store.log.db.connection):
             assert db.execute("PRAGMA trusted_schema").fetchone() == (0,)
             assert db.execute("PRAGMA cell_size_check").fetchone() == (1,)
             with pytest.raises(sqlite3.OperationalError, match="not authorized"):

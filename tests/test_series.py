@@ -57,7 +57,7 @@ def stored(folder: Path, model: int = 1) -> list[Row]:
     """Every row of a model."""
     log = LogReader(folder)
     try:
-        return log.series(model, 0, 2 * NOW)[0]
+        return series.read(log.db, model, 0, 2 * NOW)[0]
     finally:
         log.close()
 
@@ -133,7 +133,7 @@ def test_an_idle_service_writes_nothing(start: Start) -> None:
     def last_commit() -> tuple[int, int]:
         log = LogReader(service.folder)
         try:
-            return log.log_end()
+            return log.db.log_end()
         finally:
             log.close()
 
@@ -227,7 +227,7 @@ def test_a_month_of_rows_is_bounded_and_so_are_the_marks(tmp_path: Path) -> None
         store.write_series(piece(NOW - 100 * DAY, *rows, marks=marks))
         store.write_series(piece(NOW - 100 * DAY, tidied=[1], models=series.MOST_ROWS))  # many models: the fewest rows
         log = LogReader(tmp_path)
-        found, marked = log.series(1, 0, 2 * NOW)
+        found, marked = series.read(log.db, 1, 0, 2 * NOW)
         log.close()
     assert [r.t for r in found] == [r.t for r in rows[-series.FEWEST_ROWS :]]
     assert len(marked) == 2 * series.KEPT_MARKS
@@ -251,13 +251,13 @@ def test_a_full_disk_leaves_a_gap_and_nothing_else(tmp_path: Path) -> None:
         async with running_engine(tmp_path) as engine:
             await learn(engine, 5)
             store = engine._disk.store
-            limit = store._db.execute("PRAGMA page_count").fetchone()[0]
-            store._db.execute(f"PRAGMA max_page_count = {limit}").fetchall()
+            limit = store.log.db.connection.execute("PRAGMA page_count").fetchone()[0]
+            store.log.db.connection.execute(f"PRAGMA max_page_count = {limit}").fetchall()
             many = piece(NOW, *(row(NOW - 5 * i) for i in range(2_000)))
             with pytest.raises(errors.DiskFull):
                 await engine._disk.run(Store.write_series, many)
             await learn(engine, 5)
-            store._db.execute("PRAGMA max_page_count = 1000000").fetchall()
+            store.log.db.connection.execute("PRAGMA max_page_count = 1000000").fetchall()
             await engine._disk.run(Store.write_series, many)
             await learn(engine, 5)
             return engine.model("default").learner.seq, engine.state

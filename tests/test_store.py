@@ -27,10 +27,10 @@ from core.builder import BatchBuilder
 from core.features import Features
 from core.fingerprints import fingerprints
 from service import errors
-from service.storage import codec, schema, store, trimming
+from service.storage import codec, schema, store, trimming, wal
 from service.storage.ids import NewId
 from service.storage.lock import FolderLock
-from service.storage.log import LogReader, Snapshot, StoredModel
+from service.storage.log import LogReader, StoredModel
 from service.storage.packed import pack
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import ModelBatch, Store
@@ -105,7 +105,7 @@ def state_of(size: int, value: float = 0.5) -> dict[str, Any]:
 
 
 def write_snapshot(store: Store, model: int, seq: int, size: int = 10, value: float = 0.5) -> None:
-    for _ in store.write_snapshot(model, Snapshot(seq, state_of(size, value))):
+    for _ in store.write_snapshot(model, seq, state_of(size, value)):
         pass
 
 
@@ -153,9 +153,9 @@ def refusal(folder: Path) -> errors.LogstepError:
 
 def test_a_new_folder_has_no_models_no_commits_and_is_whole(tmp_path: Path) -> None:
     with closing(opened(tmp_path / "new")) as store:
-        assert store.models() == []
-        assert store.log_end() == (0, 0)
-        assert store.integrity() == []
+        assert store.log.models() == []
+        assert store.log.db.log_end() == (0, 0)
+        assert store.log.db.integrity() == []
 
 
 def test_events_read_back_equal_in_every_bit(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_events_read_back_equal_in_every_bit(tmp_path: Path) -> None:
         writer.commit(({}, 1))
         writer.commit(({"b": -0.0, "age": 5e-324}, 0))
     with closing(Store(tmp_path)) as store:
-        (batch,) = store.batches(writer.model.key)
+        (batch,) = store.log.batches(writer.model.key)
         expected = Batch.concatenate(writer.batches)
         for field in ("offsets", "columns", "values", "labels", "weights"):
             assert getattr(batch, field).tobytes() == getattr(expected, field).tobytes()
-        assert store.last_seq(writer.model.key) == 4
+        assert store.log.last_seq(writer.model.key) == 4
 
 
 def test_what_a_commit_wrote_is_there_for_other_connections_when_it_returns(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_what_a_commit_wrote_is_there_for_other_connections_when_it_returns(tmp_
         for i in range(5):
             writer.commit(({"a": float(i)}, 1))
             assert len(events_in(tmp_path, writer.model.key)) == i + 1
-            assert store.read_mark(tmp_path) == writer.store.log_end()
+            assert wal.read_mark(tmp_path) == writer.store.log.db.log_end()
 
 
 def test_every_commit_is_synced_before_it_returns(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
-        assert writer.store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-        assert writer.store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert writer.store.log.db.connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert writer.store.log.db.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_weights_of_events_read_back(tmp_path: Path) -> None:
@@ -199,33 +199,33 @@ def test_feature_names_read_back_in_column_order(tmp_path: Path) -> None:
         writer.commit(({"z": 1, "a": 2}, 1))
         writer.commit(({"a": 1}, 1))
         writer.commit(({"naïve=æøå 🦆": 1, "m": 2, "z": 3}, 0))
-        assert writer.store.names(writer.model.key) == ["z", "a", "naïve=æøå 🦆", "m"]
+        assert writer.store.log.names(writer.model.key) == ["z", "a", "naïve=æøå 🦆", "m"]
     with closing(Store(tmp_path)) as store:
-        assert store.names(writer.model.key) == ["z", "a", "naïve=æøå 🦆", "m"]
+        assert store.log.names(writer.model.key) == ["z", "a", "naïve=æøå 🦆", "m"]
 
 
 def test_models_read_back_in_order_of_creation_with_their_specs(tmp_path: Path) -> None:
     specs = [SPEC, Spec(learning_rate=0.1 + 0.2, l1=1e-9).as_dict(), Spec(hash_bits=4).as_dict()]
     with closing(opened(tmp_path)) as store:
         made = [store.create_model(name, spec) for name, spec in zip("cab", specs, strict=True)]
-        assert store.models() == made
+        assert store.log.models() == made
     with closing(Store(tmp_path)) as store:
-        assert store.models() == made
-        assert [model.spec for model in store.models()] == specs
+        assert store.log.models() == made
+        assert [model.spec for model in store.log.models()] == specs
 
 
 def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Path) -> None:
     with writing(tmp_path, "one") as one:
         two = Writer(one.store, "two")
-        number, _ = one.store.log_end()
+        number, _ = one.store.log.db.log_end()
         parts = [one.draft(({"a": 1.0}, 1), ids=["x"]), two.draft(({"b": 2.0}, 0), ({"c": 3.0}, 1), ids=["x", "y"])]
         one.store.commit(parts)
-        assert one.store.log_end()[0] == number + 1
-        assert one.store.names(one.model.key) == ["a"]
-        assert one.store.names(two.model.key) == ["b", "c"]
+        assert one.store.log.db.log_end()[0] == number + 1
+        assert one.store.log.names(one.model.key) == ["a"]
+        assert one.store.log.names(two.model.key) == ["b", "c"]
         marks = [fingerprints(part.batch).tolist() for part in parts]
         keys = {one.model.key: ["x", "y"], two.model.key: ["x", "y"]}
-        assert one.store.find_ids(keys) == {
+        assert one.store.log.waiting.find_ids(keys) == {
             (one.model.key, "x"): KnownId(ORDINARY, 1, marks[0][0], None, None),
             (two.model.key, "x"): KnownId(ORDINARY, 1, marks[1][0], None, None),
             (two.model.key, "y"): KnownId(ORDINARY, 2, marks[1][1], None, None),
@@ -240,7 +240,9 @@ def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Pa
 def test_an_id_reads_back_whatever_it_looks_like(tmp_path: Path, id_: str) -> None:
     with writing(tmp_path) as writer:
         writer.commit(({"a": 1.0}, 1), ids=[id_])
-        assert list(writer.store.find_ids({writer.model.key: [id_, id_ + "?"]})) == [(writer.model.key, id_)]
+        assert list(writer.store.log.waiting.find_ids({writer.model.key: [id_, id_ + "?"]})) == [
+            (writer.model.key, id_)
+        ]
 
 
 @pytest.mark.parametrize("fingerprint", [0, -1, 2**63 - 1, -(2**63), 2**53 + 1])
@@ -249,7 +251,7 @@ def test_a_fingerprint_reads_back_to_the_last_bit(tmp_path: Path, fingerprint: i
         part = writer.draft(({"a": 1.0}, 1))
         ids = [NewId("x", 1, fingerprint)]
         writer.store.commit([ModelBatch(part.model, 1, part.batch, 0, part.names, ids)])
-        assert writer.store.find_ids({part.model: ["x"]}) == {
+        assert writer.store.log.waiting.find_ids({part.model: ["x"]}) == {
             (part.model, "x"): KnownId(ORDINARY, 1, fingerprint, None, None)
         }
 
@@ -258,11 +260,10 @@ def test_a_snapshot_reads_back_equal_also_when_it_takes_several_chunks(tmp_path:
     with writing(tmp_path) as writer:
         size = 3 * store.SNAPSHOT_CHUNK // 8
         write_snapshot(writer.store, writer.model.key, 7, size, 0.1 + 0.2)
-        chunks = writer.store._db.execute("SELECT count(*) FROM snapshot_chunks").fetchone()
+        chunks = writer.store.log.db.connection.execute("SELECT count(*) FROM snapshot_chunks").fetchone()
         assert chunks == (4,)
-        found = writer.store.snapshot(writer.model.key, 7)
-        assert found.seq == 7
-        assert b"".join(codec.encode_state(found.state)) == b"".join(codec.encode_state(state_of(size, 0.1 + 0.2)))
+        found = writer.store.log.snapshots.state(writer.model.key, 7)
+        assert b"".join(codec.encode_state(found)) == b"".join(codec.encode_state(state_of(size, 0.1 + 0.2)))
 
 
 def test_the_last_two_snapshots_are_kept_and_no_chunk_of_the_others(tmp_path: Path) -> None:
@@ -271,32 +272,34 @@ def test_the_last_two_snapshots_are_kept_and_no_chunk_of_the_others(tmp_path: Pa
         write_snapshot(writer.store, other.model.key, 1)
         for seq in (3, 5, 9, 20):
             write_snapshot(writer.store, writer.model.key, seq)
-        assert writer.store.snapshot_seqs(writer.model.key) == [20, 9]
-        assert writer.store.snapshot_seqs(other.model.key) == [1]
-        chunks = writer.store._db.execute("SELECT model, seq FROM snapshot_chunks ORDER BY model, seq").fetchall()
+        assert writer.store.log.snapshots.seqs(writer.model.key) == [20, 9]
+        assert writer.store.log.snapshots.seqs(other.model.key) == [1]
+        chunks = writer.store.log.db.connection.execute(
+            "SELECT model, seq FROM snapshot_chunks ORDER BY model, seq"
+        ).fetchall()
         assert chunks == [(writer.model.key, 9), (writer.model.key, 20), (other.model.key, 1)]
 
 
 def test_a_snapshot_is_written_in_short_commits_and_is_there_only_after_the_last(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
-        pieces = writer.store.write_snapshot(writer.model.key, Snapshot(4, state_of(2 * store.SNAPSHOT_CHUNK // 8)))
+        pieces = writer.store.write_snapshot(writer.model.key, 4, state_of(2 * store.SNAPSHOT_CHUNK // 8))
         for _ in pieces:
-            assert writer.store.snapshot_seqs(writer.model.key) == []
+            assert writer.store.log.snapshots.seqs(writer.model.key) == []
             writer.commit(({"a": 1.0}, 1))  # a commit between two of its pieces
-        assert writer.store.snapshot_seqs(writer.model.key) == [4]
+        assert writer.store.log.snapshots.seqs(writer.model.key) == [4]
         assert writer.seq == 4
 
 
 def test_what_a_crash_left_of_a_snapshot_is_not_one_and_does_not_hinder_the_next(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as writer:
-        pieces = writer.store.write_snapshot(writer.model.key, Snapshot(4, state_of(3 * store.SNAPSHOT_CHUNK // 8)))
+        pieces = writer.store.write_snapshot(writer.model.key, 4, state_of(3 * store.SNAPSHOT_CHUNK // 8))
         for _ in range(3):
             next(pieces)
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
-        assert reopened.snapshot_seqs(writer.model.key) == []
+        assert reopened.log.snapshots.seqs(writer.model.key) == []
         write_snapshot(reopened, writer.model.key, 4, size=5)
-        assert b"".join(codec.encode_state(reopened.snapshot(writer.model.key, 4).state)) == b"".join(
+        assert b"".join(codec.encode_state(reopened.log.snapshots.state(writer.model.key, 4))) == b"".join(
             codec.encode_state(state_of(5))
         )
 
@@ -308,8 +311,8 @@ def test_batches_joins_rows_and_leaves_none_out(
     monkeypatch.setattr("service.storage.log.JOINED_EVENTS", rows_in_a_batch)
     with writing(tmp_path) as writer:
         writer.commit_rows(25)
-        batches = list(writer.store.batches(writer.model.key))
-        names = writer.store.names(writer.model.key)
+        batches = list(writer.store.log.batches(writer.model.key))
+        names = writer.store.log.names(writer.model.key)
         assert events_of_all(batches, names) == events_of_all(writer.batches, names)
         assert len(batches) == {1: 25, 7: 7, 10_000: 1}[rows_in_a_batch]
 
@@ -318,7 +321,7 @@ def test_batches_joins_rows_and_leaves_none_out(
 def test_batches_gives_the_events_after_one_seq_up_to_another(tmp_path: Path, after: int, up_to: int | None) -> None:
     with writing(tmp_path) as writer:
         writer.commit_rows(25)
-        everything = events_of_all(writer.batches, writer.store.names(writer.model.key))
+        everything = events_of_all(writer.batches, writer.store.log.names(writer.model.key))
         assert events_in(tmp_path, writer.model.key, after, up_to) == everything[after:up_to]
 
 
@@ -339,7 +342,9 @@ def test_reading_the_log_does_not_keep_a_transaction_open_between_batches(
         with closing(LogReader(tmp_path)) as reader:
             batches = reader.batches(writer.model.key)
             next(batches)
-            assert writer.store._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0  # not busy
+            assert (
+                writer.store.log.db.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+            )  # not busy
 
 
 def test_a_reader_changes_nothing_while_a_service_writes_and_after_it_has_gone(tmp_path: Path) -> None:
@@ -369,15 +374,17 @@ def test_a_deleted_model_is_gone_at_once_and_its_rows_piece_by_piece(
             writer.commit(({"a": 1.0}, 1), ids=["x"])
             write_snapshot(writer.store, writer.model.key, 5)
         assert gone.store.delete_model(gone.model) is None
-        assert [model.name for model in gone.store.models()] == ["kept"]
+        assert [model.name for model in gone.store.log.models()] == ["kept"]
         turns = 0
-        while gone.store.purge():
+        while gone.store.trimming.purge():
             turns += 1
         assert turns > 5
         for table in ("batches", "names", "ids", "snapshots", "snapshot_chunks"):
-            assert gone.store._db.execute(f"SELECT DISTINCT model FROM {table}").fetchall() == [(kept.model.key,)]
-        assert gone.store._db.execute("SELECT count(*) FROM purges").fetchone() == (0,)
-        assert kept.store.last_seq(kept.model.key) == 21
+            assert gone.store.log.db.connection.execute(f"SELECT DISTINCT model FROM {table}").fetchall() == [
+                (kept.model.key,)
+            ]
+        assert gone.store.log.db.connection.execute("SELECT count(*) FROM purges").fetchone() == (0,)
+        assert kept.store.log.last_seq(kept.model.key) == 21
 
 
 def test_a_model_that_takes_the_name_of_a_deleted_one_has_nothing_of_it(tmp_path: Path) -> None:
@@ -386,10 +393,10 @@ def test_a_model_that_takes_the_name_of_a_deleted_one_has_nothing_of_it(tmp_path
         new = old.store.delete_model(old.model, successor=SPEC)
         assert new is not None
         assert new.key != old.model.key
-        assert old.store.models() == [new]
-        assert old.store.names(new.key) == []
-        assert old.store.last_seq(new.key) == 0
-        assert old.store.find_ids({new.key: ["x"]}) == {}
+        assert old.store.log.models() == [new]
+        assert old.store.log.names(new.key) == []
+        assert old.store.log.last_seq(new.key) == 0
+        assert old.store.log.waiting.find_ids({new.key: ["x"]}) == {}
 
 
 def test_a_purge_that_a_kill_interrupted_goes_on_after_the_start(tmp_path: Path) -> None:
@@ -398,9 +405,9 @@ def test_a_purge_that_a_kill_interrupted_goes_on_after_the_start(tmp_path: Path)
         gone.store.delete_model(gone.model)
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
-        while reopened.purge():
+        while reopened.trimming.purge():
             pass
-        assert reopened._db.execute("SELECT count(*) FROM batches").fetchone() == (0,)
+        assert reopened.log.db.connection.execute("SELECT count(*) FROM batches").fetchone() == (0,)
 
 
 # -- damage: one test for each way
@@ -454,7 +461,7 @@ def test_a_flipped_bit_in_a_models_spec_is_refused(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     flip_in_database(tmp_path, b'"learning_rate":0.01,"bias', 17)
     with closing(Store(tmp_path)) as reopened, pytest.raises(errors.LogDamaged, match="'default' has a wrong checksum"):
-        reopened.models()
+        reopened.log.models()
 
 
 def test_a_flipped_bit_in_a_snapshot_is_refused(tmp_path: Path) -> None:
@@ -464,8 +471,8 @@ def test_a_flipped_bit_in_a_snapshot_is_refused(tmp_path: Path) -> None:
     flip_in_database(tmp_path, np.full(10, 0.456).tobytes(), 40)
     with closing(LogReader(tmp_path)) as log:
         with pytest.raises(errors.LogDamaged, match="snapshot at seq 5 has a wrong checksum"):
-            log.snapshot(writer.model.key, 5)
-        assert log.snapshot(writer.model.key, 3).state["learner"]["weights"][0] == 0.123
+            log.snapshots.state(writer.model.key, 5)
+        assert log.snapshots.state(writer.model.key, 3)["learner"]["weights"][0] == 0.123
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3])
@@ -474,7 +481,7 @@ def test_a_snapshot_without_one_of_its_chunks_is_not_whole(tmp_path: Path, chunk
         write_snapshot(writer.store, writer.model.key, 3, size=3 * store.SNAPSHOT_CHUNK // 8)
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = ?", chunk)
     with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
-        log.snapshot(writer.model.key, 3)
+        log.snapshots.state(writer.model.key, 3)
 
 
 def test_a_snapshot_row_that_counts_fewer_chunks_is_not_whole(tmp_path: Path) -> None:
@@ -483,12 +490,12 @@ def test_a_snapshot_row_that_counts_fewer_chunks_is_not_whole(tmp_path: Path) ->
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = 1")
     sql(tmp_path, "UPDATE snapshots SET chunks = 1")
     with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
-        log.snapshot(writer.model.key, 3)
+        log.snapshots.state(writer.model.key, 3)
 
 
 def test_a_snapshot_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with writing(tmp_path) as writer, pytest.raises(errors.LogDamaged, match="seq 3 is missing"):
-        writer.store.snapshot(writer.model.key, 3)
+        writer.store.log.snapshots.state(writer.model.key, 3)
 
 
 def test_a_missing_batch_is_a_gap_and_refused(tmp_path: Path) -> None:
@@ -544,7 +551,7 @@ def test_a_database_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "log.db").read_bytes()
     (tmp_path / "log.db").write_bytes(data[: len(data) // 2])
     with pytest.raises(errors.LogDamaged), closing(Store(tmp_path)) as reopened:
-        list(reopened.batches(writer.model.key))
+        list(reopened.log.batches(writer.model.key))
 
 
 # -- damage to the write-ahead log
@@ -558,7 +565,7 @@ def left_by_a_kill(tmp_path: Path) -> tuple[Path, int]:
     with writing(tmp_path / "running") as writer:
         writer.commit_rows(50)
         left = copied(tmp_path / "running", tmp_path / "left")
-        number, _ = writer.store.log_end()
+        number, _ = writer.store.log.db.log_end()
     assert (left / "log.db-wal").stat().st_size > 100 * FRAME
     return left, number
 
@@ -574,8 +581,8 @@ def assert_ends_early(folder: Path, number: int) -> None:
 def test_the_folder_that_a_kill_left_opens_with_all_that_was_acknowledged(tmp_path: Path) -> None:
     left, number = left_by_a_kill(tmp_path)
     with closing(Store(left)) as reopened:
-        assert reopened.log_end()[0] == number
-        assert reopened.last_seq(1) == 100
+        assert reopened.log.db.log_end()[0] == number
+        assert reopened.log.last_seq(1) == 100
 
 
 @pytest.mark.parametrize("length", [0, 10, WAL_HEADER, WAL_HEADER + 100, WAL_HEADER + FRAME])
@@ -622,13 +629,13 @@ def test_a_write_ahead_log_damaged_after_a_checkpoint_is_refused(tmp_path: Path)
     """The database has newer pages then than the frames before the damage: a mixture, never to be learned from."""
     with writing(tmp_path / "running") as writer:
         writer.commit_rows(50)
-        assert writer.store._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
+        assert writer.store.log.db.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
         with closing(LogReader(tmp_path / "running")) as reader:  # keeps the log from starting over
-            reader._db.execute("BEGIN")
-            reader._db.execute("SELECT count(*) FROM models").fetchone()
+            reader.db.connection.execute("BEGIN")
+            reader.db.connection.execute("SELECT count(*) FROM models").fetchone()
             writer.commit_rows(20)
             left = copied(tmp_path / "running", tmp_path / "left")
-        number, _ = writer.store.log_end()
+        number, _ = writer.store.log.db.log_end()
     flip(left / "log.db-wal", WAL_HEADER + 20 * FRAME + 100)
     error = refusal(left)
     assert isinstance(error, errors.LogEndsEarly | errors.LogDamaged)
@@ -667,8 +674,8 @@ def test_a_last_commit_with_more_after_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_last_commit_ahead_of_the_log_is_refused_because_the_log_has_lost_commits(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
-    number, checksum = store.read_mark(tmp_path) or (0, 0)
-    (tmp_path / "last-commit").write_bytes(store.encode_mark(number + 1, checksum))
+    number, checksum = wal.read_mark(tmp_path) or (0, 0)
+    (tmp_path / "last-commit").write_bytes(wal.encode_mark(number + 1, checksum))
     assert_ends_early(tmp_path, number + 1)
 
 
@@ -678,20 +685,20 @@ def test_a_last_commit_behind_the_log_by_one_opens(tmp_path: Path) -> None:
         writer.commit(({"a": 1.0}, 1))
         before = (tmp_path / "a" / "last-commit").read_bytes()
         writer.commit(({"b": 1.0}, 0))
-        number = writer.store.log_end()
+        number = writer.store.log.db.log_end()
         left = copied(tmp_path / "a", tmp_path / "b")
     (left / "last-commit").write_bytes(before)
     with closing(Store(left)) as reopened:
-        assert reopened.log_end() == number
-        assert reopened.last_seq(writer.model.key) == 2
-        assert store.read_mark(left) == number
+        assert reopened.log.db.log_end() == number
+        assert reopened.log.last_seq(writer.model.key) == 2
+        assert wal.read_mark(left) == number
 
 
 def test_a_log_whose_last_commit_is_another_one_is_refused(tmp_path: Path) -> None:
     """As many commits but not the same: an older copy of the database that went on by itself."""
     log_of_batches(tmp_path)
-    number, checksum = store.read_mark(tmp_path) or (0, 0)
-    (tmp_path / "last-commit").write_bytes(store.encode_mark(number, checksum ^ 1))
+    number, checksum = wal.read_mark(tmp_path) or (0, 0)
+    (tmp_path / "last-commit").write_bytes(wal.encode_mark(number, checksum ^ 1))
     assert "is not the one that was acknowledged" in str(refusal(tmp_path))
 
 
@@ -702,7 +709,7 @@ def test_an_older_database_beside_a_newer_last_commit_is_refused(tmp_path: Path)
     with closing(Store(tmp_path / "a")) as reopened:
         part = writer.draft(({"a": 1.0}, 1))
         reopened.commit([part])
-        number, _ = reopened.log_end()
+        number, _ = reopened.log.db.log_end()
     shutil.copy(tmp_path / "a" / "last-commit", old)
     assert_ends_early(old, number)
 
@@ -807,23 +814,25 @@ def fill(folder: Path) -> Path:
 def test_a_disk_without_room_refuses_the_commit_and_takes_the_next_when_there_is_some(small_disk: Path) -> None:
     with writing(small_disk) as writer:
         writer.commit(({"a": 1.0}, 1), ids=["first"])
-        end, mark = writer.store.log_end(), store.read_mark(small_disk)
+        end, mark = writer.store.log.db.log_end(), wal.read_mark(small_disk)
         filler = fill(small_disk)
         part = writer.draft(*[({f"f{i}": 1.0}, 1) for i in range(5000)], ids=["second"])
         for _ in range(3):
             with pytest.raises(errors.DiskFull):
                 writer.store.commit([part])
-        assert writer.store.log_end() == end
-        assert store.read_mark(small_disk) == mark
-        assert writer.store.names(writer.model.key) == ["a"]
-        assert writer.store.last_seq(writer.model.key) == 1
-        assert list(writer.store.find_ids({writer.model.key: ["first", "second"]})) == [(writer.model.key, "first")]
+        assert writer.store.log.db.log_end() == end
+        assert wal.read_mark(small_disk) == mark
+        assert writer.store.log.names(writer.model.key) == ["a"]
+        assert writer.store.log.last_seq(writer.model.key) == 1
+        assert list(writer.store.log.waiting.find_ids({writer.model.key: ["first", "second"]})) == [
+            (writer.model.key, "first")
+        ]
         filler.unlink()
         writer.store.commit([part])
-        assert writer.store.last_seq(writer.model.key) == 5001
+        assert writer.store.log.last_seq(writer.model.key) == 5001
     with closing(Store(small_disk)) as reopened:
-        assert reopened.last_seq(writer.model.key) == 5001
-        assert reopened.integrity() == []
+        assert reopened.log.last_seq(writer.model.key) == 5001
+        assert reopened.log.db.integrity() == []
 
 
 def test_a_disk_that_fills_up_commit_by_commit_loses_no_commit_that_returned(small_disk: Path) -> None:
@@ -844,18 +853,18 @@ def test_a_disk_that_fills_up_commit_by_commit_loses_no_commit_that_returned(sma
                 filler.unlink(missing_ok=True)
         assert refused >= 20
         assert writer.seq > 100
-        names = writer.store.names(writer.model.key)
+        names = writer.store.log.names(writer.model.key)
         assert names == writer.features.names
-        found = [event for batch in writer.store.batches(writer.model.key) for event in events_of(batch, names)]
+        found = [event for batch in writer.store.log.batches(writer.model.key) for event in events_of(batch, names)]
         assert found == events_of_all(writer.batches, names)
 
 
 def test_a_limit_on_the_databases_pages_is_a_full_disk(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
         writer.commit(({"a": 1.0}, 1))
-        end = writer.store.log_end()
-        pages = writer.store._db.execute("PRAGMA page_count").fetchone()[0]
-        writer.store._db.execute(f"PRAGMA max_page_count = {pages}")
+        end = writer.store.log.db.log_end()
+        pages = writer.store.log.db.connection.execute("PRAGMA page_count").fetchone()[0]
+        writer.store.log.db.connection.execute(f"PRAGMA max_page_count = {pages}")
         part = writer.draft(*[({f"f{i}": 1.0}, 1) for i in range(2000)], ids=["x"])
         with pytest.raises(errors.DiskFull):
             writer.store.commit([part])
@@ -863,14 +872,14 @@ def test_a_limit_on_the_databases_pages_is_a_full_disk(tmp_path: Path) -> None:
             write_snapshot(writer.store, writer.model.key, 1, size=100_000)
         with pytest.raises(errors.DiskFull):
             writer.store.create_model("other", {"padding": "x" * 20_000})
-        assert [model.name for model in writer.store.models()] == ["default"]
-        assert writer.store.snapshot_seqs(writer.model.key) == []
-        assert not writer.store._db.in_transaction
-        assert writer.store.names(writer.model.key) == ["a"]
-        writer.store._db.execute("PRAGMA max_page_count = 1000000")
+        assert [model.name for model in writer.store.log.models()] == ["default"]
+        assert writer.store.log.snapshots.seqs(writer.model.key) == []
+        assert not writer.store.log.db.connection.in_transaction
+        assert writer.store.log.names(writer.model.key) == ["a"]
+        writer.store.log.db.connection.execute("PRAGMA max_page_count = 1000000")
         writer.store.commit([part])
-        assert writer.store.last_seq(writer.model.key) == 2001
-        assert writer.store.log_end()[0] > end[0]
+        assert writer.store.log.last_seq(writer.model.key) == 2001
+        assert writer.store.log.db.log_end()[0] > end[0]
 
 
 def test_a_new_folder_on_a_disk_without_room_says_so(small_disk: Path) -> None:
@@ -893,7 +902,7 @@ def test_a_mark_that_cannot_be_written_is_a_failed_storage_and_the_commit_is_the
                 writer.store.commit([writer.draft(({"a": 2.0}, 1))])
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
-        assert reopened.last_seq(writer.model.key) == 2  # it was synced: not acknowledged, and not lost
+        assert reopened.log.last_seq(writer.model.key) == 2  # it was synced: not acknowledged, and not lost
 
 
 @pytest.mark.parametrize(("code", "raised"), [(errno.ENOSPC, None), (errno.EIO, errors.StorageFailed)])
@@ -905,10 +914,10 @@ def test_a_commit_whose_checkpoint_finds_no_room_is_a_commit_and_one_whose_disk_
             raise OSError(code, os.strerror(code))
 
     with writing(tmp_path / "a") as writer:
-        monkeypatch.setattr(writer.store, "_wal", Unreadable())
+        monkeypatch.setattr(writer.store.commits, "_wal", Unreadable())
         with nullcontext() if raised is None else pytest.raises(raised):
             writer.store.commit([writer.draft(({"a": 2.0}, 1))])
-        assert writer.store.last_seq(writer.model.key) == 1
+        assert writer.store.log.last_seq(writer.model.key) == 1
 
 
 @contextmanager
@@ -930,21 +939,21 @@ def test_a_write_that_fails_is_a_failed_storage_and_nothing_of_it_is_there_after
             writer.store.commit([writer.draft(({"new": 2.0}, 1), ids=["x"])])
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
-        assert reopened.last_seq(writer.model.key) == 20
-        assert reopened.names(writer.model.key) == ["age", "f0"]
-        assert reopened.find_ids({writer.model.key: ["x"]}) == {}
+        assert reopened.log.last_seq(writer.model.key) == 20
+        assert reopened.log.names(writer.model.key) == ["age", "f0"]
+        assert reopened.log.waiting.find_ids({writer.model.key: ["x"]}) == {}
 
 
 def test_a_body_that_fails_for_another_reason_leaves_nothing_behind(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
-        end = writer.store.log_end()
+        end = writer.store.log.db.log_end()
         good, bad = writer.draft(({"a": 1.0}, 1)), ModelBatch(1, 2, "no batch", 1, [], [])  # type: ignore[arg-type]
         with pytest.raises((TypeError, AttributeError)):
             writer.store.commit([good, bad])
-        assert writer.store.log_end() == end
-        assert writer.store.last_seq(writer.model.key) == 0
+        assert writer.store.log.db.log_end() == end
+        assert writer.store.log.last_seq(writer.model.key) == 0
         writer.store.commit([good])
-        assert writer.store.last_seq(writer.model.key) == 1
+        assert writer.store.log.last_seq(writer.model.key) == 1
 
 
 # -- the lock

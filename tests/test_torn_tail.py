@@ -41,7 +41,7 @@ def end_of(folder: Path) -> tuple[int, int]:
     """Number and checksum of the last commit that can be read."""
     log = LogReader(folder)
     try:
-        return log.log_end()
+        return log.db.log_end()
     finally:
         log.close()
 

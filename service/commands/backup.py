@@ -116,7 +116,7 @@ def _copy(folder: Path, staging: Path) -> Findings:
     log = LogReader(folder)
     try:
         _require_room(folder, staging)
-        log.copy_to(staging / "log.db")
+        log.db.copy_to(staging / "log.db")
     finally:
         log.close()
     if mark is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from service import errors
 from service.commands.terminal import number, show, size
 from service.storage.log import LogReader, StoredModel
-from service.storage.wal import Tail, read_mark
+from service.storage.wal import Tail, read_mark, read_tail
 
 DAMAGED_IDS = "If a client sends an event with a damaged id again, the service may refuse it or learn it again."
 _UNFINISHED = "unfinished commit"
@@ -104,12 +104,12 @@ def examine(folder: Path) -> Findings:
 
 def _examine(log: LogReader, findings: Findings) -> None:
     with _noting(findings.damage):
-        findings.end = log.log_end()
+        findings.end = log.db.log_end()
         if findings.mark and findings.mark[0] == findings.end[0] and findings.mark != findings.end:
             findings.damage.append("its last commit is not the one that was acknowledged")
-        findings.tail = log.tail()
+        findings.tail = read_tail(log.db)
     with _noting(findings.damage):
-        findings.damage += log.integrity()
+        findings.damage += log.db.integrity()
     with _noting(findings.bad_ids):
         log.check_ids()
     with _noting(findings.damage):
@@ -146,9 +146,9 @@ def _examine_model(
     if largest_column >= found.features:
         damage.append("an event has a feature without a name")
     with _noting(damage):
-        for _ in log.waiting(model.key):
+        for _ in log.waiting.all(model.key):
             found.waiting += 1
-        log.dropped(model.key)
+        log.waiting.dropped(model.key)
         log.resumed(model.key)
     if last_id_seq > found.seq and not bad_ids:
         damage.append(f"there is an id of an event at seq {last_id_seq}, but the events end at seq {found.seq}")
@@ -159,15 +159,15 @@ def _examine_model(
 def _snapshots(log: LogReader, model: StoredModel) -> tuple[list[tuple[int, bool]], list[str]]:
     """The snapshots, as in ModelFindings, and their errors. Starts again if one is replaced meanwhile."""
     while True:
-        seqs = log.snapshot_seqs(model.key)
+        seqs = log.snapshots.seqs(model.key)
         found, wrong = [], []
         for seq in seqs:
             damage: list[str] = []
             with _noting(damage):
-                log.snapshot(model.key, seq)
+                log.snapshots.state(model.key, seq)
             found.append((seq, not damage))
             wrong += damage
-        if log.snapshot_seqs(model.key) == seqs:
+        if log.snapshots.seqs(model.key) == seqs:
             return found, wrong
 
 

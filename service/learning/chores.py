@@ -20,7 +20,6 @@ from service.learning.models import Models
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.writer import WIDE_DRAFT, Writer
-from service.storage.log import Snapshot
 from service.storage.series import Piece
 from service.storage.store import Store
 from service.storage.waiting import OldWaiting
@@ -101,7 +100,8 @@ class Timeouts(Chore):
             if now < model.next_timeout:  # a breaker has stopped the model that was due
                 return
             keep = model.learner.spec.join.keep_seconds
-            oldest = await self._disk.run(Store.oldest_waiting, model.stored.key, TIMEOUTS)
+            key = model.stored.key
+            oldest = await self._disk.run(lambda store: store.log.waiting.oldest(key, TIMEOUTS))
             late = [old for old in oldest if _too_late(old, now, keep)]
             if late:
                 draft = Draft(model, BatchBuilder(model.learner.features), int(now * 1e6))
@@ -154,7 +154,7 @@ class Purge(Chore):
         return 0.0 if self.rows_left else math.inf
 
     async def step(self) -> None:
-        self.rows_left = await self._disk.run(Store.purge)
+        self.rows_left = await self._disk.run(lambda store: store.trimming.purge())
 
 
 class GiveBack(Chore):
@@ -166,7 +166,7 @@ class GiveBack(Chore):
         return self._next - self._clock.steady()
 
     async def step(self) -> None:
-        if not await self._disk.run(Store.give_back):
+        if not await self._disk.run(lambda store: store.trimming.give_back()):
             self._next = self._clock.steady() + SPACE_PAUSE_SECONDS
 
 
@@ -258,7 +258,7 @@ class Snapshots(Chore):
     def _begin(self, model: Model) -> _UnderWay:
         """Copy the model's state, and make the iterator that writes the copy."""
         seq = model.learner.seq
-        pieces = self._disk.store.write_snapshot(model.stored.key, Snapshot(seq, model.state()))
+        pieces = self._disk.store.write_snapshot(model.stored.key, seq, model.state())
         return _UnderWay(model, seq, model.replay_seconds, pieces)
 
     def _written(self, model: Model, seq: int, saved_seconds: float, _: Iterator[None]) -> None:

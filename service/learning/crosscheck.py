@@ -156,17 +156,17 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
         check = CrossCheck(Spec.from_dict(stored.spec))
         check.learner.features.extend(names)
         return check
-    for snapshot_seq in reversed(log.snapshot_seqs(stored.key)):
+    for snapshot_seq in reversed(log.snapshots.seqs(stored.key)):
         if seq is not None and snapshot_seq > seq:
             break
         with contextlib.suppress(errors.LogDamaged):  # or a newer snapshot replaced it meanwhile
-            state = log.snapshot(stored.key, snapshot_seq).state["learner"]
+            state = log.snapshots.state(stored.key, snapshot_seq)["learner"]
             known = state["n_features"]
             check = CrossCheck.from_state({**state, "names": names[:known]})
             check.learner.features.extend(names[known:])
             return check
     reason = f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)"
-    raise errors.EventsGone(folder=str(log.folder), reason=reason)
+    raise errors.EventsGone(folder=str(log.db.folder), reason=reason)
 
 
 def main() -> int:

@@ -142,7 +142,8 @@ class Engine:
     async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""
         key = self.model(name).stored.key
-        return (await self._disk.run(Store.find_ids, {key: [id_]})).get((key, id_))
+        found = await self._disk.run(lambda store: store.log.waiting.find_ids({key: [id_]}))
+        return found.get((key, id_))
 
     # -- start and stop
 
@@ -169,7 +170,7 @@ class Engine:
         self._writing.add_done_callback(self._ended)
 
     def _replay_all(self, store: Store) -> dict[str, Model]:
-        return Recovery(store, self._settings, given_up=lambda: not self.state.recovering).models()
+        return Recovery(store.log, self._settings, given_up=lambda: not self.state.recovering).models()
 
     async def _run(self) -> None:
         """Take turns while requests wait, then do a piece of a chore, else sleep, until the engine stops."""

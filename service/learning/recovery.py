@@ -9,7 +9,7 @@ from collections.abc import Callable
 from service import errors
 from service.learning.model import NOT_A_STATE, Model
 from service.settings import Settings
-from service.storage.store import Store
+from service.storage.log import LogReader
 
 logger = logging.getLogger("logstep")
 
@@ -20,8 +20,8 @@ class Recovery:
     given_up: called now and then from the reading thread. When it returns true, recovery stops, and its result is void.
     """
 
-    def __init__(self, store: Store, settings: Settings, given_up: Callable[[], bool]) -> None:
-        self._store = store
+    def __init__(self, log: LogReader, settings: Settings, given_up: Callable[[], bool]) -> None:
+        self._log = log
         self._settings = settings
         self._given_up = given_up
 
@@ -29,9 +29,9 @@ class Recovery:
         """Each model, by name. Replay uses the same code as learning."""
         models = {}
         try:
-            self._store.check_models()
-            newest = self._store.newest()
-            for stored in self._store.models():
+            self._log.check_models()
+            newest = self._log.newest()
+            for stored in self._log.models():
                 model = models[stored.name] = Model(stored, self._settings.window)
                 self._replay(model, newest.get(stored.key, 0))
                 if self._given_up():
@@ -44,18 +44,18 @@ class Recovery:
     def _replay(self, model: Model, newest: int) -> None:
         """Load the model's newest whole snapshot, then learn the batches after it."""
         key = model.stored.key
-        names = self._store.names(key)
-        last = max(self._store.last_seq(key), newest)
+        names = self._log.names(key)
+        last = max(self._log.last_seq(key), newest)
         self._load_snapshot(model, names, last)
-        resumed = self._store.resumed(key)
+        resumed = self._log.resumed(key)
         if model.watch is not None and resumed > model.watch.resumed_at:
             model.watch.resume(resumed)
-        if (gone := self._store.gone(key)) > model.learner.seq:
+        if (gone := self._log.gone(key)) > model.learner.seq:
             reason = f"it has no whole snapshot, and its events up to seq {gone} are no longer in the log"
             raise self._damaged(f"model {model.name!r}: {reason} (--keep-events)")
         model.limit(self._settings.max_event_features, self._settings.max_name_characters)
         model.learner.features.extend(names[model.learner.n_features :])
-        for batch in self._store.batches(key, after=model.learner.seq):
+        for batch in self._log.batches(key, after=model.learner.seq):
             if len(batch.columns) and not 0 <= batch.columns.min() <= batch.columns.max() < len(names):
                 raise self._damaged("an event has a feature without a name")
             if self._given_up():
@@ -64,15 +64,16 @@ class Recovery:
             model.count_replay(batch)
         if model.learner.seq != last:
             raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
-        model.recovered(self._store.waiting_count(key), self._store.dropped(key), self._store.last_number(key))
+        waiting = self._log.waiting
+        model.recovered(waiting.count(key), waiting.dropped(key), waiting.last_number(key))
 
     def _load_snapshot(self, model: Model, names: list[str], last: int) -> None:
         """Bring the model to its newest whole snapshot, and log which newer ones are not."""
-        for seq in self._store.snapshot_seqs(model.stored.key):
+        for seq in self._log.snapshots.seqs(model.stored.key):
             if seq > last:
                 raise self._damaged(f"the events from seq {last + 1} on are missing, but a snapshot is at seq {seq}")
             try:
-                state = self._store.snapshot(model.stored.key, seq).state
+                state = self._log.snapshots.state(model.stored.key, seq)
                 known = state["learner"]["n_features"]
                 if known > len(names):
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")

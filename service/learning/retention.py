@@ -17,8 +17,8 @@ from core.spec import duration_seconds
 from service import errors
 from service.clock import SYSTEM, Clock
 from service.learning.model import Model
+from service.storage.log import LogRow
 from service.storage.store import Store
-from service.storage.trimming import LogRow
 
 logger = logging.getLogger("logstep")
 
@@ -105,7 +105,7 @@ class Retention:
 
     def _drop_events(self, store: Store, model: Model) -> Iterator[None]:
         key = model.stored.key
-        last, snapshots = store.last_seq(key), store.snapshot_seqs(key)
+        last, snapshots = store.log.last_seq(key), store.log.snapshots.seqs(key)
         if self._wants_snapshot(store, model, last, snapshots):
             self.wanted.add(key)
         else:
@@ -114,14 +114,14 @@ class Retention:
             return
         limit = self._events.limit(last)
         limit = limit._replace(seq=min(limit.seq, snapshots[-1]))
-        oldest = store.rows_after(key, store.gone(key), 1)
+        oldest = store.log.rows_after(key, store.log.gone(key), 1)
         if not oldest or not limit.passes(oldest[0]):
             return
         if self._whole.get(key) != snapshots[-1]:
-            for _ in store.snapshot_chunks(key, snapshots[-1]):
+            for _ in store.log.snapshots.chunks(key, snapshots[-1]):
                 yield
             self._whole[key] = snapshots[-1]
-        while not model.held and store.drop_events(key, *limit, remember=self._ids.seconds):
+        while not model.held and store.trimming.drop_events(key, *limit, remember=self._ids.seconds):
             yield
 
     def _wants_snapshot(self, store: Store, model: Model, last: int, snapshots: list[int]) -> bool:
@@ -132,26 +132,26 @@ class Retention:
         snapshot.
         """
         key, newest = model.stored.key, snapshots[0] if snapshots else 0
-        after = store.rows_after(key, newest, 1)
+        after = store.log.rows_after(key, newest, 1)
         if not after or not self._events.limit(last, 0.5).passes(after[0]):
             return False
         if last - newest < model.learner.n_features / FEATURES_PER_EVENT:
             return False
         if len(snapshots) < 2:
             return True
-        return self._events.limit(last).passes(store.rows_after(key, snapshots[-1], 1)[0])
+        return self._events.limit(last).passes(store.log.rows_after(key, snapshots[-1], 1)[0])
 
     def _drop_ids(self, store: Store, key: int) -> Iterator[None]:
         """Check every id of a model, but only if about a third of them could go."""
-        last = store.last_seq(key)
+        last = store.log.last_seq(key)
         limit = self._ids.limit(last)
         up_to = limit.seq
         if self._ids.seconds:
-            up_to = min(up_to, store.seq_written_before(key, limit.written_before))
+            up_to = min(up_to, store.trimming.seq_written_before(key, limit.written_before))
         if up_to <= 0 or up_to - self._swept.get(key, 0) <= (last - up_to) / 2:
             return
         id_: str | None = ""
         while id_ is not None:
-            id_ = store.drop_ids(key, up_to, id_)
+            id_ = store.trimming.drop_ids(key, up_to, id_)
             yield
         self._swept[key] = up_to

@@ -222,8 +222,8 @@ class Writer:
                 finally:
                     await self._disk.end(commit)
                 items = sum(len(part.batch) + len(part.kept) for part in added)
-                seconds = self._disk.store.synced_at - started
-                self._telemetry.count_commit(items, seconds, self._disk.store.sync_seconds)
+                seconds = self._disk.store.commits.synced_at - started
+                self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
                 logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         except (errors.LogstepError, IdsTakenError):
             for draft in drafts:
@@ -330,7 +330,7 @@ def _accept(results: list[tuple[Request, Result]]) -> None:
 
 def _look_up(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
     """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
-    known.ids.update(store.find_ids(wanted, known.reading))
+    known.ids.update(store.log.waiting.find_ids(wanted, known.reading))
     if not corrected:
         return
     for model, id_ in ((model, id_) for model, ids in wanted.items() for id_ in ids):
@@ -340,9 +340,9 @@ def _look_up(store: Store, known: Known, wanted: dict[int, list[str]], corrected
         if not known.reading.takes((model, id_), 0):
             continue
         with contextlib.suppress(errors.LogDamaged):  # then only this label is refused
-            logged = store.event(model, found.seq)
+            logged = store.log.event(model, found.seq)
             if logged is not None:
                 known.expired[model, id_] = logged
                 known.reading.left -= logged[1].values.nbytes + logged[1].columns.nbytes
-            elif found.seq <= store.gone(model):
+            elif found.seq <= store.log.gone(model):
                 known.gone.add((model, id_))

@@ -15,11 +15,14 @@ from zlib import crc32
 
 import msgspec
 
-from core.batch import EXPIRED, LATE, ORDINARY
+from core.batch import EXPIRED, JOINED, LATE, ORDINARY
 
 WAITING, DROPPED = LATE + 1, LATE + 2
 """Kinds of ids without an event: the prediction waits, or it waited too long. An event's id has the kind of the event
 (core/batch.py)."""
+
+OF_AN_EVENT = f"kind IN ({ORDINARY}, {JOINED}, {EXPIRED}, {LATE})"
+"""A condition for the ids of events."""
 
 AT_ONCE = 250
 _INSERT_SOME = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * AT_ONCE)  # noqa: S608  # of constants
@@ -161,6 +164,10 @@ class Ids:
             if changed != len(ids):
                 raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) already stand for events")
             self._count(_checksum(model, ids))
+
+    def delete(self, rows: Rows) -> int:
+        """Delete rows, which the caller has taken out of the checksum. How many there were."""
+        return self._db.execute(f"DELETE FROM ids WHERE {rows.condition}", rows.values).rowcount  # noqa: S608  # of ours
 
     def leave_out(self, rows: Rows) -> None:
         """Take rows out of the checksum. Call it before the transaction that removes or changes them: a transaction

@@ -25,6 +25,11 @@ FORMAT = 1
 PAGE_BYTES = 8_192
 """Page size. Writing a stream of arrays takes a sixth less time than with SQLite's default of 4,096."""
 
+SHOWN = 5
+"""Differences of a schema that a message lists, at most."""
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What sqlite3 raises for damaged pages. UnicodeDecodeError comes if the message would contain a damaged text."""
+
 SCHEMA = """
 CREATE TABLE log_end (
     one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL,
@@ -88,12 +93,12 @@ GUARDS = "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
 they are read. The sqlite3 module loads no extensions by default."""
 
 
-def create(path: Path) -> None:
+def create(folder: Path) -> None:
     """Create a log under another name and rename it, so that a crash leaves no half-made log."""
-    for left in (path.with_name("last-commit"), path.with_name("log.db-wal")):
-        if left.exists():
-            raise errors.LogDamaged(folder=str(path.parent), reason=f"log.db is missing, but {left.name} exists")
-    new = path.with_name("log.db.new")
+    for left in ("last-commit", "log.db-wal"):
+        if (folder / left).exists():
+            raise errors.LogDamaged(folder=str(folder), reason=f"log.db is missing, but {left} exists")
+    new = folder / "log.db.new"
     new.unlink(missing_ok=True)
     db = sqlite3.connect(new, isolation_level=None)
     try:
@@ -109,8 +114,31 @@ def create(path: Path) -> None:
         raise failure_of(error) from error
     finally:
         db.close()
-    new.rename(path)
-    sync_folder(path.parent)
+    new.rename(folder / "log.db")
+    sync_folder(folder)
+
+
+def check(db: sqlite3.Connection, folder: Path) -> None:
+    """Refuse a database that is not a log of this format, or that has anything else in its schema."""
+    try:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if application == UNRELEASED_ID:
+            raise errors.UnreleasedFormat(path=str(folder))
+        if application != APPLICATION_ID:
+            raise errors.NotADataFolder(path=str(folder), reason="its log.db belongs to another program")
+        if found > FORMAT:
+            raise errors.NewerFormat(path=str(folder), found=found, known=FORMAT)
+        if found < FORMAT:
+            reason = f"its format is {found}, but the first format is {FORMAT}"
+            raise errors.LogDamaged(folder=str(folder), reason=reason)
+        different = differences(entries(db))
+    except UNREADABLE as error:
+        raise errors.LogDamaged(folder=str(folder), reason=str(error)) from None
+    if different:
+        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        reason = f"its schema is not the one that logstep creates: {'; '.join(different[:SHOWN])}{more}"
+        raise errors.LogDamaged(folder=str(folder), reason=reason)
 
 
 Entry = tuple[str, str, str, str | None]

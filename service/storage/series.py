@@ -20,6 +20,10 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from service.storage.database import Database
+
 BUCKET_SECONDS = 5
 COARSER = ((60, 3_600), (900, 86_400))
 """(seconds, age): rows older than `age` seconds are merged into rows of `seconds`."""
@@ -136,15 +140,26 @@ def _tidy(db: sqlite3.Connection, piece: Piece) -> None:
     db.executemany(_DROP_MARKS, [(model, KEPT_MARKS) for model in (*piece.tidied, 0)])
 
 
-READ = f"""
+_READ = f"""
 SELECT json_group_array(json_array({", ".join(Row._fields)}))
 FROM (SELECT * FROM series WHERE model = ? AND t > ? AND t - seconds < ? ORDER BY t)
 """  # noqa: S608
-READ_MARKS = """
-SELECT t, seq, kind FROM marks WHERE model IN (0, ?) AND t >= ? AND t <= ? ORDER BY t, seq
+_READ_MARKS = """
+SELECT ?1, t, seq, kind FROM marks WHERE model IN (0, ?1) AND t >= ?2 AND t <= ?3 ORDER BY t, seq
 """
-RECENT = """
+_RECENT = """
 SELECT value, (SELECT json_group_array(loss_window)
                FROM (SELECT loss_window FROM series WHERE model = value ORDER BY t DESC LIMIT ?))
 FROM json_each(?)
 """
+
+
+def read(db: Database, model: int, after: int, before: int) -> tuple[list[Row], list[Mark]]:
+    """The rows and marks of a model between two times."""
+    ((rows,),) = db.rows(_READ, model, after, before)
+    return msgspec.json.decode(rows, type=list[Row]), [Mark(*row) for row in db.rows(_READ_MARKS, model, after, before)]
+
+
+def recent_losses(db: Database, models: Sequence[int], count: int) -> dict[int, list[float | None]]:
+    """The last windowed losses of some models, oldest first."""
+    return {model: json.loads(losses)[::-1] for model, losses in db.rows(_RECENT, count, json.dumps(models))}

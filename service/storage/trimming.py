@@ -1,10 +1,19 @@
-"""Removes what need not stay: rows of deleted models, old events and their ids, and free room in the file."""
+"""Removes what need not stay: rows of deleted models, old events and their ids, and free room in the file.
+
+Each call is one short commit, so that learning goes on between them.
+"""
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from service.storage.commits import Commits
+from service.storage.ids import OF_AN_EVENT, Rows
+from service.storage.log import LogReader
+from service.storage.sync import failure_of
 
 PURGE_ROWS = 200
 DROPPED_BYTES = 1 << 20
@@ -15,14 +24,8 @@ FREE_BYTES = 16 << 20
 """Free room to keep in the file, or a quarter of the file if that is more. The rest goes back to the file system."""
 RETURNED_BYTES = 2 << 20
 """Bytes that one short commit gives back."""
-PURGED = {
-    "batches": "rowid",
-    "names": "rowid",
-    "snapshots": "rowid",
-    "snapshot_chunks": "rowid",
-    "drops": "rowid",
-    "log_starts": "rowid",
-    "resumes": "rowid",
+_PURGED = {
+    **dict.fromkeys(("batches", "names", "snapshots", "snapshot_chunks", "drops", "log_starts", "resumes"), "rowid"),
     "waiting": "number",
     "series": "t",
     "marks": "t",
@@ -30,15 +33,103 @@ PURGED = {
 """Tables with rows of a model, except `ids`, and the column that tells those rows apart."""
 
 
-class LogRow(NamedTuple):
-    """A row of the log: the seq of its last event, when it was written (seconds since 1970), and its bytes."""
+class Trimming:
+    """Removes rows through the one writer."""
 
-    last_seq: int
-    written_at: float
-    size: int
+    def __init__(self, log: LogReader, commits: Commits) -> None:
+        self._log = log
+        self._commits = commits
+        self._db = log.db
+
+    def give_back(self) -> bool:
+        """Give a piece of the file's free room back to the file system, if there is much. Whether there is more."""
+        connection = self._db.connection
+        try:
+            ((free,),) = connection.execute("PRAGMA freelist_count").fetchall()
+            ((pages,),) = connection.execute("PRAGMA page_count").fetchall()
+            page = self._db.page_bytes()
+            if free <= max(FREE_BYTES // page, pages // 4):
+                return False
+            connection.execute(f"PRAGMA incremental_vacuum({RETURNED_BYTES // page})").fetchall()
+            ((left,),) = connection.execute("PRAGMA freelist_count").fetchall()
+        except sqlite3.Error as error:
+            raise failure_of(error) from error
+        return bool(left < free)
+
+    def purge(self) -> bool:
+        """Remove some rows of deleted models. Whether there may be more."""
+        # Never of an existing model: then its number in `purges` is damage.
+        query = "SELECT model FROM purges WHERE model NOT IN (SELECT model FROM models) LIMIT 1"
+        doomed = [key for (key,) in self._db.rows(query)]
+        if not doomed:
+            return False
+        some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
+        ids = Rows(some, (*doomed, PURGE_ROWS))
+        with self._commits.transaction(ids) as db:
+            if self._commits.ids.delete(ids):
+                return True
+            for table, key in _PURGED.items():
+                # The table and key are ours, not a caller's.
+                some = f"SELECT {key} FROM {table} WHERE model = ?1 LIMIT {PURGE_ROWS}"  # noqa: S608
+                gone = db.execute(f"DELETE FROM {table} WHERE model = ?1 AND {key} IN ({some})", doomed)  # noqa: S608
+                if gone.rowcount:
+                    return True
+            db.execute("DELETE FROM purges WHERE model = ?", doomed)
+        return True
+
+    def drop_events(self, model: int, up_to: int, written_before: float, remember: float) -> bool:
+        """Remove some of the oldest rows of a model's log. Whether there were any.
+
+        It removes rows that end at or before `up_to` and were written before `written_before`. `remember`: for how many
+        seconds the store remembers when dropped events were written.
+        """
+        gone, dropped = self._log.gone(model), 0
+        end, last_written_at = gone, 0.0
+        for row in self._log.rows_after(model, gone, PURGE_ROWS):
+            if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
+                break
+            end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
+        deleted = not list(self._db.rows("SELECT 1 FROM models WHERE model = ?", model))
+        if end == gone or deleted:
+            return False
+        with self._commits.transaction() as db:
+            db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))
+            kept = json.dumps([seq for seq, _ in _thinned(self._log.starts(model), remember)])
+            some = "seq NOT IN (SELECT value FROM json_each(?))"
+            db.execute(f"DELETE FROM log_starts WHERE model = ? AND {some}", (model, kept))  # noqa: S608  # of ours
+            self._commits.insert("log_starts", model, end, last_written_at)
+        return True
+
+    def seq_written_before(self, model: int, time_: float) -> int:
+        """The last seq whose event was written before a time, or an earlier seq. The clock may have been wrong."""
+        found = max((seq for seq, written_at in self._log.starts(model) if written_at < time_), default=0)
+        low, high = self._log.gone(model), self._log.last_seq(model)
+        while low < high:
+            middle = (low + high) // 2
+            row = self._log.rows_after(model, middle, 1)
+            if row and row[0].written_at < time_:
+                low = found = row[0].last_seq
+            else:
+                high = middle
+        return found
+
+    def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
+        """Look at some ids after `after`, in order, and remove those of events up to a seq.
+
+        Returns the last id that it looked at, None at the end.
+        """
+        looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
+        query = f"SELECT max(id), sum({OF_AN_EVENT} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # of ours
+        ((last, old),) = self._db.rows(query, up_to, model, after, SCANNED_IDS)
+        if old:
+            condition = f"model = ? AND id > ? AND id <= ? AND {OF_AN_EVENT} AND seq <= ?"
+            rows = Rows(condition, (model, after, last, up_to))
+            with self._commits.transaction(rows):
+                self._commits.ids.delete(rows)
+        return None if last is None else str(last)
 
 
-def thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
+def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
     """The (seq, time) pairs to keep: they cover the last `seconds`, in steps of at least a 64th of that."""
     kept: list[tuple[int, float]] = []
     for start in starts:

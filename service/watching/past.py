@@ -21,6 +21,7 @@ import numpy.typing as npt
 from core.logistic import Floats
 from service import errors
 from service.learning.model import Model
+from service.storage import series
 from service.storage.log import LogReader
 from service.storage.series import BUCKET_SECONDS, COARSER, KEPT_SECONDS, Mark, Row
 
@@ -51,7 +52,7 @@ class Past:
         grid = asked_for(now, from_, to, step)
 
         def read(log: LogReader) -> bytes:
-            rows, marks = log.series(model.stored.key, grid.start, grid.end)
+            rows, marks = series.read(log.db, model.stored.key, grid.start, grid.end)
             return msgspec.json.encode({"model": model.name, **on_grid(grid, rows, marks, now)}) + b"\n"
 
         return await self._read(read)
@@ -59,7 +60,7 @@ class Past:
     async def recent_losses(self, models: Sequence[Model], count: int) -> dict[str, list[float | None]]:
         """The last windowed losses of models, by name, oldest first."""
         names = {model.stored.key: model.name for model in models}
-        found = await self._read(lambda log: log.recent_losses(list(names), count))
+        found = await self._read(lambda log: series.recent_losses(log.db, list(names), count))
         return {names[key]: losses for key, losses in found.items()}
 
     async def _read(self, read: Callable[[LogReader], T]) -> T:

@@ -66,7 +66,7 @@ def batches(events: int, features: int, events_per_commit: int) -> Iterator[Batc
 def write_log(folder: Path, events: int, features: int, events_per_commit: int) -> None:
     """Write a log of one model. It is not synced, because writing is not measured."""
     store = Store(folder)
-    store._db.execute("PRAGMA synchronous = OFF")
+    store.log.db.connection.execute("PRAGMA synchronous = OFF")
     model = store.create_model("default", Spec().as_dict()).key
     names, seq = [f"feature-{i}" for i in range(features)], 0
     for batch in batches(events, features, events_per_commit):
