@@ -80,7 +80,7 @@ def test_a_file_imports_only_from_its_own_folder_and_those_below(name: str) -> N
 
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:
     knows = {name for name, path in zip(NAMES, FILES, strict=True) if "sqlite3" in map(top, imports(path))}
-    assert {"service/storage/store.py", "service/storage/log.py"} <= knows
+    assert {"service/storage/store.py", "service/storage/database.py"} <= knows
     knows.discard("service/learning/telemetry.py")  # it tells only the version
     assert not {name for name in knows if name.startswith(("service/http/", "service/decode/", "service/learning/"))}
 
