@@ -595,3 +595,20 @@ def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> N
         assert demo.wait(20) == 0
     assert "its folder is gone" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["service.commands.cli", "pydantic_settings", "service.http.server"])
+def test_ctrl_c_while_modules_are_imported_ends_a_command_as_later(tmp_path: Path, module: str) -> None:
+    program = f"""
+import os, signal, sys
+from service.commands import entry
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.exit(entry.main())
+"""
+    command = [sys.executable, "-c", program, "serve", "--data", str(tmp_path / "data"), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "logstep: interrupted\n")

@@ -11,10 +11,13 @@ import asyncio
 import hashlib
 import itertools
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -167,6 +170,25 @@ def test_no_callback_takes_long(timed: Timed, name: str) -> None:
     seen = timed.calmest(lambda: ask(timed, LARGE[name]))
     print(f"{name}: {seen}")
     assert seen.longest <= LIMIT, f"{name}: {seen}"
+
+
+def test_many_connections_at_once_hold_nobody_up(timed: Timed) -> None:
+    address, asked = (HOST, timed.service.port), b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+    def connect() -> None:
+        with ExitStack() as stack:
+            os.kill(timed.service.process.pid, signal.SIGSTOP)
+            try:
+                clients = [stack.enter_context(socket.create_connection(address)) for _ in range(900)]
+                for client in clients:
+                    client.sendall(asked)
+            finally:
+                os.kill(timed.service.process.pid, signal.SIGCONT)
+            assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+
+    seen = timed.calmest(connect)
+    print(seen)
+    assert seen.longest <= LIMIT, seen
 
 
 SPECS = {

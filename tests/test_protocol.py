@@ -328,6 +328,27 @@ def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tm
     assert b"urn:logstep:too-many-bodies" in third
 
 
+def test_events_that_arrive_slowly_count_as_bodies_that_are_held(tmp_path: Path) -> None:
+    """All but the short ones, which wait without ASGI."""
+
+    async def refused(length: int) -> int:
+        (folder := tmp_path / str(length)).mkdir()
+        service = app.Service(Settings(data=folder, max_bodies_bytes=2**20))
+        await recover(service.engine)
+        peers = [connected(service) for _ in range(30)]
+        for connection, _ in peers:
+            connection.data_received(head_of("/learn", length) + b" " * (length - 1))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        for connection, _ in peers:
+            connection.connection_lost(ConnectionResetError())
+        await service.engine.stop(seconds=1)
+        return sum(b"urn:logstep:too-many-bodies" in transport.written for _, transport in peers)
+
+    assert asyncio.run(refused(60_000)) == 30 - 2**20 // 60_000
+    assert asyncio.run(refused(16_000)) == 0
+
+
 def test_pipelined_requests_are_answered_in_their_order(shared: Service) -> None:
     model = shared.model("pipelined")
     assert model.create({}).status_code == 201

@@ -23,6 +23,8 @@ Tell = Callable[[Any, BaseException | None], None]
 """Receives the reply, or what is wrong."""
 
 _JSON = ContentType(JSON)
+_SHORT_BYTES = 2**14
+"""Longest body of a short event. While it arrives, it does not count against `max_bodies_bytes`, as others do."""
 
 
 class One:
@@ -30,7 +32,7 @@ class One:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
-        self._short = min(event_json.WIDE_BYTES, settings.max_body_bytes)
+        self._short = min(_SHORT_BYTES, settings.max_body_bytes)
 
     def is_short(self, scope: Scope) -> bool:
         """Whether a request has a short JSON body, by its head."""

@@ -37,6 +37,8 @@ logger = logging.getLogger("logstep")
 
 SLOW_TICKS = 5
 """Tenths of a second between two looks for slow connections."""
+ACCEPTED_AT_ONCE = 64
+"""Connections that asyncio's loop accepts in one callback. uvloop accepts one."""
 OTHER_FILES = 256
 """Files that may be open beside the connections: the log, spooled replies, files read for other requests."""
 
@@ -96,6 +98,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
         asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._crowd.cut_viewers)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let more connections wait than the loop accepts at once."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reset no connection: answer each client once more and close its connection, and refuse new ones.
 
@@ -132,7 +140,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it accepts fractions too
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,
     )
     _load_certificate(config)
     _allow_connections(settings.max_connections)
