@@ -65,8 +65,8 @@ class Optimal:
 
 Rate = float | InverseScaling | Optimal
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-LONGEST_KEEP = 3650 * _UNITS["d"]
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LONGEST_KEEP = 3650 * UNITS["d"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def duration_seconds(text: str) -> float:
     >>> duration_seconds("1.5h")
     5400.0
     """
-    return float(text[:-1]) * _UNITS[text[-1]]
+    return float(text[:-1]) * UNITS[text[-1]]
 
 
 _A_TIME = 'must be a time like "90s", "24h" or "7d", above 0 and at most 3650d'
@@ -161,8 +161,8 @@ _DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?[smhd]")
 
 def _shortest(seconds: float) -> str:
     """A duration in the largest unit up to hours that gives a whole number: "1d" and "1440m" become "24h"."""
-    unit = next((unit for unit in "hm" if seconds % _UNITS[unit] == 0), "s")
-    return f"{seconds / _UNITS[unit]:.6f}".rstrip("0").rstrip(".") + unit
+    unit = next((unit for unit in "hm" if seconds % UNITS[unit] == 0), "s")
+    return f"{seconds / UNITS[unit]:.6f}".rstrip("0").rstrip(".") + unit
 
 
 _ABOVE_ZERO = ("clip", "max_value", "eps", "gamma", "final_lr")

@@ -1,4 +1,4 @@
-"""What callers send: events, labels, questions. msgspec checks their shape while it reads them.
+"""What callers send: events, labels, questions, and to which model. msgspec checks their shape while it reads them.
 
 The annotations also say in the OpenAPI document what is accepted. msgspec does not check those: the decoders do, and
 their errors say more.
@@ -6,6 +6,7 @@ their errors say more.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -15,6 +16,12 @@ def _says(**schema: Any) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=schema)
 
 
+JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
+"""The types of bodies."""
+DEFAULT = "default"
+"""The model of /learn and /predict."""
+LONGEST_NAME = 64
+MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 MAX_ID = 256
 """Most characters of an id."""
 _SHORT = {"maxLength": MAX_ID, "pattern": "^[^\\x00]*$"}

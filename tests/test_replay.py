@@ -33,8 +33,7 @@ from service.commands.replay import Replay, learn_side_by_side
 from service.commands.tally import Options, Tally
 from service.commands.targets import GivenSpec, Target, model_name, model_names
 from service.commands.terminal import Failed, WrongUsage
-from service.events import MAX_ID, Event
-from service.http.routes import MODEL_NAME
+from service.events import MAX_ID, MODEL_NAME, Event
 
 EVENTS = stream("Phishing")
 NAMES = list(EVENTS[0][0])

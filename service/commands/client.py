@@ -14,7 +14,7 @@ import msgspec
 
 from service import replies
 from service.commands.terminal import Failed
-from service.events import Event, Label
+from service.events import JSON, NDJSON, Event, Label
 
 Predicted = TypeVar("Predicted", replies.Predicted, replies.PredictedKept)
 
@@ -102,7 +102,7 @@ class Client:
 
     def create(self, name: str, spec: bytes) -> dict[str, Any]:
         """Create a model with a spec (JSON) unless it exists; returns its spec, seq and whether it was `created`."""
-        return self._call("created", "PUT", _path(name), spec, "application/json")
+        return self._call("created", "PUT", _path(name), spec, JSON)
 
     def delete(self, name: str) -> None:
         """Remove a model."""
@@ -119,7 +119,7 @@ class Client:
     def learn(self, name: str, events: Iterable[Event | Label]) -> dict[str, Any]:
         """Learn events and late labels in order; the reply counts them."""
         body = _encode_lines(map(_plain, events))
-        return self._call("learned", "POST", f"{_path(name)}/learn", body, "application/x-ndjson")
+        return self._call("learned", "POST", f"{_path(name)}/learn", body, NDJSON)
 
     def predict(self, name: str, events: Iterable[Event]) -> list[float]:
         """The probability of label 1 for each event."""
@@ -145,7 +145,7 @@ class Client:
     def _predict(
         self, name: str, questions: Iterable[dict[str, Any]], decoder: msgspec.json.Decoder[Predicted]
     ) -> list[Predicted]:
-        reply = self._send("POST", f"{_path(name)}/predict", _encode_lines(questions), "application/x-ndjson")
+        reply = self._send("POST", f"{_path(name)}/predict", _encode_lines(questions), NDJSON)
         try:
             return decoder.decode_lines(reply.content)
         except msgspec.DecodeError:

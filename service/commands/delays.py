@@ -6,9 +6,10 @@ import random
 import re
 from dataclasses import dataclass
 
+from core.spec import UNITS
 from service.commands.terminal import WrongUsage
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"ms": 0.001, **UNITS}
 _TIME = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)"
 _FORMS = {
     "exp": re.compile(rf"exp\( *{_TIME} *\)"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.commands.terminal import WrongUsage
+from service.events import DEFAULT
 
 if TYPE_CHECKING:
     from service.commands.client import Client
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 
 URL = "http://127.0.0.1:8000"
-DEFAULT = "default"
 LARGEST_BATCH = 100_000
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from service.commands import options
 from service.commands.files import Source
 from service.commands.terminal import Failed, WrongUsage
+from service.events import DEFAULT, LONGEST_NAME
 
 
 class GivenSpec(NamedTuple):
@@ -39,10 +40,6 @@ class Target(NamedTuple):
 AUTO = GivenSpec('{"rule": "auto"}', "auto", b'{"rule": "auto"}')
 """The default spec of a file's model. It needs no tuning, whatever the columns are."""
 CHOOSE = "; --model NAME learns into another model, --spec SPEC uses another rule"
-LONGEST_NAME = 64
-"""Characters of a model's name."""
-DEFAULT = "default"
-"""The model that always exists."""
 _ENDINGS = re.compile(r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm))?(\.gz)?$", re.IGNORECASE)
 
 

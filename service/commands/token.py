@@ -81,11 +81,13 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 def _valid(text: str) -> float:
     """A period of validity in seconds, ten years at most."""
+    from core.spec import LONGEST_KEEP, UNITS
+
     found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]] if found else 0
-    if not 0 < seconds <= 3_650 * 86_400:
+    seconds = int(found[1]) * UNITS[found[2]] if found else 0.0
+    if not 0 < seconds <= LONGEST_KEEP:
         raise argparse.ArgumentTypeError("must be a whole number with s, m, h or d, like 90d; at most 3650d")
-    return float(seconds)
+    return seconds
 
 
 def _may_parts(token: Token) -> tuple[str, str, str]:

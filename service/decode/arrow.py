@@ -26,7 +26,6 @@ from service.events import MAX_ID
 from service.fairness import Slices, worked
 from service.table import Table
 
-CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_ROWS = 8_192
 """Most rows of a table; a larger record batch becomes several tables."""
 MAX_CELLS = 131_072

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from service import errors
+from service.events import DEFAULT
 from service.http import tokens
 from service.http.tokens import EVERYONE, FILE, Grant, Tokens, given
 from service.settings import Settings
@@ -29,8 +30,6 @@ _ANY = ("/models", "/stream", "/metrics", "/openapi.json")
 _BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
 _LIVE = ("series", "stream")
 """What the page shows of a model with any token."""
-DEFAULT = "default"
-"""The model of /learn and /predict."""
 NO_MODEL = "/"
 """Instead of a model, for what asks of none. No name has a slash."""
 _IN_URL = {"token", "access_token", "auth_token", "logstep_token", "api_key", "apikey"}

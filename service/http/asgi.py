@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from service.decode import arrow
+from service import events
 from service.http.bodies import media_type_of
 from service.http.reply import Reply
 
@@ -14,8 +14,7 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-NDJSON = b"application/x-ndjson"
-ARROW = arrow.CONTENT_TYPE
+NDJSON, ARROW = events.NDJSON.encode(), events.ARROW.encode()
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 
 

@@ -15,6 +15,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
+from service.events import JSON
 from service.http.hot import Hot
 from service.replies import encode
 
@@ -44,7 +45,7 @@ class Pieces(Response):
     """
 
     def __init__(self, hot: Hot, pieces: Iterable[bytes], room: ExitStack) -> None:
-        super().__init__(media_type="application/json")
+        super().__init__(media_type=JSON)
         del self.headers["content-length"]  # not known yet
         self._hot = hot
         self._pieces = pieces

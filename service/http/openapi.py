@@ -15,13 +15,13 @@ from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from core.spec import Spec
-from service.events import Event, Explain, Label, Question
-from service.http import access, asgi, reply
+from service.events import ARROW, JSON, NDJSON, Event, Explain, Label, Question
+from service.http import access, reply
 from service.http.schemas import Problem, Shape
 from service.replies import Learned, LearnedLate, LearnedMany, LearnedManyLate, Predicted, PredictedKept, encode
 
 Responses = dict[int | str, dict[str, Any]]
-JSON, PROBLEM, NDJSON, ARROW = (kind.decode() for kind in (reply.JSON, reply.PROBLEM, asgi.NDJSON, asgi.ARROW))
+PROBLEM = reply.PROBLEM.decode()
 _SCHEMAS = "#/components/schemas/"
 _ERRORS = {
     400: "Malformed JSON or Arrow, an incomplete body, or a token in the URL",

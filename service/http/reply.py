@@ -5,11 +5,11 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from service import errors
+from service import errors, events
 from service.http.headers import NO_SNIFFING
 from service.replies import encode
 
-JSON = b"application/json"
+JSON = events.JSON.encode()
 CLOSE = (b"connection", b"close")
 KEEP = (b"connection", b"keep-alive")
 """HTTP/1.0 needs this header to keep a connection. Later versions keep it unless they get `close`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -26,7 +25,7 @@ from core.spec import Spec, SpecError
 from core.weights import PIECE
 from service import errors
 from service.decode import event_json
-from service.events import Explain
+from service.events import DEFAULT, JSON, MODEL_NAME, Explain
 from service.fairness import WIDE, worked
 from service.http import access, openapi, schemas
 from service.http.asgi import Scope
@@ -34,7 +33,7 @@ from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.hot import Hot
 from service.http.large import Pieces, pieces_of
 from service.http.openapi import ok, problems
-from service.http.reply import JSON, Reply, problem
+from service.http.reply import Reply, problem
 from service.learning import telemetry
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
@@ -45,11 +44,10 @@ from service.storage.ids import WAITING
 from service.watching.live import EventStream, Live
 from service.watching.past import Past
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ModelName = Annotated[
     str,
     Path(alias="model", description="Name of the model."),
-    WithJsonSchema({"type": "string", "pattern": f"^{MODEL_NAME.pattern}$", "examples": ["default"]}),
+    WithJsonSchema({"type": "string", "pattern": f"^{MODEL_NAME.pattern}$", "examples": [DEFAULT]}),
 ]
 _SECONDS = {"type": "number", "minimum": 0}
 _STEP = {"type": "number", "exclusiveMinimum": 0}
@@ -289,7 +287,7 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
         HEAD only says whether the model exists; it runs no cross-check."""
         if request.method == "HEAD":
             engine.model(name)
-            return StreamingResponse((), media_type=openapi.JSON)  # of unknown length
+            return StreamingResponse((), media_type=JSON)  # of unknown length
         report = await crosschecks.run(name)
         if (pace := access.grant_of(request.scope).pace) is not None:
             pace.take(report["events"])
@@ -340,7 +338,7 @@ def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
     async def series(name: ModelName, from_: From = None, to: To = None, step: Step = None) -> Response:
         """History for plots: an array for each quantity, for the last hour or from `from` to `to`"""
         found = await past.series(engine.model(name), from_, to, step)
-        return Response(found, media_type=openapi.JSON)
+        return Response(found, media_type=JSON)
 
 
 def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
@@ -390,12 +388,12 @@ def _pieces_of_explanation(name: str, explanation: Callable[[], Explanation], af
 
 def whole(pieces: Iterable[bytes]) -> Response:
     """The reply made of these few pieces."""
-    return Response(b"".join(pieces), media_type="application/json")
+    return Response(b"".join(pieces), media_type=JSON)
 
 
 def reply(content: Any, status: int = 200) -> Response:
     """A JSON reply. Floats are the shortest text that reads back to the same float64."""
-    return Response(encode(content), status, media_type="application/json")
+    return Response(encode(content), status, media_type=JSON)
 
 
 def as_response(told: Reply) -> Response:
@@ -421,7 +419,7 @@ async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
     """The JSON body of a request to a rarely used route."""
     scope: Any = request.scope
     check_readable(scope)
-    if (media_type := media_type_of(scope)) != JSON:
+    if (media_type := media_type_of(scope)) != JSON.encode():
         raise errors.UnsupportedMediaType(content_type=media_type.decode("latin-1")[:100])
     return await bodies.read(scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
 

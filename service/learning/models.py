@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 
 from core.spec import Spec
 from service import errors
+from service.events import DEFAULT
 from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.state import Lifecycle
@@ -16,8 +17,6 @@ from service.storage.log import StoredModel
 from service.storage.store import Store
 
 logger = logging.getLogger("logstep")
-
-DEFAULT = "default"
 
 
 class Models(Collection[Model]):
