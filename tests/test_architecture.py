@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,39 @@ def test_a_file_imports_only_from_its_own_folder_and_those_below(name: str) -> N
     own = folder_of(module_of(ROOT / name))
     others = {module for module in imports(ROOT / name) if top(module) in OURS and folder_of(module) != own}
     assert not {module for module in others if HEIGHT[folder_of(module)] >= HEIGHT[own]}
+
+
+def circle_in(imported: dict[str, set[str]]) -> list[str]:
+    """The files of a circle of imports, if there is one."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert circle_in({module_of(path): set(imports(path)) & MODULES for path in FILES}) == []
+
+
+def in_the_map(page: str) -> set[str]:
+    """The paths in the map of files: names before two spaces, inside the folder that stands further to the left."""
+    found: set[str] = set()
+    folders: list[tuple[int, str]] = [(0, "")]
+    for line in page.partition("## Where things are\n")[2].partition("\n\n`")[0].splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = [folder for folder in folders if folder[0] < indent] or [(0, "")]
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        found |= {folders[-1][1] + name for name in names}
+        if names[0].endswith("/"):
+            folders.append((indent, folders[-1][1] + names[0]))
+    return found
+
+
+def test_the_map_names_every_file_and_no_other() -> None:
+    mapped = {path for path in in_the_map((ROOT / "docs/architecture.md").read_text()) if path.endswith(".py")}
+    assert mapped == {name for name in NAMES if not name.endswith("__init__.py")}
 
 
 def test_only_the_store_knows_of_sqlite_on_the_way_of_an_event() -> None:
