@@ -1006,11 +1006,11 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
 def test_a_stop_during_recovery_ends_in_stopped_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = Store.batches
+    batches = LogReader.batches
     replaying, release = threading.Event(), threading.Event()
 
-    def slow(store: Store, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        for batch in batches(store, *args, **kwargs):
+    def slow(log: LogReader, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for batch in batches(log, *args, **kwargs):
             replaying.set()
             assert release.wait(PATIENCE)
             yield batch
@@ -1020,7 +1020,7 @@ def test_a_stop_during_recovery_ends_in_stopped_and_nothing_is_lost(
             await engine.learn("default", some_events(10))
             await engine.learn("default", some_events(10, start=10))
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "batches", slow)
+            patched.setattr(LogReader, "batches", slow)
             engine = new_engine(tmp_path)
             engine.start()
             assert await asyncio.to_thread(replaying.wait, PATIENCE)

@@ -412,12 +412,12 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
 ) -> None:
     gate = Gate(monkeypatch)
     looked_up: list[str] = []
-    find_ids = Store.find_ids
+    find_ids = WaitingReader.find_ids
 
-    def counted(store: Store, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
+    def counted(reader: WaitingReader, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
         for ids in wanted.values():
             looked_up.extend(ids)
-        return find_ids(store, wanted, reading)
+        return find_ids(reader, wanted, reading)
 
     monkeypatch.setattr(WaitingReader, "find_ids", counted)
 
@@ -807,9 +807,9 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
     ids = [f"wide-{i}" for i in range(12)]
     labels = [Label(id_, i % 2) for i, id_ in enumerate(ids)]
     read: list[int] = []
-    find_ids = Store.find_ids
+    find_ids = WaitingReader.find_ids
 
-    def counted(store: Store, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
+    def counted(reader: WaitingReader, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
         found = find_ids(store, wanted, reading)
         read.append(sum(known.waiting is not None for known in found.values()))
         return found

@@ -1,9 +1,4 @@
-"""Makes commits: one transaction, one sync, one mark. Everything that writes to the log does it through here.
-
-SQLite silently ends its write-ahead log at the first damaged frame, so one flipped bit can lose hundreds of
-acknowledged commits. So after each sync and before the reply, the commit's number and checksum go (without a sync) to
-the file `last-commit` beside the database. A log that ends before that commit does not open.
-"""
+"""Makes commits: one transaction, one sync, one mark (wal.py). Everything that writes to the log does it here."""
 
 from __future__ import annotations
 

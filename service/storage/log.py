@@ -23,6 +23,7 @@ JOINED_EVENTS = 20_000
 NEWEST_ROWS = 1_000
 """Newest rows of the log that a start reads without the index."""
 _BATCH = struct.Struct("<qqqdQ")
+_BATCHES = "SELECT first_seq, events, written_at, payload, checksum FROM batches WHERE model = ?"
 _MODELS_WITH_EVENTS = """
 WITH RECURSIVE found (model) AS (
     SELECT min(model) FROM batches
@@ -133,12 +134,7 @@ class LogReader:
             packed: list[bytes] = []
             first = last
             # A query for each batch, because an open query keeps SQLite from reusing its write-ahead log.
-            rows = self.db.rows(
-                "SELECT first_seq, events, written_at, payload, checksum FROM batches "
-                "WHERE model = ? AND first_seq > ? ORDER BY first_seq",
-                model,
-                last,
-            )
+            rows = self.db.rows(f"{_BATCHES} AND first_seq > ? ORDER BY first_seq", model, last)
             for row in rows:
                 if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
                     break
@@ -153,16 +149,12 @@ class LogReader:
     def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
         """When the event of a model at a seq was written (seconds since 1970), and the event. None if the log does not
         have it."""
-        for first_seq, events, *row in self.db.rows(
-            "SELECT first_seq, events, written_at, payload, checksum FROM batches "
-            "WHERE model = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1",
-            model,
-            seq,
-        ):
+        newest = f"{_BATCHES} AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1"
+        for first_seq, events, written_at, *row in self.db.rows(newest, model, seq):
             if seq < first_seq + events:
-                payload = self._checked(model, first_seq, first_seq, events, *row)
+                payload = self._checked(model, first_seq, first_seq, events, written_at, *row)
                 batch = self._unpacked([payload], first_seq, first_seq + events - 1)
-                return row[0], batch.part(seq - first_seq, seq - first_seq + 1)
+                return written_at, batch.part(seq - first_seq, seq - first_seq + 1)
         return None
 
     def _checked(

@@ -1,21 +1,4 @@
-"""Batches <-> bytes in the log, little-endian.
-
-A batch of n events with m feature values:
-
-    n, m            2 x uint32
-    parts           uint8, the sum of: 1 if a sample weight is not 1; 2 if an event has a served prediction; 4 if all
-                    events have the same features in the same order; 8 if features were left out, for lack of room
-    counts          n x uint32: features of each event; only without 4
-    columns         m x uint32; with 4, only one event's, m / n
-    values          m x float64
-    labels          n x uint8
-    weights         n x float64: sample weights; only with 1
-    kinds           n x uint8: how the label came (core/batch.py); this and the next two only with 2
-    scores          n x float64: the served score
-    delays          n x float64: seconds from the prediction to the label
-    left_out        n x uint32: number of features left out; this and the next only with 8
-    marks           n x uint64: a hash of these features (core/fingerprints.py)
-"""
+"""Batches <-> bytes in the log, little-endian. docs/format.md describes them."""
 
 from __future__ import annotations
 
@@ -113,105 +96,61 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     left_rooms = left_out or LeftOut.none(0)
     events = (np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
     batch = Batch(*events, served, left_out)
-    places: list[npt.NDArray[Any]] = [batch.columns, batch.values, batch.labels, batch.weights]
-    places += [rooms.kinds, rooms.scores, rooms.delays, left_rooms.counts, left_rooms.marks]
+    places = (batch.columns, batch.values, batch.labels, batch.weights, rooms.kinds, rooms.scores, rooms.delays)
+    parts = tuple(place.view(np.uint8) for place in (*places, left_rooms.counts, left_rooms.marks))
     data = np.frombuffer(bytearray().join(packed), np.uint8)
-    if not _unpack(data, starts, ns, ms, batch.offsets, *(place.view(np.uint8) for place in places)):
+    whole = _unpack(data, starts, ns, ms, batch.offsets, parts)
+    if not whole or batch.labels.max(initial=0) > 1 or rooms.kinds.max(initial=0) > LATE:
         raise ValueError("its counts do not add up, or it has a label or a kind that does not exist")
     return batch
 
 
-@compiled("int64(uint8[::1], int64, int64[::1])")
-def _add_counts(counts: Bytes, value: int, ends: Lengths) -> int:
-    """Fill `ends` with where each event's values end, from their `counts`; the first begins at `value`."""
-    for i in range(len(ends)):
-        at = 4 * i
-        value += counts[at] | counts[at + 1] << 8 | counts[at + 2] << 16 | counts[at + 3] << 24
-        ends[i] = value
-    return value
+@compiled("int64(uint8[::1], int64, int64, uint8[::1], int64)")
+def _copy(data: Bytes, at: int, size: int, target: Bytes, to: int) -> int:
+    """Copy `size` bytes. Returns where they end in `data`. A slice assignment would first make a copy, in case they
+    overlap."""
+    source, place = data[at : at + size], target[to : to + size]
+    for i in range(len(place)):
+        place[i] = source[i]
+    return at + size
 
 
-@compiled("void(uint8[::1], uint8[::1])")
-def _copy(source: Bytes, target: Bytes) -> None:
-    """`target` <- `source`, of the same length. A slice assignment would first make a copy, in case they overlap."""
-    for i in range(len(target)):
-        target[i] = source[i]
-
-
-@compiled("boolean(uint8, uint8[::1], uint8[::1])")
-def _copy_up_to(most: int, source: Bytes, target: Bytes) -> bool:
-    """`target` <- `source`. Returns False if a byte is above `most`."""
-    good = True
-    for i in range(len(target)):
-        good &= source[i] <= most
-        target[i] = source[i]
-    return good
-
-
-@compiled("void(uint8[::1], int64, int64[::1], uint8[::1])")
-def _repeat(an_event: Bytes, value: int, ends: Lengths, columns: Bytes) -> None:
-    """Fill in the same columns for each event, and where its values end; the first begins at `value`."""
-    size = len(an_event)
-    for i in range(len(ends)):
-        start = 4 * value + i * size
-        _copy(an_event, columns[start : start + size])
-        ends[i] = value + (i + 1) * (size // 4)
-
-
-@compiled(
-    "boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], uint8[::1], uint8[::1], "
-    "uint8[::1], uint8[::1], uint8[::1], uint8[::1], uint8[::1], uint8[::1])"
-)
+@compiled("boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], UniTuple(uint8[::1], 9))")
 def _unpack(
-    data: Bytes,
-    starts: Lengths,
-    ns: Lengths,
-    ms: Lengths,
-    offsets: Lengths,
-    columns: Bytes,
-    values: Bytes,
-    labels: Bytes,
-    weights: Bytes,
-    kinds: Bytes,
-    scores: Bytes,
-    delays: Bytes,
-    left_out: Bytes,
-    marks: Bytes,
+    data: Bytes, starts: Lengths, ns: Lengths, ms: Lengths, offsets: Lengths, parts_of_batch: tuple[Bytes, ...]
 ) -> bool:
-    """Copy each batch's parts to their places. Returns False if counts do not add up, or a label or kind is wrong."""
-    event, value, good = 0, 0, True
+    """Copy each batch's parts to their places. Returns False if counts do not add up."""
+    columns, values, labels, weights, kinds, scores, delays, left_out, marks = parts_of_batch
+    event = value = 0
     for row in range(len(starts)):
         n, m, at = ns[row], ms[row], starts[row]
         parts = data[at + 8]
         at += 9
+        end = value
         if parts & ALIKE:
-            last = value + m
-            _repeat(data[at : at + 4 * (m // n)], value, offsets[event + 1 : event + n + 1], columns)
-            at += 4 * (m // n)
+            size = m // n
+            for i in range(n):
+                _copy(data, at, 4 * size, columns, 4 * end)
+                end += size
+                offsets[event + i + 1] = end
+            at += 4 * size
         else:
-            last = _add_counts(data[at : at + 4 * n], value, offsets[event + 1 : event + n + 1])
-            at += 4 * n
-            if last != value + m:
+            for i in range(at, at + 4 * n, 4):
+                end += data[i] | data[i + 1] << 8 | data[i + 2] << 16 | data[i + 3] << 24
+                offsets[event + (i - at) // 4 + 1] = end
+            if end != value + m:
                 return False
-            _copy(data[at : at + 4 * m], columns[4 * value : 4 * last])
-            at += 4 * m
-        _copy(data[at : at + 8 * m], values[8 * value : 8 * last])
-        at += 8 * m
-        good &= _copy_up_to(1, data[at : at + n], labels[event : event + n])
-        at += n
+            at = _copy(data, at + 4 * n, 4 * m, columns, 4 * value)
+        at = _copy(data, at, 8 * m, values, 8 * value)
+        at = _copy(data, at, n, labels, event)
         if parts & WEIGHTED:
-            _copy(data[at : at + 8 * n], weights[8 * event : 8 * (event + n)])
-            at += 8 * n
+            at = _copy(data, at, 8 * n, weights, 8 * event)
         if parts & SERVED:
-            good &= _copy_up_to(LATE, data[at : at + n], kinds[event : event + n])
-            at += n
-            _copy(data[at : at + 8 * n], scores[8 * event : 8 * (event + n)])
-            at += 8 * n
-            _copy(data[at : at + 8 * n], delays[8 * event : 8 * (event + n)])
-            at += 8 * n
+            at = _copy(data, at, n, kinds, event)
+            at = _copy(data, at, 8 * n, scores, 8 * event)
+            at = _copy(data, at, 8 * n, delays, 8 * event)
         if parts & LEFT_OUT:
-            _copy(data[at : at + 4 * n], left_out[4 * event : 4 * (event + n)])
-            at += 4 * n
-            _copy(data[at : at + 8 * n], marks[8 * event : 8 * (event + n)])
-        event, value = event + n, last
-    return good
+            at = _copy(data, at, 4 * n, left_out, 4 * event)
+            _copy(data, at, 8 * n, marks, 8 * event)
+        event, value = event + n, end
+    return True

@@ -1,22 +1,7 @@
-"""The log and the snapshots: one SQLite file, `log.db`, in the data folder.
+"""The log and the snapshots: one SQLite file, `log.db`, in the data folder. docs/format.md describes the tables.
 
 The promise: when `commit` returns, the events are on disk and synced. A commit is one transaction. It writes one row
 for each model, however many events there are, because a row for each event costs three times as much.
-
-    models           name and spec of each model
-    names            feature names by column; a row has the names of one commit, each ended by a zero byte
-    batches          the log: n events (packed.py) from `first_seq` on; a model's rows follow without a gap
-    log_starts       the seq up to which retention has dropped a model's events; without a row, none are dropped: this
-                     tells a shortened log from one that lost its first rows
-    ids              id -> kind, seq and fingerprint of its event, so that an event with an id is learned once; for a
-                     waiting prediction the kind and its number, for a dropped one only the kind
-    waiting          predictions that wait for their labels, by number; a row goes when its label comes or it times out
-    resumes          at which seq, and when, a model stopped by its breaker (core/breaker.py) resumed learning
-    drops            how many predictions were dropped, and after which seq
-    snapshots        learner state at a seq; this row comes last and makes it valid; the bytes are in snapshot_chunks
-    purges           deleted models that still have rows
-    series, marks    history of each model, for plots (series.py); nothing depends on them
-    log_end          one row: the number of the last commit, a checksum over all commits so far, and one over `ids`
 
 What is on disk after two events, {"age": 31, "country": "FR"} with label 1 and {"age": 40} with label 0. Each row ends
 with its checksum, left out here:
@@ -26,15 +11,8 @@ with its checksum, left out here:
     batches     1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
     log_end     2
 
-SQLite does not checksum its pages. So every row that matters has a CRC-32 of its contents, and a damaged row is never
-learned. The ids are too many for that: they share one checksum (ids.py).
-
-SQLite silently ends its write-ahead log at the first damaged frame, so one flipped bit can lose hundreds of
-acknowledged commits. So after each sync and before the reply, the store writes (without a sync) the commit's number and
-checksum to the file `last-commit` beside the database. A log that ends before that commit does not open.
-
-Only this connection writes and checkpoints. All others are read-only, because SQLite before 3.51.3 has a rare race
-that needs a second writer or checkpointer.
+Only one connection writes and checkpoints. All others are read-only, because SQLite before 3.51.3 has a rare race that
+needs a second writer or checkpointer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The end of the log: SQLite's write-ahead log (sqlite.org/fileformat2.html, section 4) and the file `last-commit`.
 
 SQLite silently ends its write-ahead log at the first damaged frame, so one flipped bit can lose hundreds of
-acknowledged commits. Two things tell: `last-commit` has the number and checksum of the last acknowledged commit. After
-a power cut it may be behind, because it is not synced. Then it is the frames behind the log's end that tell.
+acknowledged commits. Two things tell. `last-commit` has the number and checksum of each commit, written after the sync
+and before the reply; a log that ends before that commit does not open. It is not synced, so after a power cut it may
+be behind the log. Then the frames that follow the log's end tell.
 """
 
 from __future__ import annotations
