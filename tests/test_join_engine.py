@@ -810,7 +810,7 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
     find_ids = WaitingReader.find_ids
 
     def counted(reader: WaitingReader, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
-        found = find_ids(store, wanted, reading)
+        found = find_ids(reader, wanted, reading)
         read.append(sum(known.waiting is not None for known in found.values()))
         return found
 
