@@ -168,7 +168,7 @@ class Refusals:
 
         def line(more: dict[str, Any]) -> None:
             told = {"reason": reason, "status": error.status, "method": method, "path": path[:100]}
-            more = {name: error.members[name] for name in _MEMBERS if name in error.members} | more
+            more = {name: vars(error)[name] for name in _MEMBERS if vars(error).get(name) is not None} | more
             level = logging.WARNING if error.status >= 500 else logging.INFO
             logger.log(level, "refused", extra=fields(**told, request_id=request_id, **more))
 

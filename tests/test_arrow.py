@@ -338,12 +338,12 @@ def test_a_label_weight_or_id_that_is_none_is_refused_after_the_rows_before_it(
     found, error = tables_of([stream_of(table.append_column(column, values))])
     assert [len(table) for table in found] == [1]
     assert error is not None
-    assert (error.status, str(error), error.members["row"]) == (422, detail, 2)
+    assert (error.status, str(error), error.row) == (422, detail, 2)
 
 
 def test_the_first_row_that_is_wrong_is_named_whatever_the_column() -> None:
     table = pa.table({"a": [1.0, math.inf, 3.0], "y": [1, 1, 7], "weight": [1.0, 1.0, 0.0]})
-    assert refusal_of(table).members["field"] == "row 2: x.a"
+    assert refusal_of(table).field == "row 2: x.a"
 
 
 def test_to_learn_there_must_be_labels_and_to_predict_there_must_be_none() -> None:
@@ -371,7 +371,7 @@ def test_a_row_knows_its_place_for_what_the_model_refuses() -> None:
     with pytest.raises(EventError) as refusal:
         builder.add_table(table.names, table.values, table.present, table.labels, table.weights)
     error = table.invalid(refusal.value.row, refusal.value.field, refusal.value.message)
-    assert (str(error), error.members["row"]) == ("row 3: x.a: must be within ±1e+100.", 3)
+    assert (str(error), error.row) == ("row 3: x.a: must be within ±1e+100.", 3)
 
 
 def test_questions_are_not_for_learning() -> None:
@@ -466,7 +466,7 @@ def test_a_batch_that_is_too_large_is_refused_before_it_is_read_and_after_those_
         "smaller batches (with pyarrow: writer.write_table(table, max_chunksize=10_000)). The stream itself has no "
         "limit."
     )
-    assert 16_000 < error.members["size"] < 17_000
+    assert 16_000 < error.size < 17_000
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
@@ -502,13 +502,13 @@ def test_dictionaries_are_bounded_together() -> None:
     table = with_labels(c=words, d=words, e=words)
     assert len(events_of(stream_of(table), limit=200_000)) == 50
     error = refusal_of(stream_of(table), limit=120_000)
-    assert (error.status, error.members["what"]) == (413, "its dictionaries together")
+    assert (error.status, error.what) == (413, "its dictionaries together")
 
 
 def test_rows_without_end_cannot_be_claimed_without_data() -> None:
     table = pa.table({"a": pa.nulls(1_000)})
     error = refusal_of(table, learn=False)
-    assert (error.status, error.members["reason"]) == (
+    assert (error.status, error.reason) == (
         400,
         "record batch 1 claims 1000 rows but has no data for them",
     )
@@ -524,13 +524,13 @@ def test_a_column_of_one_value_may_have_as_many_rows_as_are_free() -> None:
     assert error is None
     assert np.concatenate([table.values for table in found]).ravel().tolist() == [1.5] * 200_000
     error = refusal_of(pa.table({"a": of_one_value(262_145)}), learn=False)
-    assert (error.status, error.members["rows"]) == (413, 262_145)
+    assert (error.status, error.rows) == (413, 262_145)
 
 
 def test_a_dictionary_cannot_claim_endless_values() -> None:
     nulls = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.nulls(262_145))
     error = refusal_of(pa.table({"a": nulls}), learn=False)
-    assert (error.status, error.members["what"]) == (413, "a dictionary")
+    assert (error.status, error.what) == (413, "a dictionary")
 
 
 def test_a_long_word_used_often_takes_its_memory_once() -> None:

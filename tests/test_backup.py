@@ -22,7 +22,7 @@ from disk import needs_strace
 from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
-from service import errors
+from service import failures
 from service.commands import backup as backups
 from service.commands import cli
 from service.commands.inspect import examine
@@ -340,7 +340,7 @@ def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
 def limited_backup(folder: Path, out: Path, limit: int) -> None:
     """A backup that may write no file beyond a size."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with pytest.raises(errors.CopyFailed, match="No copy was made"):
+    with pytest.raises(failures.CopyFailed, match="No copy was made"):
         backups.backup(folder, out)
 
 

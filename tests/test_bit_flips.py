@@ -16,7 +16,7 @@ import pytest
 from examples import Example, flip, make_example, opened
 from processes import copied
 
-from service import errors
+from service import errors, failures
 from service.commands.inspect import examine
 from service.storage.schema import PAGE_BYTES
 
@@ -54,7 +54,7 @@ def check_flips(example: Example, folder: Path, name: str, a_page: int, to: Path
         where = f"bit {bit} of byte {place} of {name}: {result}"
         if isinstance(result, errors.LogstepError):
             assert str(damaged) in str(result), where  # what is damaged
-            if not isinstance(result, errors.NewerFormat | errors.NotADataFolder):
+            if not isinstance(result, failures.NewerFormat | failures.NotADataFolder):
                 commands = (f"`logstep {command} {damaged}`" for command in ("inspect", "repair"))
                 assert any(command in str(result) for command in commands), where
             assert told, where

@@ -22,7 +22,7 @@ from conftest import LOGSTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, e
 from processes import running
 from streams import stream
 
-from service import errors
+from service import failures
 from service.commands import cli
 from service.commands.inspect import examine
 from service.storage.lock import FolderLock
@@ -545,7 +545,7 @@ def test_a_mark_without_a_log_is_told(tmp_path: Path, call: Call, folder: Path) 
         code, _, error = call(command, folder)
         assert code == 1
         assert "it has no log.db" in error
-    with pytest.raises(errors.NotADataFolder):
+    with pytest.raises(failures.NotADataFolder):
         examine(folder)
 
 

@@ -19,7 +19,7 @@ from processes import copied, logged_events, new_engine, replay, running_engine,
 from core import Learner, Spec
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
-from service import errors
+from service import errors, failures
 from service.events import Event, Label
 from service.learning import chores
 from service.learning import writer as writer_module
@@ -1316,7 +1316,7 @@ def test_a_damaged_log_is_not_started_from(tmp_path: Path, statement: str, reaso
         engine.start()
         await until(lambda: engine.state not in ("starting", "recovering"))
         await engine.stop(seconds=1)
-        assert isinstance(engine.failure, errors.LogDamaged)
+        assert isinstance(engine.failure, failures.LogDamaged)
         assert reason in str(engine.failure)
         assert told == ["failed"]
 
@@ -1330,7 +1330,7 @@ def test_a_log_that_ends_before_its_last_snapshot_is_not_started_from(tmp_path: 
             db.execute("DELETE FROM batches WHERE first_seq > 50")
         engine = await started(tmp_path)
         await engine.stop(seconds=1)
-        assert isinstance(engine.failure, errors.LogDamaged)
+        assert isinstance(engine.failure, failures.LogDamaged)
 
     run(story())
 

@@ -69,7 +69,7 @@ def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: floa
 def test_what_is_wrong_with_an_event_is_told_with_its_place(body: bytes, field: str, at: str, before: str) -> None:
     with pytest.raises(errors.InvalidEvent) as refused:
         event_json.decode_event(body, at)
-    assert refused.value.members["field"] == before + field
+    assert refused.value.field == before + field
     assert refused.value.problem("an-id")["field"] == before + field
     assert str(refused.value).startswith(f"{before}{field}: ")
 
@@ -246,7 +246,7 @@ def test_a_wrong_byte_of_a_long_event_is_told_with_its_place(rest: bytes) -> Non
         msgspec.json.decode(body)
     with pytest.raises(errors.MalformedJson) as found:
         event_json.decode_event(body)
-    assert found.value.members["reason"] == str(expected.value).removeprefix("JSON is malformed: ")
+    assert found.value.reason == str(expected.value).removeprefix("JSON is malformed: ")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "nan", "-inf"])
@@ -259,10 +259,10 @@ def test_a_number_that_json_does_not_have_is_told_with_its_place(size: int, numb
     told = f"JSON has no {number}; leave out a feature without a value (byte {{}})"
     with pytest.raises(errors.MalformedJson) as wrong:
         event_json.decode_event(event.encode())
-    assert wrong.value.members["reason"] == told.format(event.index(number))
+    assert wrong.value.reason == told.format(event.index(number))
     with pytest.raises(errors.MalformedJson) as wrong:
         split(array.encode())
-    assert wrong.value.members["reason"] == told.format(array.index(number))
+    assert wrong.value.reason == told.format(array.index(number))
 
 
 def split(array: bytes) -> list[msgspec.Raw]:

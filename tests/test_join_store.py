@@ -24,7 +24,7 @@ from core import Spec
 from core.batch import EXPIRED, JOINED, LATE, ORDINARY, Batch, Served
 from core.builder import BatchBuilder
 from core.features import Features
-from service import errors, logs
+from service import errors, failures, logs
 from service.commands.inspect import examine
 from service.events import Event, Label
 from service.learning.chores import SPACE_PAUSE_SECONDS
@@ -428,7 +428,7 @@ def test_a_damaged_count_of_dropped_predictions_is_refused_and_named(
             await until(lambda: counts(engine) == (0, 0, 0, 2), "both to time out")
         sql(tmp_path, "UPDATE drops SET predictions = 3")
         engine = await started(tmp_path)
-        assert isinstance(engine.failure, errors.LogDamaged)
+        assert isinstance(engine.failure, failures.LogDamaged)
         assert "the row of 3 dropped prediction(s) has a wrong checksum" in str(engine.failure)
         await engine.stop(seconds=0)
         (damage,) = examine(tmp_path).damage

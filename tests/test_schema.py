@@ -13,7 +13,7 @@ from forked import Logstep, clean_environment
 from golden.make import HERE
 from processes import START_SECONDS, copied
 
-from service import errors
+from service import failures
 from service.commands import cli
 from service.storage.log import LogReader
 from service.storage.schema import UNRELEASED_ID
@@ -157,7 +157,7 @@ def test_a_changed_schema_is_refused_by_name_before_anything_is_written(
             assert difference in said
     before = contents(folder)
     refusal = asyncio.run(opened(folder))
-    assert isinstance(refusal, errors.LogDamaged)
+    assert isinstance(refusal, failures.LogDamaged)
     assert differences[0] in str(refusal)
     assert contents(folder) == before
 
@@ -179,7 +179,7 @@ def test_a_trigger_in_the_write_ahead_log_alone_is_found(folder: Path, tmp_path:
         db.executescript(SPY)
         left = copied(folder, tmp_path / "left")
     assert (left / "log.db-wal").stat().st_size > 0
-    with pytest.raises(errors.LogDamaged, match="the trigger 'spy' on 'batches' was added"):
+    with pytest.raises(failures.LogDamaged, match="the trigger 'spy' on 'batches' was added"):
         LogReader(left)
 
 

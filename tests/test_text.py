@@ -194,7 +194,7 @@ def test_the_lines_before_one_that_is_too_long_are_given_first(chunks: list[byte
     with pytest.raises(errors.LineTooLong) as refused:
         asyncio.run(gather())
     assert found == [b"ok"]
-    assert (refused.value.members["line"], refused.value.status) == (2, 413)
+    assert (refused.value.line, refused.value.status) == (2, 413)
 
 
 def test_a_line_of_just_the_limit_is_not_too_long() -> None:

@@ -22,7 +22,7 @@ import pytest
 from conftest import JSON, LOGSTEP, NDJSON, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
 from forked import clean_environment
 
-from service import errors
+from service import failures
 from service.commands import cli
 from service.http import access, tokens
 from service.http.access import NO_MODEL, Asked, parse, wanted
@@ -537,7 +537,7 @@ def token_with(member: str) -> str:
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / tokens.FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(errors.TokensUnreadable):
+    with pytest.raises(failures.TokensUnreadable):
         tokens.read(tmp_path)
 
 
@@ -588,7 +588,7 @@ def test_a_token_that_people_made_has_32_characters_or_more(
     monkeypatch: pytest.MonkeyPatch, token: str, why: str
 ) -> None:
     monkeypatch.setenv("LOGSTEP_TOKEN", token)
-    with pytest.raises(errors.BadToken, match=why) as refusal:
+    with pytest.raises(failures.BadToken, match=why) as refusal:
         tokens.given(None)
     assert not token or token not in str(refusal.value)
 
@@ -602,7 +602,7 @@ def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: St
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.invalid"])
 def test_an_address_that_others_reach_needs_a_token(tmp_path: Path, host: str) -> None:
     settings = Settings(data=tmp_path, host=host)
-    with pytest.raises(errors.TokenNeeded, match=f"logstep token create {tmp_path}"):
+    with pytest.raises(failures.TokenNeeded, match=f"logstep token create {tmp_path}"):
         access.refuse_an_open_door(settings)
     access.refuse_an_open_door(Settings(data=tmp_path, host=host, insecure=True))
     tokens.create(tmp_path, ["predict"], None, None)

@@ -12,7 +12,7 @@ import pytest
 from examples import Example, State, make_example, opened
 from processes import copied
 
-from service import errors
+from service import errors, failures
 from service.commands.inspect import examine
 from service.commands.repair import repair
 from service.storage.log import LogReader
@@ -86,7 +86,7 @@ def check_acknowledged(example: Example, every: int, to: Path) -> None:
         folder = cut(example, size, to / str(size))
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         refusal = asyncio.run(opened(folder))
-        assert isinstance(refusal, errors.LogEndsEarly), size
+        assert isinstance(refusal, failures.LogEndsEarly), size
         assert f"logstep repair {folder}" in str(refusal)
         assert {name: (folder / name).read_bytes() for name in before} == before  # and left alone
         shutil.rmtree(folder)
@@ -123,7 +123,7 @@ def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Exa
     assert number < numbers[-1]
     (folder / "last-commit").write_bytes(encode_mark(number, checksum))
     refusal = asyncio.run(opened(folder))
-    assert isinstance(refusal, errors.LogHasAHole)
+    assert isinstance(refusal, failures.LogHasAHole)
     assert f"`logstep repair {folder}`" in str(refusal)
     assert any("synced commit(s) follow" in wrong for wrong in examine(folder).wrong)
     assert repair(folder, yes=True) == 0

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import errors
+from service import failures
 from service.commands.terminal import number, show, size
 from service.storage.log import LogReader, StoredModel
 from service.storage.wal import Tail, read_mark, read_tail
@@ -92,8 +92,8 @@ def examine(folder: Path) -> Findings:
     findings = Findings(read_mark(folder) or read_mark(folder))
     try:
         log = LogReader(folder)
-    except errors.LogDamaged as damage:
-        findings.damage.append(damage.members["reason"])
+    except failures.LogDamaged as damage:
+        findings.damage.append(damage.reason)
         return findings
     try:
         _examine(log, findings)
@@ -177,7 +177,7 @@ def _examine_events(log: LogReader, model: StoredModel, found: ModelFindings) ->
     while True:
         found.seq = found.gone = log.gone(model.key)
         largest_column = -1
-        with suppress(errors.EventsGone):
+        with suppress(failures.EventsGone):
             for batch in log.batches(model.key, after=found.gone, up_to=last):
                 found.seq += len(batch)
                 largest_column = max(largest_column, int(batch.columns.max(initial=-1)))
@@ -189,8 +189,8 @@ def _noting(found: list[str]) -> Iterator[None]:
     """Note an error, and go on."""
     try:
         yield
-    except errors.LogDamaged as damage:
-        found.append(damage.members["reason"])
+    except failures.LogDamaged as damage:
+        found.append(damage.reason)
     except Exception as error:  # a damaged page can turn a value into anything
         found.append(f"it cannot be read: {type(error).__name__}: {error}")
 

@@ -110,8 +110,8 @@ def _check_rows(message: Message, what: str) -> None:
     if message.rows < 0 or (message.rows and not has_data):
         raise errors.MalformedArrow(reason=f"{what} claims {message.rows} rows but has no data for them")
     if message.rows > max(FREE_ROWS, ROWS_A_BYTE * len(message)):
-        told = {"rows": message.rows, "size": len(message), "free": FREE_ROWS, "ratio": ROWS_A_BYTE}
-        raise errors.TooManyRows(what=what, **told)
+        size = len(message)
+        raise errors.TooManyRows(what=what, rows=message.rows, size=size, free=FREE_ROWS, ratio=ROWS_A_BYTE)
 
 
 def _metadata_length(start: bytes) -> int:

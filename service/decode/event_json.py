@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -270,7 +271,7 @@ def _shifted(error: errors.MalformedJson, bytes_more: int, after: int = 0) -> er
     def moved(place: re.Match[str]) -> str:
         return f"(byte {int(place[1]) + (bytes_more if int(place[1]) >= after else 0)})"
 
-    return errors.MalformedJson(**{**error.members, "reason": _PLACE.sub(moved, error.members["reason"])})
+    return replace(error, reason=_PLACE.sub(moved, error.reason))
 
 
 def _no_number(reason: str, data: bytes) -> re.Match[bytes] | None:

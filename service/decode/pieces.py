@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from service import errors
@@ -56,9 +56,10 @@ class Piece(Generic[Items_co]):
     def located(self, error: errors.LogstepError, i: int) -> errors.LogstepError:
         """An error of item i, with its place in the body."""
         number = self.numbers[i]
-        field = error.members.get("field")
-        told = {} if field is None else {"field": errors.path(f"{self.unit} {number}", field)}
-        return type(error)(**{**error.members, **told, self.unit: number})
+        field = None if error.field is None else errors.path(f"{self.unit} {number}", error.field)
+        return (
+            replace(error, field=field, line=number) if self.unit == "line" else replace(error, field=field, row=number)
+        )
 
 
 async def cut(arriving: AsyncGenerator[Piece[Any]], size: int) -> AsyncGenerator[Piece[Any]]:
@@ -96,7 +97,7 @@ async def _decoded(text: Text, decode: Callable[[bytes, str], Item], longest: in
                 await slices.rest()
     except errors.LogstepError as error:
         wrong = error
-        wrong.members["line"] = lines[len(items)][0]
+        wrong.line = lines[len(items)][0]
     return Piece(items, "line", [number for number, _ in lines], wrong)
 
 

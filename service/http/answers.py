@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from core.features import EventError
 from core.learner import Encoded
@@ -99,6 +100,4 @@ def _check_may_keep(scope: Scope, model: Model) -> None:
 
 def placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
     """The same error, with the event's place in the body before its field."""
-    if "field" not in error.members:
-        return error
-    return type(error)(**{**error.members, "field": errors.path(at, error.members["field"])})
+    return error if error.field is None else replace(error, field=errors.path(at, error.field))

@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from service import errors, logs
+from service import failures, logs
 from service.http import access
 from service.http.app import Service
 from service.http.crowd import Crowd
@@ -189,9 +189,9 @@ def _listen(host: str, port: int) -> socket.socket:
         both = family == socket.AF_INET6 and ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6()
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except ValueError as error:
-        raise errors.CannotListen(host=host, port=port, reason=error) from None
+        raise failures.CannotListen(host=host, port=port, reason=error) from None
     except OSError as error:
-        raise errors.CannotListen(host=host, port=port, reason=error.strerror) from None
+        raise failures.CannotListen(host=host, port=port, reason=error.strerror) from None
 
 
 def _allow_connections(count: int) -> None:
@@ -214,9 +214,9 @@ def _load_certificate(config: uvicorn.Config) -> None:
     """Load the certificate before the service listens, and report an error in one sentence."""
     certificate, key = config.ssl_certfile, config.ssl_keyfile
     if (certificate is None) != (key is None):
-        raise errors.BadCertificate(certificate=certificate, key=key, reason="both are needed")
+        raise failures.BadCertificate(certificate=certificate, key=key, reason="both are needed")
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or str(error)
-        raise errors.BadCertificate(certificate=certificate, key=key, reason=reason) from None
+        raise failures.BadCertificate(certificate=certificate, key=key, reason=reason) from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from service import errors
@@ -61,8 +62,8 @@ class Streams:
                 await self._learn_pieces(tally, paced)
         except errors.LogstepError as error:
             # A new error: other requests may share this one, and their counts differ.
-            told = {"learned": tally.learned, "duplicates": tally.duplicates, "last_seq": tally.last_seq}
-            raise type(error)(**{**error.members, **told}) from None
+            told = replace(error, learned=tally.learned, duplicates=tally.duplicates, last_seq=tally.last_seq)
+            raise told from None
         return tally.reply()
 
     async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
@@ -110,7 +111,8 @@ class Streams:
                     self._engine, model, scope, piece.items, piece.place, slices, stream=True
                 )
                 if refused is not None:
-                    raise type(refused)(**{**refused.members, piece.unit: piece.numbers[len(replies)]})
+                    number = piece.numbers[len(replies)]
+                    raise replace(refused, line=number) if piece.unit == "line" else replace(refused, row=number)
                 if piece.wrong is not None:
                     raise piece.wrong
                 await reply.add(b"".join(map(encode, replies)))

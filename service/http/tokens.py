@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from service import errors
+from service import errors, failures
 
 logger = logging.getLogger("logstep")
 
@@ -85,17 +85,17 @@ def read(folder: Path) -> list[Token]:
     """The tokens of a data folder; none if there is no file."""
     path = folder / FILE
     if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-        raise errors.TokensUnreadable(path=str(path), reason="it is not a file")
+        raise failures.TokensUnreadable(path=str(path), reason="it is not a file")
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise errors.TokensUnreadable(path=str(path), reason=error.strerror) from None
+        raise failures.TokensUnreadable(path=str(path), reason=error.strerror) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.TokensUnreadable(path=str(path), reason=str(error)) from None
+        raise failures.TokensUnreadable(path=str(path), reason=str(error)) from None
     if found.format != FORMAT:
-        raise errors.TokensUnreadable(
+        raise failures.TokensUnreadable(
             path=str(path), reason=f"its format is {found.format}, but this logstep reads {FORMAT}"
         )
     return found.tokens
@@ -129,7 +129,7 @@ def revoke(folder: Path, id_: str) -> int:
     with _changing(folder) as tokens:
         left = [token for token in tokens if token.id != id_]
         if len(left) == len(tokens):
-            raise errors.UnknownToken(folder=str(folder), id=id_[:100])
+            raise failures.UnknownToken(folder=str(folder), id=id_[:100])
         tokens[:] = left
     return len(left)
 
@@ -177,14 +177,14 @@ def given(token_file: Path | None) -> str | None:
         return _checked(token_file.read_text().strip(), f"the token in {token_file}")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise errors.BadToken(source=str(token_file), reason=f"cannot be read: {reason}") from None
+        raise failures.BadToken(source=str(token_file), reason=f"cannot be read: {reason}") from None
 
 
 def _checked(text: str, source: str) -> str:
     if len(text) < SHORTEST:
-        raise errors.BadToken(source=source, reason=f"has {len(text)} characters, but needs at least {SHORTEST}")
+        raise failures.BadToken(source=source, reason=f"has {len(text)} characters, but needs at least {SHORTEST}")
     if not _PRINTABLE.fullmatch(text):
-        raise errors.BadToken(source=source, reason="may have only ASCII letters, digits and signs, and no space")
+        raise failures.BadToken(source=source, reason="may have only ASCII letters, digits and signs, and no space")
     return text
 
 
@@ -290,7 +290,7 @@ class Tokens:
         self._stamp = stamp
         try:
             self._take(read(self._folder))
-        except errors.TokensUnreadable as unreadable:
+        except failures.TokensUnreadable as unreadable:
             logger.warning("%s The tokens read before stay valid.", unreadable)
         else:
             logger.info("%d token(s) in %s", len(self._grants), self._folder / FILE)

@@ -211,10 +211,9 @@ class Draft:
 
 def why_stopped(model: Model) -> errors.LearningStopped:
     """The error for learning on a model that its breaker has stopped."""
-    assert model.watch is not None  # noqa: S101  # it is stopped
-    breaker = model.watch.breaker
-    told = {"seq": model.watch.stopped_at, "events": breaker.events, "limit": breaker.log_loss}
-    return errors.LearningStopped(model=model.name, **told)
+    assert model.watch is not None and model.watch.stopped_at is not None  # noqa: S101, PT018  # it is stopped
+    breaker, seq = model.watch.breaker, model.watch.stopped_at
+    return errors.LearningStopped(model=model.name, seq=seq, events=breaker.events, limit=breaker.log_loss)
 
 
 def _losses(outcome: Outcome) -> list[float | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from core.spec import Spec
 from service import errors
@@ -17,6 +19,9 @@ from service.storage.log import StoredModel
 from service.storage.store import Store
 
 logger = logging.getLogger("logstep")
+
+TOLD_FIELDS, TOLD_CHARACTERS = 5, 60
+"""How many differing fields of a spec a message shows at most, and how much of each value."""
 
 
 class Models(Collection[Model]):
@@ -73,7 +78,8 @@ class Models(Collection[Model]):
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
         model = self.find(name)
         if model is not None and model.learner.spec != spec:
-            raise errors.SpecConflict(model=name, there=model.learner.spec.as_dict(), asked=spec.as_dict())
+            differences = _differences(_flat(model.learner.spec.as_dict()), _flat(spec.as_dict()))
+            raise errors.SpecConflict(model=name, differences=differences)
         if model is not None:
             return model, False
         if len(self) >= self._settings.max_models:
@@ -128,3 +134,25 @@ class Models(Collection[Model]):
         if models and sum(model.replay_seconds for model in models) >= seconds:
             return max(models, key=lambda model: model.replay_seconds)
         return None
+
+
+def _flat(spec: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """The fields of a spec by their full names: {"join": {"keep": "1h"}} becomes {"join.keep": "1h"}."""
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def _differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Which fields of two specs differ, and how. Fields that only one has come last, because each rule has its own."""
+    names = [name for name in there | asked if there.get(name) != asked.get(name)]
+    names.sort(key=lambda name: name not in there or name not in asked)
+    told = [f"{name} is {_told(there, name)} in the model and {_told(asked, name)} in the request" for name in names]
+    more = len(told) - TOLD_FIELDS
+    return ", ".join(told[:TOLD_FIELDS]) + (f", and {more} more fields differ" if more > 0 else "")
+
+
+def _told(spec: dict[str, Any], name: str) -> str:
+    value = spec.get(name)
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:TOLD_CHARACTERS]

@@ -6,7 +6,7 @@ import logging
 import struct
 from collections.abc import Callable
 
-from service import errors
+from service import failures
 from service.learning.model import NOT_A_STATE, Model
 from service.settings import Settings
 from service.storage.log import LogReader
@@ -78,13 +78,13 @@ class Recovery:
                 if known > len(names):
                     raise self._damaged(f"the snapshot at seq {seq} has more features than there are names")
                 model.load(seq, state, names[:known], self._settings.window)
-            except errors.LogDamaged as damage:
-                logger.warning("model %r: %s; using the snapshot before it", model.name, damage.members["reason"])
+            except failures.LogDamaged as damage:
+                logger.warning("model %r: %s; using the snapshot before it", model.name, damage.reason)
             except NOT_A_STATE as error:
                 reason = f"the snapshot at seq {seq} is not a valid state ({type(error).__name__}: {error})"
                 logger.warning("model %r: %s; using the snapshot before it", model.name, reason)
             else:
                 return
 
-    def _damaged(self, reason: str) -> errors.LogDamaged:
-        return errors.LogDamaged(folder=str(self._settings.data), reason=reason)
+    def _damaged(self, reason: str) -> failures.LogDamaged:
+        return failures.LogDamaged(folder=str(self._settings.data), reason=reason)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from core.spec import duration_seconds
-from service import errors
+from service import failures
 from service.clock import SYSTEM, Clock
 from service.learning.model import Model
 from service.storage.log import LogRow
@@ -90,8 +90,8 @@ class Retention:
             try:
                 yield from self._drop_events(store, model)
                 yield from self._drop_ids(store, model.stored.key)
-            except errors.LogDamaged as damage:
-                logger.warning("model %r: retention drops nothing, because %s", model.name, damage.members["reason"])
+            except failures.LogDamaged as damage:
+                logger.warning("model %r: retention drops nothing, because %s", model.name, damage.reason)
             yield
 
     def _may_have_more(self, model: Model) -> bool:

@@ -10,7 +10,7 @@ import stat
 import time
 from pathlib import Path
 
-from service import errors
+from service import failures
 
 
 class FolderLock:
@@ -25,7 +25,7 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise errors.FolderInUse(folder=str(folder), holder=holder) from None
+            raise failures.FolderInUse(folder=str(folder), holder=holder) from None
         self._file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from core.largest import largest
 from core.logistic import Floats
-from service import errors
+from service import errors, failures
 from service.learning.engine import Engine
 from service.learning.guessing import worse_than_guessing
 from service.learning.model import Model
@@ -236,7 +236,7 @@ class _Overview(Channel):
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
         if now - self._sparks_at >= BUCKET_SECONDS:
             self._sparks_at = now
-            with contextlib.suppress(errors.LogDamaged):  # then only the sparklines are missing
+            with contextlib.suppress(failures.LogDamaged):  # then only the sparklines are missing
                 self._sparks = await self._past.recent_losses(models, SPARK)
         rows = []
         for i, model in enumerate(models):
