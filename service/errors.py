@@ -36,6 +36,7 @@ class _Typed(Exception):
         for name, value in given.items():
             if value:
                 setattr(cls, name, value)
+        cls.__doc__ = inspect.getdoc(cls)  # else a dataclass without one gets its signature
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
 
@@ -58,7 +59,7 @@ class LogstepError(_Typed):
     @classmethod
     @cache
     def _template(cls) -> str:
-        return (inspect.getdoc(cls) or "").replace("\n", " ")
+        return (cls.__doc__ or "").replace("\n", " ")
 
     @classmethod
     def slug(cls) -> str:
@@ -68,6 +69,8 @@ class LogstepError(_Typed):
     def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
         known = {name: value for name in _SHOWN if (value := getattr(self, name, None)) is not None}
+        if self.learned is not None:  # a stream that learned nothing has no last seq, and says so
+            known["last_seq"] = self.last_seq
         return {
             "type": f"urn:logstep:{self.slug()}",
             "title": self.title,

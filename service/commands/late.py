@@ -137,4 +137,4 @@ class LateReplay(Replay):
 
 
 def _learned_before(refusal: Refused) -> bool:
-    return refusal.kind == ID_CONFLICT and "was learned before" in str(refusal)
+    return refusal.kind == ID_CONFLICT and "seq" in refusal.problem

@@ -47,6 +47,7 @@ class Problem(Shape):
     field: str = Field(description="Path of the wrong value in the body.")
     line: int = Field(description="Wrong line of an NDJSON body.")
     row: int = Field(description="Wrong row of an Arrow stream.")
+    seq: int = Field(description="Where the event was learned that the error is about.")
     learned: int = Field(description="Events of a stream learned before the error. They stay learned.")
     duplicates: int
     last_seq: int | None

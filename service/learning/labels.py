@@ -71,7 +71,9 @@ def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) ->
     if found.kind == EXPIRED and _fingerprint(features, Event(event.x, 0)) == found.fingerprint:
         return _join(draft, Label(event.id, event.y, event.weight), found, known)
     if _fingerprint(features, event) != found.fingerprint:
-        raise errors.IdConflict(field="id", id=event.id, reason=_LEARNED.format(f"before, at seq {found.seq},"))
+        raise errors.IdConflict(
+            field="id", id=event.id, seq=found.seq, reason=_LEARNED.format(f"before, at seq {found.seq},")
+        )
     return True, found.seq
 
 
@@ -103,7 +105,7 @@ def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
     if waiting is None and found is not None and found.kind != DROPPED:
         if found.kind != WAITING:
             reason = f"was learned before, at seq {found.seq}: a prediction needs a new id"
-            raise errors.IdConflict(field="id", id=id_, reason=reason)
+            raise errors.IdConflict(field="id", id=id_, seq=found.seq, reason=reason)
         _waiting_x(id_, found)
         waiting = found.waiting
     if waiting is not None:
@@ -146,7 +148,7 @@ def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Pl
     mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
     if found.label != mark:
         reason = f"was learned before, at seq {found.seq}, with another y or weight"
-        raise errors.IdConflict(field="id", id=label.id, reason=reason)
+        raise errors.IdConflict(field="id", id=label.id, seq=found.seq, reason=reason)
     return True, found.seq
 
 
