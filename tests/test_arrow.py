@@ -462,7 +462,7 @@ def test_a_batch_that_is_too_large_is_refused_before_it_is_read_and_after_those_
     assert isinstance(error, errors.ArrowTooLarge)
     assert error.status == 413
     assert str(error) == (
-        f"In the Arrow stream, record batch 2 takes {error.members['size']} bytes; the limit is 10000. Write "
+        f"In the Arrow stream, record batch 2 takes {error.size} bytes; the limit is 10000. Write "
         "smaller batches (with pyarrow: writer.write_table(table, max_chunksize=10_000)). The stream itself has no "
         "limit."
     )

@@ -151,10 +151,6 @@ def test_the_commands_show_guessing_and_say_which_model_is_worse(
     output, error = call("models", "show", "default")
     assert re.search(rf"base_rate_log_loss +{guessing} +{guessing}\n", output)
     assert worse in error
-    output, error = call("top")
-    assert output.splitlines()[1].split("  ").count("guessing") == 1
-    assert all(line.count(guessing) == 2 for line in output.splitlines()[2:]), "in total, and in the window"
-    assert worse in error
     output, _ = call("models", "show", "orders")
     assert "Learners that carry the weight" in output
 

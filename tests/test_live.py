@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import random
-import select
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LOGSTEP, NewModel, Service, Start, assert_problem, eventually
-from processes import running, running_engine
+from conftest import NewModel, Service, Start, assert_problem, eventually
+from processes import running_engine
 
 from service.events import Event
 from service.watching import live
@@ -343,52 +339,3 @@ def test_a_stop_ends_the_streams_and_waits_for_nobody_who_does_not_read(start: S
             assert all(name == "now" for name, _ in stream)  # to a proper end
         assert service.wait() == 0
         assert time.monotonic() - started < 3
-
-
-# -- in the terminal
-
-
-def test_top_prints_the_models_once_where_there_is_no_terminal(start: Start) -> None:
-    service = start()
-    service.model("clicks-1").create({"rule": "adam"})
-    service.model("clicks-1").learn(events(1_234))
-    done = subprocess.run(
-        [LOGSTEP, "top", "--url", str(service.http.base_url)], capture_output=True, text=True, timeout=30, check=True
-    )
-    title, header, *rows = done.stdout.splitlines()
-    assert title.endswith(": ready")
-    assert header.split()[:3] == ["model", "rule", "seq"]
-    assert [row.split()[:3] for row in rows] == [["default", "sgd", "0"], ["clicks-1", "adam", "1,234"]]
-
-
-def test_top_waits_for_a_service_that_went_away_and_ends_with_ctrl_c(start: Start) -> None:
-    service = start()
-    service.model().learn(events(7))
-    port = service.port
-    controller, terminal = pty.openpty()
-    with running([LOGSTEP, "top", "--url", str(service.http.base_url)], stdout=terminal, stderr=terminal) as top:
-        shown: list[bytes] = []
-
-        def shows(text: bytes) -> bool:
-            while select.select([controller], [], [], 0.05)[0]:
-                shown.append(os.read(controller, 65536))
-            return text in b"".join(shown)
-
-        eventually(lambda: shows(b"default"), "the first table")
-        service.kill()
-        eventually(lambda: shows(b"trying again"), "word of the service that went away")
-        shown.clear()
-        start("--port", str(port), folder=service.folder)
-        eventually(lambda: shows(b"default"), "the table again")
-        top.send_signal(signal.SIGINT)
-        assert top.wait(10) == 130
-    os.close(controller)
-    os.close(terminal)
-
-
-def test_where_no_service_answers_top_says_so(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    done = subprocess.run([LOGSTEP, "top", "--url", url], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no service answers" in done.stderr

@@ -96,10 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     repair.set_defaults(run=_repair)
     token.add(commands.add_parser("token", help="create, list and revoke a service's tokens"))
-    top = commands.add_parser("top", help="watch the models of a running service in the terminal")
-    options.add_url(top)
-    options.add_token_file(top)
-    top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="show everything on two real streams, in a temporary folder")
     demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
     demo.set_defaults(run=_demo)
@@ -290,12 +286,6 @@ def _restore(arguments: argparse.Namespace) -> int:
     from service.commands.backup import restore
 
     return restore(arguments.copy, arguments.folder)
-
-
-def _top(arguments: argparse.Namespace) -> int:
-    from service.commands.top import top
-
-    return top(options.client(arguments.url, arguments.token_file))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

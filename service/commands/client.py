@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -128,19 +128,6 @@ class Client:
     def predict_to_keep(self, name: str, events: Iterable[Event]) -> list[replies.PredictedKept]:
         """Predict events with their ids; each prediction then waits for its label, if the service keeps it."""
         return self._predict(name, ({"x": event.x, "id": event.id} for event in events), _predicted_kept)
-
-    def overviews(self) -> Iterator[dict[str, Any]]:
-        """Each message of GET /stream, until the service ends it."""
-        try:
-            with self._http.stream("GET", f"{self.url}/stream") as reply:
-                if not reply.is_success or reply.headers.get("content-type") != "text/event-stream":
-                    reply.read()
-                    raise Refused(self.url, reply)
-                for line in reply.iter_lines():
-                    if line.startswith("data: "):
-                        yield msgspec.json.decode(line.removeprefix("data: "))
-        except httpx.TransportError as error:
-            raise NoAnswer(self.url, error) from None
 
     def _predict(
         self, name: str, questions: Iterable[dict[str, Any]], decoder: msgspec.json.Decoder[Predicted]

@@ -17,17 +17,10 @@ def mark_of(model: dict[str, Any]) -> str:
     return "" if worse is None else "worse than guessing" if worse["over"] == "window" else "worse in total"
 
 
-def worse_lines(models: Sequence[dict[str, Any]]) -> list[str]:
-    """The first models that are worse than guessing, with advice."""
-    worse = [model for model in models if model["worse_than_guessing"] is not None]
-    lines = [f"model {model['model']}: {model['worse_than_guessing']['advice']}" for model in worse[:TOLD]]
-    if len(worse) > TOLD:
-        more = len(worse) - TOLD
-        lines.append(f"{more:,} more models are worse than guessing; `logstep models show NAME` says more")
-    return lines
-
-
 def say_if_worse(models: Sequence[dict[str, Any]]) -> None:
-    """Print which models are worse than guessing, with advice."""
-    for line in worse_lines(models):
-        say(line)
+    """Say which models are worse than guessing, with advice."""
+    worse = [model for model in models if model["worse_than_guessing"] is not None]
+    for model in worse[:TOLD]:
+        say(f"model {model['model']}: {model['worse_than_guessing']['advice']}")
+    if len(worse) > TOLD:
+        say(f"{len(worse) - TOLD:,} more models are worse than guessing; `logstep models show NAME` says more")
