@@ -246,12 +246,12 @@ def test_a_mistake_is_a_500_without_a_trace_whose_id_leads_to_the_trace_in_the_l
     program = """
 import sys, pathlib
 from service.learning import model
-from service.http import app, server
+from service.http import routes, server
 from service import settings
 from service.storage.lock import FolderLock
 def mistake(self, *_):
     raise ZeroDivisionError("a mistake put here")
-model.Model.predict = app.explaining = mistake
+model.Model.predict = routes.explaining = mistake
 found = settings.Settings(data=pathlib.Path(sys.argv[1]), port=0, drain_seconds=0)
 sys.exit(server.serve(found, FolderLock(found.data)))
 """

@@ -78,7 +78,7 @@ def test_what_keeps_a_request_out_is_told(moves: tuple[On, ...], told: str | Non
         return
     with pytest.raises(errors.NotReady) as raised:
         found.check_accepts()
-    assert raised.value.members["state"] == told
+    assert raised.value.state == told
 
 
 def test_the_first_failure_is_told_to_everybody_after_it() -> None:
