@@ -25,7 +25,7 @@ from core import Spec
 from core.batch import JOINED, Batch
 from core.builder import BatchBuilder
 from core.features import Features
-from service import errors
+from service import errors, failures
 from service.commands import cli
 from service.commands.inspect import examine
 from service.storage import ids as ids_module
@@ -282,7 +282,7 @@ def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path, 
         while store.trimming.purge():
             pass
         assert store.log.ids(model.stored.key) == (0, 0)
-        with pytest.raises(errors.LogDamaged, match=REASON):
+        with pytest.raises(failures.LogDamaged, match=REASON):
             store.log.check_ids()
         store.accept_ids()
         store.log.check_ids()

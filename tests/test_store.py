@@ -26,7 +26,7 @@ from core.batch import ORDINARY, Batch
 from core.builder import BatchBuilder
 from core.features import Features
 from core.fingerprints import fingerprints
-from service import errors
+from service import errors, failures
 from service.storage import codec, schema, store, trimming, wal
 from service.storage.ids import NewId
 from service.storage.lock import FolderLock
@@ -421,8 +421,8 @@ def log_of_batches(folder: Path) -> Writer:
     return writer
 
 
-def reading_fails(folder: Path, model: int) -> errors.LogDamaged:
-    with pytest.raises(errors.LogDamaged) as found:
+def reading_fails(folder: Path, model: int) -> failures.LogDamaged:
+    with pytest.raises(failures.LogDamaged) as found:
         events_in(folder, model)
     return found.value
 
@@ -460,7 +460,10 @@ def test_a_flipped_bit_in_a_feature_name_is_refused(tmp_path: Path) -> None:
 def test_a_flipped_bit_in_a_models_spec_is_refused(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     flip_in_database(tmp_path, b'"learning_rate":0.01,"bias', 17)
-    with closing(Store(tmp_path)) as reopened, pytest.raises(errors.LogDamaged, match="'default' has a wrong checksum"):
+    with (
+        closing(Store(tmp_path)) as reopened,
+        pytest.raises(failures.LogDamaged, match="'default' has a wrong checksum"),
+    ):
         reopened.log.models()
 
 
@@ -470,7 +473,7 @@ def test_a_flipped_bit_in_a_snapshot_is_refused(tmp_path: Path) -> None:
         write_snapshot(writer.store, writer.model.key, 5, value=0.456)
     flip_in_database(tmp_path, np.full(10, 0.456).tobytes(), 40)
     with closing(LogReader(tmp_path)) as log:
-        with pytest.raises(errors.LogDamaged, match="snapshot at seq 5 has a wrong checksum"):
+        with pytest.raises(failures.LogDamaged, match="snapshot at seq 5 has a wrong checksum"):
             log.snapshots.state(writer.model.key, 5)
         assert log.snapshots.state(writer.model.key, 3)["learner"]["weights"][0] == 0.123
 
@@ -480,7 +483,7 @@ def test_a_snapshot_without_one_of_its_chunks_is_not_whole(tmp_path: Path, chunk
     with writing(tmp_path) as writer:
         write_snapshot(writer.store, writer.model.key, 3, size=3 * store.SNAPSHOT_CHUNK // 8)
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = ?", chunk)
-    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
+    with closing(LogReader(tmp_path)) as log, pytest.raises(failures.LogDamaged, match="seq 3 is incomplete"):
         log.snapshots.state(writer.model.key, 3)
 
 
@@ -489,12 +492,12 @@ def test_a_snapshot_row_that_counts_fewer_chunks_is_not_whole(tmp_path: Path) ->
         write_snapshot(writer.store, writer.model.key, 3, size=store.SNAPSHOT_CHUNK // 8)
     sql(tmp_path, "DELETE FROM snapshot_chunks WHERE chunk = 1")
     sql(tmp_path, "UPDATE snapshots SET chunks = 1")
-    with closing(LogReader(tmp_path)) as log, pytest.raises(errors.LogDamaged, match="seq 3 is incomplete"):
+    with closing(LogReader(tmp_path)) as log, pytest.raises(failures.LogDamaged, match="seq 3 is incomplete"):
         log.snapshots.state(writer.model.key, 3)
 
 
 def test_a_snapshot_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with writing(tmp_path) as writer, pytest.raises(errors.LogDamaged, match="seq 3 is missing"):
+    with writing(tmp_path) as writer, pytest.raises(failures.LogDamaged, match="seq 3 is missing"):
         writer.store.log.snapshots.state(writer.model.key, 3)
 
 
@@ -550,7 +553,7 @@ def test_a_database_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
         writer.commit_rows(300)
     data = (tmp_path / "log.db").read_bytes()
     (tmp_path / "log.db").write_bytes(data[: len(data) // 2])
-    with pytest.raises(errors.LogDamaged), closing(Store(tmp_path)) as reopened:
+    with pytest.raises(failures.LogDamaged), closing(Store(tmp_path)) as reopened:
         list(reopened.log.batches(writer.model.key))
 
 
@@ -572,9 +575,9 @@ def left_by_a_kill(tmp_path: Path) -> tuple[Path, int]:
 
 def assert_ends_early(folder: Path, number: int) -> None:
     error = refusal(folder)
-    assert isinstance(error, errors.LogEndsEarly)
-    assert error.members["mark"] == number
-    assert error.members["log"] < number
+    assert isinstance(error, failures.LogEndsEarly)
+    assert error.mark == number
+    assert error.log < number
     assert f"`logstep repair {folder}`" in str(error)
 
 
@@ -638,7 +641,7 @@ def test_a_write_ahead_log_damaged_after_a_checkpoint_is_refused(tmp_path: Path)
         number, _ = writer.store.log.db.log_end()
     flip(left / "log.db-wal", WAL_HEADER + 20 * FRAME + 100)
     error = refusal(left)
-    assert isinstance(error, errors.LogEndsEarly | errors.LogDamaged)
+    assert isinstance(error, failures.LogEndsEarly | failures.LogDamaged)
     assert number
 
 
@@ -734,25 +737,25 @@ def test_a_missing_log_whose_write_ahead_log_is_there_is_refused_and_none_is_mad
 def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     sql(tmp_path, "CREATE TABLE notes (text TEXT)")
     error = refusal(tmp_path)
-    assert isinstance(error, errors.NotADataFolder)
+    assert isinstance(error, failures.NotADataFolder)
     assert "belongs to another program" in str(error)
 
 
 def test_a_text_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "log.db").write_text("2026-01-01 something happened\n" * 100)
-    assert isinstance(refusal(tmp_path), errors.LogDamaged | errors.NotADataFolder)
+    assert isinstance(refusal(tmp_path), failures.LogDamaged | failures.NotADataFolder)
 
 
 def test_an_empty_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "log.db").touch()
-    assert isinstance(refusal(tmp_path), errors.LogDamaged | errors.NotADataFolder)
+    assert isinstance(refusal(tmp_path), failures.LogDamaged | failures.NotADataFolder)
 
 
 def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     sql(tmp_path, f"PRAGMA user_version = {schema.FORMAT + 1}")
     error = refusal(tmp_path)
-    assert isinstance(error, errors.NewerFormat)
+    assert isinstance(error, failures.NewerFormat)
     assert f"format {schema.FORMAT + 1}; this one reads {schema.FORMAT}" in str(error)
 
 
@@ -760,17 +763,17 @@ def test_a_newer_format_in_another_journal_mode_is_left_in_it(tmp_path: Path) ->
     log_of_batches(tmp_path)
     sql(tmp_path, "PRAGMA journal_mode = DELETE")
     sql(tmp_path, f"PRAGMA user_version = {schema.FORMAT + 1}")
-    assert isinstance(refusal(tmp_path), errors.NewerFormat)
+    assert isinstance(refusal(tmp_path), failures.NewerFormat)
 
 
 def test_a_reader_refuses_what_is_no_log_and_a_folder_without_one(tmp_path: Path) -> None:
-    with pytest.raises(errors.NotADataFolder, match=r"it has no log\.db"):
+    with pytest.raises(failures.NotADataFolder, match=r"it has no log\.db"):
         LogReader(tmp_path)
     sql(tmp_path, "CREATE TABLE notes (text TEXT)")
-    with pytest.raises(errors.NotADataFolder, match="belongs to another program"):
+    with pytest.raises(failures.NotADataFolder, match="belongs to another program"):
         LogReader(tmp_path)
     (tmp_path / "log.db").write_text("no database, but long enough to look like one\n" * 100)
-    with pytest.raises(errors.LogDamaged):
+    with pytest.raises(failures.LogDamaged):
         LogReader(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["log.db"]
 
@@ -976,7 +979,7 @@ def test_a_lock_that_another_process_holds_names_it_and_is_free_when_that_is_kil
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(errors.FolderInUse, match=f"process {holder.pid} on ") as found:
+            with pytest.raises(failures.FolderInUse, match=f"process {holder.pid} on ") as found:
                 FolderLock(tmp_path)
             assert str(tmp_path) in str(found.value)
         finally:
@@ -987,7 +990,7 @@ def test_a_lock_that_another_process_holds_names_it_and_is_free_when_that_is_kil
 def test_a_released_lock_can_be_taken_again_and_names_its_new_holder(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("process 1 on a machine with a very long name indeed, started long ago\n")
     first = FolderLock(tmp_path)
-    with pytest.raises(errors.FolderInUse, match=f"process {os.getpid()} on "):
+    with pytest.raises(failures.FolderInUse, match=f"process {os.getpid()} on "):
         FolderLock(tmp_path)
     first.release()
     FolderLock(tmp_path).release()

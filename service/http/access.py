@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from service import errors
+from service import errors, failures
 from service.events import DEFAULT
 from service.http import tokens
 from service.http.tokens import EVERYONE, FILE, Grant, Tokens, given
@@ -101,7 +101,7 @@ def refuse_an_open_door(settings: Settings) -> None:
     if settings.insecure or is_loopback(settings.host):
         return
     if not Tokens(settings.data, given(settings.token_file)).exist:
-        raise errors.TokenNeeded(host=settings.host, path=str(settings.data / FILE), folder=str(settings.data))
+        raise failures.TokenNeeded(host=settings.host, path=str(settings.data / FILE), folder=str(settings.data))
 
 
 class Access:

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from core.spec import Spec
-from service import errors
+from service import errors, failures
 from service.children import command, end_with_parent
 from service.learning.engine import Engine
 from service.learning.model import Model
@@ -140,8 +140,8 @@ def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChec
             replay = _beginning(log, stored, seq)
             for batch in log.batches(stored.key, after=replay.learner.seq, up_to=seq):
                 replay.learn_batch(batch)
-        except errors.EventsGone as gone:
-            reason = gone.members["reason"]
+        except failures.EventsGone as gone:
+            reason = gone.reason
         else:
             return replay
     raise errors.CrossCheckFailed(reason=reason)
@@ -159,14 +159,14 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
     for snapshot_seq in reversed(log.snapshots.seqs(stored.key)):
         if seq is not None and snapshot_seq > seq:
             break
-        with contextlib.suppress(errors.LogDamaged):  # or a newer snapshot replaced it meanwhile
+        with contextlib.suppress(failures.LogDamaged):  # or a newer snapshot replaced it meanwhile
             state = log.snapshots.state(stored.key, snapshot_seq)["learner"]
             known = state["n_features"]
             check = CrossCheck.from_state({**state, "names": names[:known]})
             check.learner.features.extend(names[known:])
             return check
     reason = f"no snapshot is whole, and the events up to seq {gone} are no longer in the log (--keep-events)"
-    raise errors.EventsGone(folder=str(log.db.folder), reason=reason)
+    raise failures.EventsGone(folder=str(log.db.folder), reason=reason)
 
 
 def main() -> int:
@@ -179,7 +179,7 @@ def main() -> int:
     except errors.UnknownModel:
         report = {"unknown_model": True}
     except errors.LogstepError as error:
-        sys.stderr.write(f"{error.members.get('reason', error)}\n")
+        sys.stderr.write(f"{getattr(error, 'reason', error)}\n")
         return 1
     sys.stdout.write(json.dumps(report))
     return 0

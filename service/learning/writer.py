@@ -22,7 +22,7 @@ from functools import partial
 from core.batch import EXPIRED, Batch
 from core.builder import BatchBuilder
 from core.learner import Outcome
-from service import errors, logs
+from service import errors, failures, logs
 from service.clock import Clock
 from service.fairness import WIDE, worked
 from service.learning.disk import Disk
@@ -339,7 +339,7 @@ def _look_up(store: Store, known: Known, wanted: dict[int, list[str]], corrected
             continue
         if not known.reading.takes((model, id_), 0):
             continue
-        with contextlib.suppress(errors.LogDamaged):  # then only this label is refused
+        with contextlib.suppress(failures.LogDamaged):  # then only this label is refused
             logged = store.log.event(model, found.seq)
             if logged is not None:
                 known.expired[model, id_] = logged

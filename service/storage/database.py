@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from service import errors
+from service import failures
 from service.storage import schema
 from service.storage.ids import add_checksum
 from service.storage.sync import failure_of
@@ -46,7 +46,7 @@ def connect_to_read(folder: Path) -> sqlite3.Connection:
     """A connection that changes nothing in the folder."""
     path = folder / "log.db"
     if not path.is_file():
-        raise errors.NotADataFolder(path=str(folder), reason="it has no log.db")
+        raise failures.NotADataFolder(path=str(folder), reason="it has no log.db")
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
     db.executescript(schema.GUARDS)
     return db
@@ -85,8 +85,8 @@ class Database:
     def close(self) -> None:
         self.connection.close()
 
-    def damaged(self, reason: str) -> errors.LogDamaged:
-        return errors.LogDamaged(folder=str(self.folder), reason=reason)
+    def damaged(self, reason: str) -> failures.LogDamaged:
+        return failures.LogDamaged(folder=str(self.folder), reason=reason)
 
     def rows(self, query: str, *values: Any) -> Generator[tuple[Any, ...]]:
         """The rows of a query."""
@@ -138,5 +138,5 @@ class Database:
             except sqlite3.Error as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise self.damaged(str(error)) from None
-                raise errors.CopyFailed(path=str(path), reason=str(error)) from error
+                raise failures.CopyFailed(path=str(path), reason=str(error)) from error
             os.fsync(file.fileno())

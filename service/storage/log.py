@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.batch import Batch
-from service import errors
+from service import failures
 from service.storage.database import Database, connect_to_read
 from service.storage.ids import CHECKSUM, OF_AN_EVENT
 from service.storage.packed import unpack
@@ -164,7 +164,7 @@ class LogReader:
         if first_seq != expected:
             if self.gone(model) >= first_seq - 1:
                 reason = f"the events from seq {expected} to {first_seq - 1} are no longer in the log (--keep-events)"
-                raise errors.EventsGone(folder=str(self.db.folder), reason=reason)
+                raise failures.EventsGone(folder=str(self.db.folder), reason=reason)
             raise self.db.damaged(f"the events from seq {expected} to {first_seq - 1} are missing")
         if checksum != batch_crc(model, first_seq, events, written_at, payload):
             raise self.db.damaged(f"the events from seq {first_seq} to {first_seq + events - 1} have a wrong checksum")

@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
-from service import errors
+from service import failures
 from service.storage.sync import failure_of, sync_folder
 
 APPLICATION_ID = 0x0E57E902
@@ -97,7 +97,7 @@ def create(folder: Path) -> None:
     """Create a log under another name and rename it, so that a crash leaves no half-made log."""
     for left in ("last-commit", "log.db-wal"):
         if (folder / left).exists():
-            raise errors.LogDamaged(folder=str(folder), reason=f"log.db is missing, but {left} exists")
+            raise failures.LogDamaged(folder=str(folder), reason=f"log.db is missing, but {left} exists")
     new = folder / "log.db.new"
     new.unlink(missing_ok=True)
     db = sqlite3.connect(new, isolation_level=None)
@@ -124,21 +124,21 @@ def check(db: sqlite3.Connection, folder: Path) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if application == UNRELEASED_ID:
-            raise errors.UnreleasedFormat(path=str(folder))
+            raise failures.UnreleasedFormat(path=str(folder))
         if application != APPLICATION_ID:
-            raise errors.NotADataFolder(path=str(folder), reason="its log.db belongs to another program")
+            raise failures.NotADataFolder(path=str(folder), reason="its log.db belongs to another program")
         if found > FORMAT:
-            raise errors.NewerFormat(path=str(folder), found=found, known=FORMAT)
+            raise failures.NewerFormat(path=str(folder), found=found, known=FORMAT)
         if found < FORMAT:
             reason = f"its format is {found}, but the first format is {FORMAT}"
-            raise errors.LogDamaged(folder=str(folder), reason=reason)
+            raise failures.LogDamaged(folder=str(folder), reason=reason)
         different = differences(entries(db))
     except UNREADABLE as error:
-        raise errors.LogDamaged(folder=str(folder), reason=str(error)) from None
+        raise failures.LogDamaged(folder=str(folder), reason=str(error)) from None
     if different:
         more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         reason = f"its schema is not the one that logstep creates: {'; '.join(different[:SHOWN])}{more}"
-        raise errors.LogDamaged(folder=str(folder), reason=reason)
+        raise failures.LogDamaged(folder=str(folder), reason=reason)
 
 
 Entry = tuple[str, str, str, str | None]

@@ -15,7 +15,7 @@ import msgspec
 
 from core.features import X
 from core.logistic import Floats
-from service import errors
+from service import failures
 from service.storage import codec
 from service.storage.database import Database
 from service.storage.ids import WAITING
@@ -220,8 +220,8 @@ class WaitingReader:
             else:
                 payload = bytes.fromhex(in_hex)
             return self._read(model, number, id_, kept_at, seq, payload, checksum)
-        except errors.LogDamaged as damage:
-            spared.warning("%s", damage.members["reason"])
+        except failures.LogDamaged as damage:
+            spared.warning("%s", damage.reason)
             return None
 
     def _read(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from service import errors
+from service import failures
 from service.storage.database import Database, connect_to_read
 
 logger = logging.getLogger("logstep")
@@ -39,13 +39,13 @@ def check_end(folder: Path) -> bool:
         tail = read_tail(db)
     marked = read_mark(folder)
     if marked is None and number > 0:
-        raise errors.LogDamaged(folder=str(folder), reason="its file last-commit is missing or unreadable")
+        raise failures.LogDamaged(folder=str(folder), reason="its file last-commit is missing or unreadable")
     if marked is not None and marked[0] > number:
-        raise errors.LogEndsEarly(folder=str(folder), log=number, mark=marked[0])
+        raise failures.LogEndsEarly(folder=str(folder), log=number, mark=marked[0])
     if marked is not None and marked[0] == number and marked[1] != checksum:
-        raise errors.LogDamaged(folder=str(folder), reason="its last commit is not the one that was acknowledged")
+        raise failures.LogDamaged(folder=str(folder), reason="its last commit is not the one that was acknowledged")
     if tail.lost:
-        raise errors.LogHasAHole(folder=str(folder), log=number, lost=tail.lost)
+        raise failures.LogHasAHole(folder=str(folder), log=number, lost=tail.lost)
     if tail.pages:
         logger.warning(
             "commit %d was cut short and never acknowledged: dropping its %d page(s)", number + 1, tail.pages
@@ -66,7 +66,7 @@ def read_mark(folder: Path) -> tuple[int, int] | None:
     """Number and checksum of the last acknowledged commit. None if the file is missing or damaged."""
     path = folder / "last-commit"
     if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-        raise errors.NotADataFolder(path=str(folder), reason="its last-commit is not a file")
+        raise failures.NotADataFolder(path=str(folder), reason="its last-commit is not a file")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
