@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -201,31 +199,15 @@ def _spec() -> str:
 
 
 def _fields(kind: type) -> str:
-    """A row for each field; fields that are described together stand in one."""
+    """A row for each field."""
     schema = TypeAdapter(kind).json_schema()["properties"]
-    words, rows = _words(kind), dict[str, tuple[list[str], str, str]]()
+    rows = []
     for field in dataclasses.fields(kind):
-        names, _, _ = rows.setdefault(words[field.name], ([], _type(schema[field.name]), _default(field)))
-        names.append(f"`{field.name}`")
-    return _table(
-        ("field", "type", "default", "meaning"),
-        [(", ".join(names), type_, default, told) for told, (names, type_, default) in rows.items()],
-    )
-
-
-def _words(kind: type) -> dict[str, str]:
-    """What the docstring says of each field: lines of names, and below them, indented, the words."""
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
-        if re.fullmatch(r"[a-z0-9_]+(, [a-z0-9_]+)*", line):
-            names = line.split(", ")
-        elif line.startswith("    ") and names:
-            for name in names:
-                found[name] = f"{found.get(name, '')} {line.strip()}".strip()
-        elif line:
-            names = []
-    return found
+        about = schema[field.name]
+        bounds = spec.bounds(field.metadata.get("number", field.metadata))
+        words = about["description"].replace("\n", " ")
+        rows.append((f"`{field.name}`", _type(about), _default(field, kind), bounds, words))
+    return _table(("field", "type", "default", "bounds", "meaning"), rows)
 
 
 def _type(schema: Mapping[str, Any]) -> str:
@@ -256,10 +238,15 @@ _TYPES = {
 }
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default in (dataclasses.MISSING, None):
-        return ""
-    return f"`{json.dumps(field.default)}`"
+def _default(field: dataclasses.Field[Any], kind: type) -> str:
+    """A field's default; for one whose default is its rule's, the rules of each."""
+    if field.default not in (dataclasses.MISSING, None):
+        return f"`{json.dumps(field.default)}`"
+    rules: dict[str, list[str]] = {}
+    for name, rule in RULES.items() if kind is spec.Spec else ():
+        if rule.defaults.get(field.name) is not None:
+            rules.setdefault(json.dumps(rule.defaults[field.name]), []).append(name)
+    return "; ".join(f"`{value}` with {', '.join(names)}" for value, names in rules.items())
 
 
 if __name__ == "__main__":

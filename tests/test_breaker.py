@@ -207,8 +207,8 @@ def test_the_command_resumes_it(stopped: Model, capsys: pytest.CaptureFixture[st
         ({"events": 10, "log_loss": 0}, "breaker.log_loss"),
         ({"events": 10, "log_loss": float("inf")}, "breaker.log_loss"),
         ({"events": 10, "log_loss": "1"}, "breaker.log_loss"),
-        ({"events": 10}, "breaker"),
-        ({"events": 10, "log_loss": 1, "more": 1}, "breaker"),
+        ({"events": 10}, "breaker.log_loss"),
+        ({"events": 10, "log_loss": 1, "more": 1}, "breaker.more"),
         (7, "breaker"),
     ],
 )

@@ -671,7 +671,7 @@ def test_a_name_that_has_another_spec_is_told(
     ("content", "code", "message"),
     [
         ('{"learning_rate": 0}', 1, "wrong.json: learning_rate: must be a number above 0"),
-        ('{"rule": "magic"}', 1, "wrong.json: rule: must be one of sgd"),
+        ('{"rule": "magic"}', 1, "wrong.json: rule: must be 'sgd', 'momentum'"),
         ('{"speed": 1}', 1, "wrong.json: speed: is not a field"),
         ("[1]", 1, "wrong.json: body: must be an object"),
         ("{learning_rate: 1}", 2, "wrong.json is not JSON"),
