@@ -7,8 +7,8 @@ An event's x is an object of features or an array of numbers:
 - a string value `v` of feature `f` is the feature `f=v` with value 1;
 - an array's features are named by position: "0", "1", ...
 
-A missing feature, or one that is None, is 0. If two names of an object become one (`{"a=b": 2, "a": "b"}`), the later
-value wins.
+A missing feature, or one that is None, is 0. An object in which two names become one (`{"a=b": 2, "a": "b"}`) is
+refused.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ def _numbers(values: Iterable[Value | None]) -> array[float]:
 def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
     """The features, with strings as `f=v` of value 1 and without None."""
     features: dict[str, float] = {}
+    there = len(x)
     for name, value in x.items():
         if value is None:
             check_name(name)
+            there -= 1
         elif isinstance(value, str):
             if len(value) > MAX_NAME:
                 raise EventError(f"x.{_shown(name)}", f"a string value has at most {MAX_NAME} characters")
@@ -88,7 +90,20 @@ def _text_to_features(x: Mapping[str, Value | None]) -> dict[str, float]:
                 raise EventError(f"x.{_shown(name)}", "must be a number, a string, true or false") from None
             except OverflowError:
                 raise EventError(f"x.{_shown(name)}", "is too large for a 64-bit float") from None
+    if len(features) < there:
+        raise _one_feature_twice(x)
     return features
+
+
+def _one_feature_twice(x: Mapping[str, Value | None]) -> EventError:
+    """The error for an object in which two names become one feature."""
+    names: dict[str, str] = {}
+    for name, value in x.items():
+        feature = f"{name}={value}" if isinstance(value, str) else name
+        if value is not None and names.setdefault(feature, name) != name:
+            break
+    words = f"is the feature {_shown(feature)}, as x.{_shown(names[feature])} is; rename one"
+    return EventError(f"x.{_shown(name)}", words)
 
 
 def _numbers_there(x: Sequence[float | None]) -> tuple[Iterable[str], array[float]]:

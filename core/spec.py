@@ -91,7 +91,7 @@ def _checked(name: str, kind: Any, value: Any, told: Mapping[str, Any]) -> Any:
         good = isinstance(value, dict) or (isinstance(kind, type) and isinstance(value, kind))
         words = f"an object like {json.dumps(told['examples'][0])}" + (", or null" if NoneType in kinds else "")
     else:
-        good, words = isinstance(value, kind), {bool: "true or false", str: "text"}[kind]
+        good, words = isinstance(value, kind), "true or false" if kind is bool else told["like"]
     if not good:
         raise SpecError(name, f"must be {words}")
     return _made(kind, value, name) if is_dataclass(kind) and isinstance(value, dict) else value
@@ -197,6 +197,7 @@ def _rate(name: str, rate: Any, told: Mapping[str, Any]) -> Rate:
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?[smhd]")
 LONGEST_KEEP = 3650 * UNITS["d"]
+_A_TIME = 'a time like "90s", "24h" or "7d", above 0 and at most 3650d'
 
 
 def duration_seconds(text: str) -> float:
@@ -222,7 +223,7 @@ class Join:
     604800.0
     """
 
-    keep: str = "24h"
+    keep: str = field(default="24h", metadata={"like": _A_TIME})
     """How long a prediction waits for its label: a number and a unit (s, m, h or d), like "90s" or "7d"."""
     on_timeout: Literal["drop", "negative"] = "drop"
     """What happens when `keep` has passed: `drop` forgets the prediction, `negative` learns it as y = 0 (usual for
@@ -238,7 +239,7 @@ class Join:
     def __post_init__(self) -> None:
         _check_fields(self)
         if not (_DURATION.fullmatch(self.keep) and 0 < self.keep_seconds <= LONGEST_KEEP):
-            raise SpecError("keep", 'must be a time like "90s", "24h" or "7d", above 0 and at most 3650d')
+            raise SpecError("keep", f"must be {_A_TIME}")
         if self.late == "learn" and self.on_timeout != "negative":
             raise SpecError("late", "can be 'learn' only if on_timeout is 'negative': a dropped prediction is gone")
         object.__setattr__(self, "keep", _shortest(self.keep_seconds))

@@ -30,6 +30,9 @@ from core.slots import (  # isort: skip
     Codes, State, Table,
 )  # fmt: skip
 
+MAX_SCALED = 1e200
+"""Largest magnitude of a value scaled by maxabs. A value may be far above all learned so far (5 after 1e-308). River's
+scaled value is then infinite; a score of it would be, too, and no such event would ever be learned."""
 AS_IS = (-1.0, 0.0, 1.0)
 """The scaler's row for a feature that is not scaled; `maxabs` uses only the first number. The mean 0 and the variance
 1, or the magnitude |-1|, leave a value unchanged. A negative first number tells the scaler not to learn."""
@@ -69,8 +72,10 @@ def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scale
         elif scale == STANDARD:
             variance = scaler[i, 2]
             scaled[k] = (x[k] - scaler[i, 1]) / math.pow(variance, root) if variance != 0.0 else 0.0
+        elif scaler[i, 0] > 0.0:
+            scaled[k] = max(min(x[k] / scaler[i, 0], MAX_SCALED), -MAX_SCALED)
         else:
-            scaled[k] = x[k] / abs(scaler[i, 0]) if scaler[i, 0] != 0.0 else 0.0
+            scaled[k] = x[k] if scaler[i, 0] < 0.0 else 0.0
 
 
 @compiled("float64(int64, float64, float64, float64)")

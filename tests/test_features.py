@@ -168,18 +168,23 @@ def test_an_event_may_have_no_features(x: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "value"),
+    ("x", "field", "feature"),
     [
-        ({"a=b": 2, "a": "b"}, 1.0),
-        ({"a": "b", "a=b": 2}, 2.0),
-        ({"a=b": True, "c": 5, "a": "b"}, 1.0),
-        ({"a": "b", "c": 5, "a=b": False}, 0.0),
+        ({"a=b": 2, "a": "b"}, "x.a", "a=b, as x.a=b is"),
+        ({"a": "b", "a=b": 2}, "x.a=b", "a=b, as x.a is"),
+        ({"a=b": True, "n": None, "c": 5, "a": "b"}, "x.a", "a=b, as x.a=b is"),
+        ({"a": "b=c", "a=b": "c"}, "x.a=b", "a=b=c, as x.a is"),
     ],
 )
-def test_where_two_names_of_an_object_meet_the_later_wins(x: Mapping[str, Any], value: float) -> None:
-    features = Features()
-    assert encoded(features, x)["a=b"] == value
-    assert features.names.count("a=b") == 1
+@pytest.mark.parametrize("hash_bits", [None, 4])
+def test_an_object_in_which_two_names_become_one_feature_is_refused_and_names_both(
+    x: Mapping[str, Any], field: str, feature: str, hash_bits: int | None
+) -> None:
+    features = Features(hash_bits=hash_bits)
+    with pytest.raises(EventError) as refusal:
+        features.admit(x)
+    assert (refusal.value.field, refusal.value.message) == (field, f"is the feature {feature}; rename one")
+    assert features.names == []
 
 
 def test_each_string_value_is_a_feature_of_its_own() -> None:

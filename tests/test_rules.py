@@ -242,6 +242,18 @@ def test_every_parameter_of_a_rule_makes_a_difference(rule: str) -> None:
     assert len({tuple(learned) for learned in found}) == len(found)
 
 
+@pytest.mark.parametrize("first", [5e-324, 2.3e-308])
+@pytest.mark.parametrize("rule", RULES)
+def test_values_far_above_all_before_them_are_learned_as_river_learns_them(rule: str, first: float) -> None:
+    ours, theirs = Learner(Case(rule, "maxabs").spec()), Case(rule, "maxabs").oracle()
+    for value, y in [(first, 1), (5.0, 0), (-1e100, 1), (3.0, 1)]:
+        assert 0.0 <= ours.predict_proba_one({"a": value})[True] <= 1.0
+        ours.learn_one({"a": value}, y)
+        theirs.learn_one({"a": value}, y)
+    assert ours.not_taken == 0
+    assert_equal_models(ours, theirs, rule)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_progressive_probability_equals_rivers(rule: str, scale: str) -> None:

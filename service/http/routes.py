@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Send
@@ -43,6 +44,14 @@ from service.storage.ids import WAITING
 from service.watching.live import EventStream, Live
 from service.watching.past import Past
 
+ModelName = Annotated[
+    str,
+    Path(alias="model", description="Name of the model."),
+    WithJsonSchema({"type": "string", "pattern": f"^{MODEL_NAME.pattern}$", "examples": [DEFAULT]}),
+]
+_SECONDS = {"type": "number", "minimum": 0}
+_STEP = {"type": "number", "exclusiveMinimum": 0}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
 
 def _text(description: str, alias: str | None = None, **schema: Any) -> Any:
@@ -423,11 +432,13 @@ async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
 
 def _spec_of(body: bytes) -> Spec:
     try:
-        return Spec.from_dict(msgspec.json.decode(body))
-    except SpecError as error:
-        raise errors.InvalidSpec(field=error.field[:100], reason=error.message) from None
+        values = msgspec.json.decode(body)
     except msgspec.ValidationError:
         field = event_json.out_of_range(body)
         raise errors.InvalidSpec(field=field, reason="is a number that a 64-bit float cannot hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise event_json.malformed(error, "", body, "field") from None
+    try:
+        return Spec.from_dict(values)
+    except SpecError as error:
+        raise errors.InvalidSpec(field=error.field[:100], reason=error.message) from None
