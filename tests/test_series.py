@@ -16,7 +16,7 @@ import pytest
 from conftest import Service, Start, assert_problem, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import running_engine
+from processes import Clock, running_engine
 
 from core import Spec
 from service import errors
@@ -125,22 +125,26 @@ def starts(service: Service) -> list[dict[str, Any]]:
     return [mark for mark in ask(service)["marks"] if mark["kind"] == "start"]
 
 
-def test_an_idle_service_writes_nothing(start: Start) -> None:
-    service = start()
-    service.model().learn(some(10))
-    eventually(lambda: any(ask(service)["learned"]), "a row")
+def test_an_idle_service_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
 
-    def last_commit() -> tuple[int, int]:
-        log = LogReader(service.folder)
-        try:
-            return log.db.log_end()
-        finally:
-            log.close()
+    async def run() -> None:
+        async with running_engine(tmp_path) as engine:
+            await learn(engine, 10)
+            clock.let_pass(series.BUCKET_SECONDS, engine)
+            for _ in range(1_000):
+                if stored(tmp_path):
+                    break
+                await asyncio.sleep(0.01)
+            (before,) = await engine._disk.run(lambda store: [store.log_end()])
+            for _ in range(2 * sampling.TIDY_SECONDS // series.BUCKET_SECONDS):
+                clock.let_pass(series.BUCKET_SECONDS, engine)
+                await asyncio.sleep(0.002)
+            assert [before] == await engine._disk.run(lambda store: [store.log_end()])
 
-    before = last_commit()
-    time.sleep(2 * series.BUCKET_SECONDS)
-    assert last_commit() == before
-    assert examine(service.folder).wrong == []
+    asyncio.run(run())
+    assert len(stored(tmp_path)) == 1
+    assert examine(tmp_path).wrong == []
 
 
 def test_what_makes_no_sense_is_refused_with_its_field(shared: Service) -> None:

@@ -111,7 +111,7 @@ class Timeouts(Chore):
             if len(late) < len(oldest):
                 model.first_due(min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep)
             elif not oldest:
-                model.first_due(None)
+                model.first_due(math.inf)
             self._models.first_to_time_out()
 
 
@@ -144,29 +144,20 @@ class Series(Chore):
         return piece is not None
 
 
-class Purge(Chore):
-    """Removes the rows of deleted models."""
+class Room(Chore):
+    """Removes the rows of deleted models, and gives free room of the file back."""
 
     rows_left = True
     """Set it after a model was deleted."""
-
-    def due(self) -> float:
-        return 0.0 if self.rows_left else math.inf
-
-    async def step(self) -> None:
-        self.rows_left = await self._disk.run(lambda store: store.trimming.purge())
-
-
-class GiveBack(Chore):
-    """Gives free room of the file back."""
-
     _next = -math.inf
 
     def due(self) -> float:
-        return self._next - self._clock.steady()
+        return 0.0 if self.rows_left else self._next - self._clock.steady()
 
     async def step(self) -> None:
-        if not await self._disk.run(lambda store: store.trimming.give_back()):
+        if self.rows_left:
+            self.rows_left = await self._disk.run(lambda store: store.trimming.purge())
+        elif not await self._disk.run(lambda store: store.trimming.give_back()):
             self._next = self._clock.steady() + SPACE_PAUSE_SECONDS
 
 

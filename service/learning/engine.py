@@ -17,7 +17,7 @@ from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
 from service.events import Event, Label
-from service.learning.chores import Chores, Dropping, GiveBack, Purge, Series, Snapshots, Timeouts
+from service.learning.chores import Chores, Dropping, Room, Series, Snapshots, Timeouts
 from service.learning.disk import Disk
 from service.learning.model import Model, Prediction
 from service.learning.models import Models
@@ -55,11 +55,10 @@ class Engine:
         retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min, clock)
         timeouts = Timeouts(models, disk, clock, self._writer)
         self._series = Series(models, disk, clock, self._sampler)
-        self._purge = Purge(models, disk, clock)
-        give_back = GiveBack(models, disk, clock)
+        self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
         self._snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        chores = (timeouts, self._series, self._purge, give_back, dropping, self._snapshots)
+        chores = (timeouts, self._series, self._room, dropping, self._snapshots)
         self._chores = Chores(chores, clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
@@ -107,7 +106,7 @@ class Engine:
         """Remove a model with its log, ids and snapshots. `default` reappears empty."""
         async with self._writer.between_turns():
             self.telemetry.count_deleted(await self._models.delete(name))
-            self._purge.rows_left = True
+            self._room.rows_left = True
             self.queue.work.set()
 
     async def resume(self, name: str) -> Model:

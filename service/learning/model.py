@@ -209,9 +209,9 @@ class Model:
         if kept:  # one may be the first to time out: none waited, or the clock was set back
             self.due = min(self.due, now + self.learner.spec.join.keep_seconds)
 
-    def first_due(self, due: float | None) -> None:
-        """The oldest waiting prediction times out then; None if none waits."""
-        self.due = math.inf if due is None else due
+    def first_due(self, due: float) -> None:
+        """The oldest waiting prediction times out then."""
+        self.due = due
 
     def stepped(self, batch: Batch) -> float:
         """A row of the log that was just committed is learned. Returns its replay time, in seconds, about."""
