@@ -14,7 +14,7 @@ from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.http.asgi import ARROW
+from service.http.bodies import ARROW
 
 BOM = codecs.BOM_UTF8
 EVENT, QUESTION = b'{"x": {"a": 1.5}, "y": 1}', b'{"x": {"a": 1.5}}'

@@ -26,7 +26,7 @@ from service import failures
 from service.commands import cli
 from service.http import access, tokens
 from service.http.access import NO_MODEL, Asked, parse, wanted
-from service.http.asgi import ARROW
+from service.http.bodies import ARROW
 from service.settings import Settings
 
 ADMIN = "the-token-of-the-environment-0123456789"

@@ -8,18 +8,15 @@ Host and Origin, which browsers send and pages cannot forge.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from service import errors, failures
 from service.events import DEFAULT
 from service.http import tokens
+from service.http.asgi import Message, Receive, Scope, Send
 from service.http.tokens import EVERYONE, FILE, Grant, Tokens, given
 from service.settings import Settings
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROBE, OPEN, ANY = "probe", "open", tokens.ANY
 PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
@@ -67,7 +64,7 @@ def parse(path: str) -> Asked:
     return Asked(path[1:], DEFAULT) if path in ("/learn", "/predict") else Asked(path, NO_MODEL)
 
 
-def asked_of(scope: MutableMapping[str, Any]) -> Asked:
+def asked_of(scope: Scope) -> Asked:
     """What a request's path asks, parsed at most once."""
     asked: Asked | None = scope.get("asked")
     if asked is None:
@@ -114,13 +111,13 @@ class Access:
         self._good_hosts: set[bytes | None] = set()  # as clients sent them
         self._origins = set(names(settings.cors_origins))
 
-    def check(self, scope: MutableMapping[str, Any]) -> None:
+    def check(self, scope: Scope) -> None:
         """Let a request in, or raise what is wrong with it. `scope["grant"]` then says what its token may do."""
         if "grant" not in scope:  # else it was let in before: the short way may hand a request over to ASGI
             asked = asked_of(scope)
             scope["grant"] = self._grant(scope, wanted(scope["method"], asked), asked.model)
 
-    def check_again(self, scope: MutableMapping[str, Any]) -> None:
+    def check_again(self, scope: Scope) -> None:
         """Raise Unauthorized if a request that was let in would not be now. For requests that may take hours: streams,
         in or out."""
         self._tokens.look()
@@ -130,11 +127,11 @@ class Access:
         elif self._tokens.exist:
             raise errors.Unauthorized(sent=False)
 
-    def guarded(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
+    def guarded(self, scope: Scope, receive: Receive) -> Receive:
         """A `receive` for a body whose sender may be slow. It raises Unauthorized once the token is revoked or
         expires."""
 
-        async def receives() -> dict[str, Any]:
+        async def receives() -> Message:
             message = await receive()
             if message["type"] == "http.request" and message.get("body"):
                 self.check_again(scope)
@@ -142,7 +139,7 @@ class Access:
 
         return receives
 
-    def _grant(self, scope: MutableMapping[str, Any], wants: str, model: str) -> Grant:
+    def _grant(self, scope: Scope, wants: str, model: str) -> Grant:
         if scope["query_string"]:
             _refuse_token_in_url(scope["query_string"])
         if wants == PROBE:
@@ -160,7 +157,7 @@ class Access:
             return EVERYONE
         return EVERYONE if wants == OPEN else self._ask(scope, headers.get(b"authorization"), wants, model)
 
-    def _ask(self, scope: MutableMapping[str, Any], sent: bytes | None, wants: str, model: str) -> Grant:
+    def _ask(self, scope: Scope, sent: bytes | None, wants: str, model: str) -> Grant:
         """Require a token that may do what the request needs."""
         grant = None if sent is None else self._tokens.grant(sent)
         if grant is None:
@@ -212,13 +209,13 @@ def with_cors(app: Any, settings: Settings) -> Any:
     )
 
 
-def grant_of(scope: MutableMapping[str, Any]) -> Grant:
+def grant_of(scope: Scope) -> Grant:
     """What a request that was let in may do."""
     grant: Grant = scope["grant"]
     return grant
 
 
-def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
+def charged(scope: Scope, send: Send) -> Send:
     """A `send` that takes the size of a reply to a GET from the token's rate. Streams of events are free, because each
     event is made once for all viewers."""
     pace = grant_of(scope).pace
@@ -226,7 +223,7 @@ def charged(scope: MutableMapping[str, Any], send: Send) -> Send:
         return send
     counts = True
 
-    async def sends(message: dict[str, Any]) -> None:
+    async def sends(message: Message) -> None:
         nonlocal counts
         if message["type"] == "http.response.start":
             counts = not dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")

@@ -17,13 +17,12 @@ from service import errors, logs
 from service.decode import event_json
 from service.http import access, routes
 from service.http.access import Asked, asked_of
-from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
-from service.http.bodies import Bodies
+from service.http.asgi import Receive, Scope, Send
+from service.http.bodies import Bodies, is_stream
 from service.http.exchange import Exchange
-from service.http.headers import with_headers
 from service.http.hot import VERBS, Hot
 from service.http.page import add_page
-from service.http.reply import Reply, json_reply, problem
+from service.http.reply import Reply, json_reply, problem, with_headers
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.settings import Settings
@@ -80,7 +79,7 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.api(scope, receive, send)  # type: ignore[arg-type]  # dict is a MutableMapping, starlette's type
+            await self.api(scope, receive, send)
             return
         exchange = Exchange(scope, self.engine)
         send = exchange.over(send)
@@ -100,7 +99,7 @@ class Service:
     async def _refuse(self, exchange: Exchange, send: Send, error: BaseException) -> None:
         """Answer with an error. A reply that has begun stays cut."""
         if not exchange.status:
-            await send_reply(send, self.refusal(error, exchange.request_id, exchange.scope))
+            await self.refusal(error, exchange.request_id, exchange.scope).send(send)
 
     def _tell(self, exchange: Exchange) -> None:
         """Log an answered request, at level debug."""
@@ -127,7 +126,7 @@ class Service:
             return
         scope["request_id"] = exchange.request_id
         receive = self._access.guarded(scope, receive)
-        await self.api(scope, receive, with_headers(access.charged(scope, send)))  # type: ignore[arg-type]  # the same
+        await self.api(scope, receive, with_headers(access.charged(scope, send)))
 
     # -- called by the connections, without ASGI
 

@@ -14,7 +14,7 @@ from service.events import Event, Label
 from service.fairness import Slices, worked
 from service.http.access import grant_of
 from service.http.answers import learned, placed, predict_all
-from service.http.asgi import Receive, Scope, Send, send_reply
+from service.http.asgi import Receive, Scope, Send
 from service.http.bodies import Bodies, check_readable, media_type_of, told_length
 from service.http.long_reply import LongReplies, LongReply
 from service.http.permit import Permit
@@ -71,7 +71,7 @@ class Arrays:
             # From here on it is learned, even if the token is revoked or the service stops.
             if reply is None:
                 result = await self._engine.learn(model, events)
-                await send_reply(send, json_reply(learned(model, events[0], result, 0)))
+                await json_reply(learned(model, events[0], result, 0)).send(send)
                 return
             try:
                 result = await self._engine.learn(model, events)
@@ -107,7 +107,7 @@ class Arrays:
         if not await worked(len(body) > _LARGE, event_json.is_array, body):
             question = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_question, body)
             (predicted,), _ = await predict_all(self._engine, model, scope, [question], lambda _: "", Slices())
-            await send_reply(send, json_reply(predicted))
+            await json_reply(predicted).send(send)
             return
         questions = await _decoded(await self._elements(scope, body), event_json.decode_question)
         try:

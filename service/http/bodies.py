@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from service import errors
+from service import errors, events
+from service.http.asgi import Message, Receive, Scope
 from service.settings import Settings
 
-Message = dict[str, Any]
+NDJSON, ARROW = events.NDJSON.encode(), events.ARROW.encode()
+_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 
 
 class Bodies:
@@ -21,7 +23,7 @@ class Bodies:
         self._limit = settings.max_bodies_bytes
         self._held = 0
 
-    async def read(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Message]], limit: int) -> bytes:
+    async def read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
         """A whole body, without a UTF-8 byte order mark. If the head gives a length over the limit, it is refused
         before it is read."""
         told_length(scope, limit)
@@ -79,17 +81,22 @@ def content_type(value: bytes) -> ContentType:
     return ContentType(media_type.strip().lower(), b"" if charset in _UTF_8 else charset)
 
 
-def content_type_of(scope: dict[str, Any]) -> ContentType:
+def content_type_of(scope: Scope) -> ContentType:
     """The content type of a request's body; empty if its head has none."""
     return content_type(next((value for name, value in scope["headers"] if name == b"content-type"), b""))
 
 
-def media_type_of(scope: dict[str, Any]) -> bytes:
+def media_type_of(scope: Scope) -> bytes:
     """The content type without parameters."""
     return content_type_of(scope).media_type
 
 
-def check_readable(scope: dict[str, Any]) -> None:
+def is_stream(scope: Scope) -> bool:
+    """Whether a request's body is a stream, which has no length limit."""
+    return media_type_of(scope) in _STREAMS
+
+
+def check_readable(scope: Scope) -> None:
     """Raise UnsupportedEncoding or UnsupportedCharset if the head says that the body is compressed or not UTF-8."""
     for name, value in scope["headers"]:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
@@ -98,7 +105,7 @@ def check_readable(scope: dict[str, Any]) -> None:
         raise errors.UnsupportedCharset(charset=charset.decode("latin-1")[:100])
 
 
-def told_length(scope: dict[str, Any], limit: int) -> int:
+def told_length(scope: Scope, limit: int) -> int:
     """The length of a body by its head, 0 if the head has none. Raises BodyTooLarge past the limit."""
     length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
     if length > limit:

@@ -25,7 +25,8 @@ from service import errors
 from service.fairness import SLICE_SECONDS
 from service.http.access import Asked
 from service.http.app import Service
-from service.http.asgi import Message, is_stream
+from service.http.asgi import Message
+from service.http.bodies import is_stream
 from service.http.crowd import Crowd, Peer
 from service.http.exchange import new_id
 from service.http.heads import HeadSize, size_of, without_offer, wrong_with

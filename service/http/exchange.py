@@ -11,9 +11,8 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable
-from typing import Any
 
-from service.http.asgi import Scope, Send
+from service.http.asgi import Message, Scope, Send
 from service.http.reply import CLOSE, Reply
 from service.learning.engine import Engine
 
@@ -42,7 +41,7 @@ class Exchange:
     def over(self, send: Send) -> Send:
         """A `send` that adds the headers of every reply."""
 
-        def sends(message: dict[str, Any]) -> Awaitable[None]:  # a coroutine would cost as much as the rest together
+        def sends(message: Message) -> Awaitable[None]:  # a coroutine would cost as much as the rest together
             if message["type"] == "http.response.start":
                 self.status = message["status"]
                 message["headers"] = [*message["headers"], *self._added()]

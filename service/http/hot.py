@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from service.http.access import Access, Asked
 from service.http.arrays import Arrays
-from service.http.asgi import Receive, Scope, Send, is_stream, send_reply
-from service.http.bodies import Bodies, check_readable
+from service.http.asgi import Receive, Scope, Send
+from service.http.bodies import Bodies, check_readable, is_stream
 from service.http.long_reply import LongReplies
 from service.http.one import One
 from service.http.permit import Permit
@@ -41,7 +41,7 @@ class Hot:
         """Learn an event, an array or a stream. Reply when all is on disk."""
         self._engine.model(model)
         if is_stream(scope):
-            await send_reply(send, json_reply(await self._streams.learn(model, scope, receive)))
+            await json_reply(await self._streams.learn(model, scope, receive)).send(send)
         else:
             await self.arrays.learn(model, scope, receive, send)
 

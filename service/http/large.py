@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Send
 
 from service.events import JSON
-from service.http.hot import Hot
+from service.http.permit import Permit
 from service.replies import encode
 
 
@@ -44,16 +44,16 @@ class Pieces(Response):
     `room`: counts the bytes that the pieces are made from, until they are sent.
     """
 
-    def __init__(self, hot: Hot, pieces: Iterable[bytes], room: ExitStack) -> None:
+    def __init__(self, permit: Permit, pieces: Iterable[bytes], room: ExitStack) -> None:
         super().__init__(media_type=JSON)
         del self.headers["content-length"]  # not known yet
-        self._hot = hot
+        self._permit = permit
         self._pieces = pieces
         self._room = room
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         with self._room:
-            async with self._hot.permit.while_it_may(scope):
+            async with self._permit.while_it_may(scope):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 for piece in self._pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import IO
 
 from service import errors
-from service.http.headers import NO_SNIFFING
+from service.http.asgi import Send
+from service.http.reply import NO_SNIFFING
 from service.settings import Settings
 
 MEMORY_BYTES = 2**18
@@ -27,9 +28,8 @@ class LongReplies:
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.max_replies_bytes
-        self._folder = settings.data
-        self._held = 0
-        self._on_disk = 0
+        self.folder = settings.data
+        self._held = self.on_disk = 0
 
     @contextlib.contextmanager
     def gathered(self, content_type: bytes, promised: int = 0) -> Iterator[LongReply]:
@@ -63,23 +63,10 @@ class LongReplies:
             raise errors.TooManyReplies(limit=self._limit)
         self._held += size
 
-    def check_disk(self, size: int) -> None:
-        """Raise NoRoomForReply unless the disk has space for so many more bytes, and as much again for others."""
-        if self._on_disk + size > shutil.disk_usage(self._folder).free:
-            raise errors.NoRoomForReply()
-
-    def new_file(self) -> IO[bytes]:
-        """A file without a name."""
-        return tempfile.TemporaryFile(dir=str(self._folder))
-
-    def written(self, size: int) -> None:
-        """So many more bytes are on the disk."""
-        self._on_disk += size
-
     def let_go(self, held: int, on_disk: int) -> None:
         """Give back the bytes that a reply used."""
         self._held -= held
-        self._on_disk -= on_disk
+        self.on_disk -= on_disk
 
 
 class LongReply:
@@ -110,12 +97,13 @@ class LongReply:
                 self._no_room = True  # the rest stays in memory
 
     async def _put_on_disk(self) -> None:
-        size = len(self._memory)
-        self._replies.check_disk(size)
+        size, folder = len(self._memory), self._replies.folder
+        if self._replies.on_disk + size > shutil.disk_usage(folder).free:
+            raise errors.NoRoomForReply()
         if self._file is None:
-            self._file = self._replies.new_file()
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed with the reply
         await asyncio.to_thread(self._write, self._file, self._on_disk, self._memory)
-        self._replies.written(size)
+        self._replies.on_disk += size
         self._on_disk += size
         self._memory = bytearray()
 
@@ -125,7 +113,7 @@ class LongReply:
         file.write(data)
         file.flush()
 
-    async def send(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    async def send(self, send: Send) -> None:
         """Send all of it."""
         length = (b"content-length", b"%d" % self._size)
         headers = [(b"content-type", self._content_type), length, NO_SNIFFING]

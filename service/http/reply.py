@@ -6,10 +6,12 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from service import errors, events
-from service.http.headers import NO_SNIFFING
+from service.http.asgi import Message, Send
 from service.replies import encode
 
 JSON = events.JSON.encode()
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+_NO_REFERRER = (b"referrer-policy", b"no-referrer")
 CLOSE = (b"connection", b"close")
 KEEP = (b"connection", b"keep-alive")
 """HTTP/1.0 needs this header to keep a connection. Later versions keep it unless they get `close`."""
@@ -23,6 +25,11 @@ class Reply(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+
+    async def send(self, send: Send) -> None:
+        """Send it through ASGI."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
 
     def as_http(self) -> bytes:
         """Its bytes, head and body."""
@@ -45,3 +52,16 @@ def problem(error: errors.LogstepError, request_id: str) -> Reply:
 
 def _headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
     return [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), NO_SNIFFING]
+
+
+def with_headers(send: Send) -> Send:
+    """A `send` that adds these headers, unless the route has set its own."""
+
+    async def hardened(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            there = {name for name, _ in message["headers"]}
+            added = [header for header in (NO_SNIFFING, _NO_REFERRER) if header[0] not in there]
+            message = {**message, "headers": [*message["headers"], *added]}
+        await send(message)
+
+    return hardened

@@ -15,8 +15,6 @@ from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import Receive, Send
-from starlette.types import Scope as StarletteScope
 
 from core import logistic
 from core.explain import Explanation, explaining
@@ -28,7 +26,7 @@ from service.decode import event_json
 from service.events import DEFAULT, JSON, MODEL_NAME, Explain
 from service.fairness import WIDE, worked
 from service.http import access, openapi, schemas
-from service.http.asgi import Scope
+from service.http.asgi import Receive, Scope, Send
 from service.http.bodies import Bodies, check_readable, media_type_of
 from service.http.hot import Hot
 from service.http.large import Pieces, pieces_of
@@ -93,13 +91,13 @@ class Route(APIRoute):
         self.summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
         self.description = description.replace("\n", " ")
 
-    def matches(self, scope: StarletteScope) -> tuple[Match, StarletteScope]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches({**scope, "method": "GET"} if self._takes_head(scope) else scope)
 
-    async def handle(self, scope: StarletteScope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.app if self._takes_head(scope) else super().handle)(scope, receive, send)
 
-    def _takes_head(self, scope: StarletteScope) -> bool:
+    def _takes_head(self, scope: Scope) -> bool:
         return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))
 
 
@@ -135,7 +133,7 @@ def add_hot_routes(api: FastAPI, hot: Hot) -> None:
     The service calls it without FastAPI's routing, which would take 30 us of each request (measured).
     """
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await hot(access.asked_of(scope), scope, receive, send)
 
     async def learn() -> None:
@@ -276,7 +274,7 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             state = {"model": name, "seq": weights.seq, "bias": weights.bias}
             after = {"sha256": await worked(many, weights.sha256)}
             pieces = pieces_of(state, "weights", weights.by_name(places), after)
-            return Pieces(hot, pieces, room.pop_all()) if many else whole(pieces)
+            return Pieces(hot.permit, pieces, room.pop_all()) if many else whole(pieces)
 
     checked = ok(schemas.CrossCheck, "The largest difference", 409, 429, 500, 503)
 
@@ -373,7 +371,7 @@ async def explained(
             return whole(pieces)
         with ExitStack() as room:
             room.enter_context(hot.replies.room(sum(map(len, pieces))))
-            return Pieces(hot, pieces, room.pop_all())
+            return Pieces(hot.permit, pieces, room.pop_all())
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None
 
@@ -421,7 +419,7 @@ async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
     check_readable(scope)
     if (media_type := media_type_of(scope)) != JSON.encode():
         raise errors.UnsupportedMediaType(content_type=media_type.decode("latin-1")[:100])
-    return await bodies.read(scope, request.receive, limit)  # type: ignore[arg-type]  # dict is starlette's
+    return await bodies.read(scope, request.receive, limit)
 
 
 async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:

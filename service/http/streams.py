@@ -15,8 +15,8 @@ from service.events import Event, Label, Question
 from service.fairness import Slices
 from service.http.access import Access, grant_of
 from service.http.answers import predict_all
-from service.http.asgi import ARROW, NDJSON, Receive, Scope, Send
-from service.http.bodies import chunk_of, media_type_of
+from service.http.asgi import Message, Receive, Scope, Send
+from service.http.bodies import ARROW, NDJSON, chunk_of, media_type_of
 from service.http.long_reply import LongReplies
 from service.http.permit import Permit
 from service.http.tokens import Pace
@@ -121,7 +121,7 @@ class Streams:
     async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
         """The body of a stream as it arrives, until the service stops or the token is revoked."""
         stop = asyncio.ensure_future(self._engine.streams_end.wait())
-        message: asyncio.Future[dict[str, Any]] | None = None
+        message: asyncio.Future[Message] | None = None
         try:
             while True:
                 message = asyncio.ensure_future(receive())
