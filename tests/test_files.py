@@ -604,18 +604,18 @@ def test_a_header_that_comes_again_is_no_row(look: int | None) -> None:
     content = table({"plan": ["A", "B", "A"] * 4, "y": ["yes", "no", "no"] * 4})
     told = refusal(content * 2, label="y", positive=["yes"], header=True, look=look)
     assert told.startswith("a.csv line 14: it is the header again, perhaps because files were joined")
-    assert len(rows_of("1,1\n" * 9, label=2, header=False)) == 9, "without a header every line is a row"
+    assert len(rows_of("1,1\n" * 9, label="2", header=False)) == 9, "without a header every line is a row"
 
 
 ADULT = "39, State-gov, 77516, ?, <=50K\n50, Private, 83311, Sales, >50K\n"
 
 
 def test_a_file_without_a_header() -> None:
-    how: dict[str, Any] = {"label": 5, "positive": [">50K"]}
+    how: dict[str, Any] = {"label": "5", "positive": [">50K"]}
     told = refusal(ADULT, "adult.data", **how)
     assert "adult.data line 1: looks like a row, not a header: '39', 'State-gov'" in told
     assert "--no-header" in told
-    assert "--label-column N" in told
+    assert "--label N" in told
     assert events_of(ADULT, "adult.data", **how, header=False) == [
         ({"1": 39.0, "2": "State-gov", "3": 77516.0}, 0),
         ({"1": 50.0, "2": "Private", "3": 83311.0, "4": "Sales"}, 1),
@@ -626,24 +626,23 @@ def test_a_file_without_a_header() -> None:
 @pytest.mark.parametrize(
     ("content", "label"),
     [
-        ("spam\thello\nham\tyou\nspam\tme\n", 1),
-        ("5.1,3.5,setosa\n4.9,3.0,setosa\n", 3),
+        ("spam\thello\nham\tyou\nspam\tme\n", "1"),
+        ("5.1,3.5,setosa\n4.9,3.0,setosa\n", "3"),
         ("5.1,3.5,setosa\n4.9,3.0,setosa\n", "setosa"),
-        ("0.1,1\n0.2,0\n", 2),
+        ("0.1,1\n0.2,0\n", "2"),
     ],
 )
-def test_a_first_line_that_looks_like_a_row_is_a_question(content: str, label: str | int) -> None:
+def test_a_first_line_that_looks_like_a_row_is_a_question(content: str, label: str) -> None:
     assert "looks like a row, not a header" in refusal(content, "a.txt", label=label, positive=["spam"])
 
 
 @pytest.mark.parametrize("header", ["2019,2020,y", "0,1,y", "a,b,y", "red,blue,y"])
 def test_a_header_of_numbers_over_a_label_with_a_name_is_a_header(header: str) -> None:
     assert len(rows_of(f"{header}\n0.5,1.5,1\n0.7,2.5,0\n", **Y)) == 2
-    assert len(rows_of(f"{header}\n0.5,1.5,1\n0.7,2.5,0\n", label=3)) == 2
 
 
 def test_a_header_that_is_said_to_be_one_is_one() -> None:
-    assert xs_of("1,2\n1,0\n3,1\n", label=2, header=True) == [{"1": 1.0}, {"1": 3.0}]
+    assert xs_of("1,2\n1,0\n3,1\n", label="2", header=True) == [{"1": 1.0}, {"1": 3.0}]
 
 
 # -- formats
@@ -693,6 +692,9 @@ def test_libsvm_is_told_by_its_content_too() -> None:
         ("a,y\n1,1\né,0\n".encode("latin-1"), "a.csv line 3: it is not UTF-8 text (byte 1 of the line is 0xe9)"),
         (b"PK\x03\x04 and more", "a.csv is a zip file or a spreadsheet"),
         (b"PAR1 and more", "a.csv is Parquet"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\x00\x00", "a.csv is not a text file"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "a.csv is not a text file"),
+        (b"\x80\x04\x95\x0f\x00\x00\x00]\x94(K\x01K\x02e.", "a.csv is not a text file"),
         (b"\x28\xb5\x2f\xfd and more", "a.csv is compressed with zstd"),
         (b"a,y\r1,1\r2,0\r", "a.csv has carriage returns as line ends"),
         (b"a,y\n", "a.csv has a header but no rows"),
@@ -908,10 +910,8 @@ def test_a_cross_check_of_a_file_reads_it_as_a_replay_does(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--label=y", "--label-column=1"], "use one of them"),
         (["--label=y", "--text=a", "--number=a"], "column 'a' cannot be both"),
         (["--label=y", "--look=0"], "must be a whole number, 1 or more"),
-        (["--label-column=0"], "must be the number of a column, from 1"),
         (["--label=y", "--delimiter=ab"], "must be one character"),
     ],
 )

@@ -8,12 +8,12 @@ the service learns it as 0 when it has waited long enough (`join.keep` in clicks
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import http.client
 import json
 import math
 import random
-import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,11 +49,16 @@ def offer(chance: random.Random) -> tuple[dict[str, Any], bool]:
     )
 
 
-def main(url: str = "http://localhost:8000", offers: str = "1000") -> None:
+def main() -> None:
     """Show so many offers, 200 a second, and send each click when it comes."""
+    parser = argparse.ArgumentParser(description="Show offers, and tell the service of each click.")
+    parser.add_argument("url", nargs="?", default="http://localhost:8000", metavar="URL")
+    parser.add_argument("offers", nargs="?", type=int, default=1_000, metavar="OFFERS")
+    arguments = parser.parse_args()
+    url, offers = arguments.url, arguments.offers
     model, chance, clicks = Model(url, "clicks"), random.Random(1), list[tuple[float, str]]()
     shop = f"{time.time():.0f}"  # so that a second run has other ids
-    for number in range(int(offers)):
+    for number in range(offers):
         x, clicked = offer(chance)
         id_ = f"{shop}-{number}"
         model.ask("POST", "/predict", {"x": x, "id": id_})
@@ -79,4 +84,4 @@ def send_clicks(model: Model, clicks: list[tuple[float, str]], until: float) -> 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
-        help_ = f"{field.description} Default {field.default}; environment variable LOGSTEP_{name.upper()}."
+        default = "E" if field.default in ("", None) else f"Default {field.default}; e"
+        help_ = f"{field.description} {default}nvironment variable LOGSTEP_{name.upper()}."
         flag: dict[str, Any] = {"metavar": name.upper()}
         if field.annotation is bool:  # takes no value
             flag = {"action": "store_const", "const": True}
@@ -229,7 +230,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         raise WrongUsage("--id-prefix needs a single file: rows of several files would get the same ids")
     codes: list[int] = []
     with Client(arguments.url, given(arguments.token_file)) as client:
-        for source in sources:
+        for place, source in enumerate(sources):
             how = Options(
                 name=source.name,
                 batch=arguments.batch,
@@ -240,7 +241,8 @@ def _replay(arguments: argparse.Namespace) -> int:
                 predict_first=arguments.predict_first,
                 delay=delay,
             )
-            codes.append(replay(source, client, chosen, how, LateReplay if delay else Replay))
+            after = [] if place else sources[1:]
+            codes.append(replay(source, client, chosen, how, LateReplay if delay else Replay, after))
             if codes[-1] == 130:
                 return 130
     return min(codes)  # 1 means that a label never came; a rare label need not be in every file

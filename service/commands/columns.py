@@ -181,10 +181,10 @@ def kind_of_values(name: str, values: Sequence[Any]) -> tuple[str, str]:
 # -- the header
 
 
-def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: int | None) -> bool:
+def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: str) -> bool:
     """Whether the first line may be a row rather than a header: its cells are like those below it.
 
-    A text above numbers means a header. So does the label's name above labels (`label`: its place if found by name).
+    A text above numbers means a header. So does the label's name above labels.
     """
     rows, alike = rows[:ROWS_BELOW], False
     for place, name in enumerate(header):
@@ -197,7 +197,7 @@ def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: int | 
             alike = True
         elif name in below:
             alike = True
-        elif place == label:
+        elif name == label:
             return False
     return alike
 

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 from core.features import EventError, check_flat_name, flatten
 from service.commands import formats
 from service.commands.cells import LARGEST
-from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, Column, Kept, show_columns
+from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, ROWS_BELOW, Column, Kept, show_columns
 from service.commands.formats import Format
 from service.commands.identity import Lines
 from service.commands.labels import Labels
@@ -52,15 +52,15 @@ class Row(NamedTuple):
 class Source:
     """A file of events, or "-" for standard input, and how to read it.
 
-    format: one of FORMATS, by default from its name or content. label: column or key of the label, or the column's
-    number, from 1. positive, negative: see Labels. asked: kinds of columns by name, as in a spec's `columns`. look:
-    first rows to look at; None is 10,000, fewer if they are wide (readers.MOST_CELLS). header: whether the first line
-    is a header; by default it is, and must not look like a row. quoted, delimiter: see formats.of_lines.
+    format: one of FORMATS, by default from its name or content. label: column or key of the label. positive, negative:
+    see Labels. asked: kinds of columns by name, as in a spec's `columns`. look: first rows to look at; None is 10,000,
+    fewer if they are wide (readers.MOST_CELLS). header: whether the first line is a header; by default it is, and must
+    not look like a row. quoted, delimiter: see formats.of_lines.
     """
 
     file: str
     format: str | None = None
-    label: str | int | None = None
+    label: str | None = None
     positive: Sequence[str] = ()
     negative: Sequence[str] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +85,12 @@ class Source:
             self._check_label()
         Labels(self.name, self.positive, self.negative, self.look or LOOK, say)
 
+    def check_columns(self, kept: Kept) -> None:
+        """Raise WrongUsage if a table's first rows do not fit the columns that a model keeps. A pipe is left alone."""
+        if Path(self.file).is_file():
+            with self.open() as opened:
+                opened.read_first(kept, Looked(ROWS_BELOW, regular=True))
+
     @contextmanager
     def open(self) -> Iterator[OpenSource]:
         """The file, open for reading."""
@@ -104,8 +110,6 @@ class Source:
         if found.dialect is not None:
             label = self._check_label()
             return TableReader(self.name, label, self.header, self.asked, kept, labels, found.dialect, found.skip)
-        if isinstance(self.label, int):
-            raise WrongUsage(f"{self.name} is {found.name}, which has no columns: leave out --label-column")
         if found.name == "ndjson" and self.label is not None:
             return ObjectReader(self.name, self.label, self.asked, kept, labels)
         if self.asked:
@@ -119,7 +123,7 @@ class Source:
             raise WrongUsage(f"{self.name} is libsvm, where the label comes first: leave out --label")
         return LibsvmReader(labels)
 
-    def _check_label(self) -> str | int:
+    def _check_label(self) -> str:
         if self.label is None:
             raise WrongUsage(f"--label COLUMN says which column of {self.name} is the label")
         return self.label
@@ -143,6 +147,10 @@ class OpenSource:
         self._lines = Lines((), header=False)
         self._reader: Reader | None = None
         self._rows: Iterator[Row] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._source.name
 
     def position(self) -> int:
         """Bytes read so far."""
@@ -182,15 +190,9 @@ class OpenSource:
         """
         asked = self._source.look
         looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
+        with looked.told_of():
+            rest = self.read_first(kept, looked)
         with self._placed():
-            with looked.told_of():
-                self._input = lines = formats.Input(self._file)
-                first = looked.read_lines(lines)
-                told = self._source.format or formats.by_name(self._source.file)
-                found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
-                self._lines = self._remembered(found, itertools.chain(looked.lines, lines))
-                self._reader = self._source.reader(found, kept, self.labels)
-                rest = self._reader.look(self._lines, looked)
             numbers = itertools.count(1)
             rows = deque(self._row(next(numbers), *record) for record in looked.drained())
             self._check(row for row in rows if row is not None)
@@ -199,6 +201,17 @@ class OpenSource:
         if self.columns:
             show_columns(self._source.name, self.columns, len(rows))
         self._rows = self._with_rest(rows, numbers, rest)
+
+    def read_first(self, kept: Kept, looked: Looked) -> Iterator[tuple[int, Any]]:
+        """Read the first rows into `looked`, and find the columns. Returns the other rows."""
+        with self._placed():
+            self._input = lines = formats.Input(self._file)
+            first = looked.read_lines(lines)
+            told = self._source.format or formats.by_name(self._source.file)
+            found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
+            self._lines = self._remembered(found, itertools.chain(looked.lines, lines))
+            self._reader = self._source.reader(found, kept, self.labels)
+            return self._reader.look(self._lines, looked)
 
     def _check(self, rows: Iterable[Row]) -> None:
         """Raise WrongRow for an event that cannot be learned, before a model is made for it."""

@@ -38,6 +38,8 @@ _OTHERS = {
     b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
     b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
 }
+_CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
+"""No text has these, in whatever encoding."""
 _NEEDED = max(map(len, _OTHERS))
 LONGEST_LINE = 64 * 2**20
 """Bytes. With a longer line the file is something else."""
@@ -127,6 +129,8 @@ def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, qu
     told: one of FORMATS. delimiter: separator of cells, a space for runs of white space. quoted: whether quotes may
     enclose cells, by default unless the delimiter is a tab or white space. Raises WrongRow if the format is unclear.
     """
+    if any(map(_CONTROLS.search, first)):
+        raise WrongRow("is not a text file; write what is in it as CSV or NDJSON")
     if any(b"\0" in line for line in first):
         raise WrongRow("has zero bytes, so it is not UTF-8 text. `iconv -f UTF-16LE -t UTF-8 OLD > NEW` may convert it")
     lines = [line.decode("utf-8", "replace").removeprefix("\ufeff").strip("\r\n") for line in first]

@@ -22,8 +22,7 @@ LARGEST_BATCH = 100_000
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     many: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
-    parser.add_argument("--label", metavar="COLUMN", help="column or key of the label")
-    parser.add_argument("--label-column", type=_place, metavar="N", help="number of the label's column, from 1")
+    parser.add_argument("--label", metavar="COLUMN", help="column or key of the label; a number if there is no header")
     parser.add_argument(
         "--positive", action="append", default=[], metavar="VALUE", help="read this label as 1 and all others as 0"
     )
@@ -105,12 +104,6 @@ def _look(text: str) -> int:
     return int(text)
 
 
-def _place(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be the number of a column, from 1")
-    return int(text)
-
-
 def _delimiter(text: str) -> str:
     delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(delimiter) != 1 or delimiter in '"\r\n':
@@ -140,12 +133,10 @@ def above_zero(text: str) -> float:
 def source(arguments: argparse.Namespace, file: str) -> Source:
     from service.commands.files import Source
 
-    if arguments.label is not None and arguments.label_column is not None:
-        raise WrongUsage("--label and --label-column both give the column of the label; use one of them")
     return Source(
         file,
         format=arguments.format,
-        label=arguments.label if arguments.label_column is None else arguments.label_column,
+        label=arguments.label,
         positive=arguments.positive,
         negative=arguments.negative,
         asked=_asked(arguments),

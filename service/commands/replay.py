@@ -354,10 +354,10 @@ class _Pace:
 # -- the command
 
 
-def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
+def look(opened: OpenSource, replays: Sequence[Replay]) -> Kept:
     """Look at the first rows of a file, with the column kinds that existing models and specs have.
 
-    Raises WrongUsage if these differ.
+    Returns the kinds for the files after it. Raises WrongUsage if those of models and specs differ.
     """
     found = [replay.kept() for replay in replays]
     told = [kept for kept in found if kept.kinds]
@@ -375,6 +375,9 @@ def look(opened: OpenSource, replays: Sequence[Replay]) -> None:
         replay.kinds = kinds
         if opened.columns and replay.is_there and not kept.kinds:
             say(f"{kept.whose} keeps no kinds of columns: each file decides them anew, so give the flags again")
+    if told:
+        return told[0]
+    return NOTHING_KEPT if any(replay.is_there for replay in replays) else Kept(opened.name, kinds or {})
 
 
 def _columns(spec: bytes) -> dict[str, str] | None:
@@ -385,15 +388,25 @@ def _columns(spec: bytes) -> dict[str, str] | None:
 
 
 def replay(
-    source: Source, client: Client, targets: Sequence[Target], options: Options, kind: type[Replay] = Replay
+    source: Source,
+    client: Client,
+    targets: Sequence[Target],
+    options: Options,
+    kind: type[Replay] = Replay,
+    after: Sequence[Source] = (),
 ) -> int:
-    """Stream a source into models; show progress and results. Returns the exit code."""
+    """Stream a source into models; show progress and results. Returns the exit code.
+
+    after: the files to come; their columns are checked before anything is learned.
+    """
     tallies = [Tally(target.name if len(targets) > 1 else "") for target in targets]
     with source.open() as opened:
         try:
             client.alive()  # once, without retries: people should see at once that there is no service
             replays = [kind(client, target, options, tally) for target, tally in zip(targets, tallies, strict=True)]
-            look(opened, replays)  # errors in the first rows must show before a model is made
+            kept = look(opened, replays)  # errors in the first rows must show before a model is made
+            for other in after:
+                other.check_columns(kept)
             options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 for replay in replays:

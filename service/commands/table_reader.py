@@ -27,13 +27,13 @@ from service.events import Event, Named
 
 
 class TableReader:
-    """CSV, TSV and similar files. label: the column's name, or its number from 1. header: whether the first line is a
+    """CSV, TSV and similar files. label: the column's name. header: whether the first line is a
     header; None checks that it looks like one."""
 
     def __init__(
         self,
         file: str,
-        label: str | int,
+        label: str,
         header: bool | None,
         asked: Mapping[str, str],
         kept: Kept,
@@ -70,12 +70,12 @@ class TableReader:
             names = [str(number) for number in range(1, len(names) + 1)]
         looked.read_first(records)
         places = [place for place, name in enumerate(names) if name and name not in self._known]
-        looked.read_rows(records, needed=any(not self._is_label(place, names) for place in places))
-        if self._header is None and looks_like_data(names, looked.rows, self._named_place(names)):
+        looked.read_rows(records, needed=any(names[place] != self._label for place in places))
+        if self._header is None and looks_like_data(names, looked.rows, self._label):
             shown = ", ".join(repr(name[:24]) for name in names[:5])
             raise WrongRow(
                 f"looks like a row, not a header: {shown}. With --no-header it is the first row, the columns are 1, 2, "
-                "..., and --label-column N gives the label. With --header it names the columns",
+                "..., and --label N gives the label. With --header it names the columns",
                 top[0],
             )
         if not looked.rows:
@@ -83,7 +83,7 @@ class TableReader:
         self._names = names if self._header is not False else []
         names, unnamed = self._widened(names, looked.rows)
         self._width = len(names)
-        self._label_place = self._place_of_label(names)
+        self._label_place = self._place(names, self._label)
         self._check_names(names, unnamed)
         self._check_known(names)
         for line, cells in looked.rows:
@@ -132,13 +132,6 @@ class TableReader:
     def _notice(self, line: int, what: str) -> None:
         say(f"{self._file} line {line}: {what}")
 
-    def _is_label(self, place: int, names: Sequence[str]) -> bool:
-        return self._label in (place + 1, names[place])
-
-    def _named_place(self, names: Sequence[str]) -> int | None:
-        """The label's place, if it is given by name."""
-        return names.index(self._label) if isinstance(self._label, str) and self._label in names else None
-
     def _widened(self, names: list[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[list[str], dict[int, str]]:
         """The names of all columns, and why unnamed ones are left out."""
         unnamed: dict[int, str] = {}
@@ -156,23 +149,14 @@ class TableReader:
             unnamed[last] = "it is empty and has no name"
         return names, unnamed
 
-    def _place_of_label(self, names: Sequence[str]) -> int:
-        if isinstance(self._label, int):
-            if self._label > len(names):
-                raise WrongUsage(
-                    f"{self._file} has only {len(names)} columns: --label-column {self._label} is too large"
-                )
-            return self._label - 1
-        return self._place(names, self._label)
-
     def _place(self, names: Sequence[str], column: str) -> int:
         if column not in names:
-            hint = "; if its first line is a row, use --no-header and --label-column N" if self._header is None else ""
+            hint = "; if its first line is a row, use --no-header and --label N" if self._header is None else ""
             raise WrongUsage(f"{self._file} has no column {column!r}; it has {listed(names)}{hint}")
         return names.index(column)
 
     def _check_names(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
-        hint = "; if the first line is a row, use --no-header and --label-column N" if self._header is None else ""
+        hint = "; if the first line is a row, use --no-header and --label N" if self._header is None else ""
         for place, name in enumerate(names):
             if not name and place not in unnamed:
                 raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -119,6 +120,12 @@ def stem_of(file: str) -> str:
 
 
 def _as_name(text: str) -> str:
-    """A model's name: only these characters, first a letter or digit. A text without any becomes a hash."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")
+    """A model's name: only these characters, first a letter or digit, accents dropped. A text without any becomes a
+    hash.
+
+    >>> _as_name("\u00e9t\u00e9 2024")
+    'ete-2024'
+    """
+    plain = "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", plain).lstrip("_.-")
     return name or f"model-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
