@@ -173,15 +173,6 @@ class Cycle(RequestResponseCycle):
             self.disconnected = True
         self.message_event.set()
 
-    def start_task(self, app: Any) -> None:
-        """Answer through ASGI."""
-        connection = self.connection
-        task = connection.loop.create_task(self.run_asgi(app))
-        task.add_done_callback(connection.tasks.discard)
-        connection.tasks.add(task)
-
-    # -- without ASGI
-
     def answer_now(self, asked: Asked) -> bool:
         """Answer a request whose body is there. False if it takes long after all."""
         return self.connection.service.answer_now(self.scope, asked, bytes(self.body), self.put)
@@ -204,8 +195,6 @@ class Cycle(RequestResponseCycle):
         if ends or not self.keep_alive:
             self.transport.close()
         self.connection.on_response_complete()
-
-    # -- with ASGI
 
     async def receive(self) -> Any:
         """The next piece of the body, or a message that there is none."""
@@ -424,7 +413,7 @@ class Protocol(HttpToolsProtocol):
         if self._held is not None:
             (cycle, asked), self._held = self._held, None
             if not cycle.answer_now(asked):
-                cycle.start_task(self.app)
+                self._start_asgi_task(cycle, self.app)
         elif self.cycle is not None and self.cycle.response_complete:  # refused before it was complete
             self.crowd.idle.add(self.peer, self.loop.time())
 
@@ -446,7 +435,7 @@ class Protocol(HttpToolsProtocol):
                     return
                 if not cycle.more_body and cycle.answer_now(asked):
                     return
-        cycle.start_task(app)
+        self._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1

@@ -30,7 +30,7 @@ class Hot:
         self.permit = Permit(access, engine)
         self.one = One(engine, settings)
         self.arrays = Arrays(engine, bodies, settings, self.replies, self.permit)
-        self._streams = Streams(engine, access, settings, self.replies, self.permit)
+        self._streams = Streams(engine, settings, self.replies, self.permit)
 
     async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer any request of these paths through ASGI."""

@@ -13,9 +13,9 @@ from service import errors
 from service.decode import event_json, pieces
 from service.events import Event, Label, Question
 from service.fairness import Slices
-from service.http.access import Access, grant_of
+from service.http.access import grant_of
 from service.http.answers import predict_all
-from service.http.asgi import Message, Receive, Scope, Send
+from service.http.asgi import Receive, Scope, Send
 from service.http.bodies import ARROW, NDJSON, chunk_of, media_type_of
 from service.http.long_reply import LongReplies
 from service.http.permit import Permit
@@ -23,7 +23,6 @@ from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Run, Stream
-from service.learning.state import STREAMS_END
 from service.replies import LearnedMany, LearnedManyLate, encode
 from service.settings import Settings
 from service.table import Table
@@ -36,11 +35,8 @@ AHEAD = 16
 class Streams:
     """Answers requests whose body is a stream."""
 
-    def __init__(
-        self, engine: Engine, access: Access, settings: Settings, replies: LongReplies, permit: Permit
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings, replies: LongReplies, permit: Permit) -> None:
         self._engine = engine
-        self._access = access
         self._settings = settings
         self._replies = replies
         self._permit = permit
@@ -49,7 +45,7 @@ class Streams:
         """Learn piece by piece. An error says what was learned before it; that stays learned."""
         tally = _Tally(model)
         breaker = self._engine.model(model).learner.spec.breaker
-        chunks = self._stream(scope, receive)
+        chunks = self._chunks(receive)
         arriving: Pieces = (
             pieces.events_of_rows(chunks, self._settings)
             if media_type_of(scope) == ARROW
@@ -58,7 +54,10 @@ class Streams:
         if breaker is not None:  # it must be checked before many more events are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
-            async with self._permit.while_it_may(scope), contextlib.aclosing(self._paced(scope, arriving)) as paced:
+            async with (
+                self._permit.while_it_may(scope),
+                contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced,
+            ):
                 await self._learn_pieces(tally, paced)
         except errors.LogstepError as error:
             # A new error: other requests may share this one, and their counts differ.
@@ -87,13 +86,13 @@ class Streams:
     async def predict(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict piece by piece."""
         async with self._permit.while_it_may(scope):
-            chunks = self._stream(scope, receive)
+            chunks = self._chunks(receive)
             arriving = (
                 pieces.questions_of_rows(chunks, self._settings)
                 if media_type_of(scope) == ARROW
                 else pieces.lines_of(chunks, event_json.decode_question, self._settings)
             )
-            async with contextlib.aclosing(self._paced(scope, arriving)) as paced:
+            async with contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced:
                 await self._predict_pieces(model, scope, paced, send)
 
     async def _predict_pieces(
@@ -118,42 +117,27 @@ class Streams:
                 await reply.add(b"".join(map(encode, replies)))
             await reply.send(send)
 
-    async def _stream(self, scope: Scope, receive: Receive) -> AsyncGenerator[bytes]:
-        """The body of a stream as it arrives, until the service stops or the token is revoked."""
-        stop = asyncio.ensure_future(self._engine.streams_end.wait())
-        message: asyncio.Future[Message] | None = None
-        try:
-            while True:
-                message = asyncio.ensure_future(receive())
-                seconds = self._settings.request_seconds
-                await asyncio.wait({message, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if not message.done():
-                    if not stop.done():
-                        raise errors.RequestTimeout(seconds=seconds)
-                    raise errors.NotReady(state=STREAMS_END)
-                chunk, more = chunk_of(message.result())
-                self._access.check_again(scope)
-                yield chunk
-                if not more:
-                    return
-        finally:
-            stop.cancel()
-            if message is not None:
-                message.cancel()
+    async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes]:
+        """The body of a stream as it arrives."""
+        seconds, more = self._settings.request_seconds, True
+        while more:
+            try:
+                async with asyncio.timeout(seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise errors.RequestTimeout(seconds=seconds) from None
+            chunk, more = chunk_of(message)
+            yield chunk
 
-    def _paced(self, scope: Scope, arriving: Pieces) -> Pieces:
-        """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
-        pace = grant_of(scope).pace
-        return arriving if pace is None else self._slowed(pace, arriving)
 
-    async def _slowed(self, pace: Pace, arriving: Pieces) -> Pieces:
-        async with contextlib.aclosing(arriving):
-            async for piece in arriving:
-                yield piece
+async def _slowed(pace: Pace | None, arriving: Pieces) -> Pieces:
+    """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
+    async with contextlib.aclosing(arriving):
+        async for piece in arriving:
+            yield piece
+            if pace is not None:
                 pace.take(len(piece.items))
-                while (seconds := pace.wait_seconds) > 0 and not self._engine.streams_end.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
+                await asyncio.sleep(pace.wait_seconds)
 
 
 async def _settle_but(
