@@ -52,8 +52,12 @@ def connect_to_read(folder: Path) -> sqlite3.Connection:
     return db
 
 
-def connect_to_write(folder: Path) -> sqlite3.Connection:
-    """The one connection that writes and checkpoints. Its thread may change."""
+def connect_to_write(folder: Path, unfinished: bool) -> sqlite3.Connection:
+    """The one connection that writes and checkpoints. Its thread may change.
+
+    It drops an unfinished commit. Otherwise the next commit may overwrite only a part of it. If that is cut short too,
+    the rest looks like a lost commit.
+    """
     db = sqlite3.connect(folder / "log.db", isolation_level=None, check_same_thread=False, cached_statements=64)
     try:
         # FULL: a commit is synced before it returns.
@@ -63,6 +67,8 @@ def connect_to_write(folder: Path) -> sqlite3.Connection:
         )
         ((page,),) = db.execute("PRAGMA page_size").fetchall()
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}").fetchall()
+        if unfinished:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as error:
         db.close()
         raise failure_of(error) from error

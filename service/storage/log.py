@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator
@@ -62,8 +63,8 @@ class LogReader:
     db: the connection. snapshots, waiting: what else each model has there.
     """
 
-    def __init__(self, folder: Path, db: Database | None = None) -> None:
-        self.db = db or Database(folder, connect_to_read(folder))
+    def __init__(self, folder: Path, connection: sqlite3.Connection | None = None) -> None:
+        self.db = Database(folder, connection or connect_to_read(folder))
         self.snapshots = Snapshots(self.db)
         self.waiting = WaitingReader(self.db)
 

@@ -29,11 +29,10 @@ from typing import Any
 from core.batch import Batch
 from service.storage import codec, schema, series
 from service.storage.commits import Commits
-from service.storage.database import Database, connect_to_write, crc
+from service.storage.database import connect_to_write, crc
 from service.storage.ids import DROPPED, OF_AN_EVENT, WAITING, IdRow, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
 from service.storage.packed import pack
-from service.storage.sync import failure_of
 from service.storage.trimming import Trimming
 from service.storage.waiting import Waiting, waiting_crc
 from service.storage.wal import check_end
@@ -92,15 +91,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         if not (folder / "log.db").exists():
             schema.create(folder)
-        unfinished = check_end(folder)
-        db = Database(folder, connect_to_write(folder))
+        self.log = LogReader(folder, connect_to_write(folder, unfinished=check_end(folder)))
         try:
-            if unfinished:
-                _restart_wal(db)
-            self.log = LogReader(folder, db)
             self.commits = Commits(self.log)
         except BaseException:
-            db.close()
+            self.log.close()
             raise
         self.trimming = Trimming(self.log, self.commits)
         self._series_whole = True
@@ -233,12 +228,3 @@ class Store:
         found = ids.sum(Rows("true"))
         with self.commits.transaction():
             ids.checksum = found
-
-
-def _restart_wal(db: Database) -> None:
-    """Drop an unfinished commit. Otherwise the next commit may overwrite only a part of it. If that is cut short too,
-    the rest looks like a lost commit."""
-    try:
-        db.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.Error as error:
-        raise failure_of(error) from error
