@@ -66,7 +66,7 @@ async def make_example(below: Path) -> Example:
     sizes: dict[int, int] = {}
 
     def note(engine: Engine) -> None:
-        number, _ = engine._disk.store.log_end()
+        number, _ = engine._disk.store.log.db.log_end()
         history[number] = state_of(engine)
         sizes[number] = (below / "closed" / "log.db-wal").stat().st_size
 
