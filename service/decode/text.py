@@ -54,7 +54,7 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
     Fewer lines come at the end, before an error, if lines are long, and after a wait of LINGER_SECONDS. Raises
     LineTooLong for a line that exceeds the limit before it has ended.
     """
-    gathered, arriving, slices = _Gathered(settings), _Arriving(_without_mark(chunks)), Slices()
+    gathered, arriving, slices = _Gathered(settings), _Arriving(chunks), Slices()
     try:
         while (chunk := await arriving.next(gathered.patience())) is not None:
             gathered.add(chunk)
@@ -72,22 +72,6 @@ async def texts_of(chunks: Chunks, settings: Settings) -> AsyncGenerator[Text]:
     gathered.end()
     for text in gathered.texts(all_of_them=True):
         yield text
-
-
-async def _without_mark(chunks: Chunks) -> Chunks:
-    """The chunks without a leading byte order mark, which may span chunks."""
-    first: bytes | None = b""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            if first is None:
-                yield chunk
-                continue
-            first += chunk
-            if len(first) >= len(codecs.BOM_UTF8) or not codecs.BOM_UTF8.startswith(first):
-                yield first.removeprefix(codecs.BOM_UTF8)
-                first = None
-    if first:
-        yield first
 
 
 def lines_in(data: bytes | bytearray) -> int:
@@ -128,11 +112,12 @@ class _Gathered:
         """The whole lines to pass on: all of them, or only full pieces."""
         while self._lines and (all_of_them or self._lines >= self._size or len(self._data) > PIECE_BYTES):
             lines = min(self._lines, self._size)
-            text = Text(self._number, self._data[: self._end_of(lines)])
-            del self._data[: len(text.data)]
-            self._open_since -= len(text.data)
-            self._number, self._lines = self._number + lines, self._lines - lines
-            yield text
+            end = self._end_of(lines)
+            number, data = self._number, self._data[:end]
+            del self._data[:end]
+            self._open_since -= end
+            self._number, self._lines = number + lines, self._lines - lines
+            yield Text(number, data if number > 1 else data.removeprefix(codecs.BOM_UTF8))
             # Counted from now: more lines may have come while that text was worked on.
             self._due = time.monotonic() + LINGER_SECONDS
 

@@ -31,7 +31,7 @@ def work_of(request: Request, model: int, known: Known) -> int:
     """The cost of drafting a request, in features, about. `model`: the model's key."""
     items = request.items
     if isinstance(items, Table):
-        return items.values.size // TABLE + ITEM * len(items.ids or ())
+        return len(items.names) + items.values.size // TABLE + ITEM * len(items.ids or ())
     work = ITEM * len(items)
     for item in items:
         if not isinstance(item, Label):
