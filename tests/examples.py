@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import copied, running_engine, started
+from processes import chore_of, copied, running_engine, started
 
 from core import Spec
 from service import errors
 from service.events import Event, Label
+from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ async def write_snapshots(engine: Engine) -> None:
     for model in engine.models:
         model.replay_seconds = 1e9
         engine._models.replay_seconds = 1e9
-    while await engine._snapshots._piece(1e8):
+    while await chore_of(engine, Snapshots)._piece(1e8):
         pass
 
 

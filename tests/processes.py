@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from forked import Logstep, clean_environment, elsewhere, serve
@@ -180,6 +180,7 @@ def told_the_time_by(clock: Path) -> list[str]:
 
 # -- an engine inside the test
 
+K = TypeVar("K")
 CLOCK = SYSTEM
 """What engines are told the time by; see Clock."""
 
@@ -202,6 +203,11 @@ async def recover(engine: Engine) -> None:
     engine.start()
     assert engine._recovery is not None
     await asyncio.wait([engine._recovery])
+
+
+def chore_of(engine: Engine, kind: type[K]) -> K:
+    """The chore of that kind."""
+    return next(chore for chore in engine._chores._chores if isinstance(chore, kind))
 
 
 @asynccontextmanager

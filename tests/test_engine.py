@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import copied, logged_events, new_engine, replay, running_engine, started
+from processes import chore_of, copied, logged_events, new_engine, replay, running_engine, started
 
 from core import Learner, Spec
 from core.rules import RULES
@@ -23,6 +23,7 @@ from service import errors, failures
 from service.events import Event, Label
 from service.learning import chores
 from service.learning import writer as writer_module
+from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.queue import IN_LINE
@@ -901,9 +902,9 @@ def test_a_model_that_is_being_snapshot_can_be_deleted(tmp_path: Path, monkeypat
             await engine.create("m", Spec())
             for i in range(20):
                 await engine.learn("m", [event(1.0, feature=f"f{i}-{j}") for j in range(20)])
-                if engine._snapshots._under_way is not None and i > 3:
+                if chore_of(engine, Snapshots)._under_way is not None and i > 3:
                     break
-            assert engine._snapshots._under_way is not None
+            assert chore_of(engine, Snapshots)._under_way is not None
             await engine.delete("m")
             await engine.create("m", Spec())
             await engine.learn("m", [event(1.0)])
@@ -1125,7 +1126,7 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
                 await engine.learn("default", some_events(20))
                 await asyncio.sleep(0.002)
                 seen.add(model.snapshot_seq)
-            await until(lambda: engine._snapshots._under_way is None)
+            await until(lambda: chore_of(engine, Snapshots)._under_way is None)
             kept = rows(tmp_path, "SELECT seq FROM snapshots ORDER BY seq DESC")
             assert len(kept) == 2
             assert kept[0] == (model.snapshot_seq,)

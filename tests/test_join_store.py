@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import Clock, logged_events, replay, running_engine, started
+from processes import Clock, chore_of, logged_events, replay, running_engine, started
 from test_join_engine import described
 
 from core import Spec
@@ -27,7 +27,7 @@ from core.features import Features
 from service import errors, failures, logs
 from service.commands.inspect import examine
 from service.events import Event, Label
-from service.learning.chores import SPACE_PAUSE_SECONDS
+from service.learning.chores import SPACE_PAUSE_SECONDS, Snapshots
 from service.learning.engine import Engine
 from service.learning.request import Result
 from service.replies import PredictedKept
@@ -583,7 +583,7 @@ def test_a_start_from_a_snapshot_tells_the_same_of_labels_as_one_from_the_log(
                     model = engine.model("m")
                     model.replay_seconds = 1e9
                     engine._models.replay_seconds = 1e9
-                    while await engine._snapshots._piece(1e8):
+                    while await chore_of(engine, Snapshots)._piece(1e8):
                         pass
                     assert model.snapshot_seq == model.learner.seq
                 await kept(engine, f"p{i}", f"never-{i}", model="m")

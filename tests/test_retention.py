@@ -21,7 +21,17 @@ import pytest
 from conftest import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import Clock, Service, copied, exchange, logged_events, replayed_elsewhere, running_engine, started
+from processes import (
+    Clock,
+    Service,
+    chore_of,
+    copied,
+    exchange,
+    logged_events,
+    replayed_elsewhere,
+    running_engine,
+    started,
+)
 from pydantic import ValidationError
 
 from core import Spec
@@ -32,7 +42,7 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.events import Event, Label
 from service.learning import chores, crosscheck, retention
-from service.learning.chores import Dropping
+from service.learning.chores import Dropping, Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
 from service.learning.retention import Keep, Retention
@@ -92,15 +102,11 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     pytest.fail(f"waited in vain for {what}")
 
 
-def dropping(engine: Engine) -> Dropping:
-    return next(chore for chore in engine._chores._chores if isinstance(chore, Dropping))
-
-
 async def looked(engine: Engine, times: int = 5) -> None:
     """Wait until an engine has looked so often for what need not be kept, with time for a snapshot between."""
     for _ in range(times):
-        before = dropping(engine)._next
-        await until(lambda before=before: dropping(engine)._next != before, "a look")
+        before = chore_of(engine, Dropping)._next
+        await until(lambda before=before: chore_of(engine, Dropping)._next != before, "a look")
 
 
 async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> None:
@@ -115,7 +121,7 @@ async def settled(engine: Engine) -> None:
     await looked(engine, 2)
 
     def has_them() -> bool:
-        return engine._snapshots._under_way is None and not engine._snapshots._retention.wanted
+        return chore_of(engine, Snapshots)._under_way is None and not chore_of(engine, Snapshots)._retention.wanted
 
     await until(has_them, "its snapshots")
 
@@ -207,7 +213,7 @@ def test_while_a_log_is_read_back_no_event_is_dropped_and_no_snapshot_begun(tmp_
     async def run() -> None:
         async with running_engine(tmp_path / "engine", snapshot_seconds=1e-6) as engine:
             model = engine.model("default")
-            engine._snapshots._retention.wanted.add(model.stored.key)
+            chore_of(engine, Snapshots)._retention.wanted.add(model.stored.key)
             with model.hold():
                 await learn(engine, 100)
                 assert snapshots(tmp_path / "engine") == []
@@ -223,7 +229,7 @@ def test_nothing_is_dropped_unless_it_is_asked_for(tmp_path: Path) -> None:
     async def run() -> None:
         async with running_engine(tmp_path / "data", snapshot_seconds=1e-6) as engine:
             await learn(engine, 500)
-            assert dropping(engine)._next == -math.inf
+            assert chore_of(engine, Dropping)._next == -math.inf
 
     asyncio.run(run())
     assert len(logged_events(tmp_path / "data")) == 500
@@ -235,9 +241,9 @@ def test_a_model_that_learned_in_one_go_is_shortened_behind_its_only_snapshot(tm
 
     async def run() -> None:
         async with running_engine(folder, keep_events="100", keep_min=10) as engine:
-            dropping(engine)._next = math.inf
+            chore_of(engine, Dropping)._next = math.inf
             await learn(engine, 1_000)
-            dropping(engine)._next = 0.0
+            chore_of(engine, Dropping)._next = 0.0
             engine.queue.work.set()
             await until(lambda: gone(folder) == 900, "a shorter log")
 

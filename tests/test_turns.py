@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import logged_events, running_engine, started
+from processes import chore_of, logged_events, running_engine, started
 from test_engine import PATIENCE, Gate, event, failing_commits, run, whole_state
 
 from core import Learner, Spec
@@ -22,6 +22,7 @@ from core.spec import Breaker
 from service import errors
 from service.events import Event, Label
 from service.learning import writer as writer_module
+from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Result, Stream
@@ -158,7 +159,7 @@ def test_a_full_model_is_the_same_however_requests_were_cut_into_turns(
                 lives.append(([said(result) for result in results], whole_state(model)))
                 if snapshots:
                     model.replay_seconds = engine._models.replay_seconds = 1e9
-                    while await engine._snapshots._piece(1e8):
+                    while await chore_of(engine, Snapshots)._piece(1e8):
                         pass
 
         async def look() -> None:

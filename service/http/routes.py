@@ -38,7 +38,7 @@ from service.http.reply import Reply, problem
 from service.learning import telemetry
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
-from service.learning.model import Model
+from service.learning.model import Model, explaining_waiting
 from service.replies import encode
 from service.settings import Settings
 from service.storage.ids import WAITING
@@ -319,7 +319,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
             raise errors.PredictionDamaged(field="id", id=asked.id)
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
-        return await explained(hot, model, waiting.x, model.explaining_waiting(waiting), served)
+        return await explained(hot, model, waiting.x, explaining_waiting(model, waiting), served)
 
 
 def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
@@ -402,7 +402,7 @@ async def describe(engine: Engine, model: Model) -> dict[str, Any]:
     if learner.auto is None:
         told, weights = {"seq": learner.seq, **model.standing()}, learner.weights_now()
         return {**about, **told, "sha256": await worked(many, weights.sha256)}
-    async with engine.no_steps():  # copying so much would take longer than reading it
+    async with engine.no_steps:  # copying so much would take longer than reading it
         mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
         told = {"seq": learner.seq, **model.standing()}
         return {**about, **told, "sha256": await worked(many, learner.sha256), **mixture}

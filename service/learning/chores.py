@@ -54,6 +54,13 @@ class Chore(ABC):
     async def step(self) -> None:
         """Do a piece. It is due."""
 
+    lost = ""
+    """What an error in `last_step` costs. It is never an event: the log has them all."""
+
+    async def last_step(self) -> bool:
+        """Do a piece before the service ends. Whether there was one."""
+        return False
+
 
 class Chores:
     """The chores, the most urgent first."""
@@ -81,6 +88,15 @@ class Chores:
                     self._rests_until = self._clock.steady() + seconds
                 return True
         return False
+
+    async def finish(self, deadline: float) -> None:
+        """Do the last steps of all chores, while there is time."""
+        for chore in self._chores:
+            try:
+                while self._clock.steady() < deadline and await chore.last_step():
+                    pass
+            except errors.LogstepError as error:
+                logger.warning("%s: %s", chore.lost, error)
 
 
 class Timeouts(Chore):
@@ -124,6 +140,8 @@ def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
 class Series(Chore):
     """Writes what the sampler saw."""
 
+    lost = "the plots will lack some seconds"
+
     def __init__(self, models: Models, disk: Disk, clock: Clock, sampler: Sampler) -> None:
         super().__init__(models, disk, clock)
         self._sampler = sampler
@@ -135,7 +153,6 @@ class Series(Chore):
         await self._write(self._sampler.piece(self._clock.wall(), self._models))
 
     async def last_step(self) -> bool:
-        """Write some rows of the unfinished bucket. Whether there were any."""
         return await self._write(self._sampler.last_piece(self._clock.wall(), self._models))
 
     async def _write(self, piece: Piece | None) -> bool:
@@ -199,6 +216,7 @@ class Snapshots(Chore):
     """Writes a snapshot of the model with the longest replay if all together take `seconds`, else of one for which
     retention waits. It copies the state of the model, and writes the copy in chunks."""
 
+    lost = "the snapshot at shutdown failed"
     _under_way: _UnderWay | None = None
 
     def __init__(
@@ -216,7 +234,6 @@ class Snapshots(Chore):
         await self._piece(self._seconds)
 
     async def last_step(self) -> bool:
-        """Write a chunk before the service ends. Whether there was one."""
         return await self._piece(LAST_SNAPSHOT_SECONDS)
 
     async def _piece(self, seconds: float) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from core.spec import Spec
 from service import errors
@@ -51,15 +51,16 @@ class Engine:
         self._models = models = Models(settings, disk, lifecycle)
         self.queue = Queue(settings.queue_events, models, lifecycle)
         self._writer = Writer(self.queue, models, disk, lifecycle, telemetry, settings.commit_events, clock)
+        self.no_steps = self._writer.no_steps
+        """While a caller holds this lock, no step is taken, so a thread can read the models."""
         self._sampler = Sampler(telemetry)
         retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min, clock)
         timeouts = Timeouts(models, disk, clock, self._writer)
-        self._series = Series(models, disk, clock, self._sampler)
+        series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
-        self._snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        chores = (timeouts, self._series, self._room, dropping, self._snapshots)
-        self._chores = Chores(chores, clock)
+        snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
+        self._chores = Chores((timeouts, series, self._room, dropping, snapshots), clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -92,10 +93,6 @@ class Engine:
     def model(self, name: str) -> Model:
         """The model of that name. Raises UnknownModel, or NotReady during recovery."""
         return self._models.get(name)
-
-    def no_steps(self) -> asyncio.Lock:
-        """While a caller holds this lock, no step is taken, so a thread can read the models."""
-        return self._writer.steps
 
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
@@ -194,26 +191,17 @@ class Engine:
 
     async def stop(self, seconds: float) -> None:
         """Learn what still waits, then write snapshots within `seconds`, and close the store."""
-        deadline = time.monotonic() + seconds
+        deadline = self._clock.steady() + seconds
         self._lifecycle.move(On.STOP)
         self.queue.wake_all()
         if self._recovery is not None:
             await asyncio.wait([self._recovery])
         if self._writing is not None:
             await asyncio.wait([self._writing])
-            # Neither is a loss: the log has every event.
-            await self._last(self._series.last_step, "the plots will lack some seconds", deadline)
-            await self._last(self._snapshots.last_step, "the snapshot at shutdown failed", deadline)
+            if self.failure is None:
+                await self._chores.finish(deadline)
         await self._disk.close()
         logger.info("stopped")
-
-    async def _last(self, step: Callable[[], Awaitable[bool]], lost: str, deadline: float) -> None:
-        """Repeat the last step of a chore while there is time, unless the engine has failed."""
-        try:
-            while self.failure is None and time.monotonic() < deadline and await step():
-                pass
-        except errors.LogstepError as error:
-            logger.warning("%s: %s", lost, error)
 
     def _fail(self, failure: errors.LogstepError) -> None:
         """Learn nothing more, and tell the service to stop."""

@@ -170,7 +170,7 @@ class Model:
 
     def recovered(self, waiting: int, dropped: int, last_number: int) -> None:
         """The model is at the end of its log. So many predictions wait; so many were dropped; the last one's number."""
-        self.last_seq = self.learner.seq
+        self.last_seq, self.learned = self.learner.seq, 0
         self.waiting, self.dropped, self.next_number = waiting, dropped, last_number + 1
         if waiting:
             self.due = 0.0  # unknown until the first check
@@ -214,12 +214,8 @@ class Model:
         self.due = due
 
     def stepped(self, batch: Batch) -> float:
-        """A row of the log that was just committed is learned. Returns its replay time, in seconds, about."""
+        """Count a row of the log that was learned. Returns its replay time, in seconds, about."""
         self.learned += len(batch)
-        return self.count_replay(batch)
-
-    def count_replay(self, batch: Batch) -> float:
-        """Add the replay time of one more row of the log. Returns it, in seconds, about."""
         seconds = (
             REPLAY_SECONDS_PER_ROW
             + REPLAY_SECONDS_PER_EVENT * len(batch)
@@ -242,16 +238,17 @@ class Model:
             self.predicted_unknown += 1
         return unknown
 
-    def explaining_waiting(self, waiting: Waiting) -> Callable[[], Explanation] | None:
-        """A function that explains a waiting prediction as it was served. None for `auto`: it has too many learners to
-        keep with each prediction."""
-        if self.learner.auto is not None:
-            return None
-        return partial(explain_served, self.learner, waiting.x, waiting.served, waiting.seq)
-
     def predict_to_keep(self, id_: str, x: X, owner: str = "", encoded: Encoded | None = None) -> Prediction:
         """A prediction to keep until its label comes, for the token with the id `owner`. Changes only the counts.
         `encoded`: as in `predict`."""
         columns, values = self.learner.features.encode(x) if encoded is None else encoded
         served = self.learner.served_of(columns, values)
         return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner)
+
+
+def explaining_waiting(model: Model, waiting: Waiting) -> Callable[[], Explanation] | None:
+    """A function that explains a waiting prediction as it was served. None for `auto`: it has too many learners to keep
+    with each prediction."""
+    if model.learner.auto is not None:
+        return None
+    return partial(explain_served, model.learner, waiting.x, waiting.served, waiting.seq)

@@ -61,7 +61,7 @@ class Recovery:
             if self._given_up():
                 return
             model.learn(batch)
-            model.count_replay(batch)
+            model.stepped(batch)
         if model.learner.seq != last:
             raise self._damaged(f"the events of model {model.name!r} from seq {model.learner.seq + 1} on are missing")
         waiting = self._log.waiting

@@ -86,7 +86,7 @@ class Writer:
         self._committed: deque[tuple[Draft, Batch]] = deque()
         """Drafts on disk whose steps are not taken yet."""
         self.turn = asyncio.Lock()
-        self.steps = asyncio.Lock()
+        self.no_steps = asyncio.Lock()
         """While somebody holds it, no step is taken, so a thread can read the models."""
         self._changing = 0  # how many wait between turns to change models
 
@@ -299,7 +299,7 @@ class Writer:
         while self._committed:
             draft, batch = self._committed.popleft()
             try:
-                async with self.steps:
+                async with self.no_steps:
                     await self._step(draft, batch)
             except BaseException:
                 for other in (draft, *(later for later, _ in self._committed)):
