@@ -14,6 +14,7 @@ from core.compiled import compiled
 from core.logistic import Floats, Ints, Offsets
 
 _HEADER = struct.Struct("<IIB")
+_HEADERS = np.dtype([("n", "<u4"), ("m", "<u4"), ("parts", "u1")])
 WEIGHTED, SERVED, ALIKE, LEFT_OUT = 1, 2, 4, 8
 
 Bytes = npt.NDArray[np.uint8]
@@ -61,21 +62,6 @@ def pack(batch: Batch) -> bytes:
     return b"".join(packed)  # joins the arrays themselves: new memory is slow
 
 
-def _header(packed: bytes) -> tuple[int, int, int]:
-    """Numbers of events and feature values, and the parts. Raises ValueError if the bytes have the wrong length."""
-    if len(packed) < _HEADER.size:
-        raise ValueError("it is cut short")
-    n, m, parts = _HEADER.unpack_from(packed)
-    an_event = 1 + 8 * bool(parts & WEIGHTED) + 17 * bool(parts & SERVED) + 12 * bool(parts & LEFT_OUT)
-    alike = bool(parts & ALIKE)
-    named = 4 * (m // n if alike and n else n + m)  # bytes of counts and columns
-    whole = not alike or (n > 0 and m % n == 0)
-    length = _HEADER.size + n * an_event + m * 8 + named
-    if parts > WEIGHTED + SERVED + ALIKE + LEFT_OUT or not whole or len(packed) != length:
-        raise ValueError("its length does not fit its header")
-    return n, m, parts
-
-
 def unpack(packed: Sequence[bytes]) -> Batch:
     """All packed batches as one, in order. Raises ValueError if the bytes are not batches.
 
@@ -85,21 +71,27 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     >>> unpack([pack(one), pack(one)]).columns.tolist()
     [7, 7]
     """
-    headers = np.array([_header(one) for one in packed], np.int64).reshape(-1, 3)
-    ns, ms = np.ascontiguousarray(headers[:, 0]), np.ascontiguousarray(headers[:, 1])
-    starts = np.zeros(len(packed), np.int64)
-    np.cumsum([len(one) for one in packed[:-1]], out=starts[1:])
-    n, m = int(ns.sum()), int(ms.sum())
-    served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n)) if (headers[:, 2] & SERVED).any() else None
+    lengths = np.array([len(one) for one in packed], np.int64)
+    if (lengths < _HEADER.size).any():
+        raise ValueError("it is cut short")
+    headers = np.frombuffer(b"".join([one[: _HEADER.size] for one in packed]), _HEADERS)
+    ns, ms, parts = headers["n"].astype(np.int64), headers["m"].astype(np.int64), headers["parts"]
+    weighted, served_, alike, left = (parts & part > 0 for part in (WEIGHTED, SERVED, ALIKE, LEFT_OUT))
+    an_event, size = 1 + 8 * weighted + 17 * served_ + 12 * left, ms // np.maximum(ns, 1)
+    expected = _HEADER.size + ns * an_event + 8 * ms + 4 * np.where(alike, size, ns + ms)
+    if (parts >= 2 * LEFT_OUT).any() or (alike & ((ns == 0) | (size * ns != ms)) | (lengths != expected)).any():
+        raise ValueError("its length does not fit its header")
+    starts, n, m = np.cumsum(lengths) - lengths, int(ns.sum()), int(ms.sum())
+    served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n)) if served_.any() else None
     rooms = served or Served(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0))
-    left_out = LeftOut.none(n) if (headers[:, 2] & LEFT_OUT).any() else None
+    left_out = LeftOut.none(n) if left.any() else None
     left_rooms = left_out or LeftOut.none(0)
     events = (np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
     batch = Batch(*events, served, left_out)
     places = (batch.columns, batch.values, batch.labels, batch.weights, rooms.kinds, rooms.scores, rooms.delays)
-    parts = tuple(place.view(np.uint8) for place in (*places, left_rooms.counts, left_rooms.marks))
+    into = tuple(place.view(np.uint8) for place in (*places, left_rooms.counts, left_rooms.marks))
     data = np.frombuffer(bytearray().join(packed), np.uint8)
-    whole = _unpack(data, starts, ns, ms, batch.offsets, parts)
+    whole = _unpack(data, starts, ns, ms, batch.offsets, into)
     if not whole or batch.labels.max(initial=0) > 1 or rooms.kinds.max(initial=0) > LATE:
         raise ValueError("its counts do not add up, or it has a label or a kind that does not exist")
     return batch
