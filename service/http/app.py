@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Response
 
@@ -21,6 +20,7 @@ from service.http.asgi import Receive, Scope, Send
 from service.http.bodies import Bodies, is_stream
 from service.http.exchange import Exchange
 from service.http.hot import VERBS, Hot
+from service.http.one import Outcome
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem, with_headers
 from service.learning.crosscheck import CrossChecks
@@ -162,8 +162,11 @@ class Service:
             return False
         exchange = Exchange(scope, self.engine)
 
-        def tell(content: Any, error: BaseException | None) -> None:
-            reply = json_reply(content) if error is None else self.refusal(error, exchange.request_id, scope)
+        def tell(outcome: Outcome) -> None:
+            if isinstance(outcome, BaseException):
+                reply = self.refusal(outcome, exchange.request_id, scope)
+            else:
+                reply = json_reply(outcome)
             answer(exchange.complete(reply))
             self._tell(exchange)
 
@@ -171,5 +174,5 @@ class Service:
             self._access.check(scope)
             return self._hot.one.answer_now(asked, scope, body, tell)
         except Exception as error:
-            tell(None, error)
+            tell(error)
             return True

@@ -61,7 +61,7 @@ class Arrays:
         self.check_head(scope)
         async with contextlib.AsyncExitStack() as held:  # has the place of a large body until the reply is sent
             async with self._permit.while_it_may(scope):
-                body = await self._body(scope, receive)
+                body = await self._bodies.read(scope, receive, self._settings.max_body_bytes)
                 if await worked(len(body) > _LARGE, event_json.is_array, body):
                     events, reply = await self._events(body, scope, held)
                 else:
@@ -99,7 +99,7 @@ class Arrays:
         """Predict from the current model. An array gets an array."""
         async with self._permit.while_it_may(scope):
             _check_json(scope)
-            body = await self._body(scope, receive)
+            body = await self._bodies.read(scope, receive, self._settings.max_body_bytes)
             async with self._one_of_the_large(body):
                 await self._predict_body(model, body, scope, send)
 
@@ -116,10 +116,6 @@ class Arrays:
                 await self._send_array(send, replies, reply)
         finally:
             let_go_all(questions)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """A whole JSON body. Its content type has been checked."""
-        return await self._bodies.read(scope, receive, self._settings.max_body_bytes)
 
     async def _elements(self, scope: Scope, body: bytes) -> event_json.Elements:
         """The elements of an array. Takes them from the token's rate; the request itself took one."""

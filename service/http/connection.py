@@ -274,7 +274,7 @@ class Protocol(HttpToolsProtocol):
         """The request line of a request that offers another protocol."""
         self._last_words: errors.LogstepError | None = None
         """The reason why nothing more can be answered, if it must be sent after all replies."""
-        self._head = HeadSize()
+        self._head, self._max_head = HeadSize(), service.settings.max_header_bytes
         self._receives_since = self.loop.time()
         """When the current request began, or the connection if it has sent none; infinite between requests."""
 
@@ -318,9 +318,8 @@ class Protocol(HttpToolsProtocol):
                 self.feed(head)
         except httptools.HttpParserError:
             self._end(errors.MalformedHttp())
-        limit = self.service.settings.max_header_bytes
-        if self._head.in_head and self._head.at_least > limit:
-            self._end(errors.HeadTooLarge(limit=limit))
+        if self._head.in_head and self._head.at_least > self._max_head:
+            self._end(errors.HeadTooLarge(limit=self._max_head))
         return taken
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may return that the connection stays open
@@ -372,9 +371,8 @@ class Protocol(HttpToolsProtocol):
         self.scope["path"] = unquote(path) if "%" in path else path
         self.scope["raw_path"], self.scope["query_string"] = url.path or b"/", url.query or b""
         wrong: errors.LogstepError | None = wrong_with(self.headers, version, url.host)
-        limit = self.service.settings.max_header_bytes
-        if self._head.at_most > limit and size_of(self.url, self.headers) > limit:
-            wrong = errors.HeadTooLarge(limit=limit)
+        if self._head.at_most > self._max_head and size_of(self.url, self.headers) > self._max_head:
+            wrong = errors.HeadTooLarge(limit=self._max_head)
         app = self.app if wrong is None else partial(self.service.refuse, wrong)
         before = self.cycle
         self.cycle = cycle = Cycle(

@@ -45,7 +45,8 @@ class Crowd:
     def cut_viewers(self) -> None:
         """Cut event streams that are still open, and replies whose clients read too slowly."""
         for peer in list(self.peers):
-            if peer.views or peer in self.unsent:
+            views = peer.scope is not None and peer.scope["path"].endswith("/stream")
+            if views or peer in self.unsent:
                 peer.transport.abort()
 
     def forget(self, peer: Peer) -> None:
@@ -86,11 +87,6 @@ class Peer:
         if self.transport.get_extra_info("sslcontext"):
             self._loop.call_later(_CLOSING_SECONDS, self.transport.abort)
         return True
-
-    @property
-    def views(self) -> bool:
-        """Whether it reads an event stream."""
-        return self.scope is not None and self.scope["path"].endswith("/stream")
 
     def held_bytes(self) -> int:
         """Bytes that the service stores because this client does not read."""

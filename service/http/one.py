@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from service.decode import event_json
 from service.fairness import WIDE
@@ -17,10 +16,12 @@ from service.http.reply import JSON
 from service.learning.engine import Engine
 from service.learning.model import Prediction
 from service.learning.request import Result
+from service.replies import Learned, Predicted
 from service.settings import Settings
 
-Tell = Callable[[Any, BaseException | None], None]
-"""Receives the reply, or what is wrong."""
+Outcome = Learned | Predicted | BaseException
+"""What is told of an event or a question: its reply, or what is wrong."""
+Tell = Callable[[Outcome], None]
 
 _JSON = ContentType(JSON)
 _SHORT_BYTES = 2**14
@@ -67,11 +68,10 @@ class One:
             waits = self._engine.queue.enqueue(name, [made])
             waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
         else:
-            tell(made, None)
+            tell(made)
         return True
 
 
-def _settle(tell: Tell, content: Callable[[Result], Any], waited: asyncio.Future[Result]) -> None:
+def _settle(tell: Tell, outcome: Callable[[Result], Outcome], waited: asyncio.Future[Result]) -> None:
     """Tell when the writer is done."""
-    error = waited.exception()
-    tell(content(waited.result()) if error is None else None, error)
+    tell(waited.exception() or outcome(waited.result()))

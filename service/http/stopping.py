@@ -41,8 +41,10 @@ async def linger(clients: Iterable[Peer]) -> None:
         waits = loop.time() - started < (LINGER_FRESH_SECONDS if fresh else LINGER_SECONDS)
 
 
-async def accept_all(listener: socket.socket) -> None:
-    """Let the loop accept the waiting connections, one each turn."""
+async def accept_the_last(listener: socket.socket) -> None:
+    """Admit no more connections, and let the loop accept those that wait, one each turn."""
+    _admit_no_more(listener)
+    await asyncio.sleep(HANDSHAKE_SECONDS)
     waiting = select.poll()
     waiting.register(listener, select.POLLIN)
     for _ in range(BACKLOG):
@@ -51,7 +53,7 @@ async def accept_all(listener: socket.socket) -> None:
         await asyncio.sleep(0)
 
 
-def admit_no_more(listener: socket.socket) -> None:
+def _admit_no_more(listener: socket.socket) -> None:
     """Stop new connections with a filter that drops packets with the flag SYN. Linux only.
 
     Else a client could connect between the last accept and the close of the listener, and be reset: 11 of 150 stops
