@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,28 +95,31 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     numbers = read_numbers(texts) if texts else None
     if numbers is not None and max(map(abs, numbers)) <= LARGEST:
         return Column(name, place, "number", _about_numbers(name, texts), texts[0])
-    cells = [(line, cells[place]) for line, cells in rows if not is_missing(cells[place])]
-    missing = len(rows) - len(cells)
-    if not cells:
+    # Each different cell is looked at once, in order of appearance; most columns of texts have few.
+    counts = {cell: count for cell, count in Counter(texts).items() if not is_missing(cell)}
+    total = sum(counts.values())
+    missing = len(rows) - total
+    if not counts:
         return Column(name, place, "ignore", f"empty so far; {_keep(name)}", "", missing)
-    example = cells[0][1]
-    others = [(line, cell) for line, cell in cells if to_number(cell) is None]
+    example = next(iter(counts))
+    others = [cell for cell in counts if to_number(cell) is None]
     if not others:
-        return Column(name, place, "number", _about_numbers(name, [cell for _, cell in cells]), example, missing)
-    line, odd = others[0]
-    codes = any(is_code(cell) for _, cell in others)
-    mostly = 10 * len(others) <= len(cells)
-    advice = {what_to_write(cell) for _, cell in others}
-    nearly = None not in advice and (len(others) < len(cells) or advice != {UNKNOWN})
-    if not codes and (mostly or nearly):
-        how = f"looks like numbers ({len(cells) - len(others):,} of {len(cells):,} cells are)"
-        raise WrongRow(not_a_number(name, odd, how), line)
-    distinct = len({cell for _, cell in cells})
-    if len(cells) >= FEWEST and 10 * distinct > 9 * len(cells):
-        why = f"{distinct:,} different values in {len(cells):,}: an id or free text; --text {name} keeps it"
+        present = [cell for cell in texts if cell in counts]
+        return Column(name, place, "number", _about_numbers(name, present), example, missing)
+    odd = others[0]
+    line = next(line for line, cells in rows if cells[place] == odd)
+    not_numbers = sum(counts[cell] for cell in others)
+    advice = {what_to_write(cell) for cell in others}
+    nearly = None not in advice and (not_numbers < total or advice != {UNKNOWN})
+    if not any(map(is_code, others)) and (10 * not_numbers <= total or nearly):
+        raise WrongRow(
+            not_a_number(name, odd, f"looks like numbers ({total - not_numbers:,} of {total:,} cells are)"), line
+        )
+    if total >= FEWEST and 10 * len(counts) > 9 * total:
+        why = f"{len(counts):,} different values in {total:,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
-    why = NO_NUMBERS if len(others) == len(cells) else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
-    if len(cells) < FEWEST and distinct == len(cells) > 1:
+    why = NO_NUMBERS if not_numbers == total else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
+    if total < FEWEST and len(counts) == total > 1:
         why += "; too few rows to detect an id"
     return Column(name, place, "text", why, example, missing)
 

@@ -211,7 +211,7 @@ class OpenSource:
             found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
             self._lines = self._remembered(found, itertools.chain(looked.lines, lines))
             self._reader = self._source.reader(found, kept, self.labels)
-            return self._reader.look(self._lines, looked)
+            return self._reader.look(iter(self._lines), looked)
 
     def _check(self, rows: Iterable[Row]) -> None:
         """Raise WrongRow for an event that cannot be learned, before a model is made for it."""

@@ -34,15 +34,14 @@ class Lines:
         self._first: list[bytes] = []
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        line = next(self._lines)
-        if len(self._first) < self._wanted:
+        for line in self._lines:
             content = line.removeprefix(_BOM).rstrip(b"\r\n")
             if content.strip() and not _SEPARATOR_LINE.match(content):
                 self._first.append(content)
-        return line
+            yield line
+            if len(self._first) == self._wanted:
+                break
+        yield from self._lines
 
     def id_prefix(self, name: str) -> str:
         """The part of an event's id before the row: "elec.csv:9c56cc51b374c3ba". Known once the first event was read.

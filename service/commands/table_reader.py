@@ -60,7 +60,7 @@ class TableReader:
         self._features = self._numbers = self._texts = _Cells([])
 
     def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        records: Iterator[tuple[int, list[str]]] = Records(lines, self._dialect, self._skip, self._notice)
+        records: Iterator[tuple[int, list[str]]] = iter(Records(lines, self._dialect, self._skip, self._notice))
         top = next(records, None)
         if top is None:
             raise WrongUsage(f"{self._file} is empty")
@@ -102,7 +102,8 @@ class TableReader:
         id_ = None if self._id_place < 0 else id_of(record[self._id_place])
         weight = 1.0 if self._weight_place < 0 else weight_of(record[self._weight_place])
         # Most rows have no missing cells. Reading them at once takes half the time of reading cell by cell.
-        numbers, texts = read_numbers(self._numbers.of(record)), self._texts.of(record)
+        numbers = read_numbers(self._numbers.of(record))
+        texts = self._texts.of(record) if self._texts.names else ()
         x: Named
         if numbers is None or not MISSING.isdisjoint(map(str.lower, texts)):
             x = dict(self._values(record))

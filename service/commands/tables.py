@@ -55,31 +55,27 @@ class Records:
         self._bare = re.compile(rf'[^"\r\n{delimiter}]*')
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        return self
-
-    def __next__(self) -> tuple[int, list[str]]:
-        """The next row and the line where it begins."""
+        """Each row, and the line where it begins."""
         delimiter, quoted = self._dialect
-        while True:
-            text = self._next_line()
-            if text is None:
-                raise StopIteration
+        while (text := self._next_line()) is not None:
             self.line = self._read
             if quoted and '"' in text:
-                return self.line, self._with_quotes(text)
+                yield self.line, self._with_quotes(text)
+                continue
             text = text.rstrip("\r\n")
             if "\r" in text:
                 raise WrongRow(_CARRIAGE_RETURN, self.line)
             if not text or (text.isspace() and (delimiter is None or delimiter not in text)):
                 continue
             if delimiter is None:
-                return self.line, text.split()
+                yield self.line, text.split()
+                continue
             cells = text.split(delimiter)
             if " " in text or not text.isascii():
                 cells = [cell.strip(SPACES) for cell in cells]
             if not quoted and '"' in text:
                 self._tell_of_quotes(cells)
-            return self.line, cells
+            yield self.line, cells
 
     def _next_line(self) -> str | None:
         data = next(self._lines, None)
