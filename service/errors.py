@@ -32,10 +32,7 @@ class _Typed(Exception):
     headers: ClassVar[Headers] = ()
 
     def __init_subclass__(cls, *, status: int = 0, title: str = "", headers: Headers = ()) -> None:
-        given = {"status": status, "title": title, "headers": headers}
-        for name, value in given.items():
-            if value:
-                setattr(cls, name, value)
+        cls.status, cls.title, cls.headers = status or cls.status, title or cls.title, headers or cls.headers
         cls.__doc__ = inspect.getdoc(cls)  # else a dataclass without one gets its signature
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 

@@ -19,10 +19,9 @@ from test_replay import as_csv, call, comparison, counts, finish, url
 
 from service import events
 from service.commands.client import Client, NoAnswer
-from service.commands.delays import Delay
 from service.commands.files import Row
 from service.commands.late import LateReplay
-from service.commands.tally import Options, Tally
+from service.commands.tally import Delay, Options, Tally
 from service.commands.targets import AUTO, Target
 from service.commands.terminal import WrongUsage
 

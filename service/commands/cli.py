@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.signals import stop_signals
 
 if TYPE_CHECKING:
-    from service.commands.delays import Delay
+    from service.commands.tally import Delay
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,7 +250,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:
     """How long labels take to come; None where they are sent with their features."""
-    from service.commands.delays import Delay
+    from service.commands.tally import Delay
 
     if arguments.delay is None:
         if arguments.seed is not None or arguments.speed_up is not None:

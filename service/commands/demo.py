@@ -102,7 +102,7 @@ class _Service:
         settings = {name: value for name, value in os.environ.items() if not name.upper().startswith("LOGSTEP_")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command
-                command("service.commands.child", "serve", *flags),
+                command("service.commands.entry", "serve", *flags),
                 stdin=subprocess.PIPE,  # the service ends when this closes, with the demo
                 stdout=log,
                 stderr=log,

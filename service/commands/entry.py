@@ -24,3 +24,10 @@ def _end(*_: object) -> None:
     sys.stderr.write("logstep: interrupted\n")
     sys.stderr.flush()
     os._exit(130)
+
+
+if __name__ == "__main__":  # a service that the demo started: it stops when its parent ends
+    from service.children import end_with_parent
+
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    raise SystemExit(main())

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from core.features import EventError, check_flat_name, flatten
+from core.spec import MAX_COLUMNS
 from service.commands import formats
 from service.commands.cells import LARGEST
 from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, ROWS_BELOW, Column, Kept, show_columns
@@ -36,8 +37,6 @@ from service.events import Event
 
 LOOK = 10_000
 """Default number of first rows."""
-MOST_KEPT = 10_000
-"""Columns whose kinds a model keeps. Equals `MAX_COLUMNS` of core/spec.py, which takes a second to import."""
 
 
 class Row(NamedTuple):
@@ -179,9 +178,9 @@ class OpenSource:
         kinds = {
             column.name: column.kind for column in self.columns if column.name and column.kind not in ("label", MIXED)
         }
-        if len(kinds) > MOST_KEPT:
+        if len(kinds) > MAX_COLUMNS:
             say(f"{len(kinds):,} columns are more than a model keeps: give the same flags with each file")
-        return kinds if 0 < len(kinds) <= MOST_KEPT else None
+        return kinds if 0 < len(kinds) <= MAX_COLUMNS else None
 
     def look(self, kept: Kept = NOTHING_KEPT) -> None:
         """Look at the first rows, and print the columns. kept: the kinds that a model keeps.

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from service.commands import options
-from service.commands.terminal import confirm, number, say, show
+from service.commands.terminal import confirm, mark_of, number, say, say_if_worse, show
 
 LEAST_WEIGHT = 0.001
 """`models show` lists the learners of `auto` with at least this weight."""
@@ -37,8 +37,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from service.commands.worse import mark_of, say_if_worse
-
     with options.client(arguments.url, arguments.token_file) as client:
         models = client.models()
     rows = [
@@ -59,8 +57,6 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from service.commands.worse import say_if_worse
-
     with options.client(arguments.url, arguments.token_file) as client:
         model = client.model(arguments.name)
     say_if_worse([model])

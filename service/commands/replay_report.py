@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from service.commands.tally import Options, Tally
-from service.commands.terminal import say, show
-from service.commands.worse import say_if_worse
+from service.commands.terminal import say, say_if_worse, show
 
 
 def so_far(tallies: Sequence[Tally], options: Options, goes_on: bool = True) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 LARGE = 1e6
 """Larger numbers are shown with an exponent."""
 LONGEST_NUMBER = 24
 """Characters. A column of numbers is right-aligned unless it has a longer text."""
+TOLD = 5
+"""Most models that are named as worse than guessing."""
 
 
 class Failed(Exception):
@@ -111,3 +114,21 @@ def confirm(question: str, yes: bool) -> bool:
     if not sys.stdin.isatty():
         raise WrongUsage("there is no terminal to ask on; use --yes to confirm")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+# -- models that are worse than guessing (service/learning/guessing.py)
+
+
+def mark_of(model: dict[str, Any]) -> str:
+    """The mark of a model that is worse than guessing: over its window, or in total."""
+    worse = model["worse_than_guessing"]
+    return "" if worse is None else "worse than guessing" if worse["over"] == "window" else "worse in total"
+
+
+def say_if_worse(models: Sequence[dict[str, Any]]) -> None:
+    """Say which models are worse than guessing, with advice."""
+    worse = [model for model in models if model["worse_than_guessing"] is not None]
+    for model in worse[:TOLD]:
+        say(f"model {model['model']}: {model['worse_than_guessing']['advice']}")
+    if len(worse) > TOLD:
+        say(f"{len(worse) - TOLD:,} more models are worse than guessing; `logstep models show NAME` says more")
