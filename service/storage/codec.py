@@ -30,16 +30,12 @@ def encode_state(state: dict[str, Any], size: int = 1 << 20) -> Iterator[bytes]:
     shorter."""
     arrays: list[Floats] = []
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, np.ndarray):
-            offset = sum(array.nbytes for array in arrays)
-            arrays.append(value.astype("<f8", copy=False))
-            return {"array": [offset, len(value)]}
-        return value
+    def place(array: Floats) -> dict[str, list[int]]:
+        offset = sum(before.nbytes for before in arrays)
+        arrays.append(array.astype("<f8", copy=False))
+        return {"array": [offset, len(array)]}
 
-    piece = bytearray(json.dumps(plain(state), separators=(",", ":")).encode() + b"\n")
+    piece = bytearray(json.dumps(state, separators=(",", ":"), default=place).encode() + b"\n")
     for array in arrays:
         data = np.ascontiguousarray(array).view(np.uint8).data
         while len(piece) + len(data) > size:  # in pieces, because a large state has gigabytes
@@ -56,20 +52,18 @@ def decode_state(data: bytes) -> dict[str, Any]:
     header, _, arrays = data.partition(b"\n")
     left = len(arrays)
 
-    def rich(value: Any) -> Any:
+    def rich(found: dict[str, Any]) -> Any:
         nonlocal left
-        if isinstance(value, dict):
-            if value.keys() == {"array"}:
-                offset, length = value["array"]
-                left -= 8 * length
-                if left < 0:  # else a short header could use the same bytes a thousand times
-                    raise ValueError("its arrays are longer than its data")
-                return np.frombuffer(arrays, "<f8", length, offset).astype(np.float64)
-            return {key: rich(inner) for key, inner in value.items()}
-        return value
+        if found.keys() != {"array"}:
+            return found
+        offset, length = found["array"]
+        if not 0 <= 8 * length <= left:  # else a short header could use the same bytes a thousand times
+            raise ValueError("its arrays are longer than its data")
+        left -= 8 * length
+        return np.frombuffer(arrays, "<f8", length, offset).astype(np.float64)
 
     try:
-        state = rich(json.loads(header))
+        state = json.loads(header, object_hook=rich)
     except (TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"it is not a state: {error}") from None
     if not isinstance(state, dict):
