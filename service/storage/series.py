@@ -103,12 +103,6 @@ JOIN series AS newest ON newest.model = merged.model AND newest.t = merged.last
 """  # noqa: S608
 _DROP_MERGED = "DELETE FROM series WHERE model IN (SELECT value FROM json_each(?1)) AND t <= ?2 AND seconds < ?3"
 _DROP_OLD = "DELETE FROM series WHERE model IN (SELECT value FROM json_each(?1)) AND t <= ?2"
-_DROP_MANY = """
-DELETE FROM series WHERE model = ?1 AND t <= (SELECT t FROM series WHERE model = ?1 ORDER BY t DESC LIMIT 1 OFFSET ?2)
-"""
-_DROP_MARKS = """
-DELETE FROM marks WHERE model = ?1 AND t <= (SELECT t FROM marks WHERE model = ?1 ORDER BY t DESC LIMIT 1 OFFSET ?2)
-"""
 
 
 def write(db: sqlite3.Connection, piece: Piece) -> None:
@@ -127,6 +121,11 @@ def _insert(table: str, columns: int) -> str:
     return f"INSERT OR REPLACE INTO {table} SELECT {values} FROM json_each(?)"  # noqa: S608
 
 
+def _drop_many(table: str) -> str:
+    newest = f"SELECT t FROM {table} WHERE model = ?1 ORDER BY t DESC LIMIT 1 OFFSET ?2"  # noqa: S608
+    return f"DELETE FROM {table} WHERE model = ?1 AND t <= ({newest})"  # noqa: S608
+
+
 def _tidy(db: sqlite3.Connection, piece: Piece) -> None:
     """Merge the old rows of some models, and drop rows that are too old or too many."""
     models = json.dumps(piece.tidied)
@@ -136,8 +135,8 @@ def _tidy(db: sqlite3.Connection, piece: Piece) -> None:
         db.execute(_DROP_MERGED, whole)
     db.execute(_DROP_OLD, (models, piece.now - KEPT_SECONDS))
     rows = max(FEWEST_ROWS, MOST_ROWS // max(piece.models, 1))
-    db.executemany(_DROP_MANY, [(model, rows) for model in piece.tidied])
-    db.executemany(_DROP_MARKS, [(model, KEPT_MARKS) for model in (*piece.tidied, 0)])
+    db.executemany(_drop_many("series"), [(model, rows) for model in piece.tidied])
+    db.executemany(_drop_many("marks"), [(model, KEPT_MARKS) for model in (*piece.tidied, 0)])
 
 
 _READ = f"""
