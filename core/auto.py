@@ -49,15 +49,11 @@ RAW, RMS, STANDARD, MAXABS = range(4)
 # The learners, by rule: (view, learning rate). They cover the rates that were best for a rule and view on any of the
 # benchmark's streams, a factor of three to ten apart.
 SGD = [
-    (RAW, 0.01),
-    (RAW, 0.1),
-    (RMS, 0.03),
-    (RMS, 0.3),
-    (STANDARD, 0.01),
-    (STANDARD, 0.1),
-    (MAXABS, 0.1),
-    (MAXABS, 1.0),
-]
+    (RAW, 0.01), (RAW, 0.1),
+    (RMS, 0.03), (RMS, 0.3),
+    (STANDARD, 0.01), (STANDARD, 0.1),
+    (MAXABS, 0.1), (MAXABS, 1.0),
+]  # fmt: skip
 ADAGRAD = [
     (RAW, 0.1),
     (RMS, 0.03), (RMS, 0.1), (RMS, 0.3),
@@ -182,23 +178,10 @@ def move(i: int, g: Floats, x: Floats, w: Table, squares: Table, sums: Table, ra
     "float64[::1])"
 )
 def bank_learn(
-    c: Ints,
-    seen: Table,
-    z: Floats,
-    chances: Table,
-    y: int,
-    weight: float,
-    clip: float,
-    w: Table,
-    squares: Table,
-    sums: Table,
-    stack: Table,
-    stack_squares: Table,
-    rates: Floats,
-    stack_rates: Floats,
-    ones: Floats,
-    g: Floats,
-) -> None:
+    c: Ints, seen: Table, z: Floats, chances: Table, y: int, weight: float, clip: float,
+    w: Table, squares: Table, sums: Table, stack: Table, stack_squares: Table,
+    rates: Floats, stack_rates: Floats, ones: Floats, g: Floats,
+) -> None:  # fmt: skip
     """One step of each learner and stacker of a bank, for an event with scores z. `g` is space for their p - y."""
     for k in range(len(z)):
         g[k] = (-chances[0, k] if y else chances[1, k]) * weight  # dL/dz = p - y
@@ -247,22 +230,10 @@ _BANK = "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], flo
     "float64[:, :, ::1], float64[::1])"
 )
 def event_score(
-    c: Ints,
-    x: Floats,
-    statistics: Table,
-    first_w: Table,
-    first_stack: Table,
-    second_w: Table,
-    second_stack: Table,
-    shares: Table,
-    banks: int,
-    views: npt.NDArray[np.int64],
-    fresh: Table,
-    seen: Table,
-    z: Table,
-    chances: Chances,
-    small: Floats,
-) -> float:
+    c: Ints, x: Floats, statistics: Table, first_w: Table, first_stack: Table, second_w: Table, second_stack: Table,
+    shares: Table, banks: int, views: npt.NDArray[np.int64],
+    fresh: Table, seen: Table, z: Table, chances: Chances, small: Floats,
+) -> float:  # fmt: skip
     """The mixture's score for an event, log p / (1 - p).
 
     Changes only its working space (`_room`): `fresh`, the statistics with the event included; `seen`, its values in
@@ -299,40 +270,13 @@ def excess_loss(z: float, y: int, so_far: float) -> float:
     "float64[::1], float64[::1], float64[::1])"
 )
 def learn_many(
-    start: int,
-    offsets: Offsets,
-    columns: Ints,
-    values: Floats,
-    labels: Labels,
-    sample_weights: Floats,
-    clip: float,
-    class_weights: Floats,
-    statistics: Table,
-    first_w: Table,
-    first_squares: Table,
-    first_sums: Table,
-    first_stack: Table,
-    first_stack_squares: Table,
-    second_w: Table,
-    second_squares: Table,
-    second_sums: Table,
-    second_stack: Table,
-    second_stack_squares: Table,
-    shares: Table,
-    banks: int,
-    scalars: Floats,
-    views: npt.NDArray[np.int64],
-    rates: Floats,
-    stack_rates: Floats,
-    scores: Floats,
-    fresh: Table,
-    seen: Table,
-    z: Table,
-    chances: Chances,
-    small: Floats,
-    g: Floats,
-    ones: Floats,
-) -> int:
+    start: int, offsets: Offsets, columns: Ints, values: Floats, labels: Labels, sample_weights: Floats,
+    clip: float, class_weights: Floats, statistics: Table,
+    first_w: Table, first_squares: Table, first_sums: Table, first_stack: Table, first_stack_squares: Table,
+    second_w: Table, second_squares: Table, second_sums: Table, second_stack: Table, second_stack_squares: Table,
+    shares: Table, banks: int, scalars: Floats, views: npt.NDArray[np.int64], rates: Floats, stack_rates: Floats,
+    scores: Floats, fresh: Table, seen: Table, z: Table, chances: Chances, small: Floats, g: Floats, ones: Floats,
+) -> int:  # fmt: skip
     """Learn the events from `start` on, in order, and fill `scores` with the score before each.
 
     `fresh` to `small` are working space for `event_score`, `g` for a bank's gradients; `ones` is K ones.
@@ -344,22 +288,9 @@ def learn_many(
         x = values[offsets[i] : offsets[i + 1]]
         y = labels[i]
         scores[i] = event_score(
-            c,
-            x,
-            statistics,
-            first_w,
-            first_stack,
-            second_w,
-            second_stack,
-            shares,
-            banks,
-            views,
-            fresh,
-            seen,
-            z,
-            chances,
-            small,
-        )
+            c, x, statistics, first_w, first_stack, second_w, second_stack, shares, banks, views,
+            fresh, seen, z, chances, small,
+        )  # fmt: skip
         weight = sample_weights[i] * class_weights[y]
         bank_learn(
             c, seen, z[0], chances[0], y, weight, clip, first_w, first_squares, first_sums, first_stack,
@@ -468,26 +399,10 @@ class Auto:
         at = 0
         while at < len(batch):
             at = learn_many(
-                at,
-                batch.offsets,
-                batch.columns,
-                batch.values,
-                batch.labels,
-                batch.weights,
-                self._clip,
-                self._class_weights,
-                self._statistics,
-                *self._first.arrays(),
-                *self._second.arrays(),
-                self._shares,
-                self._banks,
-                self._scalars,
-                _views,
-                _rates,
-                _stack_rates,
-                scores,
-                *room,
-            )
+                at, batch.offsets, batch.columns, batch.values, batch.labels, batch.weights,
+                self._clip, self._class_weights, self._statistics, *self._first.arrays(), *self._second.arrays(),
+                self._shares, self._banks, self._scalars, _views, _rates, _stack_rates, scores, *room,
+            )  # fmt: skip
             if self._scalars[EXCESS] > ALARM:
                 self._restart_second()
 

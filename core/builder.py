@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from core.batch import Batch, LeftOut, Mask, as_arrays
 from core.compiled import compiled
@@ -28,13 +27,7 @@ def check_label(y: float, weight: float) -> None:
 
 @compiled("boolean(float64[:, ::1], boolean[:, ::1], int32[::1], float64, int64[::1], int32[::1], float64[::1])")
 def _gather(
-    table: npt.NDArray[np.float64],
-    present: Mask,
-    of_column: Ints,
-    limit: float,
-    offsets: Offsets,
-    columns: Ints,
-    values: Floats,
+    table: Floats, present: Mask, of_column: Ints, limit: float, offsets: Offsets, columns: Ints, values: Floats
 ) -> bool:
     """Copy the values that are present and have a column, row by row, to `columns` and `values`.
 

@@ -93,7 +93,7 @@ class Explanation:
 
 
 def explain(learner: Learner, x: X) -> Explanation:
-    """Explain `learner.score(x)`. Changes nothing. Raises EventError if x is not valid.
+    """Explain the score of x. Changes nothing. Raises EventError if x is not valid.
 
     >>> from core import Spec
     >>> learner = Learner(Spec(learning_rate=0.5))
@@ -118,14 +118,14 @@ def explaining(learner: Learner, x: X, encoded: Encoded) -> Callable[[], Explana
 def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explanation:
     """Explain a score as it was served, whatever the learner has learned since.
 
-    `numbers` (float64) is the result of `learner.served(x)` at that time, and `seq` was `learner.seq`. Of the present
+    `numbers` (float64) is what `learner.served_of` returned at that time, and `seq` was `learner.seq`. Of the present
     learner only the spec is used. Raises ValueError if `numbers` has the wrong length for x.
 
     Raises NoWeights for `auto`, which stores only the score; `explain` explains x by its present state instead.
 
     >>> learner = Learner()
     >>> learner.learn_one({"age": 2.0}, 1)
-    >>> numbers, seq = learner.served({"age": 3.0}), learner.seq
+    >>> numbers, seq = learner.served_of(*learner.encoded({"age": 3.0})), learner.seq
     >>> then = explain(learner, {"age": 3.0})
     >>> learner.learn_one({"age": 30.0}, 0)
     >>> explain_served(learner, {"age": 3.0}, numbers, seq) == then

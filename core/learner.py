@@ -105,18 +105,19 @@ class Learner:
         """Number of events without a step, because it would have left a number that is not finite."""
         self.left_out = 0
         """Number of features left out of events, because the model had no room for them."""
-        self._n_features = self._room = 0
-        self._model = Auto(self.spec) if self.spec.rule == "auto" else Linear(self.spec)
-
-    @property
-    def n_features(self) -> int:
+        self.n_features = 0
         """Number of features in the events so far. `features` may know more, from a batch not yet learned."""
-        return self._n_features
+        self._room = 0
+        self.auto = Auto(self.spec) if self.spec.rule == "auto" else None
+        """The model if its rule is `auto`."""
+        self._model = self.auto or Linear(self.spec)
+        self.plain = isinstance(self._model, Linear) and self._model.plain
+        """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
 
     @property
     def names(self) -> list[str]:
         """The features' names in column order."""
-        return self.features.names[: self._n_features]
+        return self.features.names[: self.n_features]
 
     @property
     def linear(self) -> Linear:
@@ -126,16 +127,6 @@ class Learner:
         return self._model
 
     @property
-    def auto(self) -> Auto | None:
-        """The model if its rule is `auto`, else None."""
-        return self._model if isinstance(self._model, Auto) else None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
-        return isinstance(self._model, Linear) and self._model.plain
-
-    @property
     def bias(self) -> float:
         """b. Raises NoWeights for `auto`."""
         return self.linear.bias
@@ -143,7 +134,7 @@ class Learner:
     @property
     def weights(self) -> Floats:
         """The weights in column order, (n_features,) float64: a view, not a copy. Raises NoWeights for `auto`."""
-        return self.linear.state.w[: self._n_features]
+        return self.linear.state.w[: self.n_features]
 
     def weights_by_name(self) -> dict[str, float]:
         """Feature name -> weight. Raises NoWeights for `auto`."""
@@ -162,52 +153,45 @@ class Learner:
         """
         if not isinstance(self._model, Auto):
             return Weights(self.seq, self.bias, self.weights, self.features.names).sha256()
-        arrays = self._model.arrays(self._n_features)
-        return sha256(self.features.names, self._n_features, (arrays[name] for name in sorted(arrays)))
+        arrays = self._model.arrays(self.n_features)
+        return sha256(self.features.names, self.n_features, (arrays[name] for name in sorted(arrays)))
 
     # -- predicting
 
-    def score(self, x: X) -> float:
+    def score_of(self, columns: array[int], values: array[float]) -> float:
         """The log odds of label 1: w·x + b, or the mixture's log odds for `auto`. Changes nothing.
 
-        Unknown features add nothing. Raises EventError if x is not valid.
+        `columns` and `values`: the result of `encoded`. Unknown features add nothing.
         """
-        return self.score_of(*self.features.encode(x))
-
-    def score_of(self, columns: array[int], values: array[float]) -> float:
-        """`score` for the result of `features.encode(x)`."""
         return self._model.score(*as_arrays(columns, values))
 
     def encoded(self, x: X) -> Encoded:
         """x encoded for `score_of` and `served_of`. With many features it takes long, so it may run in a thread while
         others learn and predict. Changes nothing. Raises EventError if x is not valid."""
-        known = self._n_features  # newer names may be taken back, and other names then get their columns
+        known = self.n_features  # newer names may be taken back, and other names then get their columns
         columns, values = self.features.encode(x)
         if max(columns, default=-1) >= known:
             columns = array("i", [column if column < known else -1 for column in columns])
         return columns, values
 
-    def served(self, x: X) -> Floats:
+    def served_of(self, columns: array[int], values: array[float]) -> Floats:
         """The score and its parts. Stored with x, they let `core.explain.explain_served` explain the score after the
-        model has changed. Changes nothing. Raises EventError if x is not valid.
+        model has changed. Changes nothing. `columns` and `values`: the result of `encoded`.
 
-        Returns float64: the score, the bias, the weight of each of x's n features in x's own order (NaN for unknown
-        features) and, if the model scales, the n scaled values. For `auto` only the score, as its parts are too many.
+        Returns float64: the score, the bias, the weight of each of the n features in the event's own order (NaN for
+        unknown features) and, if the model scales, the n scaled values. For `auto` only the score, as its parts are
+        too many.
 
         >>> learner = Learner(Spec(learning_rate=0.5))
         >>> learner.learn_one({"x": 2.0}, 1)
-        >>> learner.served({"x": 3.0, "new": 1.0}).tolist()
+        >>> learner.served_of(*learner.encoded({"x": 3.0, "new": 1.0})).tolist()
         [1.75, 0.25, 0.5, nan]
         """
-        return self.served_of(*self.features.encode(x))
-
-    def served_of(self, columns: array[int], values: array[float]) -> Floats:
-        """`served` for the result of `features.encode(x)`."""
-        return self._model.served(*as_arrays(columns, values), self._n_features)
+        return self._model.served(*as_arrays(columns, values), self.n_features)
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x. Raises EventError if x is not valid."""
-        p = logistic.sigmoid(self.score(x))
+        p = logistic.sigmoid(self.score_of(*self.features.encode(x)))
         return {False: 1.0 - p, True: p}
 
     # -- learning
@@ -218,7 +202,7 @@ class Learner:
         Raises EventError if the event is not valid; then nothing changes.
         """
         check_label(y, w)
-        self._step(Batch.of_one(self.features.admit(x), y, w))
+        self.learn_batch(Batch.of_one(self.features.admit(x), y, w))
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
         """Take n steps for n events, in order. Raises EventError if an event is not valid; then none is learned."""
@@ -238,25 +222,20 @@ class Learner:
 
     def learn_batch(self, batch: Batch) -> Outcome:
         """`learn_many` for events as arrays, with the columns of `features`."""
-        scores, learned = self._step(batch)
-        return Outcome(scores, batch.labels, learned)
-
-    def _step(self, batch: Batch) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Take a step for each event. Returns the scores before the steps, and whether each step was taken."""
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
-        self._n_features = self.make_room(batch)
+        self.n_features = self.make_room(batch)
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
         if batch.left_out is not None:
             self.left_out += int(batch.left_out.counts.sum())
-        return scores, learned
+        return Outcome(scores, batch.labels, learned)
 
     @property
     def takes_long_to_make_room(self) -> bool:
         """Whether `make_room` would add many features, or copy much, for the names that `features` has now."""
-        new = len(self.features) - self._n_features
+        new = len(self.features) - self.n_features
         return new > MANY or (new > 0 and len(self.features) > self._model.rows > MANY)
 
     def make_room(self, batch: Batch) -> int:
@@ -265,7 +244,7 @@ class Learner:
         A step calls this itself. If it takes long, call it before in a thread: others may predict meanwhile, but not
         learn.
         """
-        features = max(self._n_features, last_column(batch.columns) + 1)
+        features = max(self.n_features, last_column(batch.columns) + 1)
         if features > self._room:
             self._model.add(self._room, self.features.names[self._room : features])
             self._room = features
@@ -284,8 +263,8 @@ class Learner:
             "seq": self.seq,
             "not_taken": self.not_taken,
             "left_out": self.left_out,
-            "n_features": self._n_features,
-            "arrays": self._model.arrays(self._n_features),
+            "n_features": self.n_features,
+            "arrays": self._model.arrays(self.n_features),
         }
         if names:
             state["names"] = self.names
@@ -300,6 +279,6 @@ class Learner:
         learner = cls(Spec.from_dict(state["spec"]))
         learner.features.extend(state["names"])
         learner.seq, learner.not_taken, learner.left_out = state["seq"], state["not_taken"], state["left_out"]
-        learner._n_features = learner._room = state["n_features"]
+        learner.n_features = learner._room = state["n_features"]
         learner._model.load(state["arrays"], learner.names)
         return learner

@@ -132,7 +132,10 @@ def _codes(spec: Spec) -> Codes:
     codes = np.zeros(5, np.int64)
     codes[slots.RULE] = list(RULES).index(spec.rule)
     codes[slots.SCALE], _ = _SCALES[spec.scale]
-    codes[slots.SCHEDULE], codes[slots.BIAS_SCHEDULE] = _schedule(spec.rate)[0], _schedule(spec.bias_rate)[0]
+    codes[slots.SCHEDULE], codes[slots.BIAS_SCHEDULE] = (
+        _schedule(spec.learning_rate)[0],
+        _schedule(spec.bias_learning_rate)[0],
+    )
     codes[slots.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
     return codes
 
@@ -143,9 +146,9 @@ def _parameters(spec: Spec) -> Floats:
     q[[slots.SQUARE, slots.ROOT, slots.INVERSE]] = 2.0, 0.5, -1.0
     q[[slots.L1, slots.L2, slots.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
     q[[slots.WEIGHT_0, slots.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
-    code, q[slots.RATE], q[slots.RATE_SHAPE] = _schedule(spec.rate)
+    code, q[slots.RATE], q[slots.RATE_SHAPE] = _schedule(spec.learning_rate)
     q[slots.FIRST_RATE] = step.scheduled(code, q[slots.RATE], q[slots.RATE_SHAPE], 0.0)
-    _, q[slots.BIAS_RATE], q[slots.BIAS_RATE_SHAPE] = _schedule(spec.bias_rate)
+    _, q[slots.BIAS_RATE], q[slots.BIAS_RATE_SHAPE] = _schedule(spec.bias_learning_rate)
     for name, place in slots.OF_RULES.items():
         q[place] = float(getattr(spec, name) or 0.0)
     return q

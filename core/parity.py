@@ -63,6 +63,8 @@ def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.Logist
     """
     if spec.rule == "auto":
         raise NoTwin("auto mixes many models, and river has nothing like it")
+    if RULES[spec.rule].river is None:
+        raise NoTwin(f"river has no rule like {spec.rule}")
     if spec.rule == "ftrl" and not spec.lag:
         raise NoTwin("river's ftrl computes its weights with a lag, but this model's spec says lag: false")
     loss = optim.losses.Log(weight_pos=spec.class_weights["1"], weight_neg=spec.class_weights["0"])
@@ -71,7 +73,7 @@ def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.Logist
         loss=loss,
         l2=0.0 if spec.rule == "ftrl" else spec.l2,
         l1=0.0 if spec.rule == "ftrl" else spec.l1,
-        intercept_lr=_rate(spec.bias_rate, loss),
+        intercept_lr=_rate(spec.bias_learning_rate, loss),
         clip_gradient=spec.clip,
     )
     scalers = {"standard": preprocessing.StandardScaler, "maxabs": preprocessing.MaxAbsScaler}
@@ -101,10 +103,10 @@ def _rate(rate: Rate | None, loss: optim.losses.Log) -> Any:
 def _optimizer(spec: Spec, loss: optim.losses.Log) -> optim.base.Optimizer:
     own = {name: getattr(spec, name) for name in RULES[spec.rule].defaults if not name.endswith("learning_rate")}
     own.pop("lag", None)
-    rate = _rate(spec.rate, loss)
+    rate = _rate(spec.learning_rate, loss)
     if rate is not None:
         own["alpha" if spec.rule == "ftrl" else "lr"] = rate
-    optimizer: optim.base.Optimizer = getattr(optim, RULES[spec.rule].river)(**own)
+    optimizer: optim.base.Optimizer = getattr(optim, str(RULES[spec.rule].river))(**own)
     return optimizer
 
 

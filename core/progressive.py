@@ -38,18 +38,10 @@ COUNT, P, ONES = 0, 1, 2
     "float64[:, ::1], float64[::1], float64[::1], uint8[::1])"
 )
 def _add(
-    probabilities: Floats,
-    losses: Floats,
-    labels: Labels,
-    learned: npt.NDArray[np.bool_],
-    thresholds: Floats,
-    sums: Floats,
-    passed: Counts,
-    calibration: Floats,
-    last_probabilities: Floats,
-    last_losses: Floats,
-    last_labels: Labels,
-) -> None:
+    probabilities: Floats, losses: Floats, labels: Labels, learned: npt.NDArray[np.bool_], thresholds: Floats,
+    sums: Floats, passed: Counts, calibration: Floats,
+    last_probabilities: Floats, last_losses: Floats, last_labels: Labels,
+) -> None:  # fmt: skip
     """Add events to `sums` (events, loss, correct), `passed`, `calibration` and the ring of the last events.
 
     `passed[y, k]` counts the events of label y whose p is above exactly the first k thresholds.
@@ -117,17 +109,8 @@ class _Scores:
         self.calibration = np.zeros((BUCKETS, 3))
 
     def add(self, outcome: Outcome, last: tuple[Floats, Floats, Labels]) -> None:
-        _add(
-            outcome.probabilities,
-            outcome.losses,
-            outcome.labels,
-            outcome.learned,
-            _thresholds,
-            self.sums,
-            self.passed,
-            self.calibration,
-            *last,
-        )
+        scored = (outcome.probabilities, outcome.losses, outcome.labels, outcome.learned)
+        _add(*scored, _thresholds, self.sums, self.passed, self.calibration, *last)
 
     def summary(self) -> dict[str, float | int | None]:
         events = int(self.sums[EVENTS])

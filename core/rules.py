@@ -27,7 +27,7 @@ from core.slots import (  # isort: skip
 class Rule:
     """A rule: its class in `river.optim`, river's names for the numbers kept per feature, and river's defaults."""
 
-    river: str
+    river: str | None
     keeps: tuple[str, ...]
     defaults: dict[str, Any]
 

@@ -80,7 +80,7 @@ def _checked(name: str, kind: Any, value: Any, told: Mapping[str, Any]) -> Any:
     kind = kinds[0]
     if value is None and NoneType in kinds:
         return None
-    if Constant in kinds:
+    if InverseScaling in kinds:
         return _rate(name, value, told["number"])
     if kind in (int, float):
         return _number(name, kind, value, told)
@@ -135,20 +135,6 @@ PYDANTIC = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """The same learning rate for every event. A plain number means the same."""
-
-    schedule: Literal["constant"]
-    learning_rate: float = field(metadata={"ge": 0})
-    """The rate."""
-
-    __pydantic_config__ = PYDANTIC
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
-
-
-@dataclass(frozen=True, slots=True)
 class InverseScaling:
     """learning_rate / t^power for the t-th event (river's `InverseScaling`)."""
 
@@ -179,11 +165,11 @@ class Optimal:
 
 
 Rate = float | InverseScaling | Optimal
-_SCHEDULES: dict[str, Any] = {"constant": Constant, "inverse_scaling": InverseScaling, "optimal": Optimal}
+_SCHEDULES: dict[str, Any] = {"inverse_scaling": InverseScaling, "optimal": Optimal}
 
 
 def _rate(name: str, rate: Any, told: Mapping[str, Any]) -> Rate:
-    """A rate from a number, a schedule, or a schedule's dict. A constant schedule is its number."""
+    """A rate from a number, a schedule, or a schedule's dict."""
     if isinstance(rate, dict):
         kind = _SCHEDULES.get(str(rate.get("schedule")))
         if kind is None:
@@ -191,7 +177,7 @@ def _rate(name: str, rate: Any, told: Mapping[str, Any]) -> Rate:
         rate = _made(kind, rate, name)
     if isinstance(rate, InverseScaling | Optimal):
         return rate
-    return _number(name, float, rate.learning_rate if isinstance(rate, Constant) else rate, told)
+    return _number(name, float, rate, told)
 
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -282,11 +268,11 @@ class Spec:
     rule: RuleName = "sgd"
     """How a gradient moves the weights: a name in `core.rules.RULES`. `sgd`: w <- w - learning_rate gradient. Or
     `auto` (core/auto.py), which needs no tuning and takes no rates, scale or penalties."""
-    learning_rate: Rate | Constant | None = field(
+    learning_rate: Rate | None = field(
         default=None, metadata={"number": {"gt": 0}, "json_schema_extra": {"exclusiveMinimum": 0}}
     )
     """Step size for the weights: a number or a schedule. ftrl calls it alpha; adadelta has none."""
-    bias_learning_rate: Rate | Constant | None = field(
+    bias_learning_rate: Rate | None = field(
         default=None, metadata={"number": {"ge": 0}, "json_schema_extra": {"minimum": 0}}
     )
     """Step size for the bias, which always moves by plain gradient descent; 0 leaves it at 0. Default: `learning_rate`
@@ -385,17 +371,6 @@ class Spec:
             yield "learning_rate", isinstance(self.learning_rate, float), "must be a number with ftrl"
         else:
             yield "l2", not (self.l1 and self.l2), "cannot be used together with l1"
-
-    @property
-    def rate(self) -> Rate | None:
-        """`learning_rate`; None if the rule has none."""
-        return None if isinstance(self.learning_rate, Constant) else self.learning_rate
-
-    @property
-    def bias_rate(self) -> Rate:
-        """`bias_learning_rate`."""
-        rate = self.bias_learning_rate
-        return 0.0 if rate is None or isinstance(rate, Constant) else rate
 
     @classmethod
     def from_dict(cls, values: Any) -> Spec:

@@ -253,18 +253,9 @@ def learn_many(
     "float64[::1], boolean[::1], float64[::1])"
 )
 def learn_many_sgd(
-    offsets: Offsets,
-    columns: npt.NDArray[np.uint32],
-    values: Floats,
-    labels: Labels,
-    sample_weights: Floats,
-    w: Floats,
-    scalars: Floats,
-    q: Floats,
-    scores: Floats,
-    learned: npt.NDArray[np.bool_],
-    before: Floats,
-) -> None:
+    offsets: Offsets, columns: npt.NDArray[np.uint32], values: Floats, labels: Labels, sample_weights: Floats,
+    w: Floats, scalars: Floats, q: Floats, scores: Floats, learned: npt.NDArray[np.bool_], before: Floats,
+) -> None:  # fmt: skip
     """`learn_many` for plain SGD: constant rates, no scaler, no penalty. Gives the same numbers to the last bit.
 
     Most models are plain SGD, and an event of 10 features takes 28 ns here instead of 100. Unsigned columns save a

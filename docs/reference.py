@@ -223,7 +223,6 @@ def _type(schema: Mapping[str, Any]) -> str:
 _REFERENCES = {
     "InverseScaling": "schedule",
     "Optimal": "schedule",
-    "Constant": "schedule",
     "Join": "[object](#join)",
     "Breaker": "[object](#breaker)",
 }

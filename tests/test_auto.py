@@ -31,6 +31,7 @@ from core.auto import (
 )
 from core.batch import Batch
 from core.builder import BatchBuilder
+from core.features import X
 from core.learner import NoWeights, Outcome
 
 AUTO = Spec(rule="auto")
@@ -38,6 +39,11 @@ Event = tuple[Any, int, float]
 
 
 # -- a second one, in plain Python, for features that are all numbers
+
+
+def score(learner: Learner, x: X) -> float:
+    """The log odds of label 1."""
+    return learner.score_of(*learner.encoded(x))
 
 
 class Statistics:
@@ -359,7 +365,7 @@ def test_a_feature_that_was_never_learned_adds_nothing() -> None:
     learner = Learner(AUTO)
     learner.learn_many([{"a": 1.0}, {"a": -2.0}, {"a": 0.5}], [1, 0, 1])
     for x in ({"a": 0.7}, {}):
-        assert learner.score({**x, "never seen": 1e100, "nor": "this"}) == learner.score(x)
+        assert score(learner, {**x, "never seen": 1e100, "nor": "this"}) == learner.score_of(*learner.encoded(x))
 
 
 def test_two_learners_of_the_same_events_are_the_same() -> None:

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from core import outline
 from service import errors
-from service.decode import event_json
+from service.decode import event_json, outline
 from service.replies import Learned, encode
 
 # -- one event

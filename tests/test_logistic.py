@@ -396,7 +396,7 @@ def test_a_step_by_hand_behind_the_maxabs_scaler() -> None:
     # a is -8/8 = -1, b is 0; gradients -1·(-1/2) and 0
     assert learner.weights_by_name() == {"a": -0.25, "b": 0.0}
     assert learner.bias == 0.25
-    assert learner.score({"a": 4.0, "b": 1e9, "new": 5.0}) == 0.125  # 4/8·(-1/4) + 0 + 1/4
+    assert learner.score_of(*learner.encoded({"a": 4.0, "b": 1e9, "new": 5.0})) == 0.125  # 4/8·(-1/4) + 0 + 1/4
 
 
 def test_a_step_by_hand_behind_the_standard_scaler() -> None:
@@ -410,7 +410,7 @@ def test_a_step_by_hand_behind_the_standard_scaler() -> None:
     g = residual(0.25, 0, 1.0)
     assert learner.weights_by_name() == {"a": -(0.5 * g)}
     assert learner.bias == 0.25 - 0.5 * g
-    assert learner.score({"a": 2.0, "new": 5.0}) == -(0.5 * g) * -0.5 + learner.bias
+    assert learner.score_of(*learner.encoded({"a": 2.0, "new": 5.0})) == -(0.5 * g) * -0.5 + learner.bias
 
 
 def test_a_step_by_hand_behind_a_scaler_leaves_text_as_it_is() -> None:
@@ -419,7 +419,7 @@ def test_a_step_by_hand_behind_a_scaler_leaves_text_as_it_is() -> None:
     assert learner.weights_by_name() == {"colour=red": 0.25, "a": 0.0}
     learner.learn_one({"a": 1.0, "price=usd": -8.0}, 1)  # the sign alone says so
     assert learner.weights_by_name()["price=usd"] == -8.0 * 0.5 * -residual(0.25, 1, 1.0)
-    assert learner.score({"colour": "red", "price=usd": 2.0}) == (
+    assert learner.score_of(*learner.encoded({"colour": "red", "price=usd": 2.0})) == (
         0.25 + 2.0 * learner.weights_by_name()["price=usd"] + learner.bias
     )
 

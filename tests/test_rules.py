@@ -477,7 +477,7 @@ def test_a_step_that_would_overflow_is_not_taken_and_changes_nothing(rule: str, 
         side.learn_many([{"a": 1.0, "b": 0.0}, {"a": -1.0, "b": 0.0}], [1, 1])
     before = bits(learner)
     x = {"a": 1.0, "b": 1e300}  # the step moves a before it comes to b
-    score = learner.score(x)
+    score = learner.score_of(*learner.encoded(x))
     assert math.isfinite(score)
     wrong = int(score < 0)
     assert learner.learn_many([x], [wrong], [3.0]).learned.tolist() == [False]

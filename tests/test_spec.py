@@ -15,7 +15,7 @@ from river import linear_model, optim
 
 from core import Learner, Spec, SpecError
 from core.rules import RULES
-from core.spec import Constant, InverseScaling, Optimal, RuleName
+from core.spec import InverseScaling, Optimal, RuleName
 
 HUGE = 10**400
 RIVERS = {
@@ -107,24 +107,24 @@ def test_the_defaults_that_all_rules_share_are_rivers() -> None:
 
 @pytest.mark.parametrize("rule", sorted({*RIVERS} - {"adadelta"}))
 def test_the_bias_moves_at_the_rate_of_the_weights_unless_another_is_given(rule: str) -> None:
-    assert Spec(rule=rule, learning_rate=0.3).bias_rate == 0.3
-    assert Spec(rule=rule).bias_rate == Spec(rule=rule).rate
-    assert Spec(rule=rule, learning_rate=0.3, bias_learning_rate=0.1).bias_rate == 0.1
-    assert Spec(rule=rule, learning_rate=0.3, bias_learning_rate=0.0).bias_rate == 0.0
+    assert Spec(rule=rule, learning_rate=0.3).bias_learning_rate == 0.3
+    assert Spec(rule=rule).bias_learning_rate == Spec(rule=rule).learning_rate
+    assert Spec(rule=rule, learning_rate=0.3, bias_learning_rate=0.1).bias_learning_rate == 0.1
+    assert Spec(rule=rule, learning_rate=0.3, bias_learning_rate=0.0).bias_learning_rate == 0.0
 
 
 def test_a_schedule_of_the_weights_is_that_of_the_bias_too() -> None:
     schedule = InverseScaling("inverse_scaling", 0.3)
-    assert Spec(learning_rate=schedule).bias_rate == schedule
-    assert Spec(learning_rate=schedule, bias_learning_rate=0.1).bias_rate == 0.1
-    assert Spec(learning_rate=0.1, bias_learning_rate=schedule).rate == 0.1
+    assert Spec(learning_rate=schedule).bias_learning_rate == schedule
+    assert Spec(learning_rate=schedule, bias_learning_rate=0.1).bias_learning_rate == 0.1
+    assert Spec(learning_rate=0.1, bias_learning_rate=schedule).learning_rate == 0.1
 
 
 def test_adadelta_has_no_learning_rate_and_moves_its_bias_at_rivers_default() -> None:
     spec, rivers = Spec(rule="adadelta"), inspect.signature(linear_model.LogisticRegression).parameters
-    assert spec.rate is None
-    assert spec.bias_rate == rivers["intercept_lr"].default == 0.01
-    assert Spec(rule="adadelta", bias_learning_rate=0.3).bias_rate == 0.3
+    assert spec.learning_rate is None
+    assert spec.bias_learning_rate == rivers["intercept_lr"].default == 0.01
+    assert Spec(rule="adadelta", bias_learning_rate=0.3).bias_learning_rate == 0.3
     assert "learning_rate" not in spec.as_dict()
 
 
@@ -203,7 +203,6 @@ def test_a_boolean_is_no_number(field: str, value: bool) -> None:
 def test_a_boolean_is_no_class_weight_and_no_number_of_a_schedule() -> None:
     assert refused({"class_weights": {"0": True}}) == "class_weights"
     assert refused({"learning_rate": {"schedule": "optimal", "alpha": True}}) == "learning_rate.alpha"
-    assert refused({"learning_rate": {"schedule": "constant", "learning_rate": True}}) == "learning_rate.learning_rate"
 
 
 @pytest.mark.parametrize("rule", [*RIVERS, "auto"])
@@ -319,14 +318,6 @@ def test_adadelta_takes_no_learning_rate() -> None:
 # -- schedules
 
 
-@pytest.mark.parametrize("field", ["learning_rate", "bias_learning_rate"])
-def test_a_constant_schedule_is_its_number(field: str) -> None:
-    for rate in (0.1, 1):
-        spec = Spec.from_dict({field: {"schedule": "constant", "learning_rate": rate}})
-        assert spec == Spec.from_dict({field: rate}) == Spec(**{field: Constant("constant", rate)})
-        assert json.dumps(spec.as_dict()) == json.dumps(Spec.from_dict({field: float(rate)}).as_dict())
-
-
 def test_a_schedule_may_come_as_an_object_with_its_defaults_left_out() -> None:
     spec = Spec.from_dict(
         {
@@ -334,8 +325,8 @@ def test_a_schedule_may_come_as_an_object_with_its_defaults_left_out() -> None:
             "bias_learning_rate": {"schedule": "optimal"},
         }
     )
-    assert spec.rate == InverseScaling("inverse_scaling", 1.0, 0.5)
-    assert spec.bias_rate == Optimal("optimal", 1e-4)
+    assert spec.learning_rate == InverseScaling("inverse_scaling", 1.0, 0.5)
+    assert spec.bias_learning_rate == Optimal("optimal", 1e-4)
     assert spec.as_dict()["learning_rate"] == {"schedule": "inverse_scaling", "learning_rate": 1.0, "power": 0.5}
 
 
@@ -349,9 +340,7 @@ BAD_SCHEDULES: dict[str, Any] = {
     "an unknown field": {"schedule": "optimal", "alpha": 0.1, "beta": 1},
     "the field of another": {"schedule": "optimal", "power": 0.5},
     "alpha in inverse scaling": {"schedule": "inverse_scaling", "learning_rate": 0.1, "alpha": 0.1},
-    "power in constant": {"schedule": "constant", "learning_rate": 0.1, "power": 0.5},
     "a missing rate": {"schedule": "inverse_scaling"},
-    "a missing constant": {"schedule": "constant"},
     "a rate of 0": {"schedule": "inverse_scaling", "learning_rate": 0},
     "a negative rate": {"schedule": "inverse_scaling", "learning_rate": -0.1},
     "a rate that is no number": {"schedule": "inverse_scaling", "learning_rate": "0.1"},
@@ -363,10 +352,9 @@ BAD_SCHEDULES: dict[str, Any] = {
     "an alpha of 0": {"schedule": "optimal", "alpha": 0},
     "an infinite alpha": {"schedule": "optimal", "alpha": math.inf},
     "an alpha that is no number": {"schedule": "optimal", "alpha": [0.1]},
-    "a negative constant": {"schedule": "constant", "learning_rate": -1},
-    "a schedule in a schedule": {"schedule": "constant", "learning_rate": {"schedule": "optimal"}},
+    "a constant": {"schedule": "constant", "learning_rate": 0.1},
+    "a schedule in a schedule": {"schedule": "optimal", "alpha": {"schedule": "optimal"}},
     "a null rate": {"schedule": "inverse_scaling", "learning_rate": None},
-    "a null constant": {"schedule": "constant", "learning_rate": None},
     "a null power": {"schedule": "inverse_scaling", "learning_rate": 0.1, "power": None},
     "a null alpha": {"schedule": "optimal", "alpha": None},
 }
@@ -380,10 +368,9 @@ def test_a_schedule_that_makes_no_sense_names_its_field(field: str, schedule: An
 
 def test_ftrl_takes_a_number_for_its_rate_as_river_does_and_a_schedule_for_the_bias() -> None:
     assert refused({"rule": "ftrl", "learning_rate": {"schedule": "optimal"}}) == "learning_rate"
-    assert Spec.from_dict({"rule": "ftrl", "learning_rate": {"schedule": "constant", "learning_rate": 2}}).rate == 2.0
-    assert Spec.from_dict({"rule": "ftrl", "bias_learning_rate": {"schedule": "optimal"}}).bias_rate == Optimal(
-        "optimal"
-    )
+    assert Spec.from_dict(
+        {"rule": "ftrl", "bias_learning_rate": {"schedule": "optimal"}}
+    ).bias_learning_rate == Optimal("optimal")
 
 
 # -- there and back

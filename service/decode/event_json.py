@@ -2,7 +2,7 @@
 
 msgspec checks the shape while it reads, at no extra cost. Only a wrong event is read again, slowly, to name the field.
 
-A call of msgspec keeps the GIL until it returns. So long bodies are cut first (core/outline.py) and decoded piece by
+A call of msgspec keeps the GIL until it returns. So long bodies are cut first (outline.py) and decoded piece by
 piece. This still takes long: callers decode an event of more than WIDE_BYTES in a thread.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from core.builder import NO_LABEL
-from core.outline import PIECE_BYTES, Outline
 from service import errors
+from service.decode.outline import PIECE_BYTES, Outline
 from service.events import MAX_ID, Event, Explain, Features, Label, Named, Numbers, Question
 
 WIDE_BYTES = PIECE_BYTES
