@@ -203,7 +203,8 @@ class BatchBuilder:
         end = self._ends[kept]
         del self._columns[end:], self._values[end:], self._ends[kept + 1 :]
         del self._labels[kept:], self._weights[kept:]
-        self._left_out = {i: left_out for i, left_out in self._left_out.items() if i < kept}
+        while self._left_out and next(reversed(self._left_out)) >= kept:
+            self._left_out.popitem()
         self.features.truncate(features)
 
     def new_names(self) -> list[str]:

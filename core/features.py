@@ -299,6 +299,8 @@ class Features:
 
     def truncate(self, count: int) -> None:
         """Remove every name from column `count` on, because its batch was not committed."""
+        if count >= len(self.names):
+            return
         for name in self.names[count:]:
             del self._column[name]
         del self.names[count:]

@@ -40,8 +40,8 @@ class _Typed(Exception):
 class LogstepError(_Typed):
     """Something went wrong."""
 
-    index: int = 0
-    """Which event of the request is wrong, counted from 0."""
+    index: int | None = None
+    """Which item of the request is wrong, counted from 0. None if none is."""
     field: str | None = None
     line: int | None = None
     row: int | None = None

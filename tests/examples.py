@@ -83,7 +83,7 @@ async def make_example(below: Path) -> Example:
                 note(engine)
             if i % 15 == 0:
                 clicks = engine.model("clicks")
-                await engine.keep("clicks", [clicks.predict_to_keep(f"p{i}", {"a": 1.0, "z": i / 8})])
+                await engine.learn("clicks", [clicks.predict_to_keep(f"p{i}", {"a": 1.0, "z": i / 8})])
                 note(engine)
             if i and i % 30 == 0:
                 await engine.learn("clicks", [Label(f"p{i - 15}", 1)])

@@ -25,9 +25,10 @@ from forked import Logstep, clean_environment, elsewhere, serve
 
 from core import Learner, Spec
 from core.batch import Batch
-from service import clock
+from service import clock, errors
 from service.clock import SYSTEM
 from service.learning.engine import Engine
+from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result, Run
 from service.settings import Settings
 from service.storage.log import LogReader
 
@@ -263,6 +264,30 @@ def copied(folder: Path, to: Path) -> Path:
     """A copy of a data folder as it stands, also while it is open but not writing: what a kill would leave behind."""
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock", "*-shm"))
     return to
+
+
+class Told:
+    """A result by columns: the events and labels that were learned or are duplicates, the predictions, the error."""
+
+    def __init__(self, result: Result) -> None:
+        assert not isinstance(result, Run)
+        events = [outcome for outcome in result if isinstance(outcome, Learned | Duplicate)]
+        self.seq = [event.seq for event in events]
+        self.p = [event.p if isinstance(event, Learned) else None for event in events]
+        self.loss = [event.loss if isinstance(event, Learned) else None for event in events]
+        self.duplicate = [isinstance(event, Duplicate) for event in events]
+        self.late_labels: dict[int, LateLabel] = {
+            i: event.late for i, event in enumerate(events) if isinstance(event, Learned) and event.late is not None
+        }
+        self.predicted = [outcome for outcome in result if isinstance(outcome, Kept)]
+        refused = [outcome.error for outcome in result if isinstance(outcome, Refused)]
+        assert not any(isinstance(outcome, Refused) for outcome in result[:-1]), "nothing follows what is refused"
+        self.error: errors.LogstepError | None = refused[0] if refused else None
+
+
+def told(result: Result | Told) -> Told:
+    """A result by columns."""
+    return result if isinstance(result, Told) else Told(result)
 
 
 def events_of(batch: Batch, names: Sequence[str]) -> Iterator[tuple[dict[str, float], int, float]]:

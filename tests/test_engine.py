@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import chore_of, copied, logged_events, new_engine, replay, running_engine, started
+from processes import Told, chore_of, copied, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
 from core.rules import RULES
@@ -27,7 +27,7 @@ from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.queue import IN_LINE
-from service.learning.request import Result, Stream
+from service.learning.request import Outcome, Stream
 from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import WaitingReader
@@ -123,9 +123,10 @@ def failing_commits(error: Exception, times: int = 1) -> Iterator[list[int]]:
         yield calls
 
 
-async def gathered(*tasks: Coroutine[Any, Any, Result]) -> list[Any]:
+async def gathered(*tasks: Coroutine[Any, Any, list[Outcome]]) -> list[Any]:
     """What became of each, errors too; in the order in which they were begun."""
-    return list(await asyncio.gather(*tasks, return_exceptions=True))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [told(result) if isinstance(result, list) else result for result in results]
 
 
 async def as_a_kill_would_leave_it(engine: Engine, to: Path) -> Path:
@@ -147,7 +148,7 @@ def test_learns_that_wait_together_share_commits(tmp_path: Path) -> None:
         async with running_engine(tmp_path) as engine:
             before = commits(engine)
             results = await gathered(*[engine.learn("default", [event(i / 100)]) for i in range(500)])
-            assert [result.seq for result in results] == [[i + 1] for i in range(500)]
+            assert [told(result).seq for result in results] == [[i + 1] for i in range(500)]
             assert 1 <= commits(engine) - before <= 5
             assert len(rows(tmp_path, "SELECT 1 FROM batches")) == commits(engine) - before
 
@@ -172,7 +173,7 @@ def test_one_commit_has_a_row_for_each_model_in_it(tmp_path: Path) -> None:
                 await engine.create(name, Spec())
             before = commits(engine)
             results = await gathered(*[engine.learn("abc"[i % 3], [event(i)]) for i in range(9)])
-            assert [result.seq for result in results] == [[1], [1], [1], [2], [2], [2], [3], [3], [3]]
+            assert [told(result).seq for result in results] == [[1], [1], [1], [2], [2], [2], [3], [3], [3]]
             assert commits(engine) == before + 1
             assert rows(tmp_path, "SELECT events FROM batches") == [(3,), (3,), (3,)]
 
@@ -184,7 +185,7 @@ def test_seq_is_the_order_of_the_queue(tmp_path: Path) -> None:
         async with running_engine(tmp_path, commit_events=7) as engine:
             values = [i / 1000 for i in range(200)]
             results = await gathered(*[engine.learn("default", [event(value)]) for value in values])
-            assert [result.seq[0] for result in results] == list(range(1, 201))
+            assert [told(result).seq[0] for result in results] == list(range(1, 201))
         assert [x["a"] for x, _, _ in logged_events(tmp_path)] == values
 
     run(story())
@@ -197,8 +198,8 @@ def test_what_is_learned_together_is_what_is_learned_one_by_one(tmp_path: Path) 
         expected = [plain.learn_many([e.x], [int(e.y)], [e.weight]) for e in events]
         async with running_engine(tmp_path) as engine:
             results = await gathered(*[engine.learn("default", [e]) for e in events])
-            assert [result.p for result in results] == [outcome.probabilities.tolist() for outcome in expected]
-            assert [result.loss for result in results] == [outcome.losses.tolist() for outcome in expected]
+            assert [told(result).p for result in results] == [outcome.probabilities.tolist() for outcome in expected]
+            assert [told(result).loss for result in results] == [outcome.losses.tolist() for outcome in expected]
             assert engine.model("default").learner.sha256() == plain.sha256()
 
     run(story())
@@ -244,7 +245,7 @@ def test_a_request_without_events_is_answered_and_writes_nothing(tmp_path: Path)
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             before = commits(engine)
-            assert await engine.learn("default", []) == Result()
+            assert await engine.learn("default", []) == []
             assert commits(engine) == before
 
     run(story())
@@ -258,8 +259,8 @@ def test_a_waiter_that_gave_up_does_not_disturb_the_others(tmp_path: Path, gate:
             await gate.wait_until_entered()
             first.cancel()
             gate.opened.set()
-            assert (await second).seq == [2]
-            assert (await engine.learn("default", [event(3.0)])).seq == [3]
+            assert told(await second).seq == [2]
+            assert told(await engine.learn("default", [event(3.0)])).seq == [3]
 
     run(story())
 
@@ -282,8 +283,8 @@ def test_a_full_disk_is_told_to_all_who_wait_and_leaves_the_model_as_it_was(tmp_
             assert engine.state == "ready"
             assert engine.failure is None
             result = await engine.learn("default", [event(1.0, feature="new-4", id_="id-4"), event(2.0)])
-            assert result.seq == [21, 22]
-            assert result.duplicate == [False, False]
+            assert told(result).seq == [21, 22]
+            assert told(result).duplicate == [False, False]
             after = whole_state(engine.model("default"))
             left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         assert (await reopened(left))["default"] == after
@@ -474,7 +475,7 @@ def test_a_full_queue_refuses_requests_and_lets_streams_wait(tmp_path: Path, gat
             assert not stream.done()
             gate.opened.set()
             results = [await task for task in (writing, queued, fits, stream)]
-            assert [result.seq for result in results] == [[1], [*range(2, 10)], [10, 11], [12, 13, 14]]
+            assert [told(result).seq for result in results] == [[1], [*range(2, 10)], [10, 11], [12, 13, 14]]
 
     run(story())
 
@@ -486,13 +487,13 @@ def test_room_is_kept_for_what_is_being_decoded(tmp_path: Path) -> None:
                 with pytest.raises(errors.QueueFull):
                     await engine.learn("default", some_events(3))
                 assert engine.queue.has_room(2)
-            assert (await engine.learn("default", some_events(10))).seq[-1] == 10
+            assert told(await engine.learn("default", some_events(10))).seq[-1] == 10
             async with engine.queue.announced(50):  # larger than the queue, and alone
                 assert not engine.queue.has_room(1)
                 stream = asyncio.create_task(engine.learn("default", some_events(3), Stream()))
                 await asyncio.sleep(0.01)
                 assert not stream.done()
-            assert (await stream).seq == [11, 12, 13]  # what is not learned after all makes room too
+            assert told(await stream).seq == [11, 12, 13]  # what is not learned after all makes room too
             assert engine.queue.has_room(10)
 
     run(story())
@@ -546,7 +547,7 @@ def test_a_stream_waits_behind_the_array_that_was_there_before_it(tmp_path: Path
             await asyncio.sleep(0.01)
             assert entered == [6, 10]
             leave[1].set()
-            assert (await stream).seq == [1, 2]
+            assert told(await stream).seq == [1, 2]
             await asyncio.gather(first, large)
 
     run(story())
@@ -608,7 +609,7 @@ def test_who_waits_in_line_is_told_when_the_service_stops(tmp_path: Path) -> Non
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, queue_events=10) as engine:
-            assert (await engine.learn("default", some_events(50))).seq[-1] == 50
+            assert told(await engine.learn("default", some_events(50))).seq[-1] == 50
 
     run(story())
 
@@ -624,7 +625,7 @@ def test_the_queue_has_room_again_after_requests_were_refused_or_put_off(tmp_pat
                     engine.learn("nowhere", [event(1.0)]),
                 )
             assert engine.queue.events == 0
-            assert (await engine.learn("default", some_events(10))).seq[-1] == 15
+            assert told(await engine.learn("default", some_events(10))).seq[-1] == 15
 
     run(story())
 
@@ -636,15 +637,15 @@ def test_an_id_is_learned_once_and_its_duplicates_have_its_seq(tmp_path: Path) -
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await engine.learn("default", [event(1.0)])
-            first = await engine.learn("default", [event(2.0, id_="x")])
+            first = told(await engine.learn("default", [event(2.0, id_="x")]))
             again = await engine.learn("default", [event(2.0, id_="x"), event(3.0), event(2.0, id_="x")])
             assert (first.seq, first.duplicate) == ([2], [False])
-            assert (again.seq, again.duplicate) == ([2, 3, 2], [True, False, True])
-            assert again.p[0] is again.loss[0] is again.p[2] is None
-            assert again.p[1] is not None
+            assert (told(again).seq, told(again).duplicate) == ([2, 3, 2], [True, False, True])
+            assert told(again).p[0] is told(again).loss[0] is told(again).p[2] is None
+            assert told(again).p[1] is not None
         async with running_engine(tmp_path) as engine:
             again = await engine.learn("default", [event(2.0, id_="x")])
-            assert (again.seq, again.duplicate) == ([2], [True])
+            assert (told(again).seq, told(again).duplicate) == ([2], [True])
 
     run(story())
 
@@ -653,7 +654,9 @@ def test_an_id_with_another_x_y_or_weight_is_a_conflict(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await engine.learn("default", [Event({"a": 1.0, "b": 2.0}, 1, "x", 3.0)])
-            assert (await engine.learn("default", [Event({"b": 2.0, "a": 1.0}, True, "x", 3.0)])).duplicate == [True]
+            assert told(await engine.learn("default", [Event({"b": 2.0, "a": 1.0}, True, "x", 3.0)])).duplicate == [
+                True
+            ]
             for other in (
                 Event({"a": 1.0, "b": 2.5}, 1, "x", 3.0),
                 Event({"a": 2.0, "b": 1.0}, 1, "x", 3.0),
@@ -674,12 +677,12 @@ def test_a_duplicate_of_an_event_in_flight_waits_for_it(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             results = await gathered(*[engine.learn("default", [event(1.0, id_="x")]) for _ in range(10)])
-            assert [result.seq for result in results] == [[1]] * 10
-            assert sorted(result.duplicate[0] for result in results) == [False] + [True] * 9
+            assert [told(result).seq for result in results] == [[1]] * 10
+            assert sorted(told(result).duplicate[0] for result in results) == [False] + [True] * 9
             conflict, other = await gathered(
                 engine.learn("default", [event(1.0, id_="y")]), engine.learn("default", [event(2.0, id_="y")])
             )
-            assert conflict.seq == [2]
+            assert told(conflict).seq == [2]
             assert isinstance(other, errors.IdConflict)
 
     run(story())
@@ -693,7 +696,7 @@ def test_a_duplicate_of_an_event_whose_commit_failed_is_tried_itself(tmp_path: P
                     engine.learn("default", [event(1.0, id_="x")]), engine.learn("default", [event(1.0, id_="x")])
                 )
             assert isinstance(first, errors.DiskFull)
-            assert isinstance(second, Result), f"the second was told {second!r}, and the log has {commits(engine)}"
+            assert isinstance(second, Told), f"the second was told {second!r}, and the log has {commits(engine)}"
             assert (second.seq, second.duplicate) == ([1], [False])
             assert engine.model("default").learner.seq == 1
 
@@ -711,7 +714,7 @@ def test_an_event_that_was_refused_is_not_learned_afterwards(tmp_path: Path) -> 
                     engine.learn("default", [event(1.0, id_="x"), event(5.0, id_="y")]),
                 )
             await engine.learn("default", [event(9.0)])
-            answered = sum(len(result.seq) for result in results if isinstance(result, Result))
+            answered = sum(len(result.seq) for result in results if isinstance(result, Told))
             assert engine.model("default").learner.seq == answered + 1
 
     run(story())
@@ -749,7 +752,7 @@ def test_ids_of_one_model_are_not_those_of_another(tmp_path: Path) -> None:
         async with running_engine(tmp_path) as engine:
             await engine.create("other", Spec())
             results = await gathered(*[engine.learn(name, [event(1.0, id_="x")]) for name in ("default", "other")])
-            assert [(result.seq, result.duplicate) for result in results] == [([1], [False])] * 2
+            assert [(told(result).seq, told(result).duplicate) for result in results] == [([1], [False])] * 2
 
     run(story())
 
@@ -767,7 +770,7 @@ def test_one_event_that_cannot_be_learned_refuses_an_atomic_request(tmp_path: Pa
             assert found.value.index == 2
             assert commits(engine) == before
             assert engine.model("default").learner.features.names == []
-            assert (await engine.learn("default", [event(1.0, id_="x")])).duplicate == [False]
+            assert told(await engine.learn("default", [event(1.0, id_="x")])).duplicate == [False]
 
     run(story())
 
@@ -784,7 +787,7 @@ def test_a_refused_request_takes_nothing_from_the_others_in_its_commit(tmp_path:
             assert isinstance(refused, errors.InvalidEvent)
             assert engine.model("default").learner.names == ["one", "two"]
             again = await engine.learn("default", [event(3.0, id_="z", feature="two"), event(2.0, id_="y")])
-            assert (again.seq, again.duplicate) == ([2, 3], [True, False])
+            assert (told(again).seq, told(again).duplicate) == ([2, 3], [True, False])
         assert [x for x, _, _ in logged_events(tmp_path)] == [{"one": 1.0}, {"two": 3.0}, {"a": 2.0}]
 
     run(story())
@@ -795,10 +798,10 @@ def test_a_request_that_is_not_atomic_keeps_the_events_before_the_one_that_is_re
         async with running_engine(tmp_path) as engine:
             events = [event(1.0, id_="x"), event(2.0), event(1.0, id_="x"), event(3.0, y=2), event(4.0)]
             result = await engine.learn("default", events, Stream())
-            assert (result.seq, result.duplicate) == ([1, 2, 1], [False, False, True])
-            assert isinstance(result.error, errors.InvalidEvent)
-            assert result.error.index == 3
-            conflict = await engine.learn("default", [event(5.0), event(9.0, id_="x")], Stream())
+            assert (told(result).seq, told(result).duplicate) == ([1, 2, 1], [False, False, True])
+            assert isinstance(told(result).error, errors.InvalidEvent)
+            assert told(result).error.index == 3
+            conflict = told(await engine.learn("default", [event(5.0), event(9.0, id_="x")], Stream()))
             assert conflict.seq == [3]
             assert isinstance(conflict.error, errors.IdConflict)
         assert [x["a"] for x, _, _ in logged_events(tmp_path)] == [1.0, 2.0, 5.0]
@@ -811,7 +814,7 @@ def test_a_step_that_would_not_stay_finite_is_logged_and_not_taken_on_replay_eit
         async with running_engine(tmp_path / "a") as engine:
             await engine.create("steep", Spec(learning_rate=1e250))
             result = await engine.learn("steep", [event(1.0), event(1e99, y=0), event(1e-300)])
-            assert [loss is None for loss in result.loss] == [False, True, False]
+            assert [loss is None for loss in told(result).loss] == [False, True, False]
             assert engine.model("steep").learner.not_taken == 1
             after = whole_state(engine.model("steep"))
             left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
@@ -837,13 +840,13 @@ def test_learns_that_wait_for_a_model_that_is_deleted_are_told_that_there_is_non
             waiting = asyncio.create_task(engine.learn("m", [event(2.0)]))
             await asyncio.sleep(0)
             gate.opened.set()
-            assert (await written).seq == [1]  # it was committed before the model went
+            assert told(await written).seq == [1]  # it was committed before the model went
             await deleting
             with pytest.raises(errors.UnknownModel):
                 await waiting
             await engine.create("m", Spec())
             again = await engine.learn("m", [event(1.0, id_="x")])
-            assert (again.seq, again.duplicate) == ([1], [False])
+            assert (told(again).seq, told(again).duplicate) == ([1], [False])
 
     run(story())
 
@@ -858,9 +861,9 @@ def test_learns_that_wait_for_default_when_it_is_deleted_are_learned_by_the_new_
             waiting = asyncio.create_task(engine.learn("default", [event(2.0, feature="new")]))
             await asyncio.sleep(0)
             gate.opened.set()
-            assert (await written).seq == [1]
+            assert told(await written).seq == [1]
             await deleting
-            assert (await waiting).seq == [1]
+            assert told(await waiting).seq == [1]
             assert engine.model("default").learner.weights_by_name().keys() == {"new"}
             after = whole_state(engine.model("default"))
             left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
@@ -1278,7 +1281,7 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
             while not tries:
                 await engine.learn("default", some_events(1000))
                 await asyncio.sleep(0)
-            assert (await engine.learn("default", [event(1.0)])).seq == [engine.model("default").learner.seq]
+            assert told(await engine.learn("default", [event(1.0)])).seq == [engine.model("default").learner.seq]
             assert engine.state == "ready"
             engine._chores._rests_until = 0.0  # the pause is over
             await engine.learn("default", [event(1.0)])
@@ -1349,7 +1352,7 @@ def test_stopping_learns_what_still_waits(tmp_path: Path, gate: Gate) -> None:
             await engine.learn("default", [event(99.0)])
         gate.opened.set()
         await stopping
-        assert [(await task).seq for task in waiting] == [[i + 1] for i in range(9)]
+        assert [told(await task).seq for task in waiting] == [[i + 1] for i in range(9)]
         assert len(logged_events(tmp_path)) == 9
 
     run(story())

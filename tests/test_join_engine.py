@@ -16,7 +16,7 @@ import processes
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import Clock, copied, new_engine, replay, running_engine
+from processes import Clock, copied, new_engine, replay, running_engine, told
 
 import service.clock
 from core import Learner, Spec
@@ -26,7 +26,7 @@ from service.learning import draft as draft_module
 from service.learning.chores import FULL_PAUSE_SECONDS, Chores
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Result, Stream
+from service.learning.request import Outcome, Stream
 from service.replies import PredictedKept
 from service.storage import store as store_module
 from service.storage.store import ModelBatch, Store
@@ -50,12 +50,11 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 
 async def kept(engine: Engine, *questions: tuple[str, dict[str, Any]], model: str = "default") -> list[PredictedKept]:
     found = engine.model(model)
-    replies, error = await engine.keep(model, [found.predict_to_keep(id_, x) for id_, x in questions])
-    assert error is None
-    return replies
+    outcomes = await engine.learn(model, [found.predict_to_keep(id_, x) for id_, x in questions])
+    return told(outcomes).predicted
 
 
-async def learned(engine: Engine, *items: Event | Label, model: str = "default") -> Result:
+async def learned(engine: Engine, *items: Event | Label, model: str = "default") -> list[Outcome]:
     return await engine.learn(model, items)
 
 
@@ -187,7 +186,7 @@ def test_a_clock_that_is_set_back_delays_no_timeout_and_gives_no_delay_below_zer
             await kept(engine, ("ahead", {"a": 1.0}), ("labelled", {"a": 1.0}), model="m")
             clock.advance(-10 * DAY)
             result = await learned(engine, Label("labelled", 1), model="m")
-            assert result.late_labels[0].delay_s == 0.0
+            assert told(result).late_labels[0].delay_s == 0.0
             await kept(engine, ("now", {"a": 1.0}), model="m")
             await timed_out(engine, clock, 3601)
             assert (engine.model("m").waiting, engine.model("m").dropped) == (1, 1)
@@ -211,13 +210,13 @@ def test_a_full_disk_keeps_and_joins_nothing_and_leaves_everything_as_it_was(tmp
             before = described(model)
             with full_disk() as calls:
                 found = model.predict_to_keep
-                told = await asyncio.gather(
-                    engine.keep("m", [found("p2", {"c": 1.0}), found("p3", {"c": 1.0}), found("p4", {"c": 1.0})]),
+                refused = await asyncio.gather(
+                    engine.learn("m", [found("p2", {"c": 1.0}), found("p3", {"c": 1.0}), found("p4", {"c": 1.0})]),
                     engine.learn("m", [Label("p0", 1), Event({"new": 1.0}, 1, "e")]),
                     engine.learn("m", [Label("p1", 1)], Stream()),
                     return_exceptions=True,
                 )
-                assert [type(one) for one in told] == [errors.DiskFull] * 3
+                assert [type(one) for one in refused] == [errors.DiskFull] * 3
                 assert len(calls) == 1
             assert described(model) == before
             assert (model.not_kept, model.next_number) == (0, 3)
@@ -228,7 +227,7 @@ def test_a_full_disk_keeps_and_joins_nothing_and_leaves_everything_as_it_was(tmp
                 (False, False),
             ]
             result = await learned(engine, Label("p0", 1), Event({"new": 1.0}, 1, "e"), Label("p1", 1), model="m")
-            assert (result.seq, result.duplicate) == ([1, 2, 3], [False] * 3)
+            assert (told(result).seq, told(result).duplicate) == ([1, 2, 3], [False] * 3)
             assert model.learner.features.names == ["a", "new", "b"]
             after = described(model)
         async with running_engine(tmp_path) as engine:
@@ -263,7 +262,7 @@ def test_timeouts_wait_for_room_on_the_disk_and_the_writer_rests(
                 await asyncio.sleep(0.05)
                 assert turns < 3
                 assert described(engine.model("m")) == before
-            assert (await learned(engine, Event({"z": 1.0}, 1), model="m")).seq == [1]  # learning goes on at once
+            assert told(await learned(engine, Event({"z": 1.0}, 1), model="m")).seq == [1]  # learning goes on at once
             assert engine.model("m").waiting == 2
             clock.let_pass(FULL_PAUSE_SECONDS, engine)
             await until(lambda: engine.model("m").waiting == 0, "room")
@@ -285,7 +284,7 @@ def test_a_disk_that_is_really_full_refuses_a_prediction_and_then_goes_on(tmp_pa
             assert engine.model("default").waiting == 1
             db.execute("PRAGMA max_page_count = 1000000")
             assert all(reply.kept for reply in await kept(engine, *[(f"big{i}", {"a": 1.0}) for i in range(200)]))
-            assert (await learned(engine, Label("p0", 1), Label("big7", 0))).seq == [1, 2]
+            assert told(await learned(engine, Label("p0", 1), Label("big7", 0))).seq == [1, 2]
 
     run(story())
 
@@ -329,7 +328,8 @@ async def in_one_turn(engine: Engine, gate: Gate, *requests: Coroutine[Any, Any,
         await asyncio.sleep(0.01)
         assert not any(task.done() for task in tasks)
     await first
-    return list(await asyncio.gather(*tasks, return_exceptions=True))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [told(result) if isinstance(result, list) else result for result in results]
 
 
 def test_a_label_waits_for_its_prediction_in_the_same_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,18 +340,18 @@ def test_a_label_waits_for_its_prediction_in_the_same_turn(tmp_path: Path, monke
         async with running_engine(tmp_path) as engine:
             model = engine.model("default")
             predictions = [model.predict_to_keep(id_, {"a": 1.0}) for id_ in "ab"]
-            (replies, _), joined, again, whole, other = await in_one_turn(
+            replies, joined, again, whole, other = await in_one_turn(
                 engine,
                 gate,
-                engine.keep("default", predictions),
+                engine.learn("default", predictions),
                 engine.learn("default", [Label("b", 1), Event({"z": 1.0}, 0)]),
-                engine.keep("default", predictions[:1]),
+                engine.learn("default", predictions[:1]),
                 engine.learn("default", [Event({"a": 1}, 0, "a")]),
                 engine.learn("default", [Label("b", 0)]),
             )
-            assert [reply.kept for reply in replies] == [True, True]
+            assert [reply.kept for reply in replies.predicted] == [True, True]
             assert (joined.seq, joined.duplicate, joined.late_labels.keys()) == ([2, 3], [False, False], {0})
-            assert [(reply.kept, reply.duplicate) for reply in again[0]] == [(True, True)]
+            assert [(reply.kept, reply.duplicate) for reply in again.predicted] == [(True, True)]
             assert (whole.seq, whole.duplicate) == ([4], [False])
             assert isinstance(other, errors.IdConflict)
             assert model.waiting == 0
@@ -374,7 +374,7 @@ def test_a_label_whose_prediction_in_the_same_turn_is_refused_is_unknown(
             refused, unknown, joined = await in_one_turn(
                 engine,
                 gate,
-                engine.keep("default", wrong),
+                engine.learn("default", wrong),
                 engine.learn("default", [Label("new", 1)]),
                 engine.learn("default", [Label("old", 1)]),
             )
@@ -398,7 +398,7 @@ def test_a_prediction_in_the_turn_of_its_own_label_is_in_conflict(
             await kept(engine, ("a", {"a": 1.0}))
             again = model.predict_to_keep("a", {"a": 1.0})
             joined, conflict = await in_one_turn(
-                engine, gate, engine.learn("default", [Label("a", 1)]), engine.keep("default", [again])
+                engine, gate, engine.learn("default", [Label("a", 1)]), engine.learn("default", [again])
             )
             assert joined.seq == [2]
             assert isinstance(conflict, errors.IdConflict)
@@ -433,7 +433,7 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
                 gate,
                 engine.learn("default", [Event({"b": 1.0}, 0, "new")]),
                 engine.learn("default", [Event({"a": 1.0}, 1, "known")]),
-                engine.keep("default", [model.predict_to_keep("known", {"c": 1.0})]),
+                engine.learn("default", [model.predict_to_keep("known", {"c": 1.0})]),
                 engine.learn("default", [Event({"d": 1.0}, 1, "other"), Label("waits", 1)]),
                 engine.learn("default", [Event({"e": 1.0}, 1, "known-not"), Event({"f": 1e301}, 1)]),
             )
@@ -691,7 +691,7 @@ async def asked(engine: Engine, meaning: Meaning, requests: Sequence[Operation])
         if kind == "keep":
             questions[i] = [(id_, x, *meaning.predict(x)) for id_, x in things]
             predictions = [model.predict_to_keep(id_, x) for id_, x in things]
-            sent.append(engine.keep("m", predictions, None if atomic else Stream()))
+            sent.append(engine.learn("m", predictions, None if atomic else Stream()))
         else:
             sent.append(engine.learn("m", things, None if atomic else Stream()))
     answers = await asyncio.gather(*sent, return_exceptions=True)
@@ -705,18 +705,19 @@ async def asked(engine: Engine, meaning: Meaning, requests: Sequence[Operation])
             assert (type(answer), answer.index) == (wrong, index), (answer, wrong)
             continue
         assert not isinstance(answer, BaseException), (answer, expected)
-        error = answer[1] if kind == "keep" else answer.error
+        had = told(answer)
+        error = had.error
         assert (type(error), error.index) == (wrong, index) if wrong else error is None
         if kind == "keep":
-            assert [(reply.p, reply.seq, reply.kept, reply.duplicate) for reply in answer[0]] == expected
+            assert [(reply.p, reply.seq, reply.kept, reply.duplicate) for reply in had.predicted] == expected
             continue
-        assert answer.seq == [told.seq for told in expected]
-        assert answer.duplicate == [told.step is None for told in expected]
-        assert answer.p == [None if told.step is None else ps[told.step] for told in expected]
-        assert answer.loss == [None if told.step is None else losses[told.step] for told in expected]
-        late = {place: (label.served_p, label.late) for place, label in answer.late_labels.items()}
+        assert had.seq == [one.seq for one in expected]
+        assert had.duplicate == [one.step is None for one in expected]
+        assert had.p == [None if one.step is None else ps[one.step] for one in expected]
+        assert had.loss == [None if one.step is None else losses[one.step] for one in expected]
+        late = {place: (label.served_p, label.late) for place, label in had.late_labels.items()}
         assert late == {
-            place: (told.served_p, told.late) for place, told in enumerate(expected) if told.served_p is not None
+            place: (one.served_p, one.late) for place, one in enumerate(expected) if one.served_p is not None
         }
 
 
@@ -829,16 +830,17 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
             with pytest.raises(errors.IdsTooLarge):
                 await learned(engine, *labels, model="m")
             assert engine.model("m").last_seq == before
-            stream, array = await asyncio.gather(
+            results = await asyncio.gather(
                 engine.learn("m", [*labels[:7], Label("nobody", 1), *labels[7:]], Stream()),
                 learned(engine, Label("small", 1), model="m"),
             )
+            stream, array = map(told, results)
             assert stream.error is not None
             assert stream.error.index == 7
             assert len(stream.seq) == len(stream.p) == len(stream.loss) == len(stream.duplicate) == 7
             assert sorted([*stream.seq, *array.seq]) == list(range(before + 1, before + 9))
             assert list(stream.late_labels) == list(range(7))
-            whole = await engine.learn("m", labels, Stream())
+            whole = told(await engine.learn("m", labels, Stream()))
             assert (whole.duplicate, whole.error) == ([True] * 7 + [False] * 5, None)
             assert whole.seq[:7] == stream.seq
             assert list(whole.late_labels) == list(range(7, 12))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import Clock, chore_of, logged_events, replay, running_engine, started
+from processes import Clock, chore_of, logged_events, replay, running_engine, started, told
 from test_join_engine import described
 
 from core import Spec
@@ -29,11 +29,11 @@ from service.commands.inspect import examine
 from service.events import Event, Label
 from service.learning.chores import SPACE_PAUSE_SECONDS, Snapshots
 from service.learning.engine import Engine
-from service.learning.request import Result
+from service.learning.request import Outcome
 from service.replies import PredictedKept
 from service.storage import codec, schema, trimming, waiting
 from service.storage import store as store_module
-from service.storage.ids import DROPPED, NewId
+from service.storage.ids import IdKind, NewId
 from service.storage.packed import pack, unpack
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import Waiting, waiting_crc
@@ -49,13 +49,13 @@ async def kept(engine: Engine, *ids: str, model: str = "default") -> list[Predic
     """Keep a prediction under each id, each with a feature of its own."""
     found = engine.model(model)
     predictions = [found.predict_to_keep(id_, {"a": 1.0, f"f-{id_}": 2.0}) for id_ in ids]
-    replies, error = await engine.keep(model, predictions)
-    assert error is None
+    outcomes = await engine.learn(model, predictions)
+    replies = told(outcomes).predicted
     assert all(reply.kept for reply in replies)
     return replies
 
 
-async def learned(engine: Engine, *ids: str, y: int = 1, model: str = "default") -> Result:
+async def learned(engine: Engine, *ids: str, y: int = 1, model: str = "default") -> list[Outcome]:
     return await engine.learn(model, [Label(id_, y) for id_ in ids])
 
 
@@ -323,7 +323,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
                     await engine.learn("m", [Event({"a": 1.0, "f-p1": 2.0}, 1, "p1")])
                 with pytest.raises(errors.PredictionDamaged):
                     await kept(engine, "p1", model="m")
-            assert (await learned(engine, "p2", model="m")).seq == [2]
+            assert told(await learned(engine, "p2", model="m")).seq == [2]
             await kept(engine, "p4", model="m")
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine, "m")[0] == 0, "all to time out")
@@ -339,7 +339,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
                 errors.ExpiredId if good else errors.PredictionDamaged if unreached else errors.DroppedId
             ):
                 await learned(engine, "p1", model="m")
-            assert (await learned(engine, "done", model="m")).duplicate == [True]
+            assert told(await learned(engine, "done", model="m")).duplicate == [True]
             assert engine.failure is None
             after = described(engine.model("m"))
         async with running_engine(tmp_path) as engine:
@@ -349,7 +349,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
     run(story())
 
 
-@pytest.mark.parametrize("kind", [ORDINARY, JOINED, EXPIRED, DROPPED, 64])
+@pytest.mark.parametrize("kind", [ORDINARY, JOINED, EXPIRED, IdKind.DROPPED, 64])
 @pytest.mark.parametrize("on_timeout", ["drop", "negative"])
 def test_an_id_that_stands_for_something_else_does_not_stop_the_timeouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, on_timeout: str
@@ -387,8 +387,8 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
             join = {"keep": "60s", "on_timeout": on_timeout}
             model, _ = await engine.create("late", Spec.from_dict({"join": join}))
             predictions = [model.predict_to_keep(str(i), wide if i % 3 else {"a": 1.0}) for i in range(12)]
-            await engine.keep("late", predictions)
-            assert (await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
+            await engine.learn("late", predictions)
+            assert told(await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
             assert len(engine._disk.store.log.waiting.oldest(model.stored.key, 500)) < 11
             clock.advance(61.0, engine)
             await until(lambda: model.waiting == 0, "all of them to time out")
@@ -452,7 +452,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
             with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk"):
                 await learned(engine, "p1", model="m")
             await kept(engine, "p2", model="m")
-            assert (await learned(engine, "p2", model="m")).seq == [3]
+            assert told(await learned(engine, "p2", model="m")).seq == [3]
             assert engine.failure is None
 
     run(story())
@@ -551,7 +551,7 @@ def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pyte
             model = engine.model("default")
             x = {f"feature-{i}": "v" * 250 for i in range(4)}
             for i in range(10):
-                await engine.keep("default", [model.predict_to_keep(f"p{i}-{j}", x) for j in range(1_000)])
+                await engine.learn("default", [model.predict_to_keep(f"p{i}-{j}", x) for j in range(1_000)])
             peak = await engine._disk.run(pages)
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine) == (0, 0, 0, 10_000), "all to time out")

@@ -23,7 +23,7 @@ from disk import HOW, Call, Disk, lay, needs_strace, recorded, tracing
 from processes import LOST, Service, logged_events, replay, replayed_elsewhere, started
 
 from service.commands.inspect import examine
-from service.storage.ids import DROPPED, WAITING
+from service.storage.ids import IdKind
 
 MODELS: dict[str, dict[str, Any]] = {
     "adam": {"rule": "adam", "scale": "standard"},
@@ -211,11 +211,11 @@ async def recover(folder: Path, promised: Promises) -> dict[str, dict[str, Any]]
         for (model, id_), seq in promised.ids.items():
             found = await engine.find_id(model, id_)
             assert found is not None
-            assert (found.kind not in (WAITING, DROPPED), found.seq) == (True, seq)
+            assert (found.kind not in (IdKind.WAITING, IdKind.DROPPED), found.seq) == (True, seq)
         for model, id_ in promised.kept:
             found = await engine.find_id(model, id_)
             assert found is not None
-            assert found.waiting is not None or found.kind not in (WAITING, DROPPED)
+            assert found.waiting is not None or found.kind not in (IdKind.WAITING, IdKind.DROPPED)
         return {m.name: {"seq": m.learner.seq, "sha256": m.learner.sha256()} for m in engine.models}
     finally:
         await engine.stop(seconds=0)

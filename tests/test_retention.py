@@ -31,6 +31,7 @@ from processes import (
     replayed_elsewhere,
     running_engine,
     started,
+    told,
 )
 from pydantic import ValidationError
 
@@ -177,8 +178,8 @@ def test_a_start_from_a_shortened_log_gives_the_same_and_goes_on(tmp_path: Path)
             async with running_engine(copied(folder, tmp_path / f"copy-{len(flags)}"), **flags) as engine:
                 assert mark(engine) == before
                 again = await engine.learn("default", events(1_000))
-                assert set(again.duplicate) == {True}
-                assert again.seq == list(range(1, 1_001))
+                assert set(told(again).duplicate) == {True}
+                assert told(again).seq == list(range(1, 1_001))
                 await learn(engine, 500, 1_000)
                 if flags:
                     await until(lambda: gone(tmp_path / "copy-2") > gone(folder), "a shorter log")
@@ -518,12 +519,12 @@ def test_an_event_whose_id_is_gone_is_learned_again_and_predictions_that_wait_st
 
     async def run() -> None:
         async with running_engine(folder, keep_ids="200", keep_min=10) as engine:
-            await engine.keep("default", [prediction(engine, f"waits-{i}") for i in range(5)])
+            await engine.learn("default", [prediction(engine, f"waits-{i}") for i in range(5)])
             await learn(engine, 1_000)
             await until(lambda: len(ids(folder)) <= 300 + 5, "fewer ids")
             again = await engine.learn("default", [events(1)[0], events(1, 999)[0]])
-            assert (again.duplicate, again.seq) == ([False, True], [1_001, 1_000])
-            assert (await engine.learn("default", [Label("waits-0", 1)])).seq == [1_002]
+            assert (told(again).duplicate, told(again).seq) == ([False, True], [1_001, 1_000])
+            assert told(await engine.learn("default", [Label("waits-0", 1)])).seq == [1_002]
 
     asyncio.run(run())
 
@@ -546,7 +547,7 @@ def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
             spec = Spec.from_dict({"join": {"keep": "60s", "on_timeout": "negative", "late": "learn"}})
             await served.create("late", spec)
             for id_ in ("early", "recent"):
-                await served.keep("late", [served.model("late").predict_to_keep(id_, {"age": 1.0})])
+                await served.learn("late", [served.model("late").predict_to_keep(id_, {"age": 1.0})])
                 clock.advance(61, served)
                 await until(lambda: served.model("late").waiting == 0, "a timeout")
                 if id_ == "early":
@@ -559,7 +560,7 @@ def test_a_late_label_whose_event_is_gone_is_refused_and_said_why(
                 await served.learn("late", [Label("early", 1)])
             same = await served.learn("late", [Label("early", 0)])
             assert (same.duplicate, same.seq) == ([True], [1])
-            assert (await served.learn("late", [Label("recent", 1)])).seq == [seq + 1]
+            assert told(await served.learn("late", [Label("recent", 1)])).seq == [seq + 1]
 
     asyncio.run(run())
 

@@ -8,25 +8,29 @@ from dataclasses import replace
 
 from core.features import EventError
 from core.learner import Encoded
-from service import errors
+from service import errors, replies
 from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices
 from service.http.access import LEARN, grant_of
 from service.http.asgi import Scope
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
-from service.learning.request import Result, Stream
-from service.replies import Learned, LearnedLate, Predicted
+from service.learning.request import Duplicate, Kept, LateLabel, Learned, Outcome, Refused, Stream
+from service.replies import Predicted
 
 
-def learned(model: str, event: Event | Label, result: Result, i: int) -> Learned:
-    plain = (model, result.seq[i], result.p[i], result.loss[i], result.duplicate[i])
-    late_label = result.late_labels.get(i)
-    if late_label is not None:
-        return LearnedLate(*plain, *late_label)
-    if isinstance(event, Label):
-        return LearnedLate(*plain, served_p=None, served_loss=None, delay_s=None, late=False)
-    return Learned(*plain)
+def learned(model: str, event: Event | Label, outcome: Outcome) -> replies.Learned:
+    """The reply to an event or label that was not refused."""
+    late: LateLabel | tuple[None, None, None, bool] | None = None
+    plain: tuple[str, int, float | None, float | None, bool]
+    if isinstance(outcome, Learned):
+        plain, late = (model, outcome.seq, outcome.p, outcome.loss, False), outcome.late
+    else:
+        assert isinstance(outcome, Duplicate)  # noqa: S101  # only predictions are kept
+        plain = (model, outcome.seq, None, None, True)
+    if late is None and isinstance(event, Label):
+        late = None, None, None, False
+    return replies.Learned(*plain) if late is None else replies.LearnedLate(*plain, *late)
 
 
 async def predict_all(
@@ -59,14 +63,16 @@ async def predict_all(
     to_keep = [prediction for prediction in made if isinstance(prediction, Prediction)]
     if to_keep:
         try:
-            kept, refused = await engine.keep(model.name, to_keep, Stream() if stream else None)
+            outcomes = await engine.learn(model.name, to_keep, Stream() if stream else None)
         except errors.LogstepError as error:
-            raise placed(error, place(kept_at[error.index])) from None
-        if refused is not None:
-            wrong = placed(refused, place(kept_at[len(kept)]))
-            del made[kept_at[len(kept)] :]
-        for i, reply in zip(kept_at, kept, strict=False):
-            made[i] = reply
+            raise placed(error, place(kept_at[error.index or 0])) from None
+        for i, outcome in zip(kept_at, outcomes, strict=False):
+            if isinstance(outcome, Refused):
+                wrong = placed(outcome.error, place(i))
+                del made[i:]
+                break
+            assert isinstance(outcome, Kept)  # noqa: S101  # only events are learned
+            made[i] = outcome
     return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
 
 

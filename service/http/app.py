@@ -20,7 +20,7 @@ from service.http.asgi import Receive, Scope, Send
 from service.http.bodies import Bodies, is_stream
 from service.http.exchange import Exchange
 from service.http.hot import VERBS, Hot
-from service.http.one import Outcome
+from service.http.one import Told
 from service.http.page import add_page
 from service.http.reply import Reply, json_reply, problem, with_headers
 from service.learning.crosscheck import CrossChecks
@@ -162,7 +162,7 @@ class Service:
             return False
         exchange = Exchange(scope, self.engine)
 
-        def tell(outcome: Outcome) -> None:
+        def tell(outcome: Told) -> None:
             if isinstance(outcome, BaseException):
                 reply = self.refusal(outcome, exchange.request_id, scope)
             else:

@@ -70,12 +70,12 @@ class Arrays:
                     reply = None
             # From here on it is learned, even if the token is revoked or the service stops.
             if reply is None:
-                result = await self._engine.learn(model, events)
-                await json_reply(learned(model, events[0], result, 0)).send(send)
+                (outcome,) = await self._engine.learn(model, events)
+                await json_reply(learned(model, events[0], outcome)).send(send)
                 return
             try:
-                result = await self._engine.learn(model, events)
-                replies = (learned(model, event, result, i) for i, event in enumerate(events))
+                outcomes = await self._engine.learn(model, events)
+                replies = (learned(model, event, outcome) for event, outcome in zip(events, outcomes, strict=True))
                 await self._send_array(send, replies, reply)
             except errors.LogstepError as error:
                 raise placed(error, f"[{error.index}]") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from service.decode import event_json
 from service.fairness import WIDE
@@ -15,13 +16,13 @@ from service.http.bodies import ContentType, content_type
 from service.http.reply import JSON
 from service.learning.engine import Engine
 from service.learning.model import Prediction
-from service.learning.request import Result
+from service.learning.request import Refused, Result
 from service.replies import Learned, Predicted
 from service.settings import Settings
 
-Outcome = Learned | Predicted | BaseException
+Told = Learned | Predicted | BaseException
 """What is told of an event or a question: its reply, or what is wrong."""
-Tell = Callable[[Outcome], None]
+Tell = Callable[[Told], None]
 
 _JSON = ContentType(JSON)
 _SHORT_BYTES = 2**14
@@ -55,7 +56,7 @@ class One:
         self._engine.model(model)
         event = event_json.decode_learn(body)
         waits = self._engine.queue.enqueue(model, [event])
-        waits.add_done_callback(partial(_settle, tell, lambda result: learned(model, event, result, 0)))
+        waits.add_done_callback(partial(_settle, tell, lambda outcome: learned(model, event, outcome)))
 
     def _predict(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Predict from the current model. A prediction with an id is stored first."""
@@ -66,12 +67,13 @@ class One:
         made = predicted(scope, model, question)
         if isinstance(made, Prediction):
             waits = self._engine.queue.enqueue(name, [made])
-            waits.add_done_callback(partial(_settle, tell, lambda result: result.predicted[0]))
+            waits.add_done_callback(partial(_settle, tell, lambda kept: kept))
         else:
             tell(made)
         return True
 
 
-def _settle(tell: Tell, outcome: Callable[[Result], Outcome], waited: asyncio.Future[Result]) -> None:
+def _settle(tell: Tell, reply: Callable[[Any], Told], waited: asyncio.Future[Result]) -> None:
     """Tell when the writer is done."""
-    tell(waited.exception() or outcome(waited.result()))
+    outcome = waited.result()[0]
+    tell(outcome.error if isinstance(outcome, Refused) else reply(outcome))

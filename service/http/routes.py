@@ -41,7 +41,7 @@ from service.learning.engine import Engine
 from service.learning.model import Model, explaining_waiting
 from service.replies import encode
 from service.settings import Settings
-from service.storage.ids import WAITING
+from service.storage.ids import IdKind
 from service.watching.live import EventStream, Live
 from service.watching.past import Past
 
@@ -313,7 +313,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         assert asked.id is not None  # noqa: S101  # decode_explain requires x or id
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
-        if found is None or found.kind != WAITING or not access.grant_of(request.scope).may_see(owner):
+        if found is None or found.kind != IdKind.WAITING or not access.grant_of(request.scope).may_see(owner):
             raise errors.NothingWaits(field="id", id=asked.id)
         if found.waiting is None:
             raise errors.PredictionDamaged(field="id", id=asked.id)

@@ -22,7 +22,7 @@ from service.http.permit import Permit
 from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Result, Run, Stream
+from service.learning.request import Duplicate, Learned, Result, Run, Stream, refusal_of
 from service.replies import LearnedMany, LearnedManyLate, encode
 from service.settings import Settings
 from service.table import Table
@@ -149,14 +149,11 @@ async def _settle_but(
         if not waiting[0][1].done():
             await asyncio.wait([waiting[0][1]])  # if cancelled, the piece stays first and is counted later
         piece, answer = waiting.popleft()
-        try:
-            result = answer.result()
-        except errors.LogstepError as error:
-            wrong = wrong or error
-            continue
+        result = answer.result()
         tally.add(piece.items, result)
-        if result.error is not None:
-            wrong = wrong or piece.located(result.error, result.error.index)
+        if (refused := refusal_of(result)) is not None:
+            error = refused.error
+            wrong = wrong or (error if error.index is None else piece.located(error, error.index))
     if wrong is not None:
         raise wrong
 
@@ -175,24 +172,24 @@ class _Tally:
         self._served_loss = 0.0
 
     def add(self, events: Sequence[Event | Label] | Table, result: Result) -> None:
-        if result.run is not None:
-            self._add_run(result.run)
+        if isinstance(result, Run):
+            self._add_run(result)
             return
-        fresh = [seq for seq, duplicate in zip(result.seq, result.duplicate, strict=True) if not duplicate]
+        fresh = [outcome for outcome in result if isinstance(outcome, Learned)]
         self.learned += len(fresh)
-        self.duplicates += len(result.seq) - len(fresh)
+        self.duplicates += sum(isinstance(outcome, Duplicate) for outcome in result)
         if fresh:
-            self.first_seq = fresh[0] if self.first_seq is None else self.first_seq
-            self.last_seq = fresh[-1]
-        losses = [loss for loss in result.loss if loss is not None]
+            self.first_seq = fresh[0].seq if self.first_seq is None else self.first_seq
+            self.last_seq = fresh[-1].seq
+        losses = [outcome.loss for outcome in fresh if outcome.loss is not None]
         self._loss += sum(losses)
         self._scored += len(losses)
         if not isinstance(events, Table):
             self._has_labels = self._has_labels or any(isinstance(event, Label) for event in events)
-        for label in result.late_labels.values():
-            self._joined += not label.late
-            self._late += label.late
-            self._served_loss += label.served_loss
+        for late in (outcome.late for outcome in fresh if outcome.late is not None):
+            self._joined += not late.late
+            self._late += late.late
+            self._served_loss += late.served_loss
 
     def _add_run(self, run: Run) -> None:
         count = len(run.losses)

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from core import logistic
-from core.batch import LATE, ORDINARY, Batch, Served
+from core.batch import Batch, Served
 from core.builder import BatchBuilder
 from core.fingerprints import fingerprints, label_fingerprints
-from core.learner import Outcome
+from core.learner import Outcome as Steps
 from service import errors
 from service.learning.model import Model
-from service.learning.request import LateLabel, Request, Result, Run, Stream
-from service.replies import PredictedKept
-from service.storage.ids import IdRow
+from service.learning.request import Duplicate, Kept, LateLabel, Learned, Outcome, Refused, Request, Result, Run, Stream
+from service.storage.ids import IdKind, IdRow
 from service.storage.store import ModelBatch
 from service.storage.waiting import KnownId, Reading, Waiting
 from service.table import Table
@@ -49,9 +48,9 @@ class Known:
         return next((i for i, id_ in enumerate(ids) if (model, id_) in unread), len(items))
 
 
-Place = tuple[bool, int]
-"""(False, place in the batch) for a new event, (True, seq) for one that was learned before."""
-Places = Sequence[Place | PredictedKept] | range
+Place = int | Duplicate | Kept
+"""What an item is before the steps: a new event by its place in the batch, or what became of the item already."""
+Places = Sequence[Place] | range
 """A range holds the places of a table's events."""
 
 
@@ -62,8 +61,7 @@ class Draft:
     ids: the ids of its events, with their places in the batch. served: by place, what was served for an event, as
     (kind, score, delay in seconds, label). kept: predictions to keep, by id. done: numbers of predictions that no
     longer wait. dropped: number and id of predictions whose label did not come. known: which of these ids stood for
-    something before. answers: for each request the places of its events, or its predictions, and the error. refused:
-    requests that are refused whole.
+    something before. answers: for each request the places of its items, and what was refused of it.
     """
 
     model: Model
@@ -73,13 +71,12 @@ class Draft:
     first_seq: int = field(init=False)
     """The seq of its first event."""
     ids: dict[str, int] = field(default_factory=dict)
-    served: dict[int, tuple[int, float, float, int]] = field(default_factory=dict)
+    served: dict[int, tuple[IdKind, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
     dropped: list[tuple[int, str | None]] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
-    answers: list[tuple[Request, Places, errors.LogstepError | None]] = field(default_factory=list)
-    refused: list[tuple[Request, errors.LogstepError]] = field(default_factory=list)
+    answers: list[tuple[Request, Places, Refused | None]] = field(default_factory=list)
     broken: set[Stream] = field(default_factory=set)
     """Streams with an event that is refused in this turn."""
     wide: bool = False
@@ -96,10 +93,9 @@ class Draft:
         breaker = self.model.learner.spec.breaker
         return breaker is not None and len(self.builder) >= breaker.events
 
-    def check_learns(self, known: Known) -> None:
-        """Raise LearningStopped if the model is stopped. Duplicates are still answered, so ids must be looked up."""
+    def check_learns(self) -> None:
+        """Raise LearningStopped if the model is stopped. Duplicates are still answered."""
         if self.model.stopped:
-            self.unsure = self.unsure or not known.all_of_them
             raise why_stopped(self.model)
 
     @property
@@ -118,12 +114,13 @@ class Draft:
         return self.builder.mark(), len(self.ids), len(self.served), len(self.kept), len(self.done)
 
     def take_back(self, mark: tuple[Any, ...]) -> None:
-        """Remove everything added since `mark`."""
+        """Remove everything added since `mark`, in time proportional to that."""
         builder, ids, served, kept, done = mark
         self.builder.take_back(builder)
-        self.ids = dict(list(self.ids.items())[:ids])
-        self.served = dict(list(self.served.items())[:served])
-        self.kept = dict(list(self.kept.items())[:kept])
+        entries: dict[Any, Any]
+        for entries, before in ((self.ids, ids), (self.served, served), (self.kept, kept)):
+            while len(entries) > before:
+                entries.popitem()  # the newest
         del self.done[done:]
 
     def build(self) -> Batch:
@@ -151,62 +148,62 @@ class Draft:
     def _new_ids(self, batch: Batch) -> list[IdRow]:
         """The ids of the events, and what they stand for. Works by columns: a stream has thousands in a turn."""
         places = np.fromiter(self.ids.values(), np.int64, len(self.ids))
-        kinds: Iterable[int] = repeat(ORDINARY)
+        kinds: Iterable[IdKind] = repeat(IdKind.LEARNED)
         if self.served:
-            kinds = [self.served[place][0] if place in self.served else ORDINARY for place in self.ids.values()]
+            kinds = [self.kind(place) for place in self.ids.values()]
         seqs, marks = (self.first_seq + places).tolist(), fingerprints(batch)[places].tolist()
         labels = label_fingerprints(batch.labels, batch.weights)[places].tolist()
         return list(zip(self.ids, seqs, marks, kinds, labels, strict=False))
+
+    def kind(self, place: int) -> IdKind:
+        """What an event of this draft is."""
+        return self.served[place][0] if place in self.served else IdKind.LEARNED
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to commit."""
         return not (len(self.builder) or self.kept or self.dropped)
 
-    def results(self, outcome: Outcome) -> list[tuple[Request, Result]]:
-        """The result of each request, given the outcome of the steps."""
+    def results(self, outcome: Steps) -> list[tuple[Request, Result]]:
+        """What became of each request, given the outcome of the steps."""
         results: list[tuple[Request, Result]] = []
         p: list[float] = []
         loss: list[float | None] = []
-        for request, places, error in self.answers:
-            result = Result(error=error)
-            results.append((request, result))
+        for request, places, refused in self.answers:
             if isinstance(places, range):  # a table's
                 of_table = slice(places.start, places.stop)
-                result.run = Run(self.first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
+                losses, taken = outcome.losses[of_table], outcome.learned[of_table]
+                results.append((request, Run(self.first_seq + places.start, losses, taken, refused)))
                 continue
             if not p:
                 p, loss = outcome.probabilities.tolist(), _losses(outcome)
-            for i, place in enumerate(places):
-                if isinstance(place, PredictedKept):
-                    result.predicted.append(place)
+            result: list[Outcome] = []
+            for place in places:
+                if isinstance(place, int):
+                    late = self._late_label(place) if self.served else None
+                    result.append(Learned(self.first_seq + place, p[place], loss[place], late))
+                    continue
+                result.append(place)
+                if isinstance(place, Duplicate):
+                    self.model.duplicates += 1
+                else:
                     self.model.not_kept += not place.kept
                     self.model.duplicates += place.duplicate
-                    continue
-                duplicate, at = place
-                self.model.duplicates += duplicate
-                result.seq.append(at if duplicate else self.first_seq + at)
-                result.p.append(None if duplicate else p[at])
-                result.loss.append(None if duplicate else loss[at])
-                result.duplicate.append(duplicate)
-                if self.served and not duplicate and at in self.served:
-                    result.late_labels[i] = self._late_label(at)
+            if refused is not None:
+                result.append(refused)
+            results.append((request, result))
         return results
 
-    def _late_label(self, place: int) -> LateLabel:
+    def _late_label(self, place: int) -> LateLabel | None:
+        if place not in self.served:
+            return None
         kind, score, delay, y = self.served[place]
-        return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == LATE)
-
-    def refuse(self) -> None:
-        """Answer the refused requests. Only after the commit: until then the turn may run again with all ids looked
-        up."""
-        for request, error in self.refused:
-            request.refuse(error)
+        return LateLabel(logistic.sigmoid(score), logistic.log_loss(score, y), delay, kind == IdKind.LATE)
 
     def give_up(self, error: errors.LogstepError) -> None:
-        """Answer all other requests with an error."""
-        for request, _, _ in self.answers:
-            request.refuse(error)
+        """Refuse all requests with this error, except those that are refused whole for an error of their own."""
+        for request, _, refused in self.answers:
+            request.refuse(error if refused is None or request.stream is not None else refused.error)
 
 
 def why_stopped(model: Model) -> errors.LearningStopped:
@@ -216,7 +213,7 @@ def why_stopped(model: Model) -> errors.LearningStopped:
     return errors.LearningStopped(model=model.name, seq=seq, events=breaker.events, limit=breaker.log_loss)
 
 
-def _losses(outcome: Outcome) -> list[float | None]:
+def _losses(outcome: Steps) -> list[float | None]:
     """The log losses, None if the step was not taken."""
     losses: list[float | None] = list(outcome.losses.tolist())
     learned = outcome.learned.tolist()  # numpy's `all` takes 2 us, and each batch may have one event

@@ -16,20 +16,18 @@ from collections.abc import Callable, Sequence
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
-from service.events import Event, Label
 from service.learning.chores import Chores, Dropping, Room, Series, Snapshots, Timeouts
 from service.learning.disk import Disk
-from service.learning.model import Model, Prediction
+from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.queue import Queue
 from service.learning.recovery import Recovery
-from service.learning.request import Result, Stream
+from service.learning.request import Item, Outcome, Stream, refusal_of
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.state import EngineState, Lifecycle, On, mistake
 from service.learning.telemetry import Facts, Telemetry
 from service.learning.writer import Writer
-from service.replies import PredictedKept
 from service.settings import Settings
 from service.storage.store import Store
 from service.storage.waiting import KnownId
@@ -114,27 +112,21 @@ class Engine:
 
     # -- learning
 
-    async def learn(self, model: str, events: Sequence[Event | Label], stream: Stream | None = None) -> Result:
-        """Learn events, in order: all or none; of a stream, those before the first invalid one.
+    async def learn(self, model: str, items: Sequence[Item], stream: Stream | None = None) -> list[Outcome]:
+        """Learn events and labels, or keep predictions, in order: all or none; of a stream, those before the first
+        refused one, which comes last. Returns when they are on disk and the steps are taken.
 
-        Returns when they are on disk and the steps are taken.
+        Raises the error if all are refused.
         """
         if stream is None:
-            return await self.queue.enqueue(model, events)
-        return await (await self.queue.submit(model, events, stream))
-
-    async def keep(
-        self, model: str, predictions: Sequence[Prediction], stream: Stream | None = None
-    ) -> tuple[list[PredictedKept], errors.LogstepError | None]:
-        """Keep predictions until their labels come. The replies, and for a stream the error of the first refused one.
-
-        Returns when they are on disk.
-        """
-        if stream is None:
-            result = await self.queue.enqueue(model, predictions)
+            result = await self.queue.enqueue(model, items)
         else:
-            result = await (await self.queue.submit(model, predictions, stream))
-        return result.predicted, result.error
+            result = await (await self.queue.submit(model, items, stream))
+        refused = refusal_of(result)
+        if refused is not None and (stream is None or refused.error.index is None):
+            raise refused.error
+        assert isinstance(result, list)  # noqa: S101  # a Run is a table's
+        return result
 
     async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""

@@ -1,80 +1,185 @@
-"""The life of an id: what an event, a label or a prediction is to what its id stands for."""
+"""The life of an id: what happens to an item, by what its id stands for. `decide` is this table as a function.
+
+    stands for   event                       label                       prediction                   timeout
+    new          learn                       404 unknown                 keep                         -
+    waiting      same x: join, else 409      join                        same x: duplicate, else 409  expire or drop
+    joined       same: duplicate, else 409   same: duplicate, else 409   409                          -
+    learned      same: duplicate, else 409   same: duplicate, else 409   409                          -
+    expired      same x: like its label,     late: 404, or               409                          -
+                 else 409                    0: duplicate, 1: correct
+    late         same: duplicate, else 409   same: duplicate, else 409   409                          -
+    dropped      learn                       404 dropped                 keep                         -
+
+learned: an event came whole. joined: a label came for the waiting prediction. expired: none came in time, and the event
+was learned as 0. late: a label came later still, and corrected that. The model's `join` says whether a timeout expires
+or drops, and whether a late label is refused or corrects. An event is the same if x, y and weight are; a label, if y
+and weight are. What is damaged on disk is refused, and dropped at its timeout.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from enum import Enum, auto
+from typing import NamedTuple
 
 import numpy as np
 
 from core import logistic
-from core.batch import EXPIRED, JOINED, LATE, Batch
+from core.batch import Batch
 from core.builder import check_label
 from core.features import EventError, Features, X, flatten
 from core.fingerprints import fingerprints, label_fingerprints
+from core.spec import Join
 from service import errors
 from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place
 from service.learning.model import Prediction
-from service.learning.request import Item
-from service.replies import PredictedKept
-from service.storage.ids import DROPPED, WAITING
+from service.learning.request import Duplicate, Item, Kept
+from service.storage.ids import IdKind
 from service.storage.waiting import KnownId, OldWaiting, Waiting
 
 
-def place_item(draft: Draft, item: Item, known: Known) -> Place | PredictedKept:
+class Do(Enum):
+    """What to do with an item that is not refused."""
+
+    LEARN = auto()
+    JOIN = auto()
+    """Learn the label with the x that waits."""
+    CORRECT = auto()
+    """Take one more step, with y = 1, for an event that was learned as 0."""
+    KEEP = auto()
+    DUPLICATE = auto()
+    """Answer as before."""
+    EXPIRE = auto()
+    """Learn the waiting prediction as 0."""
+    DROP = auto()
+
+
+class Found(NamedTuple):
+    """What an id stands for, and how the item that comes with it compares.
+
+    kind: None for a new id. seq: the seq of its event. here: whether that is earlier in the same request. same_x:
+    whether the item's x is that of the waiting prediction or of the expired event. same: whether the event or label is
+    that which was learned. whole: whether the disk has the waiting prediction, or the event to correct, undamaged.
+    gone: whether retention dropped that event.
+    """
+
+    kind: IdKind | None = None
+    seq: int = 0
+    here: bool = False
+    same_x: bool = False
+    same: bool = False
+    whole: bool = True
+    gone: bool = False
+
+
+NEW = Found()
+
+
+def decide(found: Found, item: Item | None, join: Join) -> Do | errors.LogstepError:
+    """What to do with an item that has an id, or why it is refused. `item` is None at the timeout of a prediction."""
+    if item is None:
+        return Do.EXPIRE if join.on_timeout == "negative" and found.whole else Do.DROP
+    match found.kind:
+        case None | IdKind.DROPPED:
+            return _of_nothing(found, item, join)
+        case IdKind.WAITING:
+            return _of_waiting(found, item)
+        case IdKind.EXPIRED if isinstance(item, Label) or (found.same_x and isinstance(item, Event)):
+            return _of_expired(found, item, join)
+        case _:
+            return _of_learned(found, item)
+
+
+def _of_nothing(found: Found, item: Item, join: Join) -> Do | errors.LogstepError:
+    if not isinstance(item, Label):
+        return Do.KEEP if isinstance(item, Prediction) else Do.LEARN
+    if found.kind is None:
+        return errors.UnknownId(field="id", id=item.id)
+    return errors.DroppedId(field="id", id=item.id, keep=join.keep)
+
+
+def _of_waiting(found: Found, item: Item) -> Do | errors.LogstepError:
+    if not found.whole:
+        return errors.PredictionDamaged(field="id", id=item.id)
+    if isinstance(item, Label):
+        return Do.JOIN
+    if found.same_x:
+        return Do.JOIN if isinstance(item, Event) else Do.DUPLICATE
+    better = "; send the label without x" if isinstance(item, Event) else ""
+    return _conflict(item, f"waits for its label with another x{better}")
+
+
+def _of_expired(found: Found, label: Event | Label, join: Join) -> Do | errors.LogstepError:
+    if join.late == "refuse":
+        return errors.ExpiredId(field="id", id=label.id, keep=join.keep, seq=found.seq)
+    if not label.y:
+        return Do.DUPLICATE  # the timeout assumed it
+    if found.gone:
+        return errors.EventGone(field="id", id=label.id, seq=found.seq)
+    return Do.CORRECT if found.whole else errors.PredictionDamaged(field="id", id=label.id)
+
+
+def _of_learned(found: Found, item: Item) -> Do | errors.LogstepError:
     if isinstance(item, Prediction):
-        return _keep(draft, item, known)
-    if item.id is not None:
-        check_label(item.y, item.weight)
-        found = known.ids.get((draft.key, item.id))
-        if item.id in draft.ids:  # from this request: others with this id are deferred to the next turn
-            return _learned_here(draft, item)
-        if isinstance(item, Label):
-            return _join(draft, item, found, known)
-        if found is not None:
-            if found.kind != DROPPED:
-                return _learned_before(draft, item, found, known)
-            draft.known.add(item.id)
-    draft.check_learns(known)
-    draft.builder.add(item.x, item.y, item.weight)
-    place = len(draft.builder) - 1
-    if item.id is not None:
-        draft.ids[item.id] = place
-    return False, place
+        return _conflict(item, f"was learned before, at seq {found.seq}: a prediction needs a new id", found.seq)
+    if found.same:
+        return Do.DUPLICATE
+    which = "y or weight" if isinstance(item, Label) else "x, y or weight"
+    if found.here:
+        return _conflict(item, f"was learned earlier in the same body with another {which}")
+    return _conflict(item, f"was learned before, at seq {found.seq}, with another {which}", found.seq)
 
 
-def _learned_here(draft: Draft, item: Event | Label) -> Place:
-    """An event or label with the id of an earlier one in its request: a duplicate or a conflict."""
-    place = draft.ids[item.id]  # type: ignore[index]  # it has an id
+def _conflict(item: Item, reason: str, seq: int | None = None) -> errors.IdConflict:
+    assert item.id is not None  # noqa: S101  # only an item with an id has a life
+    return errors.IdConflict(field="id", id=item.id, seq=seq, reason=reason)
+
+
+# -- what is found under an id
+
+
+def _found(draft: Draft, item: Item, known: Known) -> Found:
+    assert item.id is not None  # noqa: S101  # by the caller
+    if item.id in draft.ids:
+        return _found_here(draft, item, draft.ids[item.id])
+    if item.id in draft.kept:
+        return Found(IdKind.WAITING, same_x=same_x(draft.kept[item.id].x, item.x))  # type: ignore[union-attr]
+    on_disk = known.ids.get((draft.key, item.id))
+    return NEW if on_disk is None else _found_on_disk(draft, item, on_disk, known)
+
+
+def _found_on_disk(draft: Draft, item: Item, on_disk: KnownId, known: Known) -> Found:
+    kind, seq, features = on_disk.kind, on_disk.seq, draft.builder.features
+    if kind is IdKind.WAITING:
+        waiting = on_disk.waiting
+        same = waiting is not None and not isinstance(item, Label) and same_x(waiting.x, item.x)
+        return Found(kind, same_x=same, whole=waiting is not None)
+    if kind is IdKind.DROPPED or isinstance(item, Prediction):
+        return Found(kind, seq)
+    if kind is IdKind.EXPIRED:
+        key = draft.key, str(item.id)
+        logged = known.expired.get(key)
+        whole = logged is not None and logged[1].served is not None
+        same = isinstance(item, Event) and _fingerprint(features, Event(item.x, 0)) == on_disk.fingerprint
+        return Found(kind, seq, same_x=same, whole=whole, gone=key in known.gone)
+    if isinstance(item, Label):
+        mark = label_fingerprints(np.array([item.y], np.uint8), np.array([item.weight]))[0]
+        return Found(kind, seq, same=on_disk.label == mark)
+    return Found(kind, seq, same=_fingerprint(features, item) == on_disk.fingerprint)
+
+
+def _found_here(draft: Draft, item: Item, place: int) -> Found:
+    """The id came earlier in the same request. Requests with an id of an earlier one wait for a later turn."""
+    kind, seq = draft.kind(place), draft.first_seq + place
+    if isinstance(item, Prediction):
+        return Found(kind, seq, here=True)
     event = draft.builder.event(place)
     same = (event.labels[0], event.weights[0]) == (item.y, item.weight)
     if same and isinstance(item, Event):
         same = _fingerprint(draft.builder.features, item) == fingerprints(event)[0]
-    if not same:
-        raise errors.IdConflict(field="id", id=item.id, reason=_LEARNED.format("earlier in the same body"))
-    return True, draft.first_seq + place
-
-
-_LEARNED = "was learned {} with another x, y or weight"
-
-
-def _learned_before(draft: Draft, event: Event, found: KnownId, known: Known) -> Place:
-    """An event with x whose id already stands for something."""
-    assert event.id is not None  # noqa: S101  # by the caller
-    if found.kind == WAITING:
-        if same_x(_waiting_x(event.id, found), event.x):
-            return _join(draft, Label(event.id, event.y, event.weight), found, known)
-        reason = "waits for its label with another x; send the label without x"
-        raise errors.IdConflict(field="id", id=event.id, reason=reason)
-    features = draft.model.learner.features
-    if found.kind == EXPIRED and _fingerprint(features, Event(event.x, 0)) == found.fingerprint:
-        return _join(draft, Label(event.id, event.y, event.weight), found, known)
-    if _fingerprint(features, event) != found.fingerprint:
-        raise errors.IdConflict(
-            field="id", id=event.id, seq=found.seq, reason=_LEARNED.format(f"before, at seq {found.seq},")
-        )
-    return True, found.seq
+    return Found(kind, seq, here=True, same=same)
 
 
 def _fingerprint(features: Features, event: Event) -> int | None:
@@ -92,103 +197,97 @@ def same_x(a: X, b: X) -> bool:
     return dict(zip(*flatten(a), strict=True)) == dict(zip(*flatten(b), strict=True))
 
 
-# -- predictions, and the labels that come later
+# -- what is done
 
 
-def _keep(draft: Draft, prediction: Prediction, known: Known) -> PredictedKept:
-    """Keep a prediction until its label comes. If it already waits, give the same answer again."""
-    id_, model = prediction.id, draft.model
-    found = known.ids.get((draft.key, id_))
-    waiting = draft.kept.get(id_)
-    if found is not None:
-        draft.known.add(id_)
-    if waiting is None and found is not None and found.kind != DROPPED:
-        if found.kind != WAITING:
-            reason = f"was learned before, at seq {found.seq}: a prediction needs a new id"
-            raise errors.IdConflict(field="id", id=id_, seq=found.seq, reason=reason)
-        _waiting_x(id_, found)
-        waiting = found.waiting
-    if waiting is not None:
-        if not same_x(waiting.x, prediction.x):
-            raise errors.IdConflict(field="id", id=id_, reason="waits for its label with another x")
-        p = logistic.sigmoid(float(waiting.served[0]))
-        return PredictedKept(model.name, p, p > 0.5, waiting.seq, waiting.unknown, kept=True, duplicate=True)
+def place_item(draft: Draft, item: Item, known: Known) -> Place:
+    """Add an item to the draft. Raises why it is refused; the draft may then be half changed (`take_back`)."""
+    if item.id is None:
+        return _learn(draft, item)
+    if not isinstance(item, Prediction):
+        check_label(item.y, item.weight)
+    found = _found(draft, item, known)
+    do = decide(found, item, draft.model.learner.spec.join)
+    if not isinstance(do, Do):
+        raise do
+    on_disk = known.ids.get((draft.key, item.id))
+    if do is Do.DUPLICATE:
+        return _kept_before(draft, item, on_disk) if isinstance(item, Prediction) else Duplicate(found.seq)
+    if on_disk is not None:
+        draft.known.add(item.id)
+    if isinstance(item, Prediction):
+        return _keep(draft, item, known)
+    if do is Do.LEARN:
+        place = draft.ids[item.id] = _learn(draft, item)
+        return place
+    draft.check_learns()
+    if do is Do.CORRECT:
+        return _correct(draft, item, *known.expired[draft.key, item.id])
+    assert on_disk is not None and on_disk.waiting is not None  # noqa: S101, PT018  # `_found` has seen it
+    return _join(draft, on_disk.waiting, item.y, item.weight, IdKind.JOINED)
+
+
+def _learn(draft: Draft, event: Item) -> int:
+    assert isinstance(event, Event)  # noqa: S101  # only events have no id, and only they are learned as they came
+    draft.check_learns()
+    draft.builder.add(event.x, event.y, event.weight)
+    return len(draft.builder) - 1
+
+
+def _join(draft: Draft, waiting: Waiting, y: float, weight: float, kind: IdKind) -> int:
+    """Learn a waiting prediction with this label."""
+    draft.builder.add(waiting.x, y, weight)
+    draft.done.append(waiting.number)
+    return _served(draft, waiting.id, kind, float(waiting.served[0]), waiting.kept_at, y)
+
+
+def _correct(draft: Draft, label: Event | Label, written_at: float, logged: Batch) -> int:
+    assert label.id is not None and logged.served is not None  # noqa: S101, PT018  # `_found` has seen it
+    draft.builder.add_again(logged, label.y, label.weight)
+    kept_at = int((written_at - float(logged.served.delays[0])) * 1e6)
+    return _served(draft, label.id, IdKind.LATE, float(logged.served.scores[0]), kept_at, label.y)
+
+
+def _served(draft: Draft, id_: str, kind: IdKind, score: float, kept_at: int, y: float) -> int:
+    """The newest event was served as a prediction with this id and score. Returns its place."""
+    place = draft.ids[id_] = len(draft.builder) - 1
+    draft.known.add(id_)
+    draft.served[place] = kind, score, max(0, draft.now - kept_at) / 1e6, int(y)
+    return place
+
+
+def _keep(draft: Draft, prediction: Prediction, known: Known) -> Kept:
+    """Keep a prediction until its label comes, unless too many wait."""
+    model = draft.model
     kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
     if kept:
         number = model.next_number + len(draft.kept)
         made = (prediction.seq, prediction.served, prediction.x, prediction.unknown, prediction.owner)
-        draft.kept[id_] = Waiting(number, id_, draft.now, *made)
+        draft.kept[prediction.id] = Waiting(number, prediction.id, draft.now, *made)
     elif not known.all_of_them:
         draft.unsure = True
     p = logistic.sigmoid(float(prediction.served[0]))
-    return PredictedKept(model.name, p, p > 0.5, prediction.seq, prediction.unknown, kept=kept, duplicate=False)
+    return Kept(model.name, p, p > 0.5, prediction.seq, prediction.unknown, kept=kept, duplicate=False)
 
 
-def _join(draft: Draft, label: Label, found: KnownId | None, known: Known) -> Place:
-    """Learn a label with the x kept under its id."""
-    if found is None:
-        raise errors.UnknownId(field="id", id=label.id)
-    if found.kind == DROPPED:
-        raise errors.DroppedId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep)
-    if found.kind == WAITING:
-        draft.check_learns(known)
-        draft.builder.add(_waiting_x(label.id, found), label.y, label.weight)
-        assert found.waiting is not None  # noqa: S101  # _waiting_x has checked it
-        draft.done.append(found.waiting.number)
-        return _joined(draft, label, JOINED, found.waiting)
-    if found.kind == EXPIRED:
-        if draft.model.learner.spec.join.late == "refuse":
-            raise errors.ExpiredId(field="id", id=label.id, keep=draft.model.learner.spec.join.keep, seq=found.seq)
-        if label.y and (draft.key, label.id) in known.gone:
-            raise errors.EventGone(field="id", id=label.id, seq=found.seq)
-        if label.y:
-            draft.check_learns(known)
-            return _correct(draft, label, known.expired.get((draft.key, label.id)))
-        return True, found.seq  # label 0, as the timeout assumed
-    mark = label_fingerprints(np.array([label.y], np.uint8), np.array([label.weight]))[0]
-    if found.label != mark:
-        reason = f"was learned before, at seq {found.seq}, with another y or weight"
-        raise errors.IdConflict(field="id", id=label.id, seq=found.seq, reason=reason)
-    return True, found.seq
-
-
-def _correct(draft: Draft, label: Label, logged: tuple[float, Batch] | None) -> Place:
-    """One more step, with y = 1, for an event that was learned as 0 at the timeout."""
-    if logged is None or logged[1].served is None:
-        raise errors.PredictionDamaged(field="id", id=label.id)
-    written_at, batch = logged
-    draft.builder.add_again(batch, label.y, label.weight)
-    served = batch.served
-    assert served is not None  # noqa: S101  # checked above
-    kept_at = int((written_at - float(served.delays[0])) * 1e6)
-    return _joined(draft, label, LATE, Waiting(0, label.id, kept_at, 0, served.scores, {}))
-
-
-def _joined(draft: Draft, label: Label, kind: int, waiting: Waiting) -> Place:
-    place = len(draft.builder) - 1
-    draft.ids[label.id] = place
-    draft.known.add(label.id)
-    delay = max(0, draft.now - waiting.kept_at) / 1e6
-    draft.served[place] = kind, float(waiting.served[0]), delay, int(label.y)
-    return False, place
-
-
-def _waiting_x(id_: str, found: KnownId) -> X:
-    if found.waiting is None:
-        raise errors.PredictionDamaged(field="id", id=id_)
-    return found.waiting.x
+def _kept_before(draft: Draft, prediction: Prediction, on_disk: KnownId | None) -> Kept:
+    """The same answer as when the prediction was kept."""
+    waiting = draft.kept.get(prediction.id) or (on_disk and on_disk.waiting)
+    assert waiting  # noqa: S101  # `_found` has seen it
+    p = logistic.sigmoid(float(waiting.served[0]))
+    return Kept(draft.model.name, p, p > 0.5, waiting.seq, waiting.unknown, kept=True, duplicate=True)
 
 
 def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:
-    """Learn predictions whose labels did not come in time as y = 0, or drop them, as the spec says.
+    """Learn predictions whose labels did not come in time as y = 0, or drop them, as the table says.
 
-    It also drops a prediction that cannot be learned: the model has no room for its features, or it is damaged on disk.
+    It also drops a prediction that cannot be learned because the model has no room for its features.
     """
+    join = draft.model.learner.spec.join
     for old in oldest:
-        if old.waiting is not None and draft.model.learner.spec.join.on_timeout == "negative":
+        found = Found(IdKind.WAITING, whole=old.waiting is not None)
+        if decide(found, None, join) is Do.EXPIRE and old.waiting is not None:
             with contextlib.suppress(EventError):
-                draft.builder.add(old.waiting.x, 0)
-                draft.done.append(old.number)
-                _joined(draft, Label(old.waiting.id, 0), EXPIRED, old.waiting)
+                _join(draft, old.waiting, 0, 1.0, IdKind.EXPIRED)
                 continue
         draft.dropped.append((old.number, old.id))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+
+import msgspec
 
 from core.batch import Mask
 from core.logistic import Floats
@@ -22,15 +24,6 @@ Items = Sequence[Item] | Table
 """A table has only events."""
 
 
-class Run(NamedTuple):
-    """The result of a table: the seq of its first event, the log losses before the steps, and which steps were
-    taken."""
-
-    first_seq: int
-    losses: Floats
-    taken: Mask
-
-
 class LateLabel(NamedTuple):
     """What a joined label shows: p and log loss as served, and the seconds from the prediction to the label. late:
     whether it came after the timeout."""
@@ -41,24 +34,57 @@ class LateLabel(NamedTuple):
     late: bool
 
 
-@dataclass(slots=True)
-class Result:
-    """The result of one request.
+class Learned(msgspec.Struct, frozen=True, gc=False):
+    """An event or label was learned. p and loss: before its step; None if the step was not taken. late: of a label that
+    was joined to a prediction."""
 
-    `seq`, `p`, `loss` and `duplicate` have an entry for each answered event or label. `late_labels` has one for each
-    that was joined to a prediction, by its place. `predicted` has one for each prediction. `run` is the result of a
-    table. Only a request of a stream can have both an `error` and entries: those of the items before the refused one.
-    The result is empty if an earlier request of the stream was refused.
-    """
+    seq: int
+    p: float
+    loss: float | None
+    late: LateLabel | None = None
 
-    seq: list[int] = field(default_factory=list)
-    p: list[float | None] = field(default_factory=list)
-    loss: list[float | None] = field(default_factory=list)
-    duplicate: list[bool] = field(default_factory=list)
-    late_labels: dict[int, LateLabel] = field(default_factory=dict)
-    predicted: list[PredictedKept] = field(default_factory=list)
-    run: Run | None = None
-    error: errors.LogstepError | None = None
+
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
+    """An event or label was learned before, at this seq."""
+
+    seq: int
+
+
+Kept = PredictedKept
+"""A prediction waits for its label, or does not because too many wait: this is its reply."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An item was refused, and what it was part of: nothing of its request was learned, or, of a stream, nothing after
+    it. The error's `index` is the item's place in the request."""
+
+    error: errors.LogstepError
+
+
+Outcome = Learned | Duplicate | Kept | Refused
+
+
+class Run(NamedTuple):
+    """What became of a table: the seq of its first event, the log losses before the steps, which steps were taken, and
+    the first row that was refused."""
+
+    first_seq: int
+    losses: Floats
+    taken: Mask
+    refused: Refused | None
+
+
+Result = list[Outcome] | Run
+"""What became of a request: an outcome for each item up to the first refused one, or only that if all or none is
+learned. It is empty if an earlier request of the stream was refused."""
+
+
+def refusal_of(result: Result) -> Refused | None:
+    """What was refused of a request."""
+    if isinstance(result, Run):
+        return result.refused
+    last = result[-1] if result else None
+    return last if isinstance(last, Refused) else None
 
 
 @dataclass(slots=True, eq=False)
@@ -89,13 +115,12 @@ class Request:
         return self.rest
 
     def refuse(self, error: errors.LogstepError) -> None:
-        """Answer with an error, unless already answered."""
+        """Answer that all of it is refused, unless already answered."""
         if self.rest is not None:
             self.rest.refuse(error)
         if self.stream is not None:
             self.stream.broken = True
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        self.accept([Refused(error)])
 
     def ids(self, *, labels_alone: bool = False) -> list[str]:
         """The ids of its items, or only those of labels without x, which must already stand for something."""
@@ -115,24 +140,7 @@ def _settle(answer: asyncio.Future[Result], parts: asyncio.Future[list[Result]])
     """Answer a request that was cut in two, when both parts are answered."""
     if answer.done():
         return
-    error = parts.exception()
-    if error is None:
-        answer.set_result(_joined_results(*parts.result()))
-    else:
-        answer.set_exception(error)
-
-
-def _joined_results(first: Result, second: Result) -> Result:
-    """What became of the items of a request that was cut in two."""
-    before = len(first.seq) + len(first.predicted)
-    if second.error is not None:
-        second.error.index += before
-    return Result(
-        first.seq + second.seq,
-        first.p + second.p,
-        first.loss + second.loss,
-        first.duplicate + second.duplicate,
-        first.late_labels | {before + i: label for i, label in second.late_labels.items()},
-        first.predicted + second.predicted,
-        error=first.error or second.error,
-    )
+    first, second = parts.result()
+    if second and isinstance(refused := second[-1], Refused) and refused.error.index is not None:
+        refused.error.index += len(first)
+    answer.set_result([*first, *second])  # neither is a Run, see `cut`

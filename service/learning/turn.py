@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.builder import BatchBuilder
 from core.features import EventError
 from service import errors
 from service.events import Label
 from service.learning.draft import Draft, Known, Place, Places
 from service.learning.labels import place_item
-from service.learning.request import Item, Request
-from service.replies import PredictedKept
+from service.learning.request import Item, Refused, Request
 from service.table import Table
 
 # -- what the requests ask for
@@ -44,55 +42,60 @@ def work_of(request: Request, model: int, known: Known) -> int:
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
     """Add a request's items to the draft. If one is refused, add none; of a stream, add those before it."""
     items = request.items
+    places: Places = []
+    refused: Refused | None = None
     if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
-        draft.answers.append((request, (), None))
+        pass
     elif not isinstance(items, Table):
-        _add_items(draft, request, items, known)
+        places, refused = _add_items(draft, request, items, known)
     elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
-        _add_items(draft, request, items.events(0, len(items)), known)  # checks each, because one may be known
+        # Each is checked, because one may be known.
+        places, refused = _add_items(draft, request, items.events(0, len(items)), known)
     else:
-        places, refusal = _add_table(draft.builder, items)
-        if items.ids is not None:
-            draft.ids.update(zip(items.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
-            draft.unsure = draft.unsure or refusal is not None
-        _answer(draft, request, places, refusal)
-
-
-def _answer(draft: Draft, request: Request, places: Places, refusal: errors.LogstepError | None) -> None:
-    draft.answers.append((request, places, refusal))
-    if refusal is not None and request.stream is not None:
+        places, refused = _add_table(draft, items)
+    draft.answers.append((request, places, refused))
+    if refused is not None and request.stream is not None:
         draft.broken.add(request.stream)
 
 
-def _add_table(builder: BatchBuilder, table: Table) -> tuple[range, errors.LogstepError | None]:
-    """The places of a table's events and None; or those of the events before the first invalid one, and its error."""
-    start = len(builder)
+def _add_table(draft: Draft, table: Table) -> tuple[range, Refused | None]:
+    """Add the events before the first invalid one. Their ids are new."""
+    start, refused = len(draft.builder), None
     try:
-        builder.add_table(*table.arrays())
+        draft.builder.add_table(*table.arrays())
     except EventError as error:
-        builder.add_table(*table.part(0, error.row).arrays())
-        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
-        refusal.index = error.row
-        return range(start, start + error.row), refusal
-    return range(start, start + len(table)), None
+        draft.builder.add_table(*table.part(0, error.row).arrays())
+        refused = _invalid(error, error.row)
+    places = range(start, len(draft.builder))
+    if table.ids is not None:
+        draft.ids.update(zip(table.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+        draft.unsure = draft.unsure or refused is not None
+    return places, refused
 
 
-def _add_items(draft: Draft, request: Request, items: Sequence[Item], known: Known) -> None:
-    mark = draft.mark()
-    places: list[Place | PredictedKept] = []
-    refusal: errors.LogstepError | None = None
+def _add_items(
+    draft: Draft, request: Request, items: Sequence[Item], known: Known
+) -> tuple[list[Place], Refused | None]:
+    """Add items one by one."""
+    mark, places, refused = draft.mark(), list[Place](), None
     try:
         for item in items:
             places.append(place_item(draft, item, known))
     except EventError as error:
-        refusal = errors.InvalidEvent(field=error.field, reason=error.message)
+        refused = _invalid(error, len(places))
     except errors.LogstepError as error:
-        refusal = error
-    if refusal is not None:
-        refusal.index = len(places)
-        draft.unsure = draft.unsure or not known.all_of_them
+        error.index, refused = len(places), Refused(error)
+    if refused is not None:
+        # Another item may be refused, or none, once it is known what the ids stand for. Labels' are known.
+        guessed = (item.id is not None and not isinstance(item, Label) for item in items[: len(places) + 1])
+        draft.unsure = draft.unsure or (not known.all_of_them and any(guessed))
         if request.stream is None:
             draft.take_back(mark)
-            draft.refused.append((request, refusal))
-            return
-    _answer(draft, request, places, refusal)
+            places = []
+    return places, refused
+
+
+def _invalid(error: EventError, index: int) -> Refused:
+    refused = Refused(errors.InvalidEvent(field=error.field, reason=error.message))
+    refused.error.index = index
+    return refused

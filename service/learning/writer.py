@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
 
-from core.batch import EXPIRED, Batch
+from core.batch import Batch
 from core.builder import BatchBuilder
 from core.learner import Outcome
 from service import errors, failures, logs
@@ -34,7 +34,7 @@ from service.learning.request import Request, Result
 from service.learning.state import Lifecycle, mistake
 from service.learning.telemetry import Telemetry
 from service.learning.turn import draft_request, work_of
-from service.storage.ids import IdsTakenError
+from service.storage.ids import IdKind, IdsTakenError
 from service.storage.store import ModelBatch, Store
 
 logger = logging.getLogger("logstep")
@@ -190,7 +190,6 @@ class Writer:
             await self._finish(drafts)
         except errors.DiskFull as error:
             for draft in drafts:
-                draft.refuse()
                 draft.give_up(error)
         return put_off
 
@@ -202,7 +201,6 @@ class Writer:
         batches = [await worked(draft.wide, draft.build) for draft in drafts]
         await self._commit(drafts, batches)
         for draft, batch in zip(drafts, batches, strict=True):
-            draft.refuse()
             self._count_committed(draft, batch)
             self._committed.append((draft, batch))
 
@@ -337,7 +335,7 @@ def _look_up(store: Store, known: Known, wanted: dict[int, list[str]], corrected
         return
     for model, id_ in ((model, id_) for model, ids in wanted.items() for id_ in ids):
         found = known.ids.get((model, id_))
-        if found is None or found.kind != EXPIRED or (model, id_) not in corrected:
+        if found is None or found.kind is not IdKind.EXPIRED or (model, id_) not in corrected:
             continue
         if not known.reading.takes((model, id_), 0):
             continue

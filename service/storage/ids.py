@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -15,13 +16,26 @@ from zlib import crc32
 
 import msgspec
 
-from core.batch import EXPIRED, JOINED, LATE, ORDINARY
 
-WAITING, DROPPED = LATE + 1, LATE + 2
-"""Kinds of ids without an event: the prediction waits, or it waited too long. An event's id has the kind of the event
-(core/batch.py)."""
+class IdKind(IntEnum):
+    """What an id stands for, as it is on disk. An event's id has the kind of the event (core/batch.py)."""
 
-OF_AN_EVENT = f"kind IN ({ORDINARY}, {JOINED}, {EXPIRED}, {LATE})"
+    LEARNED = 0
+    JOINED = 1
+    """A label was joined to the waiting prediction."""
+    EXPIRED = 2
+    """No label came in time, and the event was learned as 0."""
+    LATE = 3
+    """A label came later still and corrected that 0."""
+    WAITING = 4
+    """A prediction waits for its label; there is no event."""
+    DROPPED = 5
+    """It waited too long and was dropped; there is no event."""
+
+
+KINDS = {kind.value: kind for kind in IdKind}
+_OF_EVENTS = [str(kind.value) for kind in IdKind if kind not in (IdKind.WAITING, IdKind.DROPPED)]
+OF_AN_EVENT = f"kind IN ({', '.join(_OF_EVENTS)})"
 """A condition for the ids of events."""
 
 AT_ONCE = 250
@@ -33,7 +47,7 @@ INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, v
 _CHANGE = f"""{_INSERT} WHERE true
 ON CONFLICT (model, id) DO UPDATE SET
     seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
-WHERE kind IN ({WAITING}, {DROPPED}) OR (kind = {EXPIRED} AND excluded.kind = {LATE})
+WHERE kind IN ({IdKind.WAITING}, {IdKind.DROPPED}) OR (kind = {IdKind.EXPIRED} AND excluded.kind = {IdKind.LATE})
 """
 _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerprint", "kind", "label"))
 # The casts let the rows of a damaged page have a checksum too.
@@ -52,7 +66,7 @@ class NewId(NamedTuple):
     id: str
     seq: int
     fingerprint: int = 0
-    kind: int = ORDINARY
+    kind: int = IdKind.LEARNED
     label: int | None = None
 
 

@@ -30,7 +30,7 @@ from core.batch import Batch
 from service.storage import codec, schema, series
 from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
-from service.storage.ids import DROPPED, OF_AN_EVENT, WAITING, IdRow, NewId, Rows, rows_of
+from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
 from service.storage.packed import pack
 from service.storage.trimming import Trimming
@@ -126,7 +126,7 @@ class Store:
         if part.dropped:  # one row for all
             dropped_at, count = int(written_at * 1e6), len(part.dropped)
             insert("drops", model, part.dropped[-1][0], part.first_seq - 1, dropped_at, count)
-            ids.change(model, [NewId(id_, 0, kind=DROPPED) for _, id_ in part.dropped if id_ is not None])
+            ids.change(model, [NewId(id_, 0, kind=IdKind.DROPPED) for _, id_ in part.dropped if id_ is not None])
         if part.done or part.dropped:
             numbers = json.dumps([*part.done, *(number for number, _ in part.dropped)])
             some = "model = ? AND number IN (SELECT value FROM json_each(?))"
@@ -150,7 +150,7 @@ class Store:
             (model, b"".join(payloads), json.dumps(rows)),
         )
         self.commits.count(crc(*checksums))
-        ids = [NewId(new.id, new.number, kind=WAITING) for new in kept]
+        ids = [NewId(new.id, new.number, kind=IdKind.WAITING) for new in kept]
         self.commits.ids.insert(model, [new for new in ids if new.id not in known])
         self.commits.ids.change(model, [new for new in ids if new.id in known])
 

@@ -18,7 +18,7 @@ from core.logistic import Floats
 from service import failures
 from service.storage import codec
 from service.storage.database import Database
-from service.storage.ids import WAITING
+from service.storage.ids import KINDS, IdKind
 from service.storage.sync import failure_of
 
 spared = logging.getLogger("logstep.damage")
@@ -68,9 +68,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class KnownId:
-    """What an id stands for, as in NewId. waiting: its waiting prediction, None if there is none or it is damaged."""
+    """What an id stands for, as in NewId. waiting: its waiting prediction, None if there is none or it is damaged. A
+    damaged kind is read as WAITING, without a prediction."""
 
-    kind: int
+    kind: IdKind
     seq: int
     fingerprint: int
     label: int | None
@@ -155,7 +156,7 @@ class WaitingReader:
             if before and size > OLDEST_BYTES:
                 count = before
                 break
-        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, WAITING):
+        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, IdKind.WAITING.value):
             # An id that does not lead to this prediction is damaged: it may be another's.
             id_ = _text(id_hex) if known else self._id_of(model, number)
             waiting = None if id_ is None else self._whole(model, number, id_, *rest)
@@ -180,16 +181,16 @@ class WaitingReader:
                 continue
             places = {id_: place for place, id_ in enumerate(ids)}
             # One row with everything, because each row gives up the GIL.
-            rows = self._json_rows(_FIND, model, json.dumps(ids), WAITING)
+            rows = self._json_rows(_FIND, model, json.dumps(ids), IdKind.WAITING.value)
             for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in sorted(
                 rows, key=lambda row: places[row[0]]
             ):
                 waiting = None
-                if kind == WAITING and kept_at is not None:
+                if kind == IdKind.WAITING and kept_at is not None:
                     if not reading.takes((model, id_), size):
                         continue
                     waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
-                found[model, id_] = KnownId(kind, seq, fingerprint, label, waiting)
+                found[model, id_] = KnownId(KINDS.get(kind, IdKind.WAITING), seq, fingerprint, label, waiting)
         return found
 
     def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
@@ -207,7 +208,7 @@ class WaitingReader:
     def _id_of(self, model: int, number: int) -> str | None:
         """The id of the waiting prediction with this number. It searches all ids."""
         query = "SELECT hex(id) FROM ids WHERE model = ? AND kind = ? AND seq = ?"
-        return next((_text(id_hex) for (id_hex,) in self._db.rows(query, model, WAITING, number)), None)
+        return next((_text(id_hex) for (id_hex,) in self._db.rows(query, model, IdKind.WAITING.value, number)), None)
 
     def _whole(
         self, model: int, number: int, id_: str, kept_at: int, seq: int, in_hex: str | None, checksum: int
