@@ -84,14 +84,14 @@ class Gate:
         self.entered = threading.Event()
         commit, numbers = Store.commit, count(1)
 
-        def held(store: Store, batches: Sequence[ModelBatch]) -> None:
+        def held(store: Store, batches: Sequence[ModelBatch]) -> bool:
             number = next(numbers)
             if number >= first:
                 self.entered.set()
                 assert self.opened.wait(PATIENCE)
             if number == first and error is not None:
                 raise error
-            commit(store, batches)
+            return commit(store, batches)
 
         monkeypatch.setattr(Store, "commit", held)
 
@@ -112,11 +112,11 @@ def failing_commits(error: Exception, times: int = 1) -> Iterator[list[int]]:
     calls: list[int] = []
     commit = Store.commit
 
-    def failing(store: Store, batches: Sequence[ModelBatch]) -> None:
+    def failing(store: Store, batches: Sequence[ModelBatch]) -> bool:
         calls.append(sum(len(part.batch) for part in batches))
         if len(calls) <= times:
             raise error
-        commit(store, batches)
+        return commit(store, batches)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Store, "commit", failing)
@@ -332,7 +332,7 @@ def test_a_full_disk_takes_back_the_names_of_every_model_in_the_commit(tmp_path:
 def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_predicting(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(store: Store, batches: Sequence[ModelBatch]) -> None:
+    def broken(store: Store, batches: Sequence[ModelBatch]) -> bool:
         gate.entered.set()
         assert gate.opened.wait(PATIENCE)
         raise errors.StorageFailed(reason="the disk is gone")
@@ -372,7 +372,7 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
 def test_a_stream_that_waits_for_room_is_told_that_the_storage_failed(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(store: Store, batches: Sequence[ModelBatch]) -> None:
+    def broken(store: Store, batches: Sequence[ModelBatch]) -> bool:
         gate.entered.set()
         assert gate.opened.wait(PATIENCE)
         raise errors.StorageFailed(reason="the disk is gone")

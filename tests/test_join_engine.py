@@ -90,7 +90,7 @@ def full_disk() -> Iterator[list[int]]:
     """Every commit finds no room; the list that is given counts them."""
     calls: list[int] = []
 
-    def failing(store: Store, batches: Sequence[ModelBatch]) -> None:
+    def failing(store: Store, batches: Sequence[ModelBatch]) -> bool:
         calls.append(len(batches))
         raise errors.DiskFull
 
@@ -299,10 +299,10 @@ class Gate:
         self.opened, self.entered = threading.Event(), threading.Event()
         commit = Store.commit
 
-        def held(store: Store, batches: Sequence[ModelBatch]) -> None:
+        def held(store: Store, batches: Sequence[ModelBatch]) -> bool:
             self.entered.set()
             assert self.opened.wait(30)
-            commit(store, batches)
+            return commit(store, batches)
 
         monkeypatch.setattr(Store, "commit", held)
 

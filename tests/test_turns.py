@@ -66,9 +66,9 @@ def test_what_is_not_much_is_learned_before_the_next_commit(tmp_path: Path, monk
         async with running_engine(tmp_path, commit_events=1) as engine:
             model = engine.model("default")
 
-            def looked_at(store: Store, batches: Sequence[ModelBatch]) -> None:
+            def looked_at(store: Store, batches: Sequence[ModelBatch]) -> bool:
                 seen.append(model.learner.seq)
-                commit(store, batches)
+                return commit(store, batches)
 
             monkeypatch.setattr(Store, "commit", looked_at)
             await asyncio.gather(*(engine.queue.enqueue("default", [event(float(i))]) for i in range(4)))
@@ -275,11 +275,11 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
     def note(items: Any, answer: asyncio.Future[Result]) -> None:
         acknowledged.extend(learned_by(items, answer.result()))
 
-    def sometimes_full(store: Store, batches: Sequence[ModelBatch]) -> None:
+    def sometimes_full(store: Store, batches: Sequence[ModelBatch]) -> bool:
         time.sleep(disk.random() / 1_000)
         if disk.random() < 0.2:
             raise errors.DiskFull
-        commit(store, batches)
+        return commit(store, batches)
 
     async def client(engine: Engine, first: int) -> None:
         stream = Stream()
@@ -318,16 +318,16 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
         assert number is None or log[seq - 1][0]["n"] == number
 
 
-def test_a_breaker_looks_at_a_turn_before_the_next_is_committed(tmp_path: Path) -> None:
+def test_a_breaker_sees_the_steps_before_so_many_more_events_are_committed(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, commit_events=2) as engine:
             await engine.create("m", Spec(breaker=Breaker(log_loss=0.1, events=2)))
             answers = [engine.queue.enqueue("m", [event(1.0), event(1.0, y=0)]) for _ in range(5)]
-            first, *later = await asyncio.gather(*answers)
-            assert told(first).error is None
-            assert all(isinstance(told(result).error, errors.LearningStopped) for result in later)
-            assert engine.model("m").learner.seq == engine.model("m").last_seq == 2
-        assert len(logged_events(tmp_path, "m")) == 2
+            first, second, *later = map(told, await asyncio.gather(*answers))
+            assert first.error is second.error is None, "the second event passes the limit, and two more are learned"
+            assert all(isinstance(result.error, errors.LearningStopped) for result in later)
+            assert engine.model("m").learner.seq == engine.model("m").last_seq == 4
+        assert len(logged_events(tmp_path, "m")) == 4
 
     run(story())
 

@@ -132,9 +132,11 @@ class Joined(Shape):
 
 
 class BreakerState(Shape):
-    """`stopped_at` is the seq of the event that stopped the model; null while it learns."""
+    """`passed_at` is the seq of the event that passed the limit, and `stopped_at` of the last one that is learned; null
+    while there is none."""
 
     log_loss: float | None = 0.3312
+    passed_at: int | None = None
     stopped_at: int | None = None
     resumed_at: int = 0
 

@@ -118,13 +118,14 @@ class Timeouts(Chore):
             keep = model.learner.spec.join.keep_seconds
             key = model.stored.key
             oldest = await self._disk.run(lambda store: store.log.waiting.oldest(key, TIMEOUTS))
-            late = [old for old in oldest if _too_late(old, now, keep)]
+            overdue = [old for old in oldest if _too_late(old, now, keep)]
+            late = overdue[: int(min(model.room, TIMEOUTS))]
             if late:
                 draft = Draft(model, BatchBuilder(model.learner.features), int(now * 1e6))
                 draft.wide = sum(len(old.waiting.x) for old in late if old.waiting is not None) > WIDE_DRAFT
                 await worked(draft.wide, draft_timeouts, draft, late)
                 await self._writer.commit_alone(draft)
-            if len(late) < len(oldest):
+            if len(late) == len(overdue) < len(oldest):
                 model.first_due(min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep)
             elif not oldest:
                 model.first_due(math.inf)

@@ -70,6 +70,8 @@ class Draft:
     """Microseconds since 1970."""
     first_seq: int = field(init=False)
     """The seq of its first event."""
+    last_seq: int | None = None
+    """The seq of the last event that the breaker allows the request that is being added; None for any."""
     ids: dict[str, int] = field(default_factory=dict)
     served: dict[int, tuple[IdKind, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
@@ -88,14 +90,22 @@ class Draft:
         self.first_seq = self.model.last_seq + 1
 
     @property
-    def full(self) -> bool:
-        """Whether the model's breaker must see these events before more are committed."""
-        breaker = self.model.learner.spec.breaker
-        return breaker is not None and len(self.builder) >= breaker.events
+    def next_seq(self) -> int:
+        """The seq of the next event."""
+        return self.first_seq + len(self.builder)
+
+    def has_room_for(self, request: Request) -> bool:
+        """Whether the model's breaker has seen enough to say which of these events are learned. An array is learned
+        whole if its first event is."""
+        watch = self.model.watch
+        if watch is None:
+            return True
+        count = 1 if request.stream is None else len(request.items)
+        return self.next_seq + count - 1 <= self.model.learner.seq + watch.breaker.events
 
     def check_learns(self) -> None:
-        """Raise LearningStopped if the model is stopped. Duplicates are still answered."""
-        if self.model.stopped:
+        """Raise LearningStopped if the breaker stops the model before the next event. Duplicates are still answered."""
+        if self.last_seq is not None and self.next_seq > self.last_seq:
             raise why_stopped(self.model)
 
     @property
@@ -208,8 +218,8 @@ class Draft:
 
 def why_stopped(model: Model) -> errors.LearningStopped:
     """The error for learning on a model that its breaker has stopped."""
-    assert model.watch is not None and model.watch.stopped_at is not None  # noqa: S101, PT018  # it is stopped
-    breaker, seq = model.watch.breaker, model.watch.stopped_at
+    assert model.watch is not None and model.watch.passed_at is not None  # noqa: S101, PT018  # it is stopped
+    breaker, seq = model.watch.breaker, model.watch.passed_at
     return errors.LearningStopped(model=model.name, seq=seq, events=breaker.events, limit=breaker.log_loss)
 
 

@@ -190,9 +190,22 @@ class Model:
             self.held = False
 
     @property
+    def stops_at(self) -> int | None:
+        """The seq of the last event that the model learns before its breaker stops it; None if it does not."""
+        return None if self.watch is None else self.watch.stopped_at
+
+    @property
     def stopped(self) -> bool:
         """Whether the breaker has stopped the model: it predicts but does not learn."""
-        return self.watch is not None and self.watch.stopped_at is not None
+        return self.stops_at is not None and self.last_seq >= self.stops_at
+
+    @property
+    def room(self) -> float:
+        """How many events may be committed before their steps are taken, because of the breaker."""
+        if self.watch is None:
+            return math.inf
+        seen = self.learner.seq + self.watch.breaker.events
+        return (seen if self.stops_at is None else min(seen, self.stops_at)) - self.last_seq
 
     @property
     def next_timeout(self) -> float:

@@ -102,7 +102,7 @@ class Models(Collection[Model]):
         model = self.get(name)
         if model.watch is None:
             raise errors.NoBreaker(model=name)
-        if model.stopped:
+        if model.stops_at is not None:
             seq = model.learner.seq
             await self._disk.run(Store.resume, model.stored.key, seq)
             model.watch.resume(seq)

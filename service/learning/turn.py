@@ -41,14 +41,15 @@ def work_of(request: Request, model: int, known: Known) -> int:
 
 def draft_request(draft: Draft, request: Request, known: Known) -> None:
     """Add a request's items to the draft. If one is refused, add none; of a stream, add those before it."""
-    items = request.items
+    items, stops = request.items, draft.model.stops_at
+    draft.last_seq = None if request.stream is None and stops is not None and draft.next_seq <= stops else stops
     places: Places = []
     refused: Refused | None = None
     if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
         pass
     elif not isinstance(items, Table):
         places, refused = _add_items(draft, request, items, known)
-    elif draft.model.stopped or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
+    elif stops is not None or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
         # Each is checked, because one may be known.
         places, refused = _add_items(draft, request, items.events(0, len(items)), known)
     else:

@@ -17,7 +17,7 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 from core.batch import Batch
@@ -34,7 +34,7 @@ from service.learning.request import Request, Result
 from service.learning.state import Lifecycle, mistake
 from service.learning.telemetry import Telemetry
 from service.learning.turn import draft_request, work_of
-from service.storage.ids import IdKind, IdsTakenError
+from service.storage.ids import IdKind
 from service.storage.store import ModelBatch, Store
 
 logger = logging.getLogger("logstep")
@@ -141,93 +141,89 @@ class Writer:
     async def _take_turn(self) -> None:
         """Take one turn. Every request gets an answer, whatever happens."""
         if any(draft.model.watch is not None for draft, _ in self._committed):
-            await self._take_steps()  # they may stop the model
-        requests = self._queue.take(self._commit_events)
+            await self._take_steps()  # the next draft may be no further ahead than the breaker allows
+        requests = list(self._in_pieces(self._queue.take(self._commit_events)))
         try:
-            put_off = await self._learn_turn(requests)
+            put_off = await self._learn_turn(requests, int(self._clock.wall() * 1e6))
         except BaseException:
             for request in requests:
                 request.refuse(self._lifecycle.failure or mistake())
             raise
         self._queue.put_back(put_off)
 
-    async def _learn_turn(self, requests: list[Request]) -> list[Request]:
-        """One turn without its steps: arrays, commit. Returns the requests deferred to the next turn."""
-        # Nearly every id is new, and the commit finds one that is not. Looking first cost a fifth of the rate.
-        known = await self._find_ids(requests, all_of_them=False)
-        requests, later = self._cut(requests, known)
-        try:
-            return await self._try_turn(requests, known) + later
-        except IdsTakenError:
-            known = await self._find_ids(requests, all_of_them=True)
-            requests, sooner = self._cut(requests, known)
-            return await self._try_turn(requests, known) + sooner + later
-
-    def _cut(self, requests: list[Request], known: Known) -> tuple[list[Request], list[Request]]:
-        """Of a turn's requests those whose ids were read, and those that have to wait for a later turn.
-
-        An array that has more than one turn may read is refused; a stream is cut.
-        """
-        if not known.reading.unread:
-            return requests, []
-        for i, request in enumerate(requests):
+    def _in_pieces(self, requests: list[Request]) -> Iterator[Request]:
+        """The requests; those of streams in pieces that a breaker can follow."""
+        for request in requests:
+            yield request
             model = self._models.find(request.model)
-            count = len(request.items) if model is None else known.readable(request, model.stored.key)
-            if count == len(request.items):
-                continue
-            if i:
-                return requests[:i], requests[i:]
-            if request.stream is None:
-                request.refuse(errors.IdsTooLarge(count=count, limit=JOINED_BYTES))
-                return [], requests[1:]
-            return [request], [request.cut(count), *requests[1:]]
-        return requests, []
+            if model is not None and model.watch is not None and request.stream is not None:
+                while len(request.items) > model.watch.breaker.events:
+                    request = request.cut(model.watch.breaker.events)  # noqa: PLW2901  # its rest
+                    yield request
 
-    async def _try_turn(self, requests: list[Request], known: Known) -> list[Request]:
-        """The turn, assuming that all ids not in `known` are new. If one is not: IdsTakenError, and nothing changed."""
-        drafts, put_off = await self._draft(requests, known)
+    async def _learn_turn(self, requests: list[Request], now: int) -> list[Request]:
+        """One turn without its steps: arrays, commit. Returns the requests that are put off to later turns. now:
+        microseconds since 1970.
+
+        Nearly every id is new, and the commit finds one that is not. Then nothing is committed, and the turn is taken
+        again with all ids looked up. Looking first cost a fifth of the rate.
+        """
+        known, requests, later = await self._look_up(requests, all_of_them=False)
+        put_off = await self._try_turn(requests, known, now)
+        if put_off is None:
+            known, requests, sooner = await self._look_up(requests, all_of_them=True)
+            later = sooner + later
+            put_off = await self._try_turn(requests, known, now)
+        assert put_off is not None  # noqa: S101  # all ids were looked up
+        return put_off + later
+
+    async def _try_turn(self, requests: list[Request], known: Known, now: int) -> list[Request] | None:
+        """The turn, assuming that all ids not in `known` are new. None, and nothing changed, if one is not."""
+        drafts, put_off = await self._draft(requests, known, now)
         try:
-            await self._finish(drafts)
+            return put_off if await self._finish(drafts) else None
         except errors.DiskFull as error:
             for draft in drafts:
                 draft.give_up(error)
         return put_off
 
-    async def _finish(self, drafts: list[Draft]) -> None:
-        """Commit drafts. `_take_steps` then takes their steps and answers their requests.
-
-        After DiskFull or IdsTakenError nothing is changed and no request is answered.
-        """
+    async def _finish(self, drafts: list[Draft]) -> bool:
+        """Commit drafts. `_take_steps` then takes their steps and answers their requests. False if an id must be looked
+        up first. Then, and after DiskFull, nothing is changed and no request is answered."""
         batches = [await worked(draft.wide, draft.build) for draft in drafts]
-        await self._commit(drafts, batches)
-        for draft, batch in zip(drafts, batches, strict=True):
-            self._count_committed(draft, batch)
-            self._committed.append((draft, batch))
-
-    async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> None:
-        """Write and sync the drafts. If that fails, remove the feature names that their events added."""
-        added: list[ModelBatch] = []
+        committed = False
         try:
+            committed = not any(draft.unsure for draft in drafts) and await self._commit(drafts, batches)
+        finally:
+            if not committed:  # remove the names that their events added
+                for draft in drafts:
+                    await worked(draft.wide, draft.model.learner.features.truncate, draft.builder.first_feature)
+        if committed:
             for draft, batch in zip(drafts, batches, strict=True):
-                if not draft.empty:
-                    added.append(await worked(draft.wide, draft.to_store, batch))
-            if any(draft.unsure for draft in drafts):
-                raise IdsTakenError
-            if added:
-                started = time.perf_counter()
-                commit = self._disk.begin(partial(self._disk.store.commit, added))
-                try:
-                    await self._take_steps()
-                finally:
-                    await self._disk.end(commit)
-                items = sum(len(part.batch) + len(part.kept) for part in added)
-                seconds = self._disk.store.commits.synced_at - started
-                self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
-                logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
-        except (errors.LogstepError, IdsTakenError):
-            for draft in drafts:
-                await worked(draft.wide, draft.model.learner.features.truncate, draft.builder.first_feature)
-            raise
+                self._count_committed(draft, batch)
+                self._committed.append((draft, batch))
+        return committed
+
+    async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> bool:
+        """Write and sync the drafts, and meanwhile take the steps of the turn before. False if an id is not new."""
+        added: list[ModelBatch] = []
+        for draft, batch in zip(drafts, batches, strict=True):
+            if not draft.empty:
+                added.append(await worked(draft.wide, draft.to_store, batch))
+        if not added:
+            return True
+        started = time.perf_counter()
+        commit = self._disk.begin(partial(self._disk.store.commit, added))
+        try:
+            await self._take_steps()
+        finally:
+            written = await self._disk.end(commit)
+        if written:
+            items = sum(len(part.batch) + len(part.kept) for part in added)
+            seconds = self._disk.store.commits.synced_at - started
+            self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
+            logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
+        return written
 
     def _count_committed(self, draft: Draft, batch: Batch) -> None:
         """Update what a commit changes: the end of the log, broken streams, and counts of waiting predictions."""
@@ -237,15 +233,17 @@ class Writer:
         draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.now / 1e6)
         self._models.note_timeout(draft.model)
 
-    async def _draft(self, requests: list[Request], known: Known) -> tuple[list[Draft], list[Request]]:
+    async def _draft(self, requests: list[Request], known: Known, now: int) -> tuple[list[Draft], list[Request]]:
         """Sort the requests' events by model, and make arrays of them. Refuses invalid events.
 
-        It defers a request with an id of an earlier request in this turn. In the next turn the later request is a
-        duplicate, or, if the earlier one failed, it is tried itself. What follows in its stream is deferred too.
+        A draft has a prefix of its model's requests, so what is learned does not depend on how requests were cut into
+        turns. It ends before a request with an id of an earlier one: in the next turn that is a duplicate, or, if the
+        earlier one failed, it is tried itself. It ends where the model's breaker must see its events first.
         """
-        now = int(self._clock.wall() * 1e6)
         drafts: dict[str, Draft] = {}
         put_off: list[Request] = []
+        behind: set[str] = set()
+        """Models of requests that are put off."""
         drafted = 0
         for request in requests:
             model = self._models.find(request.model)
@@ -255,11 +253,8 @@ class Writer:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            elif (
-                draft.full
-                or draft.has_id_of(request)
-                or (request.stream and any(r.stream is request.stream for r in put_off))
-            ):
+            if request.model in behind or draft.has_id_of(request) or not draft.has_room_for(request):
+                behind.add(request.model)
                 put_off.append(request)
                 continue
             work = work_of(request, draft.key, known)
@@ -273,6 +268,33 @@ class Writer:
                 drafted = 0
                 await asyncio.sleep(0)
         return list(drafts.values()), put_off
+
+    async def _look_up(
+        self, requests: list[Request], *, all_of_them: bool
+    ) -> tuple[Known, list[Request], list[Request]]:
+        """What is on disk under the requests' ids, the requests whose ids were read, and those that must wait for a
+        later turn.
+
+        An array that alone has more than one turn may read is refused; a stream is cut.
+        """
+        known = await self._find_ids(requests, all_of_them=all_of_them)
+        if not known.reading.unread:
+            return known, requests, []
+        for i, request in enumerate(requests):
+            model = self._models.find(request.model)
+            count = len(request.items) if model is None else known.readable(request, model.stored.key)
+            if count == len(request.items):
+                continue
+            if i:
+                return known, requests[:i], requests[i:]
+            if len(requests) > 1:  # alone, because others may have taken its share
+                known, first, rest = await self._look_up(requests[:1], all_of_them=all_of_them)
+                return known, first, rest + requests[1:]
+            if request.stream is None:
+                request.refuse(errors.IdsTooLarge(count=count, limit=JOINED_BYTES))
+                return known, [], []
+            return known, [request], [request.cut(count)]
+        return known, requests, []
 
     async def _find_ids(self, requests: list[Request], *, all_of_them: bool) -> Known:
         """Look up the requests' ids on disk: all of them, or only those that cannot be assumed new."""
@@ -289,7 +311,7 @@ class Writer:
                     corrected.update((model.stored.key, id_) for id_ in ids)
         known = Known(all_of_them)
         if wanted:
-            await self._disk.run(_look_up, known, wanted, corrected)
+            await self._disk.run(_read_ids, known, wanted, corrected)
         return known
 
     async def _take_steps(self) -> None:
@@ -318,7 +340,7 @@ class Writer:
             outcomes.append(draft.model.learn(piece))
         if len(batch):
             self._models.replay_seconds += draft.model.stepped(batch)
-            if draft.model.stopped:
+            if draft.model.stopped:  # these were its last
                 logger.warning("%s", why_stopped(draft.model))
         _accept(await worked(draft.wide, draft.results, Outcome.joined(outcomes)))
 
@@ -328,7 +350,7 @@ def _accept(results: list[tuple[Request, Result]]) -> None:
         request.accept(result)
 
 
-def _look_up(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
+def _read_ids(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
     """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
     known.ids.update(store.log.waiting.find_ids(wanted, known.reading))
     if not corrected:

@@ -30,7 +30,7 @@ from core.batch import Batch
 from service.storage import codec, schema, series
 from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
-from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, NewId, Rows, rows_of
+from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, IdsTakenError, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
 from service.storage.packed import pack
 from service.storage.trimming import Trimming
@@ -103,13 +103,18 @@ class Store:
     def close(self) -> None:
         self.commits.close()
 
-    def commit(self, batches: Sequence[ModelBatch]) -> None:
-        """Write and sync what one turn of the writer gathered. After IdsTakenError, nothing was written."""
+    def commit(self, batches: Sequence[ModelBatch]) -> bool:
+        """Write and sync what one turn of the writer gathered. False, and nothing is written, if an id that should be
+        new stands for something."""
         written_at = time.time()
         old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
-        with self.commits.transaction(*old_ids) as db:
-            for part in batches:
-                self._write(db, part, written_at)
+        try:
+            with self.commits.transaction(*old_ids) as db:
+                for part in batches:
+                    self._write(db, part, written_at)
+        except IdsTakenError:
+            return False
+        return True
 
     def _write(self, db: sqlite3.Connection, part: ModelBatch, written_at: float) -> None:
         model, events, insert, ids = part.model, len(part.batch), self.commits.insert, self.commits.ids

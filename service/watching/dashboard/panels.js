@@ -51,7 +51,7 @@ function comparedWithGuessing({ log_loss, base_rate_log_loss: guessing }) {
 export function findings(now) {
   const found = [];
   if (now.state !== "ready") found.push(["warn", `The service is ${now.state}.`]);
-  if (now.breaker?.stopped_at != null) {
+  if (now.breaker?.stopped_at != null && now.seq >= now.breaker.stopped_at) {
     found.push([
       "bad",
       `The breaker stopped this model at seq ${count(now.breaker.stopped_at)}: its log loss passed the limit in its spec. It predicts and learns nothing until POST /models/${now.model}/resume.`,
