@@ -137,7 +137,7 @@ def test_a_second_service_is_told_who_has_the_folder(tmp_path: Path, call: Call)
         ("models",),
         ("models", "create"),
         ("models", "create", "a", "--spec", "{"),
-        ("models", "create", "a", "--spec", "@absent.json"),
+        ("models", "create", "a", "--spec", "absent.json"),
         ("models", "list", "--url", "localhost"),
         ("crosscheck", "--url", "http://a", "--data", "b"),
         ("crosscheck", "a.csv", "--data", "b"),
@@ -191,7 +191,7 @@ def test_models_are_created_listed_shown_and_deleted(shared: Service, tmp_path: 
     at = url(shared)
     spec = tmp_path / "spec.json"
     spec.write_text('{"learning_rate": 0.25}')
-    assert call("models", "create", "made", "--spec", f"@{spec}", at) == (0, "model made created\n", "")
+    assert call("models", "create", "made", "--spec", str(spec), at) == (0, "model made created\n", "")
     code, output, _ = call("models", "create", "made", "--spec", '{"learning_rate": 0.25}', at)
     assert code == 0
     assert "exists already" in output
@@ -306,7 +306,7 @@ def test_the_cross_check_of_a_file_takes_a_spec_as_json_and_as_a_file(tmp_path: 
     path, spec = tmp_path / "events.ndjson", tmp_path / "spec.json"
     path.write_text("".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in stream("Phishing", 50)))
     spec.write_text('{"rule": "adagrad", "scale": "standard"}')
-    for given in (spec.read_text(), spec, f"@{spec}"):
+    for given in (spec.read_text(), spec):
         code, output, _ = call("crosscheck", path, "--spec", given)
         assert code == 0
         assert output.endswith("to the last bit on 50 events\n")

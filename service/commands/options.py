@@ -183,8 +183,8 @@ def json_of(text: str) -> bytes:
 
 
 def spec_file(text: str) -> Path | None:
-    """The file that a --spec names, with or without an @; None where it is JSON itself.
+    """The file that a --spec names; None where it is JSON itself.
 
     A list counts as JSON: it is no valid spec, but no file name either.
     """
-    return None if text.lstrip().startswith(("{", "[")) else Path(text.removeprefix("@"))
+    return None if text.lstrip().startswith(("{", "[")) else Path(text)
