@@ -310,7 +310,7 @@ def test_the_cross_check_of_a_file_takes_a_spec_as_json_and_as_a_file(tmp_path: 
         code, output, _ = call("crosscheck", path, "--spec", given)
         assert code == 0
         assert output.endswith("to the last bit on 50 events\n")
-    spec.write_text('{"rule": "adagrad", "rho": 1}')
+    spec.write_text('{"rule": "adagrad", "rho": 0.9}')
     code, _, error = call("crosscheck", path, "--spec", spec)
     assert code == 2
     assert f"{spec}: rho is not a parameter of adagrad" in error

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     before = os.umask(0o077)  # only the owner may read data folders, backups and the files in them
     try:
-        code = _run(arguments)
+        code: int = _watched(arguments) if arguments.compiles else arguments.run(arguments)
         sys.stdout.flush()  # here, so that the handler below catches a closed pipe (`| head`)
     except Failed as failure:
         say(str(failure))
@@ -51,15 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    if not arguments.compiles:
-        code: int = arguments.run(arguments)
-        return code
+def _watched(arguments: argparse.Namespace) -> int:
     from service.commands.kernels import watched
 
     with watched():
-        code = arguments.run(arguments)
-    return code
+        return int(arguments.run(arguments))
 
 
 # -- arguments

@@ -219,8 +219,8 @@ class ObjectReader:
         return value
 
 
-class EventReader:
-    """NDJSON of events for `/learn`: {"x": {...}, "y": 1}."""
+class _LineReader:
+    """A file with an event in each line, and no columns."""
 
     def __init__(self, labels: Labels) -> None:
         self.columns: list[Column] = []
@@ -231,6 +231,10 @@ class EventReader:
         records = numbered(lines)
         looked.read_rows(records, needed=False)
         return records
+
+
+class EventReader(_LineReader):
+    """NDJSON of events for `/learn`: {"x": {...}, "y": 1}."""
 
     def event(self, record: bytes) -> Event | None:
         try:
@@ -243,18 +247,8 @@ class EventReader:
             raise WrongRow(str(error).replace("The body is", "it is").rstrip(".") + hint) from None
 
 
-class LibsvmReader:
+class LibsvmReader(_LineReader):
     """libsvm without comments: the label, then index:value."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.columns: list[Column] = []
-        self.missing = 0
-        self._labels = labels
-
-    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        records = numbered(lines)
-        looked.read_rows(records, needed=False)
-        return records
 
     def event(self, record: bytes) -> Event | None:
         label, *features = record.decode().split()
