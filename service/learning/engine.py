@@ -107,8 +107,9 @@ class Engine:
     async def resume(self, name: str) -> Model:
         """Let a stopped model learn again. Nothing changes if it is not stopped."""
         async with self._writer.between_turns():
+            model = await self._models.resume(name)
             self.queue.work.set()  # a prediction may be due
-            return await self._models.resume(name)
+            return model
 
     # -- learning
 
