@@ -45,6 +45,8 @@ class LogstepError(_Typed):
     field: str | None = None
     line: int | None = None
     row: int | None = None
+    seq: int | None = None
+    """Where the event was learned that the error is about. A conflict of ids has none if the prediction still waits."""
     learned: int | None = None
     """Of a stream: how many events were learned before; then `duplicates` and `last_seq` belong to it."""
     duplicates: int | None = None
@@ -65,7 +67,7 @@ class LogstepError(_Typed):
 
     def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
-        known = {name: value for name in _SHOWN if (value := getattr(self, name, None)) is not None}
+        known = {name: value for name in _SHOWN if (value := vars(self)[name]) is not None}
         if self.learned is not None:  # a stream that learned nothing has no last seq, and says so
             known["last_seq"] = self.last_seq
         return {
@@ -317,8 +319,6 @@ class IdConflict(OfId, status=409, title="Id conflict"):
     """{field}: the id {id!r} {reason}."""
 
     reason: str
-    seq: int | None = None
-    """Where the event under this id was learned; None if its prediction still waits."""
 
 
 class SpecConflict(OfModel, status=409, title="Spec conflict"):

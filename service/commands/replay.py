@@ -140,9 +140,6 @@ class Replay:
         """The reply of GET /models/{model}."""
         return self._patiently(self._client.model, self.model)
 
-    def show_progress(self) -> None:
-        self.progress(self.tally)
-
     @property
     def next_due(self) -> float:
         """When it wants its next turn, on the monotonic clock."""
@@ -274,11 +271,11 @@ def learn_side_by_side(
             with _named(replay):
                 new = max(new, replay.take(piece))
         pace.add(new, min(replay.sent for replay in replays))
-        min(replays, key=_loss).show_progress()
+        _show_best(replays)
     _turns(replays, until=0.0)  # the delays of the last piece begin now
     while (due := min(replay.next_due for replay in replays)) < math.inf:
         _turns(replays, until=due)
-        min(replays, key=_loss).show_progress()
+        _show_best(replays)
     for replay in replays:
         replay.tally.ended = time.monotonic()
     return [replay.state() for replay in replays]
@@ -332,9 +329,9 @@ def _named(replay: Replay) -> Iterator[None]:
         raise
 
 
-def _loss(replay: Replay) -> float:
-    loss = replay.tally.loss.value
-    return math.inf if loss is None else loss
+def _show_best(replays: Sequence[Replay]) -> None:
+    best = min(replays, key=lambda replay: math.inf if replay.tally.loss.value is None else replay.tally.loss.value)
+    best.progress(best.tally)
 
 
 class _Pace:
