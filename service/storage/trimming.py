@@ -95,8 +95,8 @@ class Trimming:
         with self._commits.transaction() as db:
             db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))
             kept = json.dumps([seq for seq, _ in _thinned(self._log.starts(model), remember)])
-            some = "seq NOT IN (SELECT value FROM json_each(?))"
-            db.execute(f"DELETE FROM log_starts WHERE model = ? AND {some}", (model, kept))  # noqa: S608  # of ours
+            query = "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))"
+            db.execute(query, (model, kept))
             self._commits.insert("log_starts", model, end, last_written_at)
         return True
 
