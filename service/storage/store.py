@@ -134,8 +134,8 @@ class Store:
             ids.change(model, [NewId(id_, 0, kind=IdKind.DROPPED) for _, id_ in part.dropped if id_ is not None])
         if part.done or part.dropped:
             numbers = json.dumps([*part.done, *(number for number, _ in part.dropped)])
-            some = "model = ? AND number IN (SELECT value FROM json_each(?))"
-            db.execute(f"DELETE FROM waiting WHERE {some}", (model, numbers))  # noqa: S608  # of ours
+            query = "DELETE FROM waiting WHERE model = ? AND number IN (SELECT value FROM json_each(?))"
+            db.execute(query, (model, numbers))
 
     def _insert_waiting(
         self, db: sqlite3.Connection, model: int, kept: Sequence[Waiting], known: Container[str]

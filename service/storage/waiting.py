@@ -34,13 +34,13 @@ _PAYLOAD = f"CASE WHEN length(payload) <= {PAYLOAD_BYTES} THEN hex(payload) END"
 _FIND = f"""
 SELECT json_group_array(json_array(
     ids.id, kind, ids.seq, fingerprint, label, length(payload), kept_at, waiting.seq, {_PAYLOAD}, waiting.checksum))
-FROM ids LEFT JOIN waiting ON kind = ?3 AND waiting.model = ids.model AND waiting.number = ids.seq
+FROM ids LEFT JOIN waiting ON kind = {IdKind.WAITING} AND waiting.model = ids.model AND waiting.number = ids.seq
 WHERE ids.model = ?1 AND ids.id IN (SELECT value FROM json_each(?2))
-"""  # noqa: S608  # a number of ours
+"""  # noqa: S608  # numbers of ours
 _OLDEST = f"""
 SELECT json_group_array(json_array(
     number, hex(id), kept_at, seq, {_PAYLOAD}, checksum,
-    EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND ids.id = oldest.id AND kind = ?3 AND ids.seq = number)))
+    EXISTS (SELECT 1 FROM ids WHERE model = ?1 AND id = oldest.id AND kind = {IdKind.WAITING} AND ids.seq = number)))
 FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 """  # noqa: S608  # the same
 _ROW = struct.Struct("<qqqqQ")
@@ -156,7 +156,7 @@ class WaitingReader:
             if before and size > OLDEST_BYTES:
                 count = before
                 break
-        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count, IdKind.WAITING.value):
+        for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count):
             # An id that does not lead to this prediction is damaged: it may be another's.
             id_ = _text(id_hex) if known else self._id_of(model, number)
             waiting = None if id_ is None else self._whole(model, number, id_, *rest)
@@ -181,7 +181,7 @@ class WaitingReader:
                 continue
             places = {id_: place for place, id_ in enumerate(ids)}
             # One row with everything, because each row gives up the GIL.
-            rows = self._json_rows(_FIND, model, json.dumps(ids), IdKind.WAITING.value)
+            rows = self._json_rows(_FIND, model, json.dumps(ids))
             for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in sorted(
                 rows, key=lambda row: places[row[0]]
             ):
