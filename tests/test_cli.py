@@ -554,7 +554,7 @@ def test_a_mark_without_a_log_is_told(tmp_path: Path, call: Call, folder: Path) 
 
 def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "LOGSTEP_PORT": "1"}
-    done = subprocess.run([LOGSTEP, "demo"], capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run([LOGSTEP, "demo"], capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal to river") == 2
     assert "49,097" in done.stdout

@@ -737,7 +737,8 @@ def test_a_wrong_spec_of_the_command_line_is_told(
         ("a", ["sgd", "auto"], ["a-sgd", "a-auto"]),
         ("a.b", ["my spec"], ["a.b-my-spec"]),
         ("a", ["sgd", "sgd", "sgd-2", "sgd"], ["a-sgd", "a-sgd-2", "a-sgd-2-2", "a-sgd-3"]),
-        ("_é_", ["ü"], ["model-90cde95f"]),
+        ("_é_", ["ü"], ["e_-u"]),
+        ("_я_", ["ж"], ["model-c3cc6784"]),
         ("a" * 80, ["sgd", "auto"], ["a" * 64, "a" * 62 + "-2"]),
     ],
 )
