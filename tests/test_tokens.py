@@ -248,6 +248,15 @@ def test_what_a_model_learns_without_a_label_takes_a_token_that_may_learn(start:
     eventually(lambda: ask("admin", "GET", "/models/negative").json()["seq"] == 8, "all of them to be learned as 0")
 
 
+def asked_again(service: Service, made: dict[str, str], a: float) -> tuple[dict[str, int], str]:
+    """What each token hears that asks for a prediction with the id of one that waits, and why `theirs` is refused."""
+    question = {"x": {"a": a}, "id": "one"}
+    replies = {
+        name: service.http.post("/predict", json=question, headers=bearer(token)) for name, token in made.items()
+    }
+    return {name: reply.status_code for name, reply in replies.items()}, replies["theirs"].json()["detail"]
+
+
 def test_what_waits_is_shown_to_who_asked_for_it_and_to_who_may_learn(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     service = start(folder=folder)
@@ -273,8 +282,11 @@ def test_what_waits_is_shown_to_who_asked_for_it_and_to_who_may_learn(start: Sta
         told = service.http.post("/predict", content=body["content"], headers=body["headers"] | bearer(made["mine"]))
         assert told.status_code == 200
         assert explained(service, form) == {"mine": 200, "theirs": 404, "both": 200, "admin": 200}
+    alike = {"mine": 200, "theirs": 409, "both": 200, "admin": 200}
+    assert asked_again(service, made, 1.0) == (alike, asked_again(service, made, 2.0)[1])
     service.kill()
     again = start(folder=folder)
+    assert asked_again(again, made, 1.0) == (alike, asked_again(again, made, 2.0)[1])
     for form in forms("p"):
         assert explained(again, form) == {"mine": 200, "theirs": 404, "both": 200, "admin": 200}
     assert explained(again, "of nobody") == {"mine": 404, "theirs": 404, "both": 200, "admin": 200}

@@ -89,7 +89,8 @@ def predicted(scope: Scope, model: Model, question: Question, encoded: Encoded |
     try:
         if question.id is not None:
             _check_may_keep(scope, model)
-            return model.predict_to_keep(question.id, question.x, grant_of(scope).id, encoded)
+            grant = grant_of(scope)
+            return model.predict_to_keep(question.id, question.x, grant.id, encoded, grant.may_learn)
         p, unknown = model.predict(question.x, encoded)
     except EventError as error:
         raise errors.InvalidEvent(field=error.field, reason=error.message) from None

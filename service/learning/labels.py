@@ -13,7 +13,8 @@
 learned: an event came whole. joined: a label came for the waiting prediction. expired: none came in time, and the event
 was learned as 0. late: a label came later still, and corrected that. The model's `join` says whether a timeout expires
 or drops, and whether a late label is refused or corrects. An event is the same if x, y and weight are; a label, if y
-and weight are. What is damaged on disk is refused, and dropped at its timeout.
+and weight are. What is damaged on disk is refused, and dropped at its timeout. To a token that may only predict, what
+waits for another token has another x.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _of_waiting(found: Found, item: Item) -> Do | errors.LogstepError:
         return Do.JOIN
     if found.same_x:
         return Do.JOIN if isinstance(item, Event) else Do.DUPLICATE
-    better = "; send the label without x" if isinstance(item, Event) else ""
+    better = "; send the label without x" if isinstance(item, Event) else " or for another token"
     return _conflict(item, f"waits for its label with another x{better}")
 
 
@@ -145,7 +146,7 @@ def _found(draft: Draft, item: Item, known: Known) -> Found:
     if item.id in draft.ids:
         return _found_here(draft, item, draft.ids[item.id])
     if item.id in draft.kept:
-        return Found(IdKind.WAITING, same_x=same_x(draft.kept[item.id].x, item.x))  # type: ignore[union-attr]
+        return Found(IdKind.WAITING, same_x=_asks_the_same(draft.kept[item.id], item))
     on_disk = known.ids.get((draft.key, item.id))
     return NEW if on_disk is None else _found_on_disk(draft, item, on_disk, known)
 
@@ -154,8 +155,7 @@ def _found_on_disk(draft: Draft, item: Item, on_disk: KnownId, known: Known) -> 
     kind, seq, features = on_disk.kind, on_disk.seq, draft.builder.features
     if kind is IdKind.WAITING:
         waiting = on_disk.waiting
-        same = waiting is not None and not isinstance(item, Label) and same_x(waiting.x, item.x)
-        return Found(kind, same_x=same, whole=waiting is not None)
+        return Found(kind, same_x=waiting is not None and _asks_the_same(waiting, item), whole=waiting is not None)
     if kind is IdKind.DROPPED or isinstance(item, Prediction):
         return Found(kind, seq)
     if kind is IdKind.EXPIRED:
@@ -180,6 +180,14 @@ def _found_here(draft: Draft, item: Item, place: int) -> Found:
     if same and isinstance(item, Event):
         same = _fingerprint(draft.builder.features, item) == fingerprints(event)[0]
     return Found(kind, seq, here=True, same=same)
+
+
+def _asks_the_same(waiting: Waiting, item: Item) -> bool:
+    """Whether an item has the x of a waiting prediction. What another token asked for counts as another x: else a token
+    that may only predict could find out what waits for others, by trying."""
+    if isinstance(item, Label) or (isinstance(item, Prediction) and not item.may_see(waiting)):
+        return False
+    return same_x(waiting.x, item.x)
 
 
 def _fingerprint(features: Features, event: Event) -> int | None:

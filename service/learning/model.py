@@ -45,7 +45,8 @@ SLOW_FEATURES = 40_000
 class Prediction(NamedTuple):
     """A prediction to keep until its label comes. served: float64 that describe what was served, the score first
     (core/explain.py). seq: the model's seq at the prediction. unknown: how many of x's features the model did not know.
-    owner: the id of the caller's token, empty if the service asks for none."""
+    owner: the id of the caller's token, empty if the service asks for none. sees_all: whether that token may see what
+    others asked."""
 
     id: str
     x: X
@@ -53,6 +54,11 @@ class Prediction(NamedTuple):
     served: Floats
     unknown: int
     owner: str
+    sees_all: bool = False
+
+    def may_see(self, waiting: Waiting) -> bool:
+        """Whether the caller may learn what waits under an id: it is the caller's own, or the caller may see all."""
+        return self.sees_all or self.owner == waiting.owner
 
 
 class Model:
@@ -251,12 +257,14 @@ class Model:
             self.predicted_unknown += 1
         return unknown
 
-    def predict_to_keep(self, id_: str, x: X, owner: str = "", encoded: Encoded | None = None) -> Prediction:
+    def predict_to_keep(
+        self, id_: str, x: X, owner: str = "", encoded: Encoded | None = None, sees_all: bool = False
+    ) -> Prediction:
         """A prediction to keep until its label comes, for the token with the id `owner`. Changes only the counts.
         `encoded`: as in `predict`."""
         columns, values = self.learner.features.encode(x) if encoded is None else encoded
         served = self.learner.served_of(columns, values)
-        return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner)
+        return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner, sees_all)
 
 
 def explaining_waiting(model: Model, waiting: Waiting) -> Callable[[], Explanation] | None:
