@@ -368,7 +368,9 @@ def test_the_same_label_twice_in_an_array_is_learned_once(model: Model) -> None:
     assert (two["seq"], two["duplicate"], two["served_p"]) == (1, True, None)
     assert (whole["seq"], whole["duplicate"]) == (1, True)
     kept(model, "b")
-    assert_conflict(model.learn([label("b"), label("b", 0)]), "b", "[1].id", "earlier in the same body", "another y or weight")
+    assert_conflict(
+        model.learn([label("b"), label("b", 0)]), "b", "[1].id", "earlier in the same body", "another y or weight"
+    )
     assert counts(model) == expected(waiting=1, joined=1)
 
 
