@@ -32,12 +32,11 @@ class Linear:
             scaler=np.zeros((_MIN_ROWS, _SCALES[spec.scale][1])),
             paid=np.zeros(_MIN_ROWS if pays else 0),
             scalars=np.zeros(slots.SCALARS),
-            codes=_codes(spec),
-            q=_parameters(spec),
         )
+        self._codes, self._q = _codes(spec), _parameters(spec)
         self.state.scalars[slots.FINAL_LR] = spec.final_lr or 0.0
         self._scales = spec.scale != "none"
-        constant = self.state.codes[slots.SCHEDULE] == self.state.codes[slots.BIAS_SCHEDULE] == slots.CONSTANT
+        constant = self._codes[slots.SCHEDULE] == self._codes[slots.BIAS_SCHEDULE] == slots.CONSTANT
         self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
         """Whether the model is plain SGD, which has its own kernel."""
 
@@ -49,7 +48,7 @@ class Linear:
         """w·x + b for one event; changes nothing."""
         state = self.state
         if self._scales:
-            return step.predict_score(columns, values, *state, np.empty(len(columns)))
+            return step.predict_score(columns, values, *state, self._codes, self._q, np.empty(len(columns)))
         return logistic.score(columns, values, state.w, state.scalars[slots.BIAS])
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
@@ -59,7 +58,7 @@ class Linear:
         """
         n = len(columns)
         numbers = np.empty(2 + (2 * n if self._scales else n))
-        step.serve_into(columns, values, features, *self.state, numbers)
+        step.serve_into(columns, values, features, *self.state, self._codes, self._q, numbers)
         return numbers
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
@@ -69,14 +68,15 @@ class Linear:
             before = np.empty(len(batch.columns))  # more than any event needs, but cheap to know
             columns = batch.columns.view(np.uint32)
             step.learn_many_sgd(
-                batch.offsets, columns, batch.values, batch.labels, batch.weights, state.w, state.scalars, state.q,
+                batch.offsets, columns, batch.values, batch.labels, batch.weights, state.w, state.scalars, self._q,
                 scores, learned, before,
             )  # fmt: skip
             return
         longest = batch.longest
         step.learn_many(
-            batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, float(taken), *state,
-            scores, learned, np.empty(longest), np.empty(longest), np.empty((longest + 1, step.SAVED)),
+            batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, float(taken),
+            *state, self._codes, self._q, scores, learned,
+            np.empty(longest), np.empty(longest), np.empty((longest + 1, step.SAVED)),
         )  # fmt: skip
 
     @property

@@ -39,7 +39,7 @@ CONSTANT, INVERSE_SCALING, OPTIMAL = 0, 1, 2
 
 
 class State(NamedTuple):
-    """The arrays of a model that is one logistic regression: a row for each feature in the first four.
+    """What a step may change, for a model that is one logistic regression; a row for each feature in all but the last.
 
     Kernels pass it to each other. Python passes the arrays one by one: numba needs 4 us more for a call with a tuple.
     """
@@ -53,10 +53,8 @@ class State(NamedTuple):
     paid: Floats
     """The L1 penalty paid; empty without one."""
     scalars: Floats
-    codes: Codes
-    q: Floats
 
 
 FLOATS, TABLE = types.float64[::1], types.float64[:, ::1]
 COLUMNS, CODES = types.int32[::1], types.int64[::1]
-STATE = types.NamedTuple([FLOATS, TABLE, TABLE, FLOATS, FLOATS, CODES, FLOATS], State)
+STATE = types.NamedTuple([FLOATS, TABLE, TABLE, FLOATS, FLOATS], State)

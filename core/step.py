@@ -25,9 +25,9 @@ from core.logistic import Floats, Ints, Labels, Offsets, residual, score
 from core.rules import KEPT, NESTEROV, update
 
 from core.slots import (  # isort: skip
-    BIAS, BIAS_RATE, BIAS_RATE_SHAPE, BIAS_SCHEDULE, CLIP, COLUMNS, FLOATS, INVERSE_SCALING, L1, L1_TOTAL, L2, OPTIMAL,
-    PENALTY, RATE, RATE_SHAPE, RHO, ROOT, RULE, SCALE, SCHEDULE, STANDARD, STATE, TABLE, UNSCALED, WEIGHT_0, WEIGHT_1,
-    Codes, State, Table,
+    BIAS, BIAS_RATE, BIAS_RATE_SHAPE, BIAS_SCHEDULE, CLIP, CODES, COLUMNS, FLOATS, INVERSE_SCALING, L1, L1_TOTAL, L2,
+    OPTIMAL, PENALTY, RATE, RATE_SHAPE, RHO, ROOT, RULE, SCALE, SCHEDULE, STANDARD, STATE, TABLE, UNSCALED, WEIGHT_0,
+    WEIGHT_1, Codes, State, Table,
 )  # fmt: skip
 
 MAX_SCALED = 1e200
@@ -105,10 +105,12 @@ def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
         paid[i] += w[i] - before
 
 
-@compiled(types.void(COLUMNS, FLOATS, types.uint8, types.float64, types.float64, STATE, FLOATS))
-def step(c: Ints, x: Floats, y: int, sample_weight: float, n: float, state: State, g: Floats) -> None:
+@compiled(types.void(COLUMNS, FLOATS, types.uint8, types.float64, types.float64, STATE, CODES, FLOATS, FLOATS))
+def step(
+    c: Ints, x: Floats, y: int, sample_weight: float, n: float, state: State, codes: Codes, q: Floats, g: Floats
+) -> None:
     """One gradient step for an event with (scaled) values x, after n events. `g` is space for its gradient."""
-    w, s, scalars, codes, q = state.w, state.s, state.scalars, state.codes, state.q
+    w, s, scalars = state.w, state.s, state.scalars
     if codes[RULE] == NESTEROV:
         for k in range(len(c)):
             w[c[k]] -= q[RHO] * s[c[k], 0]  # look ahead
@@ -183,7 +185,7 @@ def all_finite(c: Ints, state: State) -> bool:
     return zero == 0.0
 
 
-@compiled(types.float64(COLUMNS, FLOATS, *STATE, FLOATS))
+@compiled(types.float64(COLUMNS, FLOATS, *STATE, CODES, FLOATS, FLOATS))
 def predict_score(
     c: Ints, x: Floats, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes, q: Floats,
     scaled: Floats,
@@ -195,7 +197,7 @@ def predict_score(
     return score(c, scaled[: len(c)], w, scalars[BIAS])
 
 
-@compiled(types.void(COLUMNS, FLOATS, types.int64, *STATE, FLOATS))
+@compiled(types.void(COLUMNS, FLOATS, types.int64, *STATE, CODES, FLOATS, FLOATS))
 def serve_into(
     c: Ints, x: Floats, features: int, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes,
     q: Floats, numbers: Floats,
@@ -214,7 +216,7 @@ def serve_into(
 _BATCH = (types.int64[::1], COLUMNS, FLOATS, types.uint8[::1], FLOATS)
 
 
-@compiled(types.void(*_BATCH, types.float64, *STATE, FLOATS, types.boolean[::1], FLOATS, FLOATS, TABLE))
+@compiled(types.void(*_BATCH, types.float64, *STATE, CODES, FLOATS, FLOATS, types.boolean[::1], FLOATS, FLOATS, TABLE))
 def learn_many(
     offsets: Offsets, columns: Ints, values: Floats, labels: Labels, sample_weights: Floats, taken: float,
     w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes, q: Floats,
@@ -227,7 +229,7 @@ def learn_many(
     score, or a number that the step would leave, is not finite. `g`, `scaled` and `saved` are working space for the
     longest event; `saved` has a row of SAVED numbers for each of its features, and one more.
     """
-    state = State(w, s, scaler, paid, scalars, codes, q)
+    state = State(w, s, scaler, paid, scalars)
     for i in range(len(labels)):
         c = columns[offsets[i] : offsets[i + 1]]
         x = values[offsets[i] : offsets[i + 1]]
@@ -240,7 +242,7 @@ def learn_many(
             learn_scale(codes[SCALE], c, x, scaler)
             scale_into(codes[SCALE], c, x, scaler, q[ROOT], scaled)
             x = scaled[: len(c)]
-        step(c, x, labels[i], sample_weights[i], taken, state, g)
+        step(c, x, labels[i], sample_weights[i], taken, state, codes, q, g)
         if all_finite(c, state):
             taken += 1.0
         else:
