@@ -127,15 +127,21 @@ def _kinds(described: type) -> dict[str, Any]:
     return get_type_hints(described)
 
 
-PYDANTIC = {"extra": "forbid", "use_attribute_docstrings": True}
-"""What pydantic reads of a class here for the schema. It is not a dataclass field."""
+class _Described:
+    """Checks its fields when it is made."""
+
+    __slots__ = ()
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012  # for the schema
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
 
 
 # -- the parts
 
 
 @dataclass(frozen=True, slots=True)
-class InverseScaling:
+class InverseScaling(_Described):
     """learning_rate / t^power for the t-th event (river's `InverseScaling`)."""
 
     schedule: Literal["inverse_scaling"]
@@ -144,24 +150,14 @@ class InverseScaling:
     power: float = field(default=0.5, metadata={"ge": 0, "le": 10})
     """How fast the rate falls."""
 
-    __pydantic_config__ = PYDANTIC
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
-
 
 @dataclass(frozen=True, slots=True)
-class Optimal:
+class Optimal(_Described):
     """1 / (alpha (t0 + n)) after n events (Bottou 2012, river's `Optimal`)."""
 
     schedule: Literal["optimal"]
     alpha: float = field(default=1e-4, metadata={"gt": 0})
     """The smaller, the larger the rates."""
-
-    __pydantic_config__ = PYDANTIC
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
 
 
 Rate = float | InverseScaling | Optimal
@@ -202,7 +198,7 @@ def _shortest(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class Join(_Described):
     """How a model handles predictions with an id whose labels come later.
 
     >>> Join(keep="7d").keep_seconds
@@ -220,8 +216,6 @@ class Join:
     """What happens to a label 1 after the event was learned as y = 0: `refuse` refuses it, `learn` takes one more
     step."""
 
-    __pydantic_config__ = PYDANTIC
-
     def __post_init__(self) -> None:
         _check_fields(self)
         if not (_DURATION.fullmatch(self.keep) and 0 < self.keep_seconds <= LONGEST_KEEP):
@@ -237,7 +231,7 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Breaker:
+class Breaker(_Described):
     """The model stops learning if the mean log loss of its last events passes a limit."""
 
     events: int = field(metadata={"ge": 1, "le": 100_000})
@@ -245,14 +239,9 @@ class Breaker:
     log_loss: float = field(metadata={"gt": 0})
     """The limit, in nats. A model that always predicts 0.5 has 0.693."""
 
-    __pydantic_config__ = PYDANTIC
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
-
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(_Described):
     """How a model learns. Names, meanings and defaults are river's if river has the parameter. docs/spec.md shows them.
 
     Raises SpecError, which names the field.
@@ -329,8 +318,6 @@ class Spec:
     """The kinds of the columns in files replayed into the model: {"age": "number", "zip": "text", "row": "ignore"},
     also "weight" and "id"; at most 10,000. `replay` writes them into the spec of a model that it creates, and reads
     later files accordingly. Default: not known. Only `replay` uses it."""
-
-    __pydantic_config__ = PYDANTIC
 
     def __post_init__(self) -> None:
         """Check every field and fill in every default, so that equal models have equal specs."""
