@@ -34,7 +34,8 @@ class Joins:
         if batch.served is None:
             return
         kinds, scores, delays = batch.served.kinds, batch.served.scores, batch.served.delays
-        self._counts += np.bincount(kinds, minlength=LATE + 1)
+        # Of ordinary events none, because a batch without others is not looked at: batches may be cut in any way.
+        self._counts[JOINED:] += np.bincount(kinds, minlength=LATE + 1)[JOINED:]
         self.scores.add(Outcome(scores, batch.labels, kinds != ORDINARY))
         told = delays[(kinds == JOINED) | (kinds == LATE)]
         self._delays += np.bincount(np.searchsorted(DELAYS, told), minlength=len(DELAYS) + 1)
