@@ -24,6 +24,7 @@ LONGEST_NAME = 64
 MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 MAX_ID = 256
 """Most characters of an id."""
+NO_ID = f"must have 1 to {MAX_ID} characters and no zero byte"
 _SHORT = {"maxLength": MAX_ID, "pattern": "^[^\\x00]*$"}
 Id = Annotated[str, _says(minLength=1, **_SHORT)]
 Number = Annotated[
@@ -38,6 +39,10 @@ Features = Annotated[Named | Numbers, _says(description="Features by name or pos
 """An event's x."""
 Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.")]
 Weight = Annotated[float, _says(exclusiveMinimum=0, description="Multiplies the gradient.")]
+
+
+def is_id(text: str) -> bool:
+    return 0 < len(text) <= MAX_ID and "\0" not in text
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 
 from core.batch import Mask
-from core.builder import NO_LABEL
+from core.builder import NO_LABEL, NO_WEIGHT
 from core.logistic import Floats, Labels
 from service import errors
 from service.decode import columns
 from service.decode.arrow_messages import DICTIONARY, RECORD_BATCH, SCHEMA, Message, check_size, messages
 from service.decode.columns import Array
-from service.events import MAX_ID
+from service.events import NO_ID, is_id
 from service.fairness import Slices, worked
 from service.table import Table
 
@@ -166,8 +166,6 @@ def _sound(read: Callable[[], Any]) -> Any:
 
 # -- record batches to tables
 
-_ONE_WEIGHT = "must be a number above 0"
-_ONE_ID = f"must have 1 to {MAX_ID} characters and no zero byte"
 _FINITE = "must be a finite number, or null or NaN if there is no value"
 
 _GOOD: dict[str, tuple[set[columns.Kind], str]] = {
@@ -331,7 +329,7 @@ def _weights(column: Array, wrong: list[Wrong]) -> Floats:
     numbers = columns.numbers(column).astype(np.float64)
     if np.isnan(numbers).any():
         numbers[~columns.there(column)] = 1.0
-    _first_wrong((numbers > 0) & np.isfinite(numbers), "weight", _ONE_WEIGHT, wrong)
+    _first_wrong((numbers > 0) & np.isfinite(numbers), "weight", NO_WEIGHT, wrong)
     return numbers
 
 
@@ -339,6 +337,6 @@ def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
     if not columns.there(column).any():
         return None
     ids = columns.strings(column)
-    good = (id_ is None or (0 < len(id_) <= MAX_ID and "\0" not in id_) for id_ in ids)
-    _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", _ONE_ID, wrong)
+    good = (id_ is None or is_id(id_) for id_ in ids)
+    _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", NO_ID, wrong)
     return ids

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from core.builder import NO_LABEL
+from core.builder import NO_LABEL, NO_WEIGHT
 from service import errors
 from service.decode.outline import PIECE_BYTES, Outline
-from service.events import MAX_ID, Event, Explain, Features, Label, Named, Numbers, Question
+from service.events import MAX_ID, NO_ID, Event, Explain, Features, Label, Named, Numbers, Question, is_id
 
 WIDE_BYTES = PIECE_BYTES
 """An event of more bytes is decoded in pieces."""
@@ -27,7 +27,6 @@ LONG_BYTES = 2**18
 """An array of more bytes is split in pieces."""
 
 
-Body = TypeVar("Body", Event, Label, Question, Explain)
 Asked = TypeVar("Asked", bound=Event | Label | Question | Explain)
 
 
@@ -43,8 +42,8 @@ _numbers = msgspec.json.Decoder(Numbers)
 def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
     """Decode one event with features. `at` is its place, for error messages: "[3]" or "line 7"."""
     event = _either_way(_event, data, at)
-    if event.id is not None:
-        _check_id(event.id, at)
+    if event.id is not None and not is_id(event.id):
+        raise _wrong_id(at)
     return event
 
 
@@ -52,8 +51,8 @@ def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
     """Decode one item for `/learn`: an event, or a label without features."""
     data = bytes(data)
     found = _event_or_label(data, at) if len(data) <= WIDE_BYTES else _in_pieces(_event_or_label, data, at)
-    if found.id is not None:
-        _check_id(found.id, at)
+    if found.id is not None and not is_id(found.id):
+        raise _wrong_id(at)
     return found
 
 
@@ -68,8 +67,8 @@ def _event_or_label(data: bytes, at: str) -> Event | Label:
 def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
     """Decode one item for `/predict`."""
     question = _either_way(_question, data, at)
-    if question.id is not None:
-        _check_id(question.id, at)
+    if question.id is not None and not is_id(question.id):
+        raise _wrong_id(at)
     return question
 
 
@@ -79,16 +78,13 @@ def decode_explain(data: bytes) -> Explain:
     if (asked.x is None) == (asked.id is None):
         reason = 'must be an object with either x or id, like {"x": {"age": 31}} or {"id": "imp-7"}'
         raise errors.InvalidEvent(field="body", reason=reason)
-    if asked.id is not None:
-        _check_id(asked.id, "")
+    if asked.id is not None and not is_id(asked.id):
+        raise _wrong_id("")
     return asked
 
 
-def _check_id(id_: str, at: str) -> None:
-    if not 0 < len(id_) <= MAX_ID or "\0" in id_:
-        raise errors.InvalidEvent(
-            field=errors.path(at, "id"), reason=f"must have 1 to {MAX_ID} characters and no zero byte"
-        )
+def _wrong_id(at: str) -> errors.InvalidEvent:
+    return errors.InvalidEvent(field=errors.path(at, "id"), reason=NO_ID)
 
 
 def is_array(body: bytes) -> bool:
@@ -154,7 +150,7 @@ def _split(array: bytes, before: int) -> list[msgspec.Raw]:
 # -- long events, piece by piece
 
 
-def _either_way(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
+def _either_way(decoder: msgspec.json.Decoder[Asked], data: bytes | msgspec.Raw, at: str) -> Asked:
     if len(data) <= WIDE_BYTES:
         return _decode(decoder, data, at)
     return _in_pieces(partial(_decode, decoder), bytes(data), at)
@@ -231,7 +227,7 @@ def _nothing(kind: str, end: int, at: str = "") -> errors.MalformedJson:
 # -- errors and their places
 
 
-def _decode(decoder: msgspec.json.Decoder[Body], data: bytes | msgspec.Raw, at: str) -> Body:
+def _decode(decoder: msgspec.json.Decoder[Asked], data: bytes | msgspec.Raw, at: str) -> Asked:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -326,6 +322,7 @@ def out_of_range(body: bytes) -> str:
 
 
 _NO_X = "is missing; only the label of a prediction that was served with an id may leave it out, and it needs that id"
+_OTHERWISE = {"y": NO_LABEL, "id": f"must be a string of 1 to {MAX_ID} characters", "weight": NO_WEIGHT}
 
 
 def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:
@@ -340,14 +337,7 @@ def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[
         elif name == "x":
             yield from _wrong_features(fields["x"])
         elif not _is(fields[name], field.type):
-            yield (
-                name,
-                {
-                    "y": NO_LABEL,
-                    "id": f"must be a string of 1 to {MAX_ID} characters",
-                    "weight": "must be a number above 0",
-                }[name],
-            )
+            yield name, _OTHERWISE[name]
 
 
 def _wrong_features(x: msgspec.Raw, first: int = 0) -> Iterator[tuple[str, str]]:
