@@ -80,12 +80,11 @@ def test_while_it_recovers_a_service_is_alive_and_not_ready(start: Start) -> Non
     assert service.model().learn({"x": {"a": 1}, "y": 1}).json()["seq"] == 2
 
 
-@pytest.fixture(scope="module")
-def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose log takes long enough to replay that a test can look at the service meanwhile."""
-    folder = tmp_path_factory.mktemp("long")
+def write_long_log(folder: Path, spec: Spec) -> None:
+    """A log that takes long enough to replay that a test can look at the service meanwhile."""
+    folder.mkdir()
     store, events = Store(folder), 500_000
-    model = store.create_model("default", Spec().as_dict())
+    model = store.create_model("default", spec.as_dict())
     labels = (np.arange(events) % 2).astype(np.uint8)
     batch = Batch(
         np.zeros(events + 1, np.int64), np.zeros(0, np.int32), np.zeros(0), labels, np.ones(events, np.float64)
@@ -93,11 +92,11 @@ def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(8):
         store.commit([ModelBatch(model.key, 1 + i * events, batch, 0, [], [])])
     store.close()
-    return folder
 
 
-def test_creating_a_model_that_is_just_being_recovered_does_no_harm(start: Start, long_log: Path) -> None:
-    service = start(folder=long_log, ready=False)
+def test_creating_a_model_that_is_just_being_recovered_does_no_harm(start: Start, tmp_path: Path) -> None:
+    write_long_log(tmp_path / "long", Spec())
+    service = start(folder=tmp_path / "long", ready=False)
     service.wait_for_port()
     asked = 0
     while (response := service.model().create({})).status_code == 503:
@@ -109,8 +108,9 @@ def test_creating_a_model_that_is_just_being_recovered_does_no_harm(start: Start
     service.kill()
 
 
-def test_sigterm_while_it_recovers_ends_it_well(start: Start, long_log: Path) -> None:
-    service = start(folder=long_log, ready=False)
+def test_sigterm_while_it_recovers_ends_it_well(start: Start, tmp_path: Path) -> None:
+    write_long_log(tmp_path / "long", Spec(rule="auto"))  # which takes several seconds
+    service = start(folder=tmp_path / "long", ready=False)
     service.wait_for_port()
     assert service.http.get("/readyz").status_code == 503
     assert service.stop() == 0
