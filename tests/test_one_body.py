@@ -412,7 +412,7 @@ def test_a_reply_takes_no_room_that_the_log_may_need_but_what_was_promised_is_ke
         for _ in range(10):
             asyncio.run(reply.add(some))
         assert sent(reply)[1] == some * 10
-    assert (replies._held, replies._on_disk) == (0, 0)
+    assert (replies._held, replies.on_disk) == (0, 0)
 
 
 # -- and what comes of it is the same
