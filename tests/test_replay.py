@@ -519,10 +519,10 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def specs(tmp_path: Path) -> list[str]:
-    """The flags for SPECS: a file, a file after an @, and a file."""
+    """The flags for SPECS: a file for each."""
     for name, spec in SPECS.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(spec))
-    return [f"--spec={at}{tmp_path / name}.json" for at, name in zip(("", "@", ""), SPECS, strict=True)]
+    return [f"--spec={tmp_path / name}.json" for name in SPECS]
 
 
 @pytest.fixture
@@ -1089,7 +1089,6 @@ def test_what_is_wrong_is_told_with_its_line(
         ["a.csv", "--label", "y", "--id-prefix", ""],
         ["a.csv", "--label", "y", "--id-prefix", "p" * 237],
         ["a.csv", "--label", "y", "--spec", "absent.json"],
-        ["a.csv", "--label", "y", "--spec", "@absent.json"],
         ["a.csv", "--label", "y", "--spec", "{"],
     ],
 )

@@ -50,7 +50,7 @@ def wrong_with(headers: Headers, version: str, host: bytes | None) -> errors.Unc
     """What can be understood in two ways. `host`: the name in the first line, if it is in absolute form.
 
     >>> print(wrong_with([(b"host", b"a"), (b"host", b"b")], "1.1", None))
-    The head of the request has the header host more than once.
+    The head of the request has the header host more than once. It can be read in two ways, so the service refuses it.
     """
     fields = dict(headers)
     if len(fields) < len(headers):
