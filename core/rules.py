@@ -48,7 +48,9 @@ RULES: dict[str, Rule] = {
     "adabound": Rule("AdaBound", ("m", "v"), {**_ADAM, "learning_rate": 1e-3, "gamma": 1e-3, "final_lr": 0.1}),
     "ftrl": Rule("FTRLProximal", ("z", "n"), {"learning_rate": 0.05, "beta": 1.0, "l1": 0.0, "l2": 1.0, "lag": True}),
 }
-SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADADELTA, ADAM, AMSGRAD, NADAM, ADAMAX, ADABOUND, FTRL = range(len(RULES))
+(
+    SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADADELTA, ADAM, AMSGRAD, NADAM, ADAMAX, ADABOUND, FTRL,
+) = range(len(RULES))  # fmt: skip
 """Each rule's number: its place in the table."""
 KEPT = max(len(rule.keeps) for rule in RULES.values())
 """Most numbers that a rule keeps per feature."""

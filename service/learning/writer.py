@@ -5,8 +5,8 @@ as one transaction. After the sync it steps the learners and answers the request
 gathers, so all of its requests share the cost of a sync. If many events wait, the writer takes the steps of one turn
 while the next commits.
 
-Everything but the disk runs on the event loop, so no lock is needed: a prediction sees the model after one event or
-after the next, never in between.
+Every step is taken on the event loop, so no lock is needed: a prediction sees the model after one event or after the
+next, never in between. The disk and the arrays of long requests have threads.
 """
 
 from __future__ import annotations
