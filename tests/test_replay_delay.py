@@ -271,8 +271,8 @@ def test_labels_that_come_too_late_are_counted_and_it_goes_on(
     capsys: pytest.CaptureFixture[str],
     on_timeout: str,
 ) -> None:
-    model = new_model(join={"keep": "0.3s", "on_timeout": on_timeout})
-    code, output, error = call(capsys, *command(few, shared, model, "--delay=uniform(0s,900ms)"))
+    model = new_model(join={"keep": "1s", "on_timeout": on_timeout})
+    code, output, error = call(capsys, *command(few, shared, model, "--delay=uniform(0s,3s)"))
     assert code == 0, error
     found, join = counts(output), model.state()["join"]
     too_late = int(found["labels too late"])
