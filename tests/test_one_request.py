@@ -288,8 +288,8 @@ def test_the_largest_weights_are_those_of_a_sort(timed: Timed) -> None:
 
 def test_what_a_deleted_model_was_is_freed_while_others_are_served(timed: Timed) -> None:
     """The last one: the large models go."""
-    names = {model["model"] for model in timed.service.get("/models")["models"]} - {"default", "large", "late"}
-    large = [*sorted(names), "large"]
+    grown = {model["model"] for model in timed.service.get("/models")["models"]} - {"default", "large", "late"}
+    large = [*sorted(grown), "large"]
 
     def delete() -> None:
         ask(timed, Asked("DELETE", f"/models/{large.pop()}", status=204))

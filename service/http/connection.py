@@ -63,7 +63,7 @@ class Flow(FlowControl):
         self.came: memoryview = _NOTHING
         """Bytes received but not read yet."""
         self.body_left = 0
-        """Bytes of the current body that are still to come, if its head says how long it is."""
+        """Bytes of the current body that are still to come, if its head says how long it is; else 0 or less."""
         self.over = False
         """Whether reading has ended: the client has ended its side, or its bytes can no longer be understood."""
         self._rests = False
