@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, Model, NewModel, Service, Start, assert_problem, eventually, ndjson
+from conftest import Model, NewModel, Service, Start, assert_problem, ndjson
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE, eventually
 from processes import replayed_elsewhere
 
 from core.breaker import Watch

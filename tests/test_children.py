@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE
 from golden.make import EVENTS, HERE
+from patience import PATIENCE
 from processes import copied, running
 
 from service.children import command

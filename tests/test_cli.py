@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LOGSTEP, PATIENCE, PLAIN, Model, Service, Start, Starter, eventually
+from conftest import LOGSTEP, PLAIN, Model, Service, Start, Starter
+from patience import PATIENCE, eventually
 from processes import running
 from streams import stream
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import LOGSTEP, PATIENCE, Connection, Model, Service, Start, assert_problem, eventually
+from conftest import LOGSTEP, Connection, Model, Service, Start, assert_problem
 from forked import clean_environment
+from patience import PATIENCE, eventually
 
 EVENT, QUESTION = b'{"x": {"a": 1}, "y": 1}', b'{"x": {"a": 1}}'
 MIB = 2**20

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually
 from disk import needs_strace
+from patience import eventually
 from processes import (
     LOST,
     Service,

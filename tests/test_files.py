@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Model, NewModel, Service, eventually
+from conftest import Model, NewModel, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE, eventually
 
 from service.commands import cli
 from service.commands.columns import Kept

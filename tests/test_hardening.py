@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import JSON, NDJSON, PATIENCE, Service, Start, Starter, assert_problem, eventually
+from conftest import JSON, NDJSON, Service, Start, Starter, assert_problem
+from patience import PATIENCE, eventually
 
 from core.features import MAX_NAME
 from service.commands import cli

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, Model, NewModel, Service, Start, assert_problem, eventually, ndjson
+from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
+from patience import eventually
 
 from core import Learner, Spec
 from core.learner import Outcome

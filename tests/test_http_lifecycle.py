@@ -22,7 +22,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, eventually, ndjson
+from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, ndjson
+from patience import eventually
 
 from core import Learner, Spec
 from core.batch import Batch

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PLAIN, eventually
+from conftest import PLAIN
 from forked import clean_environment, serve
+from patience import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTENS = re.compile(rb"logstep serves http://127\.0\.0\.1:(\d+) ")

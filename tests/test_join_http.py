@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Model, NewModel, Reply, Service, Start, assert_problem, eventually, ndjson
+from conftest import Model, NewModel, Reply, Service, Start, assert_problem, ndjson
+from patience import eventually
 from river import metrics
 
 from core import Learner, Spec

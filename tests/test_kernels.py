@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import LOGSTEP, eventually
+from conftest import LOGSTEP
 from forked import clean_environment, serve
+from patience import eventually
 from processes import running
 
 from core import compiled

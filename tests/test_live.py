@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NewModel, Service, Start, assert_problem, eventually
+from conftest import NewModel, Service, Start, assert_problem
+from patience import eventually
 from processes import running_engine
 
 from service.events import Event

@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, LOGSTEP, Service, Start, assert_problem, eventually
+from conftest import JSON, LOGSTEP, Service, Start, assert_problem
+from patience import eventually
 
 from service import errors, logs
 

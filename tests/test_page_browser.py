@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, Service, Start, Starter, eventually
+from conftest import JSON, Service, Start, Starter
+from patience import eventually
 from streams import stream
 
 from service.http import tokens

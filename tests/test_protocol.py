@@ -19,8 +19,9 @@ import hypothesis
 import pyarrow as pa
 import pytest
 import uvicorn
-from conftest import PATIENCE, Connection, Reply, Service, Start, Starter, assert_problem, eventually
+from conftest import Connection, Reply, Service, Start, Starter, assert_problem
 from hypothesis import strategies as st
+from patience import PATIENCE, eventually
 from processes import Service as Served
 from processes import recover
 from uvicorn.server import ServerState

@@ -20,9 +20,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LOGSTEP, PATIENCE, Model, NewModel, Service, Start, eventually
+from conftest import LOGSTEP, Model, NewModel, Service, Start
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE, eventually
 from processes import running
 from streams import stream
 

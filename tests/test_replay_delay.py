@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LOGSTEP, Model, NewModel, Service, Start, eventually
+from conftest import LOGSTEP, Model, NewModel, Service, Start
+from patience import eventually
 from processes import logged_events
 from river import linear_model
 from streams import stream

@@ -18,9 +18,9 @@ from typing import Any
 
 import processes
 import pytest
-from conftest import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import eventually
 from processes import (
     Clock,
     Service,

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Service, Start, assert_problem, eventually
+from conftest import Service, Start, assert_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import eventually
 from processes import Clock, running_engine
 
 from core import Spec

@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
-from conftest import JSON, LOGSTEP, NDJSON, PATIENCE, Service, Start, Starter, assert_problem, eventually, ndjson
+from conftest import JSON, LOGSTEP, NDJSON, Service, Start, Starter, assert_problem, ndjson
 from forked import clean_environment
+from patience import PATIENCE, eventually
 
 from service import failures
 from service.commands import cli
