@@ -208,6 +208,11 @@ class MalformedArrow(Reasoned, status=400, title="Malformed Arrow"):
     """The body is not an Arrow IPC stream: {reason}."""
 
 
+class ArrowNotInstalled(LogstepError, status=415, title="Arrow not installed"):
+    """Columns (Arrow, Parquet) need pyarrow, which is not installed beside logstep. Install the extra:
+    pip install 'logstep[arrow]', and start logstep again. JSON, NDJSON and CSV need no extra."""
+
+
 class ArrowTooLarge(OverLimit, status=413, title="Arrow batch too large"):
     """In the Arrow stream, {what} takes {size} bytes; the limit is {limit}. Write smaller batches (with pyarrow:
     writer.write_table(table, max_chunksize=10_000)). The stream itself has no limit."""

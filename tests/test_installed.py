@@ -5,6 +5,7 @@ It is started in a folder with a `service` and a `core` of its own, which nothin
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -112,6 +113,23 @@ def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_s
     ]
     with installation.serving([installation.bin / "logstep"]) as port:
         assert is_equal_to_river(port)
+
+
+def test_without_the_extra_arrow_it_learns_json_and_says_how_to_read_columns(
+    installation: Installation, tmp_path: Path
+) -> None:
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('as if it were not installed', name='pyarrow')\n")
+    sources = os.pathsep.join(map(str, (installation.source, tmp_path)))
+    command = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
+    with installation.serving(command, {"PYTHONPATH": sources}) as port:
+        assert is_equal_to_river(port)
+        for verb in ("learn", "predict"):
+            url = f"http://127.0.0.1:{port}/{verb}"
+            headers = {"content-type": "application/vnd.apache.arrow.stream"}
+            reply = httpx.post(url, content=b"any", headers=headers, **PLAIN)
+            assert reply.status_code == 415
+            assert reply.json()["title"] == "Arrow not installed"
+            assert "pip install 'logstep[arrow]'" in reply.json()["detail"]
 
 
 def test_each_child_is_started_in_the_one_way() -> None:

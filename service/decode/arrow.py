@@ -1,6 +1,7 @@
 """Decodes an Arrow IPC stream into tables of rows, as it arrives.
 
-pyarrow takes up to a fifth of a second to import, so the first stream imports it.
+pyarrow takes up to a fifth of a second to import, so the first stream imports it. It is the largest package but one,
+and an extra: where it is missing, that stream is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ async def read_tables(
 
     An error of a row is raised after the rows before it. Errors of `chunks` pass through.
     """
-    await asyncio.to_thread(_import)
+    await asyncio.to_thread(import_pyarrow)
     reader: _Reader | None = None
     row = 1
     slices = Slices()
@@ -74,9 +75,13 @@ async def read_tables(
         raise errors.MalformedArrow(reason="it is empty; a stream begins with its schema")
 
 
-def _import() -> None:
-    import pyarrow.compute
-    import pyarrow.ipc  # noqa: F401
+def import_pyarrow() -> None:
+    """Import what reads columns. Raises ArrowNotInstalled where the extra `arrow` is missing."""
+    try:
+        import pyarrow.compute
+        import pyarrow.ipc  # noqa: F401
+    except ModuleNotFoundError:
+        raise errors.ArrowNotInstalled from None
 
 
 # -- messages to record batches

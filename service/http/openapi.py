@@ -31,7 +31,8 @@ _ERRORS = {
     405: "The route does not allow this method",
     409: "Conflict with what the service has: another spec, another event with this id, or a stopped model",
     413: "The body, a line, a batch, an array or the reply is too large",
-    415: "The content type is not JSON, NDJSON or Arrow, the charset is not UTF-8, or the body is compressed",
+    415: "The content type is not JSON, NDJSON or Arrow, the charset is not UTF-8, the body is compressed, or Arrow "
+    "comes and the service was installed without it",
     422: "An invalid event, spec or parameter. Nothing was learned, except the events before it in a stream",
     421: "The service does not answer to this host name",
     429: "The token is over its rate, or another cross-check is running. Try again after Retry-After seconds",
