@@ -37,7 +37,7 @@ import numpy.typing as npt
 from core.batch import Batch
 from core.compiled import compiled
 from core.logistic import Floats, Ints, Labels, Offsets
-from core.slots import Table
+from core.rules import Table
 from core.spec import Spec
 from core.step import grown
 

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from core.batch import Batch, LeftOut, Mask, as_arrays
+from core.batch import Batch, LeftOut, Mask, as_arrays, left_out_of
 from core.compiled import compiled
 from core.features import MAX_FLOAT, EventError, Features, X, first_beyond
-from core.fingerprints import left_out_of
 from core.logistic import Floats, Ints, Labels, Offsets
 
 NO_LABEL = "must be 0, 1, true or false; map other labels to these before you send them"

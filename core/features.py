@@ -21,9 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from core.batch import Admitted
+from core.batch import Admitted, left_out_of
 from core.compiled import compiled
-from core.fingerprints import left_out_of
 from core.logistic import Floats, Ints
 
 Value = float | bool | str

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from core import logistic, slots, step
+from core import logistic, rules, step
 from core.batch import Batch
 from core.features import is_text
 from core.logistic import Floats, Ints
-from core.rules import RULES
-from core.slots import Codes, State
+from core.rules import RULES, Codes, State
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
 _MIN_ROWS = 64
-_SCALES = {"none": (slots.UNSCALED, 0), "standard": (slots.STANDARD, 3), "maxabs": (slots.MAXABS, 1)}
+_SCALES = {"none": (rules.UNSCALED, 0), "standard": (rules.STANDARD, 3), "maxabs": (rules.MAXABS, 1)}
 """For each `scale`, its code, and how many numbers the scaler keeps per feature."""
 
 
@@ -31,25 +30,25 @@ class Linear:
             s=np.zeros((_MIN_ROWS, len(RULES[spec.rule].keeps))),
             scaler=np.zeros((_MIN_ROWS, _SCALES[spec.scale][1])),
             paid=np.zeros(_MIN_ROWS if pays else 0),
-            scalars=np.zeros(slots.SCALARS),
+            scalars=np.zeros(rules.SCALARS),
         )
         self._codes, self._q = _codes(spec), _parameters(spec)
-        self.state.scalars[slots.FINAL_LR] = spec.final_lr or 0.0
+        self.state.scalars[rules.FINAL_LR] = spec.final_lr or 0.0
         self._scales = spec.scale != "none"
-        constant = self._codes[slots.SCHEDULE] == self._codes[slots.BIAS_SCHEDULE] == slots.CONSTANT
+        constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
         self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
         """Whether the model is plain SGD, which has its own kernel."""
 
     @property
     def bias(self) -> float:
-        return float(self.state.scalars[slots.BIAS])
+        return float(self.state.scalars[rules.BIAS])
 
     def score(self, columns: Ints, values: Floats) -> float:
         """w·x + b for one event; changes nothing."""
         state = self.state
         if self._scales:
             return step.predict_score(columns, values, *state, self._codes, self._q, np.empty(len(columns)))
-        return logistic.score(columns, values, state.w, state.scalars[slots.BIAS])
+        return logistic.score(columns, values, state.w, state.scalars[rules.BIAS])
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event and its parts, as in `Learner.served_of`; changes nothing.
@@ -130,26 +129,26 @@ class Linear:
 def _codes(spec: Spec) -> Codes:
     """A spec's choices, encoded for the kernels."""
     codes = np.zeros(5, np.int64)
-    codes[slots.RULE] = list(RULES).index(spec.rule)
-    codes[slots.SCALE], _ = _SCALES[spec.scale]
-    codes[slots.SCHEDULE], codes[slots.BIAS_SCHEDULE] = (
+    codes[rules.RULE] = list(RULES).index(spec.rule)
+    codes[rules.SCALE], _ = _SCALES[spec.scale]
+    codes[rules.SCHEDULE], codes[rules.BIAS_SCHEDULE] = (
         _schedule(spec.learning_rate)[0],
         _schedule(spec.bias_learning_rate)[0],
     )
-    codes[slots.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
+    codes[rules.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
     return codes
 
 
 def _parameters(spec: Spec) -> Floats:
     """A spec's numbers, in the kernels' order."""
-    q = np.zeros(slots.PARAMETERS)
-    q[[slots.SQUARE, slots.ROOT, slots.INVERSE]] = 2.0, 0.5, -1.0
-    q[[slots.L1, slots.L2, slots.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
-    q[[slots.WEIGHT_0, slots.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
-    code, q[slots.RATE], q[slots.RATE_SHAPE] = _schedule(spec.learning_rate)
-    q[slots.FIRST_RATE] = step.scheduled(code, q[slots.RATE], q[slots.RATE_SHAPE], 0.0)
-    _, q[slots.BIAS_RATE], q[slots.BIAS_RATE_SHAPE] = _schedule(spec.bias_learning_rate)
-    for name, place in slots.OF_RULES.items():
+    q = np.zeros(rules.PARAMETERS)
+    q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
+    q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
+    q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
+    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.learning_rate)
+    q[rules.FIRST_RATE] = step.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
+    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_learning_rate)
+    for name, place in rules.OF_RULES.items():
         q[place] = float(getattr(spec, name) or 0.0)
     return q
 
@@ -157,8 +156,8 @@ def _parameters(spec: Spec) -> Floats:
 def _schedule(rate: Rate | None) -> tuple[int, float, float]:
     """A learning rate's code, and the two numbers for `step.scheduled`."""
     if isinstance(rate, InverseScaling):
-        return slots.INVERSE_SCALING, rate.learning_rate, rate.power
+        return rules.INVERSE_SCALING, rate.learning_rate, rate.power
     if isinstance(rate, Optimal):
         first = math.sqrt(1.0 / math.sqrt(rate.alpha))  # Bottou's eta_0: the size of a typical weight
-        return slots.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
-    return slots.CONSTANT, rate or 0.0, 0.0
+        return rules.OPTIMAL, rate.alpha, 1.0 / (first * rate.alpha)
+    return rules.CONSTANT, rate or 0.0, 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from river import base, linear_model, optim, preprocessing
 from river.utils import VectorDict
 
-from core import slots
+from core import rules
 from core.batch import Batch
 from core.builder import BatchBuilder
 from core.features import X, is_text
@@ -115,16 +115,16 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     spec, names, arrays = Spec.from_dict(state["spec"]), state["names"], state["arrays"]
     scalars, optimizer = arrays["scalars"].tolist(), model.optimizer
     model._weights = VectorDict(_by_name(names, arrays["weights"]))
-    model.intercept = scalars[slots.BIAS]
+    model.intercept = scalars[rules.BIAS]
     optimizer.n_iterations = state["seq"] - state["not_taken"]
     keeps = RULES[spec.rule].keeps
     for attribute, numbers in zip(keeps, _columns(names, arrays["kept"], len(keeps)), strict=True):
         kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
         setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes VectorDicts when it steps
     if spec.rule == "adabound":
-        optimizer.final_lr = scalars[slots.FINAL_LR]
+        optimizer.final_lr = scalars[rules.FINAL_LR]
     if model.l1:
-        model.max_cum_l1 = scalars[slots.L1_TOTAL]
+        model.max_cum_l1 = scalars[rules.L1_TOTAL]
         model.cum_l1 = VectorDict(_by_name(names, arrays["paid"]), optim.initializers.Zeros())
     if isinstance(scaler, preprocessing.StandardScaler):
         counts, means, variances = _columns(names, arrays["scaler"], 3)

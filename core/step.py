@@ -22,12 +22,11 @@ from numba import types
 
 from core.compiled import compiled
 from core.logistic import Floats, Ints, Labels, Offsets, residual, score
-from core.rules import KEPT, NESTEROV, update
 
-from core.slots import (  # isort: skip
-    BIAS, BIAS_RATE, BIAS_RATE_SHAPE, BIAS_SCHEDULE, CLIP, CODES, COLUMNS, FLOATS, INVERSE_SCALING, L1, L1_TOTAL, L2,
-    OPTIMAL, PENALTY, RATE, RATE_SHAPE, RHO, ROOT, RULE, SCALE, SCHEDULE, STANDARD, STATE, TABLE, UNSCALED, WEIGHT_0,
-    WEIGHT_1, Codes, State, Table,
+from core.rules import (  # isort: skip
+    BIAS, BIAS_RATE, BIAS_RATE_SHAPE, BIAS_SCHEDULE, CLIP, CODES, COLUMNS, FLOATS, INVERSE_SCALING, KEPT, L1, L1_TOTAL,
+    L2, NESTEROV, OPTIMAL, PENALTY, RATE, RATE_SHAPE, RHO, ROOT, RULE, SCALE, SCHEDULE, STANDARD, STATE, TABLE,
+    UNSCALED, WEIGHT_0, WEIGHT_1, Codes, State, Table, update,
 )  # fmt: skip
 
 MAX_SCALED = 1e200

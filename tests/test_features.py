@@ -17,10 +17,9 @@ from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
 from core import features as features_module
-from core.batch import Batch, LeftOut, Served
+from core.batch import Batch, LeftOut, Served, fingerprints
 from core.builder import BatchBuilder
 from core.features import TooManyFeatures, flatten
-from core.fingerprints import fingerprints
 
 
 def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
 from core.batch import Batch
-from core.served import Joins
+from core.progressive import Joins
 from service import errors
 from service.decode import event_json, pieces
 from service.learning.recovery import NOT_A_STATE

@@ -27,8 +27,8 @@ from patience import eventually
 
 from core import Learner, Spec
 from core.batch import Batch
+from service.fairness import NICE, background
 from service.storage.store import ModelBatch, Store
-from service.threads import NICE, background
 
 
 def assert_not_ready(response: httpx.Response) -> None:

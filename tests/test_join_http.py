@@ -18,7 +18,7 @@ from patience import eventually
 from river import metrics
 
 from core import Learner, Spec
-from core.served import DELAYS
+from core.progressive import DELAYS
 
 Json = dict[str, Any]
 X: Json = {"age": 4.0, "country": "FR", "vip": True}

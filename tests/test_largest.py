@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.largest import largest
+from core.weights import largest
 
 VALUES = st.lists(st.sampled_from([0.0, -0.0, 1e-300, 0.5, -0.5, 1.0, -2.0, 3.5, 1e100]), max_size=60)
 

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from core import EventError, Learner, Spec
 from core.builder import BatchBuilder
-from core.rules import RULES
-from core.slots import BIAS
+from core.rules import BIAS, RULES
 from core.spec import InverseScaling, Optimal
 
 Event = tuple[Any, int, float]

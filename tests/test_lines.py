@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from core import Learner, Spec
 from service.decode import event_json, pieces
-from service.decode.lines import read_number
-from service.decode.shape import Shape
+from service.decode.lines import Shape, read_number
 from service.decode.text import PIECE_BYTES
 from service.events import Event
 from service.settings import Settings

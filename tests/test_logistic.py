@@ -17,7 +17,7 @@ from core import Learner, Spec, logistic
 from core.batch import Batch
 from core.linear import Linear
 from core.logistic import Floats, log_loss, residual, score, sigmoid
-from core.slots import BIAS, L1_TOTAL
+from core.rules import BIAS, L1_TOTAL
 
 MODERATE_SCORES = [-6.0, -2.5, -1.0, -0.1, 0.0, 0.3, 1.0, 2.0, 5.5]
 X = np.array([0.5, -2.0, 3.0])

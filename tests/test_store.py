@@ -22,10 +22,9 @@ from examples import flip
 from processes import copied, events_of
 
 from core import Spec
-from core.batch import ORDINARY, Batch
+from core.batch import ORDINARY, Batch, fingerprints
 from core.builder import BatchBuilder
 from core.features import Features
-from core.fingerprints import fingerprints
 from service import errors, failures
 from service.storage import codec, schema, store, trimming, wal
 from service.storage.ids import NewId

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from service import errors
 from service.decode import arrow, event_json
-from service.decode.shape import Shape
+from service.decode.lines import Shape
 from service.decode.text import Chunks, Text, texts_of
 from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices, worked

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Response
 
 from service import errors, logs
 from service.decode import event_json
+from service.fairness import background
 from service.http import access, routes
 from service.http.access import Asked, asked_of
 from service.http.asgi import Receive, Scope, Send
@@ -26,7 +27,6 @@ from service.http.reply import Reply, json_reply, problem, with_headers
 from service.learning.crosscheck import CrossChecks
 from service.learning.engine import Engine
 from service.settings import Settings
-from service.threads import background
 from service.watching.live import Live
 from service.watching.past import Past
 

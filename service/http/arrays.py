@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from service import errors
 from service.decode import event_json
 from service.events import Event, Label
-from service.fairness import Slices, worked
+from service.fairness import Collecting, Slices, let_go, let_go_all, worked
 from service.http.access import grant_of
 from service.http.answers import learned, placed, predict_all
 from service.http.asgi import Receive, Scope, Send
@@ -23,7 +23,6 @@ from service.learning.engine import Engine
 from service.learning.model import Model
 from service.replies import encode
 from service.settings import Settings
-from service.threads import Collecting, let_go, let_go_all
 
 Item = TypeVar("Item")
 _LARGE = 2**20

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from service import errors
+from service.fairness import background
 from service.storage.store import Store
-from service.threads import background
 
 T = TypeVar("T")
 P = ParamSpec("P")

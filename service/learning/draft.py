@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from core import logistic
-from core.batch import Batch, Served
+from core.batch import Batch, Served, fingerprints, label_fingerprints
 from core.builder import BatchBuilder
-from core.fingerprints import fingerprints, label_fingerprints
 from core.learner import Outcome as Steps
 from service import errors
 from service.learning.model import Model

@@ -27,10 +27,9 @@ from typing import NamedTuple
 import numpy as np
 
 from core import logistic
-from core.batch import Batch
+from core.batch import Batch, fingerprints, label_fingerprints
 from core.builder import check_label
 from core.features import EventError, Features, X, flatten
-from core.fingerprints import fingerprints, label_fingerprints
 from core.spec import Join
 from service import errors
 from service.events import Event, Label

@@ -16,14 +16,12 @@ from core.explain import Explanation, explain_served
 from core.features import X
 from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
-from core.progressive import Progressive
-from core.served import Joins
+from core.progressive import Joins, Progressive
 from core.spec import Spec
-from service.fairness import WIDE
+from service.fairness import WIDE, let_go
 from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel
 from service.storage.waiting import Waiting
-from service.threads import let_go
 
 NOT_A_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What making a learner or scores from an invalid state raises."""

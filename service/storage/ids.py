@@ -59,7 +59,7 @@ _MODULUS = (1 << 61) - 1  # a prime: a flipped bit adds a power of two, which is
 class NewId(NamedTuple):
     """An id and what it stands for from now on.
 
-    For an event: its seq, fingerprint (`core.fingerprints`), kind, and the fingerprint of its label alone. For
+    For an event: its seq, fingerprint (`core.batch.fingerprints`), kind, and the fingerprint of its label alone. For
     a waiting prediction: its number, as `seq`. For a dropped one: only the kind.
     """
 

@@ -1,4 +1,4 @@
-"""Reads the log: the models, and their events. It reads even while a service writes, and changes nothing."""
+"""Reads the log: the models, their events and snapshots. It reads even while a service writes, and changes nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from core.batch import Batch
 from service import failures
+from service.storage import codec
 from service.storage.database import Database, connect_to_read
 from service.storage.ids import CHECKSUM, OF_AN_EVENT
 from service.storage.packed import unpack
-from service.storage.snapshots import Snapshots
 from service.storage.waiting import WaitingReader
 
 JOINED_EVENTS = 20_000
@@ -216,3 +216,36 @@ class LogReader:
             "ORDER BY rowid DESC LIMIT ?) GROUP BY model"
         )
         return {model: seq for model, seq in self.db.rows(query, NEWEST_ROWS)}  # noqa: C416
+
+
+class Snapshots:
+    """States of each model's learner, in chunks. The row in `snapshots` comes last and makes a snapshot valid."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def seqs(self, model: int) -> list[int]:
+        """The seqs of a model's snapshots, the newest first."""
+        return [seq for (seq,) in self._db.rows("SELECT seq FROM snapshots WHERE model = ? ORDER BY seq DESC", model)]
+
+    def state(self, model: int, seq: int) -> dict[str, Any]:
+        """The state of a model at a seq; LogDamaged if the snapshot cannot be used."""
+        data = b"".join(self.chunks(model, seq))
+        try:
+            return codec.decode_state(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._db.damaged(f"the snapshot at seq {seq} cannot be read: {error}") from None
+
+    def chunks(self, model: int, seq: int) -> Iterator[bytes]:
+        """The bytes of a snapshot, one chunk at a time; LogDamaged if a chunk is damaged or missing."""
+        what = f"the snapshot at seq {seq}"
+        query = "SELECT chunks, checksum FROM snapshots WHERE model = ? AND seq = ?"
+        (chunks,) = next(self._db.whole(f"{what} is incomplete", query, model, seq), (None,))
+        if chunks is None:
+            raise self._db.damaged(f"{what} is missing")
+        query = "SELECT data, checksum FROM snapshot_chunks WHERE model = ? AND seq = ? AND chunk = ?"
+        for chunk in range(chunks):
+            (data,) = next(self._db.whole(f"{what} has a wrong checksum", query, model, seq, chunk), (None,))
+            if data is None:
+                raise self._db.damaged(f"{what} is incomplete")
+            yield data

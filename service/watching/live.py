@@ -19,8 +19,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from core.largest import largest
 from core.logistic import Floats
+from core.weights import largest
 from service import errors, failures
 from service.learning.engine import Engine
 from service.learning.guessing import worse_than_guessing
