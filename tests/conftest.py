@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import os
+import random
 import re
 import signal
 import socket
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import hypothesis
 import pytest
+from effort import EFFORT
 from forked import Logstep, clean_environment, end, serve, started
 from patience import PATIENCE, eventually
 
@@ -28,21 +28,29 @@ NDJSON = {"content-type": "application/x-ndjson"}
 PLAIN: Any = {"trust_env": False, "verify": False}
 """For clients that speak no TLS: to read all that the machine trusts takes as long as a dozen requests."""
 
-# The project's checks try the same examples each time, so that a change and not chance makes them fail; elsewhere each
-# run tries others.
-# No example has a deadline: on a machine with other work any may pass it.
-hypothesis.settings.register_profile("others", deadline=None)
-hypothesis.settings.register_profile("checks", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("checks" if os.environ.get("CI") else "others")
-
 LONG_SECONDS = 3 * 3600.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take minutes have a time limit of their own."""
-    for item in items:
-        if item.get_closest_marker("long"):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The efforts: see effort.py."""
+    if EFFORT == "long":
+        for item in items:
             item.add_marker(pytest.mark.timeout(LONG_SECONDS))
+    if EFFORT != "quick":
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for name, all_of_them in cases.items():
+        mark = all_of_them[0].get_closest_marker("few")
+        assert mark is not None
+        too_many = max(0, len(all_of_them) - mark.args[0])
+        left_out.update(random.Random(name).sample(all_of_them, too_many))
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.batch import Batch
@@ -407,7 +408,7 @@ def test_an_error_of_the_connection_comes_out_as_it_is_after_the_rows_before_it(
         assert [len(table) for table in tables_of([body, lost])[0]] == [1, 1, 1]
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.data())
 def test_a_damaged_stream_is_refused_or_read_and_never_more(data: st.DataObject) -> None:
     body = bytearray(stream_of(SMALL, 2))
@@ -695,7 +696,7 @@ def test_tables_taken_back_leave_no_trace(
     assert_same_batch(builder.build(), other.build())
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     plain_tables(),
     plain_tables(bad=True),

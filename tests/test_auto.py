@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from streams import stream
 
@@ -275,7 +276,7 @@ def test_the_bound_holds_through_alarms(blocks: int, alarms: int) -> None:
     assert assert_within_the_bound(events) >= alarms
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     st.lists(
         st.tuples(
@@ -453,7 +454,7 @@ EXTREME_VALUES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     st.lists(
         st.tuples(

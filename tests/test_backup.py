@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import LOGSTEP
 from disk import needs_strace
+from effort import amount
 from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
@@ -364,11 +365,9 @@ def killed(function: Any, arguments: tuple[Path, Path], seconds: float) -> bool:
     return running
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(150, marks=pytest.mark.long)])
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(
-    large: Path, tmp_path: Path, command: str, kills: int
-) -> None:
+def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(large: Path, tmp_path: Path, command: str) -> None:
+    kills = amount(quick=3, checks=8, long=150)
     function = getattr(backups, command)
     numbers, out = random.Random(7), tmp_path / "out"
     begun = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import amount
 from examples import Example, flip, make_example, opened
 from processes import copied
 
@@ -92,14 +93,10 @@ FILES = [("closed", "log.db"), ("killed", "log.db-wal"), ("closed", "last-commit
 def test_a_flipped_bit_gives_the_same_weights_or_a_refusal(
     example: Example, tmp_path: Path, folder: str, name: str
 ) -> None:
-    a_page = {"log.db": 12, "log.db-wal": 2, "last-commit": 40}[name]
+    a_page = {
+        "log.db": amount(quick=1, checks=12, long=40),
+        "log.db-wal": amount(quick=1, checks=2, long=40),
+        "last-commit": amount(quick=10, checks=40, long=160),
+    }[name]
     found = check_flips(example, getattr(example, folder), name, a_page, tmp_path)
     assert found.keys() - {SAME, DAMAGED_IDS}  # some were refused: the flips are no dry run
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("folder", "name"), FILES)
-def test_each_of_forty_flipped_bits_in_every_page_gives_the_same_weights_or_a_refusal(
-    example: Example, tmp_path: Path, folder: str, name: str
-) -> None:
-    check_flips(example, getattr(example, folder), name, 160 if name == "last-commit" else 40, tmp_path)

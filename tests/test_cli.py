@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import LOGSTEP, PLAIN, Model, Service, Start, Starter
+from effort import only_long
 from patience import PATIENCE, eventually
 from processes import running
 from streams import stream
@@ -585,7 +586,7 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.long
+@only_long
 def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:

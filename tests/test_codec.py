@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
@@ -82,7 +83,6 @@ def decoded_or_refused(data: bytes) -> Batch | None:
 # -- batches
 
 
-@settings(deadline=None)
 @given(any_events)
 @example([])
 @example([([], 1, 1.0)])
@@ -117,7 +117,6 @@ def test_weights_are_left_out_where_all_are_one_and_cost_eight_bytes_an_event_el
     assert len(one_differs) == len(plain) + 5 * 8
 
 
-@settings(deadline=None)
 @given(st.lists(columns, max_size=4), st.integers(1, 9), st.floats(0.5, 2.0))
 @example([], 1, 1.0)
 def test_events_with_the_same_features_in_the_same_order_share_their_columns(
@@ -146,7 +145,7 @@ def test_a_decoded_batch_does_not_hold_on_to_the_bytes_it_came_from() -> None:
         assert array.base is None
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(any_events)
 def test_a_batch_cut_short_anywhere_is_refused(events: Events) -> None:
     data = pack(batch_of(events))
@@ -155,14 +154,13 @@ def test_a_batch_cut_short_anywhere_is_refused(events: Events) -> None:
             unpack([data[:length]])
 
 
-@settings(deadline=None)
 @given(any_events, st.binary(min_size=1, max_size=40))
 def test_a_batch_with_bytes_after_its_end_is_refused(events: Events, more: bytes) -> None:
     with pytest.raises(ValueError, match="length does not fit"):
         unpack([pack(batch_of(events)) + more])
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(any_events, st.data())
 def test_bytes_changed_at_random_are_refused_or_a_batch_as_long_as_they_say(
     events: Events, data: st.DataObject
@@ -177,13 +175,12 @@ def test_bytes_changed_at_random_are_refused_or_a_batch_as_long_as_they_say(
         assert len(batch.columns) == int.from_bytes(changed[4:8], "little")
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_a_batch(data: bytes) -> None:
     decoded_or_refused(data)
 
 
-@settings(deadline=None)
 @given(any_events, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 255))
 @example([([(0, 1.0)], 1, 1.0)], 2**32 - 1, 2**32 - 1, 1)
 @example([([(0, 1.0)], 1, 1.0)], 2**32 - 1, 0, 255)
@@ -253,7 +250,6 @@ def learned_state() -> dict[str, Any]:
     return {"learner": learner.state(names=False), "scores": scores.state()}
 
 
-@settings(deadline=None)
 @given(states)
 @example({})
 @example({"a": np.zeros(0)})
@@ -291,7 +287,7 @@ def test_a_state_has_no_python_in_it() -> None:
     assert np.frombuffer(arrays, "<f8").tolist() == [0, 1, 0, 1, 2, 3, 4]
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(states)
 def test_a_state_cut_short_is_refused_or_has_lost_nothing_it_needs(state: dict[str, Any]) -> None:
     data = b"".join(codec.encode_state(state))
@@ -301,7 +297,7 @@ def test_a_state_cut_short_is_refused_or_has_lost_nothing_it_needs(state: dict[s
             assert refused(data[:length])
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.data())
 def test_a_state_changed_at_random_is_refused_or_is_a_state(data: st.DataObject) -> None:
     changed = bytearray(b"".join(codec.encode_state(learned_state())))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
-from hypothesis import Phase, given, settings
+from effort import examples
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 from processes import running_engine
 from test_engine import plain, whole_state
@@ -133,7 +134,7 @@ def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 cuts = st.lists(st.integers(1, 20), max_size=20)
 
 
-@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@examples(8, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40), turns=cuts, commit_events=st.sampled_from([1, 7, 10_000]))
 def test_however_requests_are_cut_into_turns_they_are_learned_and_answered_the_same(
     seed: int, count: int, turns: list[int], commit_events: int

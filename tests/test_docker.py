@@ -1,6 +1,6 @@
 """The container: what its files say, and, where an engine works, that the hardened image serves and keeps its events.
 
-`pytest -m long tests/test_docker.py` builds the image; LOGSTEP_IMAGE=NAME takes one that is there already.
+`EFFORT=long pytest tests/test_docker.py` builds the image; LOGSTEP_IMAGE=NAME takes one that is there already.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from effort import only_long
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,7 +257,7 @@ def volume(engine: str) -> Iterator[str]:
     run(engine, "volume", "rm", "--force", name)
 
 
-@pytest.mark.long
+@only_long
 def test_an_event_learned_in_a_hardened_container_is_there_in_the_next(engine: str, image: str, volume: str) -> None:
     event = {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1, "id": "order-77"}
     with container(engine, image, volume) as first:
@@ -274,7 +275,7 @@ def test_an_event_learned_in_a_hardened_container_is_there_in_the_next(engine: s
         assert second.stop() == 0
 
 
-@pytest.mark.long
+@only_long
 def test_the_container_has_no_privileges_and_needs_no_compiler(engine: str, image: str, volume: str) -> None:
     with container(engine, image, volume) as service:
         status = service.python("-c", "print(open('/proc/1/status').read())").stdout

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service import errors
@@ -216,7 +216,6 @@ more_fields = {"id": st.sampled_from(["i", 7, "x" * 40]), "weight": st.sampled_f
 
 
 @pytest.mark.parametrize("decode", [event_json.decode_event, event_json.decode_learn, event_json.decode_question])
-@settings(deadline=None)
 @given(
     event=st.fixed_dictionaries({}, optional={**fields, **more_fields}),
     cut=st.none() | st.integers(0, 99),

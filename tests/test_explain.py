@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from river import base, preprocessing
 
@@ -110,7 +111,7 @@ def state_bytes(learner: Learner) -> bytes:
 
 
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(x=xs(EXTREME))
 def test_contributions_in_order_and_then_the_bias_are_the_score_to_the_last_bit(rule: str, scale: str, x: X) -> None:
     learner = a_linear(rule, scale)
@@ -122,7 +123,7 @@ def test_contributions_in_order_and_then_the_bias_are_the_score_to_the_last_bit(
 
 
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(x=xs(VALUES))
 def test_a_contribution_is_the_feature_s_weight_times_its_value_as_seen(rule: str, scale: str, x: X) -> None:
     learner = a_linear(rule, scale)
@@ -144,7 +145,7 @@ SCALERS: dict[str, Callable[[], base.Transformer | None]] = {
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(x=st.dictionaries(st.sampled_from(["a", "b", "c", "d", "city"]), VALUES, min_size=1))
 def test_the_value_as_seen_is_what_river_s_scaler_makes_of_it(scale: str, x: dict[str, Any]) -> None:
     flat = dict(zip(*flatten(x), strict=True))
@@ -198,7 +199,7 @@ def test_a_model_without_events_knows_nothing(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("spec", [Spec(hash_bits=2), Spec(hash_bits=2, scale="standard"), Spec("auto", hash_bits=2)])
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(x=st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(-9, 9), min_size=5))
 def test_hashed_names_that_meet_are_one_feature_with_their_sum(spec: Spec, x: dict[str, Any]) -> None:
     learner = Learner(spec)
@@ -237,7 +238,7 @@ def test_an_event_that_cannot_be_predicted_from_cannot_be_explained(spec: Spec, 
 
 
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(x=xs(VALUES))
 @example(x={NEW: 2.0, "a": 1.0, "city": "Bern"})
 def test_a_score_is_explained_as_it_was_served_when_the_model_has_moved_on(rule: str, scale: str, x: X) -> None:
@@ -288,7 +289,7 @@ def test_of_auto_the_score_alone_is_kept(banks: int) -> None:
 
 
 @pytest.mark.parametrize("spec", [Spec(), Spec("adam", scale="standard"), Spec(rule="auto")])
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(x=xs(EXTREME))
 def test_to_explain_changes_nothing(spec: Spec, x: X) -> None:
     learner = learned(spec, 20)
@@ -310,7 +311,7 @@ def test_a_sentence_says_how_contributions_are_made(scale: str) -> None:
 
 
 @pytest.mark.parametrize("banks", [1, 2])
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(x=xs(EXTREME))
 def test_of_auto_contributions_and_bias_are_the_score_within_rounding(banks: int, x: X) -> None:
     learner = an_auto(banks)
@@ -322,7 +323,7 @@ def test_of_auto_contributions_and_bias_are_the_score_within_rounding(banks: int
     assert all(feature.weight is None and feature.seen is None for feature in explanation.features)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.tuples(xs(EXTREME), st.integers(0, 1)), min_size=1, max_size=12))
 def test_that_holds_of_any_stream(stream: list[tuple[X, int]]) -> None:
     learner = Learner(Spec(rule="auto"))

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from disk import needs_strace
+from effort import amount, few, only_long
 from patience import eventually
 from processes import (
     LOST,
@@ -169,7 +170,7 @@ def ready(service: Service) -> bool:
     return True
 
 
-QUICK_KILLS = [
+KILLS = [
     ("first", "pwrite64", 2), ("first", "pwrite64", 30), ("first", "pwrite64", 90),
     ("first", "fdatasync", 1), ("first", "fdatasync", 9), ("first", "fsync", 2), ("first", "rename", 1),
     ("first", "unlink", 1), ("second", "pwrite64", 4), ("second", "fsync", 1),
@@ -177,14 +178,15 @@ QUICK_KILLS = [
 
 
 @needs_strace()
-@pytest.mark.parametrize(("life", "call", "number"), QUICK_KILLS)
+@pytest.mark.parametrize(("life", "call", "number"), KILLS)
+@few(2)
 def test_killed_at_a_system_call_nothing_acknowledged_is_lost(
     tmp_path: Path, life: str, call: str, number: int
 ) -> None:
     assert killed_at(call, number, tmp_path / "data", life)
 
 
-@pytest.mark.long
+@only_long
 @needs_strace()
 @pytest.mark.parametrize("life", ["first", "second"])
 @pytest.mark.parametrize("call", ANY.split(","))
@@ -199,6 +201,7 @@ def test_killed_at_each_system_call_nothing_acknowledged_is_lost(tmp_path: Path,
 
 
 @needs_strace()
+@few(2)
 @pytest.mark.parametrize(("calls", "first"), [("pwrite64", 40), ("fdatasync", 8)])
 @pytest.mark.parametrize("when", ["{}", "{}+"], ids=["once", "for good"])
 def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
@@ -227,9 +230,9 @@ def test_an_error_on_write_or_sync_acknowledges_nothing_and_is_not_tried_again(
     ("call", "when"),
     [
         ("pwrite64", "1+"),
-        pytest.param("fdatasync", "1", marks=pytest.mark.long),
-        pytest.param("pwrite64", "1", marks=pytest.mark.long),
-        pytest.param("fdatasync", "1+", marks=pytest.mark.long),
+        pytest.param("fdatasync", "1", marks=only_long),
+        pytest.param("pwrite64", "1", marks=only_long),
+        pytest.param("fdatasync", "1+", marks=only_long),
     ],
 )
 def test_an_error_while_the_log_is_copied_to_the_database_loses_nothing(tmp_path: Path, call: str, when: str) -> None:
@@ -410,12 +413,7 @@ def many_writers(folder: Path, events: int) -> None:
 
 
 def test_32_writers_leave_the_weights_of_a_replay_in_the_order_of_seq(tmp_path: Path) -> None:
-    many_writers(tmp_path / "data", 300)
-
-
-@pytest.mark.long
-def test_32_writers_of_ten_thousand_events_leave_the_weights_of_a_replay_in_the_order_of_seq(tmp_path: Path) -> None:
-    many_writers(tmp_path / "data", 10_000)
+    many_writers(tmp_path / "data", amount(quick=100, checks=300, long=10_000))
 
 
 def test_sigterm_under_load_answers_what_it_took_and_loses_nothing(tmp_path: Path) -> None:
@@ -460,12 +458,7 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
 
 
 def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
-    kills_while_it_recovers(tmp_path / "data", 3)
-
-
-@pytest.mark.long
-def test_a_hundred_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
-    kills_while_it_recovers(tmp_path / "data", 100)
+    kills_while_it_recovers(tmp_path / "data", amount(quick=2, checks=3, long=100))
 
 
 # -- the clock

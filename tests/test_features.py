@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from river import linear_model, optim
 
@@ -63,7 +64,7 @@ def test_columns_count_from_zero_in_order_of_appearance() -> None:
     assert len(features) == 3
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(st.lists(NAME, unique=True, max_size=6), max_size=6))
 def test_a_column_leads_back_to_its_name_whatever_the_names_are(events: list[list[str]]) -> None:
     features = Features()
@@ -545,7 +546,7 @@ def test_a_builder_knows_which_names_its_events_brought() -> None:
     assert builder.new_names() == ["new", "newer"]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(EVENTS, EVENTS, st.sampled_from([None, 2]))
 def test_what_is_taken_back_leaves_no_trace(
     kept: Sequence[tuple[Any, int, float]], taken_back: Sequence[tuple[Any, int, float]], hash_bits: int | None
@@ -569,7 +570,7 @@ def test_what_is_taken_back_leaves_no_trace(
     assert builder.features.names == other.features.names
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(EVENTS.filter(bool), st.integers(1, 15))
 def test_slices_concatenated_are_the_batch_again(events: Sequence[tuple[Any, int, float]], size: int) -> None:
     batch = batch_of(*events)
@@ -579,7 +580,7 @@ def test_slices_concatenated_are_the_batch_again(events: Sequence[tuple[Any, int
     assert_same_batch(Batch.concatenate(slices), batch)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(EVENTS.filter(bool), st.integers(1, 15))
 def test_a_slice_is_a_batch_of_its_events(events: Sequence[tuple[Any, int, float]], size: int) -> None:
     features = Features()
@@ -588,7 +589,7 @@ def test_a_slice_is_a_batch_of_its_events(events: Sequence[tuple[Any, int, float
         assert_same_batch(piece, batch_of(*events[i * size : (i + 1) * size], features=features))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(EVENTS, min_size=1, max_size=4))
 def test_batches_concatenated_are_one_batch_of_all_their_events(pieces: list[list[tuple[Any, int, float]]]) -> None:
     features = Features()
@@ -608,7 +609,7 @@ def test_slices_do_not_copy_the_features() -> None:
         assert np.shares_memory(piece.columns, batch.columns)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(EVENTS.filter(bool), st.integers(1, 5))
 def test_slices_learn_what_the_batch_learns(events: Sequence[tuple[Any, int, float]], size: int) -> None:
     whole, sliced = Learner(), Learner()
@@ -621,7 +622,7 @@ def test_slices_learn_what_the_batch_learns(events: Sequence[tuple[Any, int, flo
 # -- fingerprints
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.dictionaries(NAMES, st.floats(-1e100, 1e100), min_size=1), st.integers(0, 1), st.floats(1e-6, 1e6), st.data())
 def test_the_order_of_an_events_features_does_not_count_for_its_fingerprint(
     x: dict[str, float], y: int, weight: float, data: st.DataObject

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from conftest import Model, NewModel, Service
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
 
@@ -382,7 +383,7 @@ def typed_tables(draw: st.DrawFn) -> tuple[list[str], list[list[Any]]]:
     return columns, [first, *rows]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     typed_tables(),
     st.sampled_from([",", ";", "\t", "|"]),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Service, Start
+from effort import amount
 
 TOKEN = secrets.token_hex(32)
 TESTS = Path(__file__).resolve().parent
@@ -73,26 +74,26 @@ def check_afterwards(service: Service) -> None:
     assert '"level":"error"' not in service.log()
 
 
+SLOW = "(crosscheck|stream)$"
+
+
 def test_whatever_is_asked_is_answered_as_documented(start: Start, tmp_path: Path) -> None:
     service = guarded(start)
     said = fuzz(
         service,
         tmp_path,
-        *("--max-examples", "12", "--generation-deterministic", "--workers", "2"),
+        *amount(
+            quick=("--max-examples", "1", "--generation-deterministic", "--workers", "2"),
+            checks=("--max-examples", "12", "--generation-deterministic", "--workers", "2"),
+            long=("--max-examples", "300"),
+        ),
         # A cross-check takes a second or two, so it is in the long form; streams of events do not end.
-        *("--exclude-path-regex", "(crosscheck|stream)$"),
-        seconds=200,
+        *("--exclude-path-regex", amount(quick=SLOW, checks=SLOW, long="stream$")),
+        seconds=amount(quick=100, checks=200, long=3_600),
     )
     cases = re.search(r"(\d+) generated", said)
     assert cases is not None
-    assert int(cases[1]) > 500
-    check_afterwards(service)
-
-
-@pytest.mark.long
-def test_whatever_is_asked_for_long_is_answered_as_documented(start: Start, tmp_path: Path) -> None:
-    service = guarded(start)
-    fuzz(service, tmp_path, "--max-examples", "300", "--exclude-path-regex", "stream$", seconds=3_600)
+    assert int(cases[1]) > amount(quick=40, checks=500, long=10_000)
     check_afterwards(service)
 
 

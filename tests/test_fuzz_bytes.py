@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core import Learner, Progressive, Spec
@@ -107,7 +108,7 @@ def elements(body: bytes) -> None:
     [event_json.decode_learn, event_json.decode_event, event_json.decode_question, event_json.decode_explain, elements],
     ids=lambda function: function.__name__,
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(body=st.one_of(changed(an_event), changed(an_array)))
 def test_json_that_was_changed(decode: Callable[[bytes], Any], body: bytes) -> None:
     with bounded((errors.InvalidEvent, errors.MalformedJson), 4):
@@ -151,7 +152,7 @@ def many_lines(draw: st.DrawFn) -> bytes:
     return "\n".join(lines).encode()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(changed(many_lines()), st.lists(st.integers(0, 10_000), max_size=3))
 def test_lines_that_were_changed_are_read_as_one_by_one(body: bytes, cuts: list[int]) -> None:
     with bounded((), 16):
@@ -186,7 +187,7 @@ def an_arrow_stream(rows: int, text: bool, compression: str | None) -> bytes:
 arrow_streams = st.builds(an_arrow_stream, st.integers(0, 30), st.booleans(), st.sampled_from([None, "lz4", "zstd"]))
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(changed(arrow_streams), st.lists(st.integers(0, 10_000), max_size=2), st.booleans())
 def test_arrow_that_was_changed(body: bytes, cuts: list[int], learn: bool) -> None:
     before = pa.total_allocated_bytes()
@@ -217,7 +218,7 @@ def batches(draw: st.DrawFn) -> bytes:
     )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(changed(batches()), batches())
 def test_batches_that_were_changed(damaged: bytes, whole: bytes) -> None:
     with bounded((ValueError,), 4):
@@ -235,7 +236,7 @@ waiting = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(changed(waiting))
 def test_waiting_predictions_that_were_changed(data: bytes) -> None:
     with bounded((ValueError,), 4):
@@ -281,7 +282,7 @@ NONSENSE += [["a"] * 5, {"array": [0, 2**40]}, {"array": [8, 1]}, {"array": [2**
 nonsense = st.one_of(st.sampled_from(NONSENSE), st.integers(-1, 40).map(lambda length: {"array": [0, length]}))
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(changed_states())
 def test_states_that_were_changed(data: bytes) -> None:
     with bounded(NOT_A_STATE, 16):

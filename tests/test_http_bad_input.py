@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
-from hypothesis import HealthCheck, example, given, settings
+from effort import examples
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 
@@ -367,7 +368,7 @@ def _damaged(draw: st.DrawFn) -> bytes:
     return body
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, suppress_health_check=[HealthCheck.too_slow])
 @given(body=_shaped | _damaged() | st.binary(max_size=64), headers=st.sampled_from([JSON, NDJSON]))
 @example(body=b'{"x":{"a":"\\ud800"},"y":1,"id":"\\udfff"}', headers=JSON)
 @example(body=b'{"x":{},"y":1,"id":"a","id":"b"}', headers=NDJSON)
@@ -384,7 +385,7 @@ def test_whatever_is_sent_is_never_the_services_fault(
         assert_problem(response, response.status_code)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(spec=st.dictionaries(st.sampled_from(["learning_rate", "l1", "l2", "clip", "hash_bits", "rule", "x"]), _values))
 def test_whatever_spec_is_sent_is_never_the_services_fault(shared: Service, spec: dict[str, Any]) -> None:
     response = shared.http.put("/models/anything", content=json.dumps(spec), headers=JSON)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from service.http.bodies import ARROW
@@ -56,7 +57,7 @@ def test_a_mark_before_utf_8_is_skipped(new_model: NewModel, door: str) -> None:
 
 
 @given(body=st.binary(max_size=2), lines=st.integers(0, 2), cuts=st.sets(st.integers(1, 40), max_size=4))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mark_is_skipped_in_however_many_pieces_it_comes(
     shared: Service, body: bytes, lines: int, cuts: set[int]
 ) -> None:

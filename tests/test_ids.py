@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from examples import Example, flip, make_example, opened
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import Service, copied, replayed_elsewhere
 
@@ -146,7 +147,7 @@ class Model:
 ACTIONS = ["learn", "keep", "join", "drop", "forget", "delete", "reopen"]
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(ACTIONS), st.integers(1, 2 * AT_ONCE)), max_size=30))
 def test_the_checksum_is_that_of_what_is_there_whatever_was_written(steps: list[tuple[str, str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder))) as store:

@@ -14,7 +14,8 @@ from typing import Any
 
 import processes
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import Clock, copied, new_engine, replay, running_engine, told
 
@@ -778,20 +779,11 @@ TWICE_LATE = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60, long=3_000)
 @given(operations, st.booleans(), st.booleans())
 @example(CONFLICT_AND_NO_ROOM, False, False)
 @example(TWICE_LATE, True, True)
 def test_every_reply_and_count_is_what_it_means(story: list[Operation], negative: bool, late: bool) -> None:
-    lived(story, negative, late)
-
-
-@pytest.mark.long
-@settings(deadline=None, max_examples=3_000)
-@given(operations, st.booleans(), st.booleans())
-def test_every_reply_and_count_is_what_it_means_in_thousands_of_stories(
-    story: list[Operation], negative: bool, late: bool
-) -> None:
     lived(story, negative, late)
 
 

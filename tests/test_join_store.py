@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import Clock, chore_of, logged_events, replay, running_engine, started, told
 from test_join_engine import described
@@ -117,7 +118,6 @@ def bytes_of(batch: Batch) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-@settings(deadline=None)
 @given(st.lists(an_event, max_size=8))
 @example([])
 @example([([], 1, 1.0, LATE, float("nan"), -0.0)])
@@ -130,7 +130,6 @@ def test_a_batch_with_what_was_served_comes_back_equal_in_every_bit(events: list
         assert bytes_of(halves) == bytes_of(batch)
 
 
-@settings(deadline=None)
 @given(st.lists(an_event, min_size=1, max_size=4), st.lists(an_event, min_size=1, max_size=4))
 def test_rows_with_and_without_what_was_served_are_one_batch(some: list[EventRow], others: list[EventRow]) -> None:
     with_, whole = batch_of(some), batch_of(others)
@@ -159,7 +158,7 @@ def whole_or_refused(data: bytes) -> None:
         assert (batch.served.kinds <= LATE).all()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(an_event, min_size=1, max_size=4), st.data())
 def test_a_batch_with_a_flipped_bit_is_refused_or_a_batch(events: list[EventRow], data: st.DataObject) -> None:
     packed = bytearray(pack(batch_of(events)))
@@ -168,7 +167,6 @@ def test_a_batch_with_a_flipped_bit_is_refused_or_a_batch(events: list[EventRow]
     whole_or_refused(bytes(packed))
 
 
-@settings(deadline=None)
 @given(st.lists(an_event, min_size=1, max_size=4), st.data())
 def test_a_batch_that_is_cut_or_has_more_is_refused(events: list[EventRow], data: st.DataObject) -> None:
     packed = pack(batch_of(events))
@@ -194,7 +192,6 @@ xs = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(floats, min_size=1, max_size=5), xs)
 @example([float("nan")], {"a": -0.0, "b": True, "c": "1"})
 def test_a_waiting_prediction_comes_back_as_it_was(served: list[float], x: Any) -> None:
@@ -205,7 +202,7 @@ def test_a_waiting_prediction_comes_back_as_it_was(served: list[float], x: Any) 
     found[0] = 1.0  # memory of its own
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.binary(max_size=40))
 @example(b"")
 @example(b"\0\0\0\0\x80")
@@ -220,7 +217,7 @@ def test_bytes_that_are_no_prediction_are_refused(data: bytes) -> None:
     assert isinstance(x, dict | list)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(floats, min_size=1, max_size=3), xs, st.data())
 def test_a_prediction_that_is_damaged_or_cut_is_refused_or_a_prediction(
     served: list[float], x: Any, data: st.DataObject

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
+from effort import amount
 from processes import LOST, Service, exchange, logged_events, replayed_elsewhere
 from river import linear_model
 from streams import stream
@@ -139,12 +139,7 @@ def killed_stream(folder: Path, kills: int, numbers: random.Random) -> None:
 
 
 def test_a_stream_survives_kills_and_ends_with_rivers_weights(tmp_path: Path) -> None:
-    killed_stream(tmp_path / "data", 4, seeded())
-
-
-@pytest.mark.long
-def test_a_stream_survives_twenty_kills_and_ends_with_rivers_weights(tmp_path: Path) -> None:
-    killed_stream(tmp_path / "data", 20, seeded())
+    killed_stream(tmp_path / "data", amount(quick=2, checks=4, long=20), seeded())
 
 
 # -- single events from many clients
@@ -216,13 +211,9 @@ def assert_exactly_once(folder: Path, journals: list[Journal], state: dict[str, 
     assert replayed_elsewhere(folder)["default"] == {"seq": len(logged), "sha256": state["sha256"]}
 
 
-def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_44_kills(tmp_path: Path) -> None:
-    killed_clients(tmp_path / "data", 44, seeded())  # with those of the other tests here, 50
-
-
-@pytest.mark.long
-def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_1000_kills(tmp_path: Path) -> None:
-    killed_clients(tmp_path / "data", 1_000, seeded())
+def test_acknowledged_events_of_many_clients_are_in_the_log_exactly_once_after_kills(tmp_path: Path) -> None:
+    kills = amount(quick=4, checks=44, long=1_000)  # with those of the other tests here, the checks have 50
+    killed_clients(tmp_path / "data", kills, seeded())
 
 
 # -- predictions first, their labels later
@@ -361,9 +352,5 @@ def shuttle_rows(count: int | None = None) -> list[Row]:
 
 
 def test_predictions_and_late_labels_survive_kills_and_end_with_rivers_weights(tmp_path: Path) -> None:
-    killed_joins(tmp_path / "data", shuttle_rows(4_000), 2, seeded())
-
-
-@pytest.mark.long
-def test_predictions_and_late_labels_survive_twenty_kills_and_end_with_rivers_weights(tmp_path: Path) -> None:
-    killed_joins(tmp_path / "data", shuttle_rows(), 20, seeded())
+    rows = shuttle_rows(amount(quick=1_000, checks=4_000, long=None))
+    killed_joins(tmp_path / "data", rows, amount(quick=1, checks=2, long=20), seeded())

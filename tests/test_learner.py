@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import EventError, Learner, Spec
@@ -113,7 +114,7 @@ def state_bytes(learner: Learner) -> bytes:
 # -- learning and predicting
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(EVENTS)
 def test_learning_and_predicting_never_change_their_input(events: list[Event]) -> None:
     before = copy.deepcopy(events)
@@ -137,7 +138,7 @@ def test_learning_a_batch_does_not_change_its_arrays() -> None:
     assert [array.tobytes() for array in arrays] == before
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(SPECS, EVENTS, xs(EXTREME))
 def test_a_prediction_changes_nothing(spec: Spec, events: list[Event], x: Any) -> None:
     learner = learned(spec, events)
@@ -149,7 +150,7 @@ def test_a_prediction_changes_nothing(spec: Spec, events: list[Event], x: Any) -
     assert learner.features.names == names
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(SPECS, EVENTS, xs(EXTREME))
 def test_the_probabilities_of_the_two_labels_sum_to_one(spec: Spec, events: list[Event], x: Any) -> None:
     proba = learned(spec, events).predict_proba_one(x)
@@ -158,7 +159,7 @@ def test_the_probabilities_of_the_two_labels_sum_to_one(spec: Spec, events: list
     assert proba[False] == 1.0 - proba[True]
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(SPECS, EVENTS)
 def test_learning_many_is_learning_one_after_the_other_to_the_bit(spec: Spec, events: list[Event]) -> None:
     one_by_one, at_once = Learner(spec), Learner(spec)
@@ -216,7 +217,7 @@ def test_learning_nothing_is_nothing(spec: Spec) -> None:
     assert state_bytes(learner) == before
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 400), st.integers(1, 60), st.sampled_from([0.0, 1e-3]))
 def test_a_model_grows_with_its_features_and_keeps_every_weight(features: int, per_event: int, l1: float) -> None:
     """The room for weights doubles now and then; nothing of that is to be seen."""
@@ -230,7 +231,7 @@ def test_a_model_grows_with_its_features_and_keeps_every_weight(features: int, p
     assert len(learner.weights) == learner.n_features == features
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(EXTREME_SPECS, EXTREME_EVENTS, xs(EXTREME))
 @example(Spec(), [], {})
 @example(Spec(learning_rate=1e100), [({"a": 1e100}, 1, 1e300), ({"a": 1e100, "b": -1e100}, 0, 1.0)], {"a": -1e100})
@@ -333,7 +334,7 @@ def test_a_model_that_is_full_and_refuses_learns_events_of_its_own_features_only
 # -- state
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.one_of(SPECS, EXTREME_SPECS), EVENTS, EVENTS)
 def test_a_learner_from_a_state_is_the_same_and_goes_on_learning_the_same(
     spec: Spec, before: list[Event], after: list[Event]
@@ -433,7 +434,7 @@ def sha256_as_defined(names: list[str], weights: Mapping[str, float], bias: floa
     return digest.hexdigest()
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(LINEAR_SPECS, EVENTS)
 def test_sha256_is_of_the_names_the_weights_and_the_bias(spec: Spec, events: list[Event]) -> None:
     learner = learned(spec, events)

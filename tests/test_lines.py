@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Model, NewModel, assert_problem, ndjson
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import Learner, Spec
@@ -46,7 +47,7 @@ def assert_nearest(text: str) -> None:
         assert struct.pack("<d", value) == struct.pack("<d", float(text))
 
 
-@settings(max_examples=1_000)
+@examples(1_000)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_as_python_writes_it_is_read_as_the_same_float(value: float) -> None:
     assert_nearest(repr(value))
@@ -56,7 +57,7 @@ def test_a_float_as_python_writes_it_is_read_as_the_same_float(value: float) -> 
 FORMS = ["{}e{}", "-{}E{}", "{}.5e{}", "0.{}e{}", "{}e+{}"]
 
 
-@settings(max_examples=1_000)
+@examples(1_000)
 @given(st.integers(0, 10**19), st.integers(-25, 25), st.sampled_from(FORMS))
 @example(9_007_199_254_740_993, 0, "{}e{}")  # a tie: half-way between two floats
 @example(9_999_999_999_999_999_999, 22, "{}e{}")
@@ -65,7 +66,7 @@ def test_any_digits_and_exponent_are_read_as_the_nearest_float(digits: int, expo
     assert_nearest(text)
 
 
-@settings(max_examples=1_000)
+@examples(1_000)
 @given(st.integers(2**52, 2**53 - 1), st.integers(-22, 22))
 def test_a_number_next_to_the_middle_of_two_floats_is_read_as_the_nearer_or_not_at_all(
     mantissa: int, shift: int
@@ -116,7 +117,7 @@ LINES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(numbers, numbers, st.sampled_from(LABELS)), min_size=1, max_size=8), st.sampled_from(LINES))
 def test_lines_are_read_as_the_general_decoder_reads_them_up_to_one_that_is_left_to_it(
     rows: list[tuple[str, str, str]], form: str

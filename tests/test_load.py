@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from effort import amount, only_long
 from processes import HOST, Service, replayed_elsewhere
 
 ARRAY = 2_000
@@ -199,7 +200,7 @@ def test_more_than_the_queue_takes_is_refused_and_the_rest_learned(tmp_path: Pat
     assert overload(tmp_path / "data", seconds=1.5, settle=0.5).grown < 200 * MIB
 
 
-@pytest.mark.long
+@only_long
 def test_at_ten_times_the_rate_goodput_stays_and_is_back_at_once(tmp_path: Path) -> None:
     """Three services, one after the other."""
     found = [overload(tmp_path / f"data-{i}", seconds=60.0, settle=5.0) for i in range(3)]
@@ -249,7 +250,7 @@ def test_slow_clients_are_ended_and_nobody_waits_for_them(tmp_path: Path) -> Non
         assert service.get("/models/default")["seq"] == 0
 
 
-@pytest.mark.long
+@only_long
 def test_a_thousand_slow_clients_leave_the_p99_of_others_within_twice(tmp_path: Path) -> None:
     learn = post("/learn", event(1))
     with Service(tmp_path / "data", "--request-seconds", "300").wait_until_ready() as service:
@@ -341,13 +342,8 @@ def post_of(method: str, paths: Sequence[str], content: Any) -> list[bytes]:
     return [post(path, content).replace(b"POST", method.encode(), 1) for path in paths]
 
 
-def test_a_thousand_models(tmp_path: Path) -> None:
-    many_models(tmp_path / "data", 1_000)
-
-
-@pytest.mark.long
-def test_ten_thousand_models(tmp_path: Path) -> None:
-    many_models(tmp_path / "data", 10_000)
+def test_thousands_of_models(tmp_path: Path) -> None:
+    many_models(tmp_path / "data", amount(quick=100, checks=1_000, long=10_000))
 
 
 def many_features(folder: Path, features: int) -> None:
@@ -374,16 +370,11 @@ def many_features(folder: Path, features: int) -> None:
     assert replayed_elsewhere(folder)["wide"]["sha256"] == told["sha256"]
 
 
-def test_a_hundred_thousand_features(tmp_path: Path) -> None:
-    many_features(tmp_path / "data", 100_000)
-
-
-@pytest.mark.long
 def test_a_million_features(tmp_path: Path) -> None:
-    many_features(tmp_path / "data", 1_000_000)
+    many_features(tmp_path / "data", amount(quick=10_000, checks=100_000, long=1_000_000))
 
 
-@pytest.mark.long
+@only_long
 def test_ten_minutes_of_load_leave_the_memory_as_it_was(tmp_path: Path) -> None:
     """Learns, predictions that are kept and labels that come, on a log whose old events go."""
     numbers = iter(range(10**9))

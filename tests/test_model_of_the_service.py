@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
+from effort import amount
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -342,9 +341,8 @@ def run(examples: int, steps: int) -> None:
         Machine.service = Service(Machine.below / "data", told=Machine.told_the_time).wait_until_ready()
         try:
             profile = settings(
-                max_examples=examples, stateful_step_count=steps, deadline=None,
-                suppress_health_check=list(HealthCheck), derandomize=bool(os.environ.get("CI")),
-            )  # fmt: skip
+                max_examples=examples, stateful_step_count=steps, suppress_health_check=list(HealthCheck)
+            )
             if Machine.told_the_time:
                 after_a_day(Machine())
             run_state_machine_as_test(Machine, settings=profile)
@@ -357,9 +355,4 @@ def run(examples: int, steps: int) -> None:
 
 
 def test_the_service_does_what_its_model_does() -> None:
-    run(6, 25)
-
-
-@pytest.mark.long
-def test_the_service_does_what_its_model_does_for_long() -> None:
-    run(300, 60)
+    run(amount(quick=1, checks=6, long=300), steps=amount(quick=25, checks=25, long=60))

@@ -28,6 +28,7 @@ import callbacks
 import numpy as np
 import pytest
 from callbacks import LIMIT, Timed
+from effort import only_long
 from forked import elsewhere
 from patience import eventually
 from processes import HOST, Service
@@ -315,7 +316,7 @@ def test_a_stop_does_not_wait_for_who_reads_slowly(tmp_path: Path) -> None:
             )  # in a second or two on a quiet machine, and not after shutdown_seconds
 
 
-@pytest.mark.long
+@only_long
 def test_how_long_another_client_waits(timed: Timed) -> None:
     """Told, and not judged."""
     for name, asked in LARGE.items():

@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from river import base, linear_model, optim, preprocessing
 from streams import Event, sample_weights, stream
@@ -571,20 +572,20 @@ def test_a_report_is_plain_values() -> None:
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(FINITE, FINITE)
 def test_the_distance_in_units_in_the_last_place_is_symmetric(a: float, b: float) -> None:
     assert ulp_distance(a, b) == ulp_distance(b, a) >= 0
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(FINITE, FINITE)
 def test_the_distance_is_zero_exactly_for_equal_numbers(a: float, b: float) -> None:
     assert ulp_distance(a, a) == 0
     assert (ulp_distance(a, b) == 0) == (a == b)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(FINITE, st.sampled_from([math.inf, -math.inf]))
 def test_the_next_number_is_one_away(a: float, towards: float) -> None:
     following = math.nextafter(a, towards)
@@ -592,14 +593,14 @@ def test_the_next_number_is_one_away(a: float, towards: float) -> None:
         assert ulp_distance(a, following) == 1
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(FINITE, FINITE)
 def test_distances_of_opposite_signs_go_through_zero(a: float, b: float) -> None:
     a, b = abs(a), -abs(b)
     assert ulp_distance(a, b) == ulp_distance(a, 0.0) + ulp_distance(0.0, b)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(FINITE, FINITE, FINITE)
 def test_distances_add_up_along_the_line(a: float, b: float, c: float) -> None:
     a, b, c = sorted([a, b, c])

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from disk import HOW, Call, Disk, lay, needs_strace, recorded, tracing
+from effort import amount, only_long
 from processes import LOST, Service, logged_events, replay, replayed_elsewhere, started
 
 from service.commands.inspect import examine
@@ -254,9 +255,9 @@ class Cuts:
 
 @needs_strace()
 def test_after_a_power_cut_everything_acknowledged_is_there_once(recording: Recording, tmp_path: Path) -> None:
-    numbers = seeded()
-    cuts = numbers.sample(range(len(recording.calls)), 75) + numbers.sample(recording.telling(), 75)
-    assert Cuts(recording, tmp_path, numbers).recover(cuts) == 150
+    numbers, half = seeded(), amount(quick=8, checks=75, long=75)
+    cuts = numbers.sample(range(len(recording.calls)), half) + numbers.sample(recording.telling(), half)
+    assert Cuts(recording, tmp_path, numbers).recover(cuts) == 2 * half
 
 
 def cut_twice(recording: Recording, below: Path, numbers: random.Random, cuts: int) -> None:
@@ -278,7 +279,7 @@ def cut_twice(recording: Recording, below: Path, numbers: random.Random, cuts: i
 
 @needs_strace()
 def test_after_a_second_power_cut_everything_acknowledged_is_there_once(recording: Recording, tmp_path: Path) -> None:
-    cut_twice(recording, tmp_path, seeded(), cuts=20)
+    cut_twice(recording, tmp_path, seeded(), cuts=amount(quick=4, checks=20, long=20))
 
 
 @needs_strace()
@@ -296,7 +297,7 @@ def test_last_commit_is_never_written_ahead_of_the_synced_log(recording: Recordi
     assert marks > 200
 
 
-@pytest.mark.long
+@only_long
 @needs_strace()
 @pytest.mark.parametrize("run", range(2))
 def test_after_thousands_of_power_cuts_everything_acknowledged_is_there_once(tmp_path: Path, run: int) -> None:
@@ -308,7 +309,7 @@ def test_after_thousands_of_power_cuts_everything_acknowledged_is_there_once(tmp
     assert cuts.made > 2_000
 
 
-@pytest.mark.long
+@only_long
 @needs_strace()
 def test_after_many_second_power_cuts_everything_acknowledged_is_there_once(
     recording: Recording, tmp_path: Path

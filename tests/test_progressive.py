@@ -7,7 +7,8 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from river import metrics, utils
 from streams import stream
@@ -103,7 +104,7 @@ def test_the_windowed_scores_are_those_of_rivers_rolling_metrics_at_every_moment
             assert window["roc_auc"] == pytest.approx(auc.get(), abs=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.lists(
         st.tuples(
@@ -187,7 +188,7 @@ def test_the_loss_of_an_event_whose_step_was_not_taken_cannot_poison_the_scores(
     assert math.isfinite(scores.summary()["total"]["log_loss"])
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.integers(0, 45), st.integers(0, 20), st.integers(0, 25), st.integers(0, 25))
 @example(before=10, after=0, old=3, new=8)
 @example(before=40, after=2, old=5, new=20)

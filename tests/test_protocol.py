@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 import uvicorn
 from conftest import Connection, Reply, Service, Start, Starter, assert_problem
+from effort import examples
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
 from processes import Service as Served
@@ -494,7 +495,7 @@ def split_reply(part: bytes) -> tuple[bytes, bytes]:
     return head[:3], re.sub(rb'"(seq|first_seq|last_seq|p|loss|log_loss)":[^,}]+', b"", body)
 
 
-@hypothesis.settings(max_examples=60)
+@examples(60)
 @hypothesis.given(
     asked=st.lists(
         st.tuples(st.sampled_from(["json", "array", "ndjson", "arrow", "explain"]), st.booleans(), st.integers(0, 3)),

@@ -18,7 +18,8 @@ from typing import Any
 
 import processes
 import pytest
-from hypothesis import given, settings
+from effort import amount, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from patience import eventually
 from processes import (
@@ -345,7 +346,7 @@ def rig(folder: Path, keep_events: str = "all", keep_ids: str = "all", least: in
 STEPS = st.lists(st.one_of(st.integers(1, 30), st.just("snapshot"), st.just("look")), max_size=60)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(steps=STEPS, keep=st.integers(0, 60), least=st.integers(1, 40))
 def test_what_is_dropped_is_whole_rows_behind_the_oldest_snapshot_and_enough_stays(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int | str], keep: int, least: int
@@ -804,9 +805,4 @@ def killed_while_dropping(folder: Path, lives: int) -> None:
 
 
 def test_a_service_that_drops_is_killed_and_loses_nothing(tmp_path: Path) -> None:
-    killed_while_dropping(tmp_path / "data", 1)
-
-
-@pytest.mark.long
-def test_a_service_that_drops_is_killed_again_and_again_and_loses_nothing(tmp_path: Path) -> None:
-    killed_while_dropping(tmp_path / "data", 20)
+    killed_while_dropping(tmp_path / "data", amount(quick=1, checks=1, long=20))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from effort import examples, only_long
+from hypothesis import given
 from hypothesis import strategies as st
 from river import base, linear_model, optim, preprocessing
 from streams import Event, sample_weights, stream
@@ -194,14 +195,14 @@ def test_every_rule_and_scale_equal_river_on_the_first_events_of_other_streams(n
     assert_equal_after(stream(name, 250), case)
 
 
-@pytest.mark.long
+@only_long
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 @pytest.mark.parametrize("name", ["Phishing", "Bananas"])
 def test_every_combination_equals_river_on_whole_streams(name: str, case: Case) -> None:
     assert_equal_after(stream(name), case)
 
 
-@pytest.mark.long
+@only_long
 @pytest.mark.parametrize("case", rotating_cases(3), ids=str)
 def test_every_rule_and_scale_equal_river_on_the_whole_of_shuttle(case: Case) -> None:
     assert_equal_after(stream("Shuttle"), case)
@@ -512,7 +513,7 @@ def test_a_feature_whose_first_event_is_not_taken_is_as_if_it_had_never_come() -
 # -- the kernel for plain SGD
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     events=st.lists(
         st.tuples(

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Service, Start, assert_problem
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from patience import eventually
 from processes import Clock, running_engine
@@ -208,7 +209,7 @@ def test_rows_are_merged_with_age_and_nothing_of_them_is_lost(tmp_path: Path) ->
     times=st.lists(st.integers(NOW - 40 * DAY, NOW), min_size=1, max_size=60, unique=True),
     later=st.lists(st.integers(0, 3 * DAY), max_size=4),
 )
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_merging_keeps_sums_and_the_newest_however_often_it_is_done(
     tmp_path_factory: pytest.TempPathFactory, times: list[int], later: list[int]
 ) -> None:

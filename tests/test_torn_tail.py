@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from effort import amount
 from examples import Example, State, make_example, opened
 from processes import copied
 
@@ -102,14 +103,18 @@ def check_database(example: Example, sizes: Sequence[int], to: Path) -> None:
         assert f"{folder}" in str(refusal)
 
 
+EVERY = amount(quick=20_000, checks=2_000, long=1)
+"""Of so many bytes one is cut at by chance, beside those at the ends of frames."""
+
+
 def test_a_cut_in_what_was_never_acknowledged_is_dropped_and_said_so(
     example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_unacknowledged(example, 2_000, tmp_path, caplog)
+    check_unacknowledged(example, EVERY, tmp_path, caplog)
 
 
 def test_a_cut_in_what_was_acknowledged_refuses_to_start(example: Example, tmp_path: Path) -> None:
-    check_acknowledged(example, 2_000, tmp_path)
+    check_acknowledged(example, EVERY, tmp_path)
 
 
 def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Example, tmp_path: Path) -> None:
@@ -132,24 +137,10 @@ def test_a_hole_before_commits_that_were_synced_is_refused_and_told(example: Exa
 
 def test_a_database_that_is_cut_is_refused(example: Example, tmp_path: Path) -> None:
     length = (example.closed / "log.db").stat().st_size
-    within = random.Random(1).sample(range(length), 20)
+    within = amount(
+        quick=random.Random(1).sample(range(length), 5),
+        checks=random.Random(1).sample(range(length), 20),
+        long=range(length - PAGE_BYTES, length),
+    )
     ends = [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, PAGE_BYTES), length - 1]
     check_database(example, [*ends, *within], tmp_path)
-
-
-@pytest.mark.long
-def test_a_database_that_is_cut_at_any_byte_of_its_last_page_is_refused(example: Example, tmp_path: Path) -> None:
-    length = (example.closed / "log.db").stat().st_size
-    check_database(example, range(length - PAGE_BYTES, length), tmp_path)
-
-
-@pytest.mark.long
-def test_cuts_at_every_byte_of_what_was_never_acknowledged_are_dropped_and_said_so(
-    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    check_unacknowledged(example, 1, tmp_path, caplog)
-
-
-@pytest.mark.long
-def test_cuts_at_every_byte_of_what_was_acknowledged_refuse_to_start(example: Example, tmp_path: Path) -> None:
-    check_acknowledged(example, 1, tmp_path)
