@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,26 @@ def test_help_and_a_second_service_load_nothing_slow(tmp_path: Path) -> None:
     program = f"from service.commands.cli import main\nassert main(['serve', '--data', {str(tmp_path)!r}]) == 1"
     assert loaded_after(program) == set()
     lock.release()
+
+
+def test_the_version_names_what_the_arithmetic_and_the_disk_stand_on() -> None:
+    arguments = [sys.executable, "-m", "service.commands.cli", "--version"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout.splitlines() == [
+        f"logstep {version('logstep')}",
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"numba {version('numba')}, river {version('river')}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--prot", "--port"), ("--prot=8001", "--port"), ("--keep-event", "--keep-events"), ("--tls-certs", "--tls-cert")],
+)
+def test_a_misspelt_flag_is_told_with_what_it_may_mean(call: Call, flag: str, meant: str) -> None:
+    code, _, error = call("serve", flag)
+    assert code == 2
+    assert error.endswith(f"unrecognized arguments: {flag}. Did you mean {meant}?\n")
 
 
 def test_a_second_service_is_told_who_has_the_folder(tmp_path: Path, call: Call) -> None:

@@ -174,7 +174,7 @@ def test_pipelined_requests_of_a_client_that_does_not_read_take_little_memory(st
             while sent < 100 * MIB:
                 sent += connection.socket.send(asked)
         assert resident(service) - before < 30 * MIB
-        assert service.get("/livez") == {"status": "alive"}
+        assert service.get("/livez")["status"] == "alive"
     assert sent < 100 * MIB  # it was not read on
 
 
@@ -196,7 +196,7 @@ def test_a_client_that_reads_gets_every_reply_to_what_it_pipelined_in_order(mode
     for i in range(rounds):
         learned, predicted, lines, several, alive = told[5 * i : 5 * i + 5]
         assert (learned["seq"], predicted["seq"]) == (2 * i + 1, 2 * i + 1)
-        assert (lines["last_seq"], several[0]["seq"], alive) == (2 * i + 2, 2 * i + 2, {"status": "alive"})
+        assert (lines["last_seq"], several[0]["seq"], alive["status"]) == (2 * i + 2, 2 * i + 2, "alive")
 
 
 def large(service: Service) -> bytes:

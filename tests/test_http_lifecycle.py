@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_while_it_recovers_a_service_is_alive_and_not_ready(start: Start) -> Non
     with log_held(service.folder):
         service = start(folder=service.folder, ready=False)
         service.wait_for_port()
-        assert service.get("/livez") == {"status": "alive"}
+        assert service.get("/livez") == {"status": "alive", "version": version("logstep")}
         assert_not_ready(service.http.get("/readyz"))
         for path, body in (("/learn", '{"x": {}, "y": 1}'), ("/predict", '{"x": {}}')):
             for prefix in ("", "/models/default", "/models/nobody"):

@@ -45,7 +45,7 @@ def test_head_is_answered_as_get_is_without_the_body(shared: Service, new_model:
     with shared.http.stream("GET", path, headers={"x-request-id": "one"}) as got:
         # A body that came after all would be taken for the reply to what is asked next.
         (head, after), body = heads_and_rest(shared, f"HEAD {path}", "GET /livez")
-        assert (after["status"], json.loads(body)) == ("200", {"status": "alive"})
+        assert (after["status"], json.loads(body)["status"]) == ("200", "alive")
         expected = {"status": str(got.status_code), **got.headers}
     # /metrics says how long the process has run, and a stream has no length.
     varies = {"content-length"} if path == "/metrics" else {"transfer-encoding"}

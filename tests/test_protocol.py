@@ -470,7 +470,7 @@ def test_an_offer_of_another_protocol_is_ignored_wherever_the_request_is_cut(tmp
             if cut % 3 == 0:  # what is there is dealt with before the rest comes
                 await asyncio.sleep(0)
             connection.data_received(sent[cut:])
-            await transport.until_written(b'{"status":"alive"}')
+            await transport.until_written(b'{"status":"alive",')
             connection.connection_lost(None)
             told = [split_reply(part) for part in transport.written.split(b"HTTP/1.1 ")[1:]]
             return [told, model.learner.seq - before]
@@ -520,7 +520,7 @@ def test_requests_of_one_connection_get_the_same_replies_however_their_bytes_arr
             connection.data_received(piece)
             if pauses:
                 await asyncio.sleep(0)
-        await transport.until_written(b'{"status":"alive"}', pieces_of_alive)
+        await transport.until_written(b'{"status":"alive",', pieces_of_alive)
         connection.connection_lost(None)
         return [split_reply(part) for part in transport.written.split(b"HTTP/1.1 ")[1:]]
 

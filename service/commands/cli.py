@@ -7,12 +7,13 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. Each command i
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import errors
 from service.commands import crosscheck, models, options, token
@@ -67,10 +68,36 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # its signature is overloaded
+        """Parse as argparse does; name the flag that a misspelt one is closest to."""
+        found, unknown = super().parse_known_args(args, namespace)
+        for flag in (argument.partition("=")[0] for argument in unknown if argument.startswith("--")):
+            if meant := difflib.get_close_matches(flag, self._option_string_actions, n=1):
+                self.error(f"unrecognized arguments: {' '.join(unknown)}. Did you mean {meant[0]}?")
+        return found, unknown
+
+
+class _Version(argparse.Action):
+    """Prints what a report of a fault should name, and exits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, *_: object) -> NoReturn:
+        import platform
+        import sqlite3
+        from importlib.metadata import version
+
+        print(f"logstep {version('logstep')}")
+        print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", end=", ")
+        print(", ".join(f"{name} {version(name)}" for name in ("numba", "river")))
+        raise SystemExit
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="logstep", description="Online learning over HTTP: one gradient step per event.")
     parser.set_defaults(compiles=True)
+    parser.add_argument("--version", action=_Version, help="print the versions of logstep and what it stands on")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start the service"))
     _add_replay(commands.add_parser("replay", help="send a file to a running service, each event once"))

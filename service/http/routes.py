@@ -177,12 +177,12 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
         found = await asyncio.to_thread(engine.telemetry.exposition, reach)
         return Response(found, media_type=telemetry.CONTENT_TYPE)
 
-    @api.get("/livez", tags=["service"], responses=ok(schemas.Status, "Alive", status="alive"))
+    @api.get("/livez", tags=["service"], responses=ok(schemas.Alive, "Alive"))
     async def livez() -> Response:
-        """Whether the process is alive"""
-        return reply({"status": "alive"})
+        """Whether the process is alive, and which version of logstep it is"""
+        return reply({"status": "alive", "version": api.version})
 
-    @api.get("/readyz", tags=["service"], responses=ok(schemas.Status, "Ready", 503))
+    @api.get("/readyz", tags=["service"], responses=ok(schemas.Ready, "Ready", 503))
     async def readyz(request: Request) -> Response:
         """Whether the service accepts requests: not while it recovers or stops"""
         if not engine.state.ready:

@@ -53,8 +53,13 @@ class Problem(Shape):
     last_seq: int | None
 
 
-class Status(Shape):
-    status: Literal["alive", "ready"] = "ready"
+class Alive(Shape):
+    status: Literal["alive"] = "alive"
+    version: str = Field("0.1.0", description="The version of logstep.")
+
+
+class Ready(Shape):
+    status: Literal["ready"] = "ready"
 
 
 class Worse(Shape):
