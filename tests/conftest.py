@@ -28,6 +28,9 @@ NDJSON = {"content-type": "application/x-ndjson"}
 PLAIN: Any = {"trust_env": False, "verify": False}
 """For clients that speak no TLS: to read all that the machine trusts takes as long as a dozen requests."""
 
+# Doctests are looked for in every file, and to import these takes seconds.
+collect_ignore = ["benchmarks", "golden", "schemathesis_hooks.py"]
+
 LONG_SECONDS = 3 * 3600.0
 
 

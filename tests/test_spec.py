@@ -8,8 +8,8 @@ import json
 import math
 from typing import Any, get_args
 
-import jsonschema
 import pytest
+from effort import from_checks_on
 from pydantic import TypeAdapter
 from river import linear_model, optim
 
@@ -436,9 +436,12 @@ SCHEMA = TypeAdapter(Spec).json_schema()
 
 
 def fits(values: Any) -> bool:
+    import jsonschema  # five seconds of processor time, in every process that only looks for tests too
+
     return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(values))
 
 
+@from_checks_on
 @pytest.mark.parametrize("values", TOLD, ids=str)
 def test_the_schema_takes_what_a_spec_takes(values: dict[str, Any]) -> None:
     assert fits(values)
@@ -454,12 +457,14 @@ WITHOUT_ALL_OF_JSON = [
 """JSON Schema takes 4.0 for a whole number, and numbers of any size."""
 
 
+@from_checks_on
 @pytest.mark.parametrize(("field", "value"), WITHOUT_ALL_OF_JSON, ids=short)
 def test_the_schema_refuses_a_value_that_a_spec_refuses(field: str, value: Any) -> None:
     in_words = (field, value) in [("class_weights", {"0": 0}), ("class_weights", {"0": -1.0})]  # "above 0"
     assert fits({field: value}) == in_words
 
 
+@from_checks_on
 @pytest.mark.parametrize("schedule", BAD_SCHEDULES.values(), ids=BAD_SCHEDULES.keys())
 def test_the_schema_refuses_a_schedule_that_a_spec_refuses(schedule: Any) -> None:
     beyond_json = any(repr(value) in ("inf", "nan", repr(HUGE)) for value in schedule.values())
