@@ -33,11 +33,11 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Not service.http.exchange, nor what loads it: the number that request ids begin with is made in each process.
+# Not service.http.app, nor what loads it: the number that request ids begin with is made in each process.
 CONTEXT.set_forkserver_preload(
     [
         *("fastapi.openapi.utils", "httptools", "prometheus_client", "pytest", "rich", "uvicorn", "uvloop"),
-        *("service.commands.cli", "service.commands.client", "service.http.hot", "service.http.openapi"),
+        *("service.commands.cli", "service.commands.client", "service.http.streams", "service.http.openapi"),
         *("service.learning.crosscheck", "service.watching.live", "service.http.page", "service.watching.past"),
     ]
 )

@@ -7,14 +7,18 @@ Host and Origin, which browsers send and pages cannot forge.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
+
+from starlette.types import Message, Receive, Scope, Send
 
 from service import errors, failures
 from service.events import DEFAULT
 from service.http import tokens
-from service.http.asgi import Message, Receive, Scope, Send
 from service.http.tokens import EVERYONE, FILE, Grant, Tokens, given
 from service.settings import Settings
 
@@ -38,6 +42,8 @@ _FOREIGN = (b"cross-site", b"same-site")
 """What a browser sends for a request by a page of another origin, even if it sends no Origin."""
 EVENT_BYTES = 1_000
 """Bytes of the reply to a GET that count as one event."""
+_LOOK_SECONDS = 0.25
+"""How often a long request is checked for whether it may go on."""
 
 
 class Asked(NamedTuple):
@@ -102,9 +108,10 @@ def refuse_an_open_door(settings: Settings) -> None:
 
 
 class Access:
-    """Checks every request."""
+    """Checks every request. `streams_end`: set when long requests must end, because the service stops."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, streams_end: asyncio.Event) -> None:
+        self._streams_end = streams_end
         self._tokens = Tokens(settings.data, given(settings.token_file))
         self._always = not (settings.insecure or is_loopback(settings.host))
         self._hosts = _allowed_hosts(settings)
@@ -126,6 +133,42 @@ class Access:
             self._tokens.check(grant)
         elif self._tokens.exist:
             raise errors.Unauthorized(sent=False)
+
+    @contextlib.asynccontextmanager
+    async def while_it_may(self, scope: Scope) -> AsyncGenerator[None]:
+        """End the block soon after its token is revoked or the service stops, wherever it is, and raise the reason.
+
+        When the service stops, the block first gets a moment, in which most requests finish.
+        """
+        loop = asyncio.get_running_loop()
+        why: errors.LogstepError | None = None
+        stops = False
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal why, stops, next_look
+            try:
+                self.check_again(scope)
+                if stops:
+                    raise errors.NotReady(state="stopping")
+            except errors.LogstepError as error:
+                why = error
+                end.reschedule(loop.time())
+                return
+            stops = self._streams_end.is_set()
+            next_look = loop.call_later(_LOOK_SECONDS, look)
+
+        try:
+            async with asyncio.timeout(None) as end:
+                next_look = loop.call_later(_LOOK_SECONDS, look)
+                try:
+                    yield
+                finally:
+                    next_look.cancel()
+        except TimeoutError:
+            if why is None:
+                raise
+            raise why from None
 
     def guarded(self, scope: Scope, receive: Receive) -> Receive:
         """A `receive` for a body whose sender may be slow. It raises Unauthorized once the token is revoked or

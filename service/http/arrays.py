@@ -8,17 +8,17 @@ import gc
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, TypeVar
 
+from starlette.types import Receive, Scope, Send
+
 from service import errors
 from service.decode import event_json
 from service.events import Event, Label
 from service.fairness import Collecting, Slices, let_go, let_go_all, worked
-from service.http.access import grant_of
-from service.http.answers import learned, placed, predict_all
-from service.http.asgi import Receive, Scope, Send
-from service.http.bodies import Bodies, check_readable, media_type_of, told_length
+from service.http.access import Access, grant_of
+from service.http.bodies import JSON, Bodies, check_json
 from service.http.long_reply import LongReplies, LongReply
-from service.http.permit import Permit
-from service.http.reply import JSON, json_reply
+from service.http.one import learned, placed, predict_all
+from service.http.reply import json_reply
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.replies import encode
@@ -38,29 +38,27 @@ class Arrays:
     """Answers requests whose body is read whole."""
 
     def __init__(
-        self, engine: Engine, bodies: Bodies, settings: Settings, replies: LongReplies, permit: Permit
+        self, engine: Engine, bodies: Bodies, settings: Settings, replies: LongReplies, access: Access
     ) -> None:
         self._engine = engine
         self._bodies = bodies
-        self._settings = settings
+        self._longest = settings.max_body_bytes
         self._replies = replies
-        self._permit = permit
+        self._access = access
         self._large = asyncio.Semaphore(1)
         """Limits large arrays to one at a time, because in memory an array takes ten times the size of its text."""
 
     def check_head(self, scope: Scope) -> None:
         """Refuse a body to learn that is not JSON or too long, or for which there is no room."""
-        check_readable(scope)
-        _check_json(scope)
-        told_length(scope, self._settings.max_body_bytes)
+        check_json(scope, self._longest)
         self._engine.queue.check_room()
 
-    async def learn(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def learn(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn an event or an array. Reply when all is on disk."""
         self.check_head(scope)
         async with contextlib.AsyncExitStack() as held:  # has the place of a large body until the reply is sent
-            async with self._permit.while_it_may(scope):
-                body = await self._bodies.read(scope, receive, self._settings.max_body_bytes)
+            async with self._access.while_it_may(scope):
+                body = await self._bodies.read_json(scope, receive, self._longest)
                 if await worked(len(body) > _LARGE, event_json.is_array, body):
                     events, reply = await self._events(body, scope, held)
                 else:
@@ -69,12 +67,12 @@ class Arrays:
                     reply = None
             # From here on it is learned, even if the token is revoked or the service stops.
             if reply is None:
-                (outcome,) = await self._engine.learn(model, events)
-                await json_reply(learned(model, events[0], outcome)).send(send)
+                (outcome,) = await self._engine.learn(model.name, events)
+                await json_reply(learned(model.name, events[0], outcome)).send(send)
                 return
             try:
-                outcomes = await self._engine.learn(model, events)
-                replies = (learned(model, event, outcome) for event, outcome in zip(events, outcomes, strict=True))
+                outcomes = await self._engine.learn(model.name, events)
+                replies = (learned(model.name, event, outcome) for event, outcome in zip(events, outcomes, strict=True))
                 await self._send_array(send, replies, reply)
             except errors.LogstepError as error:
                 raise placed(error, f"[{error.index}]") from None
@@ -96,9 +94,8 @@ class Arrays:
 
     async def predict(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict from the current model. An array gets an array."""
-        async with self._permit.while_it_may(scope):
-            _check_json(scope)
-            body = await self._bodies.read(scope, receive, self._settings.max_body_bytes)
+        async with self._access.while_it_may(scope):
+            body = await self._bodies.read_json(scope, receive, self._longest)
             async with self._one_of_the_large(body):
                 await self._predict_body(model, body, scope, send)
 
@@ -172,8 +169,3 @@ async def _decoded(elements: event_json.Elements, decode: Callable[[bytes, str],
         let_go_all(items)
         raise
     return items
-
-
-def _check_json(scope: Scope) -> None:
-    if media_type_of(scope) != JSON:
-        raise errors.UnsupportedMediaType(content_type=media_type_of(scope).decode("latin-1")[:100])

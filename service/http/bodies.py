@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
+from starlette.types import Message, Receive, Scope
+
 from service import errors, events
-from service.http.asgi import Message, Receive, Scope
 from service.settings import Settings
 
-NDJSON, ARROW = events.NDJSON.encode(), events.ARROW.encode()
+JSON, NDJSON, ARROW = events.JSON.encode(), events.NDJSON.encode(), events.ARROW.encode()
 _STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
 
 
@@ -23,10 +24,9 @@ class Bodies:
         self._limit = settings.max_bodies_bytes
         self._held = 0
 
-    async def read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
-        """A whole body, without a UTF-8 byte order mark. If the head gives a length over the limit, it is refused
-        before it is read."""
-        told_length(scope, limit)
+    async def read_json(self, scope: Scope, receive: Receive, limit: int) -> bytes:
+        """A whole JSON body, without a UTF-8 byte order mark. It is refused before it is read if its head allows."""
+        check_json(scope, limit)
         body = bytearray()
         more = True
         try:
@@ -86,14 +86,9 @@ def content_type_of(scope: Scope) -> ContentType:
     return content_type(next((value for name, value in scope["headers"] if name == b"content-type"), b""))
 
 
-def media_type_of(scope: Scope) -> bytes:
-    """The content type without parameters."""
-    return content_type_of(scope).media_type
-
-
 def is_stream(scope: Scope) -> bool:
     """Whether a request's body is a stream, which has no length limit."""
-    return media_type_of(scope) in _STREAMS
+    return content_type_of(scope).media_type in _STREAMS
 
 
 def check_readable(scope: Scope) -> None:
@@ -105,12 +100,13 @@ def check_readable(scope: Scope) -> None:
         raise errors.UnsupportedCharset(charset=charset.decode("latin-1")[:100])
 
 
-def told_length(scope: Scope, limit: int) -> int:
-    """The length of a body by its head, 0 if the head has none. Raises BodyTooLarge past the limit."""
-    length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-    if length > limit:
+def check_json(scope: Scope, limit: int) -> None:
+    """Raise what is wrong with a JSON body, by its head: it is not readable, not JSON, or too long."""
+    check_readable(scope)
+    if (media_type := content_type_of(scope).media_type) != JSON:
+        raise errors.UnsupportedMediaType(content_type=media_type.decode("latin-1")[:100])
+    if next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0) > limit:
         raise errors.BodyTooLarge(limit=limit)
-    return length
 
 
 def chunk_of(message: Message) -> tuple[bytes, bool]:

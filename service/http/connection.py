@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
+from starlette.types import Message
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -25,10 +26,8 @@ from service import errors
 from service.fairness import SLICE_SECONDS
 from service.http.access import Asked
 from service.http.app import Service
-from service.http.asgi import Message
 from service.http.bodies import is_stream
 from service.http.crowd import Crowd, Peer
-from service.http.exchange import new_id
 from service.http.heads import HeadSize, size_of, without_offer, wrong_with
 from service.http.reply import CLOSE, KEEP, Reply
 
@@ -230,7 +229,7 @@ class Cycle(RequestResponseCycle):
         """Head and body of the reply instead of a body for which there is no room."""
         kept = [field for field in head["headers"] if field[0] in _OF_EVERY_REPLY]
         error = errors.TooMuchUntaken(limit=self.connection.crowd.unsent.limit)
-        reply = self.connection.service.refusal(error, dict(kept)[b"x-request-id"].decode(), self.scope)
+        reply = self.connection.service.refusal(error, self.scope, dict(kept)[b"x-request-id"].decode())
         head = {**head, "status": reply.status, "headers": reply.headers + kept}
         return head, {"type": "http.response.body", "body": reply.body}
 
@@ -474,7 +473,7 @@ class Protocol(HttpToolsProtocol):
             broken.end_early()
 
     def _say_and_close(self, error: errors.LogstepError) -> None:
-        self.transport.write(self.service.refusal(error, new_id().decode()).as_http())
+        self.transport.write(self.service.refusal(error).as_http())
         self.transport.close()
 
     def _end_if_late(self, now: float, seconds: float) -> None:

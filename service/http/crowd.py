@@ -12,10 +12,10 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from starlette.types import Scope
+
 from service import errors
 from service.fairness import SLICE_SECONDS
-from service.http.asgi import Scope
-from service.http.exchange import new_id
 from service.http.reply import Reply
 from service.settings import Settings
 
@@ -65,7 +65,7 @@ class Peer:
         loop: asyncio.AbstractEventLoop,
         waits: Callable[[], int],
         late: Callable[[float, float], None],
-        refusal: Callable[[errors.LogstepError, str, Scope | None], Reply],
+        refusal: Callable[[errors.LogstepError, Scope | None], Reply],
     ) -> None:
         """waits: bytes that wait for it besides the transport's. late: ends a request that arrives too slowly, given
         the time and the limit in seconds. refusal: logs and counts an error."""
@@ -104,7 +104,7 @@ class Peer:
 
     def cut(self, error: errors.LogstepError) -> None:
         """Cut the connection, and log and count the reason."""
-        self._refusal(error, new_id().decode(), self.scope)
+        self._refusal(error, self.scope)
         self.transport.abort()
 
     @property

@@ -1,7 +1,12 @@
-"""Replies that may be long: gathered until their length is known, then sent piece by piece.
+"""Replies that may be long.
 
-A reply waits in memory; what exceeds MEMORY_BYTES goes to a file without a name. All replies together have a limit, and
-they leave at least as much disk space free as they use, because the log is on the same disk.
+Those to streams and arrays are gathered until their length is known, then sent piece by piece. They wait in memory;
+what exceeds MEMORY_BYTES goes to a file without a name. All replies together have a limit, and they leave at least as
+much disk space free as they use, because the log is on the same disk.
+
+Large objects, like a model's weights, are encoded in pieces, as fast as the client reads them. A model of a million
+features has 40 MB of weights: encoding them at once would block everybody for a tenth of a second, and storing them
+until a slow client has read them would use too much memory.
 """
 
 from __future__ import annotations
@@ -10,12 +15,18 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service import errors
-from service.http.asgi import Send
+from service.events import JSON
+from service.http.access import Access
 from service.http.reply import NO_SNIFFING
+from service.replies import encode
 from service.settings import Settings
 
 MEMORY_BYTES = 2**18
@@ -134,3 +145,44 @@ class LongReply:
         self._replies.let_go(max(self._size, self._promised), self._on_disk)
         if self._file is not None:
             self._file.close()
+
+
+def pieces_of(before: dict[str, Any], name: str, members: Iterable[Any], after: dict[str, Any]) -> Iterator[bytes]:
+    """A JSON object in pieces: the fields before `name`, the field `name`, and the fields after it.
+
+    `members`: the value of `name`, cut into dicts or lists of some of its members; at least one.
+
+    >>> b"".join(pieces_of({"n": 3}, "all", [[1, 2], [3]], {"sum": 6}))
+    b'{"n":3,"all":[1,2,3],"sum":6}\\n'
+    """
+    yield b'%b,"%b":' % (msgspec.json.encode(before)[:-1], name.encode())
+    last = b""
+    for some in members:
+        encoded = msgspec.json.encode(some)
+        yield b"," + encoded[1:-1] if last else encoded[:-1]
+        last = encoded[-1:]
+    yield last + b"," + encode(after)[1:]
+
+
+class Pieces(Response):
+    """A reply made of these pieces, sent as fast as the client reads them, until its token is revoked or the service
+    stops.
+
+    `room`: counts the bytes that the pieces are made from, until they are sent.
+    """
+
+    def __init__(self, access: Access, pieces: Iterable[bytes], room: contextlib.ExitStack) -> None:
+        super().__init__(media_type=JSON)
+        del self.headers["content-length"]  # not known yet
+        self._access = access
+        self._pieces = pieces
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._room:
+            async with self._access.while_it_may(scope):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await asyncio.sleep(0)  # else a fast client would get all of them in one turn of the loop
+                await send({"type": "http.response.body", "body": b""})

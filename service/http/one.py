@@ -1,26 +1,34 @@
-"""Bodies of one short event, as nearly all are: answered as soon as their last byte is here, without a task."""
+"""One event or question: what is answered, whatever body it came in, and the way of a short one.
+
+Nearly all bodies are one short event. They are answered as soon as their last byte is here, without a task.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from starlette.types import Scope
+
+from core.features import EventError
+from core.learner import Encoded
+from service import errors, replies
 from service.decode import event_json
-from service.fairness import WIDE
-from service.http.access import Asked
-from service.http.answers import learned, predicted
-from service.http.asgi import Scope
+from service.events import Label, Question
+from service.fairness import WIDE, Slices
+from service.http.access import LEARN, Asked, grant_of
 from service.http.bodies import ContentType, content_type
 from service.http.reply import JSON
 from service.learning.engine import Engine
-from service.learning.model import Prediction
-from service.learning.request import Refused, Result
-from service.replies import Learned, Predicted
+from service.learning.model import Model, Prediction
+from service.learning.request import Duplicate, Item, Kept, Learned, Outcome, Refused, Result, Stream
+from service.replies import Predicted
 from service.settings import Settings
 
-Told = Learned | Predicted | BaseException
+Told = replies.Learned | Predicted | BaseException
 """What is told of an event or a question: its reply, or what is wrong."""
 Tell = Callable[[Told], None]
 
@@ -44,36 +52,111 @@ class One:
         return length is not None and int(length) <= self._short and is_json and b"content-encoding" not in headers
 
     def answer_now(self, asked: Asked, scope: Scope, body: bytes, tell: Tell) -> bool:
-        """Answer a request of one short event. Returns False, having done nothing, if it takes long after all. Raises
-        what is wrong, or tells it if the event already waits for the writer."""
+        """Answer a request of one short event: a prediction at once, one with an id and an event when they are on disk.
+        Returns False, having done nothing, if it takes long after all. Raises what is wrong, or tells it if the event
+        already waits for the writer."""
+        model = self._engine.model(asked.model)
+        item: Item
         if asked.verb == "learn":
-            self._learn(asked.model, body, tell)
-            return True
-        return self._predict(asked.model, scope, body, tell)
-
-    def _learn(self, model: str, body: bytes, tell: Tell) -> None:
-        """Learn an event. Tell when it is on disk."""
-        self._engine.model(model)
-        event = event_json.decode_learn(body)
-        waits = self._engine.queue.enqueue(model, [event])
-        waits.add_done_callback(partial(_settle, tell, lambda outcome: learned(model, event, outcome)))
-
-    def _predict(self, name: str, scope: Scope, body: bytes, tell: Tell) -> bool:
-        """Predict from the current model. A prediction with an id is stored first."""
-        model = self._engine.model(name)
-        question = event_json.decode_question(body)
-        if len(question.x) > WIDE:
-            return False
-        made = predicted(scope, model, question)
-        if isinstance(made, Prediction):
-            waits = self._engine.queue.enqueue(name, [made])
-            waits.add_done_callback(partial(_settle, tell, lambda kept: kept))
+            item = event_json.decode_learn(body)
         else:
-            tell(made)
+            question = event_json.decode_question(body)
+            if len(question.x) > WIDE:
+                return False
+            made = predicted(scope, model, question)
+            if isinstance(made, Predicted):
+                tell(made)
+                return True
+            item = made
+        waits = self._engine.queue.enqueue(asked.model, [item])
+        waits.add_done_callback(partial(_settle, tell, asked.model, item))
         return True
 
 
-def _settle(tell: Tell, reply: Callable[[Any], Told], waited: asyncio.Future[Result]) -> None:
+def _settle(tell: Tell, model: str, item: Item, waited: asyncio.Future[Result]) -> None:
     """Tell when the writer is done."""
-    outcome = waited.result()[0]
-    tell(outcome.error if isinstance(outcome, Refused) else reply(outcome))
+    outcome: Any = waited.result()[0]
+    if isinstance(outcome, Refused):
+        tell(outcome.error)
+    else:
+        tell(outcome if isinstance(outcome, Kept) else learned(model, item, outcome))
+
+
+def learned(model: str, item: Item, outcome: Outcome) -> replies.Learned:
+    """The reply to an event or label that was not refused."""
+    if isinstance(outcome, Duplicate):
+        if isinstance(item, Label):
+            return replies.LearnedLate(model, outcome.seq, None, None, True, None, None, None, late=False)
+        return replies.Learned(model, outcome.seq, None, None, duplicate=True)
+    assert isinstance(outcome, Learned)  # noqa: S101  # only predictions are kept
+    if outcome.late is None:
+        return replies.Learned(model, outcome.seq, outcome.p, outcome.loss, duplicate=False)
+    return replies.LearnedLate(model, outcome.seq, outcome.p, outcome.loss, False, *outcome.late)
+
+
+async def predict_all(
+    engine: Engine,
+    model: Model,
+    scope: Scope,
+    questions: Sequence[Question],
+    place: Callable[[int], str],
+    slices: Slices,
+    stream: bool = False,
+) -> tuple[list[Predicted], errors.LogstepError | None]:
+    """Predict, and store predictions with an id. `place` says where a question stands, for error messages.
+
+    All or nothing. Of a `stream`: the predictions before the first wrong question, and its error.
+    """
+    made: list[Predicted | Prediction] = []
+    wrong: errors.LogstepError | None = None
+    for question in questions:
+        try:
+            many = len(question.x) > WIDE
+            encoded = await asyncio.to_thread(model.learner.encoded, question.x) if many else None
+            made.append(predicted(scope, model, question, encoded))
+        except (EventError, errors.LogstepError) as error:
+            wrong = placed(invalid(error) if isinstance(error, EventError) else error, place(len(made)))
+            if not stream:
+                raise wrong from None
+            break
+        if slices.spent(len(question.x)):
+            await slices.rest()
+    to_keep = {i: prediction for i, prediction in enumerate(made) if isinstance(prediction, Prediction)}
+    if to_keep:
+        places = list(to_keep)
+        try:
+            outcomes = await engine.learn(model.name, list(to_keep.values()), Stream() if stream else None)
+        except errors.LogstepError as error:
+            raise placed(error, place(places[error.index or 0])) from None
+        for i, outcome in zip(places, outcomes, strict=False):
+            if isinstance(outcome, Refused):
+                wrong = placed(outcome.error, place(i))
+                del made[i:]
+                break
+            assert isinstance(outcome, Kept)  # noqa: S101  # only events are learned
+            made[i] = outcome
+    return made, wrong  # type: ignore[return-value]  # each Prediction has its reply now
+
+
+def predicted(scope: Scope, model: Model, question: Question, encoded: Encoded | None = None) -> Predicted | Prediction:
+    """The reply, or, if there is an id, the prediction to store. `encoded`: its features, if already encoded."""
+    try:
+        if question.id is None:
+            p, unknown = model.predict(question.x, encoded)
+            return Predicted(model.name, p, p > 0.5, model.learner.seq, unknown)
+        grant = grant_of(scope)
+        if not grant.may_learn and model.learner.spec.join.on_timeout == "negative":  # it learns without a label too
+            raise errors.LearnsByTimeout(field="id", scopes=" and ".join(grant.token.scopes), wants=LEARN)
+        return model.predict_to_keep(question.id, question.x, grant.id, encoded, grant.may_learn)
+    except EventError as error:
+        raise invalid(error) from None
+
+
+def invalid(error: EventError) -> errors.InvalidEvent:
+    """What the learner says of an event, as callers get it."""
+    return errors.InvalidEvent(field=error.field, reason=error.message)
+
+
+def placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
+    """The same error, with the event's place in the body before its field."""
+    return error if error.field is None else replace(error, field=errors.path(at, error.field))

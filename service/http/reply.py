@@ -5,8 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from starlette.types import Message, Send
+
 from service import errors, events
-from service.http.asgi import Message, Send
 from service.replies import encode
 
 JSON = events.JSON.encode()

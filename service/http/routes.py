@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import logistic
 from core.explain import Explanation, explaining
@@ -29,10 +30,9 @@ from service.decode import event_json
 from service.events import DEFAULT, JSON, MODEL_NAME, Explain
 from service.fairness import WIDE, worked
 from service.http import access, openapi, schemas
-from service.http.asgi import Receive, Scope, Send
-from service.http.bodies import Bodies, check_readable, media_type_of
-from service.http.hot import Hot
-from service.http.large import Pieces, pieces_of
+from service.http.bodies import Bodies
+from service.http.long_reply import LongReplies, Pieces, pieces_of
+from service.http.one import invalid
 from service.http.openapi import ok, problems
 from service.http.reply import Reply, problem
 from service.learning import telemetry
@@ -104,13 +104,13 @@ class Route(APIRoute):
         return bool(scope["type"] == "http" and scope["method"] == "HEAD" and "GET" in (self.methods or ()))
 
 
-def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], Reply]) -> None:
+def add_error_replies(api: FastAPI, told: Callable[[BaseException, Scope, str], Reply]) -> None:
     """Reply to every error with a problem document, and count it."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             error = not_routed(error.status_code, request)
-        return as_response(told(error, request.scope["request_id"], request.scope))
+        return as_response(told(error, request.scope, request.scope["request_id"]))
 
     def not_routed(status: int, request: Request) -> errors.LogstepError:
         path = request.url.path
@@ -125,11 +125,8 @@ def add_error_replies(api: FastAPI, told: Callable[[BaseException, str, Scope], 
         api.add_exception_handler(kind, refuse)
 
 
-def add_hot_routes(api: FastAPI, hot: Hot) -> None:
-    """Learn and predict. FastAPI declares these routes; plain ASGI answers them (hot.py)."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await hot(access.asked_of(scope), scope, receive, send)
+def add_hot_routes(api: FastAPI, answer: ASGIApp) -> None:
+    """Learn and predict. FastAPI declares these routes; plain ASGI answers them."""
 
     async def learn() -> None:
         """Learn: one gradient step for each event, on the disk before the reply
@@ -214,7 +211,18 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     @api.get("/models/{model}", responses=ok(schemas.Shown, "The model", 503, links=("get_weights", "delete_model")))
     async def get_model(name: ModelName) -> Response:
         """Show a model: spec, seq, number of features, progressive scores, SHA-256 of its state"""
-        return reply(await describe(engine, engine.model(name)))
+        model = engine.model(name)
+        learner = model.learner
+        many = learner.n_features > WIDE
+        about = {"model": name, "spec": learner.spec.as_dict()}
+        # All of it is from one moment.
+        if learner.auto is None:
+            told, weights = {"seq": learner.seq, **model.standing()}, learner.weights_now()
+            return reply({**about, **told, "sha256": await worked(many, weights.sha256)})
+        async with engine.no_steps:  # copying so much would take longer than reading it
+            mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+            told = {"seq": learner.seq, **model.standing()}
+            return reply({**about, **told, "sha256": await worked(many, learner.sha256), **mixture})
 
     made = ok(schemas.Made, "The model exists already, with this spec", links=["learn_model"])
     created = ok(schemas.Made, "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])
@@ -228,7 +236,9 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         """Create a model from a spec. Fields left out get their defaults"""
         if not MODEL_NAME.fullmatch(name):
             raise errors.InvalidModelName(model=name[:100])
-        model, new = await engine.create(name, await read_spec(request, bodies, settings.max_line_bytes))
+        body = await bodies.read_json(request.scope, request.receive, settings.max_line_bytes)
+        spec = await worked(len(body) > event_json.WIDE_BYTES, spec_of, body)
+        model, new = await engine.create(name, spec)
         made = {"model": name, "spec": model.learner.spec.as_dict(), "seq": model.learner.seq, "created": new}
         return reply(made, 201 if new else 200)
 
@@ -247,8 +257,10 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         return reply({"model": name, "seq": model.learner.seq, "breaker": model.standing()["breaker"]})
 
 
-def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks, hot: Hot) -> None:
-    """What a model has learned, and whether that is right."""
+def add_inspection_routes(
+    api: FastAPI, engine: Engine, crosschecks: CrossChecks, past: Past, replies: LongReplies, door: access.Access
+) -> None:
+    """What a model has learned, whether that is right, and how it went."""
 
     @api.get("/models/{model}/weights", responses=ok(schemas.Weights, "The weights", 409, 422, 503))
     async def get_weights(name: ModelName, top: Top = None) -> Response:
@@ -263,13 +275,13 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             raise errors.NoWeights(model=name)
         many = learner.n_features > WIDE
         with ExitStack() as room:
-            room.enter_context(hot.replies.room(learner.weights.nbytes))
+            room.enter_context(replies.room(learner.weights.nbytes))
             weights = learner.weights_now()
             places = None if count is None else await worked(many, weights.largest, count)
             state = {"model": name, "seq": weights.seq, "bias": weights.bias}
             after = {"sha256": await worked(many, weights.sha256)}
             pieces = pieces_of(state, "weights", weights.by_name(places), after)
-            return Pieces(hot.permit, pieces, room.pop_all()) if many else whole(pieces)
+            return Pieces(door, pieces, room.pop_all()) if many else whole(pieces)
 
     checked = ok(schemas.CrossCheck, "The largest difference", 409, 429, 500, 503)
 
@@ -286,8 +298,18 @@ def add_inspection_routes(api: FastAPI, engine: Engine, crosschecks: CrossChecks
             pace.take(report["events"])
         return reply(report)
 
+    told = "Arrays of equal length. null means that the service did not run or nothing happened"
 
-def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, hot: Hot) -> None:
+    @api.get("/models/{model}/series", responses=ok(schemas.Series, told, 422, 503))
+    async def series(name: ModelName, from_: From = None, to: To = None, step: Step = None) -> Response:
+        """History for plots: an array for each quantity, for the last hour or from `from` to `to`"""
+        found = await past.series(engine.model(name), from_, to, step)
+        return Response(found, media_type=JSON)
+
+
+def add_explanations(
+    api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, replies: LongReplies, door: access.Access
+) -> None:
     """Explain predictions."""
 
     examples = {"x": {"value": openapi.QUESTION}, "id": {"value": openapi.WAITING}}
@@ -306,10 +328,10 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         value that the model uses, after scaling. `unknown` lists features that the model has not learned; they add
         nothing. A waiting prediction is shown only to the token that asked for it and to tokens that may learn."""
         model = engine.model(name)
-        body = await read_json(request, bodies, settings.max_body_bytes)
+        body = await bodies.read_json(request.scope, request.receive, settings.max_body_bytes)
         asked = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_explain, body)
         if asked.x is not None:
-            return await explained(hot, model, asked.x, None, {})
+            return await explained(replies, door, model, asked.x, None, {})
         assert asked.id is not None  # noqa: S101  # decode_explain requires x or id
         found = await engine.find_id(name, asked.id)
         owner = "" if found is None or found.waiting is None else found.waiting.owner
@@ -319,19 +341,7 @@ def add_explanations(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
             raise errors.PredictionDamaged(field="id", id=asked.id)
         waiting = found.waiting
         served = {"id": asked.id, "served_p": logistic.sigmoid(float(waiting.served[0])), "served_seq": waiting.seq}
-        return await explained(hot, model, waiting.x, explaining_waiting(model, waiting), served)
-
-
-def add_series(api: FastAPI, engine: Engine, past: Past) -> None:
-    """The history for plots."""
-
-    told = "Arrays of equal length. null means that the service did not run or nothing happened"
-
-    @api.get("/models/{model}/series", responses=ok(schemas.Series, told, 422, 503))
-    async def series(name: ModelName, from_: From = None, to: To = None, step: Step = None) -> Response:
-        """History for plots: an array for each quantity, for the last hour or from `from` to `to`"""
-        found = await past.series(engine.model(name), from_, to, step)
-        return Response(found, media_type=JSON)
+        return await explained(replies, door, model, waiting.x, explaining_waiting(model, waiting), served)
 
 
 def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
@@ -354,25 +364,24 @@ def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
 
 
 async def explained(
-    hot: Hot, model: Model, x: X, explanation: Callable[[], Explanation] | None, after: dict[str, Any]
+    replies: LongReplies, door: access.Access, model: Model, x: X, how: Callable[[], Explanation] | None, after: Any
 ) -> Response:
     """The reply with an explanation, then the fields `after`. By default the current model explains x."""
     many = len(x) > WIDE
     try:
-        if explanation is None:
-            explanation = explaining(model.learner, x, await worked(many, model.learner.encoded, x))
-        pieces = await worked(many, _pieces_of_explanation, model.name, explanation, after)
-        if not many:
-            return whole(pieces)
-        with ExitStack() as room:
-            room.enter_context(hot.replies.room(sum(map(len, pieces))))
-            return Pieces(hot.permit, pieces, room.pop_all())
+        how = how or explaining(model.learner, x, await worked(many, model.learner.encoded, x))
     except EventError as error:
-        raise errors.InvalidEvent(field=error.field, reason=error.message) from None
+        raise invalid(error) from None
+    pieces = await worked(many, _pieces_of_explanation, model.name, how, after)
+    if not many:
+        return whole(pieces)
+    with ExitStack() as room:
+        room.enter_context(replies.room(sum(map(len, pieces))))
+        return Pieces(door, pieces, room.pop_all())
 
 
-def _pieces_of_explanation(name: str, explanation: Callable[[], Explanation], after: dict[str, Any]) -> list[bytes]:
-    made = explanation()
+def _pieces_of_explanation(name: str, how: Callable[[], Explanation], after: dict[str, Any]) -> list[bytes]:
+    made = how()
     before = {"model": name, "seq": made.seq, "score": made.score, "p": made.p, "bias": made.bias}
     after = {"unknown": made.unknown, "method": made.method, **after}
     pieces = (made.features[start : start + PIECE] for start in range(0, max(1, len(made.features)), PIECE))
@@ -394,36 +403,8 @@ def as_response(told: Reply) -> Response:
     return Response(told.body, told.status, {name.decode(): value.decode() for name, value in told.headers})
 
 
-async def describe(engine: Engine, model: Model) -> dict[str, Any]:
-    """The reply of `GET /models/{model}`, all of it from one moment."""
-    learner = model.learner
-    many = learner.n_features > WIDE
-    about = {"model": model.name, "spec": learner.spec.as_dict()}
-    if learner.auto is None:
-        told, weights = {"seq": learner.seq, **model.standing()}, learner.weights_now()
-        return {**about, **told, "sha256": await worked(many, weights.sha256)}
-    async with engine.no_steps:  # copying so much would take longer than reading it
-        mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
-        told = {"seq": learner.seq, **model.standing()}
-        return {**about, **told, "sha256": await worked(many, learner.sha256), **mixture}
-
-
-async def read_json(request: Request, bodies: Bodies, limit: int) -> bytes:
-    """The JSON body of a request to a rarely used route."""
-    scope: Any = request.scope
-    check_readable(scope)
-    if (media_type := media_type_of(scope)) != JSON.encode():
-        raise errors.UnsupportedMediaType(content_type=media_type.decode("latin-1")[:100])
-    return await bodies.read(scope, request.receive, limit)
-
-
-async def read_spec(request: Request, bodies: Bodies, limit: int) -> Spec:
+def spec_of(body: bytes) -> Spec:
     """The spec in a request's body. An error names the wrong field."""
-    body = await read_json(request, bodies, limit)
-    return await worked(len(body) > event_json.WIDE_BYTES, _spec_of, body)
-
-
-def _spec_of(body: bytes) -> Spec:
     try:
         values = msgspec.json.decode(body)
     except msgspec.ValidationError:

@@ -9,16 +9,17 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
+
 from service import errors
 from service.decode import event_json, pieces
 from service.events import Event, Label, Question
 from service.fairness import Slices
-from service.http.access import grant_of
-from service.http.answers import predict_all
-from service.http.asgi import Receive, Scope, Send
-from service.http.bodies import ARROW, NDJSON, chunk_of, media_type_of
+from service.http.access import Access, grant_of
+from service.http.bodies import ARROW, NDJSON, chunk_of, content_type_of
 from service.http.long_reply import LongReplies
-from service.http.permit import Permit
+from service.http.one import predict_all
+from service.http.reply import json_reply
 from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
@@ -35,27 +36,27 @@ AHEAD = 16
 class Streams:
     """Answers requests whose body is a stream."""
 
-    def __init__(self, engine: Engine, settings: Settings, replies: LongReplies, permit: Permit) -> None:
+    def __init__(self, engine: Engine, settings: Settings, replies: LongReplies, access: Access) -> None:
         self._engine = engine
         self._settings = settings
         self._replies = replies
-        self._permit = permit
+        self._access = access
 
-    async def learn(self, model: str, scope: Scope, receive: Receive) -> LearnedMany:
+    async def learn(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn piece by piece. An error says what was learned before it; that stays learned."""
-        tally = _Tally(model)
-        breaker = self._engine.model(model).learner.spec.breaker
+        tally = _Tally(model.name)
+        breaker = model.learner.spec.breaker
         chunks = self._chunks(receive)
         arriving: Pieces = (
             pieces.events_of_rows(chunks, self._settings)
-            if media_type_of(scope) == ARROW
+            if content_type_of(scope).media_type == ARROW
             else pieces.events_of_lines(chunks, self._settings)
         )
         if breaker is not None:  # it must be checked before many more events are committed
             arriving = pieces.cut(arriving, breaker.events)
         try:
             async with (
-                self._permit.while_it_may(scope),
+                self._access.while_it_may(scope),
                 contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced,
             ):
                 await self._learn_pieces(tally, paced)
@@ -63,7 +64,7 @@ class Streams:
             # A new error: other requests may share this one, and their counts differ.
             told = replace(error, learned=tally.learned, duplicates=tally.duplicates, last_seq=tally.last_seq)
             raise told from None
-        return tally.reply()
+        await json_reply(tally.reply()).send(send)
 
     async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
         """Learn the items up to the first wrong one, then raise its error.
@@ -85,11 +86,11 @@ class Streams:
 
     async def predict(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict piece by piece."""
-        async with self._permit.while_it_may(scope):
+        async with self._access.while_it_may(scope):
             chunks = self._chunks(receive)
             arriving = (
                 pieces.questions_of_rows(chunks, self._settings)
-                if media_type_of(scope) == ARROW
+                if content_type_of(scope).media_type == ARROW
                 else pieces.lines_of(chunks, event_json.decode_question, self._settings)
             )
             async with contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced:
