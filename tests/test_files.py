@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from patience import PATIENCE, eventually
 
 from service.commands import cli
-from service.commands.columns import Kept
 from service.commands.files import OpenSource, Row, Source
 from service.commands.terminal import WrongUsage
+from service.rows.columns import Kept
 
 Y: dict[str, Any] = {"label": "y"}
 
@@ -239,7 +239,7 @@ def test_kinds_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
     ("asked", "message"),
     [
         ({"zap": "text"}, "a.csv has no column 'zap'; it has a, w, y"),
-        ({"y": "text"}, "column 'y' is the label"),
+        ({"y": "text"}, "has the label in column 'y'"),
         ({"a": "ignore", "w": "weight"}, "a.csv has no column to learn from; left out: a"),
         ({"w": "weight"}, "a.csv line 3: its weight '0' is not a number above 0"),
         ({"w": "id"}, "a.csv line 4: it has no id"),
@@ -293,7 +293,7 @@ def test_the_rows_that_are_looked_at_decide_and_no_others() -> None:
 def test_of_wide_rows_fewer_are_looked_at_unless_it_is_said_how_many(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("service.commands.readers.MOST_CELLS", 30)
+    monkeypatch.setattr("service.rows.readers.MOST_CELLS", 30)
     content = "a,b,y\n" + "1,2,1\n" * 20
     assert len(rows_of(content, **Y)) == 20
     assert "by its first 10 row(s)" in capsys.readouterr().out
@@ -342,8 +342,8 @@ def test_what_came_of_a_pipe_is_learned_while_more_is_waited_for(
 def test_a_slow_input_is_told_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     is_told = threading.Semaphore(0)
-    monkeypatch.setattr("service.commands.readers.SLOW_SECONDS", 0.3)
-    monkeypatch.setattr("service.commands.readers.say", lambda what: (told.append(what), is_told.release()))
+    monkeypatch.setattr("service.commands.files.SLOW_SECONDS", 0.3)
+    monkeypatch.setattr("service.rows.readers.say", lambda what: (told.append(what), is_told.release()))
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as read_end, os.fdopen(theirs, "wb") as write_end:
 

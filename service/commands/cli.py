@@ -190,7 +190,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _id_prefix(text: str) -> str:
-    from service.commands.identity import LONGEST_PREFIX
+    from service.commands.files import LONGEST_PREFIX
 
     if not 0 < len(text) <= LONGEST_PREFIX:
         raise argparse.ArgumentTypeError(f"must have 1 to {LONGEST_PREFIX} characters")

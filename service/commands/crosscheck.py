@@ -51,8 +51,8 @@ def _learn_file(source: Source, spec: str) -> dict[str, Any]:
     """The report on a file's events, which this process and river both learn."""
     from core.parity import crosscheck
     from core.spec import Spec, SpecError
-    from service.commands.columns import Kept
     from service.learning.crosscheck import require_twin
+    from service.rows.columns import Kept
 
     data, named = options.json_of(spec), options.spec_file(spec) or "--spec"
     try:

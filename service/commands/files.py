@@ -1,42 +1,63 @@
 """Reads events from a file or standard input: CSV, TSV, NDJSON and libsvm, plain or gzipped.
 
-Before the first event it looks at the first rows, to decide the columns' kinds (columns.py) and check the labels
-(labels.py). The number of these rows never depends on time or on how the bytes arrive. So the same file always gives
-the same events.
+Before the first event it looks at the first rows, to decide the columns' kinds and check the labels (service/rows). The
+number of these rows never depends on time or on how the bytes arrive. So the same file always gives the same events.
 
-An error in a file raises WrongUsage with the line.
+An error in a file raises WrongUsage with the line. A file is identified by its name and its first lines: both are in
+the ids of its events. So a file that grows, moves or is compressed keeps its ids, and another day's file of the same
+name gets other ids.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import os
+import re
 import stat
 import sys
+import threading
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from core.features import EventError, check_flat_name, flatten
 from core.spec import MAX_COLUMNS
-from service.commands import formats
-from service.commands.cells import LARGEST
-from service.commands.columns import FLAGS, MIXED, NOTHING_KEPT, ROWS_BELOW, Column, Kept, show_columns
-from service.commands.formats import Format
-from service.commands.identity import Lines
-from service.commands.labels import Labels
-from service.commands.readers import EventReader, LibsvmReader, Looked, ObjectReader, Reader
-from service.commands.table_reader import TableReader
-from service.commands.terminal import WrongRow, WrongUsage, say
-from service.events import Event
+from service.commands.terminal import WrongUsage, say, show
+from service.events import MAX_ID, Event
+from service.rows import formats
+from service.rows.columns import (
+    ALL_NUMBERS,
+    EACH,
+    MIXED,
+    NO_NUMBERS,
+    NOTHING_KEPT,
+    ROWS_BELOW,
+    Column,
+    Kept,
+    cut,
+)
+from service.rows.readers import BOM, Looked, Reader
+from service.rows.reading import LOOK, How, check_events
+from service.rows.wrong import WrongOption, WrongRow
 
-LOOK = 10_000
-"""Default number of first rows."""
+SLOW_SECONDS = 2.0
+"""After waiting this long for first rows, a message says what is missing."""
+WORDS = {"ignore": "left out"}
+"""Words shown to people in place of a kind."""
+MOST_SHOWN = 100
+"""Rows of the table of columns. Beyond it, unremarkable columns are only counted."""
+LONGEST_SHOWN_NAME = 64
+LONGEST_NAME = 200
+"""Characters of a file's name in an id. A longer name is cut and ends with its hash."""
+LONGEST_PREFIX = MAX_ID - 20
+"""Characters before the row in an id, which takes a colon and up to 19 digits."""
+_SEPARATOR_LINE = re.compile(rb'"?sep=.')
+"""Some spreadsheets write this line before the header."""
 
 
 class Row(NamedTuple):
@@ -48,25 +69,12 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A file of events, or "-" for standard input, and how to read it.
-
-    format: one of FORMATS, by default from its name or content. label: column or key of the label. positive, negative:
-    see Labels. asked: kinds of columns by name, as in a spec's `columns`. look: first rows to look at; None is 10,000,
-    fewer if they are wide (readers.MOST_CELLS). header: whether the first line is a header; by default it is, and must
-    not look like a row. quoted, delimiter: see formats.of_lines.
-    """
+class Source(How):
+    """A file of events, or "-" for standard input, and how to read it. format: one of FORMATS, by default from its name
+    or content."""
 
     file: str
     format: str | None = None
-    label: str | None = None
-    positive: Sequence[str] = ()
-    negative: Sequence[str] = ()
-    asked: Mapping[str, str] = field(default_factory=dict)
-    look: int | None = None
-    header: bool | None = None
-    quoted: bool | None = None
-    delimiter: str | None = None
 
     @property
     def name(self) -> str:
@@ -80,9 +88,10 @@ class Source:
 
     def check(self) -> None:
         """Raise WrongUsage if the arguments are wrong whatever the file contains."""
-        if (self.format or formats.by_name(self.file)) in ("csv", "tsv"):
-            self._check_label()
-        Labels(self.name, self.positive, self.negative, self.look or LOOK, say)
+        with _as_usage():
+            if (self.format or formats.by_name(self.file)) in ("csv", "tsv"):
+                self.needs_label()
+            self.labels(self.name, say)
 
     def check_columns(self, kept: Kept) -> None:
         """Raise WrongUsage if a table's first rows do not fit the columns that a model keeps. A pipe is left alone."""
@@ -102,54 +111,25 @@ class Source:
         except OSError as error:
             raise WrongUsage(f"cannot read {self.file}: {error.strerror}") from None
         with file:
-            yield OpenSource(self, file, _size(file))
-
-    def reader(self, found: Format, kept: Kept, labels: Labels) -> Reader:
-        """The reader for a format. Raises WrongUsage for arguments that do not suit it."""
-        if found.dialect is not None:
-            label = self._check_label()
-            return TableReader(self.name, label, self.header, self.asked, kept, labels, found.dialect, found.skip)
-        if found.name == "ndjson" and self.label is not None:
-            return ObjectReader(self.name, self.label, self.asked, kept, labels)
-        if self.asked:
-            flag = FLAGS[next(iter(self.asked.values()))]
-            raise WrongUsage(f"{flag} needs CSV, or NDJSON of flat objects with --label")
-        if found.name == "ndjson":
-            if self.positive or self.negative:
-                raise WrongUsage('--positive and --negative need --label KEY; in {"x": ..., "y": ...} y is 0 or 1')
-            return EventReader(labels)
-        if self.label is not None:
-            raise WrongUsage(f"{self.name} is libsvm, where the label comes first: leave out --label")
-        return LibsvmReader(labels)
-
-    def _check_label(self) -> str:
-        if self.label is None:
-            raise WrongUsage(f"--label COLUMN says which column of {self.name} is the label")
-        return self.label
-
-
-def _size(file: IO[bytes]) -> int | None:
-    status = os.fstat(file.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+            status = os.fstat(file.fileno())
+            yield OpenSource(self, file, status.st_size if stat.S_ISREG(status.st_mode) else None)
 
 
 class OpenSource:
     """A source that is being read. `size`: its bytes; None if unknown."""
 
     def __init__(self, source: Source, file: IO[bytes], size: int | None) -> None:
+        self.name = source.name
         self.size = size
-        self.labels = Labels(source.name, source.positive, source.negative, source.look or LOOK, say)
         self._source = source
         self._file = file
         self._line = 0
         self._input: formats.Input | None = None
-        self._lines = Lines((), header=False)
+        self._lines = _Lines((), header=False)
         self._reader: Reader | None = None
         self._rows: Iterator[Row] | None = None
-
-    @property
-    def name(self) -> str:
-        return self._source.name
+        with _as_usage():
+            self.labels = source.labels(source.name, say)
 
     def position(self) -> int:
         """Bytes read so far."""
@@ -160,8 +140,12 @@ class OpenSource:
         return self.size is None and self._input is not None and self._input.pauses()
 
     def id_prefix(self) -> str:
-        """The part of the events' ids before the row, known after `look`; see identity.py."""
-        return self._lines.id_prefix(self._source.name)
+        """The part of the events' ids before the row: "elec.csv:9c56cc51b374c3ba". Known after `look`. The ending .gz
+        does not count."""
+        name = self.name[:-3] if self.name.lower().endswith(".gz") else self.name
+        name = name.encode(errors="replace").decode()  # a name may have bytes that are not text
+        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{_hash(name.encode())}"
+        return f"{short}:{_hash(self._lines.first())}"
 
     @property
     def columns(self) -> list[Column]:
@@ -189,55 +173,37 @@ class OpenSource:
         """
         asked = self._source.look
         looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
-        with looked.told_of():
-            rest = self.read_first(kept, looked)
+        with _waiting_told(looked):
+            reader, lines = self.read_first(kept, looked)
+        numbers = itertools.count(1)
         with self._placed():
-            numbers = itertools.count(1)
             rows = deque(self._row(next(numbers), *record) for record in looked.drained())
-            self._check(row for row in rows if row is not None)
+            check_events(self._followed(rows), reader.columns)
             if looked.done:
                 self.labels.looked()
-        if self.columns:
-            show_columns(self._source.name, self.columns, len(rows))
-        self._rows = self._with_rest(rows, numbers, rest)
+        if reader.columns:
+            _show_columns(self.name, reader.columns, len(rows))
+        self._rows = self._with_rest(rows, numbers, reader.records(lines))
 
-    def read_first(self, kept: Kept, looked: Looked) -> Iterator[tuple[int, Any]]:
-        """Read the first rows into `looked`, and find the columns. Returns the other rows."""
+    def read_first(self, kept: Kept, looked: Looked) -> tuple[Reader, Iterator[bytes]]:
+        """Read the first rows into `looked`, and find the columns. Returns the reader and the other lines."""
         with self._placed():
             self._input = lines = formats.Input(self._file)
-            first = looked.read_lines(lines)
+            before, first = formats.first_lines(lines)
             told = self._source.format or formats.by_name(self._source.file)
             found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
-            self._lines = self._remembered(found, itertools.chain(looked.lines, lines))
-            self._reader = self._source.reader(found, kept, self.labels)
-            return self._reader.look(iter(self._lines), looked)
-
-    def _check(self, rows: Iterable[Row]) -> None:
-        """Raise WrongRow for an event that cannot be learned, before a model is made for it."""
-        known: set[str] = set()
-        for row in rows:
-            self._line = row.line
-            try:
-                names, values = flatten(row.event.x)
-                for name, value in zip(names, values, strict=True):
-                    if name not in known:
-                        check_flat_name(name)
-                        known.add(name)
-                    if not abs(value) <= LARGEST:
-                        raise EventError(f"x.{name}", "must be within 1e100")
-            except EventError as error:
-                column = error.field.removeprefix("x.")
-                hint = (
-                    f"; --ignore {column} leaves it out" if any(column == there.name for there in self.columns) else ""
-                )
-                raise WrongRow(f"{error}{hint}") from None
+            self._lines = self._remembered(found, itertools.chain(before, lines))
+            self._reader = self._source.reader(found, kept, self.labels, lambda what: say(f"{self.name} {what}"))
+            rest = iter(self._lines)
+            self._reader.look(rest, looked)
+            return self._reader, rest
 
     def tell_what_was_left_out(self) -> None:
         """Say how many rows had no label, and how many cells were missing."""
         if self.labels.missing:
-            say(f"{self.labels.missing:,} row(s) of {self._source.name} had no label and were left out")
+            say(f"{self.labels.missing:,} row(s) of {self.name} had no label and were left out")
         if self.missing:
-            say(f"{self.missing:,} cell(s) of {self._source.name} were missing (such as NA) and left out")
+            say(f"{self.missing:,} cell(s) of {self.name} were missing (such as NA) and left out")
 
     def check_labels(self) -> int:
         """The exit code: 1 if a label of a flag never came. Warns of that, and of labels that are all the same."""
@@ -254,11 +220,11 @@ class OpenSource:
         with self._placed():
             yield from self._rows
 
-    def _remembered(self, found: Format, lines: Iterator[bytes]) -> Lines:
+    def _remembered(self, found: formats.Format, lines: Iterator[bytes]) -> _Lines:
         """The lines, the first of which identify the file, without comments."""
         if found.name == "libsvm":
             lines = (line.partition(b"#")[0] for line in lines)
-        return Lines(lines, header=found.dialect is not None and self._source.header is not False)
+        return _Lines(lines, header=found.dialect is not None and self._source.header is not False)
 
     def _with_rest(
         self, rows: deque[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
@@ -277,14 +243,102 @@ class OpenSource:
         event = self._reader.event(record)
         return None if event is None else Row(number, line, event)
 
+    def _followed(self, rows: Iterable[Row | None]) -> Iterator[Event]:
+        """The events. An error is about the last of them."""
+        for row in rows:
+            if row is not None:
+                self._line = row.line
+                yield row.event
+
     @contextmanager
     def _placed(self) -> Iterator[None]:
         """Add the file's name and the line to errors."""
-        name = self._source.name
         try:
-            yield
+            with _as_usage():
+                yield
         except WrongRow as error:
             line = error.line or self._line
-            raise WrongUsage(f"{name} line {line}: {error}" if line else f"{name} {error}") from None
+            raise WrongUsage(f"{self.name} line {line}: {error}" if line else f"{self.name} {error}") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise WrongUsage(f"{name}, after line {self._line}: its compression is broken: {error}") from None
+            raise WrongUsage(f"{self.name}, after line {self._line}: its compression is broken: {error}") from None
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """Wrong options of rows are wrong usage of a command."""
+    try:
+        yield
+    except WrongOption as error:
+        raise WrongUsage(str(error)) from None
+
+
+class _Lines:
+    """The decompressed lines of a file; remembers the first.
+
+    header: whether the first line is a header; then the first two lines identify the file. Blank lines, line ends and a
+    byte order mark do not count.
+    """
+
+    def __init__(self, lines: Iterable[bytes], header: bool) -> None:
+        self._lines = iter(lines)
+        self._wanted = 2 if header else 1
+        self._first: list[bytes] = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._lines:
+            content = line.removeprefix(BOM).rstrip(b"\r\n")
+            if content.strip() and not _SEPARATOR_LINE.match(content):
+                self._first.append(content)
+            yield line
+            if len(self._first) == self._wanted:
+                break
+        yield from self._lines
+
+    def first(self) -> bytes:
+        """The lines that identify the file, known once the first event was read."""
+        return b"\n".join(self._first)
+
+
+def _hash(data: bytes) -> str:
+    """64 bits, in hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+@contextmanager
+def _waiting_told(looked: Looked) -> Iterator[None]:
+    """Say what is being waited for, if it takes long."""
+
+    def tell() -> None:
+        if over.wait(SLOW_SECONDS):
+            return
+        if not looked.rows:
+            say("waiting for the first row")
+        while not looked.rows:
+            if over.wait(SLOW_SECONDS):
+                return
+        if looked.needed and not looked.done:
+            fewer = next((few for few in (100, 10) if few < looked.look), 1)
+            say(f"have read {len(looked.rows):,} rows, waiting for {looked.look:,}; --look {fewer}")
+
+    over = threading.Event()
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
+    """Print how each column is read."""
+    shown = list(columns)
+    if len(shown) > MOST_SHOWN:
+        shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS, EACH)][:MOST_SHOWN]
+    table = [
+        (cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), cut(example), missing, why)
+        for name, _, kind, why, example, missing in shown
+    ]
+    show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
+    if len(shown) < len(columns):
+        rest = [column.kind for column in columns if column not in shown]
+        counts = ", ".join(f"{rest.count(kind):,} {WORDS.get(kind, kind)}" for kind in dict.fromkeys(rest))
+        print(f"  and {len(rest):,} more: {counts}")

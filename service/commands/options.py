@@ -149,7 +149,7 @@ def source(arguments: argparse.Namespace, file: str) -> Source:
 
 def _asked(arguments: argparse.Namespace) -> dict[str, str]:
     """The kinds that flags give to columns, by column name."""
-    from service.commands.columns import FLAGS
+    from service.rows.columns import FLAGS
 
     asked: dict[str, str] = {}
     for kind, flag in FLAGS.items():

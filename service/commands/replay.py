@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from service.commands.client import Client, NoAnswer, Refused
-from service.commands.columns import NOTHING_KEPT, Kept
 from service.commands.files import OpenSource, Row, Source
 from service.commands.replay_report import compare, display, report, rule_of, so_far, span
 from service.commands.tally import Options, Tally
 from service.commands.targets import AUTO, Target
 from service.commands.terminal import Failed, WrongUsage, number, say
 from service.events import DEFAULT, Event, Label
+from service.rows.columns import NOTHING_KEPT, Kept
 
 T = TypeVar("T")
 

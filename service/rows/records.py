@@ -7,11 +7,11 @@ whole cell; any other quote is an error with its line. Most lines have no quote 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from service.commands.cells import SPACES
-from service.commands.terminal import WrongRow
+from service.rows.cells import SPACES
+from service.rows.wrong import WrongRow
 
 LONGEST_CELL = 100
 """Most lines of one quoted cell."""
@@ -39,24 +39,26 @@ class Dialect(NamedTuple):
 class Records:
     """The rows of a table: cells as text, without surrounding spaces. Skips blank lines.
 
-    `line`: where the last row begins, from 1. `notice` gets one warning: of a cell that looks quoted although quotes
-    mean nothing, or of a quoted cell over several lines. Raises WrongRow with the line for anything that is not a row.
+    skip: lines to skip at the start. `notice` gets one warning: of a cell that looks quoted although quotes mean
+    nothing, or of a quoted cell over several lines. Raises WrongRow with the line for anything that is not a row.
     """
 
-    def __init__(self, lines: Iterable[bytes], dialect: Dialect, skip: int, notice: Callable[[int, str], None]) -> None:
+    def __init__(self, dialect: Dialect, skip: int, notice: Callable[[int, str], None]) -> None:
         self.line = 0
-        self._lines = iter(lines)
+        self._lines: Iterator[bytes] = iter(())
         self._read = 0
+        self._skip = skip
         self._dialect = dialect
         self._notice: Callable[[int, str], None] | None = notice
-        for _ in range(skip):
-            self._next_line()
         delimiter = re.escape(dialect.delimiter or " ")
         self._bare = re.compile(rf'[^"\r\n{delimiter}]*')
 
-    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Each row, and the line where it begins."""
+    def of(self, lines: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:
+        """Each row in the next lines, and the line where it begins. A row must not go on in later ones."""
         delimiter, quoted = self._dialect
+        self._lines = lines
+        while self._read < self._skip and self._next_line() is not None:
+            pass
         while (text := self._next_line()) is not None:
             self.line = self._read
             if quoted and '"' in text:

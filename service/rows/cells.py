@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from service.commands.terminal import WrongRow
+from service.rows.wrong import WrongRow
 
 SPACES = " \u00a0\u2007\u202f\u3000"
 """Ignored around a cell: spaces, non-breaking ones included."""

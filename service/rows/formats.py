@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from service.commands.tables import DELIMITERS, Dialect
-from service.commands.terminal import WrongRow
+from service.rows.records import DELIMITERS, Dialect
+from service.rows.wrong import WrongRow
 
 FORMATS = ("csv", "tsv", "ndjson", "libsvm")
 _ENDINGS = {
@@ -103,6 +103,19 @@ class _Joined(io.RawIOBase):
         buffer[: len(data)] = data
         self.given += len(data)
         return len(data)
+
+
+def first_lines(lines: Iterator[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """All lines up to the second that is not blank, or the first if it is JSON; and those that are not blank."""
+    before: list[bytes] = []
+    found: list[bytes] = []
+    for line in lines:
+        before.append(line)
+        if line.strip():
+            found.append(line)
+        if len(found) == 2 or (found[:1] == [line] and line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{")):
+            break
+    return before, found
 
 
 class Format(NamedTuple):

@@ -1,8 +1,7 @@
-"""Turns a file's lines into events, with a reader for each kind of file: flat objects, JSON events, libsvm; tables are
-in table_reader.py.
+"""Turns the lines of a file or body into events, with a reader for each format: flat objects, JSON events, libsvm;
+tables are in tables.py.
 
-A reader turns lines into records, looks at the first, then makes an event of each. `columns` is the result of looking,
-and `missing` counts values left out.
+A reader turns lines into records, looks at the first, then makes an event of each.
 """
 
 from __future__ import annotations
@@ -10,165 +9,136 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
 
 from service import errors
-from service.commands.cells import is_missing, to_number
-from service.commands.columns import (
-    MIXED,
-    ONLY_ONE,
-    Column,
-    Kept,
-    agreed,
-    kind_of_values,
-    not_a_number,
-)
-from service.commands.labels import Labels
-from service.commands.terminal import WrongRow, say
 from service.decode import event_json
-from service.events import Event, Named
+from service.events import Event, Named, Question
+from service.rows.cells import is_missing, to_number
+from service.rows.columns import MIXED, ONLY_ONE, Column, Kept, agreed, kind_of_values, not_a_number
+from service.rows.labels import Labels
+from service.rows.wrong import WrongRow
 
-SLOW_SECONDS = 2.0
-"""After waiting this long for first rows, a message says what is missing."""
 MOST_CELLS = 2_000_000
 """Most cells of the first rows: they are all in memory, at 75 bytes each."""
+MOST_BYTES = 2**24
+"""Most bytes of their text."""
 SHOWN_NAMES = 20
-_BLANK = b" \t\xef\xbb\xbf"
+
+Records = Iterator[tuple[int, Any]]
+"""Rows, each with the line where it begins."""
 
 
 class Looked:
-    """The first rows of a source: for each the line where it begins, and the record.
+    """The first rows of a source.
 
-    look: how many rows; if `bounded`, with at most MOST_CELLS cells together. regular: whether the source is a file,
-    whose rows can be read at no cost. Rows of a pipe are only waited for if they are needed.
+    look: how many rows; if `bounded`, with at most MOST_CELLS and MOST_BYTES together. regular: whether the source is a
+    file, whose rows can be read at no cost. Rows of a pipe are only waited for if they are needed.
     """
 
     def __init__(self, look: int, regular: bool, bounded: bool = False) -> None:
+        self.look = look
         self.rows: list[tuple[int, Any]] = []
-        self.lines: list[bytes] = []
-        """Lines that were read before their format was known."""
+        self.needed = False
+        """Whether the kinds of columns depend on them."""
         self.done = False
-        """Whether all first rows were read."""
-        self._needed = False
-        self._look = look
+        """Whether all were read."""
         self._regular = regular
         self._cells_left = MOST_CELLS if bounded else math.inf
+        self._bytes_left = MOST_BYTES if bounded else math.inf
 
-    def read_lines(self, lines: Iterator[bytes]) -> list[bytes]:
-        """The first two lines that are not blank, or one if it is JSON. Keeps all that was read."""
-        found: list[bytes] = []
+    def counted(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        """The lines, while their bytes are counted."""
         for line in lines:
-            self.lines.append(line)
-            if line.strip():
-                found.append(line)
-            if len(found) == 2 or (found[:1] == [line] and line.lstrip(_BLANK).startswith(b"{")):
-                break
-        return found
+            self._bytes_left -= len(line)
+            yield line
 
-    def read_first(self, records: Iterator[tuple[int, Any]]) -> None:
+    def read_first(self, records: Records) -> None:
         """Read the first row, needed or not."""
-        self.rows.extend(itertools.islice(records, 1))
+        for line, record in itertools.islice(records, 1):
+            self._add(line, record)
 
-    def read_rows(self, records: Iterator[tuple[int, Any]], needed: bool) -> None:
+    def read_rows(self, records: Records, needed: bool) -> None:
         """Read all first rows, if they are `needed` or free to read."""
-        self._needed = needed
+        self.needed = needed
         if not needed and not self._regular:
             return
-        self._cells_left -= sum(_cells(record) for _, record in self.rows)
-        while len(self.rows) < self._look and self._cells_left > 0 and (record := next(records, None)):
-            self.rows.append(record)
-            self._cells_left -= _cells(record[1])
+        while len(self.rows) < self.look and min(self._cells_left, self._bytes_left) > 0:
+            found = next(records, None)
+            if found is None:
+                break
+            self._add(*found)
         self.done = True
 
-    def drained(self) -> Iterator[tuple[int, Any]]:
+    def _add(self, line: int, record: Any) -> None:
+        self.rows.append((line, record))
+        self._cells_left -= len(record) // 8 if isinstance(record, bytes) else len(record)
+
+    def drained(self) -> Records:
         """The rows; frees each one."""
         self.rows.reverse()
         while self.rows:
             yield self.rows.pop()
 
-    @contextmanager
-    def told_of(self) -> Iterator[None]:
-        """Say what is being waited for, if it takes long."""
-        over = threading.Event()
-        threading.Thread(target=self._tell, args=[over], daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-
-    def _tell(self, over: threading.Event) -> None:
-        if over.wait(SLOW_SECONDS):
-            return
-        if not self.rows:
-            say("waiting for the first row")
-        while not self.rows:
-            if over.wait(SLOW_SECONDS):
-                return
-        if self._needed and not self.done:
-            fewer = next((few for few in (100, 10) if few < self._look), 1)
-            say(f"have read {len(self.rows):,} rows, waiting for {self._look:,}; --look {fewer}")
-
-
-def _cells(record: Any) -> int:
-    """How many cells a row has, or would have."""
-    return len(record) // 8 if isinstance(record, bytes) else len(record)
-
 
 class Reader(Protocol):
-    """Reads one kind of file."""
+    """Reads one format. columns: the result of looking. missing: values left out so far."""
 
     columns: list[Column]
     missing: int
 
-    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        """Look at the first records, which go into `looked`; return the others."""
+    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
+        """Look at the first records, which go into `looked`."""
+
+    def records(self, lines: Iterator[bytes]) -> Records:
+        """The records in the next lines."""
 
     def event(self, record: Any) -> Event | None:
         """The event of a record; None if it has no label."""
 
 
 class ObjectReader:
-    """NDJSON of flat objects. Flags and the model decide a value's kind, else JSON does."""
+    """NDJSON of flat objects. Flags and the model decide a value's kind, else JSON does. label: None to predict from
+    objects without one."""
 
-    def __init__(self, file: str, label: str, asked: Mapping[str, str], kept: Kept, labels: Labels) -> None:
+    def __init__(self, label: str | None, asked: Mapping[str, str], kept: Kept, labels: Labels) -> None:
         self.columns: list[Column] = []
         self.missing = 0
-        self._file = file
         self._label = label
         self._known = agreed(asked, kept)
         self._labels = labels
         self._kinds: dict[str, str] = {}
+        self._read = 0
 
-    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        records = self._objects(lines)
-        looked.read_rows(records, needed=True)
+    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
+        looked.read_rows(self.records(looked.counted(lines)), needed=True)
         values: dict[str, list[Any]] = {name: [] for name in self._known}
         for _, row in looked.rows:
             for name, value in row.items():
                 if value is not None:
                     values.setdefault(name, []).append(value)
-        values.pop(self._label, None)
+        values.pop(self._label or "", None)
         for name, there in values.items():
             kind, why = self._known[name] if name in self._known else kind_of_values(name, there)
             example = _text(there[0]) if there else ""
             self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there)))
         self._kinds = {column.name: column.kind for column in self.columns if column.kind != MIXED}
-        return records
 
-    def _objects(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for line, data in numbered(lines):
+    def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for data in lines:
+            self._read += 1
+            if not data.strip():
+                continue
             try:
-                found = msgspec.json.decode(data)
+                found = msgspec.json.decode(data.removeprefix(BOM) if self._read == 1 else data)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise WrongRow(f"it is not JSON: {error}{_about_json(data)}", line) from None
+                raise WrongRow(f"it is not JSON: {error}{_about_json(data)}", self._read) from None
             if not isinstance(found, dict):
-                raise WrongRow("it is not a JSON object", line)
-            yield line, found
+                raise WrongRow("it is not a JSON object", self._read)
+            yield self._read, found
 
     def event(self, record: dict[str, Any]) -> Event | None:
         if self._label not in record:
@@ -176,30 +146,36 @@ class ObjectReader:
         y = self._labels.read(record[self._label])
         if y is None:
             return None
-        event = Event({}, y)
         for name, kind in self._kinds.items():
             if kind in ONLY_ONE and record.get(name) is None:
                 raise WrongRow(f"it has no {kind}")
-        for name, value in record.items():
-            if name != self._label:
-                self._add(event, name, value)
+        event = Event({}, y)
+        event.id, event.weight = self._read_into(event.x, record)  # type: ignore[arg-type]  # it is a dict
         return event
 
-    def _add(self, event: Event, name: str, value: Any) -> None:
-        """Add a value to the event, by its kind."""
-        kind = self._kinds.get(name)
-        if kind == "ignore":
-            return
-        if kind == "id":
-            event.id = id_of(_text(value))
-        elif kind == "weight":
-            event.weight = weight_of(_text(value))
-        elif value is None or (kind == "number" and isinstance(value, str) and is_missing(value)):
-            self.missing += 1
-        elif not isinstance(value, float | int | str):
-            raise WrongRow(f"{name}: must be a number, a string, true, false or null{self._advice(name)}")
-        else:
-            event.x[name] = self._as_kind(kind, name, value)  # type: ignore[call-overload]  # it is a dict
+    def question(self, record: dict[str, Any]) -> Question:
+        x: Named = {}
+        id_, _ = self._read_into(x, record)
+        return Question(x, id_)
+
+    def _read_into(self, x: Named, record: dict[str, Any]) -> tuple[str | None, float]:
+        """Add a record's features to x; returns its id and weight."""
+        id_, weight = None, 1.0
+        for name, value in record.items():
+            kind = self._kinds.get(name)
+            if name == self._label or kind == "ignore":
+                continue
+            if kind == "id":
+                id_ = id_of(_text(value))
+            elif kind == "weight":
+                weight = weight_of(_text(value))
+            elif value is None or (kind == "number" and isinstance(value, str) and is_missing(value)):
+                self.missing += 1
+            elif not isinstance(value, float | int | str):
+                raise WrongRow(f"{name}: must be a number, a string, true, false or null{self._advice(name)}")
+            else:
+                x[name] = self._as_kind(kind, name, value)
+        return id_, weight
 
     def _advice(self, name: str) -> str:
         """Advice for an object or list inside an object."""
@@ -226,11 +202,17 @@ class _LineReader:
         self.columns: list[Column] = []
         self.missing = 0
         self._labels = labels
+        self._read = 0
 
-    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        records = numbered(lines)
-        looked.read_rows(records, needed=False)
-        return records
+    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
+        looked.read_rows(self.records(looked.counted(lines)), needed=False)
+
+    def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+        for line in lines:
+            self._read += 1
+            content = line.removeprefix(BOM) if self._read == 1 else line
+            if content.strip():
+                yield self._read, content
 
 
 class EventReader(_LineReader):
@@ -270,12 +252,7 @@ class LibsvmReader(_LineReader):
         return Event(x, y)
 
 
-def numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1, without blank ones and a byte order mark."""
-    for number, line in enumerate(lines, 1):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if content.strip():
-            yield number, content
+BOM = b"\xef\xbb\xbf"
 
 
 def _about_json(data: bytes) -> str:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from service.commands.cells import LARGEST, UNKNOWN, is_code, is_missing, read_numbers, to_number, what_to_write
-from service.commands.terminal import WrongRow, WrongUsage, show
+from service.rows.cells import LARGEST, UNKNOWN, is_code, is_missing, read_numbers, to_number, what_to_write
+from service.rows.wrong import WrongOption, WrongRow
 
 Record = tuple[int, Sequence[str]]
 """A row: the line where it begins, and its cells."""
@@ -24,16 +24,11 @@ ONLY_ONE = ("weight", "id")
 MIXED = "mixed"
 """A name in objects whose values have several kinds. Each value is read as it is; the model keeps no kind."""
 LARGEST_WHOLE = 10**15
-WORDS = {"ignore": "left out"}
-"""Words shown to people in place of a kind."""
 FEWEST = 10
 """With fewer cells nobody can tell whether a text is an id."""
-MOST_SHOWN = 100
-"""Rows of the table. Beyond it, unremarkable columns are only counted."""
 ALL_NUMBERS, NO_NUMBERS = "each cell is one", "no cell is a number"
 EACH = "each is one"
 LONGEST_EXAMPLE = 24
-LONGEST_SHOWN_NAME = 64
 ROWS_BELOW = 1_000
 """Rows compared with the header."""
 INDEX = "Unnamed: 0"
@@ -62,7 +57,7 @@ NOTHING_KEPT = Kept("", {})
 
 
 def agreed(asked: Mapping[str, str], kept: Kept) -> dict[str, tuple[str, str]]:
-    """The kinds known before any row, each with the reason. Raises WrongUsage if flags and the model differ.
+    """The kinds known before any row, each with the reason. Raises WrongOption if flags and the model differ.
 
     >>> agreed({"zip": "text"}, Kept("model 'm'", {"zip": "text", "age": "number"}))
     {'zip': ('text', '--text'), 'age': ('number', "as model 'm' keeps it")}
@@ -70,7 +65,7 @@ def agreed(asked: Mapping[str, str], kept: Kept) -> dict[str, tuple[str, str]]:
     for name, kind in asked.items():
         for other, of_model in kept.kinds.items():
             if (other == name and of_model != kind) or (other != name and of_model == kind and kind in ONLY_ONE):
-                raise WrongUsage(
+                raise WrongOption(
                     f"{FLAGS[kind]} {name}, but {kept.whose} keeps column {other!r} as {of_model!r}: leave out "
                     f"{FLAGS[kind]} {name}, or learn into a new model (--model NAME)"
                 )
@@ -118,7 +113,7 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     if total >= FEWEST and 10 * len(counts) > 9 * total:
         why = f"{len(counts):,} different values in {total:,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
-    why = NO_NUMBERS if not_numbers == total else f"line {line}: {_cut(odd)!r} {_is_no_number(odd)}"
+    why = NO_NUMBERS if not_numbers == total else f"line {line}: {cut(odd)!r} {_is_no_number(odd)}"
     if total < FEWEST and len(counts) == total > 1:
         why += "; too few rows to detect an id"
     return Column(name, place, "text", why, example, missing)
@@ -129,7 +124,7 @@ def not_a_number(name: str, cell: str, how: str) -> str:
     code = "a leading zero, or too many digits, makes it a code" if is_code(cell) else None
     advice = what_to_write(cell) or code or UNKNOWN
     return (
-        f"column {name!r} {how}, but {_cut(cell)!r} is not one: {advice}. --text {name} reads the column as text; "
+        f"column {name!r} {how}, but {cut(cell)!r} is not one: {advice}. --text {name} reads the column as text; "
         f"--ignore {name} leaves it out (if the model exists already, use a new one: --model NAME)"
     )
 
@@ -206,25 +201,6 @@ def looks_like_data(header: Sequence[str], rows: Sequence[Record], label: str) -
     return alike
 
 
-# -- the table
-
-
-def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
-    """Print how each column is read."""
-    shown = list(columns)
-    if len(shown) > MOST_SHOWN:
-        shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS, EACH)][:MOST_SHOWN]
-    table = [
-        (_cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), _cut(example), missing, why)
-        for name, _, kind, why, example, missing in shown
-    ]
-    show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
-    if len(shown) < len(columns):
-        rest = [column.kind for column in columns if column not in shown]
-        counts = ", ".join(f"{rest.count(kind):,} {WORDS.get(kind, kind)}" for kind in dict.fromkeys(rest))
-        print(f"  and {len(rest):,} more: {counts}")
-
-
-def _cut(text: str, longest: int = LONGEST_EXAMPLE) -> str:
+def cut(text: str, longest: int = LONGEST_EXAMPLE) -> str:
     text = re.sub(r"[\r\n\t]+", " ", text)
     return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from service.commands.cells import is_missing, to_number
-from service.commands.terminal import WrongRow, WrongUsage
+from service.rows.cells import is_missing, to_number
+from service.rows.wrong import WrongOption, WrongRow
 
 Key = float | str
 _KNOWN: dict[Key, int] = {1.0: 1, 0.0: 0, -1.0: 0}
@@ -39,9 +39,9 @@ class Labels:
         self._named = {key_of(text): y for texts, y in self._sides.values() for text in texts}
         self._others = int(not positive)
         if both := {key_of(text) for text in positive} & {key_of(text) for text in negative}:
-            raise WrongUsage(f"the label {both.pop()!r} cannot be both --positive and --negative")
+            raise WrongOption(f"the label {both.pop()!r} cannot be both --positive and --negative")
         if missing := [text for text in (*positive, *negative) if is_missing(text)]:
-            raise WrongUsage(
+            raise WrongOption(
                 f"{missing[0]!r} is not a label: it means that a row has no label, and such rows are left out"
             )
         self._look = look
@@ -110,7 +110,7 @@ class Labels:
     # -- checks
 
     def looked(self) -> None:
-        """Check the labels so far, once. Raises WrongUsage if they cannot be intended."""
+        """Check the labels so far, once. Raises WrongOption if they cannot be intended."""
         if not self._look:
             return
         self._look = 0
@@ -120,7 +120,7 @@ class Labels:
             unseen = [text for text in texts if key_of(text) not in self._seen]
             others = Counter({key: count for key, count in self._seen.items() if key not in self._named})
             if len(unseen) == len(texts) and len(others) > 1:
-                raise WrongUsage(
+                raise WrongOption(
                     f"{self._name}: none of the first {self._total:,} labels is {self._quoted(unseen)}; they are "
                     f"{self._listed(others)}. {flag} names one of the labels, and --look N looks at more rows"
                 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-from service.commands.cells import MISSING, read_number, read_numbers, read_text
-from service.commands.columns import (
+from service.events import Event, Named, Question
+from service.rows.cells import MISSING, read_number, read_numbers, read_text
+from service.rows.columns import (
     INDEX,
     ONLY_ONE,
     Column,
@@ -19,51 +19,56 @@ from service.commands.columns import (
     told,
     worked_out,
 )
-from service.commands.labels import Labels
-from service.commands.readers import Looked, id_of, listed, weight_of
-from service.commands.tables import Dialect, Records
-from service.commands.terminal import WrongRow, WrongUsage, say
-from service.events import Event, Named
+from service.rows.labels import Labels
+from service.rows.readers import Looked, id_of, listed, weight_of
+from service.rows.records import Dialect, Records
+from service.rows.wrong import WrongRow
 
 
 class TableReader:
-    """CSV, TSV and similar files. label: the column's name. header: whether the first line is a
-    header; None checks that it looks like one."""
+    """CSV, TSV and similar files. label: the column's name. learn: whether each row needs its label; else a column of
+    this name is left out. header: whether the first line is a header; None checks that it looks like one. notice: gets
+    what people should know, after the name of the file."""
 
     def __init__(
         self,
-        file: str,
-        label: str,
+        label: str | None,
+        learn: bool,
         header: bool | None,
         asked: Mapping[str, str],
         kept: Kept,
         labels: Labels,
         dialect: Dialect,
         skip: int,
+        notice: Callable[[str], None],
     ) -> None:
         self.columns: list[Column] = []
         self.missing = 0
-        self._file = file
         self._label = label
+        self._learn = learn
         self._header = header
         self._asked = asked
         self._kept = kept
         self._known = agreed(asked, kept)
         self._labels = labels
         self._dialect = dialect
-        self._skip = skip
+        self._notice = notice
+        self._records = Records(dialect, skip, lambda line, what: notice(f"line {line}: {what}"))
         self._names: list[str] = []
         """The header's cells, which are not a row; empty without a header."""
         self._width = 0
-        self._label_place = 0
+        self._label_place = -1
         self._id_place, self._weight_place = -1, -1
         self._features = self._numbers = self._texts = _Cells([])
 
-    def look(self, lines: Iterator[bytes], looked: Looked) -> Iterator[tuple[int, Any]]:
-        records: Iterator[tuple[int, list[str]]] = iter(Records(lines, self._dialect, self._skip, self._notice))
+    def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:
+        return self._records.of(lines)
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
+        records = self.records(looked.counted(lines))
         top = next(records, None)
         if top is None:
-            raise WrongUsage(f"{self._file} is empty")
+            raise WrongRow("is empty")
         names = top[1]
         if self._header is False:
             records = itertools.chain([top], records)
@@ -71,7 +76,7 @@ class TableReader:
         looked.read_first(records)
         places = [place for place, name in enumerate(names) if name and name not in self._known]
         looked.read_rows(records, needed=any(names[place] != self._label for place in places))
-        if self._header is None and looks_like_data(names, looked.rows, self._label):
+        if self._header is None and looks_like_data(names, looked.rows, self._label or ""):
             shown = ", ".join(repr(name[:24]) for name in names[:5])
             raise WrongRow(
                 f"looks like a row, not a header: {shown}. With --no-header it is the first row, the columns are 1, 2, "
@@ -79,11 +84,12 @@ class TableReader:
                 top[0],
             )
         if not looked.rows:
-            raise WrongUsage(f"{self._file} has a header but no rows")
+            raise WrongRow("has a header but no rows")
         self._names = names if self._header is not False else []
         names, unnamed = self._widened(names, looked.rows)
         self._width = len(names)
-        self._label_place = self._place(names, self._label)
+        if self._label is not None and (self._learn or self._label in names):
+            self._label_place = self._place(names, self._label)
         self._check_names(names, unnamed)
         self._check_known(names)
         for line, cells in looked.rows:
@@ -91,7 +97,6 @@ class TableReader:
         self._check_new(names, unnamed)
         self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
         self._set_places()
-        return records
 
     def event(self, record: Sequence[str]) -> Event | None:
         if len(record) != self._width or record == self._names:
@@ -99,8 +104,19 @@ class TableReader:
         y = self._labels.read(record[self._label_place])
         if y is None:
             return None
-        id_ = None if self._id_place < 0 else id_of(record[self._id_place])
         weight = 1.0 if self._weight_place < 0 else weight_of(record[self._weight_place])
+        return Event(self._x(record), y, self._id(record), weight)
+
+    def question(self, record: Sequence[str]) -> Question:
+        if len(record) != self._width or record == self._names:
+            self._check_row(record)
+        return Question(self._x(record), self._id(record))
+
+    def _id(self, record: Sequence[str]) -> str | None:
+        return None if self._id_place < 0 else id_of(record[self._id_place])
+
+    def _x(self, record: Sequence[str]) -> Named:
+        """A row's features."""
         # Most rows have no missing cells. Reading them at once takes half the time of reading cell by cell.
         numbers = read_numbers(self._numbers.of(record))
         texts = self._texts.of(record) if self._texts.names else ()
@@ -113,7 +129,7 @@ class TableReader:
             x.update(zip(self._numbers.names, numbers, strict=True))
         else:
             x = dict(zip(self._numbers.names, numbers, strict=True))
-        return Event(x, y, id_, weight)
+        return x
 
     def _values(self, record: Sequence[str]) -> Iterator[tuple[str, float | str]]:
         """The names and values of a row's features, cell by cell, without missing ones."""
@@ -129,9 +145,6 @@ class TableReader:
                     yield column.name, value
 
     # -- the header
-
-    def _notice(self, line: int, what: str) -> None:
-        say(f"{self._file} line {line}: {what}")
 
     def _widened(self, names: list[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[list[str], dict[int, str]]:
         """The names of all columns, and why unnamed ones are left out."""
@@ -152,38 +165,39 @@ class TableReader:
 
     def _place(self, names: Sequence[str], column: str) -> int:
         if column not in names:
-            hint = "; if its first line is a row, use --no-header and --label N" if self._header is None else ""
-            raise WrongUsage(f"{self._file} has no column {column!r}; it has {listed(names)}{hint}")
+            raise WrongRow(f"has no column {column!r}; it has {listed(names)}{self._or_a_row()}")
         return names.index(column)
 
+    def _or_a_row(self) -> str:
+        return "; if its first line is a row, use --no-header and --label N" if self._header is None else ""
+
     def _check_names(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
-        hint = "; if the first line is a row, use --no-header and --label N" if self._header is None else ""
         for place, name in enumerate(names):
             if not name and place not in unnamed:
-                raise WrongUsage(f"{self._file}: column {place + 1} has no name in the header{hint}")
+                raise WrongRow(f"has no name for column {place + 1} in its header{self._or_a_row()}")
             if name and names.index(name) < place:
-                raise WrongUsage(f"{self._file}: two columns have the name {name!r}: rename one of them{hint}")
+                raise WrongRow(f"has two columns with the name {name!r}: rename one of them{self._or_a_row()}")
 
     def _check_known(self, names: Sequence[str]) -> None:
-        """Raise WrongUsage if columns that flags or the model name are missing or misused."""
-        known, label = self._known, names[self._label_place]
-        if label in known:
-            kind, why = known[label]
-            raise WrongUsage(f"{self._file}: column {label!r} is the label and cannot also be {kind!r} ({why})")
+        """Raise WrongRow if columns that flags or the model name are missing or misused."""
+        known = self._known
+        if self._label in known:
+            kind, why = known[self._label]
+            raise WrongRow(f"has the label in column {self._label!r}, which cannot also be {kind!r} ({why})")
         for name, (kind, _) in known.items():
-            if name in self._asked or kind in ONLY_ONE:
+            if name in self._asked or (kind in ONLY_ONE and self._learn):
                 self._place(names, name)
         gone = [name for name in known if name not in names]
         if gone:
-            say(f"{self._file} lacks columns that {self._kept.whose} knows: {listed(gone)}")
+            self._notice(f"lacks columns that {self._kept.whose} knows: {listed(gone)}")
 
     def _check_new(self, names: Sequence[str], unnamed: Mapping[int, str]) -> None:
-        """Raise WrongUsage for columns that are new to the model: their kinds might differ from file to file."""
+        """Raise WrongRow for columns that are new to the model: their kinds might differ from file to file."""
         places = (place for place in range(len(names)) if place not in unnamed and place != self._label_place)
         new = [names[place] for place in places if names[place] not in self._known]
         if self._kept.kinds and new:
-            raise WrongUsage(
-                f"{self._file} has columns that {self._kept.whose} does not know: {listed(new)}. --number {new[0]}, "
+            raise WrongRow(
+                f"has columns that {self._kept.whose} does not know: {listed(new)}. --number {new[0]}, "
                 f"--text {new[0]} or --ignore {new[0]} says what it is; do so for each"
             )
 
@@ -226,7 +240,7 @@ class TableReader:
         if not self._features.names:
             left = [column.name for column in self.columns if column.kind == "ignore" and column.name]
             keeps = f"; left out: {listed(left)}. --text NAME or --number NAME keeps one" if left else ""
-            raise WrongUsage(f"{self._file} has no column to learn from{keeps}")
+            raise WrongRow(f"has no column to learn from{keeps}")
 
 
 class _Cells:

@@ -1,0 +1,1 @@
+"""Rows -> events: what replay and text/csv bodies share, whatever the file or body is."""
