@@ -343,7 +343,7 @@ def test_a_slow_input_is_told_what_is_waited_for(monkeypatch: pytest.MonkeyPatch
     told: list[str] = []
     is_told = threading.Semaphore(0)
     monkeypatch.setattr("service.commands.files.SLOW_SECONDS", 0.3)
-    monkeypatch.setattr("service.rows.readers.say", lambda what: (told.append(what), is_told.release()))
+    monkeypatch.setattr("service.commands.files.say", lambda what: (told.append(what), is_told.release()))
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as read_end, os.fdopen(theirs, "wb") as write_end:
 
