@@ -27,7 +27,7 @@ from patience import PATIENCE, eventually
 from processes import running
 from streams import stream
 
-from service.commands import cli, identity
+from service.commands import cli, files
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import Row, Source
 from service.commands.replay import Replay, learn_side_by_side
@@ -286,7 +286,7 @@ def test_what_tells_a_file_is_its_header_and_its_first_line(
 ) -> None:
     def prefix(content: list[bytes], end: bytes = b"\n", bom: bool = False) -> str:
         text = io.BytesIO(b"\xef\xbb\xbf" * bom + end + b"".join(line + end for line in content))
-        read = identity.Lines(text, header)
+        read = files.Lines(text, header)
         assert list(read) == text.getvalue().splitlines(keepends=True)
         return read.id_prefix("a.csv")
 
@@ -298,10 +298,10 @@ def test_what_tells_a_file_is_its_header_and_its_first_line(
 
 @pytest.mark.parametrize("name", ["a.csv", "ä" * 255, "x" * 252 + ".gz", "surrogate-\udc80.csv"])
 def test_ids_are_no_longer_than_they_may_be(name: str) -> None:
-    prefix = identity.Lines([b"1 1:1"], header=False).id_prefix(name)
+    prefix = files.Lines([b"1 1:1"], header=False).id_prefix(name)
     assert len(f"{prefix}:{10**18}") <= MAX_ID
     assert prefix.encode()
-    assert prefix != identity.Lines([b"1 1:1"], header=False).id_prefix("y" + name)
+    assert prefix != files.Lines([b"1 1:1"], header=False).id_prefix("y" + name)
 
 
 # -- what is wrong with a file, found by the service
@@ -1043,8 +1043,8 @@ def test_labels(tmp_path: Path, labels: str, positive: list[str], expected: list
         ("a.csv", "a,k,y\n1,,1\n", KEYS, "a.csv line 2: it has no id"),
         ("a.csv", "a,y\n1,1\n", {}, "--label COLUMN says which column of a.csv"),
         ("a.csv", "", {"label": "y"}, "a.csv is empty"),
-        ("a.csv", "a,,y\n1,1,1\n", {"label": "y"}, "a.csv: column 2 has no name"),
-        ("a.csv", "a,a,y\n1,1,1\n", {"label": "y"}, "a.csv: two columns have the name 'a'"),
+        ("a.csv", "a,,y\n1,1,1\n", {"label": "y"}, "a.csv has no name for column 2"),
+        ("a.csv", "a,a,y\n1,1,1\n", {"label": "y"}, "a.csv has two columns with the name 'a'"),
         ("a.csv", b"a,y\n\xff,1\n", {"label": "y"}, "a.csv line 2: it is not UTF-8 text"),
         ("a.csv.gz", gzip.compress(as_csv(EVENTS).encode())[:-9], {"label": "label"}, "its compression is broken"),
         ("a.parquet", "PAR1", {"label": "y"}, "a.parquet is Parquet; write it as CSV or NDJSON"),

@@ -90,7 +90,7 @@ class Source(How):
         """Raise WrongUsage if the arguments are wrong whatever the file contains."""
         with _as_usage():
             if (self.format or formats.by_name(self.file)) in ("csv", "tsv"):
-                self.needs_label()
+                self.check_label(self.name)
             self.labels(self.name, say)
 
     def check_columns(self, kept: Kept) -> None:
@@ -125,7 +125,7 @@ class OpenSource:
         self._file = file
         self._line = 0
         self._input: formats.Input | None = None
-        self._lines = _Lines((), header=False)
+        self._lines = Lines((), header=False)
         self._reader: Reader | None = None
         self._rows: Iterator[Row] | None = None
         with _as_usage():
@@ -140,12 +140,8 @@ class OpenSource:
         return self.size is None and self._input is not None and self._input.pauses()
 
     def id_prefix(self) -> str:
-        """The part of the events' ids before the row: "elec.csv:9c56cc51b374c3ba". Known after `look`. The ending .gz
-        does not count."""
-        name = self.name[:-3] if self.name.lower().endswith(".gz") else self.name
-        name = name.encode(errors="replace").decode()  # a name may have bytes that are not text
-        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{_hash(name.encode())}"
-        return f"{short}:{_hash(self._lines.first())}"
+        """The part of the events' ids before the row, known after `look`; see Lines."""
+        return self._lines.id_prefix(self.name)
 
     @property
     def columns(self) -> list[Column]:
@@ -220,11 +216,11 @@ class OpenSource:
         with self._placed():
             yield from self._rows
 
-    def _remembered(self, found: formats.Format, lines: Iterator[bytes]) -> _Lines:
+    def _remembered(self, found: formats.Format, lines: Iterator[bytes]) -> Lines:
         """The lines, the first of which identify the file, without comments."""
         if found.name == "libsvm":
             lines = (line.partition(b"#")[0] for line in lines)
-        return _Lines(lines, header=found.dialect is not None and self._source.header is not False)
+        return Lines(lines, header=found.dialect is not None and self._source.header is not False)
 
     def _with_rest(
         self, rows: deque[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
@@ -272,7 +268,7 @@ def _as_usage() -> Iterator[None]:
         raise WrongUsage(str(error)) from None
 
 
-class _Lines:
+class Lines:
     """The decompressed lines of a file; remembers the first.
 
     header: whether the first line is a header; then the first two lines identify the file. Blank lines, line ends and a
@@ -294,9 +290,15 @@ class _Lines:
                 break
         yield from self._lines
 
-    def first(self) -> bytes:
-        """The lines that identify the file, known once the first event was read."""
-        return b"\n".join(self._first)
+    def id_prefix(self, name: str) -> str:
+        """The part of an event's id before the row: "elec.csv:9c56cc51b374c3ba". Known once the first event was read.
+
+        name: the file's name without its folder. The ending .gz does not count.
+        """
+        name = name[:-3] if name.lower().endswith(".gz") else name
+        name = name.encode(errors="replace").decode()  # a name may have bytes that are not text
+        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{_hash(name.encode())}"
+        return f"{short}:" + _hash(b"\n".join(self._first))
 
 
 def _hash(data: bytes) -> str:

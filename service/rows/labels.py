@@ -34,9 +34,9 @@ class Labels:
     def __init__(
         self, name: str, positive: Sequence[str], negative: Sequence[str], look: int, notice: Callable[[str], None]
     ) -> None:
-        self._name = name
+        self.name = name
         self._sides = {"--positive": (positive, 1), "--negative": (negative, 0)}
-        self._named = {key_of(text): y for texts, y in self._sides.values() for text in texts}
+        self.named = {key_of(text): y for texts, y in self._sides.values() for text in texts}
         self._others = int(not positive)
         if both := {key_of(text) for text in positive} & {key_of(text) for text in negative}:
             raise WrongOption(f"the label {both.pop()!r} cannot be both --positive and --negative")
@@ -78,9 +78,9 @@ class Labels:
     def _new(self, value: object) -> tuple[Key, int]:
         """Read a label for the first time."""
         key = key_of(value)
-        if key in self._named:
-            y = self._named[key]
-        elif not self._named:
+        if key in self.named:
+            y = self.named[key]
+        elif not self.named:
             y = self._plain(value, key)
         elif not self._one_sided:
             raise WrongRow(f"neither --positive nor --negative names the label {value!r}")
@@ -89,7 +89,7 @@ class Labels:
         if len(self._known) < MOST_VALUES:
             self._known[value] = key, y
             self._shown.setdefault(key, f"{key:g}" if isinstance(key, float) else repr(value))
-        elif key not in self._seen and key not in self._named:  # more are not told apart
+        elif key not in self._seen and key not in self.named:  # more are not told apart
             key = ""
         return key, y
 
@@ -118,34 +118,34 @@ class Labels:
             if not self._seen or not texts:
                 continue
             unseen = [text for text in texts if key_of(text) not in self._seen]
-            others = Counter({key: count for key, count in self._seen.items() if key not in self._named})
+            others = Counter({key: count for key, count in self._seen.items() if key not in self.named})
             if len(unseen) == len(texts) and len(others) > 1:
                 raise WrongOption(
-                    f"{self._name}: none of the first {self._total:,} labels is {self._quoted(unseen)}; they are "
+                    f"{self.name}: none of the first {self._total:,} labels is {self._quoted(unseen)}; they are "
                     f"{self._listed(others)}. {flag} names one of the labels, and --look N looks at more rows"
                 )
             if unseen:
                 self._notice(
-                    f"none of the first {self._total:,} labels of {self._name} is {self._quoted(unseen)} ({flag}); "
+                    f"none of the first {self._total:,} labels of {self.name} is {self._quoted(unseen)} ({flag}); "
                     f"they are {self._listed(self._seen)}"
                 )
             elif len(others) > 1 and self._one_sided:
                 self._notice(
-                    f"of the labels of {self._name}, {self._quoted(texts)} is {y} and all others are {1 - y}: "
+                    f"of the labels of {self.name}, {self._quoted(texts)} is {y} and all others are {1 - y}: "
                     f"{self._listed(others)}; use --positive and --negative together to allow only the labels you mean"
                 )
 
     @property
     def _one_sided(self) -> bool:
         """Whether all labels without a flag are read the same."""
-        return len(set(self._named.values())) == 1
+        return len(set(self.named.values())) == 1
 
     def never_came(self) -> str:
         """The warning at the end if no label of a flag ever came; else ""."""
         for flag, (texts, y) in self._sides.items():
             if self._seen and texts and not any(key_of(text) in self._seen for text in texts):
                 return (
-                    f"no label of {self._name} is {self._quoted(texts)} ({flag}): they are {self._listed(self._seen)}, "
+                    f"no label of {self.name} is {self._quoted(texts)} ({flag}): they are {self._listed(self._seen)}, "
                     f"and all {self._total:,} were read as {1 - y}"
                 )
         return ""
@@ -156,7 +156,7 @@ class Labels:
             return ""
         (key,) = self._seen
         label = self._shown.get(key, "alike")
-        return f"all {self._total:,} labels of {self._name} are {label}: there is nothing to learn"
+        return f"all {self._total:,} labels of {self.name} are {label}: there is nothing to learn"
 
     @property
     def _total(self) -> int:

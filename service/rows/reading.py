@@ -41,11 +41,10 @@ class How:
         """What reads the labels. Raises WrongOption if a label is named for both sides."""
         return Labels(name, self.positive, self.negative, self.look or LOOK, notice)
 
-    def needs_label(self) -> str:
-        """The label's column. Raises WrongOption if none is named."""
+    def check_label(self, name: str) -> None:
+        """Raise WrongOption unless the label's column is named. name: what has the column."""
         if self.label is None:
-            raise WrongOption("--label COLUMN says which column is the label")
-        return self.label
+            raise WrongOption(f"--label COLUMN says which column of {name} is the label")
 
     def reader(
         self, found: Format, kept: Kept, labels: Labels, notice: Callable[[str], None], learn: bool = True
@@ -53,7 +52,7 @@ class How:
         """The reader for a format. Raises WrongOption for options that do not suit it. notice: see TableReader."""
         if found.dialect is not None:
             if learn:
-                self.needs_label()
+                self.check_label(labels.name)
             how = self.label, learn, self.header, self.asked
             return TableReader(*how, kept, labels, found.dialect, found.skip, notice)
         if found.name == "ndjson" and self.label is not None:
@@ -66,7 +65,7 @@ class How:
                 raise WrongOption('--positive and --negative need --label KEY; in {"x": ..., "y": ...} y is 0 or 1')
             return EventReader(labels)
         if self.label is not None:
-            raise WrongOption("libsvm has the label first: leave out --label")
+            raise WrongOption(f"{labels.name} is libsvm, where the label comes first: leave out --label")
         return LibsvmReader(labels)
 
 
