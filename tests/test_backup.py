@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from effort import amount
 from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
+from core import Learner, Spec
 from service import failures
 from service.commands import backup as backups
 from service.commands import cli
@@ -192,6 +195,115 @@ def test_a_backup_may_stand_below_the_folder_or_in_an_empty_one(folder: Path, tm
         assert call("backup", folder, out).code == 0
         assert examine(out).wrong == []
         assert files(out.parent).count(f"{out.name}.partial") == 0
+
+
+# -- through a pipe
+
+
+@pytest.fixture(scope="module")
+def tarred(example: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What `logstep backup DIR -` writes."""
+    folder = copied(example, tmp_path_factory.mktemp("tarred") / "data")
+    done = subprocess.run([LOGSTEP, "backup", folder, "-"], capture_output=True, check=True)
+    assert done.stderr.startswith(b"logstep: copied 1 model(s), 300 event(s), ")
+    assert done.stderr.endswith(b" s to standard output\n")
+    assert not (folder / "backup.partial").exists()
+    return done.stdout
+
+
+def restored_from(data: bytes, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """`logstep restore - FOLDER` with this on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    said: Said = call("restore", "-", folder)
+    return said
+
+
+def test_a_backup_on_standard_output_is_a_tar_of_a_data_folder(tarred: bytes, example: Path, tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(tarred)) as archive:
+        assert archive.getnames() == ["log.db", "last-commit"]
+        archive.extractall(tmp_path / "data", filter="data")
+    assert examine(tmp_path / "data").wrong == []
+    assert logged_events(tmp_path / "data") == logged_events(example)
+
+
+def test_a_backup_goes_through_a_pipe_and_back(
+    tarred: bytes, example: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = restored_from(tarred, tmp_path / "restored", call, monkeypatch)
+    assert (said.code, said.error) == (0, "")
+    assert said.output.startswith("restored 1 model(s), 300 event(s), ")
+    assert files(tmp_path / "restored") == ["last-commit", "lock", "log.db"]
+    assert logged_events(tmp_path / "restored") == logged_events(example)
+    assert read_mark(tmp_path / "restored") == read_mark(example)
+
+
+def test_a_tar_that_was_cut_short_anywhere_or_is_of_something_else_is_refused(
+    tarred: bytes, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(fileobj=io.BytesIO(tarred)) as archive:
+        log, mark = archive.getmembers()
+    cuts = [
+        0,
+        100,
+        log.offset_data + 1,
+        log.offset_data + log.size - 1,
+        mark.offset,
+        mark.offset_data,
+        mark.offset_data + 9,
+    ]
+    other = io.BytesIO()
+    with tarfile.open(fileobj=other, mode="w") as archive:
+        archive.add(__file__, "log.db.txt")
+    for data in [*(tarred[:cut] for cut in cuts), b"hello\n" * 1000, other.getvalue(), tarred[mark.offset :]]:
+        said = restored_from(data, tmp_path / "restored", call, monkeypatch)
+        assert said.code == 1
+        assert said.error.startswith("logstep: standard input is not a whole backup: ")
+        assert said.error.endswith(". Nothing was restored\n")
+        assert not (tmp_path / "restored").exists()
+
+
+def test_a_tar_with_a_damaged_log_is_refused(
+    tarred: bytes, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = bytearray(tarred)
+    for place in range(512 + PAGE_BYTES, len(tarred) - 12 * 512, PAGE_BYTES):
+        damaged[place + 1000] ^= 1
+    said = restored_from(bytes(damaged), tmp_path / "restored", call, monkeypatch)
+    assert said.code == 1
+    assert "the backup is damaged, and no copy was put in place: " in said.error
+    assert not (tmp_path / "restored").exists()
+
+
+def test_a_damaged_log_writes_nothing_to_standard_output(folder: Path) -> None:
+    (folder / "last-commit").unlink()
+    done = subprocess.run([LOGSTEP, "backup", folder, "-"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"is damaged, and no copy was put in place" in done.stderr
+    assert not (folder / "backup.partial").exists()
+
+
+def test_a_lost_machine_costs_nothing_that_clients_can_send_again(tmp_path: Path) -> None:
+    """The rehearsal: copies leave the machine while it learns, it is lost, and clients resend from before the copy."""
+    events = [{"x": {"age": i % 17, f"f{i % 40}": i / 7}, "y": i % 3 // 2, "id": f"e{i}"} for i in range(4000)]
+    twin = Learner(Spec())
+    for event in events:
+        twin.learn_one(event["x"], event["y"])
+    with Service(tmp_path / "data").wait_until_ready() as service:
+        for start in range(0, 3000, 100):
+            service.learn(events[start : start + 100])
+            if start in (1000, 2000):
+                done = subprocess.run([LOGSTEP, "backup", service.folder, "-"], capture_output=True, check=True)
+                (tmp_path / "elsewhere.tar").write_bytes(done.stdout)
+        service.kill()
+    shutil.rmtree(tmp_path / "data")
+    with (tmp_path / "elsewhere.tar").open("rb") as copy:
+        subprocess.run([LOGSTEP, "restore", "-", tmp_path / "new"], stdin=copy, check=True)
+    with Service(tmp_path / "new").wait_until_ready() as service:
+        assert service.get("/models/default")["seq"] == 2100
+        for start in range(1500, 4000, 100):
+            service.learn(events[start : start + 100])
+        model = service.get("/models/default")
+    assert (model["seq"], model["sha256"]) == (4000, twin.sha256())
 
 
 # -- what is refused

@@ -2,11 +2,16 @@
 
 A copy is made under another name, checked like `logstep inspect` does, synced, and renamed into place. So a kill or a
 power cut leaves a whole copy under its name, or none. A damaged copy is never put in place.
+
+On standard output a copy is a tar of the same two files. `last-commit` is its last member, and a restore requires it.
+So a tar that was cut short is never taken for a whole one.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +19,14 @@ from pathlib import Path
 
 from service.commands.inspect import Findings, examine
 from service.commands.repair import write_mark
-from service.commands.terminal import Failed, number, say, size
+from service.commands.terminal import Failed, WrongUsage, number, say, size
 from service.storage.lock import FolderLock, open_to_others
 from service.storage.log import LogReader
 from service.storage.sync import sync_file, sync_folder
 from service.storage.wal import encode_mark, read_mark
 
 _LOG_FILES = ("log.db", "log.db-wal", "last-commit")
+_COPIED = ("log.db", "last-commit")
 
 
 def backup(folder: Path, out: Path) -> int:
@@ -42,9 +48,29 @@ def backup(folder: Path, out: Path) -> int:
     return 0
 
 
-def restore(copy: Path, folder: Path) -> int:
-    """Make a data folder from a backup. Returns the exit code."""
-    _require_log(copy)
+def backup_to_output(folder: Path) -> int:
+    """Write a copy of a data folder to standard output, as a tar. Returns the exit code.
+
+    The copy is made and checked in the data folder first, so nothing is written of a damaged one.
+    """
+    if sys.stdout.isatty():
+        raise WrongUsage("standard output is a terminal; write the backup to a file or a pipe")
+    _require_log(folder)
+    started = time.perf_counter()
+    with _emptied(folder / "backup.partial") as staging:
+        findings = _copy(folder, staging)
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+            for name in _COPIED:
+                archive.add(staging / name, name)
+        say(f"copied {_contents(findings, staging, started)} to standard output")
+        shutil.rmtree(staging)
+    return 0
+
+
+def restore(copy: Path | None, folder: Path) -> int:
+    """Make a data folder from a backup; None: from the tar on standard input. Returns the exit code."""
+    if copy is not None:
+        _require_log(copy)
     started = time.perf_counter()
     made = not folder.exists()
     _make(folder.absolute())
@@ -63,14 +89,14 @@ def restore(copy: Path, folder: Path) -> int:
     return 0
 
 
-def _restore(copy: Path, folder: Path) -> Findings:
+def _restore(copy: Path | None, folder: Path) -> Findings:
     found = [name for name in _LOG_FILES if (folder / name).exists()]
     killed_between_the_renames = found == ["last-commit"] and (folder / "restore.partial" / "log.db").exists()
     if found and not killed_between_the_renames:
         what = "has a log" if "log.db" in found else f"has the {found[0]} of a log that is gone"
         raise Failed(f"{folder} {what}; move it away, or name another folder. Nothing was changed")
     with _emptied(folder / "restore.partial") as staging:
-        findings = _copy(copy, staging)
+        findings = _unpack(staging) if copy is None else _copy(copy, staging)
         # In this order: a service refuses a folder with a last-commit but no log. With only a log it could not tell
         # whether that is whole.
         for name in ("last-commit", "log.db"):
@@ -121,8 +147,31 @@ def _copy(folder: Path, staging: Path) -> Findings:
         log.close()
     if mark is not None:
         (staging / "last-commit").write_bytes(encode_mark(*mark))
+    return _checked(staging, f"the log in {folder}", f". `logstep inspect {folder}` shows more")
+
+
+def _unpack(staging: Path) -> Findings:
+    """Unpack the tar on standard input to an empty folder, check all of it and sync it."""
+    try:
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+            for name, member in zip(_COPIED, archive, strict=False):
+                data = archive.extractfile(member) if member.name == name else None
+                if data is None:
+                    break
+                _require_free(member.size, staging)
+                with (staging / name).open("wb") as file:
+                    shutil.copyfileobj(data, file, 1 << 20)
+    except tarfile.TarError as error:
+        raise Failed(f"standard input is not a whole backup: {error}. Nothing was restored") from None
+    if missing := [name for name in _COPIED if not (staging / name).exists()]:
+        raise Failed(f"standard input is not a whole backup: it has no {missing[0]}. Nothing was restored")
+    return _checked(staging, "the backup", "")
+
+
+def _checked(staging: Path, what: str, advice: str) -> Findings:
+    """Check all of a copied log and sync it. Raises Failed if `what` was copied is damaged."""
     findings = examine(staging)
-    _require_whole(folder, findings)
+    _require_whole(findings, what, advice)
     for name in ("log.db-wal", "log.db-shm"):  # empty; reading makes them
         (staging / name).unlink(missing_ok=True)
     sync_file(staging / "log.db")
@@ -134,7 +183,12 @@ def _copy(folder: Path, staging: Path) -> Findings:
 
 def _require_room(folder: Path, staging: Path) -> None:
     """Refuse a copy that would fill the disk; a service may be writing to it."""
-    needed = sum((folder / name).stat().st_size for name in ("log.db", "log.db-wal") if (folder / name).exists())
+    _require_free(
+        sum((folder / name).stat().st_size for name in ("log.db", "log.db-wal") if (folder / name).exists()), staging
+    )
+
+
+def _require_free(needed: int, staging: Path) -> None:
     free = shutil.disk_usage(staging).free
     if needed > free:
         raise Failed(
@@ -142,16 +196,13 @@ def _require_room(folder: Path, staging: Path) -> None:
         )
 
 
-def _require_whole(folder: Path, findings: Findings) -> None:
+def _require_whole(findings: Findings, what: str, advice: str) -> None:
     """Raise Failed if the copied log is damaged or has lost its end. Only report damaged ids and snapshots: the log has
     all events."""
     if wrong := [*findings.damage, *([findings.loss] if findings.loss else [])]:
-        raise Failed(
-            f"the log in {folder} is damaged, and no copy was put in place: {'; '.join(wrong)}. "
-            f"`logstep inspect {folder}` shows more"
-        )
+        raise Failed(f"{what} is damaged, and no copy was put in place: {'; '.join(wrong)}{advice}")
     for reason in findings.bad_ids:
-        say(f"DAMAGED, but copied unchanged: {reason}; `logstep inspect {folder}` says what to do")
+        say(f"DAMAGED, but copied unchanged: {reason}; `logstep inspect` says what to do")
     for reason in findings.bad_snapshots:
         say(f"DAMAGED, but not needed: {reason}")
 

@@ -108,10 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     backup = commands.add_parser("backup", help="copy a data folder and verify the copy; the service may be running")
     backup.add_argument("folder", metavar="DIR", type=Path)
-    backup.add_argument("copy", metavar="OUT", type=Path, help="the new folder")
+    backup.add_argument("copy", metavar="OUT", type=_folder_or_pipe, help="the new folder; - writes a tar")
     backup.set_defaults(run=_backup)
     restore = commands.add_parser("restore", help="make a data folder from a backup, and verify it")
-    restore.add_argument("copy", metavar="BACKUP", type=Path)
+    restore.add_argument("copy", metavar="BACKUP", type=_folder_or_pipe, help="its folder; - reads a tar")
     restore.add_argument("folder", metavar="DIR", type=Path, help="a new folder, or one without a log")
     restore.set_defaults(run=_restore)
     repair = commands.add_parser("repair", help="accept a lost end of the log or damaged ids, after making a copy")
@@ -301,10 +301,14 @@ def _repair(arguments: argparse.Namespace) -> int:
     return repair(arguments.folder, arguments.yes)
 
 
-def _backup(arguments: argparse.Namespace) -> int:
-    from service.commands.backup import backup
+def _folder_or_pipe(text: str) -> Path | None:
+    return None if text == "-" else Path(text)
 
-    return backup(arguments.folder, arguments.copy)
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from service.commands.backup import backup, backup_to_output
+
+    return backup_to_output(arguments.folder) if arguments.copy is None else backup(arguments.folder, arguments.copy)
 
 
 def _restore(arguments: argparse.Namespace) -> int:
