@@ -30,6 +30,7 @@ from service import failures
 from service.commands import backup as backups
 from service.commands import cli
 from service.commands.inspect import examine
+from service.storage.last_backup import backed_up_at
 from service.storage.lock import FolderLock
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import Store
@@ -183,10 +184,16 @@ def test_what_was_restored_serves_and_ids_and_waiting_predictions_went_along(
         assert (reply["seq"], reply["duplicate"]) == (301, False)
 
 
-def test_a_backup_changes_nothing_in_what_it_copies(folder: Path, tmp_path: Path, call: Any) -> None:
+def test_a_backup_notes_when_it_was_made_and_changes_nothing_else_in_what_it_copies(
+    folder: Path, tmp_path: Path, call: Any
+) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    started = time.time()
+    assert backed_up_at(folder) == 0
     assert call("backup", folder, tmp_path / "out").code == 0
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")} == before
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
+    assert after == before | {"last-backup": b""}
+    assert started - 1 < backed_up_at(folder) < time.time() + 1
 
 
 def test_a_backup_may_stand_below_the_folder_or_in_an_empty_one(folder: Path, tmp_path: Path, call: Any) -> None:
@@ -208,6 +215,7 @@ def tarred(example: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     assert done.stderr.startswith(b"logstep: copied 1 model(s), 300 event(s), ")
     assert done.stderr.endswith(b" s to standard output\n")
     assert not (folder / "backup.partial").exists()
+    assert backed_up_at(folder) > 0
     return done.stdout
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -253,9 +254,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for this machine, signed by itself, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
+    return certificate_in(tmp_path_factory.mktemp("tls"), days=2)
+
+
+def certificate_in(folder: Path, days: int) -> tuple[Path, Path]:
     cert, key = folder / "cert.pem", folder / "key.pem"
-    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", str(days)]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = ["openssl", *made, *names, "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -290,6 +294,47 @@ def test_it_serves_https_with_a_certificate_and_its_key(
     assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     assert cli.main(["models", "list", "--url", url]) == 0
+    assert service.stop() == 0
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(
+    start: Start, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As certbot and Kubernetes do it: the new file is renamed over the old one, first the one, then the other."""
+    (tmp_path / "live").mkdir()
+    (tmp_path / "new").mkdir()
+    cert, key = (Path(shutil.copy(file, tmp_path / "live")) for file in certificate)
+    new_cert, new_key = certificate_in(tmp_path / "new", days=30)
+    trusts_both = ssl.create_default_context(cafile=certificate[0])
+    trusts_both.load_verify_locations(new_cert)
+    old, new = (ssl.PEM_cert_to_DER_cert(file.read_text()) for file in (cert, new_cert))
+
+    service = start("--tls-cert", str(cert), "--tls-key", str(key), ready=False)
+    port = int(eventually(lambda: re.search(r"serves https://127\.0\.0\.1:(\d+) ", service.log()), "it to listen")[1])
+
+    def shown() -> bytes | None:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as plain,
+            trusts_both.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            return connection.getpeercert(binary_form=True)
+
+    def days_left(client: httpx.Client) -> float:
+        found = re.search(
+            r"^logstep_certificate_end_timestamp_seconds (\S+)$", client.get("/metrics").text, re.MULTILINE
+        )
+        return (float(found[1]) - time.time()) / 86_400 if found else -1.0
+
+    with httpx.Client(verify=trusts_both, base_url=f"https://127.0.0.1:{port}", trust_env=False) as before:
+        eventually(lambda: before.get("/readyz").status_code == 200, "it to be ready")
+        assert shown() == old
+        eventually(lambda: 1.9 < days_left(before) <= 2.0, "the end of the certificate to be a metric")
+        new_cert.replace(cert)
+        eventually(lambda: "The old certificate stays in use" in service.log(), "it to see that the key does not fit")
+        assert shown() == old
+        new_key.replace(key)
+        eventually(lambda: shown() == new, "the new certificate to be shown")
+        eventually(lambda: days_left(before) > 29, "its end to be a metric")  # over the connection of before
     assert service.stop() == 0
 
 

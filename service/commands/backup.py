@@ -20,6 +20,7 @@ from pathlib import Path
 from service.commands.inspect import Findings, examine
 from service.commands.repair import write_mark
 from service.commands.terminal import Failed, WrongUsage, number, say, size
+from service.storage.last_backup import note_backup
 from service.storage.lock import FolderLock, open_to_others
 from service.storage.log import LogReader
 from service.storage.sync import sync_file, sync_folder
@@ -44,6 +45,7 @@ def backup(folder: Path, out: Path) -> int:
         staging.rename(out)
         sync_folder(out.parent)
     (out / "lock").unlink()
+    note_backup(folder)
     print(f"copied {_contents(findings, out, started)} to {out}")
     return 0
 
@@ -64,6 +66,7 @@ def backup_to_output(folder: Path) -> int:
                 archive.add(staging / name, name)
         say(f"copied {_contents(findings, staging, started)} to standard output")
         shutil.rmtree(staging)
+    note_backup(folder)
     return 0
 
 

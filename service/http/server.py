@@ -16,6 +16,7 @@ import ssl
 import struct
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -23,6 +24,7 @@ import uvicorn
 from service import failures, logs
 from service.http import access
 from service.http.app import Service
+from service.http.certificate import Certificate
 from service.http.crowd import Crowd, Peer
 from service.settings import Settings
 from service.signals import stop_signals
@@ -32,6 +34,8 @@ logger = logging.getLogger("logstep")
 
 SLOW_TICKS = 5
 """Tenths of a second between two looks for slow connections."""
+CERTIFICATE_TICKS = 10
+"""Tenths of a second between two looks at the files of the certificate."""
 ACCEPTED_AT_ONCE = 64
 """Connections that asyncio's loop accepts in one callback. uvloop accepts one."""
 OTHER_FILES = 256
@@ -61,8 +65,16 @@ class Server(uvicorn.Server):
     (Ctrl-C), or a second signal, does the same without the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, crowd: Crowd, log: logs.Handler) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        crowd: Crowd,
+        log: logs.Handler,
+        certificate: Certificate | None = None,
+    ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._log = log
         self._service = service
         self._crowd = crowd
@@ -78,6 +90,9 @@ class Server(uvicorn.Server):
             for client in list(self._crowd.peers):
                 client.end_if_slow(settings.request_seconds)
             self._crowd.idle.close_all_since(asyncio.get_running_loop().time() - settings.keep_alive_seconds)
+        if self._certificate is not None and counter % CERTIFICATE_TICKS == 0:
+            self._certificate.follow()
+            self._service.engine.telemetry.certificate_ends = self._certificate.ends
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -192,7 +207,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # it accepts fractions too
         backlog=ACCEPTED_AT_ONCE,
     )
-    _load_certificate(config)
+    certificate = _certificate(config)
     _allow_connections(settings.max_connections)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
@@ -208,7 +223,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     # twentieth of the turn.
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     gc.enable()  # it is off during the start, which has no use for it
-    Server(config, service, crowd, log).run(sockets=[listener])
+    Server(config, service, crowd, log, certificate).run(sockets=[listener])
     log.tell_the_rest(now=True)
     service.refusals.tell_the_rest(now=True)
     lock.release()
@@ -259,8 +274,8 @@ def _allow_connections(count: int) -> None:
         )
 
 
-def _load_certificate(config: uvicorn.Config) -> None:
-    """Load the certificate before the service listens, and report an error in one sentence."""
+def _certificate(config: uvicorn.Config) -> Certificate | None:
+    """Load the certificate before the service listens, and report an error in one sentence. None without TLS."""
     certificate, key = config.ssl_certfile, config.ssl_keyfile
     if (certificate is None) != (key is None):
         raise failures.BadCertificate(certificate=certificate, key=key, reason="both are needed")
@@ -269,3 +284,6 @@ def _load_certificate(config: uvicorn.Config) -> None:
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or str(error)
         raise failures.BadCertificate(certificate=certificate, key=key, reason=reason) from None
+    if config.ssl is None:
+        return None
+    return Certificate(config.ssl, Path(str(certificate)), Path(str(key)))

@@ -22,8 +22,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from service import errors
+from service.learning.memory import memory_limit
 from service.learning.model import Model
 from service.learning.state import EngineState
+from service.storage.last_backup import backed_up_at
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REMEMBERED_COMMITS = 8_192
@@ -73,6 +75,8 @@ class Telemetry(Collector):
         self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
         self.snapshot_at = time.monotonic()
         """When the newest snapshot was written, or the service was started."""
+        self.certificate_ends: float | None = None
+        """When the certificate of https ends, in seconds since 1970. None without https."""
         # Else each counter gets a second metric with its creation time; process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
@@ -167,6 +171,10 @@ class Telemetry(Collector):
         """Yield the metrics that are not histograms; prometheus_client calls this for each exposition."""
         facts = self._look()
         yield from self._of_service(facts)
+        ends = "When the certificate of https ends, in seconds since 1970."
+        yield _gauge("logstep_certificate_end_timestamp_seconds", ends, self.certificate_ends)
+        limit = "Memory that the process may use: the limit of its control group, else the machine's."
+        yield _gauge("logstep_memory_limit_bytes", limit, memory_limit())
         yield from _of_storage(facts, time.monotonic() - self.snapshot_at)
         yield from _of_models(facts.models, self._most_models)
 
@@ -224,6 +232,8 @@ def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
     yield _gauge("logstep_disk_free_bytes", "Free bytes on the data folder's disk.", free)
     age = "Seconds since the newest snapshot that this process wrote, or since its start."
     yield _gauge("logstep_snapshot_age_seconds", age, snapshot_age)
+    backed_up = "When `logstep backup` last copied the data folder, in seconds since 1970; 0 if it never did."
+    yield _gauge("logstep_backup_timestamp_seconds", backed_up, backed_up_at(facts.folder))
     replay = sum(model.replay_seconds for model in facts.models)
     yield _gauge("logstep_replay_seconds", "Estimated seconds to replay the log after the snapshots.", replay)
 
@@ -259,6 +269,12 @@ def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
             "window_base_rate_log_loss",
             f"{_GUESSING} the last --window events.",
             [s.base_rate_loss_window for s in scores],
+        ),
+        (
+            GaugeMetricFamily,
+            "stopped",
+            "1 while the breaker keeps the model from learning.",
+            [m.stopped for m in shown],
         ),
         (
             GaugeMetricFamily,
