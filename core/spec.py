@@ -26,6 +26,7 @@ else:
 Kind = Literal["number", "text", "ignore", "weight", "id"]
 """The kind of a file's column: a feature's value, a text that becomes part of a feature's name, ignored, the event's
 weight, or its id."""
+Scale = Literal["none", "standard", "maxabs"]
 MAX_COLUMNS = 10_000
 
 
@@ -273,7 +274,7 @@ class Spec(_Described):
     as in river. ftrl has an L2 penalty of its own, and allows `l1` with it."""
     clip: float = field(default=1e12, metadata={"gt": 0})
     """The residual p - y times class weight and sample weight is clipped to ±clip."""
-    scale: Literal["none", "standard", "maxabs"] = "none"
+    scale: Scale = "none"
     """How values are scaled before learning: `none`, `standard` (minus the running mean, divided by the running
     standard deviation) or `maxabs` (divided by the largest magnitude so far). Text features are not scaled: those with
     `=` in their names (`country=FR`)."""

@@ -196,7 +196,7 @@ def time_callbacks(told: Path) -> None:
 
     def timed(handle: asyncio.Handle) -> None:
         nonlocal number
-        what = handle._callback  # type: ignore[attr-defined]
+        what = handle._callback  # type: ignore[attr-defined]  # private, and not in the stub
         number += 1
         sampler.running = number
         began = time.thread_time()
@@ -208,8 +208,8 @@ def time_callbacks(told: Path) -> None:
             os.write(file, json.dumps([seconds, _what(what), where]).encode() + b"\n")
         sampler.lines.clear()
 
-    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]  # its stub names the argument self
     # As uvloop does; asyncio passes over sockets of a listener like ours, and each reply would wait for 40 ms.
-    asyncio.base_events._set_nodelay = _set_nodelay  # type: ignore[attr-defined]
+    asyncio.base_events._set_nodelay = _set_nodelay  # type: ignore[attr-defined]  # private, and not in the stub
     uvicorn.config.LOOP_FACTORIES["uvloop"] = uvicorn.config.LOOP_FACTORIES["asyncio"]
     sampler.begin()

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from http.client import HTTPMessage
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
@@ -157,7 +158,7 @@ def exchange(connection: http.client.HTTPConnection, method: str, path: str, bod
 
 def exchange_whole(
     connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
-) -> tuple[int, Any, Mapping[str, str]]:
+) -> tuple[int, Any, HTTPMessage]:
     """The same, and the reply's headers."""
     data = None if body is None else json.dumps(body).encode()
     connection.request(method, path, data, {} if data is None else {"content-type": "application/json"})

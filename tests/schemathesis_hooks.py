@@ -12,7 +12,7 @@ import schemathesis
 from hypothesis import strategies as st
 
 numbers = st.one_of(st.floats(-1e100, 1e100), st.integers(-100, 100), st.booleans())
-names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 events = st.fixed_dictionaries(
     {"x": st.one_of(st.dictionaries(names, st.one_of(numbers, names), max_size=5), st.lists(numbers, max_size=5))},
     optional={"y": st.sampled_from([0, 1, True, False, 0.5, None]), "id": names, "weight": st.floats(-1, 9)},

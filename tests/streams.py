@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from river import datasets
 
 Event = tuple[Mapping[str, float], int]
 
-_DATASETS = {"Phishing": datasets.Phishing, "Bananas": datasets.Bananas, "Shuttle": datasets.Shuttle}
+_DATASETS: dict[str, Callable[[], datasets.base.Dataset]] = {
+    "Phishing": datasets.Phishing,
+    "Bananas": datasets.Bananas,
+    "Shuttle": datasets.Shuttle,
+}
 
 
 @functools.cache

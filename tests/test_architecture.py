@@ -139,7 +139,7 @@ def uses(source: str) -> set[str]:
         elif isinstance(node, ast.alias):
             found |= {node.name} & {"builtins", "ProcessPoolExecutor"}
         elif isinstance(node, ast.keyword):
-            found |= {node.arg} & {"allow_pickle"}  # numpy can read pickles too, if asked
+            found |= {"allow_pickle"} & {node.arg}  # numpy can read pickles too, if asked
         elif isinstance(node, ast.Constant):
             found |= {node.value} & {"allow_pickle"} if isinstance(node.value, str) else set()
     return found

@@ -22,7 +22,7 @@ from core.builder import NO_LABEL, BatchBuilder
 from core.features import EventError, Features, flatten
 from service import errors
 from service.decode import arrow, event_json
-from service.events import Event, Label, Question
+from service.events import Event, Label, Named, Question
 from service.table import Table
 
 LIMIT = 1_000_000
@@ -66,6 +66,13 @@ def events_of(*chunks: bytes, **how: Any) -> list[Event | Label]:
     return [event for table in tables for event in table.events(0, len(table))]
 
 
+def x_of(event: Event | Label) -> dict[str, Any]:
+    """An event's features by name."""
+    assert isinstance(event, Event)
+    assert isinstance(event.x, dict)
+    return event.x
+
+
 def questions_of(table: pa.Table) -> list[Question]:
     tables, error = tables_of([stream_of(table)], learn=False)
     assert error is None
@@ -100,7 +107,7 @@ def test_a_row_is_an_event_with_the_columns_as_features_in_their_order() -> None
 
 def test_a_null_is_a_feature_that_the_event_leaves_out() -> None:
     table = with_labels(a=[1.0, None, 3.0], b=[None, 2, None], c=["x", None, None], d=[None, None, True])
-    xs = [{"a": 1.0, "c": "x"}, {"b": 2.0}, {"a": 3.0, "d": 1.0}]
+    xs: list[Named] = [{"a": 1.0, "c": "x"}, {"b": 2.0}, {"a": 3.0, "d": 1.0}]
     assert events_of(stream_of(table)) == [Event(x, 1) for x in xs]
 
 
@@ -133,7 +140,7 @@ NUMBERS = {
     **{getattr(pa, f"int{bits}")(): st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{getattr(pa, f"uint{bits}")(): st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)},
     **{
-        getattr(pa, f"float{bits}")(): st.floats(allow_nan=False, allow_infinity=False, width=bits)  # type: ignore[arg-type]
+        getattr(pa, f"float{bits}")(): st.floats(allow_nan=False, allow_infinity=False, width=bits)
         for bits in (16, 32, 64)
     },
     pa.bool_(): st.booleans(),
@@ -263,7 +270,7 @@ def test_a_new_dictionary_counts_from_where_it_comes_and_one_may_be_added_to() -
 
 def test_a_dictionary_may_have_a_null_and_be_empty() -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int8()), pa.array(["x", None]))
-    assert [event.x for event in events_of(stream_of(with_labels(c=words)))] == [{"c": "x"}, {}, {}]  # type: ignore[union-attr]
+    assert [x_of(event) for event in events_of(stream_of(with_labels(c=words)))] == [{"c": "x"}, {}, {}]
     empty = pa.DictionaryArray.from_arrays(pa.array([None], pa.int8()), pa.array([], pa.string()))
     assert events_of(stream_of(with_labels(c=empty))) == [Event({}, 1)]
 
@@ -503,12 +510,14 @@ def test_dictionaries_are_bounded_together() -> None:
     table = with_labels(c=words, d=words, e=words)
     assert len(events_of(stream_of(table), limit=200_000)) == 50
     error = refusal_of(stream_of(table), limit=120_000)
+    assert isinstance(error, errors.ArrowTooLarge)
     assert (error.status, error.what) == (413, "its dictionaries together")
 
 
 def test_rows_without_end_cannot_be_claimed_without_data() -> None:
     table = pa.table({"a": pa.nulls(1_000)})
     error = refusal_of(table, learn=False)
+    assert isinstance(error, errors.MalformedArrow)
     assert (error.status, error.reason) == (
         400,
         "record batch 1 claims 1000 rows but has no data for them",
@@ -525,20 +534,22 @@ def test_a_column_of_one_value_may_have_as_many_rows_as_are_free() -> None:
     assert error is None
     assert np.concatenate([table.values for table in found]).ravel().tolist() == [1.5] * 200_000
     error = refusal_of(pa.table({"a": of_one_value(262_145)}), learn=False)
+    assert isinstance(error, errors.TooManyRows)
     assert (error.status, error.rows) == (413, 262_145)
 
 
 def test_a_dictionary_cannot_claim_endless_values() -> None:
     nulls = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.nulls(262_145))
     error = refusal_of(pa.table({"a": nulls}), learn=False)
+    assert isinstance(error, errors.TooManyRows)
     assert (error.status, error.what) == (413, "a dictionary")
 
 
 def test_a_long_word_used_often_takes_its_memory_once() -> None:
     word = "a" * 100_000
     many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(8_000, np.int8)), pa.array([word]))
-    xs = [event.x for event in events_of(stream_of(with_labels(c=many)))]  # type: ignore[union-attr]
-    assert len({id(x["c"]) for x in xs if isinstance(x, dict)}) == 1
+    xs = [x_of(event) for event in events_of(stream_of(with_labels(c=many)))]
+    assert len({id(x["c"]) for x in xs}) == 1
 
 
 # -- the event loop
@@ -733,7 +744,8 @@ def test_a_table_with_a_bad_row_is_refused_as_that_row_is_and_changes_nothing(
         assert refusal.value.row == row
         assert_alike(at_once, untouched)
         names, *columns = table
-        at_once.add_table(names, *[None if one is None else one[:row] for one in columns])  # the rows before it
+        before: list[Any] = [None if one is None else one[:row] for one in columns]
+        at_once.add_table(names, *before)
     assert_alike(at_once, one_by_one)
     assert_same_batch(at_once.build(), one_by_one.build())
 

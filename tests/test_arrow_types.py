@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import Model, Service, assert_problem
-from test_arrow import refusal_of, stream_of, tables_of
+from test_arrow import refusal_of, stream_of, tables_of, x_of
 from test_http_arrow import ARROW
 
 from core import Features
@@ -53,7 +53,7 @@ def xs_of(column: Any, **more: Any) -> list[dict[str, Any]]:
     """The x of each of three events whose only feature `a` is the column."""
     found, error = tables_of([stream_of(pa.table({"a": column, "y": [1, 0, 1], **more}))])
     assert error is None
-    return [event.x for table in found for event in table.events(0, len(table))]  # type: ignore[misc,union-attr]
+    return [x_of(event) for table in found for event in table.events(0, len(table))]
 
 
 # -- features
@@ -131,7 +131,7 @@ def test_long_runs_and_slices_of_them_are_read_where_they_are() -> None:
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([5_000, 9_000, 20_000], pa.int32()), pa.array(["x", None, "y"]))
     found, error = tables_of([stream_of(pa.table({"a": runs, "y": [1] * 20_000}))])
     assert error is None
-    words = [event.x.get("a") for table in found for event in table.events(0, len(table))]  # type: ignore[union-attr]
+    words = [x_of(event).get("a") for table in found for event in table.events(0, len(table))]
     assert words == ["x"] * 5_000 + [None] * 4_000 + ["y"] * 11_000
 
 
@@ -246,7 +246,7 @@ def test_what_is_advised_is_taken(column: Any, said: str, cast: Any) -> None:
     found, wrong = tables_of([stream_of(pa.table({"a": advised, "y": [1]}))])
     assert wrong is None
     if cast is not None:
-        assert found[0].events(0, 1)[0].x == {"a": cast}  # type: ignore[union-attr]
+        assert x_of(found[0].events(0, 1)[0]) == {"a": cast}
 
 
 def test_what_the_numbers_of_an_unknown_extension_mean_nobody_knows() -> None:
@@ -357,13 +357,13 @@ def test_what_duckdb_answers_is_learned_as_it_is(model: Model) -> None:
 
 
 def test_null_in_json_is_a_feature_left_out_at_every_door(model: Model) -> None:
-    with_nulls = [
+    with_nulls: list[dict[str, Any]] = [
         {"x": {"a": 1.0, "b": None, "c": None}, "y": 1},
         {"x": {"a": None, "c": "red", "b": 2}, "y": 0},
         {"x": [1.0, None, 3.0], "y": 1},
         {"x": {"a": None}, "y": 0},
     ]
-    without = [
+    without: list[dict[str, Any]] = [
         {"x": {"a": 1.0}, "y": 1},
         {"x": {"c": "red", "b": 2}, "y": 0},
         {"x": {"0": 1.0, "2": 3.0}, "y": 1},
@@ -372,7 +372,7 @@ def test_null_in_json_is_a_feature_left_out_at_every_door(model: Model) -> None:
     builders = [BatchBuilder(Features()), BatchBuilder(Features())]
     for events, builder in zip((with_nulls, without), builders, strict=True):
         for event in events:
-            builder.add(event["x"], event["y"])  # type: ignore[arg-type]
+            builder.add(event["x"], event["y"])
     batches = [builder.build() for builder in builders]
     assert builders[0].features.names == builders[1].features.names
     assert batches[0].columns.tolist() == batches[1].columns.tolist()
@@ -395,9 +395,11 @@ def test_null_in_json_is_a_feature_left_out_at_every_door(model: Model) -> None:
 
 def test_lines_with_null_among_many_without_are_the_same_events(model: Model) -> None:
     """Most are read at once by their shape; these are not, and nothing is lost between."""
-    rows = [{"x": {"a": i / 3, "b": None if i % 300 == 7 else i % 5}, "y": i % 2} for i in range(2_000)]
+    xs = [{"a": i / 3, "b": None if i % 300 == 7 else i % 5} for i in range(2_000)]
+    rows = [{"x": x, "y": i % 2} for i, x in enumerate(xs)]
     assert model.learn_lines(b"".join(json.dumps(row).encode() + b"\n" for row in rows)).json()["learned"] == 2_000
     other = model.service.model(f"types-{next(_names)}")
     other.create({"learning_rate": 0.05})
-    other.learn([{**row, "x": {name: value for name, value in row["x"].items() if value is not None}} for row in rows])  # type: ignore[attr-defined]
+    without = [{name: value for name, value in x.items() if value is not None} for x in xs]
+    other.learn([{"x": x, "y": i % 2} for i, x in enumerate(without)])
     assert model.state()["sha256"] == other.state()["sha256"]

@@ -627,7 +627,7 @@ def shares_of(learner: Learner) -> dict[tuple[Any, ...], float]:
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_class_weight_is_the_sample_weight_of_its_class(label: int) -> None:
-    by_class = Learner(Spec(rule="auto", class_weights={str(label): 2.5}))
+    by_class = Learner(Spec(rule="auto", class_weights={"1" if label else "0": 2.5}))
     by_event = Learner(AUTO)
     events = stream("Phishing", 300)
     ys = [y for _, y in events]
@@ -718,7 +718,9 @@ def test_it_tells_its_learners_and_what_each_counts_for() -> None:
         assert weights == sorted(weights, reverse=True)
         assert min(weights) >= SHARE / (banks * M) * 0.99
         assert {entry["bank"] for entry in told} == set(range(1, banks + 1))
-    assert [(e["view"], e["rule"], e["learning_rate"]) for e in Learner(AUTO).auto.learners()] == [
+    auto = Learner(AUTO).auto
+    assert auto is not None
+    assert [(e["view"], e["rule"], e["learning_rate"]) for e in auto.learners()] == [
         *[(VIEWS[view], "sgd", rate) for view, rate in SGD],
         *[(VIEWS[view], "adagrad", rate) for view, rate in ADAGRAD],
         *[(VIEWS[view], "ftrl", rate) for view, rate in FTRL],

@@ -292,7 +292,9 @@ def test_a_damaged_log_writes_nothing_to_standard_output(folder: Path) -> None:
 
 def test_a_lost_machine_costs_nothing_that_clients_can_send_again(tmp_path: Path) -> None:
     """The rehearsal: copies leave the machine while it learns, it is lost, and clients resend from before the copy."""
-    events = [{"x": {"age": i % 17, f"f{i % 40}": i / 7}, "y": i % 3 // 2, "id": f"e{i}"} for i in range(4000)]
+    events: list[dict[str, Any]] = [
+        {"x": {"age": i % 17, f"f{i % 40}": i / 7}, "y": i % 3 // 2, "id": f"e{i}"} for i in range(4000)
+    ]
     twin = Learner(Spec())
     for event in events:
         twin.learn_one(event["x"], event["y"])

@@ -20,7 +20,7 @@ from core.learner import Learner, Outcome
 from core.spec import Breaker, Spec, SpecError
 from service.commands import cli
 
-BREAKER = {"events": 20, "log_loss": 0.5}
+BREAKER: dict[str, Any] = {"events": 20, "log_loss": 0.5}
 SPEC = {"learning_rate": 0.3, "breaker": BREAKER}
 
 
@@ -40,7 +40,7 @@ def stopped_at(stream: list[dict[str, Any]], spec: dict[str, Any]) -> int | None
         losses.append(float(learner.learn_many([event["x"]], [event["y"]]).losses[0]))
         last = losses[-spec["breaker"]["events"] :]
         if len(last) == spec["breaker"]["events"] and sum(last) / len(last) > spec["breaker"]["log_loss"]:
-            return seq + spec["breaker"]["events"]
+            return seq + int(spec["breaker"]["events"])
     return None
 
 

@@ -591,6 +591,7 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        assert demo.stdout is not None
         url = next(found[1] for line in demo.stdout if (found := re.search(r"Started a service at (http\S+),", line)))
         assert httpx.get(f"{url}/livez", **PLAIN).status_code == 200
         demo.send_signal(number)
@@ -612,6 +613,7 @@ def answers(url: str) -> bool:
 def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        assert demo.stdout is not None
         url = next(found[1] for line in demo.stdout if (found := re.search(r"keeps running at (http\S+)/ ,", line)))
         assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
         demo.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from threading import Thread
@@ -54,7 +54,9 @@ def replies(connection: Connection) -> Iterator[tuple[int, bytes]]:
 def resident(service: Service) -> int:
     """Bytes of memory that a service takes."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def sockets_of(service: Service) -> int:
@@ -85,7 +87,9 @@ def sockets_of(service: Service) -> int:
     ],
     ids=["event", "array", "lines", "event in chunks", "lines in chunks", "question", "questions", "x", "get", "long"],
 )
-def test_a_client_that_ends_its_side_is_answered_and_then_the_connection_ends(model: Model, sent: Iterator) -> None:
+def test_a_client_that_ends_its_side_is_answered_and_then_the_connection_ends(
+    model: Model, sent: Callable[[str], bytes]
+) -> None:
     asked = sent(model.path)
     with model.service.connect() as connection:
         connection.send(asked)

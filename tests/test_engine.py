@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import sqlite3
@@ -832,8 +833,9 @@ def test_a_request_that_is_not_atomic_keeps_the_events_before_the_one_that_is_re
             events = [event(1.0, id_="x"), event(2.0), event(1.0, id_="x"), event(3.0, y=2), event(4.0)]
             result = await engine.learn("default", events, Stream())
             assert (told(result).seq, told(result).duplicate) == ([1, 2, 1], [False, False, True])
-            assert isinstance(told(result).error, errors.InvalidEvent)
-            assert told(result).error.index == 3
+            error = told(result).error
+            assert isinstance(error, errors.InvalidEvent)
+            assert error.index == 3
             conflict = told(await engine.learn("default", [event(5.0), event(9.0, id_="x")], Stream()))
             assert conflict.seq == [3]
             assert isinstance(conflict.error, errors.IdConflict)
@@ -1157,7 +1159,7 @@ def test_a_snapshot_is_due_when_replaying_would_take_long_and_not_before(tmp_pat
 def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
     async def story() -> None:
         async with running_engine(tmp_path, snapshot_seconds=0.0001) as engine:
-            model, seen = engine.model("default"), set()
+            model, seen = engine.model("default"), set[int]()
             while len(seen) < 5:
                 await engine.learn("default", some_events(20))
                 await asyncio.sleep(0.002)
@@ -1220,7 +1222,7 @@ def snapshot_twice(folder: Path) -> Coroutine[Any, Any, dict[str, Any]]:
             model = engine.model("default")
             for seq in (50, 100):
                 await engine.learn("default", some_events(50, start=seq))
-                await until(lambda seq=seq: model.snapshot_seq == seq)
+                await until(functools.partial(lambda seq: model.snapshot_seq == seq, seq))
             engine._chores._rests_until = float("inf")
             await engine.learn("default", some_events(7))
             return whole_state(model)

@@ -20,7 +20,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_message_names_only_fields_that_the_error_has(kind: type[errors.LogstepError]) -> None:
     named = {name for _, name, _, _ in string.Formatter().parse(kind.__doc__ or "") if name}
-    assert named <= {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each is a dataclass
+    assert named <= {field.name for field in fields(kind)}
 
 
 def test_errors_without_a_message_of_their_own_have_that_of_their_base() -> None:

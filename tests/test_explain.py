@@ -24,8 +24,9 @@ from core.learner import NoWeights
 from core.logistic import Floats
 from core.parity import scaled_one
 from core.rules import RULES
+from core.spec import Scale
 
-SCALES = ["none", "standard", "maxabs"]
+SCALES: list[Scale] = ["none", "standard", "maxabs"]
 LINEAR = list(itertools.product(RULES, SCALES))
 NEW = "never seen"
 
@@ -40,7 +41,7 @@ def events(count: int, seed: int = 7) -> list[tuple[dict[str, Any], int]]:
     numbers = random.Random(seed)
     result = []
     for _ in range(count):
-        x = {
+        x: dict[str, Any] = {
             "a": numbers.gauss(1.0, 2.0),
             "b": numbers.uniform(0.0, 1e3),
             "c": numbers.random() < 0.5,
@@ -60,7 +61,7 @@ def learned(spec: Spec, count: int = 60, seed: int = 7) -> Learner:
 
 
 @functools.cache
-def a_linear(rule: str, scale: str) -> Learner:
+def a_linear(rule: str, scale: Scale) -> Learner:
     """Shared: not to be changed."""
     return learned(Spec(rule=rule, scale=scale))
 
@@ -113,7 +114,7 @@ def state_bytes(learner: Learner) -> bytes:
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
 @examples(25)
 @given(x=xs(EXTREME))
-def test_contributions_in_order_and_then_the_bias_are_the_score_to_the_last_bit(rule: str, scale: str, x: X) -> None:
+def test_contributions_in_order_and_then_the_bias_are_the_score_to_the_last_bit(rule: str, scale: Scale, x: X) -> None:
     learner = a_linear(rule, scale)
     explanation = explain(learner, x)
     assert added(explanation) == explanation.score == score(learner, x)
@@ -125,7 +126,7 @@ def test_contributions_in_order_and_then_the_bias_are_the_score_to_the_last_bit(
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
 @examples(25)
 @given(x=xs(VALUES))
-def test_a_contribution_is_the_feature_s_weight_times_its_value_as_seen(rule: str, scale: str, x: X) -> None:
+def test_a_contribution_is_the_feature_s_weight_times_its_value_as_seen(rule: str, scale: Scale, x: X) -> None:
     learner = a_linear(rule, scale)
     explanation = explain(learner, x)
     names, values = flatten(x)
@@ -134,6 +135,7 @@ def test_a_contribution_is_the_feature_s_weight_times_its_value_as_seen(rule: st
     for feature in explanation.features:
         assert feature.value == given_values[feature.name]
         assert feature.weight == weights[feature.name]
+        assert feature.seen is not None
         assert feature.contribution == feature.weight * feature.seen
 
 
@@ -148,7 +150,7 @@ SCALERS: dict[str, Callable[[], base.Transformer | None]] = {
 @examples(25)
 @given(x=st.dictionaries(st.sampled_from(["a", "b", "c", "d", "city"]), VALUES, min_size=1))
 def test_the_value_as_seen_is_what_river_s_scaler_makes_of_it(scale: str, x: dict[str, Any]) -> None:
-    flat = dict(zip(*flatten(x), strict=True))
+    flat: dict[Any, Any] = dict(zip(*flatten(x), strict=True))
     scaler = SCALERS[scale]()
     if scaler is not None:
         for known, _ in events(60):
@@ -161,7 +163,7 @@ def test_the_value_as_seen_is_what_river_s_scaler_makes_of_it(scale: str, x: dic
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
 def test_a_feature_contributes_the_same_in_whatever_order_the_event_has(rule: str, scale: str) -> None:
     learner = a_linear(rule, scale)
-    x = {"a": 0.1, "b": 700.7, NEW: 1.0, "c": True, "city": "Oslo"}
+    x: dict[str, Any] = {"a": 0.1, "b": 700.7, NEW: 1.0, "c": True, "city": "Oslo"}
     for names in itertools.permutations(x):
         turned = explain(learner, {name: x[name] for name in names})
         assert by_name(turned) == by_name(explain(learner, x))
@@ -175,7 +177,7 @@ def test_a_feature_contributes_the_same_in_whatever_order_the_event_has(rule: st
 @pytest.mark.parametrize("spec", [Spec(), Spec(scale="standard"), Spec(rule="auto")], ids=["raw", "scaled", "auto"])
 def test_what_the_model_never_learned_is_listed_and_adds_nothing(spec: Spec) -> None:
     learner = learned(spec)
-    x = {"first": 1.0, "a": 2.0, "city": "Bern", "b": 3.0}
+    x: X = {"first": 1.0, "a": 2.0, "city": "Bern", "b": 3.0}
     explanation = explain(learner, x)
     assert explanation.unknown == ["first", "city=Bern"]
     assert [feature.name for feature in explanation.features] == ["a", "b"]
@@ -241,7 +243,7 @@ def test_an_event_that_cannot_be_predicted_from_cannot_be_explained(spec: Spec, 
 @examples(10)
 @given(x=xs(VALUES))
 @example(x={NEW: 2.0, "a": 1.0, "city": "Bern"})
-def test_a_score_is_explained_as_it_was_served_when_the_model_has_moved_on(rule: str, scale: str, x: X) -> None:
+def test_a_score_is_explained_as_it_was_served_when_the_model_has_moved_on(rule: str, scale: Scale, x: X) -> None:
     learner = learned(Spec(rule=rule, scale=scale), 20)
     then, numbers, seq = explain(learner, x), learner.served_of(*learner.encoded(x)), learner.seq
     learner.learn_many([{NEW: 1.0, "city": "Bern"}, {"a": 9.0}, x], [1, 0, 1])
@@ -363,7 +365,7 @@ def test_features_that_were_always_alike_contribute_alike() -> None:
 
 @pytest.mark.parametrize("banks", [1, 2])
 def test_of_auto_the_order_of_the_event_moves_contributions_by_rounding_only(banks: int) -> None:
-    x = {"a": 0.1, "b": 700.7, "c": True, "city": "Oslo"}
+    x: dict[str, Any] = {"a": 0.1, "b": 700.7, "c": True, "city": "Oslo"}
     expected = by_name(explain(an_auto(banks), x))
     for names in itertools.permutations(x):
         for name, feature in by_name(explain(an_auto(banks), {name: x[name] for name in names})).items():

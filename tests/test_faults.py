@@ -8,6 +8,7 @@ event is in the log once, at its seq, every other one at most once, and the weig
 from __future__ import annotations
 
 import errno
+import functools
 import http.client
 import os
 import signal
@@ -15,9 +16,10 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class Journal:
     sent: list[int] = field(default_factory=list)
     acknowledged: dict[int, int] = field(default_factory=dict)
     refused: list[tuple[int, Any]] = field(default_factory=list)
-    refusals: list[Mapping[str, str]] = field(default_factory=list)
+    refusals: list[HTTPMessage] = field(default_factory=list)
     """Their headers."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,7 +74,7 @@ class Journal:
             self.sent += values
         return values
 
-    def _note(self, values: list[int], status: int, replies: list[Any], headers: Mapping[str, str]) -> int:
+    def _note(self, values: list[int], status: int, replies: list[Any], headers: HTTPMessage) -> int:
         with self.lock:
             if status == 200:
                 self.acknowledged.update(zip(values, (reply["seq"] for reply in replies), strict=True))
@@ -432,6 +434,10 @@ def test_sigterm_under_load_answers_what_it_took_and_loses_nothing(tmp_path: Pat
     journal.check(folder)
 
 
+def begun(service: Service) -> bool:
+    return "logstep serves" in service.log
+
+
 def kills_while_it_recovers(folder: Path, kills: int) -> None:
     """Each at another moment of a recovery that takes long."""
     journal = Journal()
@@ -446,11 +452,11 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
         state = service.get("/models/long")
     recovering = 0
     for i in range(kills):
-        with Service(folder) as service:
-            eventually(lambda starts=service: "logstep serves" in starts.log, "it to begin")
+        with Service(folder) as starts:
+            eventually(functools.partial(begun, starts), "it to begin")
             time.sleep(takes * i / kills)
-            service.kill()
-            recovering += "recovered in" not in service.log
+            starts.kill()
+            recovering += "recovered in" not in starts.log
     assert recovering >= kills // 2, "few of the kills came while it recovered"
     journal.check(folder)
     assert replayed_elsewhere(folder)["long"] == {"seq": 20_000, "sha256": state["sha256"]}

@@ -20,7 +20,7 @@ from core import EventError, Features, Learner, Spec
 from core import features as features_module
 from core.batch import Batch, LeftOut, Served, fingerprints
 from core.builder import BatchBuilder
-from core.features import TooManyFeatures, flatten
+from core.features import TooManyFeatures, Value, flatten
 
 
 def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:
@@ -29,7 +29,7 @@ def encoded(features: Features, x: Any, add: bool = True) -> dict[str, float]:
     return dict(zip(["?" if c < 0 else features.names[c] for c in columns], values, strict=True))
 
 
-def batch_of(*events: tuple[Any, int] | tuple[Any, int, float], features: Features | None = None) -> Batch:
+def batch_of(*events: tuple[Any, float] | tuple[Any, float, float], features: Features | None = None) -> Batch:
     builder = BatchBuilder(Features() if features is None else features)
     for event in events:
         builder.add(*event)
@@ -402,7 +402,7 @@ def test_a_sample_weight_is_a_number_above_zero(weight: float) -> None:
 def test_unknown_names_add_nothing_to_a_prediction_and_register_nothing() -> None:
     learner = Learner(Spec(learning_rate=0.5))
     learner.learn_one({"a": 1.0, "city": "Rome"}, 1)
-    known = {"a": 0.3, "city": "Rome"}
+    known: dict[str, Value] = {"a": 0.3, "city": "Rome"}
     p = learner.predict_proba_one(known)
     assert learner.predict_proba_one({"new": 1e100, **known, "other": "text", "town": True}) == p
     assert learner.predict_proba_one({"new": 1e100}) == learner.predict_proba_one({})
@@ -522,11 +522,11 @@ EVENTS = st.lists(st.tuples(XS, st.integers(0, 1), st.floats(1e-6, 1e6)), max_si
 def test_a_batch_is_the_arrays_that_the_kernels_take() -> None:
     batch = batch_of(({"a": 2.0, "b": "x"}, 1), ({}, 0, 0.5), ([3.0], 0, 2.0))
     assert len(batch) == 3
-    assert (batch.offsets.tolist(), batch.offsets.dtype) == ([0, 2, 2, 3], np.int64)
-    assert (batch.columns.tolist(), batch.columns.dtype) == ([0, 1, 2], np.int32)
-    assert (batch.values.tolist(), batch.values.dtype) == ([2.0, 1.0, 3.0], np.float64)
-    assert (batch.labels.tolist(), batch.labels.dtype) == ([1, 0, 0], np.uint8)
-    assert (batch.weights.tolist(), batch.weights.dtype) == ([1.0, 0.5, 2.0], np.float64)
+    assert (batch.offsets.tolist(), batch.offsets.dtype) == ([0, 2, 2, 3], np.dtype(np.int64))
+    assert (batch.columns.tolist(), batch.columns.dtype) == ([0, 1, 2], np.dtype(np.int32))
+    assert (batch.values.tolist(), batch.values.dtype) == ([2.0, 1.0, 3.0], np.dtype(np.float64))
+    assert (batch.labels.tolist(), batch.labels.dtype) == ([1, 0, 0], np.dtype(np.uint8))
+    assert (batch.weights.tolist(), batch.weights.dtype) == ([1.0, 0.5, 2.0], np.dtype(np.float64))
 
 
 def test_a_batch_without_events_has_the_same_types() -> None:

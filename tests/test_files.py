@@ -10,9 +10,9 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import Model, NewModel, Service
@@ -37,8 +37,13 @@ def rows_of(content: bytes | str, name: str = "a.csv", **how: Any) -> list[Row]:
     return list(OpenSource(Source(name, **how), io.BytesIO(data), len(data)).rows())
 
 
+def x_of(row: Row) -> dict[str, Any]:
+    assert isinstance(row.event.x, dict)
+    return row.event.x
+
+
 def events_of(content: bytes | str, name: str = "a.csv", **how: Any) -> list[tuple[dict[str, Any], int]]:
-    return [(dict(row.event.x), int(row.event.y)) for row in rows_of(content, name, **how)]  # type: ignore[arg-type]
+    return [(x_of(row), int(row.event.y)) for row in rows_of(content, name, **how)]
 
 
 def xs_of(content: bytes | str, name: str = "a.csv", **how: Any) -> list[dict[str, Any]]:
@@ -58,7 +63,7 @@ def refusal(content: bytes | str, name: str = "a.csv", **how: Any) -> str:
     return str(wrong.value)
 
 
-def table(columns: dict[str, Sequence[object]], delimiter: str = ",", **how: Any) -> str:
+def table(columns: Mapping[str, Any], delimiter: str = ",", **how: Any) -> str:
     """Columns as a file; a label alternates where there is none."""
     length = len(next(iter(columns.values())))
     columns = {**columns, "y": columns.get("y") or [n % 2 for n in range(length)]}
@@ -110,7 +115,7 @@ def test_what_is_missing_decides_nothing_is_left_out_and_is_counted(capsys: pyte
     content = table({"number": [*missing, 7], "text": ["x", *missing]})
     data = content.encode()
     opened = OpenSource(Source("a.csv", **Y), io.BytesIO(data), len(data))
-    assert [dict(row.event.x) for row in opened.rows()] == [{"text": "x"}, *[{}] * 9, {"number": 7.0}]  # type: ignore[arg-type]
+    assert [row.event.x for row in opened.rows()] == [{"text": "x"}, *[{}] * 9, {"number": 7.0}]
     assert opened.missing == 20
     opened.tell_what_was_left_out()
     output, error = capsys.readouterr()
@@ -151,7 +156,7 @@ def test_truth_values_are_numbers_as_they_are_in_json() -> None:
 )
 def test_a_cell_that_is_no_number_among_numbers_is_a_question(cell: str, advice: str) -> None:
     content = table({"price": [*range(30), cell, *range(30)]})
-    for flags in ({}, {"asked": {"price": "number"}}):
+    for flags in [dict[str, Any](), {"asked": {"price": "number"}}]:
         told = refusal(content, **Y, **flags)
         assert "a.csv line 32: column 'price'" in told
         assert repr(cell) in told
@@ -161,7 +166,7 @@ def test_a_cell_that_is_no_number_among_numbers_is_a_question(cell: str, advice:
     assert xs_of(content, **Y, asked={"price": "text"})[30] == {"price": cell}
     # After the rows that are looked at, it ends there.
     opened = OpenSource(Source("a.csv", look=10, **Y), io.BytesIO(content.encode()), len(content))
-    seen = []
+    seen: list[Row] = []
     with pytest.raises(WrongUsage, match=r"a\.csv line 32: column 'price' has numbers \(so far\)"):
         seen.extend(opened.rows())  # what came before the error is there
     assert refusal(content, look=10, **Y).count(advice) == 1
@@ -261,7 +266,7 @@ class Chunks(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # a memoryview is what a reader gives
         assert self._data or not self._more, "it waits for what is not needed"
         size = min(next(self._sizes), len(buffer))
         part, self._data = self._data[:size], self._data[size:]
@@ -315,7 +320,7 @@ def test_with_all_columns_given_nothing_is_waited_for() -> None:
     content = b"a,b,w,y\n1,x,1,1\n2,y,1,0\n"
     asked = {"a": "number", "b": "text", "w": "weight"}
     rows = piped(content, 1, more=True, **Y, asked=asked).rows()
-    assert [dict(next(rows).event.x) for _ in range(2)] == [{"a": 1.0, "b": "x"}, {"a": 2.0, "b": "y"}]  # type: ignore[arg-type]
+    assert [next(rows).event.x for _ in range(2)] == [{"a": 1.0, "b": "x"}, {"a": 2.0, "b": "y"}]
     rows = piped(b'{"x": {"a": 1}, "y": 1}\n', 1, more=True).rows()
     assert next(rows).event.x == {"a": 1.0}
     with pytest.raises(AssertionError, match="waits for what is not needed"):
@@ -343,7 +348,12 @@ def test_a_slow_input_is_told_what_is_waited_for(monkeypatch: pytest.MonkeyPatch
     told: list[str] = []
     is_told = threading.Semaphore(0)
     monkeypatch.setattr("service.commands.files.SLOW_SECONDS", 0.3)
-    monkeypatch.setattr("service.commands.files.say", lambda what: (told.append(what), is_told.release()))
+
+    def say(what: str) -> None:
+        told.append(what)
+        is_told.release()
+
+    monkeypatch.setattr("service.commands.files.say", say)
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as read_end, os.fdopen(theirs, "wb") as write_end:
 
@@ -392,11 +402,11 @@ def typed_tables(draw: st.DrawFn) -> tuple[list[str], list[list[Any]]]:
     st.sampled_from(["", "NA", "?", "null"]),
 )
 def test_a_typed_table_that_was_written_is_read_as_it_was_meant(
-    typed: tuple[list[str], list[list[Any]]], delimiter: str, quoting: int, end: str, missing: str
+    typed: tuple[list[str], list[list[Any]]], delimiter: str, quoting: Literal[0, 1], end: str, missing: str
 ) -> None:
     columns, rows = typed
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(["label", *columns])
     for number, row in enumerate(rows):
         writer.writerow([number % 2, *(missing if cell is None else cell for cell in row)])
@@ -412,7 +422,7 @@ def test_a_typed_table_that_was_written_is_read_as_it_was_meant(
         for number, row in enumerate(rows)
     ]
     data = text.getvalue().encode()
-    how = {"label": "label", "delimiter": delimiter, "quoted": True, "header": True}
+    how: dict[str, Any] = {"label": "label", "delimiter": delimiter, "quoted": True, "header": True}
     assert events_of(data, **how) == expected
     assert [(row.event.x, row.event.y) for row in piped(data, 3, **how).rows()] == expected
 
@@ -525,12 +535,13 @@ def test_labels_that_cannot_be_meant_are_refused_before_anything_is_learned(
 
 
 def test_which_label_is_1_can_be_said_in_every_way() -> None:
-    for how in (
+    ways: list[dict[str, Any]] = [
         {"positive": ["a", "b"]},
         {"negative": ["c"]},
         {"positive": ["a", "b"], "negative": ["c"]},
         {"positive": ["a", "b"], "negative": ["c", "d"]},
-    ):
+    ]
+    for how in ways:
         assert [y for _, y in events_of(labelled("a", "c", "B", "c"), **Y, **how)] == [1, 0, 1, 0]
 
 
@@ -741,7 +752,7 @@ def test_what_stands_in_json_is_one_thing_too_and_kept(capsys: pytest.CaptureFix
     other = "".join(json.dumps({"city": f"c{n}", "n": str(n) if n else "", "y": n % 2}) + "\n" for n in range(12))
     opened = OpenSource(Source("a.ndjson", **Y), io.BytesIO(other.encode()), len(other))
     opened.look(Kept("model 'm'", kinds))
-    assert [dict(row.event.x) for row in opened.rows()] == [  # type: ignore[arg-type]
+    assert [row.event.x for row in opened.rows()] == [
         {"city": f"c{n}", "n": float(n)} if n else {"city": "c0"} for n in range(12)
     ]
     assert "line 3: column 'n' has numbers (so far), but 'x' is not one" in refusal(
@@ -919,9 +930,9 @@ def test_a_cross_check_of_a_file_reads_it_as_a_replay_does(tmp_path: Path, capsy
 )
 def test_flags_that_make_no_sense_are_told(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(["replay", "a.csv", *flags])
+        code: object = cli.main(["replay", "a.csv", *flags])
     except SystemExit as left:
-        code = left.code  # type: ignore[assignment]
+        code = left.code
     assert code == 2
     assert message in capsys.readouterr().err
 

@@ -30,7 +30,7 @@ from core.batch import Batch
 from core.progressive import Joins
 from service import errors
 from service.decode import event_json, pieces
-from service.learning.recovery import NOT_A_STATE
+from service.learning.model import NOT_A_STATE
 from service.settings import Settings
 from service.storage import codec
 from service.storage.packed import pack, unpack

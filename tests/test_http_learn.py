@@ -557,7 +557,7 @@ def test_the_ids_of_a_deleted_model_are_free_again(new_model: NewModel) -> None:
 
 def test_hashed_names_do_not_hide_a_repeat(new_model: NewModel) -> None:
     model = new_model(hash_bits=2)
-    event = {"x": {f"f{i}": i for i in range(10)}, "y": 1, "id": "hashed"}
+    event: dict[str, Any] = {"x": {f"f{i}": i for i in range(10)}, "y": 1, "id": "hashed"}
     model.learn(event)
     assert model.learn(event).json()["duplicate"] is True
     assert_problem(model.learn({**event, "x": {**event["x"], "f3": 100}}), 409)

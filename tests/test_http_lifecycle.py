@@ -257,7 +257,7 @@ def test_a_restart_from_a_snapshot_and_what_came_after_gives_the_same_state(star
     model = service.model("held")
     model.create({"learning_rate": 0.2, "l1": 0.001})
     for i in range(60):
-        event = {"x": {"a": i * 0.7, f"f{i % 6}": True, "t": "uvw"[i % 3]}, "y": i % 2, "weight": 1 + i % 4}
+        event: Any = {"x": {"a": i * 0.7, f"f{i % 6}": True, "t": "uvw"[i % 3]}, "y": i % 2, "weight": 1 + i % 4}
         model.learn(event)
         learner.learn_one(event["x"], event["y"], event["weight"])
     eventually(lambda: model.state()["snapshot_seq"] > 0, "a snapshot")
@@ -297,7 +297,7 @@ def send_until_answered(service: Service, lines: list[bytes], stop_at: int) -> t
 
 def test_a_stream_is_ended_between_two_pieces_and_can_be_sent_again(start: Start) -> None:
     service = start()
-    events = [{"x": {"a": i % 10, "b": "xyz"[i % 3]}, "y": i % 2, "id": f"e{i}"} for i in range(20_000)]
+    events: list[Any] = [{"x": {"a": i % 10, "b": "xyz"[i % 3]}, "y": i % 2, "id": f"e{i}"} for i in range(20_000)]
     lines = ndjson(events).splitlines(keepends=True)
     reply, sent = send_until_answered(service, lines, stop_at=2_000)
     problem = assert_problem(reply, 503)

@@ -256,7 +256,7 @@ def test_hashing_keeps_the_number_of_features_and_sums_those_that_meet(new_model
 def test_a_full_model_leaves_new_features_out_and_says_how_many(new_model: NewModel) -> None:
     model = new_model(max_features=2)
     learner = Learner(Spec(max_features=2))
-    events = [{"x": {"a": i / 3, "user": f"u{i}"}, "y": i % 2, "id": f"e{i}"} for i in range(12)]
+    events: list[Any] = [{"x": {"a": i / 3, "user": f"u{i}"}, "y": i % 2, "id": f"e{i}"} for i in range(12)]
     for event in events:
         learner.learn_one(event["x"], event["y"])
     assert model.learn(events[0]).json()["seq"] == 1

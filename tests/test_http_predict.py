@@ -13,8 +13,9 @@ import pytest
 from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 
 from core import Learner, Spec
+from core.features import X
 
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {"x": {"age": 31, "country": "FR", "vip": True}, "y": 1},
     {"x": {"age": 64, "country": "DE", "vip": False}, "y": 0},
     {"x": {"country": "FR", "price": -0.125}, "y": 1},
@@ -195,7 +196,7 @@ def test_beyond_a_score_of_30_a_prediction_is_exactly_0_or_1(new_model: NewModel
 
 def test_hashed_names_are_hashed_for_a_prediction_too(new_model: NewModel) -> None:
     model, learner = new_model(hash_bits=1), Learner(Spec(hash_bits=1))
-    x = {"a": 1, "b": 2, "c": "text", "d": True}
+    x: X = {"a": 1, "b": 2, "c": "text", "d": True}
     model.learn({"x": x, "y": 1})
     learner.learn_one(x, 1)
     assert (

@@ -137,11 +137,11 @@ class Model:
     def delete(self, _: int) -> None:
         self.store.delete_model(self.stored)
         self.store.trimming.purge()  # a part
-        self.__init__(self.store, self.name)  # type: ignore[misc]
+        self.__init__(self.store, self.name)  # type: ignore[misc]  # it begins anew, as its model does
 
     def reopen(self, _: int) -> None:
         self.store.close()
-        self.store.__init__(self.store.log.db.folder)  # type: ignore[misc]
+        self.store.__init__(self.store.log.db.folder)  # type: ignore[misc]  # others have this store too
 
 
 ACTIONS = ["learn", "keep", "join", "drop", "forget", "delete", "reopen"]

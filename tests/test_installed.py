@@ -92,7 +92,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 
 def test_it_runs_from_its_source_with_pythonpath(installation: Installation) -> None:
-    command = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
+    command: list[str | Path] = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
     with installation.serving(command, {"PYTHONPATH": str(installation.source)}) as port:
         assert is_equal_to_river(port)
 
@@ -120,7 +120,7 @@ def test_without_the_extra_arrow_it_learns_json_and_says_how_to_read_columns(
 ) -> None:
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('as if it were not installed', name='pyarrow')\n")
     sources = os.pathsep.join(map(str, (installation.source, tmp_path)))
-    command = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
+    command: list[str | Path] = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
     with installation.serving(command, {"PYTHONPATH": sources}) as port:
         assert is_equal_to_river(port)
         for verb in ("learn", "predict"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import processes
 import pytest
@@ -564,7 +564,7 @@ class Meaning:
         return p, seq, True, False
 
     def learn(self, item: Event | Label) -> Told:
-        x = dict(item.x) if isinstance(item, Event) else None  # type: ignore[arg-type]
+        x = dict(cast("dict[str, float]", item.x)) if isinstance(item, Event) else None
         if item.id is None:
             assert x is not None
             step = self.add(x, item.y, item.weight)
@@ -596,7 +596,8 @@ class Meaning:
             raise Refused(errors.IdConflict)
         if known.kind == WAITING:
             told = self.learned(item, Entry(JOINED, known.x, served_p=known.served_p))
-            self.draft.waiting.remove(item.id)  # type: ignore[arg-type]
+            assert item.id is not None
+            self.draft.waiting.remove(item.id)
             return told
         if not self.late:
             raise Refused(errors.ExpiredId)
@@ -703,12 +704,13 @@ async def asked(engine: Engine, meaning: Meaning, requests: Sequence[Operation])
             expected, wrong, index = meaning.request(things, atomic, meaning.learn)
         ps, losses = meaning.step()
         if atomic and wrong is not None:
+            assert isinstance(answer, errors.LogstepError)
             assert (type(answer), answer.index) == (wrong, index), (answer, wrong)
             continue
         assert not isinstance(answer, BaseException), (answer, expected)
         had = told(answer)
         error = had.error
-        assert (type(error), error.index) == (wrong, index) if wrong else error is None
+        assert (type(error), error.index) == (wrong, index) if error else wrong is None
         if kind == "keep":
             assert [(reply.p, reply.seq, reply.kept, reply.duplicate) for reply in had.predicted] == expected
             continue

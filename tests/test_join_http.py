@@ -865,7 +865,7 @@ def test_predictions_of_an_auto_model_are_kept_and_joined(new_model: NewModel) -
     whole, joined = new_model(rule="auto"), new_model(rule="auto")
     numbers = random.Random(4)
     for i in range(40):
-        x = {"a": numbers.gauss(0, 1), "b": numbers.choice(["u", "v"])}
+        x: dict[str, Any] = {"a": numbers.gauss(0, 1), "b": numbers.choice(["u", "v"])}
         y = int(x["a"] > 0)
         served = kept(joined, f"p{i}", x)["p"]
         reply = learned(joined, label(f"p{i}", y))
@@ -916,11 +916,17 @@ def test_a_time_is_shown_in_the_largest_unit_that_fits(new_model: NewModel, keep
     assert new_model(join={"keep": keep}).state()["spec"]["join"]["keep"] == shown
 
 
+NO_TIMES: list[Any] = [
+    *("24", "", "h", "-1h", "1e3s", "24 h", "24H", "0s", "0.0d", "inf", "1w", "3651d"),
+    *(24, None, []),
+]
+
+
 @pytest.mark.parametrize(
     ("join", "field", "message"),
     [
         ({"keep": keep}, "join.keep", '"90s", "24h" or "7d", above 0 and at most 3650d')
-        for keep in ("24", "", "h", "-1h", "1e3s", "24 h", "24H", "0s", "0.0d", "inf", 24, None, [], "1w", "3651d")
+        for keep in NO_TIMES
     ]
     + [
         ({"on_timeout": "forget"}, "join.on_timeout", "'drop' or 'negative'"),

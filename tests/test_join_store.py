@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from effort import examples
 from hypothesis import example, given
@@ -112,7 +113,7 @@ def batch_of(events: Sequence[EventRow]) -> Batch:
 
 
 def bytes_of(batch: Batch) -> list[bytes]:
-    arrays = [batch.offsets, batch.columns, batch.values, batch.labels, batch.weights]
+    arrays: list[npt.NDArray[Any]] = [batch.offsets, batch.columns, batch.values, batch.labels, batch.weights]
     if batch.served is not None:
         arrays += [batch.served.kinds, batch.served.scores, batch.served.delays]
     return [array.tobytes() for array in arrays]
@@ -138,7 +139,8 @@ def test_rows_with_and_without_what_was_served_are_one_batch(some: list[EventRow
     assert found.served is not None
     n, m = len(without), len(with_)
     assert found.served.kinds.tolist() == [ORDINARY] * n + [event[3] for event in some] + [ORDINARY] * n
-    assert found.served.scores[n : n + m].tobytes() == with_.served.scores.tobytes()  # type: ignore[union-attr]
+    assert with_.served is not None
+    assert found.served.scores[n : n + m].tobytes() == with_.served.scores.tobytes()
     assert bytes_of(found.part(n, n + m)) == bytes_of(with_)
     assert bytes_of(found)[0][: 8 * (n + 1)] == without.offsets.tobytes()
 
@@ -459,7 +461,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
 
 
 def pages(store: Store) -> int:
-    return store.log.db.connection.execute("PRAGMA page_count").fetchone()[0]
+    return int(store.log.db.connection.execute("PRAGMA page_count").fetchone()[0])
 
 
 class Keeper:

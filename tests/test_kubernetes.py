@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ POD = DOCUMENTS["StatefulSet"]["spec"]["template"]
 
 
 @pytest.fixture(scope="module")
-def schemas() -> ModuleType:
+def schemas() -> Any:
     """Kubernetes' schemas; to import them takes five seconds, so only these tests do."""
     import kubernetes_validate
 
@@ -31,13 +30,13 @@ def schemas() -> ModuleType:
 @from_checks_on
 @pytest.mark.parametrize("version", ["1.29", "1.31", "the latest"])
 @pytest.mark.parametrize("kind", DOCUMENTS)
-def test_it_fits_the_published_schema(schemas: ModuleType, kind: str, version: str) -> None:
+def test_it_fits_the_published_schema(schemas: Any, kind: str, version: str) -> None:
     version = schemas.latest_version() if version == "the latest" else version
     schemas.validate(DOCUMENTS[kind], version, strict=True)
 
 
 @from_checks_on
-def test_the_check_finds_what_does_not_fit(schemas: ModuleType) -> None:
+def test_the_check_finds_what_does_not_fit(schemas: Any) -> None:
     wrong = {**DOCUMENTS["Service"], "spec": {**DOCUMENTS["Service"]["spec"], "prots": []}}
     with pytest.raises(schemas.ValidationError):
         schemas.validate(wrong, schemas.latest_version(), strict=True)

@@ -10,15 +10,16 @@ import pytest
 
 from core.spec import Join
 from service import errors
-from service.events import Event, Label
+from service.events import Event, Label, Named
 from service.learning import labels
 from service.learning.labels import Do, Found, decide
 from service.learning.model import Prediction
+from service.learning.request import Item
 from service.storage.ids import IdKind
 
-X = {"a": 1.0}
+X: Named = {"a": 1.0}
 EVENT, LABEL, PREDICTION, TIMEOUT = Event(X, 1, "i"), Label("i", 1), Prediction("i", X, 0, np.zeros(1), 0, ""), None
-COLUMNS = {"event": EVENT, "label": LABEL, "prediction": PREDICTION, "timeout": TIMEOUT}
+COLUMNS: dict[str, Item | None] = {"event": EVENT, "label": LABEL, "prediction": PREDICTION, "timeout": TIMEOUT}
 FOUND = {"new": None, **{kind.name.lower(): kind for kind in IdKind}}
 DROPS, REFUSES, LEARNS = Join(), Join(on_timeout="negative"), Join(on_timeout="negative", late="learn")
 
@@ -57,7 +58,8 @@ def test_the_table_at_the_top_of_the_file_is_the_one_that_is_tested() -> None:
 # What each word of the table means, by what the item has in common with what was found.
 SAME_X, SAME, OTHER = {"same_x": True}, {"same": True}, dict[str, Any]()
 BEFORE = "was learned before, at seq 7"
-MEANS: dict[tuple[str, str], list[tuple[Join, dict[str, Any], Any]]] = {
+Case = tuple[Join, dict[str, Any], Any]
+OF_WAITING: dict[tuple[str, str], list[Case]] = {
     ("waiting", "event"): [
         (DROPS, SAME_X, Do.JOIN),
         (DROPS, OTHER, (errors.IdConflict, "waits for its label with another x; send the label without x")),
@@ -84,7 +86,8 @@ MEANS: dict[tuple[str, str], list[tuple[Join, dict[str, Any], Any]]] = {
         (LEARNS, {"whole": False}, (errors.PredictionDamaged, "")),
         (LEARNS, {"y": 0, "whole": False, "gone": True}, Do.DUPLICATE),
     ],
-} | {
+}  # fmt: skip
+OF_LEARNED: dict[tuple[str, str], list[Case]] = {
     (found, column): [
         (join, SAME, Do.DUPLICATE),
         (join, OTHER, (errors.IdConflict, f"{BEFORE}, with another {which}")),
@@ -92,7 +95,8 @@ MEANS: dict[tuple[str, str], list[tuple[Join, dict[str, Any], Any]]] = {
     ]
     for found in ("joined", "learned", "late")
     for column, which, join in (("event", "x, y or weight", DROPS), ("label", "y or weight", LEARNS))
-}  # fmt: skip
+}
+MEANS = OF_WAITING | OF_LEARNED
 PLAIN = {
     "learn": Do.LEARN,
     "keep": Do.KEEP,
@@ -111,7 +115,7 @@ def test_each_cell_of_the_table_is_what_is_decided(found: str, column: str) -> N
     for join, told, expected in cases:
         more = {**told}
         y = more.pop("y", 1)
-        item = {"event": Event(X, y, "i"), "label": Label("i", y)}.get(column, COLUMNS[column])
+        item = {**COLUMNS, "event": Event(X, y, "i"), "label": Label("i", y)}[column]
         is_ = decided(found, item, join, **more)
         if isinstance(expected, Do):
             assert is_ is expected, (found, column, join, more)

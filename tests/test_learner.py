@@ -221,7 +221,7 @@ def test_learning_nothing_is_nothing(spec: Spec) -> None:
 @given(st.integers(1, 400), st.integers(1, 60), st.sampled_from([0.0, 1e-3]))
 def test_a_model_grows_with_its_features_and_keeps_every_weight(features: int, per_event: int, l1: float) -> None:
     """The room for weights doubles now and then; nothing of that is to be seen."""
-    learner, expected = Learner(Spec(learning_rate=0.5, l1=l1)), {}
+    learner, expected = Learner(Spec(learning_rate=0.5, l1=l1)), dict[str, float]()
     for start in range(0, features, per_event):
         x = {f"f{i}": 1.0 + i for i in range(start, min(start + per_event, features))}
         learner.learn_one(x, start % 2)

@@ -8,7 +8,7 @@ import math
 import struct
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import numpy as np
@@ -338,7 +338,7 @@ def test_a_stream_of_whole_events_joins_what_waits_under_their_ids(new_model: Ne
 def test_long_lines_are_learned_in_smaller_pieces() -> None:
     line = json.dumps({"x": {f"feature-{j}": j for j in range(10_000)}, "y": 1}).encode() + b"\n"
 
-    async def body() -> AsyncIterator[bytes]:
+    async def body() -> AsyncGenerator[bytes]:
         for _ in range(100):
             yield line
 

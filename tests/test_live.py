@@ -19,6 +19,7 @@ import pytest
 from conftest import NewModel, Service, Start, assert_problem
 from patience import eventually
 from processes import running_engine
+from starlette import types as asgi
 
 from service.events import Event
 from service.watching import live
@@ -198,7 +199,11 @@ def test_a_slow_viewer_gets_the_newest_message_and_never_those_it_missed(tmp_pat
         seqs: list[int] = []
         taking = asyncio.Event()
 
-        async def send(message: dict[str, Any]) -> None:
+        async def never() -> asgi.Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: asgi.Message) -> None:
             """A connection that takes nothing until it is told to."""
             for line in message.get("body", b"").decode().splitlines():
                 if line.startswith("data: "):
@@ -207,9 +212,8 @@ def test_a_slow_viewer_gets_the_newest_message_and_never_those_it_missed(tmp_pat
 
         async with running_engine(tmp_path) as engine:
             viewers = live.Live(engine, Past(tmp_path), 1)
-            never = asyncio.Event().wait
             stream = live.EventStream(viewers, "default", lambda _: None)
-            watching = asyncio.create_task(stream({"method": "GET"}, never, send))  # type: ignore[arg-type]
+            watching = asyncio.create_task(stream({"method": "GET"}, never, send))
             for i in range(50):
                 await engine.learn("default", [Event({"age": float(i)}, 1)])
                 await asyncio.sleep(0.002)

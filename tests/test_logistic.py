@@ -18,6 +18,7 @@ from core.batch import Batch
 from core.linear import Linear
 from core.logistic import Floats, log_loss, residual, score, sigmoid
 from core.rules import BIAS, L1_TOTAL
+from core.spec import Scale
 
 MODERATE_SCORES = [-6.0, -2.5, -1.0, -0.1, 0.0, 0.3, 1.0, 2.0, 5.5]
 X = np.array([0.5, -2.0, 3.0])
@@ -503,7 +504,7 @@ def test_a_step_that_would_leave_a_number_that_is_not_finite_is_not_taken_and_ch
 
 
 @pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
-def test_an_event_whose_step_is_not_taken_leaves_the_events_around_it_as_if_it_had_not_been(scale: str) -> None:
+def test_an_event_whose_step_is_not_taken_leaves_the_events_around_it_as_if_it_had_not_been(scale: Scale) -> None:
     def learn(values: list[float]) -> tuple[list[bool], list[float], bytes]:
         n, linear = len(values), Linear(Spec(learning_rate=0.5, scale=scale))
         scores, learned = np.empty(n), np.empty(n, np.bool_)

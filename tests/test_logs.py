@@ -56,7 +56,7 @@ def test_a_request_id_that_is_a_token_comes_back(shared: Service, id_: str) -> N
 
 @pytest.mark.parametrize("id_", ["", "0" * 129, "a b", 'a"b', "a\\b", "<script>", "a\tb", "é"])
 def test_a_request_id_that_is_none_is_replaced(shared: Service, id_: str) -> None:
-    response = shared.http.get("/livez", headers={"x-request-id": id_.encode("latin-1")})  # type: ignore[dict-item]
+    response = shared.http.get("/livez", headers={b"x-request-id": id_.encode("latin-1")})
     (given,) = response.headers.get_list("x-request-id")
     assert given != id_
     assert logs_take(given)
@@ -202,7 +202,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000.0
-        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 def test_what_was_not_told_when_a_service_stops_is_counted(start: Start) -> None:
@@ -227,7 +227,8 @@ def test_nothing_of_a_body_a_header_or_a_query_is_logged(start: Start) -> None:
         {"rule": SECRET},
     ]
     headers = {"authorization": f"Bearer {SECRET}", "cookie": SECRET, "x-request-id": f'"{SECRET}"'}
-    for body in [*map(json.dumps, bodies), SECRET, f'{{"x": "{SECRET}'.encode() + b"\xff"]:
+    contents: list[str | bytes] = [*map(json.dumps, bodies), SECRET, f'{{"x": "{SECRET}'.encode() + b"\xff"]
+    for body in contents:
         for method, path in (
             ("POST", "/learn"),
             ("POST", "/predict"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import shutil
 import subprocess
@@ -271,7 +272,10 @@ class Machine(RuleBasedStateMachine):
         for twin in self.twins.values():
             twin.not_kept = 0  # it is counted since the start
 
-    @precondition(lambda self: Machine.told_the_time)
+    def none_waits(self, name: str) -> bool:
+        return not self.ask("GET", f"/models/{name}")[1]["join"]["waiting"]
+
+    @precondition(lambda self: bool(Machine.told_the_time))
     @rule()
     def a_day_passes(self) -> None:
         """And an hour. It takes the service a moment to see it."""
@@ -281,7 +285,7 @@ class Machine(RuleBasedStateMachine):
         (self.below / "clock").write_text(f"+{Machine.hours}h")
         for name, twin in self.twins.items():
             twin.time_out()
-            eventually(lambda name=name: not self.ask("GET", f"/models/{name}")[1]["join"]["waiting"], "what is late")
+            eventually(functools.partial(self.none_waits, name), "what is late")
 
     @invariant()
     def both_hold_the_same(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ from callbacks import LIMIT, Timed
 from conftest import Connection, Service, Start, assert_problem, ndjson
 from patience import eventually
 from processes import HOST
+from starlette.types import Message
 
 from service import errors
 from service.decode import arrow
@@ -374,9 +376,9 @@ class Room:
 
 def sent(reply: long_reply.LongReply) -> tuple[dict[bytes, bytes], bytes]:
     """Headers and body of a reply."""
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Message) -> None:
         messages.append(message)
 
     asyncio.run(reply.send(send))
@@ -400,7 +402,7 @@ def test_a_long_reply_is_sent_as_it_was_gathered(tmp_path: Path, size: int) -> N
 def test_a_reply_takes_no_room_that_the_log_may_need_but_what_was_promised_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_reply.shutil, "disk_usage", lambda _: Room(3 * 2**19))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Room(3 * 2**19))
     replies = long_reply.LongReplies(Settings(data=tmp_path))
     some = b"a" * 2**19
     with replies.gathered(b"text/x") as reply:

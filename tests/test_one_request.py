@@ -212,7 +212,7 @@ def test_a_model_grows_while_others_are_served(timed: Timed, name: str) -> None:
         model = next(models)
         assert service.request("PUT", f"/models/{model}", spec)[0] == 201
         for body in bodies:
-            ask(timed, Asked("POST", f"/models/{model}/learn", lambda body=body: body))
+            ask(timed, Asked("POST", f"/models/{model}/learn", itertools.repeat(body).__next__))
         told = ask(timed, Asked("POST", f"/models/{model}/learn", lambda: refused, 422))
         ask(timed, Asked("POST", f"/models/{model}/explain", lambda: as_bytes({"x": names(0, at_once)})))
         state = service.get(f"/models/{model}")
@@ -234,7 +234,7 @@ def test_many_predictions_that_nobody_labels_time_out_while_others_are_served(ti
         nonlocal dropped
         dropped += waiting
         for body in bodies:
-            ask(timed, Asked("POST", "/models/late/predict", lambda body=body: body))
+            ask(timed, Asked("POST", "/models/late/predict", itertools.repeat(body).__next__))
         eventually(lambda: service.get("/models/late")["join"]["dropped"] == dropped, "all of them to time out")
 
     seen = timed.calmest(predict)

@@ -272,7 +272,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[app.Service, str]
 async def at_the_door(guarded: tuple[app.Service, str], path: str) -> list[httpx.Response]:
     """What those hear who send no token, one that may not, one in the URL, or another host."""
     service, token = guarded
-    transport = httpx.ASGITransport(service)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(service)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return [
             await client.get(path),
@@ -295,7 +295,7 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
         replies.append(shared.http.get(path.replace("{model}", "default"), params={"top": "none", "step": "none"}))
 
     async def not_started() -> httpx.Response:
-        transport = httpx.ASGITransport(starting)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(starting)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path.replace("{model}", "default"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -86,9 +87,10 @@ def test_the_scores_learn_from_the_stream_that_they_score() -> None:
 
 def test_the_windowed_scores_are_those_of_rivers_rolling_metrics_at_every_moment() -> None:
     predictions, scores = random_predictions(150), Progressive(40)
-    log_loss = utils.Rolling(metrics.LogLoss, window_size=40)
-    accuracy = utils.Rolling(metrics.Accuracy, window_size=40)
-    auc = utils.Rolling(metrics.ROCAUC, window_size=40)
+    log_loss, accuracy, auc = (
+        cast("metrics.base.BinaryMetric", utils.Rolling(metric, window_size=40))  # it has its metric's methods
+        for metric in (metrics.LogLoss, metrics.Accuracy, metrics.ROCAUC)
+    )
     for i, (p, y) in enumerate(predictions):
         scores.add(outcome([(p, y)]))
         log_loss.update(bool(y), p)
@@ -255,7 +257,7 @@ def test_the_state_is_arrays_of_float64() -> None:
 # -- calibration, the base rate, and what a plot shows
 
 
-def calibrated(predictions: Predictions) -> list[dict[str, float | int | None]]:
+def calibrated(predictions: Predictions) -> list[dict[str, Any]]:
     """The calibration, told plainly."""
     buckets = []
     for i in range(10):

@@ -210,16 +210,21 @@ def test_of_a_body_that_is_refused_by_its_head_nothing_is_kept(tmp_path: Path) -
         connection, transport = connected(service)
         refused = head_of("/models/nobody/learn", 200_000)
         sizes = []
+
+        def look() -> None:
+            assert connection.cycle is not None
+            sizes.append(len(connection.cycle.body))
+
         connection.data_received(refused + bytes(50_000))
-        sizes.append(len(connection.cycle.body))
+        look()
         await asyncio.sleep(0)  # the reply is written
         connection.data_received(bytes(150_000))
-        sizes.append(len(connection.cycle.body))
+        look()
         # The same, when it comes while another is answered.
         array = json.dumps([{"x": {}, "y": 1}] * 5_000).encode()
         connection.data_received(head_of("/learn", len(array)) + array + refused + bytes(50_000))
         await transport.until_written(b"urn:logstep:unknown-model", times=2)
-        sizes.append(len(connection.cycle.body))
+        look()
         await service.engine.stop(seconds=1)
         connection.connection_lost(ConnectionResetError())
         return sizes
@@ -395,11 +400,11 @@ def test_a_version_of_uvicorn_fits_or_not(version: str, known: bool) -> None:
 
 
 def as_if_uvicorn_was_newer() -> None:
-    sys.modules["service.http.connection"].BEFORE = SINCE  # type: ignore[attr-defined]
+    sys.modules["service.http.connection"].BEFORE = SINCE  # type: ignore[attr-defined]  # of any module
 
 
 def as_if_uvicorn_had_no_such_classes() -> None:
-    sys.modules["service.http.connection"] = None  # type: ignore[assignment]
+    sys.modules["service.http.connection"] = None  # type: ignore[assignment]  # so its import fails
 
 
 @pytest.mark.parametrize("first", [None, as_if_uvicorn_was_newer, as_if_uvicorn_had_no_such_classes])
@@ -429,7 +434,7 @@ AN_EVENT, A_QUESTION = b'{"x": {"a": 1}, "y": 1}', b'{"x": {"a": 1}}'
 _sink = pa.BufferOutputStream()
 with pa.ipc.new_stream(_sink, pa.schema({"a": pa.float64()})) as _writer:
     _writer.write_table(pa.table({"a": [1.0, 2.0]}))
-ASKED = {
+ASKED: dict[str, tuple[str, str, bytes]] = {
     "json": ("POST /predict", "application/json", A_QUESTION),
     "array": ("POST /predict", "application/json", b"[%b, %b]" % (A_QUESTION, A_QUESTION)),
     "ndjson": ("POST /predict", "application/x-ndjson", A_QUESTION + b"\n" + A_QUESTION),
@@ -766,7 +771,9 @@ def test_a_connection_is_kept_for_as_long_as_is_set_and_closed_then(start: Start
 
 def test_so_many_files_may_be_open_as_there_may_be_connections(shared: Service) -> None:
     limits = Path(f"/proc/{shared.process.pid}/limits").read_text()
-    soft, hard = re.search(r"Max open files +(\d+|unlimited) +(\d+|unlimited)", limits).groups()  # type: ignore[union-attr]
+    found = re.search(r"Max open files +(\d+|unlimited) +(\d+|unlimited)", limits)
+    assert found is not None
+    soft, hard = found.groups()
     assert soft == hard or int(soft) > Settings.model_fields["max_connections"].default
 
 

@@ -128,7 +128,7 @@ def test_a_deleted_model_stays_deleted_after_a_kill(tmp_path: Path) -> None:
 
 def test_a_service_whose_log_cannot_grow_says_so_ends_and_recovers_what_it_acknowledged(tmp_path: Path) -> None:
     """No file may grow beyond 300,000 bytes: the write fails as on a broken disk, not as on a full one."""
-    acknowledged, status, reply = 0, 200, {}
+    acknowledged, status, reply = 0, 200, dict[str, Any]()
     with Service(tmp_path / "data", file_limit=300_000).wait_until_ready() as service:
         while status == 200:
             status, reply = service.request("POST", "/learn", some_events(40, acknowledged))

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -468,7 +468,7 @@ def test_several_files_are_learned_one_after_the_other(
     for number, part in enumerate((EVENTS[:600], EVENTS[600:]), 1):
         (tmp_path / f"part-{number}.csv").write_text(as_csv(part))
     files = [tmp_path / f"part-{number}.csv" for number in (1, 2)]
-    command = ("replay", *files, "--label", "label", url(shared))
+    command: list[str | Path] = ["replay", *files, "--label", "label", url(shared)]
     code, _, error = call(capsys, *command)
     assert code == 2
     assert "several files need --model NAME" in error
@@ -585,7 +585,9 @@ def test_one_pass_teaches_every_model_what_it_would_learn_alone(
         assert (row["learned"], row["duplicates"]) == ("1,250", "0")
     assert [row["rule"] for row in found.values()] == ["sgd", "adagrad, standard", "auto"]
     losses = {name: other.state()["progressive"]["total"]["log_loss"] for name, other in alone.items()}
-    assert [name for name, row in found.items() if row.get("") == "best"] == [f"{stem}-{min(losses, key=losses.get)}"]  # type: ignore[arg-type]
+    assert [name for name, row in found.items() if row.get("") == "best"] == [
+        f"{stem}-{min(losses, key=losses.__getitem__)}"
+    ]
 
     code, output, _ = call(capsys, *command)
     assert code == 0
@@ -832,7 +834,7 @@ def play(script: Script, count: int = 6, **options: Any) -> Tally:
     tally = Tally()
     made = Options("stream", **{"batch": 3, **options})
     target = Target("default", GivenSpec("{}", "sgd", b"{}"), as_it_is=True)
-    Replay(script, target, made, tally, notice=lambda _: None).run(rows(count))  # type: ignore[arg-type]
+    Replay(cast("Client", script), target, made, tally, notice=lambda _: None).run(rows(count))
     return tally
 
 
@@ -848,7 +850,7 @@ def play_two(script: Script, shown: list[str] | None = None, count: int = 6, **o
 
     targets = [Target(tally.model, spec) for tally in tallies]
     replays = [
-        Replay(script, target, made, tally, show, lambda _: None)  # type: ignore[arg-type]
+        Replay(cast("Client", script), target, made, tally, show, lambda _: None)
         for target, tally in zip(targets, tallies, strict=True)
     ]
     learn_side_by_side(replays, rows(count), made)
@@ -983,7 +985,7 @@ def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Ev
 
 
 def plain(events: Iterable[Event]) -> list[Any]:
-    return [(dict(event.x), event.y) for event in events]  # type: ignore[arg-type]
+    return [(event.x, event.y) for event in events]
 
 
 def test_every_format_reads_the_same_events(tmp_path: Path) -> None:
@@ -1095,9 +1097,9 @@ def test_what_is_wrong_is_told_with_its_line(
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(["replay", *arguments])
+        code: object = cli.main(["replay", *arguments])
     except SystemExit as left:  # argparse's way
-        code = left.code  # type: ignore[assignment]
+        code = left.code
     assert code == 2
     assert capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import itertools
 import math
 import random
@@ -109,7 +110,7 @@ async def looked(engine: Engine, times: int = 5) -> None:
     """Wait until an engine has looked so often for what need not be kept, with time for a snapshot between."""
     for _ in range(times):
         before = chore_of(engine, Dropping)._next
-        await until(lambda before=before: chore_of(engine, Dropping)._next != before, "a look")
+        await until(functools.partial(lambda before: chore_of(engine, Dropping)._next != before, before), "a look")
 
 
 async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> None:
@@ -690,7 +691,11 @@ def shortening(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     asyncio.run(run())
     with closing(Store(folder)) as opened:
         model = Model(opened.log.models()[0], 10)
-        yield folder, lambda: collections.deque(Retention("100", "all", 1).pieces(opened, [model]), maxlen=0)
+
+        def drop() -> None:
+            collections.deque(Retention("100", "all", 1).pieces(opened, [model]), maxlen=0)
+
+        yield folder, drop
 
 
 def test_a_cross_check_of_a_log_that_is_shortened_meanwhile_begins_again(

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,13 @@ from core.batch import Batch
 from core.builder import BatchBuilder
 from core.linear import Linear
 from core.rules import RULES
-from core.spec import InverseScaling, Optimal
+from core.spec import InverseScaling, Optimal, Scale
 
 STREAMS = ["Phishing", "Bananas", "Shuttle"]
-SCALES = ["none", "standard", "maxabs"]
+SCALES: list[Scale] = ["none", "standard", "maxabs"]
 SCHEDULES = ["constant", "inverse scaling", "optimal"]
 PENALTIES = ["none", "l2", "l1"]
-CLASS_WEIGHTS = {"0": 0.7, "1": 2.5}
+CLASS_WEIGHTS: dict[Literal["0", "1"], float] = {"0": 0.7, "1": 2.5}
 
 
 # -- river's side, by hand
@@ -60,7 +60,7 @@ RATES: dict[str, Callable[[optim.losses.Log], Rate]] = {
     "inverse scaling": lambda loss: optim.schedulers.InverseScaling(0.3, 0.6),
     "optimal": lambda loss: optim.schedulers.Optimal(loss, 0.01),
 }
-MODEL_PENALTIES: dict[str, dict[str, float]] = {"none": {}, "l2": {"l2": 0.02}, "l1": {"l1": 0.0004}}
+MODEL_PENALTIES: dict[str, dict[str, Any]] = {"none": {}, "l2": {"l2": 0.02}, "l1": {"l1": 0.0004}}
 FTRL_PENALTIES: dict[str, dict[str, float]] = {
     "none": {"l1": 0.0, "l2": 0.0},
     "l2": {"l1": 0.0, "l2": 0.7},
@@ -82,7 +82,7 @@ class Case:
     """What both sides are told. `own`: the rule's own parameters, which both call the same."""
 
     rule: str
-    scale: str = "none"
+    scale: Scale = "none"
     schedule: str = "constant"
     penalty: str = "none"
     weighted: bool = False
@@ -122,10 +122,10 @@ class Oracle:
         self.scaler = scaler
         self.model = model
 
-    def predict_proba_one(self, x: dict[str, float]) -> dict[bool, float]:
+    def predict_proba_one(self, x: dict[Any, float]) -> Any:
         return self.model.predict_proba_one(x if self.scaler is None else self.scaler.transform_one(x))
 
-    def learn_one(self, x: dict[str, float], y: int, w: float = 1.0) -> None:
+    def learn_one(self, x: dict[Any, float], y: int, w: float = 1.0) -> None:
         if self.scaler is not None:
             self.scaler.learn_one(x)
             x = self.scaler.transform_one(x)
@@ -183,7 +183,7 @@ def test_the_cases_are_what_they_are_meant_to_be() -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_combination_equals_river_on_the_first_events(rule: str, scale: str) -> None:
+def test_every_combination_equals_river_on_the_first_events(rule: str, scale: Scale) -> None:
     for case in all_cases():
         if (case.rule, case.scale) == (rule, scale):
             assert_equal_after(stream("Phishing", 250), case)
@@ -237,7 +237,7 @@ def test_every_parameter_of_a_rule_makes_a_difference(rule: str) -> None:
     def weights(**own: Any) -> list[float]:
         learner = Learner(Case(rule, "maxabs", own=own).spec())
         learner.learn_many([x for x, _ in stream("Phishing", 150)], [y for _, y in stream("Phishing", 150)])
-        return learner.weights.tolist()
+        return [float(weight) for weight in learner.weights]
 
     found = [weights(), *[weights(**own) for own in OWN_PARAMETERS[rule] if own]]
     assert len({tuple(learned) for learned in found}) == len(found)
@@ -257,7 +257,7 @@ def test_values_far_above_all_before_them_are_learned_as_river_learns_them(rule:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_progressive_probability_equals_rivers(rule: str, scale: str) -> None:
+def test_every_progressive_probability_equals_rivers(rule: str, scale: Scale) -> None:
     ours, theirs = Learner(Case(rule, scale).spec()), Case(rule, scale).oracle()
     for x, y in stream("Phishing"):
         assert ours.predict_proba_one(x) == theirs.predict_proba_one(dict(x))
@@ -271,7 +271,7 @@ def sparse_events(count: int, seed: int, spread: float = 100.0) -> list[Event]:
 
     One now and then has values of the size of `spread`.
     """
-    numbers, events = random.Random(seed), []
+    numbers, events = random.Random(seed), list[Event]()
     for i in range(count):
         first = i // 4  # the vocabulary moves on
         words = numbers.sample(range(first, first + 60), numbers.randrange(0, 14))
@@ -286,7 +286,7 @@ def sparse_events(count: int, seed: int, spread: float = 100.0) -> list[Event]:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_sparse_events_equal_river(rule: str, scale: str) -> None:
+def test_sparse_events_equal_river(rule: str, scale: Scale) -> None:
     numbers = random.Random(12)
     for case in (Case(rule, scale), Case(rule, scale, "inverse scaling", "l1"), Case(rule, scale, "optimal", "l2")):
         ours, theirs = Learner(case.spec()), case.oracle()
@@ -387,7 +387,7 @@ def wide_events() -> list[tuple[list[float], int]]:
 def test_an_event_changes_the_rows_of_its_own_features_and_no_others(
     rule: str, wide_events: list[tuple[list[float], int]]
 ) -> None:
-    for scale, l1 in (("none", 0.0), ("standard", 1e-6), ("maxabs", 1e-6)):
+    for scale, l1 in zip(SCALES, (0.0, 1e-6, 1e-6), strict=True):
         learner = Learner(Spec(rule=rule, scale=scale, l1=l1))
         learner.learn_many([x for x, _ in wide_events], [y for _, y in wide_events])
         before = linear_arrays(learner)

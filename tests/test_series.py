@@ -74,11 +74,9 @@ def ask(service: Service, model: str = "default", **query: Any) -> dict[str, Any
 def learned_in(found: dict[str, Any]) -> float:
     """Events learned in all points together."""
     now = time.time()
-    return sum(
-        rate * max(1.0, min(found["step"], now - (t - found["step"])))
-        for t, rate in zip(found["t"], found["learned"], strict=True)
-        if rate is not None
-    )
+    rates: list[tuple[float, float | None]] = list(zip(found["t"], found["learned"], strict=True))
+    step: float = found["step"]
+    return sum(rate * max(1.0, min(step, now - (t - step))) for t, rate in rates if rate is not None)
 
 
 def some(count: int) -> list[dict[str, Any]]:

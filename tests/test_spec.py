@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from effort import from_checks_on
@@ -161,7 +161,7 @@ WRONG_TYPES = [
     *[(field, 4.0) for field in ("max_features", "hash_bits")],
     *[(field, math.nan) for field in ("max_features", "hash_bits")],
     *[(field, HUGE) for field in ("learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_value")],
-    *[("class_weights", {"0": value}) for value in ("1", [1], {}, HUGE)],
+    *[("class_weights", {"0": value}) for value in ("1", [1], dict[str, Any](), HUGE)],
 ]
 BOOLEANS = ["learning_rate", "bias_learning_rate", "l1", "l2", "clip", "max_features", "hash_bits", "max_value"]
 UNHASHABLE_RULES: list[Any] = [{}, [], ["sgd"]]
@@ -267,7 +267,7 @@ def test_a_field_that_does_not_exist_is_refused_by_name(name: str) -> None:
 
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        Spec().learning_rate = 0.5  # type: ignore[misc]
+        Spec().learning_rate = 0.5  # type: ignore[misc]  # so does mypy say
 
 
 # -- what goes with what
@@ -304,8 +304,14 @@ def test_auto_takes_no_rates_no_penalties_and_no_scale(field: str, value: Any) -
 
 
 def test_auto_takes_what_has_nothing_to_do_with_tuning() -> None:
-    said = {"clip": 5.0, "max_features": 7, "hash_bits": 3, "max_value": 10.0, "class_weights": {"0": 2.0, "1": 1.0}}
-    said["overflow"] = "refuse"
+    said: dict[str, Any] = {
+        "clip": 5.0,
+        "max_features": 7,
+        "hash_bits": 3,
+        "max_value": 10.0,
+        "class_weights": {"0": 2.0, "1": 1.0},
+        "overflow": "refuse",
+    }
     expected = {"rule": "auto", "l1": 0.0, "l2": 0.0, "scale": "none", "join": JOIN, **said}
     assert Spec(rule="auto", **said).as_dict() == expected
     assert Spec(rule="auto", l1=0, l2=0, scale="none") == Spec(rule="auto")
@@ -406,8 +412,8 @@ def test_what_says_the_same_is_the_same_spec() -> None:
     assert json.dumps(one.as_dict()) == json.dumps(other.as_dict())
     assert Spec.from_dict({}) == Spec.from_dict({"learning_rate": 0.01, "bias_learning_rate": 0.01}) == Spec()
     assert Spec(class_weights={}) == Spec(class_weights={"1": 1}) == Spec(class_weights={"1": 1.0, "0": 1})
-    ones = [json.dumps(Spec(class_weights=w).as_dict()) for w in ({"0": 2, "1": 3}, {"1": 3.0, "0": 2.0})]
-    assert ones[0] == ones[1]
+    one, other = Spec(class_weights={"0": 2, "1": 3}), Spec(class_weights={"1": 3.0, "0": 2.0})
+    assert json.dumps(one.as_dict()) == json.dumps(other.as_dict())
 
 
 def test_what_says_something_else_is_another_spec() -> None:
@@ -424,7 +430,7 @@ def test_the_dict_that_a_spec_was_made_of_is_left_alone() -> None:
 
 
 def test_a_spec_does_not_change_with_the_dict_it_was_made_of() -> None:
-    weights = {"0": 2.0, "1": 1.0}
+    weights: dict[Literal["0", "1"], float] = {"0": 2.0, "1": 1.0}
     spec = Spec(class_weights=weights)
     weights["0"] = 9.0
     assert spec.class_weights == {"0": 2.0, "1": 1.0}

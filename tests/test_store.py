@@ -22,12 +22,12 @@ from examples import flip
 from processes import copied, events_of
 
 from core import Spec
-from core.batch import ORDINARY, Batch, fingerprints
+from core.batch import Batch, fingerprints
 from core.builder import BatchBuilder
 from core.features import Features
 from service import errors, failures
 from service.storage import codec, schema, store, trimming, wal
-from service.storage.ids import NewId
+from service.storage.ids import IdKind, NewId
 from service.storage.lock import FolderLock
 from service.storage.log import LogReader, StoredModel
 from service.storage.packed import pack
@@ -225,9 +225,9 @@ def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Pa
         marks = [fingerprints(part.batch).tolist() for part in parts]
         keys = {one.model.key: ["x", "y"], two.model.key: ["x", "y"]}
         assert one.store.log.waiting.find_ids(keys) == {
-            (one.model.key, "x"): KnownId(ORDINARY, 1, marks[0][0], None, None),
-            (two.model.key, "x"): KnownId(ORDINARY, 1, marks[1][0], None, None),
-            (two.model.key, "y"): KnownId(ORDINARY, 2, marks[1][1], None, None),
+            (one.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[0][0], None, None),
+            (two.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[1][0], None, None),
+            (two.model.key, "y"): KnownId(IdKind.LEARNED, 2, marks[1][1], None, None),
         }
     assert events_in(tmp_path, one.model.key) == [({"a": 1.0}, 1, 1.0)]
     assert events_in(tmp_path, two.model.key) == [({"b": 2.0}, 0, 1.0), ({"c": 3.0}, 1, 1.0)]
@@ -251,7 +251,7 @@ def test_a_fingerprint_reads_back_to_the_last_bit(tmp_path: Path, fingerprint: i
         ids = [NewId("x", 1, fingerprint)]
         writer.store.commit([ModelBatch(part.model, 1, part.batch, 0, part.names, ids)])
         assert writer.store.log.waiting.find_ids({part.model: ["x"]}) == {
-            (part.model, "x"): KnownId(ORDINARY, 1, fingerprint, None, None)
+            (part.model, "x"): KnownId(IdKind.LEARNED, 1, fingerprint, None, None)
         }
 
 
@@ -354,9 +354,9 @@ def test_a_reader_changes_nothing_while_a_service_writes_and_after_it_has_gone(t
             before = contents(folder)
             assert len(events_in(folder, writer.model.key)) == 10
             assert contents(folder) == before
-    before = (tmp_path / "a" / "log.db").read_bytes()
+    at_rest = (tmp_path / "a" / "log.db").read_bytes()
     assert len(events_in(tmp_path / "a", writer.model.key)) == 10
-    assert (tmp_path / "a" / "log.db").read_bytes() == before
+    assert (tmp_path / "a" / "log.db").read_bytes() == at_rest
 
 
 # -- models that go
@@ -949,7 +949,8 @@ def test_a_write_that_fails_is_a_failed_storage_and_nothing_of_it_is_there_after
 def test_a_body_that_fails_for_another_reason_leaves_nothing_behind(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
         end = writer.store.log.db.log_end()
-        good, bad = writer.draft(({"a": 1.0}, 1)), ModelBatch(1, 2, "no batch", 1, [], [])  # type: ignore[arg-type]
+        no_batch: Any = "no batch"
+        good, bad = writer.draft(({"a": 1.0}, 1)), ModelBatch(1, 2, no_batch, 1, [], [])
         with pytest.raises((TypeError, AttributeError)):
             writer.store.commit([good, bad])
         assert writer.store.log.db.log_end() == end

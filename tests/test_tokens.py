@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import Mock
 
 import httpx
 import pyarrow as pa
@@ -67,6 +68,16 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
+def until_known(service: Service, headers: dict[str, str]) -> None:
+    """Wait until a service has found a new token in its file."""
+    eventually(lambda: service.http.get("/models", headers=headers).status_code == 200, "the token")
+
+
+def scopes(words: str) -> list[tokens.Scope]:
+    """Scopes by their words, as in "predict learn"."""
+    return [scope for scope in get_args(tokens.Scope) if scope in words.split()]
+
+
 class Guarded:
     """A service that asks for tokens, and one token of each kind: for all models, or for `clicks` alone."""
 
@@ -88,7 +99,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     below = tmp_path_factory.mktemp("guarded")
     folder = below / "data"
     made = {}
-    for scope, models in itertools.product(("predict", "learn", "admin"), (None, ["clicks"])):
+    each: tuple[tokens.Scope, ...] = get_args(tokens.Scope)
+    for scope, models in itertools.product(each, (None, ["clicks"])):
         text, _ = tokens.create(folder, [scope], models, None)
         made[scope + ("" if models is None else " of clicks")] = text
     starter = Starter(below)
@@ -221,7 +233,7 @@ def forms(*ids: str | None) -> dict[str, dict[str, Any]]:
 def test_what_a_model_learns_without_a_label_takes_a_token_that_may_learn(start: Start, tmp_path: Path) -> None:
     """With "on_timeout": "negative" a prediction with an id trains the model, if its label does not come."""
     folder = tmp_path / "data"
-    made = {kind: tokens.create(folder, kind.split(), None, None)[0] for kind in ("predict", "predict learn", "admin")}  # type: ignore[arg-type]
+    made = {kind: tokens.create(folder, scopes(kind), None, None)[0] for kind in ("predict", "predict learn", "admin")}
     service = start(folder=folder)
 
     def ask(kind: str, method: str, path: str, **options: Any) -> httpx.Response:
@@ -263,16 +275,16 @@ def test_what_waits_is_shown_to_who_asked_for_it_and_to_who_may_learn(start: Sta
     service = start(folder=folder)
     assert service.model().predict({"x": {"a": 1}, "id": "of nobody"}).json()["kept"]
     assert service.http.post("/models/default/explain", json={"id": "of nobody"}).status_code == 200
-    scopes = {"mine": "predict", "theirs": "predict", "both": "predict learn", "admin": "admin"}
-    made = {name: tokens.create(folder, scope.split(), None, None)[0] for name, scope in scopes.items()}  # type: ignore[arg-type]
+    kinds = {"mine": "predict", "theirs": "predict", "both": "predict learn", "admin": "admin"}
+    made = {name: tokens.create(folder, scopes(kind), None, None)[0] for name, kind in kinds.items()}
     eventually(lambda: service.http.get("/models").status_code == 401, "the tokens to be asked for")
 
     def explained(service: Service, id_: str) -> dict[str, int]:
         """Who sees it; others are told what they are told of an id that there is not."""
         found = {}
         for name, token in made.items():
-            ask = [{"json": {"id": asked}, "headers": bearer(token)} for asked in (id_, "never made")]
-            reply, never = (service.http.post("/models/default/explain", **asked) for asked in ask)  # type: ignore[arg-type]
+            ask: list[Any] = [{"json": {"id": asked}, "headers": bearer(token)} for asked in (id_, "never made")]
+            reply, never = (service.http.post("/models/default/explain", **asked) for asked in ask)
             if reply.status_code == 404:
                 assert never.json()["detail"] == reply.json()["detail"].replace(id_, "never made")
             found[name] = reply.status_code
@@ -346,8 +358,8 @@ def test_a_route_that_nobody_has_thought_of_takes_an_admin() -> None:
     ],
 )
 def test_what_is_no_token_is_refused(guarded: Guarded, authorization: str) -> None:
-    headers = {"authorization": authorization.encode("latin-1"), **JSON}
-    reply = guarded.service.http.post("/predict", json=EVENT, headers=headers)  # type: ignore[arg-type]
+    headers = {b"authorization": authorization.encode("latin-1")}
+    reply = guarded.service.http.post("/predict", json=EVENT, headers=headers)
     assert_problem(reply, 401, "but the one that was sent is unknown")
     assert 'error="invalid_token"' in reply.headers["www-authenticate"]
 
@@ -409,7 +421,9 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
 def test_a_token_expires_and_its_streams_end(start: Start) -> None:
     service = start(env={"LOGSTEP_TOKEN": ADMIN})
     text, token = tokens.create(service.folder, ["learn", "predict"], None, None, seconds=5.0)
-    eventually(lambda: service.http.get("/models", headers=bearer(text)).status_code == 200, "the token")
+    assert token.expires_at is not None
+    end = token.expires_at
+    until_known(service, bearer(text))
 
     def watch() -> list[str]:
         with service.another_client() as http, http.stream("GET", "/stream", headers=bearer(text)) as reply:
@@ -417,7 +431,7 @@ def test_a_token_expires_and_its_streams_end(start: Start) -> None:
 
     def lines() -> Iterator[bytes]:
         yield json.dumps(EVENT).encode() + b"\n"
-        eventually(lambda: time.time() > token.expires_at, "the token to expire")
+        eventually(lambda: time.time() > end, "the token to expire")
         for _ in range(100):
             yield json.dumps(EVENT).encode() + b"\n"
             time.sleep(0.05)
@@ -456,7 +470,7 @@ def test_a_stream_ends_when_its_token_is_taken_back(start: Start) -> None:
     """Those who watch, and a body that is still on its way: what was learned of it is told, and stays."""
     service = start(env={"LOGSTEP_TOKEN": ADMIN})
     token = made(service.folder, "--scope", "learn", "--scope", "predict")
-    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    until_known(service, bearer(token))
     revoked, watched = threading.Event(), threading.Event()
 
     def watch() -> list[str]:
@@ -559,19 +573,17 @@ def test_the_file_is_looked_at_once_a_second_and_a_token_hashed_once(
 ) -> None:
     text, _ = tokens.create(tmp_path, ["learn"], None, None)
     known = tokens.Tokens(tmp_path, ADMIN)
-    looked: list[object] = []
-    hashed: list[bytes] = []
-    look, sha256 = known._stamp_now, hashlib.sha256
-    monkeypatch.setattr(known, "_stamp_now", lambda: (looked.append(1), look())[1])
-    monkeypatch.setattr(tokens.hashlib, "sha256", lambda data: (hashed.append(data), sha256(data))[1])
+    look, sha256 = Mock(wraps=known._stamp_now), Mock(wraps=hashlib.sha256)
+    monkeypatch.setattr(known, "_stamp_now", look)
+    monkeypatch.setattr(hashlib, "sha256", sha256)
     for _ in range(1000):
         known.look()
         assert known.grant(f"Bearer {text}".encode())
-    assert (len(looked), len(hashed)) == (0, 1)
+    assert (look.call_count, sha256.call_count) == (0, 1)
     time.sleep(tokens.LOOK_SECONDS)
     known.look()
     known.look()
-    assert len(looked) == 1
+    assert look.call_count == 1
 
 
 def test_only_so_many_tokens_are_remembered_as_they_were_sent(tmp_path: Path) -> None:
@@ -640,7 +652,7 @@ def test_a_start_on_an_address_that_others_reach_is_refused_before_anything_list
 def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
     service = guarded.service
     slow = bearer(tokens.create(service.folder, ["predict", "learn"], None, 20)[0])
-    eventually(lambda: service.http.get("/models", headers=slow).status_code == 200, "the token")
+    until_known(service, slow)
     codes = [service.http.post("/predict", json={"x": {}}, headers=slow).status_code for _ in range(40)]
     assert codes[:18] == [200] * 18  # of 20 the first GET took one, and a little for its reply
     assert 429 in codes
@@ -675,7 +687,7 @@ def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(sta
         ("GET", "/models/default/weights?top=1", 0.1),
     ):
         slow = bearer(tokens.create(service.folder, ["predict"], None, 10)[0])
-        eventually(lambda slow=slow: service.http.get("/models", headers=slow).status_code == 200, "the token")  # type: ignore[misc]
+        until_known(service, slow)
         assert service.http.request(method, path, headers=slow).status_code == 200
         after = service.http.get("/models", headers=slow)
         if events < 1:
@@ -689,7 +701,7 @@ def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(sta
 def test_a_stream_past_the_rate_is_read_more_slowly(guarded: Guarded) -> None:
     service = guarded.service
     slow = bearer(tokens.create(service.folder, ["predict", "learn"], None, 50)[0])
-    eventually(lambda: service.http.get("/models", headers=slow).status_code == 200, "the token")
+    until_known(service, slow)
     for verb in ("learn", "predict"):
         started = time.monotonic()
         lines = ndjson([EVENT if verb == "learn" else {"x": EVENT["x"]}] * 120)
@@ -773,10 +785,15 @@ def test_a_body_that_ends_after_its_token_was_revoked_does_nothing(
 ) -> None:
     service = guarded.service
     token, made = tokens.create(service.folder, [scope], None, None)
-    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    until_known(service, bearer(token))
     with service.connect() as connection:
-        head = {"content_type": "application/json", "content_length": len(body), "authorization": f"Bearer {token}"}
-        connection.send_head(path, method, **head)
+        connection.send_head(
+            path,
+            method,
+            content_type="application/json",
+            content_length=len(body),
+            authorization=f"Bearer {token}",
+        )
         connection.send(body[:5])
         tokens.revoke(service.folder, made.id)
         eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 401, "the token to go")
@@ -793,7 +810,7 @@ def test_a_token_stands_in_no_line_of_the_log_and_in_no_reply(guarded: Guarded) 
     token, _ = tokens.create(service.folder, ["predict"], ["clicks"], 1)
     secret = "a-secret-in-a-body-0123456789"
     said = []
-    eventually(lambda: service.http.get("/models", headers=bearer(token)).status_code == 200, "the token")
+    until_known(service, bearer(token))
     for sent in (ADMIN, token, token[:-1], f"{token}, {ADMIN}"):
         for method, path in WANTS:
             url = path.replace("{model}", "clicks")

@@ -482,6 +482,7 @@ def test_after_a_full_disk_a_stream_learns_nothing_more(tmp_path: Path) -> None:
             with failing_commits(errors.DiskFull()):
                 answers = [engine.queue.enqueue("default", [event(float(i))], stream) for i in range(3)]
                 first, *later = await asyncio.gather(*answers, return_exceptions=True)
+            assert not isinstance(first, BaseException)
             assert isinstance(told(first).error, errors.DiskFull)
             assert later == [[], []]
             assert engine.model("default").learner.seq == 0

@@ -99,13 +99,19 @@ class Scores(Shape):
 
 
 class Bucket(Shape):
-    """How many values are up to a bound. Of probabilities also their mean `p`, and the share of `ones` among their
-    labels."""
+    """How many values are up to a bound."""
+
+    up_to: float | None = 60.0
+    count: int = 25000
+
+
+class Calibrated(Bucket):
+    """How many probabilities are up to a bound, their mean `p`, and the share of `ones` among their labels."""
 
     up_to: float | None = 0.1
     count: int = 812
-    p: float | None
-    ones: float | None
+    p: float | None = 0.061
+    ones: float | None = 0.058
 
 
 class Progress(Shape):
@@ -113,7 +119,7 @@ class Progress(Shape):
 
     total: Scores = Scores()
     window: Scores = Scores(events=1000)
-    calibration: dict[str, list[Bucket]] = {"total": [Bucket.model_construct(p=0.061, ones=0.058)]}
+    calibration: dict[str, list[Calibrated]] = {"total": [Calibrated()]}
 
 
 class Delays(Shape):
@@ -121,7 +127,7 @@ class Delays(Shape):
 
     count: int = 29012
     mean: float | None = 31.2
-    buckets: list[Bucket] = [Bucket.model_construct(up_to=60.0, count=25000)]
+    buckets: list[Bucket] = [Bucket()]
 
 
 class Joined(Shape):

@@ -18,9 +18,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from http_benchmark import machine, positive, positives
 from river import linear_model
@@ -69,7 +70,7 @@ def microseconds(run: Callable[[], object], events: int) -> float:
     return (time.perf_counter() - started) / events * 1e6
 
 
-def each(call: Callable[..., object], rows: list[tuple[object, ...]]) -> Callable[[], None]:
+def each(call: Callable[..., object], rows: Iterable[tuple[Any, ...]]) -> Callable[[], None]:
     def run() -> None:
         for row in rows:
             call(*row)

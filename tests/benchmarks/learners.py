@@ -99,11 +99,11 @@ def main() -> None:
         rounds = [(*here(spec, rows), in_river(spec, few)) for _ in range(arguments.rounds)]
         mine, kernel, theirs = (statistics.median(side) for side in zip(*rounds, strict=True))
         print(f"{rule:34} {mine:11.2f} {kernel:8.2f} {theirs:8.2f}")
-    rounds = [(here(Spec(rule="auto"), rows), usual(few)) for _ in range(arguments.rounds)]
-    mine, kernel = (statistics.median(side) for side in zip(*(first for first, _ in rounds), strict=True))
+    pairs = [(here(Spec(rule="auto"), rows), usual(few)) for _ in range(arguments.rounds)]
+    mine, kernel = (statistics.median(side) for side in zip(*(first for first, _ in pairs), strict=True))
     print(f"{'auto':34} {mine:11.2f} {kernel:8.2f}")
-    for name in rounds[0][1]:
-        print(f"{name:34} {'':11} {'':8} {statistics.median(second[name] for _, second in rounds):8.2f}")
+    for name in pairs[0][1]:
+        print(f"{name:34} {'':11} {'':8} {statistics.median(second[name] for _, second in pairs):8.2f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import math
 import re
 import statistics
@@ -79,7 +80,7 @@ def streams(folder: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
     if folder is not None:
         for name, file, read in (("elec", "elec.csv", elec), ("sms", "sms.tsv", sms), ("a9a", "a9a.libsvm", a9a)):
             if (folder / file).exists():
-                found[name] = lambda path=folder / file, read=read: read(path)
+                found[name] = functools.partial(read, folder / file)
     return found
 
 

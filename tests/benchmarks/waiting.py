@@ -128,9 +128,9 @@ def measure_waiting(waiting: int, features: int) -> None:
         with service(folder) as (process, connection, _):
             seconds = 0.0
             for start in range(0, waiting, PIECE):
-                lines = [{"id": id_, "y": numbers.getrandbits(1)} for id_ in ids[start : start + PIECE]]
+                labels = [{"id": id_, "y": numbers.getrandbits(1)} for id_ in ids[start : start + PIECE]]
                 begun = time.perf_counter()
-                send(connection, "/learn", lines)
+                send(connection, "/learn", labels)
                 seconds += time.perf_counter() - begun
             print(f"all labels, in random order: {waiting / seconds:,.0f} a second")
             time.sleep(20)  # the service frees memory and disk every few seconds
