@@ -35,9 +35,10 @@ Named = Annotated[dict[str, Number | bool | Text | None], _says(propertyNames={"
 Numbers = Annotated[
     list[Number | bool | None], _says(description="An array of numbers, whose names are their positions.")
 ]
-Features = Annotated[Named | Numbers, _says(description="Features by name or position. A null is left out.")]
+_ANY = {"x-go-type": "any"}  # for oapi-codegen; else every value of a Go client would be a union to be filled
+Features = Annotated[Named | Numbers, _says(description="Features by name or position. A null is left out.", **_ANY)]
 """An event's x."""
-Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.")]
+Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.", **_ANY)]
 Weight = Annotated[float, _says(exclusiveMinimum=0, description="Multiplies the gradient.")]
 
 

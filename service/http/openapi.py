@@ -42,9 +42,9 @@ _ERRORS = {
 }
 
 
-def ref(kind: type) -> dict[str, Any]:
+def ref(kind: type | str) -> dict[str, Any]:
     """The schema of this name."""
-    return {"$ref": _SCHEMAS + kind.__name__}
+    return {"$ref": _SCHEMAS + (kind if isinstance(kind, str) else kind.__name__)}
 
 
 # -- replies
@@ -121,30 +121,28 @@ _PREDICT: _Examples = {
 
 def learns(*links: str) -> dict[str, Any]:
     """What a route that learns takes and replies."""
-    found = _hot("Learned, and on the disk", _LEARN, links)
+    found = _hot("Learned, and on the disk", "Learn", _LEARN, links)
     replied = found["responses"][200]["content"][JSON]
-    replied["schema"]["anyOf"] += [ref(LearnedMany), ref(LearnedManyLate)]
     replied["examples"]["stream"] = {"value": msgspec.to_builtins(LearnedMany("default", 2, 0, 1, 2, 0.693))}
     return found
 
 
 def predicts(*links: str) -> dict[str, Any]:
     """What a route that predicts takes and replies."""
-    found = _hot("Predicted", _PREDICT, links)
+    found = _hot("Predicted", "Predict", _PREDICT, links)
     found["responses"][200]["content"][NDJSON] = _lines([reply for _, _, reply in _PREDICT.values()])
     return found
 
 
-def _hot(done: str, examples: _Examples, links: Sequence[str]) -> dict[str, Any]:
+def _hot(done: str, name: str, examples: _Examples, links: Sequence[str]) -> dict[str, Any]:
     bodies = {name: body for name, (_, body, _) in examples.items()}
     replies = {name: msgspec.to_builtins(reply) for name, (_, _, reply) in examples.items()}
-    kinds = dict.fromkeys(kind for kind, _, _ in examples.values())
     content = {
-        JSON: _one_or_many(list(kinds), bodies),
+        JSON: {"schema": ref(name), "examples": _shown(bodies)},
         NDJSON: _lines(list(bodies.values())),
         ARROW: {"schema": {"type": "string", "contentMediaType": ARROW}},
     }
-    replied = {JSON: _one_or_many([type(reply) for _, _, reply in examples.values()], replies)}
+    replied = {JSON: {"schema": ref(f"{name}Reply"), "examples": _shown(replies)}}
     good = {"description": done, "content": replied, **_links(links)}
     return {
         "responses": {200: good, **problems(400, 404, 405, 409, 413, 415, 422, 500, 503, 507)},
@@ -152,14 +150,24 @@ def _hot(done: str, examples: _Examples, links: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _one_or_many(kinds: Sequence[type], examples: dict[str, Any]) -> dict[str, Any]:
-    """An object of one of these kinds, or an array of them."""
+def _shown(examples: dict[str, Any]) -> dict[str, Any]:
+    """Examples, and one of an array of them."""
+    return {name: {"value": value} for name, value in {**examples, "array": list(examples.values())}.items()}
+
+
+def _one_or_many(*kinds: type, streamed: Sequence[type] = ()) -> dict[str, Any]:
+    """An object of one of these kinds, an array of them, or what answers a stream."""
     one = [ref(kind) for kind in kinds]
-    shown = {**examples, "array": list(examples.values())}
-    return {
-        "schema": {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}}]},
-        "examples": {name: {"value": value} for name, value in shown.items()},
-    }
+    return {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}}, *map(ref, streamed)]}
+
+
+_HOT = {
+    "Learn": _one_or_many(Event, Label),
+    "LearnReply": _one_or_many(Learned, LearnedLate, streamed=[LearnedMany, LearnedManyLate]),
+    "Predict": _one_or_many(Question),
+    "PredictReply": _one_or_many(Predicted, PredictedKept),
+}
+"""They have names, because oapi-codegen's clients in Go send an empty object for a union without a name."""
 
 
 def _lines(values: Sequence[Any]) -> dict[str, Any]:
@@ -174,6 +182,7 @@ def completed(document: dict[str, Any], routes: Sequence[BaseRoute]) -> dict[str
     components = document["components"]
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     components["schemas"] |= _schemas()
+    _suit_generators(document)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own errors never happen
         components["schemas"].pop(name, None)
     for route in routes:
@@ -193,10 +202,28 @@ def _schemas() -> dict[str, Any]:
     structs += [Predicted, PredictedKept]
     _, schemas = msgspec.json.schema_components(structs, ref_template=_SCHEMAS + "{name}")
     schemas["Explain"]["oneOf"] = [
-        {"required": ["x"], "properties": {"x": {"type": ["object", "array"]}, "id": {"type": "null"}}},
+        {"required": ["x"], "properties": {"x": {"not": {"type": "null"}}, "id": {"type": "null"}}},
         {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},
     ]
     for kind in (Spec, Problem):
         schema: dict[str, Any] = TypeAdapter(kind).json_schema(ref_template=_SCHEMAS + "{model}")
         schemas |= {**schema.pop("$defs", {}), kind.__name__: schema}
-    return schemas
+    return schemas | _HOT
+
+
+def _suit_generators(document: dict[str, Any]) -> None:
+    """What generators of clients would get wrong. openapi-typescript requires every field that has a default, and
+    oapi-codegen makes a float32 of a number whose format is not said."""
+    for schema in document["components"]["schemas"].values():
+        for field in schema.get("properties", {}).values():
+            if (default := field.pop("default", None)) is not None:
+                told = field.get("description", "")
+                field["description"] = f"{told} Default: {msgspec.json.encode(default).decode()}.".strip()
+    _double(document)
+
+
+def _double(part: Any) -> None:
+    if isinstance(part, dict) and part.get("type") == "number":
+        part["format"] = "double"
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _double(inner)
