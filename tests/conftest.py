@@ -155,6 +155,12 @@ class Model:
     def crosscheck(self) -> httpx.Response:
         return self.service.http.get(f"{self.path}/crosscheck")
 
+    def assert_equal_to_river(self) -> None:
+        """A cross-check loads river in a process of its own, which takes three seconds. So quick leaves it to the tests
+        of the cross-check."""
+        if EFFORT != "quick":
+            assert self.crosscheck().json()["equal"] is True
+
     def weights(self) -> dict[str, Any]:
         return self.service.get(f"{self.path}/weights")
 

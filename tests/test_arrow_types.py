@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import Model, Service, assert_problem
+from effort import from_checks_on
 from test_arrow import refusal_of, stream_of, tables_of, x_of
 from test_http_arrow import ARROW
 
@@ -312,6 +313,7 @@ def learned_alike(model: Model, body: bytes, xs: list[dict[str, Any]], ys: list[
     assert all(reply["duplicate"] for reply in again.json()), again.text
 
 
+@from_checks_on
 def test_a_polars_frame_is_learned_as_it_is(model: Model) -> None:
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame(

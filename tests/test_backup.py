@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import LOGSTEP
 from disk import needs_strace
-from effort import amount
+from effort import amount, few
 from forked import CONTEXT
 from processes import Service, copied, exchange, logged_events, replayed_elsewhere
 
@@ -436,6 +436,7 @@ def test_a_second_backup_to_the_same_place_waits_for_nobody(folder: Path, tmp_pa
 # -- kills, power cuts, and disks without room
 
 
+@few(1)
 @needs_strace()
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
@@ -487,6 +488,7 @@ def killed(function: Any, arguments: tuple[Path, Path], seconds: float) -> bool:
     return running
 
 
+@few(1)
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_kill_at_any_moment_leaves_a_whole_copy_or_none(large: Path, tmp_path: Path, command: str) -> None:
     kills = amount(quick=3, checks=8, long=150)
@@ -561,6 +563,7 @@ def test_a_disk_that_fills_up_while_it_is_copied_to_has_nothing_of_the_copy_left
         assert files(small_disk) == []
 
 
+@few(1)
 @pytest.mark.parametrize(
     "command", [["inspect", "{}"], ["restore", "{}", "{}-restored"], ["serve", "--port", "0", "--data", "{}"]]
 )

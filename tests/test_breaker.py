@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Model, NewModel, Service, Start, assert_problem, ndjson
+from effort import from_checks_on
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
@@ -113,6 +114,7 @@ def test_what_was_learned_before_is_a_duplicate_all_the_same(stopped: Model) -> 
     assert (half["duplicates"], half["learned"], half["line"]) == (30, 0, 31)
 
 
+@from_checks_on
 def test_it_stays_stopped_through_a_kill_and_a_stop_and_a_replay_gives_the_same_bits(
     poisoned: Service, start: Start
 ) -> None:

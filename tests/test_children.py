@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import from_checks_on
 from golden.make import EVENTS, HERE
 from patience import PATIENCE
 from processes import copied, running
@@ -27,6 +28,7 @@ def question(tmp_path: Path) -> dict[str, Any]:
     return {"folder": str(folder), "model": "sgd", "key": key, "seq": EVENTS, "bytes": 0}
 
 
+@from_checks_on
 @pytest.mark.parametrize("parent_lives", [True, False])
 def test_a_cross_check_ends_when_nobody_waits_for_it(question: dict[str, Any], parent_lives: bool) -> None:
     ours, theirs = os.pipe()

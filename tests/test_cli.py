@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import LOGSTEP, PLAIN, Model, Service, Start, Starter
-from effort import only_long
+from effort import few, from_checks_on, only_long
 from patience import PATIENCE, eventually
 from processes import running
 from streams import stream
@@ -576,6 +576,7 @@ def test_a_mark_without_a_log_is_told(tmp_path: Path, call: Call, folder: Path) 
 # -- demo
 
 
+@from_checks_on
 def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "LOGSTEP_PORT": "1"}
     done = subprocess.run([LOGSTEP, "demo"], capture_output=True, text=True, timeout=120, env=environment, check=False)
@@ -587,6 +588,7 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@from_checks_on
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -623,6 +625,7 @@ def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@few(1)
 @pytest.mark.parametrize("module", ["service.commands.cli", "pydantic_settings", "service.http.server"])
 def test_ctrl_c_while_modules_are_imported_ends_a_command_as_later(tmp_path: Path, module: str) -> None:
     program = f"""

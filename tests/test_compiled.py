@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import from_checks_on
 from numba.core import config
 
 import core
@@ -170,6 +171,7 @@ def installation(started_once: tuple[Installation, Path]) -> Installation:
     return installed
 
 
+@from_checks_on
 def test_a_second_start_with_a_good_cache_compiles_nothing(installation: Installation) -> None:
     before = installation.files(".nbc") | installation.files(".nbi")
     kernels = installation.start()
@@ -179,12 +181,14 @@ def test_a_second_start_with_a_good_cache_compiles_nothing(installation: Install
     assert len(before) == 2 * len(kernels)
 
 
+@from_checks_on
 def test_a_good_cache_is_used_where_it_cannot_be_written_to(installation: Installation) -> None:
     before = installation.files(".nbc") | installation.files(".nbi")
     assert set(installation.start(READ_ONLY + START).values()) == {1}
     assert installation.files(".nbc") | installation.files(".nbi") == before
 
 
+@from_checks_on
 def test_a_start_with_no_folder_to_keep_kernels_in_compiles_and_runs(tmp_path: Path) -> None:
     installation = copy_package(tmp_path)
     (tmp_path / "file").write_text("a regular file has no folders in it, not even for root")
@@ -194,6 +198,7 @@ def test_a_start_with_no_folder_to_keep_kernels_in_compiles_and_runs(tmp_path: P
     assert kept(tmp_path) == {}
 
 
+@from_checks_on
 def test_a_start_with_a_damaged_cache_compiles_what_is_damaged_and_runs(installation: Installation) -> None:
     indexes = sorted(installation.files(".nbi"))
     damaged = 0
@@ -209,6 +214,7 @@ def test_a_start_with_a_damaged_cache_compiles_what_is_damaged_and_runs(installa
     assert sorted(kernels.values()) == [0] * damaged + [1]
 
 
+@from_checks_on
 def test_a_changed_line_in_one_file_makes_the_kernels_of_every_file_stale(installation: Installation) -> None:
     with (installation.root / "core" / "logistic.py").open("a") as file:
         file.write("# The kernels of other files may have this file's functions inlined.\n")
@@ -219,6 +225,7 @@ def test_a_changed_line_in_one_file_makes_the_kernels_of_every_file_stale(instal
 # -- where they are kept
 
 
+@from_checks_on
 def test_kernels_are_kept_in_the_users_cache_folder_and_never_in_the_package(
     installation: Installation, tmp_path: Path
 ) -> None:

@@ -470,6 +470,7 @@ def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> N
 # -- the clock
 
 
+@few(1)
 @pytest.mark.skipif(faketime() is None, reason="needs libfaketime (Debian: apt-get install faketime)")
 @pytest.mark.parametrize("years", [10, -10])
 def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: int) -> None:

@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, ndjson
+from effort import from_checks_on
 from patience import eventually
 
 from core import Learner, Spec
@@ -375,6 +376,7 @@ def test_a_second_service_on_a_folder_is_told_who_has_it(start: Start) -> None:
     assert service.model().learn({"x": {"a": 1}, "y": 1}).json()["seq"] == before + 1
 
 
+@from_checks_on
 def test_a_port_in_use_is_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -405,6 +407,7 @@ WRONG_SETTINGS = {
 }
 
 
+@from_checks_on
 def test_wrong_settings_are_told_by_name(tmp_path: Path) -> None:
     """All at once, because each start costs a part of a second."""
     running = {}

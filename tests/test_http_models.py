@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
+from effort import from_checks_on
 from patience import eventually
 
 from core import Learner, Spec
@@ -272,7 +273,7 @@ def test_a_full_model_leaves_new_features_out_and_says_how_many(new_model: NewMo
     metric = f'logstep_model_left_out{{model="{model.name}"}} 12.0'
     assert metric in model.service.http.get("/metrics").text
     assert model.predict({"x": {"a": 1.0, "user": "u11"}}).json()["p"] == model.predict({"x": {"a": 1.0}}).json()["p"]
-    assert model.crosscheck().json()["equal"] is True
+    model.assert_equal_to_river()
     explained = model.service.http.post(f"{model.path}/explain", json={"x": {"a": 1.0, "user": "u11"}}).json()
     assert ([feature["name"] for feature in explained["features"]], explained["unknown"]) == (["a"], ["user=u11"])
 
@@ -495,6 +496,7 @@ def test_the_crosscheck_finds_the_weights_equal_to_rivers_while_others_are_serve
     assert not shared.children()
 
 
+@from_checks_on
 def test_of_two_crosschecks_asked_for_at_once_one_runs(shared: Service, new_model: NewModel) -> None:
     model = learned(new_model, hash_bits=2, l1=0.0001)
     with shared.connect() as first, shared.connect() as second:
@@ -506,6 +508,7 @@ def test_of_two_crosschecks_asked_for_at_once_one_runs(shared: Service, new_mode
     assert (report["equal"], report["replay_equal"]) == (True, True)
 
 
+@from_checks_on
 def test_a_crosscheck_may_be_asked_for_while_a_large_array_is_being_learned(model: Model) -> None:
     body = "[" + ",".join(['{"x":[],"y":1}'] * 65_000) + "]"
     with model.service.another_client() as elsewhere, ThreadPoolExecutor(1) as pool:

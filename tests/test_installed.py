@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import PLAIN
+from effort import from_checks_on
 from forked import clean_environment, serve
 from patience import eventually
 
@@ -91,12 +92,14 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return Installation(tmp_path_factory.mktemp("installation"))
 
 
+@from_checks_on
 def test_it_runs_from_its_source_with_pythonpath(installation: Installation) -> None:
     command: list[str | Path] = [installation.bin / "python", "-P", "-m", "service.commands.cli"]
     with installation.serving(command, {"PYTHONPATH": str(installation.source)}) as port:
         assert is_equal_to_river(port)
 
 
+@from_checks_on
 def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_second(
     installation: Installation,
 ) -> None:
@@ -115,6 +118,7 @@ def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_s
         assert is_equal_to_river(port)
 
 
+@from_checks_on
 def test_without_the_extra_arrow_it_learns_json_and_says_how_to_read_columns(
     installation: Installation, tmp_path: Path
 ) -> None:

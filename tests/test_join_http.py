@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Model, NewModel, Reply, Service, Start, assert_problem, ndjson
+from effort import from_checks_on
 from patience import eventually
 from river import metrics
 
@@ -476,6 +477,7 @@ def test_both_labels_at_once_one_is_learned_and_the_other_a_conflict(shared: Ser
     assert (model.mark()[0], counts(model)) == (1, expected(joined=1))
 
 
+@from_checks_on
 def test_a_prediction_and_its_label_in_flight_at_once_either_join_or_the_label_is_unknown(
     shared: Service, model: Model
 ) -> None:
@@ -502,7 +504,7 @@ def test_a_prediction_and_its_label_in_flight_at_once_either_join_or_the_label_i
         overtaken = sum(clients.map(client, range(8)))
     assert 0 <= overtaken <= 64
     assert (model.mark()[0], counts(model)) == (64, expected(joined=64))
-    assert model.crosscheck().json()["equal"] is True
+    model.assert_equal_to_river()
 
 
 # -- timeouts
@@ -558,7 +560,7 @@ def test_a_prediction_whose_label_does_not_come_is_learned_as_0(new_model: NewMo
         assert '"late": "learn"' in response.json()["detail"]
     assert_conflict(model.predict(question("p1", {"a": 1.0})), "p1", "was learned before, at seq 2")
     assert model.mark()[0] == 3
-    assert model.crosscheck().json()["equal"] is True
+    model.assert_equal_to_river()
 
 
 def test_a_timed_out_prediction_that_no_longer_fits_in_the_model_is_dropped(new_model: NewModel) -> None:
@@ -613,7 +615,7 @@ def test_a_label_1_after_the_timeout_is_one_more_step(new_model: NewModel, with_
     assert (again["seq"], again["duplicate"], again["p"]) == (2, True, None)
     assert_conflict(model.learn(label("a", 0)), "a", "was learned before, at seq 2", "another y or weight")
     assert model.state()["sha256"] == sha256([(X, 0, 1.0), (X, 1, 2.0)])
-    assert model.crosscheck().json()["equal"] is True
+    model.assert_equal_to_river()
 
 
 def test_a_label_1_after_the_timeout_with_another_x_is_a_conflict(new_model: NewModel) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from effort import examples
+from effort import examples, few, from_checks_on
 from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import Clock, chore_of, logged_events, replay, running_engine, started, told
@@ -510,6 +510,7 @@ def size_when_closed(folder: Path, store: Store) -> int:
     return (folder / "log.db").stat().st_size
 
 
+@few(1)
 @pytest.mark.parametrize("how", ["join", "drop"])
 def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_path: Path, how: str) -> None:
     store = Store(tmp_path)
@@ -526,6 +527,7 @@ def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_pat
     assert size < trimming.FREE_BYTES + 5e6  # what it keeps for what comes, and ids and events
 
 
+@from_checks_on
 def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keeper = Keeper(store)
@@ -541,6 +543,7 @@ def test_steady_traffic_does_not_grow_the_file(tmp_path: Path) -> None:
     assert size_when_closed(tmp_path, store) < 2_000 * 1_300 + 30_000 * 100 + 1e6
 
 
+@from_checks_on
 def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, store_module)
     monkeypatch.setattr(trimming, "FREE_BYTES", 1 << 20)

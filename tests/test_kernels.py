@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOGSTEP
+from effort import from_checks_on
 from forked import clean_environment, serve
 from patience import eventually
 from processes import running
@@ -35,6 +36,7 @@ def starts(data: Path, **environment: str) -> str:
     return log.read_text()
 
 
+@from_checks_on
 def test_a_service_whose_user_has_no_folder_keeps_kernels_in_its_data_folder_and_says_so(
     kept: Path, tmp_path: Path
 ) -> None:

@@ -265,7 +265,7 @@ def test_a_stream_of_one_shape_is_learned_as_its_events_one_by_one(model: Model,
     reply = model.learn_lines(ndjson(events)).json()
     assert (reply["learned"], reply["duplicates"], reply["first_seq"], reply["last_seq"]) == (COUNT, 0, 1, COUNT)
     assert_learned(model, events)
-    assert model.crosscheck().json()["equal"] is True
+    model.assert_equal_to_river()
 
 
 def test_shapes_that_alternate_and_lines_of_none_keep_their_order(model: Model) -> None:

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from effort import amount, only_long
+from effort import amount, few, from_checks_on, only_long
 from processes import HOST, Service, replayed_elsewhere
 
 ARRAY = 2_000
@@ -267,6 +267,7 @@ def test_a_thousand_slow_clients_leave_the_p99_of_others_within_twice(tmp_path: 
 # -- large bodies
 
 
+@few(1)
 @pytest.mark.parametrize("told", [True, False], ids=["length told", "length not told"])
 def test_200_bodies_over_the_limit_at_once_are_refused_and_take_little_memory(tmp_path: Path, told: bool) -> None:
     """The first mebibyte of each is sent, and then the next of each, until the service has had enough of it."""
@@ -307,6 +308,7 @@ def test_200_bodies_over_the_limit_at_once_are_refused_and_take_little_memory(tm
         assert service.get("/models/default")["seq"] == 0
 
 
+@from_checks_on
 def test_large_arrays_at_once_are_learned_one_after_the_other(tmp_path: Path) -> None:
     array = post("/learn", [event(i) for i in range(12_000)])
     assert len(array) > MIB

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
-from effort import examples, only_long
+from effort import amount, examples, few
 from hypothesis import given
 from hypothesis import strategies as st
 from river import base, linear_model, optim, preprocessing
@@ -181,31 +181,24 @@ def test_the_cases_are_what_they_are_meant_to_be() -> None:
 # -- equal to river, to the last bit
 
 
+EVENTS = amount(quick=100, checks=250, long=None)
+"""So many events of each stream; None: all."""
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_combination_equals_river_on_the_first_events(rule: str, scale: Scale) -> None:
+@pytest.mark.parametrize("name", amount(quick=["Phishing"], checks=["Phishing"], long=["Phishing", "Bananas"]))
+def test_every_combination_equals_river(name: str, rule: str, scale: Scale) -> None:
     for case in all_cases():
         if (case.rule, case.scale) == (rule, scale):
-            assert_equal_after(stream("Phishing", 250), case)
+            assert_equal_after(stream(name, EVENTS), case)
 
 
-@pytest.mark.parametrize("case", rotating_cases(2), ids=str)
+@few(12)
+@pytest.mark.parametrize("case", rotating_cases(amount(quick=2, checks=2, long=3)), ids=str)
 @pytest.mark.parametrize("name", ["Bananas", "Shuttle"])
-def test_every_rule_and_scale_equal_river_on_the_first_events_of_other_streams(name: str, case: Case) -> None:
-    assert_equal_after(stream(name, 250), case)
-
-
-@only_long
-@pytest.mark.parametrize("case", all_cases(), ids=str)
-@pytest.mark.parametrize("name", ["Phishing", "Bananas"])
-def test_every_combination_equals_river_on_whole_streams(name: str, case: Case) -> None:
-    assert_equal_after(stream(name), case)
-
-
-@only_long
-@pytest.mark.parametrize("case", rotating_cases(3), ids=str)
-def test_every_rule_and_scale_equal_river_on_the_whole_of_shuttle(case: Case) -> None:
-    assert_equal_after(stream("Shuttle"), case)
+def test_every_rule_and_scale_equal_river_on_other_streams(name: str, case: Case) -> None:
+    assert_equal_after(stream(name, EVENTS), case)
 
 
 OWN_PARAMETERS: dict[str, list[dict[str, Any]]] = {
