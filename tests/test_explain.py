@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from effort import examples
+from effort import examples, few
 from hypothesis import example, given
 from hypothesis import strategies as st
 from river import base, preprocessing
@@ -239,6 +239,7 @@ def test_an_event_that_cannot_be_predicted_from_cannot_be_explained(spec: Spec, 
 # -- as it was served
 
 
+@few(6)
 @pytest.mark.parametrize(("rule", "scale"), LINEAR)
 @examples(10)
 @given(x=xs(VALUES))
@@ -406,6 +407,7 @@ def moved_on_account_of(terms: Terms, i: int, steps: int = 400) -> float:
     return total
 
 
+@few(2)
 @pytest.mark.parametrize("banks", [1, 2])
 @pytest.mark.parametrize(
     ("x", "within"),

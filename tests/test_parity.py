@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from effort import examples
+from effort import examples, few
 from hypothesis import given
 from hypothesis import strategies as st
 from river import base, linear_model, optim, preprocessing
@@ -82,6 +82,7 @@ def events_for(name: str, variant: str) -> tuple[Event, ...]:
     return stream(name, 8_000 if name == "Shuttle" and variant != "plain" else None)
 
 
+@few(12)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_weight_and_the_bias_equal_rivers(name: str, variant: str) -> None:
@@ -89,6 +90,7 @@ def test_every_weight_and_the_bias_equal_rivers(name: str, variant: str) -> None
     assert_equal_after(events, [1.0] * len(events), variant)
 
 
+@few(6)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_weight_and_the_bias_equal_rivers_with_sample_weights(name: str, variant: str) -> None:
@@ -312,6 +314,7 @@ def assert_the_same_from_half_way(spec: Spec, events: Sequence[tuple[X, int, flo
     return half
 
 
+@few(6)
 @pytest.mark.parametrize("name", TWINS)
 def test_a_cross_check_from_half_way_equals_one_from_the_start(name: str) -> None:
     events = [(x, y, w) for (x, y), w in zip(stream("Phishing", 300), sample_weights(300), strict=True)]
@@ -321,6 +324,7 @@ def test_a_cross_check_from_half_way_equals_one_from_the_start(name: str) -> Non
 PENALTIES: dict[str, dict[str, Any]] = {"none": {}, "l1": {"l1": 1e-3}, "l2": {"l2": 0.01}}
 
 
+@few(18)
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("scale", ["none", "standard", "maxabs"])
 @pytest.mark.parametrize("rule", RULES)
@@ -358,6 +362,7 @@ MIXED_SPECS = {
 }
 
 
+@few(6)
 @pytest.mark.parametrize("name", MIXED_SPECS)
 def test_numbers_are_scaled_as_river_scales_them_and_text_is_left_as_it_is(name: str) -> None:
     """River's scaler over the numbers alone, then all features in the event's own order: every probability on the way,

@@ -248,6 +248,7 @@ def test_values_far_above_all_before_them_are_learned_as_river_learns_them(rule:
     assert_equal_models(ours, theirs, rule)
 
 
+@few(9)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_progressive_probability_equals_rivers(rule: str, scale: Scale) -> None:
@@ -277,6 +278,7 @@ def sparse_events(count: int, seed: int, spread: float = 100.0) -> list[Event]:
     return events
 
 
+@few(12)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
 def test_sparse_events_equal_river(rule: str, scale: Scale) -> None:
@@ -376,6 +378,7 @@ def wide_events() -> list[tuple[list[float], int]]:
     return [([numbers.gauss(0, 0.01) for _ in range(FEATURES)], y) for y in (1, 0, 1)]
 
 
+@few(2)
 @pytest.mark.parametrize("rule", RULES)
 def test_an_event_changes_the_rows_of_its_own_features_and_no_others(
     rule: str, wide_events: list[tuple[list[float], int]]
@@ -423,6 +426,7 @@ def cases_of(rule: str) -> Iterator[Spec]:
                 yield Case(**{**case.__dict__, "own": {"lag": False}}).spec()
 
 
+@few(4)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_learner_from_a_state_half_way_equals_one_that_was_never_interrupted(rule: str) -> None:
     events, weights = sparse_events(120, seed=9), sample_weights(120)
@@ -437,6 +441,7 @@ def test_a_learner_from_a_state_half_way_equals_one_that_was_never_interrupted(r
         assert bits(second) == bits(unbroken), spec
 
 
+@few(4)
 @pytest.mark.parametrize("rule", RULES)
 def test_learning_in_pieces_equals_learning_at_once(rule: str) -> None:
     events, weights = sparse_events(120, seed=10), sample_weights(120)
