@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import JSON, LOGSTEP, Service, Start, assert_problem
+from effort import from_checks_on
 from patience import eventually
 
 from service import errors, logs
@@ -334,6 +335,7 @@ def test_of_others_only_warnings_are_told_at_debug_too() -> None:
     assert [json.loads(line)["message"] for line in out.getvalue().splitlines()] == ["but this", "and this"]
 
 
+@from_checks_on
 def test_on_a_terminal_it_is_for_a_person(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen([LOGSTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0"], stderr=theirs)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pytest
 from callbacks import LIMIT, Timed
 from conftest import Connection, Service, Start, assert_problem, ndjson
+from effort import few
 from patience import eventually
 from processes import HOST
 from starlette.types import Message
@@ -182,6 +183,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
         yield timed
 
 
+@few(8)
 @pytest.mark.parametrize("name", BODIES)
 def test_no_callback_takes_long(timed: Timed, name: str) -> None:
     body = BODIES[name]

@@ -28,12 +28,12 @@ import callbacks
 import numpy as np
 import pytest
 from callbacks import LIMIT, Timed
-from effort import only_long
+from effort import amount, few, from_checks_on, only_long
 from forked import elsewhere
 from patience import eventually
 from processes import HOST, Service
 
-FEATURES = 1_000_000
+FEATURES = amount(quick=200_000, checks=1_000_000, long=1_000_000)
 AT_ONCE = 100_000
 """Features of an event, at most, by default."""
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -200,6 +200,7 @@ SPECS = {
 """By name: a spec, and how many features an event of it may have."""
 
 
+@few(1)
 @pytest.mark.parametrize("name", SPECS)
 def test_a_model_grows_while_others_are_served(timed: Timed, name: str) -> None:
     """Names that are new, arrays that get larger, and the snapshots of it all."""
@@ -224,6 +225,7 @@ def test_a_model_grows_while_others_are_served(timed: Timed, name: str) -> None:
     assert seen.longest <= LIMIT, f"{name}: {seen}"
 
 
+@from_checks_on
 def test_many_predictions_that_nobody_labels_time_out_while_others_are_served(timed: Timed) -> None:
     service, waiting, dropped = timed.service, 20, 0
     assert service.request("PUT", "/models/late", {"join": {"keep": "1s"}})[0] == 201
@@ -241,6 +243,7 @@ def test_many_predictions_that_nobody_labels_time_out_while_others_are_served(ti
     assert seen.longest <= LIMIT, str(seen)
 
 
+@from_checks_on
 def test_a_cross_check_begins_while_others_are_served(timed: Timed) -> None:
     """It takes minutes here; whoever asked goes away."""
     pid = timed.service.process.pid
@@ -257,6 +260,7 @@ def test_a_cross_check_begins_while_others_are_served(timed: Timed) -> None:
     assert seen.longest <= LIMIT, str(seen)
 
 
+@from_checks_on
 def test_weights_are_those_of_one_moment_while_the_model_learns(timed: Timed) -> None:
     """The SHA-256 of what a reply says is the one that it tells."""
     stop = threading.Event()
@@ -279,6 +283,7 @@ def test_weights_are_those_of_one_moment_while_the_model_learns(timed: Timed) ->
         assert (len(one["weights"]), digest.hexdigest()) == (FEATURES, one["sha256"])
 
 
+@from_checks_on
 def test_the_largest_weights_are_those_of_a_sort(timed: Timed) -> None:
     whole = json.loads(ask(timed, Asked("GET", "/models/large/weights")))
     largest = json.loads(ask(timed, Asked("GET", "/models/large/weights?top=5000")))

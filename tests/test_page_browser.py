@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import JSON, Service, Start, Starter
+from effort import from_checks_on
 from patience import eventually
 from streams import stream
 
@@ -27,7 +28,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"), from_checks_on]
 PATIENCE_MS = 20_000
 PHONE, DESK = (390, 844), (1280, 800)
 SCRIPT = "<script>alert(1)</script>"

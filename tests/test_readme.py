@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Service, Start
+from effort import from_checks_on
 from forked import clean_environment
 from patience import PATIENCE
 
@@ -85,6 +86,7 @@ def test_the_readme_run_from_top_to_bottom_prints_what_it_says(start: Start, che
             assert matches(step.prints, printed), (step.prints, printed)
 
 
+@from_checks_on
 def test_the_tutorial_run_from_top_to_bottom_prints_what_it_says(start: Start, checkout: Path) -> None:
     service = start(folder=checkout / "data")
     for step in steps(TUTORIAL):

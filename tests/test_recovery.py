@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import few
 from processes import STOP_SECONDS, Service, copied, replayed_elsewhere
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ def assert_replay_agrees(service: Service) -> None:
     }
 
 
+@few(1)
 @pytest.mark.parametrize("snapshot_seconds", ["1000", "0.0005"], ids=["from the log alone", "from snapshots"])
 def test_many_models_are_the_same_after_kills_and_equal_a_replay_in_another_process(
     tmp_path: Path, snapshot_seconds: str

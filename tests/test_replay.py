@@ -21,6 +21,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from conftest import LOGSTEP, Model, NewModel, Service, Start
+from effort import from_checks_on
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
@@ -108,6 +109,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 # -- interruptions
 
 
+@from_checks_on
 def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, run: Run, phishing: Path) -> None:
     service = start()
     replay = run(phishing, "--label=label", url(service), "--model=default", "--batch=50", "--rate=800")
@@ -147,6 +149,7 @@ def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(
     assert service.model().crosscheck().json()["equal"]
 
 
+@from_checks_on
 def test_ctrl_c_says_that_the_same_command_goes_on(shared: Service, model: Model, run: Run, phishing: Path) -> None:
     replay = run(phishing, "--label", "label", url(shared), "--model", model.name, "--rate", "100")
     eventually(lambda: model.state()["seq"] >= 30, "several parts to be learned")

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import effort
 import httpx
 import pytest
 from conftest import LOGSTEP, Model, NewModel, Service, Start
+from effort import from_checks_on
 from patience import eventually
 from processes import logged_events
 from river import linear_model
@@ -163,6 +165,7 @@ def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, pla
     assert counts(output)["events"] == "1,250"
 
 
+@from_checks_on
 def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(start: Start, play: Play) -> None:
     service = start()
     first = play(service)
@@ -183,6 +186,7 @@ def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(start: 
     assert service.model().weights()["weights"] == river_weights(logged)
 
 
+@from_checks_on
 def test_ctrl_c_says_how_many_wait_and_that_the_same_command_goes_on(
     shared: Service, model: Model, few: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +268,7 @@ def test_rows_learned_here_and_there_before_are_learned_once(
 # -- what is not kept
 
 
+@effort.few(1)
 @pytest.mark.parametrize("on_timeout", ["drop", "negative"])
 def test_labels_that_come_too_late_are_counted_and_it_goes_on(
     shared: Service,
