@@ -85,7 +85,8 @@ class NoWeights(AttributeError):
 class Learner:
     """Logistic regression, one gradient step per event.
 
-    `predict_proba_one`, `learn_one` and `learn_many` mean what they mean in river, except that `learn_many` is n steps.
+    `predict_proba_one`, `predict_one`, `learn_one` and `learn_many` mean what they mean in river, except that
+    `learn_many` is n steps.
 
     >>> learner = Learner(Spec(learning_rate=0.5))
     >>> learner.learn_one({"x": 2.0}, 1)
@@ -94,6 +95,9 @@ class Learner:
     >>> learner.predict_proba_one({"x": 0.0})
     {False: 0.43782349911420193, True: 0.5621765008857981}
     """
+
+    _supervised = True
+    """river asks for it: `learn_one` wants a label."""
 
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = Spec() if spec is None else spec
@@ -193,6 +197,10 @@ class Learner:
         """The probability of each label for x. Raises EventError if x is not valid."""
         p = logistic.sigmoid(self.score_of(*self.features.encode(x)))
         return {False: 1.0 - p, True: p}
+
+    def predict_one(self, x: X) -> bool:
+        """The more likely label for x. Raises EventError if x is not valid."""
+        return self.predict_proba_one(x)[True] > 0.5
 
     # -- learning
 
