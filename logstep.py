@@ -492,7 +492,8 @@ def _check_columns(x: Any, library: str, roles: _Roles) -> None:
                 raise ValueError(f"the table has no column {column!r} ({role}); it has {', '.join(names)}")
             continue
         _check_length(x, role, column)
-        if hasattr(column, "index") and library == "pandas" and not x.index.equals(column.index):
+        index = getattr(column, "index", None)
+        if library == "pandas" and hasattr(index, "equals") and not x.index.equals(index):
             raise ValueError(f"{role} has another index than the table; if its rows are in the same order: .to_numpy()")
     if roles.learn and "y" not in given:
         raise ValueError(f"say which column is the label: learn(table, 'label'); it has {', '.join(names)}")
@@ -736,6 +737,10 @@ class Client(_Base):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_http"):  # a URL that is none made no connections
+            self.close()
 
     def __deepcopy__(self, memo: object) -> Client:
         return self  # the copy of an estimator wants the same service
@@ -1016,7 +1021,7 @@ class _River(_Remote):
     >>> _ = client.create(learning_rate=0.05)
     >>> model = preprocessing.StandardScaler() | RiverClassifier(client)
     >>> evaluate.progressive_val_score(datasets.Phishing().take(300), model, metrics.Accuracy())
-    Accuracy: 86.00%
+    Accuracy: 85.67%
     """
 
     def learn_one(self, x: dict[Any, Any], y: Any, w: float = 1.0) -> None:
@@ -1163,23 +1168,24 @@ if TYPE_CHECKING:
 
     class SklearnClassifier(_Sklearn, ClassifierMixin, BaseEstimator): ...
 
+else:
 
-def __getattr__(name: str) -> Any:
-    """The classes that need more than httpx."""
-    if name == "RiverClassifier":
-        from river import base
+    def __getattr__(name: str) -> Any:
+        """The classes that need more than httpx."""
+        if name == "RiverClassifier":
+            from river import base
 
-        found: Any = _subclass(name, _River, base.Classifier)
-    elif name == "SklearnClassifier":
-        from sklearn.base import BaseEstimator, ClassifierMixin
+            found: Any = _subclass(name, _River, base.Classifier)
+        elif name == "SklearnClassifier":
+            from sklearn.base import BaseEstimator, ClassifierMixin
 
-        found = _subclass(name, _Sklearn, ClassifierMixin, BaseEstimator)
-    elif name in ("Learner", "Spec"):
-        found = _of_core(name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+            found = _subclass(name, _Sklearn, ClassifierMixin, BaseEstimator)
+        elif name in ("Learner", "Spec"):
+            found = _of_core(name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 
 def _subclass(name: str, *bases: type) -> type:

@@ -40,7 +40,7 @@ class Installation:
         (self.packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.source = below / "source"
         self.source.mkdir()
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "setup.py", "logstep.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.source)
         for name in ("core", "service"):
             shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("__pycache__"))

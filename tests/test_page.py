@@ -116,7 +116,7 @@ def test_the_libraries_of_others_are_as_they_were_released() -> None:
 def test_a_wheel_has_all_of_the_page(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "logstep.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("core", "service"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
