@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from forked import CONTEXT
-from processes import HOST, Service
+from harness import HOST, Service
 
 LIMIT = 0.025
 """Seconds of its thread's processor time that a callback may take."""

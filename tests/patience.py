@@ -12,11 +12,11 @@ PATIENCE = 30.0
 """Seconds after which a test gives up waiting for something that should long have happened."""
 
 
-def eventually(condition: Callable[[], Any], what: str) -> Any:
+def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """Wait until `condition()` is true, and return what it returned."""
     began = time.monotonic()
-    while (waited := time.monotonic() - began) < PATIENCE:
+    while (waited := time.monotonic() - began) < seconds:
         if result := condition():
             return result
         time.sleep(min(0.005 + waited / 10, 0.1))  # who asks a service all the time takes its processor
-    pytest.fail(f"waited {PATIENCE:g} s in vain for {what}")
+    pytest.fail(f"waited {seconds:g} s in vain for {what}")

@@ -1,4 +1,4 @@
-"""The real service as a process, an engine inside a test, and an oracle that replays a log in a process of its own.
+"""An engine inside a test, and an oracle that replays a log in a process of its own.
 
 The oracle is plain: it reads the log's rows and gives their events, one at a time and by name, to `Learner.learn_one`.
 """
@@ -6,23 +6,18 @@ The oracle is plain: it reads the log's rows and gives their events, one at a ti
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from http.client import HTTPMessage
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from forked import Logstep, clean_environment, elsewhere, serve
+from forked import elsewhere
+from harness import HOST, LOST, Service, exchange, exchange_whole, faketime, running, told_the_time_by
 
 from core import Learner, Spec
 from core.batch import Batch
@@ -33,152 +28,7 @@ from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refuse
 from service.settings import Settings
 from service.storage.log import LogReader
 
-HOST = "127.0.0.1"
-START_SECONDS = 120.0
-"""Until a service must be ready; the first start on a machine may compile."""
-STOP_SECONDS = 30.0
-LOST = (OSError, http.client.HTTPException)
-"""What a client sees of a kill."""
-_LISTENS = re.compile(r"logstep serves http://127\.0\.0\.1:(\d+) ")
-
-
-@contextmanager
-def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process that is killed at the end, if it has not ended. (`with Popen` would wait for it.)"""
-    with subprocess.Popen([*map(str, command)], **options) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-# -- the service as a process
-
-
-class Service:
-    """A running `logstep serve` on one data folder. Leaving the `with` block kills it, whatever happened."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *flags: str,
-        file_limit: int | None = None,
-        tracing: Sequence[str] = (),
-        told: Sequence[str] = (),
-        first: Callable[[], None] | None = None,
-    ) -> None:
-        """`file_limit`, `tracing`, `first`: see `Logstep`. `told`: what to put before the command, see
-        `told_the_time_by`."""
-        arguments, env = serve(folder, *flags), clean_environment()
-        self.folder = folder
-        self._log_path = folder.with_name(f"{folder.name}.service-log")
-        self.process: Logstep | subprocess.Popen[bytes]
-        if told:
-            logstep = str(Path(sys.executable).with_name("logstep"))
-            with self._log_path.open("wb") as log:
-                self.process = subprocess.Popen([*told, logstep, *arguments], stdout=log, stderr=log, env=env)
-        else:
-            self.process = Logstep(
-                *arguments, log=self._log_path, env=env, file_limit=file_limit, tracing=tracing, first=first
-            )
-        self.port = 0
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.kill()
-
-    @property
-    def log(self) -> str:
-        """What the service has logged so far."""
-        return self._log_path.read_text()
-
-    def wait_until_ready(self) -> Service:
-        """Wait until it listens and has recovered; AssertionError with its log if it does not."""
-        self._wait(lambda: _LISTENS.search(self.log) is not None)
-        found = _LISTENS.search(self.log)
-        assert found is not None
-        self.port = int(found[1])
-        self._wait(lambda: self._answers("/readyz"))
-        return self
-
-    def _wait(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not done():
-            assert self.process.poll() is None, f"the service ended: {self.process.returncode}\n{self.log}"
-            assert time.monotonic() < deadline, f"the service was not ready in time\n{self.log}"
-            time.sleep(0.005)
-
-    def _answers(self, path: str) -> bool:
-        try:
-            return self.request("GET", path)[0] == 200
-        except LOST:
-            return False
-
-    def kill(self) -> None:
-        """kill -9, as a power cut would end it; nothing if it has ended."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(STOP_SECONDS)
-
-    def stop(self) -> int:
-        """Ask it to end; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_SECONDS)
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(HOST, self.port, timeout=60)
-
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """One request on a connection of its own: status and reply."""
-        connection = self.connect()
-        try:
-            return exchange(connection, method, path, body)
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> Any:
-        status, reply = self.request("GET", path)
-        assert status == 200, reply
-        return reply
-
-    def learn(self, events: Sequence[Mapping[str, Any]], model: str = "default") -> Any:
-        """Learn an array of events: the reply."""
-        status, reply = self.request("POST", f"/models/{model}/learn", list(events))
-        assert status == 200, reply
-        return reply
-
-
-def exchange(connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """One request on an open connection: status and reply."""
-    status, reply, _ = exchange_whole(connection, method, path, body)
-    return status, reply
-
-
-def exchange_whole(
-    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
-) -> tuple[int, Any, HTTPMessage]:
-    """The same, and the reply's headers."""
-    data = None if body is None else json.dumps(body).encode()
-    connection.request(method, path, data, {} if data is None else {"content-type": "application/json"})
-    response = connection.getresponse()
-    text = response.read()
-    return response.status, json.loads(text) if text else None, response.headers
-
-
-def faketime() -> Path | None:
-    """The library that tells a process another time (Debian's package faketime)."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-
-
-def told_the_time_by(clock: Path) -> list[str]:
-    """What to put before a command so that the time of day is ahead by what stands in a file ("+0d"); elapsed time
-    stays as it is."""
-    clock.write_text("+0d")
-    told = {"FAKETIME_TIMESTAMP_FILE": clock, "FAKETIME_NO_CACHE": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1}
-    return ["env", f"LD_PRELOAD={faketime()}", *(f"{name}={value}" for name, value in told.items())]
-
+__all__ = ["HOST", "LOST", "Service", "exchange", "exchange_whole", "faketime", "running", "told_the_time_by"]
 
 # -- an engine inside the test
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Model, Service, assert_problem
 from effort import from_checks_on
+from harness import Model, Service, assert_problem
 from test_arrow import refusal_of, stream_of, tables_of, x_of
 from test_http_arrow import ARROW
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import LOGSTEP
 from disk import needs_strace
 from effort import amount, few
 from forked import CONTEXT
-from processes import Service, copied, exchange, logged_events, replayed_elsewhere
+from harness import LOGSTEP, Service, exchange
+from processes import copied, logged_events, replayed_elsewhere
 
 from core import Learner, Spec
 from service import failures
@@ -63,7 +63,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as kill -9 leaves it: 300 events with ids in as many commits, snapshots, a prediction that waits."""
     folder = tmp_path_factory.mktemp("example") / "data"
     with Service(folder, "--snapshot-seconds", "0.0004").wait_until_ready() as service:
-        connection = service.connect()
+        connection = service.client()
         for i in range(300):
             event = {"x": {"age": i % 17, f"f{i // 10}": 1}, "y": i % 2, "id": f"e{i}"}
             assert exchange(connection, "POST", "/learn", event)[0] == 200
@@ -103,7 +103,7 @@ class Client(threading.Thread):
         self.waits: list[tuple[float, float]] = []
 
     def run(self) -> None:
-        connection = self.service.connect()
+        connection = self.service.client()
         while not self.stop.is_set():
             id_ = f"{self.number}-{len(self.acknowledged)}"
             begun = time.monotonic()

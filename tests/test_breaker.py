@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Model, NewModel, Service, Start, assert_problem, ndjson
 from effort import from_checks_on
+from harness import Model, NewModel, Service, Start, assert_problem, ndjson
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
@@ -78,7 +78,7 @@ def test_learning_stops_n_events_after_the_mean_of_the_last_losses_passes_the_li
     stream = events(100, 1) + events(500, 0)
     seq, _, breaker = of(stopped.service, stopped.name)
     assert seq == breaker["stopped_at"] == stopped_at(stream, SPEC)
-    assert f"Model '{stopped.name}' has stopped learning" in stopped.service.log()
+    assert f"Model '{stopped.name}' has stopped learning" in stopped.service.log
 
 
 @pytest.mark.parametrize("form", ["event", "array", "ndjson", "ndjson of other shapes", "label"])
@@ -266,4 +266,4 @@ def test_a_folder_with_a_damaged_note_of_when_it_resumed_is_refused(poisoned: Se
     db.close()
     again = start(folder=poisoned.folder, ready=False)
     assert again.wait(PATIENCE) == 1
-    assert "learning resumed" in again.log()
+    assert "learning resumed" in again.log

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from effort import from_checks_on
 from golden.make import EVENTS, HERE
+from harness import running
 from patience import PATIENCE
-from processes import copied, running
+from processes import copied
 
 from service.children import command
 from service.storage.log import LogReader

@@ -20,10 +20,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LOGSTEP, PLAIN, Model, Service, Start, Starter
 from effort import few, from_checks_on, only_long
+from harness import LOGSTEP, PLAIN, Model, Service, Start, Starter, running
 from patience import PATIENCE, eventually
-from processes import running
 from streams import stream
 
 from service import failures
@@ -489,7 +488,7 @@ def test_a_log_whose_end_is_gone_is_refused_repaired_and_served(folder: Path, st
     damaged = files(folder)
     service = start(folder=folder, ready=False)
     assert service.wait() == 1
-    assert f"logstep repair {folder}" in service.log()
+    assert f"logstep repair {folder}" in service.log
     shutil.rmtree(folder)
     folder.mkdir()
     for name, content in damaged.items():

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Model, Service, Start
-from processes import Service as Process
+from harness import Model, Service, Start
+from harness import Service as Process
 
 import logstep
 from logstep import AsyncClient, Client, Learned, LearnedMany, Prediction, Problem

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from conftest import Model, Service, Start
 from effort import amount
+from harness import Model, Service, Start
 
 import logstep
 from logstep import Client, LearnedMany, NoAnswer, Problem

@@ -16,8 +16,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import LOGSTEP, Connection, Model, Service, Start, assert_problem
 from forked import clean_environment
+from harness import LOGSTEP, Connection, Model, Service, Start, assert_problem
 from patience import PATIENCE, eventually
 
 EVENT, QUESTION = b'{"x": {"a": 1}, "y": 1}', b'{"x": {"a": 1}}'
@@ -226,7 +226,7 @@ def test_replies_that_nobody_takes_are_bounded_together_and_who_reads_gets_all(s
             deaf.send(asked)
         one.send(asked)
         assert one.reply().text == whole.text
-        eventually(lambda: "too-much-untaken" in service.log(), "some to be given up")
+        eventually(lambda: "too-much-untaken" in service.log, "some to be given up")
         most = MIB // 65_536 + 2  # each holds that much at least; one more may, and one reads
         eventually(lambda: sockets_of(service) < most + 10, "so many to be given up that the rest is within the limit")
         assert resident(service) - before < 80 * MIB  # all of them, whole: 150
@@ -396,7 +396,7 @@ def test_nothing_is_smuggled_past_a_proxy_in_the_body_of_an_upgrade(shared: Serv
 )
 def test_an_address_is_served_as_it_is_written(start: Start, host: str, reached: list[str]) -> None:
     service = start("--host", host, *(["--insecure"] if host != "[::1]" else []), ready=False)
-    port = int(eventually(lambda: re.search(r"serves http://\S+:(\d+) ", service.log()), "it to listen")[1])
+    port = int(eventually(lambda: re.search(r"serves http://\S+:(\d+) ", service.log), "it to listen")[1])
     for address in ("127.0.0.1", "::1"):
         try:
             with socket.create_connection((address, port), timeout=PATIENCE) as client:

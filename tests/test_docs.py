@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import Start
+from harness import Start
 
 from core.rules import RULES
 from service import errors

@@ -26,17 +26,9 @@ from typing import Any
 import pytest
 from disk import needs_strace
 from effort import amount, few, only_long
+from harness import LOST, Service, exchange, exchange_whole, faketime, told_the_time_by
 from patience import eventually
-from processes import (
-    LOST,
-    Service,
-    exchange,
-    exchange_whole,
-    faketime,
-    logged_events,
-    replayed_elsewhere,
-    told_the_time_by,
-)
+from processes import logged_events, replayed_elsewhere
 from river import linear_model
 
 ANY = "pwrite64,fdatasync,fsync,rename,unlink,ftruncate"
@@ -110,7 +102,7 @@ class Journal:
 @contextmanager
 def connected(service: Service) -> Iterator[http.client.HTTPConnection]:
     """A connection, closed at the end."""
-    connection = service.connect()
+    connection = service.client()
     try:
         yield connection
     finally:

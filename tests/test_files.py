@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from conftest import Model, NewModel, Service
 from effort import examples
+from harness import Model, NewModel, Service
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Service, Start
 from effort import amount
+from harness import Service, Start
 
 TOKEN = secrets.token_hex(32)
 TESTS = Path(__file__).resolve().parent
@@ -71,7 +71,7 @@ def check_afterwards(service: Service) -> None:
     assert model.create({}).status_code == 201
     assert model.learn({"x": {"a": 1}, "y": 1}).json()["seq"] == 1
     assert model.crosscheck().json()["equal"] is True
-    assert '"level":"error"' not in service.log()
+    assert '"level":"error"' not in service.log
 
 
 SLOW = "(crosscheck|stream)$"

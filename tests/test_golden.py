@@ -16,7 +16,8 @@ import pytest
 from examples import opened
 from golden import make
 from golden.make import HERE, SPECS, WAITING, WITHOUT_FMA, events, events_of, pinned
-from processes import Service, copied, replayed_elsewhere
+from harness import Service
+from processes import copied, replayed_elsewhere
 
 from core.rules import RULES
 from service.commands.inspect import examine

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NewModel, Service, Start
+from harness import NewModel, Service, Start
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import JSON, NDJSON, Service, Start, Starter, assert_problem
+from harness import JSON, NDJSON, Service, Start, Starter, assert_problem
 from patience import PATIENCE, eventually
 
 from core.features import MAX_NAME
@@ -271,7 +271,7 @@ def test_it_serves_https_with_a_certificate_and_its_key(
 ) -> None:
     cert, key = certificate
     service = start("--tls-cert", str(cert), "--tls-key", str(key), ready=False)
-    port = int(eventually(lambda: re.search(r"serves https://127\.0\.0\.1:(\d+) ", service.log()), "it to listen")[1])
+    port = int(eventually(lambda: re.search(r"serves https://127\.0\.0\.1:(\d+) ", service.log), "it to listen")[1])
     url = f"https://127.0.0.1:{port}"
     with httpx.Client(verify=ssl.create_default_context(cafile=cert), base_url=url, trust_env=False) as client:
         eventually(lambda: client.get("/readyz").status_code == 200, "it to be ready")
@@ -310,7 +310,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
     old, new = (ssl.PEM_cert_to_DER_cert(file.read_text()) for file in (cert, new_cert))
 
     service = start("--tls-cert", str(cert), "--tls-key", str(key), ready=False)
-    port = int(eventually(lambda: re.search(r"serves https://127\.0\.0\.1:(\d+) ", service.log()), "it to listen")[1])
+    port = int(eventually(lambda: re.search(r"serves https://127\.0\.0\.1:(\d+) ", service.log), "it to listen")[1])
 
     def shown() -> bytes | None:
         with (
@@ -330,7 +330,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         assert shown() == old
         eventually(lambda: 1.9 < days_left(before) <= 2.0, "the end of the certificate to be a metric")
         new_cert.replace(cert)
-        eventually(lambda: "The old certificate stays in use" in service.log(), "it to see that the key does not fit")
+        eventually(lambda: "The old certificate stays in use" in service.log, "it to see that the key does not fit")
         assert shown() == old
         new_key.replace(key)
         eventually(lambda: shown() == new, "the new certificate to be shown")
@@ -350,7 +350,7 @@ def test_a_certificate_that_does_not_work_is_told_before_anything_listens(
     ):
         service = start(*flags, ready=False)
         assert service.wait(PATIENCE) == 1
-        assert f"TLS fails with the certificate {cert}" in service.log()
-        assert why in service.log()
-        assert "serves" not in service.log()
+        assert f"TLS fails with the certificate {cert}" in service.log
+        assert why in service.log
+        assert "serves" not in service.log
     assert key.exists()

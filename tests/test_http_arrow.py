@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Model, Service, assert_problem
+from harness import Model, Service, assert_problem
 
 ARROW = {"content-type": "application/vnd.apache.arrow.stream"}
 _names = itertools.count(1)

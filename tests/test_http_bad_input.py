@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
 from effort import examples
+from harness import JSON, NDJSON, Model, NewModel, Service, assert_problem
 from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
 from effort import examples
+from harness import JSON, NDJSON, Model, NewModel, Service, assert_problem
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
+from harness import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 from patience import eventually
 
 from core import Learner, Spec

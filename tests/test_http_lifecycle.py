@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, ndjson
 from effort import from_checks_on
+from harness import JSON, LOGSTEP, NDJSON, Service, Start, assert_problem, ndjson
 from patience import eventually
 
 from core import Learner, Spec
@@ -117,8 +117,8 @@ def test_sigterm_while_it_recovers_ends_it_well(start: Start, tmp_path: Path) ->
     service.wait_for_port()
     assert service.http.get("/readyz").status_code == 503
     assert service.stop() == 0
-    assert "recovered" not in service.log(), "it was ready too soon to tell"
-    assert json.loads(service.log().splitlines()[-1])["message"] == "stopped"
+    assert "recovered" not in service.log, "it was ready too soon to tell"
+    assert json.loads(service.log.splitlines()[-1])["message"] == "stopped"
 
 
 # -- stopping

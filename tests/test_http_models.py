@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 from effort import from_checks_on
+from harness import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 from patience import eventually
 
 from core import Learner, Spec

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
+from harness import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 
 from core import Learner, Spec
 from core.features import X

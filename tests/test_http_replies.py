@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import JSON, NDJSON, NewModel, Service, Start
 from effort import EFFORT
+from harness import JSON, NDJSON, NewModel, Service, Start
 from test_tokens import bearer
 
 from service.http import tokens

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from effort import examples
 from examples import Example, flip, make_example, opened
+from harness import Service
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import Service, copied, replayed_elsewhere
+from processes import copied, replayed_elsewhere
 
 from core import Spec
 from core.batch import JOINED, Batch

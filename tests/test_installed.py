@@ -17,9 +17,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PLAIN
 from effort import from_checks_on
 from forked import clean_environment, serve
+from harness import PLAIN
 from patience import eventually
 
 ROOT = Path(__file__).resolve().parent.parent

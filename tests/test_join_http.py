@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Model, NewModel, Reply, Service, Start, assert_problem, ndjson
 from effort import from_checks_on
+from harness import Model, NewModel, Reply, Service, Start, assert_problem, ndjson
 from patience import eventually
 from river import metrics
 

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import LOGSTEP
 from effort import from_checks_on
 from forked import clean_environment, serve
+from harness import LOGSTEP, running
 from patience import eventually
-from processes import running
 
 from core import compiled
 from service.commands import kernels

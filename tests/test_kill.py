@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from effort import amount
-from processes import LOST, Service, exchange, logged_events, replayed_elsewhere
+from harness import LOST, Service, exchange
+from processes import logged_events, replayed_elsewhere
 from river import linear_model
 from streams import stream
 
@@ -59,7 +60,7 @@ class StreamingClient:
             sent = piece.stop
 
     def _send(self, piece: range) -> dict[str, Any]:
-        connection = self.service.connect()
+        connection = self.service.client()
         try:
             headers = {"content-type": "application/x-ndjson", "transfer-encoding": "chunked"}
             connection.request("POST", "/learn", self._body(piece), headers, encode_chunked=True)
@@ -156,7 +157,7 @@ class Journal:
     def run(self, service: Service, start: threading.Event, events: int) -> None:
         """Send single events until they are all sent or the service is gone."""
         assert start.wait(60)
-        connection = service.connect()
+        connection = service.client()
         try:
             for i in range(events):
                 # Its own value tells an event from every other: no id, so nothing but the log keeps it from doubling.

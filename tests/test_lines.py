@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Model, NewModel, assert_problem, ndjson
 from effort import examples
+from harness import Model, NewModel, assert_problem, ndjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NewModel, Service, Start, assert_problem
+from harness import NewModel, Service, Start, assert_problem
 from patience import eventually
 from processes import running_engine
 from starlette import types as asgi

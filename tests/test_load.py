@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 from effort import amount, few, from_checks_on, only_long
-from processes import HOST, Service, replayed_elsewhere
+from harness import HOST, Service
+from processes import replayed_elsewhere
 
 ARRAY = 2_000
 """Events of a request of the overload: a queue is filled with few connections, and what is sent can be made."""
@@ -353,7 +354,7 @@ def many_features(folder: Path, features: int) -> None:
     with Service(folder, "--max-line-bytes", str(MIB)).wait_until_ready() as service:
         status, _ = service.request("PUT", "/models/wide", {"max_features": features, "overflow": "refuse"})
         assert status == 201
-        connection = service.connect()
+        connection = service.client()
         lines = (
             json.dumps({"x": {f"feature-{10 * i + j}": 1.0 + j for j in range(10)}, "y": i % 2}).encode() + b"\n"
             for i in range(features // 10)

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, LOGSTEP, Service, Start, assert_problem
 from effort import from_checks_on
+from harness import JSON, LOGSTEP, Service, Start, assert_problem
 from patience import eventually
 
 from service import errors, logs
@@ -30,7 +30,7 @@ SECRET = "s3cr3t-value-of-a-caller"
 
 def lines(service: Service) -> list[dict[str, Any]]:
     """What a service has logged: each line is a JSON object with a time, a level and a message."""
-    found = [json.loads(line) for line in service.log().splitlines()]
+    found = [json.loads(line) for line in service.log.splitlines()]
     assert all(line.keys() >= {"time", "level", "message"} for line in found)
     return found
 
@@ -153,7 +153,7 @@ def test_a_flood_of_what_is_no_request_does_not_flood_the_log(start: Start) -> N
     assert_all_told(service, began, 3_500, lambda line: line.get("reason") == "malformed-http")
     assert len(lines(service)) < 20 + 2 * (time.monotonic() - began)
     assert service.stop() == 0
-    assert service.log().count("\n") < 25 + 2 * (time.monotonic() - began)
+    assert service.log.count("\n") < 25 + 2 * (time.monotonic() - began)
 
 
 @pytest.mark.usefixtures("root")
@@ -241,7 +241,7 @@ def test_nothing_of_a_body_a_header_or_a_query_is_logged(start: Start) -> None:
                 service.http.request(method, url, content=body, headers={**headers, "content-type": kind})
     assert service.http.get("/livez").status_code == 200
     assert len(told(service, "request")) > 100
-    assert SECRET not in service.log()
+    assert SECRET not in service.log
 
 
 def test_a_mistake_is_a_500_without_a_trace_whose_id_leads_to_the_trace_in_the_log(tmp_path: Path) -> None:

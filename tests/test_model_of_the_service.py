@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from effort import EFFORT, amount
+from harness import Service, faketime, told_the_time_by
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,7 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from patience import eventually
-from processes import Service, faketime, replayed_elsewhere, told_the_time_by
+from processes import replayed_elsewhere
 from river import linear_model
 
 from core import Learner, Spec
@@ -214,7 +215,7 @@ class Machine(RuleBasedStateMachine):
             except Refused as refusal:
                 wrong = refusal.status
                 break
-        with contextlib.closing(Machine.service.connect()) as connection:
+        with contextlib.closing(Machine.service.client()) as connection:
             body = "".join(json.dumps(event) + "\n" for event in lines)
             connection.request("POST", f"/models/{name}/learn", body, {"content-type": "application/x-ndjson"})
             response = connection.getresponse()

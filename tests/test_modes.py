@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Service, copied
+from harness import Service
+from processes import copied
 
 from service.commands import cli
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Service, Start
+from harness import Service, Start, Starter
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
@@ -126,8 +126,6 @@ def test_compose_mounts_what_is_there_and_starts_it_only_when_asked() -> None:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
     """Each sample that a service has after a little of everything, with its labels."""
-    from conftest import Starter
-
     starter = Starter(tmp_path_factory.mktemp("monitored"))
     service = starter()
     service.model().learn([{"x": {"a": 1}, "y": 1}] * 3)

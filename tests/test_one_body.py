@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from callbacks import LIMIT, Timed
-from conftest import Connection, Service, Start, assert_problem, ndjson
 from effort import few
+from harness import HOST, Connection, Service, Start, assert_problem, ndjson
 from patience import eventually
-from processes import HOST
 from starlette.types import Message
 
 from service import errors
@@ -190,7 +189,7 @@ def test_no_callback_takes_long(timed: Timed, name: str) -> None:
     sent = body.made()
 
     def send() -> None:
-        connection = timed.service.connect()
+        connection = timed.service.client()
         connection.request("POST", body.path, sent, {"content-type": body.kind})
         reply = connection.getresponse()
         text = reply.read()
@@ -315,7 +314,7 @@ def test_a_token_that_is_taken_back_ends_a_reply_that_is_sent(start: Start, tmp_
     service.http.put(f"/models/{WORDY}", json={}, headers={"authorization": f"Bearer {text}"}).raise_for_status()
     with ask_and_not_read(service, text):
         tokens.revoke(folder, token.id)
-        eventually(lambda: "without completing response" in service.log(), "the reply to be ended")
+        eventually(lambda: "without completing response" in service.log, "the reply to be ended")
 
 
 def test_a_stop_ends_what_is_computed(start: Start) -> None:

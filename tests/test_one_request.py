@@ -30,8 +30,8 @@ import pytest
 from callbacks import LIMIT, Timed
 from effort import amount, few, from_checks_on, only_long
 from forked import elsewhere
+from harness import HOST, Service
 from patience import eventually
-from processes import HOST, Service
 
 FEATURES = amount(quick=200_000, checks=1_000_000, long=1_000_000)
 AT_ONCE = 100_000
@@ -131,7 +131,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
 
 def ask(timed: Timed, asked: Asked) -> bytes:
     """The reply, as it is read at the usual rate."""
-    connection = timed.service.connect()
+    connection = timed.service.client()
     try:
         connection.request(asked.method, asked.path, asked.body(), {"content-type": asked.kind})
         reply = connection.getresponse()
@@ -250,7 +250,7 @@ def test_a_cross_check_begins_while_others_are_served(timed: Timed) -> None:
     children = Path(f"/proc/{pid}/task/{pid}/children")
 
     def check() -> None:
-        connection = timed.service.connect()
+        connection = timed.service.client()
         connection.request("GET", "/models/large/crosscheck")
         eventually(children.read_text, "a child to check")
         connection.close()

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Service, assert_problem
 from fastapi.routing import APIRoute
+from harness import Service, assert_problem
 
 from core.spec import Spec
 from service.http import app, tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Service, assert_problem
+from harness import Service, assert_problem
 
 from service.http import page
 

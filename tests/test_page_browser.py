@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import JSON, Service, Start, Starter
 from effort import from_checks_on
+from harness import JSON, Service, Start, Starter
 from patience import eventually
 from streams import stream
 

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from disk import HOW, Call, Disk, lay, needs_strace, recorded, tracing
 from effort import amount, only_long
-from processes import LOST, Service, logged_events, replay, replayed_elsewhere, started
+from harness import LOST, Service
+from processes import logged_events, replay, replayed_elsewhere, started
 
 from service.commands.inspect import examine
 from service.storage.ids import IdKind
@@ -70,7 +71,7 @@ class Client:
 
     def run(self, service: Service, requests: int) -> bool:
         """So many requests, of every kind; whether the service lived to answer them all."""
-        connection = service.connect()
+        connection = service.client()
         try:
             for name, spec in MODELS.items():
                 self._exchange(connection, "PUT", f"/models/{name}", spec, Promises({name}))

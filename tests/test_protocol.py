@@ -19,11 +19,10 @@ import hypothesis
 import pyarrow as pa
 import pytest
 import uvicorn
-from conftest import Connection, Reply, Service, Start, Starter, assert_problem
 from effort import examples
+from harness import Connection, Reply, Service, Start, Starter, assert_problem
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
-from processes import Service as Served
 from processes import recover
 from uvicorn.server import ServerState
 
@@ -411,7 +410,7 @@ def as_if_uvicorn_had_no_such_classes() -> None:
 def test_with_an_unknown_uvicorn_the_service_serves_through_asgi_and_says_so(
     tmp_path: Path, first: Callable[[], None] | None
 ) -> None:
-    with Served(tmp_path / "data", "--drain-seconds", "0", first=first) as service:
+    with Service(tmp_path / "data", "--drain-seconds", "0", first=first) as service:
         service.wait_until_ready()
         with Connection(service.port) as client:
             assert [whole(client, "/learn", AN_EVENT).json()["seq"] for _ in range(3)] == [1, 2, 3]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Service, Start
 from effort import from_checks_on
 from forked import clean_environment
+from harness import Service, Start
 from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from effort import few
-from processes import STOP_SECONDS, Service, copied, replayed_elsewhere
+from harness import STOP_SECONDS, Service
+from processes import copied, replayed_elsewhere
 
 SPECS: dict[str, dict[str, Any]] = {
     "plain": {"learning_rate": 0.1},
@@ -104,7 +105,7 @@ def test_a_kill_while_it_recovers_harms_nothing(tmp_path: Path) -> None:
         service.kill()
     for _ in range(2):
         with Service(tmp_path / "data") as service:
-            service._wait(lambda: "serves http" in service.log)
+            service.wait_for_port()
             service.kill()
     with Service(tmp_path / "data").wait_until_ready() as service:
         assert shown(service) == before

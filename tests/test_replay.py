@@ -20,12 +20,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from conftest import LOGSTEP, Model, NewModel, Service, Start
 from effort import from_checks_on
+from harness import LOGSTEP, Model, NewModel, Service, Start, running
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
-from processes import running
 from streams import stream
 
 from service.commands import cli, files

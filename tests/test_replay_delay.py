@@ -12,8 +12,8 @@ from typing import Any
 import effort
 import httpx
 import pytest
-from conftest import LOGSTEP, Model, NewModel, Service, Start
 from effort import from_checks_on
+from harness import LOGSTEP, Model, NewModel, Service, Start
 from patience import eventually
 from processes import logged_events
 from river import linear_model

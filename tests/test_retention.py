@@ -20,21 +20,11 @@ from typing import Any
 import processes
 import pytest
 from effort import amount, examples
+from harness import Service, exchange
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import eventually
-from processes import (
-    Clock,
-    Service,
-    chore_of,
-    copied,
-    exchange,
-    logged_events,
-    replayed_elsewhere,
-    running_engine,
-    started,
-    told,
-)
+from processes import Clock, chore_of, copied, logged_events, replayed_elsewhere, running_engine, started, told
 from pydantic import ValidationError
 
 from core import Spec
@@ -765,7 +755,7 @@ class Learning(threading.Thread):
         self.slowest = 0.0
 
     def run(self) -> None:
-        connection = self.service.connect()
+        connection = self.service.client()
         try:
             while True:
                 batch = [as_json(event) for event in events(10, self.acknowledged)]

@@ -11,7 +11,8 @@ import pytest
 from examples import opened
 from forked import Logstep, clean_environment
 from golden.make import HERE
-from processes import START_SECONDS, copied
+from harness import START_SECONDS
+from processes import copied
 
 from service import failures
 from service.commands import cli

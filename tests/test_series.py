@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Service, Start, assert_problem
 from effort import examples
+from harness import Service, Start, assert_problem
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import eventually

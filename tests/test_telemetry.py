@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Service, Start
+from harness import Service, Start
 from processes import new_engine, running_engine
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -20,8 +20,8 @@ from unittest.mock import Mock
 import httpx
 import pyarrow as pa
 import pytest
-from conftest import JSON, LOGSTEP, NDJSON, Service, Start, Starter, assert_problem, ndjson
 from forked import clean_environment
+from harness import JSON, LOGSTEP, NDJSON, Service, Start, Starter, assert_problem, ndjson
 from patience import PATIENCE, eventually
 
 from service import failures
@@ -533,13 +533,13 @@ def test_a_file_that_cannot_be_read_stops_a_start_and_not_a_service(start: Start
     eventually(lambda: service.http.get("/models").status_code == 401, "the token to be asked for")
     path = service.folder / tokens.FILE
     path.write_text("{")
-    eventually(lambda: "cannot be read" in (service.http.get("/models"), service.log())[1], "a warning")
+    eventually(lambda: "cannot be read" in (service.http.get("/models"), service.log)[1], "a warning")
     assert service.http.get("/models").status_code == 401
     assert service.http.get("/models", headers=bearer(token)).status_code == 200
     service.stop()
     again = start(folder=service.folder, ready=False)
     assert again.wait(PATIENCE) == 1
-    assert f"The tokens in {path} cannot be read" in again.log()
+    assert f"The tokens in {path} cannot be read" in again.log
 
 
 def token_with(member: str) -> str:
@@ -621,7 +621,7 @@ def test_a_token_that_people_made_has_32_characters_or_more(
 def test_a_token_that_is_too_short_stops_the_start_and_is_not_repeated(start: Start) -> None:
     service = start(ready=False, env={"LOGSTEP_TOKEN": "short-secret"})
     assert service.wait(PATIENCE) == 1
-    assert service.log() == "logstep: LOGSTEP_TOKEN has 12 characters, but needs at least 32.\n"
+    assert service.log == "logstep: LOGSTEP_TOKEN has 12 characters, but needs at least 32.\n"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.invalid"])
@@ -642,7 +642,7 @@ def test_an_address_of_this_machine_alone_needs_none(tmp_path: Path, host: str) 
 def test_a_start_on_an_address_that_others_reach_is_refused_before_anything_listens(start: Start) -> None:
     service = start("--host", "0.0.0.0", ready=False)
     assert service.wait(PATIENCE) == 1
-    assert "Other machines can reach 0.0.0.0" in service.log()
+    assert "Other machines can reach 0.0.0.0" in service.log
     assert start("--host", "0.0.0.0", "--insecure").http.get("/models").status_code == 200
 
 
@@ -823,7 +823,7 @@ def test_a_token_stands_in_no_line_of_the_log_and_in_no_reply(guarded: Guarded) 
         connection.send(f"GET /models HTTP/1.1\r\nauthorization: Bearer {ADMIN}\r\nbroken\r\n\r\n".encode())
         said.append(connection.socket.recv(10_000).decode())
     guarded.ask("admin", "PUT", "/models/clicks", json={"rule": "auto"})  # it was deleted, too
-    for text in (service.log(), *said):
+    for text in (service.log, *said):
         for hidden in (ADMIN, token[17:], secret):
             assert hidden not in text, text
 

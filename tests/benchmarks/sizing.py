@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from processes import Service  # needs the path above
+from harness import Service  # needs the path above
 from prometheus_client.parser import text_string_to_metric_families
 
 VALUES = 1_500_000

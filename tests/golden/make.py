@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from processes import Service
+from harness import Service
 
 from core import Learner, Spec
 from core.rules import RULES
