@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import PLAIN, Service, Start
 from effort import from_checks_on
 from forked import clean_environment
+from harness import PLAIN, Service, Start
 from patience import eventually
 
 from core import Learner
