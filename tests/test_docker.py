@@ -119,7 +119,16 @@ def test_compose_does_not_start_without_a_token() -> None:
     assert re.search(r"^ +LOGSTEP_TOKEN: \$\{LOGSTEP_TOKEN:\?[^}]+\}$", COMPOSE, re.MULTILINE)
     for engine in filter(shutil.which, ("docker", "podman")):
         if run(engine, "compose", "version").returncode == 0:
-            config = [engine, "compose", "-f", str(ROOT / "docker/compose.yaml"), "config", "--quiet"]
+            config = [
+                engine,
+                "compose",
+                "--env-file",
+                "/dev/null",
+                "-f",
+                str(ROOT / "docker/compose.yaml"),
+                "config",
+                "--quiet",
+            ]
             bare = {name: value for name, value in os.environ.items() if name != "LOGSTEP_TOKEN"}
             refused = subprocess.run(config, env=bare, capture_output=True, text=True, timeout=60, check=False)
             assert refused.returncode != 0
@@ -146,7 +155,32 @@ def test_compose_says(line: str) -> None:
     assert line in [each.strip() for each in COMPOSE.splitlines()]
 
 
-def test_compose_is_yaml() -> None:
+def test_compose_is_what_the_specification_of_compose_has() -> None:
+    compose_spec = pytest.importorskip("compose_spec")
+    read = compose_spec.PyCompose.from_yaml(COMPOSE)
+    assert set(read.service_names()) == {"logstep", "prometheus", "grafana"}
+    for wrong in ("raed_only: true", "mem_limit: much", "stop_grace_period: soon"):
+        key = wrong.partition(":")[0].replace("raed", "read")
+        with pytest.raises(ValueError, match=r"services\.logstep"):
+            compose_spec.PyCompose.from_yaml(re.sub(rf"{key}: .*", wrong, COMPOSE, count=1))
+
+
+def test_no_secret_of_a_read_only_service_comes_from_the_environment() -> None:
+    """Compose copies such a secret into the container, and refuses where it cannot."""
+    compose = yaml.safe_load(COMPOSE)
+    for service in compose["services"].values():
+        for secret in service.get("secrets", []):
+            assert compose["secrets"][secret].keys() == {"file"} or not service.get("read_only")
+
+
+def test_git_ignores_what_holds_a_token() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    for path in ("docker/.env", "docker/secrets/metrics-token"):
+        assert run("git", "-C", str(ROOT), "check-ignore", path).returncode == 0, path
+
+
+def test_everything_in_compose_is_there() -> None:
     compose = yaml.safe_load(COMPOSE)
     service = compose["services"]["logstep"]
     assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
