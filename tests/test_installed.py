@@ -136,6 +136,45 @@ def test_without_the_extra_arrow_it_learns_json_and_says_how_to_read_columns(
             assert "pip install 'logstep[arrow]'" in reply.json()["detail"]
 
 
+SAMPLE = """
+from logstep import Client, RiverClassifier, SklearnClassifier, Learner, Spec, Problem
+from typing import assert_type
+import logstep
+from river import base
+
+client = Client(model="visits")
+assert_type(client.learn({"age": 31}, 1), logstep.Learned)
+assert_type(client.learn([{"age": 31}], [1]), logstep.LearnedMany)
+assert_type(client.predict({"age": 31}).p, float)
+assert_type(client.predict([{"age": 31}]), list[logstep.Prediction])
+assert_type(SklearnClassifier(client, reset=True).reset, bool)
+classifier: base.Classifier = RiverClassifier(client)
+"""
+WRONG = [
+    ('client.learn({"age": 31}, "yes").seq', '"LearnedMany" has no attribute "seq"'),
+    ("logstep.Cliet", 'has no attribute "Cliet"'),
+    ("client.label(1, 1)", 'incompatible type "int"'),
+]
+
+
+@from_checks_on
+def test_a_type_checker_reads_the_clients_types_where_it_is_installed(tmp_path: Path) -> None:
+    """It skips a single module, but for the package of stubs that is installed with it."""
+    installation = Installation(tmp_path)
+    installation.python(*PIP, "install", *OFFLINE, str(installation.source))
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    (folder / "sample.py").write_text(SAMPLE + "\n".join(line for line, _ in WRONG) + "\n")
+    command = [str(installation.bin / "python"), "-m", "mypy", "--strict", "sample.py"]
+    told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=280).stdout
+    errors = [line for line in told.splitlines() if ": error: " in line]
+    first = len(SAMPLE.splitlines()) + 1
+    assert len(errors) == len(WRONG), told
+    for i, (error, (_, words)) in enumerate(zip(errors, WRONG, strict=True)):
+        assert error.startswith(f"sample.py:{first + i}: "), told
+        assert words in error
+
+
 def test_each_child_is_started_in_the_one_way() -> None:
     """That one looks for its code in no current folder."""
     starts = {
