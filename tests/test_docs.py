@@ -69,13 +69,27 @@ def test_every_page_is_reached_from_the_readme() -> None:
         assert f"docs/{path.name}" in readme, path.name
 
 
+def examples(*texts: str) -> list[str]:
+    return [example for text in texts for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
 def test_the_examples_in_python_run(start: Start) -> None:
     service = start()
-    examples = re.findall(r"```python\n(.*?)```", page("api.md") + page("architecture.md"), re.DOTALL)
-    assert len(examples) == 2
-    for example in examples:
+
+    def run(example: str) -> None:
         exec(compile(example.replace("localhost:8000", f"localhost:{service.port}"), "docs", "exec"), {})
+
+    of_the_api = examples(page("api.md"), page("architecture.md"))
+    assert len(of_the_api) == 2
+    for example in of_the_api:
+        run(example)
     assert service.get("/models/default")["seq"] == 40
+    of_the_client = examples((ROOT / "README.md").read_text(), page("client.md"))
+    assert len(of_the_client) == 6
+    for example in of_the_client:
+        run(example)
+    assert service.get("/models/default")["seq"] == 40 + 1 + 1 + 40 + 300 + 500
+    assert service.get("/models/visits")["seq"] == 40
 
 
 def test_every_dependency_is_told_with_what_it_is_for() -> None:
