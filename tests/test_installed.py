@@ -107,6 +107,8 @@ def test_it_runs_installed_and_then_editable_and_leaves_nothing_that_hides_the_s
     with installation.serving([installation.bin / "logstep"]) as port:
         assert is_equal_to_river(port)
     assert list(installation.packages.rglob("*.nb?")) == []  # numba's
+    typed = {str(marker.relative_to(installation.packages)) for marker in installation.packages.rglob("py.typed")}
+    assert typed == {"core/py.typed", "service/py.typed"}  # so type checkers read their types
     installation.python(*PIP, "install", *OFFLINE, "--editable", str(installation.source))
     assert not (installation.packages / "core").exists()
     where = "import core.rules, service; print(core.rules.__file__, service.__file__)"
