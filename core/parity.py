@@ -114,7 +114,7 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     """Load a result of `Learner.state()` into a new river twin, to the last bit."""
     spec, names, arrays = Spec.from_dict(state["spec"]), state["names"], state["arrays"]
     scalars, optimizer = arrays["scalars"].tolist(), model.optimizer
-    model._weights = VectorDict(_by_name(names, arrays["weights"]))
+    model._weights = VectorDict(_by_name(names, arrays["weights"]))  # noqa: SLF001  # river has no other way
     model.intercept = scalars[rules.BIAS]
     optimizer.n_iterations = state["seq"] - state["not_taken"]
     keeps = RULES[spec.rule].keeps

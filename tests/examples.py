@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import chore_of, copied, running_engine, started
+from processes import copied, running_engine, started, write_snapshots
 
 from core import Spec
 from service import errors
 from service.events import Event, Label
-from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -38,15 +37,6 @@ def state_of(engine: Engine) -> State:
     return {model.name: (model.learner.seq, model.learner.sha256()) for model in engine.models}
 
 
-async def write_snapshots(engine: Engine) -> None:
-    """A snapshot of every model, now."""
-    for model in engine.models:
-        model.replay_seconds = 1e9
-        engine._models.replay_seconds = 1e9
-    while await chore_of(engine, Snapshots)._piece(1e8):
-        pass
-
-
 @dataclass(frozen=True)
 class Example:
     """A folder that was closed; the same as a kill would have left it, all in the write-ahead log; and what it has.
@@ -67,7 +57,7 @@ async def make_example(below: Path) -> Example:
     sizes: dict[int, int] = {}
 
     def note(engine: Engine) -> None:
-        number, _ = engine._disk.store.log.db.log_end()
+        number, _ = engine.disk.store.log.db.log_end()
         history[number] = state_of(engine)
         sizes[number] = (below / "closed" / "log.db-wal").stat().st_size
 

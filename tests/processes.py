@@ -6,6 +6,7 @@ The oracle is plain: it reads the log's rows and gives their events, one at a ti
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from forked import elsewhere
@@ -23,6 +24,7 @@ from core import Learner, Spec
 from core.batch import Batch
 from service import clock, errors
 from service.clock import SYSTEM
+from service.learning import chores
 from service.learning.engine import Engine
 from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result, Run
 from service.settings import Settings
@@ -32,7 +34,6 @@ __all__ = ["HOST", "LOST", "Service", "exchange", "exchange_whole", "faketime", 
 
 # -- an engine inside the test
 
-K = TypeVar("K")
 CLOCK = SYSTEM
 """What engines are told the time by; see Clock."""
 
@@ -52,14 +53,17 @@ async def started(folder: Path, **settings: Any) -> Engine:
 
 async def recover(engine: Engine) -> None:
     """Start an engine, and wait until it has recovered, or failed to."""
-    engine.start()
-    assert engine._recovery is not None
-    await asyncio.wait([engine._recovery])
+    await asyncio.wait([engine.start()])
 
 
-def chore_of(engine: Engine, kind: type[K]) -> K:
-    """The chore of that kind."""
-    return next(chore for chore in engine._chores._chores if isinstance(chore, kind))
+async def write_snapshots(engine: Engine) -> None:
+    """A snapshot of every model that has learned since its last, now."""
+    engine.chores.rest(math.inf)  # else it would write some of them at the same time
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chores, "LAST_SNAPSHOT_SECONDS", 1e-12)
+        while await engine.snapshots.last_step():
+            pass
+    engine.chores.rest(0)
 
 
 @asynccontextmanager

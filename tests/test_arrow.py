@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from core.features import EventError, Features, flatten
 from service import errors
 from service.decode import arrow, event_json
 from service.events import Event, Label, Named, Question
+from service.fairness import worked
 from service.table import Table
 
 LIMIT = 1_000_000
@@ -595,13 +596,16 @@ def test_who_stops_waiting_leaves_no_thread_behind() -> None:
 
 def test_a_large_batch_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
-    read = arrow._Reader.read
 
-    def noting(reader: arrow._Reader, message: Any) -> Any:
-        threads.add(threading.current_thread() is threading.main_thread())
-        return read(reader, message)
+    async def noting(in_thread: bool, work: Callable[..., Any], *arguments: Any) -> Any:
+        def noted(*given: Any) -> Any:
+            if work.__name__ == "read":
+                threads.add(threading.current_thread() is threading.main_thread())
+            return work(*given)
 
-    monkeypatch.setattr(arrow._Reader, "read", noting)
+        return await worked(in_thread, noted, *arguments)
+
+    monkeypatch.setattr("service.decode.arrow.worked", noting)
     events_of(stream_of(with_labels(a=[1.0])))
     assert threads == {True}
     threads.clear()

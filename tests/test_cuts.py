@@ -110,7 +110,7 @@ async def lived(asked: Sequence[Asked], turns: Sequence[int], commit_events: int
         async with running_engine(Path(folder), commit_events=commit_events) as engine:
             for name, spec in SPECS.items():
                 await engine.create(name, Spec.from_dict(spec))
-            before = engine._disk.store.log.db.log_end()[0]
+            before = engine.disk.store.log.db.log_end()[0]
             at = 0
             for count in [*turns, len(asked)]:
                 waiting = []
@@ -119,8 +119,7 @@ async def lived(asked: Sequence[Asked], turns: Sequence[int], commit_events: int
                     waiting.append((items, engine.queue.enqueue(model, items, shared)))
                 answers += [said(items, await answer) for items, answer in waiting]
                 at += count
-            async with engine._writer.between_turns():
-                state, commits = state_of(engine), engine._disk.store.log.db.log_end()[0] - before
+            state, commits = state_of(engine), engine.disk.store.log.db.log_end()[0] - before
         async with running_engine(Path(folder)) as engine:
             assert state_of(engine) == state, "a replay gives something else"
     return answers, state, commits

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
-from processes import Told, chore_of, copied, logged_events, new_engine, replay, running_engine, started, told
+from processes import Told, copied, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
 from core.rules import RULES
@@ -28,10 +29,10 @@ from service.clock import Clock
 from service.events import Event, Label
 from service.learning import chores
 from service.learning import writer as writer_module
-from service.learning.chores import Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.queue import IN_LINE
+from service.learning.recovery import Recovery
 from service.learning.request import Outcome, Stream
 from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
@@ -65,7 +66,7 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def commits(engine: Engine) -> int:
-    return engine._disk.store.log.db.log_end()[0]
+    return engine.disk.store.log.db.log_end()[0]
 
 
 def whole_state(model: Model) -> dict[str, Any]:
@@ -143,7 +144,7 @@ async def gathered(*tasks: Coroutine[Any, Any, list[Outcome]]) -> list[Any]:
 
 async def as_a_kill_would_leave_it(engine: Engine, to: Path) -> Path:
     """A copy of the folder of a running engine, made between two of its commits."""
-    return await engine._disk.run(lambda _: copied(engine._settings.data, to))
+    return await engine.disk.run(lambda store: copied(store.log.db.folder, to))
 
 
 async def reopened(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -332,7 +333,7 @@ def test_a_disk_that_is_really_full_refuses_and_then_goes_on(tmp_path: Path) -> 
     async def story() -> None:
         async with running_engine(tmp_path / "a") as engine:
             await engine.learn("default", some_events(20))
-            db = engine._disk.store.log.db.connection
+            db = engine.disk.store.log.db.connection
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull):
                 await engine.learn("default", [event(1.0, feature=f"new-{i}") for i in range(3000)])
@@ -463,10 +464,6 @@ def test_a_storage_that_fails_while_models_change_ends_the_engine_and_it_can_be_
             await engine.learn("default", [event(1.0)])
         stopping = asyncio.create_task(engine.stop(seconds=1))
         done, _ = await asyncio.wait([stopping], timeout=5)
-        if not done:
-            assert engine._writing is not None
-            engine._writing.cancel()  # so that this test ends
-            await stopping
         assert done, "an engine that failed could not be stopped"
 
     run(story())
@@ -935,14 +932,18 @@ def test_the_rows_of_a_deleted_model_go_while_the_engine_runs_or_after_its_next_
 def test_a_model_that_is_being_snapshot_can_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.storage.store.SNAPSHOT_CHUNK", 64)
 
+    def begun() -> list[Any]:
+        """The chunks of snapshots that are not whole yet."""
+        return rows(tmp_path, "SELECT seq FROM snapshot_chunks EXCEPT SELECT seq FROM snapshots")
+
     async def story() -> None:
         async with running_engine(tmp_path, snapshot_seconds=1e-9) as engine:
             await engine.create("m", Spec())
             for i in range(20):
                 await engine.learn("m", [event(1.0, feature=f"f{i}-{j}") for j in range(20)])
-                if chore_of(engine, Snapshots)._under_way is not None and i > 3:
+                if begun() and i > 3:
                     break
-            assert chore_of(engine, Snapshots)._under_way is not None
+            assert begun()
             await engine.delete("m")
             await engine.create("m", Spec())
             await engine.learn("m", [event(1.0)])
@@ -983,17 +984,17 @@ def test_a_model_created_while_the_engine_recovers_is_refused_or_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, replaying = threading.Event(), threading.Event()
-    replay_log = Engine._replay_all
+    replay_log = Recovery.models
 
-    def slow(engine: Engine, store: Store) -> dict[str, Model]:
+    def slow(recovery: Recovery) -> dict[str, Model]:
         replaying.set()
         assert release.wait(PATIENCE)
-        return replay_log(engine, store)
+        return replay_log(recovery)
 
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await engine.create("m", Spec())
-        monkeypatch.setattr(Engine, "_replay_all", slow)
+        monkeypatch.setattr(Recovery, "models", slow)
         engine = new_engine(tmp_path)
         engine.start()
         assert await asyncio.to_thread(replaying.wait, PATIENCE)
@@ -1017,13 +1018,13 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    replay_log = Engine._replay_all
+    replay_log = Recovery.models
 
-    def slow(engine: Engine, store: Store) -> dict[str, Model]:
+    def slow(recovery: Recovery) -> dict[str, Model]:
         assert release.wait(PATIENCE)
-        return replay_log(engine, store)
+        return replay_log(recovery)
 
-    monkeypatch.setattr(Engine, "_replay_all", slow)
+    monkeypatch.setattr(Recovery, "models", slow)
 
     async def story() -> None:
         engine = new_engine(tmp_path)
@@ -1121,7 +1122,7 @@ def test_recovery_from_a_snapshot_and_the_events_after_it_equals_recovery_from_t
                 await engine.create(name, spec)
             await learn_a_lot(engine)
             await until(lambda: all(model.snapshot_seq > 1000 for model in engine.models))
-            engine._chores._rests_until = float("inf")
+            engine.chores.rest(math.inf)
             assert engine.model("steep").learner.not_taken > 0
             await gathered(*[engine.learn(model.name, some_events(3)) for model in engine.models])
             running = {model.name: whole_state(model) for model in engine.models}
@@ -1164,7 +1165,7 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
                 await engine.learn("default", some_events(20))
                 await asyncio.sleep(0.002)
                 seen.add(model.snapshot_seq)
-            await until(lambda: chore_of(engine, Snapshots)._under_way is None)
+            await until(lambda: engine.snapshots.due() == math.inf)
             kept = rows(tmp_path, "SELECT seq FROM snapshots ORDER BY seq DESC")
             assert len(kept) == 2
             assert kept[0] == (model.snapshot_seq,)
@@ -1223,7 +1224,7 @@ def snapshot_twice(folder: Path) -> Coroutine[Any, Any, dict[str, Any]]:
             for seq in (50, 100):
                 await engine.learn("default", some_events(50, start=seq))
                 await until(functools.partial(lambda seq: model.snapshot_seq == seq, seq))
-            engine._chores._rests_until = float("inf")
+            engine.chores.rest(math.inf)
             await engine.learn("default", some_events(7))
             return whole_state(model)
 
@@ -1318,7 +1319,7 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
                 await asyncio.sleep(0)
             assert told(await engine.learn("default", [event(1.0)])).seq == [engine.model("default").learner.seq]
             assert engine.state == "ready"
-            engine._chores._rests_until = 0.0  # the pause is over
+            engine.chores.rest(0)  # the pause is over
             await engine.learn("default", [event(1.0)])
             await until(lambda: engine.model("default").snapshot_seq)  # it is not forgotten
             assert tries[1:] == [engine.model("default").snapshot_seq]

@@ -99,7 +99,7 @@ def test_lists_of_names_that_are_remembered_are_bounded(monkeypatch: pytest.Monk
         names = [f"{i}-{j}" for j in range(i % 12)]
         for _ in range(3):
             assert [features.names[column] for column in features.columns_of(names, add=True)] == names
-        assert sum(map(len, features._shapes)) <= 10
+        assert sum(map(len, features._shapes)) <= 10  # noqa: SLF001  # it shows nowhere but in memory
 
 
 def test_a_name_that_is_not_known_has_no_column_and_is_not_registered() -> None:

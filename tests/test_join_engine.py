@@ -17,7 +17,7 @@ import pytest
 from effort import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from processes import Clock, copied, new_engine, replay, running_engine, told
+from processes import Clock, copied, replay, running_engine, told
 
 import service.clock
 from core import Learner, Spec
@@ -27,8 +27,10 @@ from service.learning import draft as draft_module
 from service.learning.chores import FULL_PAUSE_SECONDS, Chores
 from service.learning.engine import Engine
 from service.learning.model import Model
+from service.learning.recovery import Recovery
 from service.learning.request import Outcome, Stream
 from service.replies import PredictedKept
+from service.settings import Settings
 from service.storage import store as store_module
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import Reading, WaitingReader
@@ -82,7 +84,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def timed_out(engine: Engine, clock: Clock, seconds: float) -> None:
     """Set the clock forward, and wait until all that is due has timed out."""
     clock.advance(seconds, engine)
-    await until(lambda: engine.failure or engine._models.next_timeout > clock.time(), "the timeouts")
+    await until(
+        lambda: engine.failure or all(model.next_timeout > clock.time() for model in engine.models), "the timeouts"
+    )
     assert engine.failure is None
 
 
@@ -115,7 +119,7 @@ def test_a_restart_at_any_point_tells_and_weighs_the_same(tmp_path: Path, clock:
             for i in range(12):
                 await kept(engine, *[(f"p{i}-{j}", {"a": i / 10, f"f{j}": 1.0}) for j in range(4)], model="m")
                 states.append((tmp_path / f"a{i}", clock.ahead, described(model)))
-                await engine._disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
+                await engine.disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
                 clock.advance(0.37 * i)
                 await learned(
                     engine, Label(f"p{i}-1", i % 2), Event({"b": 1.0 * i}, 1), Label(f"p{i}-0", 1, 2.0), model="m"
@@ -124,7 +128,7 @@ def test_a_restart_at_any_point_tells_and_weighs_the_same(tmp_path: Path, clock:
                     await timed_out(engine, clock, DAY + 1)
                     await learned(engine, Label(f"p{i}-2", 1), Label(f"p{i}-3", 0), model="m")
                 states.append((tmp_path / f"b{i}", clock.ahead, described(model)))
-                await engine._disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
+                await engine.disk.run(lambda _: copied(tmp_path / "live", states[-1][0]))
             assert model.joins.counts() == {"joined": 24, "expired": 24, "late": 4}
         for folder, ahead, state in states:
             clock.ahead = ahead
@@ -173,7 +177,7 @@ def test_a_replay_never_looks_at_a_clock(tmp_path: Path, clock: Clock, monkeypat
             for name in ("time", "time_ns", "monotonic", "perf_counter"):
                 patched.setattr(clock, name, looked)
             patched.setattr(processes, "CLOCK", service.clock.Clock(looked, looked))
-            replayed = new_engine(tmp_path)._replay_all(store)
+            replayed = Recovery(store.log, Settings(data=tmp_path), given_up=lambda: False).models()
         assert {name: described(model) for name, model in replayed.items()} == before
 
     run(story())
@@ -278,7 +282,7 @@ def test_a_disk_that_is_really_full_refuses_a_prediction_and_then_goes_on(tmp_pa
     async def story() -> None:
         async with running_engine(tmp_path) as engine:
             await kept(engine, ("p0", {"a": 1.0}))
-            db = engine._disk.store.log.db.connection
+            db = engine.disk.store.log.db.connection
             db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             with pytest.raises(errors.DiskFull, match="Predictions without an id still work"):
                 await kept(engine, *[(f"big{i}", {"a": "v" * 200}) for i in range(200)])

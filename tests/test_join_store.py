@@ -19,7 +19,7 @@ import pytest
 from effort import examples, few, from_checks_on
 from hypothesis import example, given
 from hypothesis import strategies as st
-from processes import Clock, chore_of, logged_events, replay, running_engine, started, told
+from processes import Clock, logged_events, replay, running_engine, started, told, write_snapshots
 from test_join_engine import described
 
 from core import Spec
@@ -29,7 +29,7 @@ from core.features import Features
 from service import errors, failures, logs
 from service.commands.inspect import examine
 from service.events import Event, Label
-from service.learning.chores import SPACE_PAUSE_SECONDS, Snapshots
+from service.learning.chores import SPACE_PAUSE_SECONDS
 from service.learning.engine import Engine
 from service.learning.request import Outcome
 from service.replies import PredictedKept
@@ -314,7 +314,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
             await learned(engine, "done", model="m")
         DAMAGES[damage](tmp_path)
         async with running_engine(tmp_path) as engine:
-            await until(lambda: engine._models.next_timeout > 0, "a look for timeouts")
+            await until(lambda: all(model.next_timeout > 0 for model in engine.models), "a look for timeouts")
             if damage not in (*AT_ONCE, *HARMLESS):
                 with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk and was not learned"):
                     await learned(engine, "p1", model="m")
@@ -388,7 +388,7 @@ def test_predictions_time_out_by_their_size_some_at_a_time(
             predictions = [model.predict_to_keep(str(i), wide if i % 3 else {"a": 1.0}) for i in range(12)]
             await engine.learn("late", predictions)
             assert told(await engine.learn("late", [Label("1", 1)])).seq == [1]  # of a long one
-            assert len(engine._disk.store.log.waiting.oldest(model.stored.key, 500)) < 11
+            assert len(engine.disk.store.log.waiting.oldest(model.stored.key, 500)) < 11
             clock.advance(61.0, engine)
             await until(lambda: model.waiting == 0, "all of them to time out")
             timed_out = model.dropped if on_timeout == "drop" else model.learner.seq - 1
@@ -447,7 +447,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
             await kept(engine, "p0", "p1", model="m")
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine, "m") == (0, 0, 2, 0), "both to time out")
-            engine._disk.store.log.db.connection.execute("UPDATE batches SET checksum = checksum + 1")
+            engine.disk.store.log.db.connection.execute("UPDATE batches SET checksum = checksum + 1")
             with pytest.raises(errors.PredictionDamaged, match="'p1' is damaged on the disk"):
                 await learned(engine, "p1", model="m")
             await kept(engine, "p2", model="m")
@@ -554,13 +554,13 @@ def test_the_service_gives_back_room_by_itself(tmp_path: Path, monkeypatch: pyte
             x = {f"feature-{i}": "v" * 250 for i in range(4)}
             for i in range(10):
                 await engine.learn("default", [model.predict_to_keep(f"p{i}-{j}", x) for j in range(1_000)])
-            peak = await engine._disk.run(pages)
+            peak = await engine.disk.run(pages)
             clock.advance(25 * 3600, engine)
             await until(lambda: counts(engine) == (0, 0, 0, 10_000), "all to time out")
 
             def is_small() -> bool:
                 clock.let_pass(SPACE_PAUSE_SECONDS, engine)
-                return pages(engine._disk.store) < peak // 4
+                return pages(engine.disk.store) < peak // 4
 
             await until(is_small, "the room to be given back")
             with pytest.raises(errors.DroppedId):
@@ -582,11 +582,8 @@ def test_a_start_from_a_snapshot_tells_the_same_of_labels_as_one_from_the_log(
             await engine.create("m", Spec.from_dict({"join": {"on_timeout": "negative", "late": "learn"}}))
             for i in range(30):
                 if i == 20:
+                    await write_snapshots(engine)
                     model = engine.model("m")
-                    model.replay_seconds = 1e9
-                    engine._models.replay_seconds = 1e9
-                    while await chore_of(engine, Snapshots)._piece(1e8):
-                        pass
                     assert model.snapshot_seq == model.learner.seq
                 await kept(engine, f"p{i}", f"never-{i}", model="m")
                 clock.advance(10.0 ** (i % 5) / 10, engine)

@@ -195,7 +195,7 @@ def test_what_other_packages_log_is_told_once_a_second_for_each_place_it_comes_f
         clock.now += 1.1
         handler.tell_the_rest()
     assert said() == []
-    assert not handler._others._told  # what is over is forgotten
+    assert not handler._others._told  # noqa: SLF001  # what is over is forgotten, which shows in memory alone
 
 
 class Clock:

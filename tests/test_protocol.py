@@ -314,7 +314,7 @@ def test_large_bodies_that_wait_for_one_another_count_as_bodies_that_are_held(tm
         body = json.dumps([{"x": {"age": i, "name": "n" * 100}} for i in range(10_000)]).encode()
         assert 2**20 < len(body) < 1.5 * 2**20
         peers = [connected(service) for _ in range(3)]
-        async with service.arrays._large:
+        async with service.arrays.large:
             for connection, _ in peers:
                 connection.data_received(head_of("/predict", len(body)) + body)
                 await asyncio.sleep(0.1)

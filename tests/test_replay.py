@@ -1123,11 +1123,9 @@ def test_a_piece_with_something_wrong_in_it_is_not_sent(
     assert model.state()["seq"] == 200
 
 
-def test_the_client_says_when_what_answers_is_no_logstep(tmp_path: Path) -> None:
-    stranger = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text="<html>")))
-    client = Client("http://stranger")
-    client._http.close()
-    client._http = stranger
+def test_the_client_says_when_what_answers_is_no_logstep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda *_: httpx.Response(200, text="<html>"))
+    client = Client("http://127.0.0.1:1")
     with client, pytest.raises(Refused, match="not like a logstep service"):
         client.alive()
 

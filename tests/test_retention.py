@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import functools
 import itertools
 import math
 import random
@@ -16,6 +15,7 @@ from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import processes
 import pytest
@@ -24,10 +24,11 @@ from harness import Service, exchange
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import eventually
-from processes import Clock, chore_of, copied, logged_events, replayed_elsewhere, running_engine, started, told
+from processes import Clock, copied, logged_events, replayed_elsewhere, running_engine, started, told
 from pydantic import ValidationError
 
 from core import Spec
+from core.batch import Batch
 from core.builder import BatchBuilder
 from core.features import Features
 from service import errors
@@ -35,7 +36,6 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.events import Event, Label
 from service.learning import chores, crosscheck, retention
-from service.learning.chores import Dropping, Snapshots
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
 from service.learning.request import Duplicate
@@ -96,11 +96,18 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     pytest.fail(f"waited in vain for {what}")
 
 
-async def looked(engine: Engine, times: int = 5) -> None:
+async def looked(times: int = 5) -> None:
     """Wait until an engine has looked so often for what need not be kept, with time for a snapshot between."""
-    for _ in range(times):
-        before = chore_of(engine, Dropping)._next
-        await until(functools.partial(lambda before: chore_of(engine, Dropping)._next != before, before), "a look")
+    pieces, looks = Retention.pieces, 0
+
+    def counted(retention: Retention, store: Store, models: list[Model]) -> Iterator[None]:
+        nonlocal looks
+        yield from pieces(retention, store, models)
+        looks += 1
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Retention, "pieces", counted)
+        await until(lambda: looks >= times, "looks")
 
 
 async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> None:
@@ -112,12 +119,8 @@ async def learn(engine: Engine, count: int, start: int = 0, piece: int = 20) -> 
 
 async def settled(engine: Engine) -> None:
     """Wait until an engine has looked at what it learned, and has the snapshots that it wants for a shorter log."""
-    await looked(engine, 2)
-
-    def has_them() -> bool:
-        return chore_of(engine, Snapshots)._under_way is None and not chore_of(engine, Snapshots)._retention.wanted
-
-    await until(has_them, "its snapshots")
+    await looked(2)
+    await until(lambda: engine.snapshots.due() == math.inf, "its snapshots")
 
 
 def mark(engine: Engine) -> tuple[int, str]:
@@ -193,8 +196,12 @@ def test_a_model_that_has_not_changed_is_not_looked_at_again_at_once(tmp_path: P
         assert len(list(log.retention.pieces(log.store, [log.model]))) == 1
         log.model.snapshot_seq = 101
         assert len(list(log.retention.pieces(log.store, [log.model]))) == 1
+        assert list(log.retention.pieces(log.store, [log.model])) == []
+        log.elapsed += retention.LOOK_AGAIN_SECONDS
+        assert len(list(log.retention.pieces(log.store, [log.model]))) == 1
 
 
+@pytest.mark.usefixtures("quick")
 def test_while_a_log_is_read_back_no_event_is_dropped_and_no_snapshot_begun(tmp_path: Path) -> None:
     with rig(tmp_path / "data", "10") as log:
         for _ in range(10):
@@ -205,27 +212,29 @@ def test_while_a_log_is_read_back_no_event_is_dropped_and_no_snapshot_begun(tmp_
         assert (log.look(), log.store.log.gone(log.key)) == (1, 90)
 
     async def run() -> None:
-        async with running_engine(tmp_path / "engine", snapshot_seconds=1e-6) as engine:
-            model = engine.model("default")
-            chore_of(engine, Snapshots)._retention.wanted.add(model.stored.key)
-            with model.hold():
+        # Retention wants a snapshot, and it is due too.
+        async with running_engine(tmp_path / "engine", keep_events="10", keep_min=1, snapshot_seconds=1e-6) as engine:
+            with engine.model("default").hold():
                 await learn(engine, 100)
+                await looked()
                 assert snapshots(tmp_path / "engine") == []
             await learn(engine, 100, 100)
-            assert snapshots(tmp_path / "engine") != []
+            await until(lambda: snapshots(tmp_path / "engine"), "a snapshot")
 
     asyncio.run(run())
 
 
-def test_nothing_is_dropped_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_dropped_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Retention("all", "all", 1).drops
+    look = Mock()
+    monkeypatch.setattr(Retention, "pieces", look)
 
     async def run() -> None:
         async with running_engine(tmp_path / "data", snapshot_seconds=1e-6) as engine:
             await learn(engine, 500)
-            assert chore_of(engine, Dropping)._next == -math.inf
 
     asyncio.run(run())
+    assert not look.called
     assert len(logged_events(tmp_path / "data")) == 500
 
 
@@ -235,9 +244,9 @@ def test_a_model_that_learned_in_one_go_is_shortened_behind_its_only_snapshot(tm
 
     async def run() -> None:
         async with running_engine(folder, keep_events="100", keep_min=10) as engine:
-            chore_of(engine, Dropping)._next = math.inf
+            engine.chores.rest(math.inf)
             await learn(engine, 1_000)
-            chore_of(engine, Dropping)._next = 0.0
+            engine.chores.rest(0)
             engine.queue.work.set()
             await until(lambda: gone(folder) == 900, "a shorter log")
 
@@ -255,7 +264,7 @@ def test_a_time_is_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for start in range(0, 1_200, 200):
                 await learn(engine, 200, start)
                 clock.advance(1_190)  # less than 20 minutes
-                await looked(engine)
+                await looked()
 
     asyncio.run(run())
     assert gone(folder) == 600  # what came in the last hour stays
@@ -272,14 +281,14 @@ def test_a_clock_that_jumps_years_ahead_and_back_leaves_the_last_events_and_ids(
             for start in range(0, 2_000, 200):
                 await learn(engine, 200, start)
                 clock.advance(10 * YEAR)
-                await looked(engine)
+                await looked()
                 assert gone(folder) <= max(0, start + 200 - 400)
                 assert len(ids(folder)) >= min(400, start + 200)
             assert gone(folder) >= 1_000
             assert len(ids(folder)) <= 800
             clock.advance(-200 * YEAR)
             await learn(engine, 100, 2_000)
-            await looked(engine)
+            await looked()
 
     asyncio.run(run())
     assert logged_events(folder)[-400:] == [(event.x, event.y, 1.0) for event in events(400, 1_700)]
@@ -292,8 +301,10 @@ def test_a_clock_that_jumps_years_ahead_and_back_leaves_the_last_events_and_ids(
 class Rig:
     """A store with one model, and retention over it; snapshots are written when the test says so."""
 
-    def __init__(self, store: Store, retention: Retention) -> None:
-        self.store, self.retention = store, retention
+    def __init__(self, store: Store, keep_events: str, keep_ids: str, least: int) -> None:
+        self.store, self.elapsed = store, 0.0
+        clock = processes.CLOCK._replace(steady=lambda: self.elapsed)
+        self.retention = Retention(keep_events, keep_ids, least, clock)
         self.model = Model(store.create_model("default", Spec().as_dict()), 10)
         self.features = Features()
         self.ends = [0]
@@ -319,9 +330,9 @@ class Rig:
             pass
 
     def look(self) -> int:
-        """One look; how many commits it made."""
+        """One look, when it is time for one; how many commits it made."""
         before = self.store.log.db.log_end()[0]
-        self.retention._looked.clear()
+        self.elapsed += retention.LOOK_AGAIN_SECONDS
         for _ in self.retention.pieces(self.store, [self.model]):
             pass
         return self.store.log.db.log_end()[0] - before
@@ -331,7 +342,7 @@ class Rig:
 def rig(folder: Path, keep_events: str = "all", keep_ids: str = "all", least: int = 1) -> Iterator[Rig]:
     folder.mkdir(exist_ok=True)
     with closing(Store(folder)) as opened:
-        yield Rig(opened, Retention(keep_events, keep_ids, least, processes.CLOCK))
+        yield Rig(opened, keep_events, keep_ids, least)
 
 
 STEPS = st.lists(st.one_of(st.integers(1, 30), st.just("snapshot"), st.just("look")), max_size=60)
@@ -692,16 +703,16 @@ def test_a_cross_check_of_a_log_that_is_shortened_meanwhile_begins_again(
     shortening: tuple[Path, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, shorten = shortening
-    begun, beginning = [], crosscheck._beginning
+    begun, batches = [], LogReader.batches
 
-    def begin(*arguments: Any) -> Any:
-        begun.append(beginning(*arguments))
+    def meanwhile(log: LogReader, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
+        begun.append(after)
         shorten()
-        return begun[-1]
+        return batches(log, model, after, up_to)
 
-    monkeypatch.setattr(crosscheck, "_beginning", begin)
+    monkeypatch.setattr(LogReader, "batches", meanwhile)
     report = crosscheck.check(folder, "default")
-    assert [check._from_seq for check in begun] == [0, report["from_seq"]]
+    assert begun == [0, report["from_seq"]]
     assert (report["equal"], report["seq"], report["from_seq"]) == (True, 1_500, snapshots(folder)[-1])
 
 

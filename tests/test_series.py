@@ -258,15 +258,15 @@ def test_a_full_disk_leaves_a_gap_and_nothing_else(tmp_path: Path) -> None:
     async def run() -> tuple[int, str]:
         async with running_engine(tmp_path) as engine:
             await learn(engine, 5)
-            store = engine._disk.store
+            store = engine.disk.store
             limit = store.log.db.connection.execute("PRAGMA page_count").fetchone()[0]
             store.log.db.connection.execute(f"PRAGMA max_page_count = {limit}").fetchall()
             many = piece(NOW, *(row(NOW - 5 * i) for i in range(2_000)))
             with pytest.raises(errors.DiskFull):
-                await engine._disk.run(Store.write_series, many)
+                await engine.disk.run(Store.write_series, many)
             await learn(engine, 5)
             store.log.db.connection.execute("PRAGMA max_page_count = 1000000").fetchall()
-            await engine._disk.run(Store.write_series, many)
+            await engine.disk.run(Store.write_series, many)
             await learn(engine, 5)
             return engine.model("default").learner.seq, engine.state
 
@@ -279,7 +279,7 @@ def test_damaged_series_are_left_alone_and_learning_goes_on(tmp_path: Path, capl
         async with running_engine(folder) as engine:
             await learn(engine, 5)
             for _ in range(2):
-                await engine._disk.run(Store.write_series, piece(NOW, row(NOW)))
+                await engine.disk.run(Store.write_series, piece(NOW, row(NOW)))
             await learn(engine, 5)
             return engine.model("default").learner.seq
 

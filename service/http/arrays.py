@@ -45,7 +45,7 @@ class Arrays:
         self._longest = settings.max_body_bytes
         self._replies = replies
         self._access = access
-        self._large = asyncio.Semaphore(1)
+        self.large = asyncio.Semaphore(1)
         """Limits large arrays to one at a time, because in memory an array takes ten times the size of its text."""
 
     def check_head(self, scope: Scope) -> None:
@@ -129,7 +129,7 @@ class Arrays:
             yield
             return
         with self._bodies.held(body):  # counted, or any number of bodies could wait for the place
-            async with self._large:
+            async with self.large:
                 gc.disable()  # scanning the decoded items takes as long as decoding them, and they have no cycles
                 try:
                     yield

@@ -85,9 +85,13 @@ class Chores:
                 except errors.DiskFull:
                     seconds = FULL_PAUSE_SECONDS
                     logger.warning("no room on the disk for snapshots and series; next try in %d s", seconds)
-                    self._rests_until = self._clock.steady() + seconds
+                    self.rest(seconds)
                 return True
         return False
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, from now on."""
+        self._rests_until = self._clock.steady() + seconds
 
     async def finish(self, deadline: float) -> None:
         """Do the last steps of all chores, while there is time."""

@@ -45,7 +45,8 @@ class Engine:
         self._clock = clock
         self._lifecycle = lifecycle = Lifecycle()
         self.streams_end = lifecycle.streams_end
-        self._disk = disk = Disk(self._fail)
+        self.disk = disk = Disk(self._fail)
+        """Its thread, for what must run between two commits."""
         self._models = models = Models(settings, disk, lifecycle)
         self.queue = Queue(settings.queue_events, models, lifecycle)
         self._writer = Writer(self.queue, models, disk, lifecycle, telemetry, settings.commit_events, clock)
@@ -57,8 +58,8 @@ class Engine:
         series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
-        snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        self._chores = Chores((timeouts, series, self._room, dropping, snapshots), clock)
+        self.snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
+        self.chores = Chores((timeouts, series, self._room, dropping, self.snapshots), clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -132,22 +133,23 @@ class Engine:
     async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""
         key = self.model(name).stored.key
-        found = await self._disk.run(lambda store: store.log.waiting.find_ids({key: [id_]}))
+        found = await self.disk.run(lambda store: store.log.waiting.find_ids({key: [id_]}))
         return found.get((key, id_))
 
     # -- start and stop
 
-    def start(self) -> None:
-        """Begin recovery. Requests get NotReady until it is done and `state` is ready."""
+    def start(self) -> asyncio.Task[None]:
+        """Begin recovery, and return its task. Requests get NotReady until it is done and `state` is ready."""
         self._lifecycle.move(On.START)
         self._recovery = asyncio.create_task(self._recover())
         self._recovery.add_done_callback(self._ended)
+        return self._recovery
 
     async def _recover(self) -> None:
         """Open the store, bring every model to the end of its log, and start the writer."""
         started = time.perf_counter()
-        await self._disk.open(self._settings.data)
-        found = await self._disk.run(self._replay_all)
+        await self.disk.open(self._settings.data)
+        found = await self.disk.run(self._replay_all)
         if self.state.recovering:
             await self._models.load(found)
             gc.freeze()  # else each full collection reads the lists of names: 8 ms for a million
@@ -169,13 +171,13 @@ class Engine:
             self.queue.work.clear()  # before the check, so that a request during the check wakes it
             if len(self.queue):
                 for _ in range(await self._writer.take_turns()):
-                    if not await self._chores.step():  # a piece for each turn; with fewer, work would pile up
+                    if not await self.chores.step():  # a piece for each turn; with fewer, work would pile up
                         break
             elif self.state.over:
                 return
-            elif not await self._chores.step():
+            elif not await self.chores.step():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.queue.work.wait(), max(0.0, self._chores.due()))
+                    await asyncio.wait_for(self.queue.work.wait(), max(0.0, self.chores.due()))
 
     def drain(self) -> None:
         """Announce that the service is about to stop. It still serves requests."""
@@ -192,8 +194,8 @@ class Engine:
         if self._writing is not None:
             await asyncio.wait([self._writing])
             if self.failure is None:
-                await self._chores.finish(deadline)
-        await self._disk.close()
+                await self.chores.finish(deadline)
+        await self.disk.close()
         logger.info("stopped")
 
     def _fail(self, failure: errors.LogstepError) -> None:

@@ -35,7 +35,7 @@ import numpy as np
 
 from core import Spec
 from core.batch import Batch
-from service.learning.engine import Engine
+from service.learning.recovery import Recovery
 from service.settings import Settings
 from service.storage.store import ModelBatch, Store
 
@@ -148,11 +148,11 @@ def measure(options: argparse.Namespace, events_per_commit: int) -> str:
 
 def profile(folder: Path) -> None:
     """Replay the log in this process and print where the time goes."""
-    engine = Engine(Settings(data=folder))
     store = Store(folder)
+    recovery = Recovery(store.log, Settings(data=folder), given_up=lambda: False)
     profiler = cProfile.Profile()
     profiler.enable()
-    engine._replay_all(store)
+    recovery.models()
     profiler.disable()
     store.close()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(18)

@@ -36,9 +36,7 @@ async def learn(engine: Engine, first: int, refused: bool, count: int) -> float:
 async def measure(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Settings(data=Path(folder), commit_events=4 * GOOD, queue_events=8 * GOOD), SYSTEM)
-        engine.start()
-        assert engine._recovery is not None
-        await asyncio.wait([engine._recovery])
+        await engine.start()
         first = 0
         for count in (GOOD // 4, GOOD):
             seconds: dict[bool, list[float]] = {False: [], True: []}
