@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path) for path in FILES}
 
 
+@cache
+def nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever in it: `from service import errors` is `service.errors`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -153,7 +159,7 @@ def test_nothing_imports_what_turns_bytes_into_code() -> None:
 def uses(source: str) -> set[str]:
     """What a source names that turns text or bytes into code, by whatever way: called, passed on, as an attribute."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Name):
             found |= {node.id} & {"eval", "exec", "compile", "__import__", "builtins", "__builtins__"}
         elif isinstance(node, ast.Attribute):
@@ -188,7 +194,7 @@ def test_the_walk_sees_each_of_them(source: str, found: str) -> None:
 
 
 def keywords(source: str) -> set[str]:
-    return {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.keyword) and node.arg}
+    return {node.arg for node in nodes(source) if isinstance(node, ast.keyword) and node.arg}
 
 
 def test_nothing_asks_numba_for_fast_math() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from effort import examples
+from effort import examples, from_checks_on
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -394,6 +394,7 @@ def test_questions_are_not_for_learning() -> None:
 SMALL = with_labels(a=[1.0, 2.0, 3.0], c=pa.array(["u", None, "v"]).dictionary_encode(), id=[None, "i", None])
 
 
+@from_checks_on
 def test_a_stream_cut_anywhere_gives_only_rows_that_were_whole() -> None:
     body = stream_of(SMALL, 1)
     whole = events_of(body)

@@ -342,6 +342,7 @@ def test_a_polars_frame_is_learned_as_it_is(model: Model) -> None:
     assert_problem(posted(model, "learn", dates.write_ipc_stream(None).getvalue()), 422, "x.day", "date32", "cast")
 
 
+@from_checks_on
 def test_what_duckdb_answers_is_learned_as_it_is(model: Model) -> None:
     duckdb = pytest.importorskip("duckdb")
     query = """

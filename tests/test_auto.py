@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from effort import examples
+from effort import examples, few
 from hypothesis import example, given
 from hypothesis import strategies as st
 from streams import stream
@@ -265,6 +265,7 @@ def assert_within_the_bound(events: Sequence[tuple[dict[str, float], int]]) -> i
     return alarms_of(learner)
 
 
+@few(4)
 @pytest.mark.parametrize(("seed", "flips"), [(seed, flips) for seed in range(4) for flips in (0, 1, 4)])
 def test_the_mixture_loses_at_most_the_bound_more_than_any_learner(seed: int, flips: int) -> None:
     assert_within_the_bound(made_up(300, 100 + seed, flips, doubt=0.1 if flips else 1.0))
@@ -648,6 +649,7 @@ def test_heavy_and_light_events_leave_finite_numbers_and_a_sane_model(weight: fl
 # -- streams that change
 
 
+@few(1)
 @pytest.mark.parametrize("name", ["Phishing", "Bananas", "Shuttle"])
 def test_after_an_abrupt_change_it_is_soon_as_good_as_one_that_starts_there(name: str) -> None:
     events = stream(name)
@@ -658,6 +660,7 @@ def test_after_an_abrupt_change_it_is_soon_as_good_as_one_that_starts_there(name
     assert through <= 1.05 * afresh
 
 
+@few(1)
 @pytest.mark.parametrize("name", ["Phishing", "Shuttle"])
 def test_an_abrupt_change_raises_the_alarm_and_the_stream_as_it_is_does_not(name: str) -> None:
     events = stream(name)

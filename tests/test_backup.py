@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from disk import needs_strace
-from effort import amount, few
+from effort import amount, few, from_checks_on
 from forked import CONTEXT
 from harness import LOGSTEP, Service, exchange
 from processes import copied, logged_events, replayed_elsewhere
@@ -135,6 +135,7 @@ def backup_while_learning(service: Service, out: Path) -> tuple[list[str], list[
     return before, waits
 
 
+@from_checks_on
 def test_a_backup_of_a_service_that_learns_has_all_it_acknowledged_before_and_holds_nothing_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Service(tmp_path / "data", "--snapshot-seconds", "0.01").wait_until_ready() as service:
@@ -282,6 +283,7 @@ def test_a_tar_with_a_damaged_log_is_refused(
     assert not (tmp_path / "restored").exists()
 
 
+@from_checks_on
 def test_a_damaged_log_writes_nothing_to_standard_output(folder: Path) -> None:
     (folder / "last-commit").unlink()
     done = subprocess.run([LOGSTEP, "backup", folder, "-"], capture_output=True, check=False)
@@ -290,6 +292,7 @@ def test_a_damaged_log_writes_nothing_to_standard_output(folder: Path) -> None:
     assert not (folder / "backup.partial").exists()
 
 
+@from_checks_on
 def test_a_lost_machine_costs_nothing_that_clients_can_send_again(tmp_path: Path) -> None:
     """The rehearsal: copies leave the machine while it learns, it is lost, and clients resend from before the copy."""
     events: list[dict[str, Any]] = [
@@ -436,7 +439,7 @@ def test_a_second_backup_to_the_same_place_waits_for_nobody(folder: Path, tmp_pa
 # -- kills, power cuts, and disks without room
 
 
-@few(1)
+@from_checks_on
 @needs_strace()
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_copy_is_synced_before_it_is_in_place_and_then_its_place_is(
@@ -563,7 +566,7 @@ def test_a_disk_that_fills_up_while_it_is_copied_to_has_nothing_of_the_copy_left
         assert files(small_disk) == []
 
 
-@few(1)
+@from_checks_on
 @pytest.mark.parametrize(
     "command", [["inspect", "{}"], ["restore", "{}", "{}-restored"], ["serve", "--port", "0", "--data", "{}"]]
 )

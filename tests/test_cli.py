@@ -260,6 +260,7 @@ def test_the_service_refuses_a_spec_with_its_field(shared: Service, call: Call, 
 # -- cross-check
 
 
+@from_checks_on
 def test_the_cross_check_of_a_service_a_folder_and_a_file(start: Start, tmp_path: Path, call: Call) -> None:
     service = start()
     assert service.model().learn([{"x": x, "y": y} for x, y in stream("Phishing")]).status_code == 200
@@ -515,7 +516,7 @@ def test_a_log_whose_end_is_gone_is_refused_repaired_and_served(folder: Path, st
     assert again.model().state()["seq"] == left
     for x, y in stream("Phishing", 200)[left:]:
         assert again.model().learn({"x": x, "y": y}).status_code == 200
-    assert again.model().crosscheck().json()["equal"]
+    again.model().assert_equal_to_river()
     again.kill()
     assert call("inspect", folder)[0] == 0
 

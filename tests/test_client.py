@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import from_checks_on
 from harness import Model, Service, Start
 from harness import Service as Process
 
@@ -307,6 +308,7 @@ def test_without_pyarrow_here_a_table_goes_as_lines(
     assert sha256(client) == sha256(twin)
 
 
+@from_checks_on
 def test_a_service_without_pyarrow_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('as if it were not installed', name='pyarrow')\n")
     monkeypatch.setattr(logstep, "TABLE_ROWS", 7)

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from effort import few, from_checks_on
 from forked import clean_environment
 from harness import LOGSTEP, Connection, Model, Service, Start, assert_problem
 from patience import PATIENCE, eventually
@@ -280,6 +281,7 @@ public class Ask {
 """
 
 
+@from_checks_on
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no java (Debian's package default-jdk-headless)")
 def test_javas_client_at_its_defaults_learns_and_predicts(model: Model, tmp_path: Path) -> None:
     """It offers HTTP/2 with each request of a new connection."""
@@ -298,6 +300,7 @@ def test_javas_client_at_its_defaults_learns_and_predicts(model: Model, tmp_path
     assert model.state()["seq"] == 3_001
 
 
+@few(1)
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("version", ["--http2", "--http1.1", "--http1.0"])
 def test_curl_learns_with_each_version_that_it_speaks(model: Model, tmp_path: Path, version: str) -> None:
@@ -416,6 +419,7 @@ def test_the_end_of_its_terminal_stops_a_service_as_sigterm_does(start: Start) -
     assert start(folder=service.folder).model().state()["seq"] == 1
 
 
+@from_checks_on
 def test_below_nohup_a_service_outlives_its_terminal(tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = ["nohup", LOGSTEP, "serve", "--data", str(tmp_path / "data"), "--port", "0", "--drain-seconds", "0"]

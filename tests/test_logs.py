@@ -244,6 +244,7 @@ def test_nothing_of_a_body_a_header_or_a_query_is_logged(start: Start) -> None:
     assert SECRET not in service.log
 
 
+@from_checks_on
 def test_a_mistake_is_a_500_without_a_trace_whose_id_leads_to_the_trace_in_the_log(tmp_path: Path) -> None:
     """In a process of its own: a mistake has to be put into it."""
     program = """

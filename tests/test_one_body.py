@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from callbacks import LIMIT, Timed
-from effort import few
+from effort import few, from_checks_on
 from harness import HOST, Connection, Service, Start, assert_problem, ndjson
 from patience import eventually
 from starlette.types import Message
@@ -338,6 +338,7 @@ def test_a_stop_does_not_wait_for_who_does_not_read(start: Start) -> None:
         assert time.monotonic() - began < 7
 
 
+@from_checks_on
 def test_replies_that_wait_are_bounded_all_of_them_together(start: Start) -> None:
     service = start("--max-replies-bytes", str(8 * 2**20))
     model = service.model(WORDY)

@@ -28,7 +28,7 @@ import callbacks
 import numpy as np
 import pytest
 from callbacks import LIMIT, Timed
-from effort import amount, few, from_checks_on, only_long
+from effort import amount, from_checks_on, only_long
 from forked import elsewhere
 from harness import HOST, Service
 from patience import eventually
@@ -200,7 +200,7 @@ SPECS = {
 """By name: a spec, and how many features an event of it may have."""
 
 
-@few(1)
+@from_checks_on
 @pytest.mark.parametrize("name", SPECS)
 def test_a_model_grows_while_others_are_served(timed: Timed, name: str) -> None:
     """Names that are new, arrays that get larger, and the snapshots of it all."""

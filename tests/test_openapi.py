@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from effort import few
 from fastapi.routing import APIRoute
 from harness import Service, assert_problem
 
@@ -282,6 +283,7 @@ async def at_the_door(guarded: tuple[app.Service, str], path: str) -> list[httpx
         ]
 
 
+@few(6)
 @pytest.mark.parametrize("path", GETS)
 def test_each_status_that_the_document_tells_of_for_a_get_is_there(
     document: Document, shared: Service, starting: app.Service, guarded: tuple[app.Service, str], path: str

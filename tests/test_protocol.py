@@ -19,7 +19,7 @@ import hypothesis
 import pyarrow as pa
 import pytest
 import uvicorn
-from effort import examples
+from effort import examples, from_checks_on
 from harness import Connection, Reply, Service, Start, Starter, assert_problem
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
@@ -904,6 +904,7 @@ def test_a_stream_may_take_long_but_not_stand_still(impatient: Service) -> None:
     assert model.state()["seq"] == 8
 
 
+@from_checks_on
 def test_a_reply_that_nobody_takes_is_given_up(impatient: Service) -> None:
     connections = set(sockets_of(impatient))
     with impatient.connect() as connection:

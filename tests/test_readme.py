@@ -74,6 +74,7 @@ def run(shell: str, service: Service, folder: Path) -> str:
     return done.stdout
 
 
+@from_checks_on
 def test_the_readme_run_from_top_to_bottom_prints_what_it_says(start: Start, checkout: Path) -> None:
     service: Service | None = None
     for step in steps(README):

@@ -128,6 +128,7 @@ def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, run
     assert report["replay_equal"]
 
 
+@from_checks_on
 def test_the_replay_is_killed_in_the_middle_and_the_same_command_goes_on(
     start: Start, run: Run, phishing: Path
 ) -> None:
@@ -268,6 +269,7 @@ def test_another_row_further_down_is_refused_with_its_line_and_what_to_do(
     assert (code, *lines_learned(output)) == (0, "3", "0")
 
 
+@from_checks_on
 def test_standard_input_is_told_by_its_first_lines_too(shared: Service, model: Model, run: Run) -> None:
     for file, content, learned in (
         ("-", "a,y\n1,1\n", "1"),
@@ -352,6 +354,7 @@ def test_no_service_is_one_clear_line(phishing: Path, capsys: pytest.CaptureFixt
 # -- other ways in and out
 
 
+@from_checks_on
 def test_standard_input_and_predictions_before_learning(
     shared: Service, model: Model, run: Run, phishing: Path
 ) -> None:
@@ -369,12 +372,14 @@ def test_standard_input_and_predictions_before_learning(
     assert counts(output)["predictions served first"] == "0", "an event learned before is not predicted"
 
 
+@from_checks_on
 def test_a_terminal_gets_a_bar_and_a_table(shared: Service, model: Model, phishing: Path) -> None:
     output = on_a_terminal(phishing, "--label", "label", url(shared), "--model", model.name, "--batch=50")
     assert "events/s, log loss" in output
     assert "╭" in output
 
 
+@from_checks_on
 def test_a_terminal_shows_the_best_model_so_far(shared: Service, stem: str, specs: list[str], tmp_path: Path) -> None:
     output = on_a_terminal(tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--batch=50", *specs)
     assert re.search(rf"events/s, best log loss 0\.\d{{4}} \({stem}-(sgd|scaled|auto)\)", output)
@@ -602,6 +607,7 @@ def as_ndjson(events: Iterable[Any]) -> bytes:
     return "".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in events).encode()
 
 
+@from_checks_on
 def test_models_side_by_side_survive_a_kill_of_the_service(
     start: Start, run: Run, specs: list[str], phishing: Path
 ) -> None:
@@ -626,6 +632,7 @@ def _seq(service: Service, name: str) -> int:
     return int(found.get("seq", 0))
 
 
+@from_checks_on
 def test_after_ctrl_c_the_same_command_goes_on_with_every_model(
     shared: Service, run: Run, stem: str, specs: list[str], tmp_path: Path
 ) -> None:
@@ -655,6 +662,7 @@ def test_one_spec_makes_one_model_with_the_name_that_is_asked_for(
         assert shared.model(name).state()["spec"]["rule"] == "adam"
 
 
+@from_checks_on
 def test_predictions_before_learning_are_scored_for_every_model(
     shared: Service, stem: str, specs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from unittest.mock import Mock
 import httpx
 import pyarrow as pa
 import pytest
+from effort import from_checks_on
 from forked import clean_environment
 from harness import JSON, LOGSTEP, NDJSON, Service, Start, Starter, assert_problem, ndjson
 from patience import PATIENCE, eventually
@@ -452,6 +453,7 @@ def test_a_token_expires_and_its_streams_end(start: Start) -> None:
     assert re.search(rf"{token.id} .* expired 20\d\d-", run("token", "list", str(service.folder)).stdout)
 
 
+@from_checks_on
 def test_the_command_says_until_when_a_token_is_valid(tmp_path: Path) -> None:
     done = run("token", "create", str(tmp_path), "--expires", "90d")
     (token,) = tokens.read(tmp_path)
@@ -720,6 +722,7 @@ def test_a_stream_past_the_rate_is_read_more_slowly(guarded: Guarded) -> None:
 # -- the commands
 
 
+@from_checks_on
 def test_the_commands_send_the_token_that_they_are_given(
     guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
