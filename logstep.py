@@ -349,9 +349,12 @@ class _Roles:
         return self._with_id(event | values)
 
     def _with_id(self, event: dict[str, Any]) -> dict[str, Any]:
-        if event.get("id") is None:
+        id = event.get("id")
+        if id is None and (self.makes_ids or "id" not in event):
             return event | {"id": new_id()} if self.makes_ids else event
-        return event | {"id": str(event["id"])}  # whole numbers and UUIDs
+        if id is None or isinstance(id, float):
+            raise ValueError(f"an id is text, a whole number or a UUID, not {id}")
+        return event | {"id": str(id)}
 
 
 def _check_length(xs: Any, role: str, column: Any) -> None:
@@ -532,6 +535,8 @@ def _sliced(table: Any, roles: _Roles) -> Iterator[_Piece]:
             table = table.drop_columns([column])
         else:
             special[role] = pa.array(_listed(column), from_pandas=True)
+    if "id" in special and special["id"].null_count:
+        raise ValueError("the column of ids has nulls; each event needs one")
     for role, column in special.items():
         if roles.learn or role != "y":  # to predict, a label is no feature
             table = table.append_column(role, column)
@@ -540,8 +545,6 @@ def _sliced(table: Any, roles: _Roles) -> Iterator[_Piece]:
         part = table.slice(start, rows)
         if roles.makes_ids:
             part = part.append_column("id", pa.array([new_id() for _ in range(len(part))]))
-        elif "id" in special and part.column("id").null_count:
-            raise ValueError(f"the column of ids has a null in rows {start:,} to {start + len(part) - 1:,}")
         yield _Piece(start, table=part)
 
 
@@ -635,13 +638,10 @@ class _Request:
 
 def _object(reply: httpx.Response) -> dict[str, Any]:
     """The JSON object of a reply."""
-    try:
-        found = reply.json()
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise Problem.of(reply)
-    return found
+    with contextlib.suppress(ValueError):
+        if isinstance(found := reply.json(), dict):
+            return found
+    raise Problem.of(reply)
 
 
 # -- the clients
@@ -1033,10 +1033,6 @@ class _River(_Remote):
         p = self._service.predict(x).p
         return {False: 1.0 - p, True: p}
 
-    def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
-        """The more likely label."""
-        return self._service.predict(x).y
-
 
 class _Sklearn(_Remote):
     """A model of a service as a classifier of scikit-learn. X: numbers, NaN for missing; a sparse matrix; or a data
@@ -1069,13 +1065,7 @@ class _Sklearn(_Remote):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learn the rows of X, in order, as the first events of the model."""
-        import numpy as np
-
-        X, y, weights = self._checked(X, y, sample_weight, reset=True, learns=True)
-        classes = np.unique(y)
-        if len(classes) != 2:
-            kind = "multiclass" if len(classes) > 2 else "one class"
-            raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
+        events = self._events(X, y, sample_weight, None, is_first=True)
         model = self._service.model()
         if model.seq and not self.reset:
             raise ValueError(
@@ -1085,29 +1075,21 @@ class _Sklearn(_Remote):
         if model.seq:
             self._service.delete()
             self._service.create(model.spec)
-        self.classes_ = classes
-        return self._learn(X, y, weights)
+        return self._learn(*events)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """Learn the rows of X, in order, after all that the model has learned. classes: both, if not 0 and 1."""
         import numpy as np
 
-        is_first = not hasattr(self, "classes_")
-        X, y, weights = self._checked(X, y, sample_weight, reset=is_first, learns=True)
-        if is_first:
-            found = np.unique(y if classes is None else classes)
-            if classes is None and set(found.tolist()) <= {0, 1}:
-                found = np.array([0, 1], found.dtype)
-            if len(found) != 2:
-                raise ValueError(f"give both classes in the first call: partial_fit(X, y, classes=...); y has {found}")
-            self.classes_ = found
-        return self._learn(X, y, weights)
+        if classes is None and set((found := np.unique(y)).tolist()) <= {0, 1}:
+            classes = np.array([0, 1], found.dtype)
+        return self._learn(*self._events(X, y, sample_weight, classes, is_first=not hasattr(self, "classes_")))
 
     def predict_proba(self, X: Any) -> Any:
         """The probability of each class, in the order of `classes_`: (n, 2) float64."""
         import numpy as np
 
-        X, _, _ = self._checked(X, None, None, reset=False)
+        X = self._checked(X, is_first=False)
         found = self._service.predict(_for_the_service(X))
         p = np.array([one.p for one in found] if isinstance(found, list) else found, np.float64)
         return np.stack([1.0 - p, p], axis=1)
@@ -1119,34 +1101,42 @@ class _Sklearn(_Remote):
         classes = self.classes_ if hasattr(self, "classes_") else np.array([0, 1])
         return classes[(self.predict_proba(X)[:, 1] > 0.5).astype(np.intp)]
 
-    def _checked(self, X: Any, y: Any, weights: Any, *, reset: bool, learns: bool = False) -> tuple[Any, Any, Any]:
-        """Checked as scikit-learn does. A data frame stays one."""
+    def _checked(self, X: Any, is_first: bool) -> Any:
+        """X checked as scikit-learn does. A data frame stays one."""
+        from sklearn.utils.validation import validate_data
+
+        if _library(X) not in ("pandas", "polars"):
+            return validate_data(self, X, reset=is_first, accept_sparse="csr", ensure_all_finite="allow-nan")
+        validate_data(self, X, reset=is_first, skip_check_array=True)
+        return X
+
+    def _events(self, X: Any, y: Any, weights: Any, classes: Any, is_first: bool) -> tuple[Any, Any, Any, Any]:
+        """The rows that are events, whether they have the second class, their weights, and both classes."""
+        import numpy as np
         from sklearn.utils import check_consistent_length, column_or_1d, multiclass, validation
 
-        if _library(X) in ("pandas", "polars"):
-            validation.validate_data(self, X, reset=reset, skip_check_array=True)
-        else:
-            X = validation.validate_data(self, X, reset=reset, accept_sparse="csr", ensure_all_finite="allow-nan")
-        if learns and y is None:
+        X = self._checked(X, is_first)
+        if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        if learns:
-            y = column_or_1d(y, warn=True)
-            check_consistent_length(X, y)
-            multiclass.check_classification_targets(y)
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+        multiclass.check_classification_targets(y)
+        known = np.unique(y if classes is None else classes) if is_first else self.classes_
+        if len(known) != 2:
+            kind = "multiclass" if len(known) > 2 else "one class; partial_fit(X, y, classes=...) takes both"
+            raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
+        if unknown := set(y.tolist()) - set(known.tolist()):
+            raise ValueError(f"y has classes other than {known.tolist()}: {sorted(map(str, unknown))}")
+        ones = (y == known[1]).astype(np.uint8)
         if weights is not None:
             weights = validation._check_sample_weight(weights, X, ensure_non_negative=True)
-        return X, y, weights
+            events = np.flatnonzero(weights)  # a row of weight 0 is none
+            X, ones, weights = (X.iloc if hasattr(X, "iloc") else X)[events], ones[events], weights[events]
+        return X, ones, weights, known
 
-    def _learn(self, X: Any, y: Any, weights: Any) -> Any:
-        import numpy as np
-
-        if unknown := set(np.unique(y).tolist()) - set(self.classes_.tolist()):
-            raise ValueError(f"y has classes other than {self.classes_.tolist()}: {sorted(map(str, unknown))}")
-        ones = (y == self.classes_[1]).astype(np.uint8)
-        if weights is not None and not weights.all():  # a row of weight 0 is no event
-            chosen = np.flatnonzero(weights)
-            X, ones, weights = (X.iloc if hasattr(X, "iloc") else X)[chosen], ones[chosen], weights[chosen]
+    def _learn(self, X: Any, ones: Any, weights: Any, classes: Any) -> Any:
         self._service.learn(_for_the_service(X), ones, weight=weights)
+        self.classes_ = classes
         return self
 
 

@@ -263,6 +263,8 @@ def test_the_first_wrong_event_is_named_by_its_place_among_all_that_were_sent(
         ((ROWS, "bought"), {}, "an event has no bought; it has age, country, vip"),
         ((ROWS,), {}, "Rows that hold their label"),
         ((5,), {}, "x is a int, neither features nor events nor a table"),
+        ((ROWS, LABELS), {"id": [None, *range(59)]}, "an id is text, a whole number or a UUID, not None"),
+        ((_pandas, LABELS), {"id": [*range(59), None]}, "the column of ids has nulls"),
         ((_pandas, "bought"), {}, "no column 'bought'"),
         ((_pandas,), {}, "say which column is the label"),
         ((_pandas, LABELS[:-1]), {}, "there are 60 events, but y has 59 values"),
