@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ ORDINARY, JOINED, EXPIRED, LATE = range(4)
 label came in time, so it is 0. LATE: by id, after that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """The served predictions of n events.
 
     `kinds` (uint8): how each event got its label. For kinds other than ORDINARY: `scores` (float64), the served score;
@@ -39,12 +38,9 @@ class Served:
         return Served(self.kinds[start:stop], self.scores[start:stop], self.delays[start:stop])
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """The features left out of each of n events, because the model had no room for them.
-
-    `counts` (uint32): their number. `marks` (uint64): a hash of their names and values in any order; 0 without any.
-    """
+class LeftOut(NamedTuple):
+    """The features left out of each of n events, because the model had no room: how many (`counts`, uint32), and a hash
+    of their names and values in any order (`marks`, uint64; 0 without any)."""
 
     counts: npt.NDArray[np.uint32]
     marks: Bits
@@ -110,9 +106,8 @@ class Batch:
             return
         start = 0
         while start < len(self):
-            within = (
-                int(np.searchsorted(self.offsets, min(self.offsets[start] + values, len(self.values)), "right")) - 1
-            )
+            last_value = min(self.offsets[start] + values, len(self.values))
+            within = int(np.searchsorted(self.offsets, last_value, "right")) - 1
             stop = min(start + events, max(within, start + 1))
             yield self.part(start, stop)
             start = stop
@@ -144,21 +139,13 @@ class Batch:
         starts = np.cumsum([0] + [len(batch.columns) for batch in batches])
         offsets = [np.zeros(1, np.int64)]
         offsets += [batch.offsets[1:] + start for batch, start in zip(batches, starts[:-1], strict=True)]
-        return cls(
-            np.concatenate(offsets),
-            np.concatenate([batch.columns for batch in batches]),
-            np.concatenate([batch.values for batch in batches]),
-            np.concatenate([batch.labels for batch in batches]),
-            np.concatenate([batch.weights for batch in batches]),
-            left_out=_left_out_of_all(batches),
-        )
-
-
-def _left_out_of_all(batches: Sequence[Batch]) -> LeftOut | None:
-    if all(batch.left_out is None for batch in batches):
-        return None
-    parts = [batch.left_out or LeftOut.none(len(batch)) for batch in batches]
-    return LeftOut(np.concatenate([part.counts for part in parts]), np.concatenate([part.marks for part in parts]))
+        left_out = None
+        if any(batch.left_out is not None for batch in batches):
+            parts = [batch.left_out or LeftOut.none(len(batch)) for batch in batches]
+            left_out = LeftOut(*map(np.concatenate, zip(*parts, strict=True)))
+        arrays = zip(*((batch.columns, batch.values, batch.labels, batch.weights) for batch in batches), strict=True)
+        columns, values, labels, weights = map(np.concatenate, arrays)
+        return cls(np.concatenate(offsets), columns, values, labels, weights, left_out=left_out)
 
 
 Admitted: TypeAlias = "tuple[array[int], array[float], LeftOut | None]"
@@ -221,10 +208,9 @@ def fingerprints(batch: Batch) -> npt.NDArray[np.int64]:
     (True, False)
     """
     result = np.empty(len(batch), np.uint64)
-    values, weights = batch.values + 0.0, batch.weights  # + 0.0: -0.0 is 0.0
-    bits = (values.view(np.uint64), batch.labels, weights.view(np.uint64))
-    marks = np.zeros(len(batch), np.uint64) if batch.left_out is None else batch.left_out.marks
-    _fingerprints(batch.offsets, batch.columns, *bits, marks, result)
+    values = batch.values + 0.0  # -0.0 is 0.0
+    bits = (values.view(np.uint64), batch.labels, batch.weights.view(np.uint64))
+    _fingerprints(batch.offsets, batch.columns, *bits, (batch.left_out or LeftOut.none(len(batch))).marks, result)
     return result.view(np.int64)
 
 

@@ -94,17 +94,13 @@ class Watch:
 
     def summary(self) -> dict[str, Any]:
         """The state that the API shows, as JSON types."""
-        told = {"passed_at": self.passed_at, "stopped_at": self.stopped_at, "resumed_at": self.resumed_at}
-        return {"log_loss": self.log_loss, **told}
+        shown = ("log_loss", "passed_at", "stopped_at", "resumed_at")
+        return {name: getattr(self, name) for name in shown}
 
     def state(self) -> dict[str, Any]:
         """The whole state, as JSON types and arrays; arrays are copies."""
-        return {
-            "passed_at": self.passed_at,
-            "resumed_at": self.resumed_at,
-            "sums": self._sums.copy(),
-            "last": self._last.copy(),
-        }
+        arrays = {"sums": self._sums.copy(), "last": self._last.copy()}
+        return {"passed_at": self.passed_at, "resumed_at": self.resumed_at, **arrays}
 
     @classmethod
     def from_state(cls, breaker: Breaker, state: dict[str, Any]) -> Watch:

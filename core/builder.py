@@ -29,10 +29,8 @@ def check_label(y: float, weight: float) -> None:
 def _gather(
     table: Floats, present: Mask, of_column: Ints, limit: float, offsets: Offsets, columns: Ints, values: Floats
 ) -> bool:
-    """Copy the values that are present and have a column, row by row, to `columns` and `values`.
-
-    Returns False if a present value is not within ±limit.
-    """
+    """Copy the values that are present and have a column, row by row, to `columns` and `values`. Returns False if a
+    present value is not within ±limit."""
     at = 0
     for i in range(table.shape[0]):
         for j in range(table.shape[1]):
@@ -119,15 +117,17 @@ class BatchBuilder:
             raise ValueError(f"{len(labels)} labels and {len(names)} names make a table of shape {shape}")
         weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
         part = None
-        at_once = not self.features.hashed and len(set(names)) == len(names) <= self.features.max_event
-        if at_once and _can_be_learned(labels, weights):
+        good = ((labels == 0) | (labels == 1)).all() and ((weights > 0.0) & (weights <= MAX_FLOAT)).all()
+        if good and not self.features.hashed and len(set(names)) == len(names) <= self.features.max_event:
             part = self._encode_table(names, np.ascontiguousarray(values, np.float64), present, labels, weights)
         if part is None:
             self._add_rows(names, values, present, labels, weights)
-        else:
-            self._close()
-            self._closed.append(part)
-            self._in_closed += len(part)
+            return
+        if self._labels:
+            self._closed.append(self._open_part())
+            self._open()
+        self._closed.append(part)
+        self._in_closed = sum(map(len, self._closed))
 
     def _encode_table(
         self, names: Sequence[str], table: Floats, present: Mask | None, labels: Labels, weights: Floats
@@ -149,7 +149,7 @@ class BatchBuilder:
                 return None
             offsets, columns, values = np.arange(n + 1, dtype=np.int64) * m, np.tile(of_column, n), table.reshape(-1)
         else:
-            count = int(np.count_nonzero(present))
+            count = np.count_nonzero(present)
             offsets, columns, values = np.zeros(n + 1, np.int64), np.empty(count, np.int32), np.empty(count)
             if not _gather(table, np.ascontiguousarray(present), of_column, limit, offsets, columns, values):
                 return None
@@ -211,30 +211,16 @@ class BatchBuilder:
         """The names that these events brought."""
         return self.features.names[self.first_feature :]
 
-    def _close(self) -> None:
-        """Close the open part if it has events, and begin a new one."""
-        if self._labels:
-            self._closed.append(self._open_part())
-            self._in_closed += len(self._labels)
-            self._open()
-
     def _open_part(self) -> Batch:
         """The events of the open part. They share its memory, so it cannot grow any more."""
-        return Batch(
-            np.frombuffer(self._ends, np.int64),
-            *as_arrays(self._columns, self._values),
-            np.frombuffer(self._labels, np.uint8),
-            np.frombuffer(self._weights),
-            left_out=self._left_out_of_open(),
-        )
-
-    def _left_out_of_open(self) -> LeftOut | None:
-        if not self._left_out:
-            return None
-        whole, places = LeftOut.none(len(self._labels)), list(self._left_out)
-        whole.counts[places] = [one.counts[0] for one in self._left_out.values()]
-        whole.marks[places] = [one.marks[0] for one in self._left_out.values()]
-        return whole
+        left_out = None
+        if self._left_out:
+            left_out, places = LeftOut.none(len(self._labels)), list(self._left_out)
+            left_out.counts[places] = [one.counts[0] for one in self._left_out.values()]
+            left_out.marks[places] = [one.marks[0] for one in self._left_out.values()]
+        offsets, labels = np.frombuffer(self._ends, np.int64), np.frombuffer(self._labels, np.uint8)
+        arrays = as_arrays(self._columns, self._values)
+        return Batch(offsets, *arrays, labels, np.frombuffer(self._weights), left_out=left_out)
 
     def build(self) -> Batch:
         """The events as arrays. No event can be added afterwards."""
@@ -242,12 +228,6 @@ class BatchBuilder:
         if not parts:
             return Batch(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.uint8), np.zeros(0))
         return Batch.concatenate(parts)
-
-
-def _can_be_learned(labels: Labels, weights: Floats) -> bool:
-    """`check_label` for many at once."""
-    good_labels = ((labels == 0) | (labels == 1)).all()
-    return bool(good_labels and ((weights > 0.0) & (weights <= MAX_FLOAT)).all())
 
 
 def _by_appearance(columns: list[int], present: Mask | None) -> list[int]:

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import inspect
 import os
-import re
 import shutil
 import stat
 import sys
@@ -103,10 +102,9 @@ def _can_be_kept_in(folder: Path) -> bool:
 def _remove_old(folder: Path) -> None:
     """Remove the kernels of all but the newest KEPT_VERSIONS versions."""
     made = {}
-    for version in folder.iterdir():
+    for version in folder.glob("[0-9a-f]" * 16):
         with contextlib.suppress(OSError):  # another process has removed it
-            if re.fullmatch("[0-9a-f]{16}", version.name):
-                made[version] = version.stat().st_mtime
+            made[version] = version.stat().st_mtime
     for version in sorted(made, key=made.__getitem__)[:-KEPT_VERSIONS]:
         shutil.rmtree(version, ignore_errors=True)
 
@@ -124,13 +122,6 @@ _files: set[str] = set()
 """The files whose functions `compiled` compiles."""
 
 
-def _stamp(file: Path) -> str:
-    """What the kernels of a file are made of. One outside this package may call kernels of this package and its own."""
-    if file.parent == CORE:
-        return _version()
-    return _version() + hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types are left out, see pyproject.toml
     """Tells numba where the compiled kernels are."""
 
@@ -142,7 +133,9 @@ class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types a
         """Nothing to do: `cache` has made the folder."""
 
     def get_source_stamp(self) -> str:
-        return _stamp(Path(self._py_file).resolve())
+        """What the kernels of a file are made of: a file outside this package calls kernels of this one and its own."""
+        file = Path(self._py_file).resolve()
+        return _version() + ("" if file.parent == CORE else hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> CacheLocator | None:
@@ -165,10 +158,8 @@ _OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrap
 
 
 def compiled(signature: Any) -> Callable[[F], F]:
-    """Compile a function for `signature` (text or numba types) now, or load it from the cache.
-
-    `.py_func` is the plain Python function.
-    """
+    """Compile a function for `signature` (text or numba types) now, or load it from the cache. `.py_func` is the plain
+    Python function."""
 
     def compile_now(function: F) -> F:
         _files.add(inspect.getfile(function))

@@ -48,11 +48,8 @@ _AUTO_METHOD = (
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one feature adds to a score.
-
-    `seen` is the value after the model's scaling. For `auto`, `seen` and `weight` are None, because each of its
-    learners has its own.
-    """
+    """What one feature adds to a score. `seen` is the value after the model's scaling. `seen` and `weight` are None for
+    `auto`, because each of its learners has its own."""
 
     name: str
     value: float
@@ -65,18 +62,9 @@ class Contribution:
 class Explanation:
     """The parts of a score.
 
-    seq
-        Number of events that the model had learned.
-    score, p
-        The log odds of label 1, and its probability.
-    bias
-        The score without features; for a model with weights, b.
-    features
-        The features that the model knew, in the event's own order.
-    unknown
-        The names of the features that it did not know. They add nothing.
-    method
-        How the contributions are computed, in words.
+    seq: events that the model had learned. score, p: the log odds of label 1, and its probability. bias: the score
+    without features; for a model with weights, b. features: those that the model knew, in the event's own order.
+    unknown: the names of those that it did not know; they add nothing. method: in words.
 
     Add the contributions one by one from 0.0, then the bias, and you get the score. For a model with weights it is
     exact to the last bit; use a loop, since Python's `sum` rounds differently from 3.12 on. For `auto` the difference

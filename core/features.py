@@ -47,10 +47,6 @@ class EventError(ValueError):
         self.message = message
 
 
-class TooManyFeatures(EventError):
-    """The event has new names, and the model has no room for them."""
-
-
 _positions: list[str] = []
 
 
@@ -179,8 +175,6 @@ def last_column(columns: Ints) -> int:
 MAX_SHAPES = 1_000
 """Most lists of names whose columns are cached. Most events of a stream have the same names in the same order; one
 look-up for the whole list takes a third less time."""
-
-
 REMEMBERED_NAMES = 250_000
 """Most names in all cached lists together."""
 FIRST_NAMES = 2**18 * 2 // 3
@@ -196,43 +190,32 @@ class _Remembered(array):  # type: ignore[type-arg]  # as a base, array.array ta
 
 
 class _Columns:
-    """Name -> column, like a dict.
-
-    A large dict blocks the service while it grows: 27 ms with 700,000 names. So names after the first FIRST_NAMES are
-    spread by hash over DICTS smaller dicts. Most models have fewer names; they use one dict and pay nothing.
-    """
+    """Name -> column, like a dict. A large dict blocks the service while it grows: 27 ms with 700,000 names. So names
+    after the first FIRST_NAMES, more than most models have, are spread by hash over DICTS smaller dicts."""
 
     __slots__ = ("_first", "_rest")
 
     def __init__(self) -> None:
         self._first: dict[str, int] = {}
-        self._rest: list[dict[str, int]] = []
+        self._rest: list[dict[str, int]] = [{} for _ in range(DICTS)]
 
     def _dict_of(self, name: str) -> dict[str, int]:
-        if not self._rest or name in self._first:
-            return self._first
-        return self._rest[hash(name) % len(self._rest)]
+        return self._first if name in self._first else self._rest[hash(name) % DICTS]
 
     def of(self, names: Sequence[str]) -> list[int]:
         """The columns of the names; -1 for unknown names."""
         first = self._first
         found = [first.get(name, -1) for name in names]
-        if self._rest and -1 in found:
-            for i, column in enumerate(found):
-                if column < 0:
-                    found[i] = self._rest[hash(names[i]) % len(self._rest)].get(names[i], -1)
+        if len(first) == FIRST_NAMES and -1 in found:
+            rest, places = self._rest, zip(names, found, strict=True)
+            return [i if i >= 0 else rest[hash(name) % DICTS].get(name, -1) for name, i in places]
         return found
 
     def __contains__(self, name: str) -> bool:
         return name in self._dict_of(name)
 
     def __setitem__(self, name: str, column: int) -> None:
-        if column < FIRST_NAMES:
-            self._first[name] = column
-            return
-        if not self._rest:
-            self._rest = [{} for _ in range(DICTS)]
-        self._rest[hash(name) % DICTS][name] = column
+        (self._first if column < FIRST_NAMES else self._rest[hash(name) % DICTS])[name] = column
 
     def __delitem__(self, name: str) -> None:
         del self._dict_of(name)[name]
@@ -241,20 +224,13 @@ class _Columns:
 class Features:
     """The names that a model knows, each with its column. Columns count from 0, in order of appearance.
 
-    max_features
-        Most names. Default 1,000,000.
-    overflow
-        What happens to a new name beyond that: `ignore` leaves the feature out of the event, `refuse` refuses the
-        event. Default `ignore`.
-    hash_bits
-        With k, a name is replaced by `#h`, where h is the CRC-32 of its UTF-8, modulo 2^k, in hexadecimal. It suits
-        streams with endless new names. Features of one event with the same hash are summed. Default None: no hashing.
-    max_value
-        The largest magnitude of a feature's value. Default 1e100.
-    text_apart
-        Whether hashed text names (`colour=red`) become `=h` instead of `#h`. Then text and numbers never share a
-        column, and there are at most 2^k of each. A model that scales needs this, because text is not scaled. Default
-        False.
+    max_features: most names. overflow: what happens to a new name beyond that: `ignore` leaves the feature out of the
+    event, `refuse` refuses the event. max_value: the largest magnitude of a feature's value.
+
+    hash_bits: with k, a name is replaced by `#h`, where h is the CRC-32 of its UTF-8, modulo 2^k, in hexadecimal. It
+    suits streams with endless new names. Features of one event with the same hash are summed. None: no hashing.
+    text_apart: whether hashed text names (`colour=red`) become `=h` instead. Then text and numbers never share a
+    column, and there are at most 2^k of each. A model that scales needs this, because text is not scaled.
 
     >>> features = Features()
     >>> features.columns_of(["age", "vip"], add=True).tolist()
@@ -273,7 +249,9 @@ class Features:
     ) -> None:
         self.names: list[str] = []
         self._column = _Columns()
-        self._hash_mask = None if hash_bits is None else (1 << hash_bits) - 1
+        self.hashed = hash_bits is not None
+        """Whether hashes replace names."""
+        self._hash_mask = (1 << (hash_bits or 0)) - 1
         self._text_sign = "=" if text_apart else "#"
         self.max_features = max_features if hash_bits is None else 1 << hash_bits + text_apart
         self.max_value = max_value
@@ -298,12 +276,11 @@ class Features:
 
     def truncate(self, count: int) -> None:
         """Remove every name from column `count` on, because its batch was not committed."""
-        if count >= len(self.names):
-            return
-        for name in self.names[count:]:
-            del self._column[name]
-        del self.names[count:]
-        self._forget_shapes()
+        if count < len(self.names):
+            for name in self.names[count:]:
+                del self._column[name]
+            del self.names[count:]
+            self._forget_shapes()
 
     def _forget_shapes(self) -> None:
         self._shapes = {}  # a new dict: a thread in the middle of a look-up still writes to the old one
@@ -314,11 +291,6 @@ class Features:
         return self._column.of(names)
 
     @property
-    def hashed(self) -> bool:
-        """Whether hashes replace names."""
-        return self._hash_mask is not None
-
-    @property
     def full(self) -> bool:
         """Whether there is no room for a new name."""
         return len(self.names) >= self.max_features
@@ -326,7 +298,7 @@ class Features:
     def columns_of(self, names: Iterable[str], add: bool = False) -> array[int]:
         """The columns of `names`. An unknown name is -1, or gets the next column with `add`.
 
-        If no column is free: with overflow `refuse`, raises TooManyFeatures and adds no name; with `ignore`, -1. Raises
+        If no column is free: with overflow `refuse`, raises EventError and adds no name; with `ignore`, -1. Raises
         EventError for a name that is not valid. The result is cached: do not change it.
         """
         shape = tuple(names)
@@ -345,17 +317,15 @@ class Features:
 
     def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]
-        if self._hash_mask is None:  # hashed names are always valid
+        if not self.hashed:  # hashed names are always valid
             for name in new:
                 check_flat_name(name, self.max_name)
         if add:
             room = self.max_features - len(self)
             if len(new) > room and self.overflow == "refuse":
-                raise TooManyFeatures(
-                    "x",
-                    f"has {len(new)} new feature(s), but the model has {len(self)} of at most {self.max_features}; "
-                    "see max_features, overflow and hash_bits in the model's spec",
-                )
+                there = f"the model has {len(self)} of at most {self.max_features}"
+                see = "see max_features, overflow and hash_bits in the model's spec"
+                raise EventError("x", f"has {len(new)} new feature(s), but {there}; {see}")
             self.extend(new[:room])
         return array("i", self.known(names))
 
@@ -370,10 +340,7 @@ class Features:
         return 0 if type(columns) is _Remembered else columns.count(-1)
 
     def encode(self, x: X) -> tuple[array[int], array[float]]:
-        """The columns and values of an event's x, in its own order; -1 for unknown names.
-
-        Raises EventError if x is not valid.
-        """
+        """The columns and values of an event's x, in its own order; -1 for unknown names. Raises EventError."""
         names, values = self.flat(x)
         return self.columns_of(names), values
 
@@ -388,8 +355,7 @@ class Features:
         ([0], [31.0], [1])
         """
         names, values = self.flat(x)
-        names = tuple(names)
-        columns = self.columns_of(names, add=True)
+        columns = self.columns_of(names := tuple(names), add=True)
         if self.full and self.unknown(columns):
             return self._without_unknown(names, columns, values)
         return columns, values, None
@@ -398,8 +364,7 @@ class Features:
         """What `admit` returned for x if x was learned before. None if x has unknown names and there is room for them,
         because then it was not learned."""
         names, values = self.flat(x)
-        names = tuple(names)
-        columns = self.columns_of(names)
+        columns = self.columns_of(names := tuple(names))
         if not self.unknown(columns):
             return columns, values, None
         return self._without_unknown(names, columns, values) if self.full and self.overflow == "ignore" else None
@@ -431,17 +396,13 @@ class Features:
                 name = list(names)[beyond]
                 name = f"x.{_shown(name)}" if isinstance(x, Mapping) else f"x[{name}]"
                 raise EventError(name, f"must be within ±{self.max_value:g}")
-        if self._hash_mask is not None:
-            names, values = self._hashed(names, values, self._hash_mask)
-        return names, values
-
-    def _hashed(self, names: Iterable[str], values: Iterable[float], mask: int) -> tuple[Iterable[str], array[float]]:
-        """Names as hashes; values with the same hash are summed."""
-        summed: dict[str, float] = {}
+        if not self.hashed:
+            return names, values
+        summed: dict[str, float] = {}  # values of names with the same hash
         for name, value in zip(names, values, strict=True):
             check_flat_name(name, self.max_name)
             sign = self._text_sign if is_text(name) else "#"
-            bucket = f"{sign}{zlib.crc32(name.encode()) & mask:x}"
+            bucket = f"{sign}{zlib.crc32(name.encode()) & self._hash_mask:x}"
             summed[bucket] = summed.get(bucket, 0.0) + value
         return summed.keys(), _numbers(summed.values())
 

@@ -64,15 +64,9 @@ class Outcome:
             return outcomes[0]
         if not outcomes:
             return cls(np.zeros(0), np.zeros(0, np.uint8), np.zeros(0, np.bool_))
-        return cls(
-            np.concatenate([outcome.scores for outcome in outcomes]),
-            np.concatenate([outcome.labels for outcome in outcomes]),
-            np.concatenate([outcome.learned for outcome in outcomes]),
-            (
-                np.concatenate([outcome.probabilities for outcome in outcomes]),
-                np.concatenate([outcome.losses for outcome in outcomes]),
-            ),
-        )
+        arrays = [(one.scores, one.labels, one.learned, one.probabilities, one.losses) for one in outcomes]
+        scores, labels, learned, probabilities, losses = map(np.concatenate, zip(*arrays, strict=True))
+        return cls(scores, labels, learned, (probabilities, losses))
 
 
 class NoWeights(AttributeError):
@@ -163,10 +157,8 @@ class Learner:
     # -- predicting
 
     def score_of(self, columns: array[int], values: array[float]) -> float:
-        """The log odds of label 1: w·x + b, or the mixture's log odds for `auto`. Changes nothing.
-
-        `columns` and `values`: the result of `encoded`. Unknown features add nothing.
-        """
+        """The log odds of label 1 for a result of `encoded`: w·x + b, or the mixture's for `auto`. Unknown features add
+        nothing."""
         return self._model.score(*as_arrays(columns, values))
 
     def encoded(self, x: X) -> Encoded:
@@ -247,11 +239,8 @@ class Learner:
         return new > MANY or (new > 0 and len(self.features) > self._model.rows > MANY)
 
     def make_room(self, batch: Batch) -> int:
-        """Make room for a batch's new features. Returns how many features the learner will have after the batch.
-
-        A step calls this itself. If it takes long, call it before in a thread: others may predict meanwhile, but not
-        learn.
-        """
+        """Make room for a batch's new features. Returns how many the learner will have after the batch. A step calls
+        this itself. If it takes long, call it before in a thread: others may predict meanwhile, but not learn."""
         features = max(self.n_features, last_column(batch.columns) + 1)
         if features > self._room:
             self._model.add(self._room, self.features.names[self._room : features])

@@ -16,6 +16,8 @@ from core.rules import RULES, Codes, State
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
 _MIN_ROWS = 64
+_ARRAYS = ("weights", "kept", "scaler", "paid", "scalars")
+"""What `arrays` calls the fields of State."""
 _SCALES = {"none": (rules.UNSCALED, 0), "standard": (rules.STANDARD, 3), "maxabs": (rules.MAXABS, 1)}
 """For each `scale`, its code, and how many numbers the scaler keeps per feature."""
 
@@ -32,7 +34,7 @@ class Linear:
             paid=np.zeros(_MIN_ROWS if pays else 0),
             scalars=np.zeros(rules.SCALARS),
         )
-        self._codes, self._q = _codes(spec), _parameters(spec)
+        self._codes, self._q = _encoded(spec)
         self.state.scalars[rules.FINAL_LR] = spec.final_lr or 0.0
         self._scales = spec.scale != "none"
         constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
@@ -51,10 +53,8 @@ class Linear:
         return logistic.score(columns, values, state.w, state.scalars[rules.BIAS])
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
-        """The score for one event and its parts, as in `Learner.served_of`; changes nothing.
-
-        `features`: how many columns the model has learned.
-        """
+        """The score for one event and its parts, as in `Learner.served_of`; changes nothing. `features`: how many
+        columns the model has learned."""
         n = len(columns)
         numbers = np.empty(2 + (2 * n if self._scales else n))
         step.serve_into(columns, values, features, *self.state, self._codes, self._q, numbers)
@@ -85,72 +85,45 @@ class Linear:
 
     def add(self, first: int, names: Sequence[str]) -> None:
         """Add features, all 0, at the columns from `first` on. Their names tell which are not scaled."""
-        self._make_room(first + len(names))
+        if first + len(names) > self.rows:
+            rows, (*arrays, paid, scalars) = max(first + len(names), 2 * self.rows), self.state
+            w, s, scaler = (step.grown(array, rows) for array in arrays)
+            self.state = State(w, s, scaler, step.grown(paid, rows) if len(paid) else paid, scalars)
         if self._scales:
             as_is = [first + i for i, name in enumerate(names) if is_text(name)]
             self.state.scaler[as_is] = step.AS_IS[: self.state.scaler.shape[1]]
 
-    def _make_room(self, features: int) -> None:
-        if features <= self.rows:
-            return
-        rows, state = max(features, 2 * self.rows), self.state
-        self.state = state._replace(
-            w=step.grown(state.w, rows),
-            s=step.grown(state.s, rows),
-            scaler=step.grown(state.scaler, rows),
-            paid=step.grown(state.paid, rows) if len(state.paid) else state.paid,
-        )
+    def _used(self, features: int) -> dict[str, Floats]:
+        """The arrays of the state, up to the first `features` columns."""
+        *columns, scalars = self.state
+        return dict(zip(_ARRAYS, (*(array[:features] for array in columns), scalars), strict=True))
 
     def arrays(self, features: int) -> dict[str, Floats]:
         """The whole state of the first `features` columns, as copies."""
-        state = self.state
-        return {
-            "weights": state.w[:features].copy(),
-            "kept": state.s[:features].flatten(),
-            "scaler": state.scaler[:features].flatten(),
-            "paid": state.paid[:features].copy(),
-            "scalars": state.scalars.copy(),
-        }
+        return {name: array.flatten() for name, array in self._used(features).items()}
 
     def load(self, arrays: dict[str, Floats], names: Sequence[str]) -> None:
         """Load what `arrays` returned; `names` are the features' names."""
-        features = len(names)
-        if len(arrays["weights"]) != features:
-            raise ValueError("a state must have a weight for each feature")  # numpy would broadcast one
-        self._make_room(features)
-        state = self.state
-        state.w[:features] = arrays["weights"]
-        state.s[:features] = arrays["kept"].reshape(features, state.s.shape[1])
-        state.scaler[:features] = arrays["scaler"].reshape(features, state.scaler.shape[1])
-        state.paid[: len(arrays["paid"])] = arrays["paid"]
-        state.scalars[:] = arrays["scalars"]
+        self.add(0, names)
+        for name, array in self._used(len(names)).items():
+            array[:] = arrays[name].reshape(array.shape)  # numpy would broadcast a single number
 
 
-def _codes(spec: Spec) -> Codes:
-    """A spec's choices, encoded for the kernels."""
-    codes = np.zeros(5, np.int64)
+def _encoded(spec: Spec) -> tuple[Codes, Floats]:
+    """A spec's choices and numbers, in the kernels' order."""
+    codes, q = np.zeros(5, np.int64), np.zeros(rules.PARAMETERS)
     codes[rules.RULE] = list(RULES).index(spec.rule)
     codes[rules.SCALE], _ = _SCALES[spec.scale]
-    codes[rules.SCHEDULE], codes[rules.BIAS_SCHEDULE] = (
-        _schedule(spec.learning_rate)[0],
-        _schedule(spec.bias_learning_rate)[0],
-    )
     codes[rules.PENALTY] = spec.rule != "ftrl"  # ftrl applies l1 and l2 itself
-    return codes
-
-
-def _parameters(spec: Spec) -> Floats:
-    """A spec's numbers, in the kernels' order."""
-    q = np.zeros(rules.PARAMETERS)
     q[[rules.SQUARE, rules.ROOT, rules.INVERSE]] = 2.0, 0.5, -1.0
     q[[rules.L1, rules.L2, rules.CLIP]] = spec.l1, spec.l2 or 0.0, spec.clip
     q[[rules.WEIGHT_0, rules.WEIGHT_1]] = spec.class_weights["0"], spec.class_weights["1"]
-    code, q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.learning_rate)
-    q[rules.FIRST_RATE] = step.scheduled(code, q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
-    _, q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_learning_rate)
+    codes[rules.SCHEDULE], q[rules.RATE], q[rules.RATE_SHAPE] = _schedule(spec.learning_rate)
+    codes[rules.BIAS_SCHEDULE], q[rules.BIAS_RATE], q[rules.BIAS_RATE_SHAPE] = _schedule(spec.bias_learning_rate)
+    q[rules.FIRST_RATE] = step.scheduled(codes[rules.SCHEDULE], q[rules.RATE], q[rules.RATE_SHAPE], 0.0)
     for name, place in rules.OF_RULES.items():
         q[place] = float(getattr(spec, name) or 0.0)
-    return q
+    return codes, q
 
 
 def _schedule(rate: Rate | None) -> tuple[int, float, float]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from river import base, linear_model, optim, preprocessing
@@ -26,15 +25,14 @@ from core.rules import RULES
 from core.spec import InverseScaling, Optimal, Rate, Spec
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """The result of a cross-check.
 
-    events: number of events on both sides. from_seq: the seq of the state that both began with, or 0. not_taken: number
-    of events that neither side learned, because the step would have left a number that is not finite. features: number
-    of weights compared. max_abs_diff, max_ulp: the largest difference of a weight or the bias, absolute and in units in
-    the last place. feature: the feature with the largest difference, None if all weights are equal. bias_ulp: the
-    bias's difference. equal: whether every weight and the bias are equal. river: river's version.
+    events: learned by both sides. from_seq: the seq of the state that both began with, or 0. not_taken: events that
+    neither side learned, because the step would have left a number that is not finite. features: weights compared.
+    max_abs_diff, max_ulp: the largest difference of a weight or the bias, absolute and in units in the last place.
+    feature: the one with the largest difference, None if all weights are equal. bias_ulp: the bias's difference. river:
+    its version.
     """
 
     events: int
@@ -48,19 +46,14 @@ class Report:
     equal: bool
     river: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class NoTwin(ValueError):
     """River has no model that does what the spec says."""
 
 
 def river_twin(spec: Spec) -> tuple[base.Transformer | None, linear_model.LogisticRegression]:
-    """River's scaler (or None) and model that do what `spec` says. Raises NoTwin if river has none.
-
-    The scaler is only for numbers: see `scaled_one`.
-    """
+    """River's scaler (or None) and model that do what `spec` says. Raises NoTwin if river has none. The scaler is only
+    for numbers: see `scaled_one`."""
     if spec.rule == "auto":
         raise NoTwin("auto mixes many models, and river has nothing like it")
     if RULES[spec.rule].river is None:
@@ -114,35 +107,30 @@ def give_state(state: dict[str, Any], scaler: base.Transformer | None, model: li
     """Load a result of `Learner.state()` into a new river twin, to the last bit."""
     spec, names, arrays = Spec.from_dict(state["spec"]), state["names"], state["arrays"]
     scalars, optimizer = arrays["scalars"].tolist(), model.optimizer
-    model._weights = VectorDict(_by_name(names, arrays["weights"]))  # noqa: SLF001  # river has no other way
+    model._weights = VectorDict(_by_name(names, arrays["weights"])[0])  # noqa: SLF001  # river has no other way
     model.intercept = scalars[rules.BIAS]
     optimizer.n_iterations = state["seq"] - state["not_taken"]
     keeps = RULES[spec.rule].keeps
-    for attribute, numbers in zip(keeps, _columns(names, arrays["kept"], len(keeps)), strict=True):
+    for attribute, numbers in zip(keeps, _by_name(names, arrays["kept"], len(keeps)), strict=True):
         kept_as: Any = VectorDict if getattr(optimizer, attribute) is None else partial(defaultdict, float)
-        setattr(optimizer, attribute, kept_as(_by_name(names, numbers)))  # river makes VectorDicts when it steps
+        setattr(optimizer, attribute, kept_as(numbers))  # river makes VectorDicts when it steps
     if spec.rule == "adabound":
         optimizer.final_lr = scalars[rules.FINAL_LR]
     if model.l1:
         model.max_cum_l1 = scalars[rules.L1_TOTAL]
-        model.cum_l1 = VectorDict(_by_name(names, arrays["paid"]), optim.initializers.Zeros())
+        model.cum_l1 = VectorDict(_by_name(names, arrays["paid"])[0], optim.initializers.Zeros())
     if isinstance(scaler, preprocessing.StandardScaler):
-        counts, means, variances = _columns(names, arrays["scaler"], 3)
-        scaler.counts.update(_by_name(names, counts))
-        scaler.means.update(_by_name(names, means))
-        scaler.vars.update(_by_name(names, variances))
+        parts = (scaler.counts, scaler.means, scaler.vars)
+        for part, numbers in zip(parts, _by_name(names, arrays["scaler"], 3), strict=True):
+            part.update(numbers)
     elif isinstance(scaler, preprocessing.MaxAbsScaler):
-        for name, largest in _by_name(names, arrays["scaler"]).items():
+        for name, largest in _by_name(names, arrays["scaler"])[0].items():
             scaler.abs_max[name].update(largest)
 
 
-def _columns(names: Sequence[str], flat: Floats, count: int) -> list[Floats]:
-    """Rows of `count` numbers for each feature -> an array for each of the numbers."""
-    return list(flat.reshape(len(names), count).T)
-
-
-def _by_name(names: Sequence[str], numbers: Floats) -> dict[str, float]:
-    return dict(zip(names, numbers.tolist(), strict=True))
+def _by_name(names: Sequence[str], flat: Floats, count: int = 1) -> list[dict[str, float]]:
+    """Rows of `count` numbers for each feature -> for each of the numbers, feature -> number."""
+    return [dict(zip(names, numbers, strict=True)) for numbers in flat.reshape(len(names), count).T.tolist()]
 
 
 def ulp_distance(a: float, b: float) -> int:
@@ -192,10 +180,8 @@ class CrossCheck:
         self.learn_batch(builder.build())
 
     def learn_batch(self, batch: Batch) -> None:
-        """Learn events with the columns of `learner.features` on both sides.
-
-        River skips events whose step is not taken, because they would leave NaN in it.
-        """
+        """Learn events with the columns of `learner.features` on both sides. River skips events whose step is not
+        taken, because they would leave NaN in it."""
         learned = self.learner.learn_batch(batch).learned.tolist()
         names, offsets = self.learner.features.names, batch.offsets.tolist()
         columns, values = batch.columns.tolist(), batch.values.tolist()

@@ -44,10 +44,8 @@ def _add(
     sums: Floats, passed: Counts, calibration: Floats,
     last_probabilities: Floats, last_losses: Floats, last_labels: Labels,
 ) -> None:  # fmt: skip
-    """Add events to `sums` (events, loss, correct), `passed`, `calibration` and the ring of the last events.
-
-    `passed[y, k]` counts the events of label y whose p is above exactly the first k thresholds.
-    """
+    """Add events to `sums` (events, loss, correct), `passed`, `calibration` and the ring of the last events. `passed[y,
+    k]` counts the events of label y whose p is above exactly the first k thresholds."""
     for i in range(len(labels)):
         if not learned[i]:
             continue
@@ -85,10 +83,8 @@ def _recently(
 
 
 def _auc(passed: Counts) -> float | None:
-    """Area under the ROC curve through the thresholds, by trapezoids; None unless both labels have come.
-
-    `above[y, k]`: the events of label y with p above threshold k, which are those that passed more than k thresholds.
-    """
+    """Area under the ROC curve through the thresholds, by trapezoids; None unless both labels have come. `above[y, k]`:
+    the events of label y with p above threshold k, which are those that passed more than k thresholds."""
     above = passed[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     negatives, positives = int(passed[0].sum()), int(passed[1].sum())
     if not (negatives and positives):
@@ -125,19 +121,13 @@ class _Scores:
         }
 
     def base_rate_loss(self) -> float | None:
-        """The log loss of always predicting the share of ones, in nats."""
         return _base_rate_loss(*self.passed.sum(axis=1).tolist())
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """Predicted probabilities beside the share of ones, by bucket."""
         return [
-            {
-                "up_to": (i + 1) / BUCKETS,
-                "count": int(count),
-                "p": p / count if count else None,
-                "ones": ones / count if count else None,
-            }
-            for i, (count, p, ones) in enumerate(self.calibration.tolist())
+            {"up_to": (i + 1) / BUCKETS, "count": int(n), "p": p / n if n else None, "ones": ones / n if n else None}
+            for i, (n, p, ones) in enumerate(self.calibration.tolist())
         ]
 
 
@@ -160,17 +150,9 @@ class Brief(NamedTuple):
         return self.loss / self.events if self.events else None
 
 
-def _ring(window: int) -> tuple[Floats, Floats, Labels]:
-    return np.zeros(window), np.zeros(window), np.zeros(window, np.uint8)
-
-
 class Progressive:
-    """The scores of a stream's predictions, each made before its event was learned.
-
-    window
-        How many of the last events the windowed scores cover. Default 1,000.
-
-    Events without a step are not scored.
+    """The scores of a stream's predictions, each made before its event was learned; events without a step are not
+    scored. window: how many of the last events the windowed scores cover.
 
     >>> from core.learner import Learner
     >>> scores = Progressive()
@@ -184,7 +166,7 @@ class Progressive:
         self._forgotten = 0
         """Events that a smaller window had dropped before the state was saved."""
         self._total = _Scores()
-        self._last = _ring(window)
+        self._last = np.zeros(window), np.zeros(window), np.zeros(window, np.uint8)
 
     def add(self, outcome: Outcome) -> None:
         """Score the events of one `learn_batch`."""
@@ -202,8 +184,8 @@ class Progressive:
         """
         recent = _Scores()
         probabilities, losses, labels = self._recent()
-        taken = np.ones(len(labels), np.bool_)
-        recent.add(Outcome(np.zeros(0), labels, taken, (probabilities, losses)), _ring(0))
+        taken, none = np.ones(len(labels), np.bool_), np.zeros(0)
+        recent.add(Outcome(none, labels, taken, (probabilities, losses)), (none, none, labels[:0]))
         return {
             "total": self._total.summary(),
             "window": recent.summary(),
@@ -212,25 +194,29 @@ class Progressive:
 
     def totals(self) -> tuple[int, float]:
         """The number of events, and the sum of their losses."""
-        return int(self._total.sums[EVENTS]), float(self._total.sums[LOSS])
+        return self._events, float(self._total.sums[LOSS])
+
+    @property
+    def _events(self) -> int:
+        return int(self._total.sums[EVENTS])
+
+    @property
+    def _in_window(self) -> int:
+        return min(self._events - self._forgotten, self.window)
 
     def brief(self) -> Brief:
         """The main scores of `summary`, fast enough for thousands of models."""
-        events, loss, correct = self._total.sums.tolist()
-        events = int(events)
-        base_rate_loss, accuracy = self._total.base_rate_loss(), correct / events if events else None
-        n = min(events - self._forgotten, self.window)
+        events, (_, loss, correct) = self._events, self._total.sums.tolist()
+        total = loss, self._total.base_rate_loss(), correct / events if events else None
+        n = self._in_window
         if not n:
-            return Brief(events, loss, base_rate_loss, accuracy, 0, None, None, None)
+            return Brief(events, *total, 0, None, None, None)
         loss_window, correct_window, ones = _recently(*self._last, events - n, events)
-        window = loss_window / n, _base_rate_loss(n - int(ones), int(ones)), correct_window / n
-        return Brief(events, loss, base_rate_loss, accuracy, n, *window)
+        return Brief(events, *total, n, loss_window / n, _base_rate_loss(n - int(ones), int(ones)), correct_window / n)
 
     def _recent(self) -> tuple[Floats, Floats, Labels]:
         """The last events, oldest first."""
-        events = int(self._total.sums[EVENTS])
-        count = min(events - self._forgotten, self.window)
-        places = np.arange(events - count, events) % self.window
+        places = np.arange(self._events - self._in_window, self._events) % self.window
         probabilities, losses, labels = self._last
         return probabilities[places], losses[places], labels[places]
 
@@ -254,15 +240,12 @@ class Progressive:
         scores._total.sums[:] = state["sums"]
         scores._total.passed[:] = state["passed"].reshape(scores._total.passed.shape)
         scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
-        events = int(scores._total.sums[EVENTS])
-        count = min(len(state["last_labels"]), window)
-        scores._forgotten = events - count
-        places = np.arange(events - count, events) % window
-        start = len(state["last_labels"]) - count
-        probabilities, losses, labels = scores._last
-        probabilities[places] = state["last_probabilities"][start:]
-        losses[places] = state["last_losses"][start:]
-        labels[places] = state["last_labels"][start:]
+        start = max(0, len(state["last_labels"]) - window)
+        scores._forgotten = scores._events - (len(state["last_labels"]) - start)
+        places = np.arange(scores._forgotten, scores._events) % window
+        last: dict[str, npt.NDArray[Any]] = dict(zip(("probabilities", "losses", "labels"), scores._last, strict=True))
+        for name, ring in last.items():
+            ring[places] = state[f"last_{name}"][start:]
         return scores
 
 
@@ -271,13 +254,8 @@ DELAYS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0, 25920
 
 
 class Joins:
-    """Counts events by how their labels came, scores the predictions as served, and records the labels' delays.
-
-    window
-        How many of the last such events the windowed scores cover. Default 1,000.
-
-    Everything is computed from the events, so a replay of the log gives the same.
-    """
+    """Counts events by how their labels came, scores the predictions as served (`window` as in Progressive), and
+    records the labels' delays. Everything is computed from the events, so a replay of the log gives the same."""
 
     def __init__(self, window: int = 1_000) -> None:
         self.scores = Progressive(window)
@@ -309,14 +287,9 @@ class Joins:
         >>> Joins().delays()["count"]
         0
         """
-        counts = self._delays.astype(int).tolist()
-        bounds = [*DELAYS, None]
-        count = sum(counts)
-        return {
-            "count": count,
-            "mean": float(self._delay_sum[0]) / count if count else None,
-            "buckets": [{"up_to": bound, "count": n} for bound, n in zip(bounds, counts, strict=True)],
-        }
+        counts, (count, total) = self._delays.astype(int).tolist(), self.delay()
+        buckets = [{"up_to": bound, "count": n} for bound, n in zip((*DELAYS, None), counts, strict=True)]
+        return {"count": count, "mean": total / count if count else None, "buckets": buckets}
 
     def delay(self) -> tuple[int, float]:
         """How many labels came after their predictions, and the sum of their delays in seconds."""
@@ -324,19 +297,13 @@ class Joins:
 
     def state(self) -> dict[str, Any]:
         """The whole state, as JSON types and arrays; arrays are copies."""
-        return {
-            "scores": self.scores.state(),
-            "counts": self._counts.copy(),
-            "delays": self._delays.copy(),
-            "delay_sum": self._delay_sum.copy(),
-        }
+        arrays = {"counts": self._counts, "delays": self._delays, "delay_sum": self._delay_sum}
+        return {"scores": self.scores.state(), **{name: array.copy() for name, array in arrays.items()}}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], window: int = 1_000) -> Joins:
         """The joins that `state()` described."""
         joins = cls(window)
         joins.scores = Progressive.from_state(state["scores"], window)
-        joins._counts[:] = state["counts"]
-        joins._delays[:] = state["delays"]
-        joins._delay_sum[:] = state["delay_sum"]
+        joins._counts[:], joins._delays[:], joins._delay_sum[:] = state["counts"], state["delays"], state["delay_sum"]
         return joins

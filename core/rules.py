@@ -103,9 +103,8 @@ KEPT = max(len(rule.keeps) for rule in RULES.values())
 """Most numbers that a rule keeps per feature."""
 
 
-_UPDATE = "void(int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
-
-
+_ARGUMENTS = (COLUMNS, FLOATS, FLOATS, TABLE, types.float64, types.float64, FLOATS, FLOATS)
+_UPDATE = types.void(*_ARGUMENTS)
 # c: the columns of the event's features; g: their gradients g_i; w: the weights; s: the rule's numbers for each
 # feature, at first 0; rate: the learning rate; t: the number of this event, from 1; q: the parameters; scalars: the
 # model's scalars
@@ -114,16 +113,14 @@ _UPDATE = "void(int32[::1], float64[::1], float64[::1], float64[:, ::1], float64
 @compiled(_UPDATE)
 def sgd(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Stochastic gradient descent (Robbins and Monro 1951): w <- w - rate g."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         w[i] -= rate * g[k]
 
 
 @compiled(_UPDATE)
 def momentum(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """s <- rho s + rate g;  w <- w - s."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[RHO] * s[i, 0] + rate * g[k]
         w[i] -= s[i, 0]
 
@@ -131,8 +128,7 @@ def momentum(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
 @compiled(_UPDATE)
 def nesterov(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Momentum with the gradient taken ahead, at w - rho s. This first undoes the move to that point."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         w[i] += q[RHO] * s[i, 0]
         s[i, 0] = q[RHO] * s[i, 0] + rate * g[k]
         w[i] -= s[i, 0]
@@ -141,8 +137,7 @@ def nesterov(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
 @compiled(_UPDATE)
 def adagrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Duchi, Hazan and Singer 2011: G <- G + g²;  w <- w - rate / sqrt(G + eps) g."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] += math.pow(g[k], q[SQUARE])
         w[i] -= rate / math.pow(s[i, 0] + q[EPS], q[ROOT]) * g[k]
 
@@ -150,8 +145,7 @@ def adagrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
 @compiled(_UPDATE)
 def rmsprop(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Tieleman and Hinton 2012: G <- rho G + (1 - rho) g²;  w <- w - rate / sqrt(G + eps) g."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[RHO] * s[i, 0] + (1.0 - q[RHO]) * (g[k] * g[k])
         w[i] -= rate / math.pow(s[i, 0] + q[EPS], q[ROOT]) * g[k]
 
@@ -159,8 +153,7 @@ def rmsprop(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
 @compiled(_UPDATE)
 def adadelta(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Zeiler 2012: G <- rho G + (1 - rho) g²;  d = -sqrt(D + eps) / sqrt(G + eps) g;  D likewise of d;  w <- w + d."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[RHO] * s[i, 0] + (1.0 - q[RHO]) * math.pow(g[k], q[SQUARE])
         d = -math.pow(s[i, 1] + q[EPS], q[ROOT]) / math.pow(s[i, 0] + q[EPS], q[ROOT]) * g[k]
         s[i, 1] = q[RHO] * s[i, 1] + (1.0 - q[RHO]) * math.pow(d, q[SQUARE])
@@ -171,8 +164,7 @@ def adadelta(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
 def adam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Kingma and Ba 2015: means m of g and v of g², both corrected for their start;  w <- w - rate m / sqrt(v)."""
     rate = rate * math.pow(1.0 - math.pow(q[BETA_2], t), q[ROOT]) / (1.0 - math.pow(q[BETA_1], t))
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[BETA_1] * s[i, 0] + (1.0 - q[BETA_1]) * g[k]
         s[i, 1] = q[BETA_2] * s[i, 1] + (1.0 - q[BETA_2]) * (g[k] * g[k])
         w[i] -= rate * s[i, 0] / (math.pow(s[i, 1], q[ROOT]) + q[EPS])
@@ -183,8 +175,7 @@ def amsgrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
     """Reddi, Kale and Kumar 2018: Adam with the largest v so far."""
     if q[CORRECT_BIAS]:
         rate = rate * math.pow(1.0 - math.pow(q[BETA_2], t), q[ROOT]) / (1.0 - math.pow(q[BETA_1], t))
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[BETA_1] * s[i, 0] + (1.0 - q[BETA_1]) * g[k]
         s[i, 1] = q[BETA_2] * s[i, 1] + (1.0 - q[BETA_2]) * math.pow(g[k], q[SQUARE])
         s[i, 2] = max(s[i, 2], s[i, 1])
@@ -195,8 +186,7 @@ def amsgrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
 def nadam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Dozat 2016: Adam with Nesterov's look ahead."""
     start_1, start_2 = 1.0 - math.pow(q[BETA_1], t), 1.0 - math.pow(q[BETA_2], t)
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[BETA_1] * s[i, 0] + (1.0 - q[BETA_1]) * g[k]
         s[i, 1] = q[BETA_2] * s[i, 1] + (1.0 - q[BETA_2]) * math.pow(g[k], q[SQUARE])
         m = q[BETA_1] * (s[i, 0] / start_1) + (1.0 - q[BETA_1]) * g[k] / start_1
@@ -207,8 +197,7 @@ def nadam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Flo
 def adamax(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Kingma and Ba 2015: Adam with the largest |g|, decaying, in place of the root of v."""
     rate = rate / (1.0 - math.pow(q[BETA_1], t))
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[BETA_1] * s[i, 0] + (1.0 - q[BETA_1]) * g[k]
         s[i, 1] = max(q[BETA_2] * s[i, 1], abs(g[k]))
         w[i] -= rate * s[i, 0] / (s[i, 1] + q[EPS])
@@ -222,8 +211,7 @@ def adabound(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
     scalars[FINAL_LR] *= rate / q[FIRST_RATE]
     low = scalars[FINAL_LR] * (1.0 - 1.0 / (q[GAMMA] * t + 1.0))
     high = scalars[FINAL_LR] * (1.0 + 1.0 / (q[GAMMA] * t))
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         s[i, 0] = q[BETA_1] * s[i, 0] + (1.0 - q[BETA_1]) * g[k]
         s[i, 1] = q[BETA_2] * s[i, 1] + (1.0 - q[BETA_2]) * math.pow(g[k], q[SQUARE])
         bounded = max(min(step / (math.sqrt(s[i, 1]) + q[EPS]), high), low)
@@ -245,8 +233,7 @@ def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
     River computes a weight from z and n when its feature is next seen (`lag`), and leaves it unchanged if |z| <= l1.
     Without lag, the weight is computed at once and is 0 if |z| <= l1, as in the paper.
     """
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         if q[LAG] and abs(s[i, 0]) > q[L1]:
             w[i] = _ftrl_weight(s[i, 0], s[i, 1], rate, q)
         square = math.pow(g[k], q[SQUARE])
@@ -257,9 +244,7 @@ def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
             w[i] = _ftrl_weight(s[i, 0], s[i, 1], rate, q) if abs(s[i, 0]) > q[L1] else 0.0
 
 
-@compiled(
-    "void(int64, int32[::1], float64[::1], float64[::1], float64[:, ::1], float64, float64, float64[::1], float64[::1])"
-)
+@compiled(types.void(types.int64, *_ARGUMENTS))
 def update(  # noqa: C901  # the compiler makes a switch of it; numba has no table of functions
     rule: int, c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats
 ) -> None:

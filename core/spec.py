@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from core.features import EventError, check_name
 from core.rules import RULES
@@ -40,7 +40,6 @@ class SpecError(ValueError):
 
 
 # -- the check of a field, by what stands in its metadata: the bounds of a number, an example of an object
-
 
 _WITHIN = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
 
@@ -71,8 +70,7 @@ def _number(name: str, kind: type, value: Any, told: Mapping[str, Any]) -> float
         raise SpecError(name, "is too large for a 64-bit float") from None
     if not -math.inf < value < math.inf or not all(_WITHIN[key](value, told[key]) for key in _WITHIN if key in told):
         raise SpecError(name, f"must be a {'whole ' if kind is int else ''}number {bounds(told)}")
-    number: float = value
-    return number
+    return cast("float", value)
 
 
 def _checked(name: str, kind: Any, value: Any, told: Mapping[str, Any]) -> Any:
@@ -115,27 +113,23 @@ def _made(kind: Any, values: dict[str, Any], name: str = "") -> Any:
         raise SpecError(f"{within}{error.field}", error.message) from None
 
 
-def _check_fields(described: Any) -> None:
-    """Check every field, because specs also come from storage and from callers' dicts."""
-    kinds = _kinds(described.__class__)
-    for one in fields(described):
-        kept = _checked(one.name, kinds[one.name], getattr(described, one.name), one.metadata)
-        object.__setattr__(described, one.name, kept)
-
-
-@functools.cache
-def _kinds(described: type) -> dict[str, Any]:
-    return get_type_hints(described)
+_kinds = functools.cache(get_type_hints)
 
 
 class _Described:
-    """Checks its fields when it is made."""
+    """Checks its fields when it is made, because specs also come from storage and from callers' dicts."""
 
     __slots__ = ()
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012  # for the schema
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        this: Any = self
+        kinds = _kinds(this.__class__)
+        for one in fields(this):
+            self._set(one.name, _checked(one.name, kinds[one.name], getattr(self, one.name), one.metadata))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
 
 # -- the parts
@@ -162,19 +156,17 @@ class Optimal(_Described):
 
 
 Rate = float | InverseScaling | Optimal
-_SCHEDULES: dict[str, Any] = {"inverse_scaling": InverseScaling, "optimal": Optimal}
 
 
-def _rate(name: str, rate: Any, told: Mapping[str, Any]) -> Rate:
-    """A rate from a number, a schedule, or a schedule's dict."""
+def _rate(name: str, rate: Any, told: Mapping[str, Any]) -> Any:
+    """A Rate from a number, a schedule, or a schedule's dict."""
     if isinstance(rate, dict):
-        kind = _SCHEDULES.get(str(rate.get("schedule")))
+        schedules = {"inverse_scaling": InverseScaling, "optimal": Optimal}
+        kind = schedules.get(str(rate.get("schedule")))
         if kind is None:
-            raise SpecError(name, f"must be a number or a schedule: {', '.join(_SCHEDULES)}")
-        rate = _made(kind, rate, name)
-    if isinstance(rate, InverseScaling | Optimal):
-        return rate
-    return _number(name, float, rate, told)
+            raise SpecError(name, f"must be a number or a schedule: {', '.join(schedules)}")
+        return _made(kind, rate, name)
+    return rate if isinstance(rate, InverseScaling | Optimal) else _number(name, float, rate, told)
 
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -218,12 +210,12 @@ class Join(_Described):
     step."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _Described.__post_init__(self)
         if not (_DURATION.fullmatch(self.keep) and 0 < self.keep_seconds <= LONGEST_KEEP):
             raise SpecError("keep", f"must be {_A_TIME}")
         if self.late == "learn" and self.on_timeout != "negative":
             raise SpecError("late", "can be 'learn' only if on_timeout is 'negative': a dropped prediction is gone")
-        object.__setattr__(self, "keep", _shortest(self.keep_seconds))
+        self._set("keep", _shortest(self.keep_seconds))
 
     @property
     def keep_seconds(self) -> float:
@@ -322,13 +314,12 @@ class Spec(_Described):
 
     def __post_init__(self) -> None:
         """Check every field and fill in every default, so that equal models have equal specs."""
-        _check_fields(self)
+        _Described.__post_init__(self)
         if not self.class_weights.keys() <= {"0", "1"}:
             raise SpecError("class_weights", 'has the classes "0" and "1" only')
         weights = {label: _number("class_weights", float, w, {"gt": 0}) for label, w in self.class_weights.items()}
-        object.__setattr__(self, "class_weights", {"0": 1.0, "1": 1.0, **weights})
-        if self.columns is not None:
-            _check_columns(self.columns)
+        self._set("class_weights", {"0": 1.0, "1": 1.0, **weights})
+        _check_columns(self.columns or {})
         self._fill_in({} if self.rule == "auto" else RULES[self.rule].defaults)
         for name, good, message in self._together():
             if not good:
@@ -344,9 +335,9 @@ class Spec(_Described):
                 raise SpecError(name, f"is not a parameter of {self.rule}, which finds its own rates")
         for name, default in {"l2": 0.0, **defaults}.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+                self._set(name, default)
         if self.bias_learning_rate is None:
-            object.__setattr__(self, "bias_learning_rate", self.learning_rate)
+            self._set("bias_learning_rate", self.learning_rate)
 
     def _together(self) -> Iterator[tuple[str, bool, str]]:
         """What goes with what."""
@@ -365,8 +356,7 @@ class Spec(_Described):
         """The spec that `as_dict` wrote, or that somebody sent as JSON. Raises SpecError."""
         if not isinstance(values, dict):
             raise SpecError("body", 'must be an object like {"learning_rate": 0.05}')
-        spec: Spec = _made(cls, values)
-        return spec
+        return cast("Spec", _made(cls, values))
 
     def as_dict(self) -> dict[str, Any]:
         """The spec as JSON types, with every default, without parameters that its rule does not have."""

@@ -45,8 +45,7 @@ def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
     Maxabs (river's `MaxAbsScaler`): the largest magnitude of each feature.
     A feature whose row is `AS_IS` keeps it.
     """
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         if scaler[i, 0] < 0.0:
             continue
         if scale == STANDARD:
@@ -60,12 +59,9 @@ def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
 
 @compiled("void(int64, int32[::1], float64[::1], float64[:, ::1], float64, float64[::1])")
 def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scaled: Floats) -> None:
-    """`scaled` <- (x - mean) / sqrt(variance), or x / largest magnitude; 0 if the divisor is 0.
-
-    An unknown feature (a column that is negative or past the end) becomes 0. `root` is 1/2.
-    """
-    for k in range(len(c)):
-        i = c[k]
+    """`scaled` <- (x - mean) / sqrt(variance), or x / largest magnitude; 0 if the divisor is 0, or the feature is
+    unknown (its column is negative or past the end). `root` is 1/2."""
+    for k, i in enumerate(c):
         if not 0 <= i < len(scaler):
             scaled[k] = 0.0
         elif scale == STANDARD:
@@ -89,13 +85,9 @@ def scheduled(schedule: int, rate: float, shape: float, n: float) -> float:
 
 @compiled("void(int32[::1], float64[::1], float64[::1], float64)")
 def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
-    """The cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou 2009, river's `l1`).
-
-    Each weight of the event moves towards 0 by the total penalty `owed` so far minus what it has `paid`, but never
-    past 0.
-    """
-    for k in range(len(c)):
-        i = c[k]
+    """The cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou 2009, river's `l1`): each weight of the event moves
+    towards 0 by the total penalty `owed` so far minus what it has `paid`, but never past 0."""
+    for i in c:
         before = w[i]
         if before > 0.0:
             w[i] = max(0.0, before - (owed + paid[i]))
@@ -139,8 +131,7 @@ SAVED = _PAID + 1
 @compiled(types.void(COLUMNS, STATE, TABLE))
 def save(c: Ints, state: State, saved: Table) -> None:
     """Copy all that a step for these columns may change."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         saved[k, 0] = state.w[i]
         for j in range(state.s.shape[1]):
             saved[k, 1 + j] = state.s[i, j]
@@ -155,8 +146,7 @@ def save(c: Ints, state: State, saved: Table) -> None:
 @compiled(types.void(COLUMNS, STATE, TABLE))
 def restore(c: Ints, state: State, saved: Table) -> None:
     """Restore what `save` copied."""
-    for k in range(len(c)):
-        i = c[k]
+    for k, i in enumerate(c):
         state.w[i] = saved[k, 0]
         for j in range(state.s.shape[1]):
             state.s[i, j] = saved[k, 1 + j]
@@ -174,8 +164,7 @@ def all_finite(c: Ints, state: State) -> bool:
     zero = 0.0  # 0 * x is 0 for a finite x, else NaN
     for j in range(len(state.scalars)):
         zero += 0.0 * state.scalars[j]
-    for k in range(len(c)):
-        i = c[k]
+    for i in c:
         zero += 0.0 * state.w[i]
         for j in range(state.s.shape[1]):
             zero += 0.0 * state.s[i, j]
@@ -201,10 +190,8 @@ def serve_into(
     c: Ints, x: Floats, features: int, w: Floats, s: Table, scaler: Table, paid: Floats, scalars: Floats, codes: Codes,
     q: Floats, numbers: Floats,
 ) -> None:  # fmt: skip
-    """`numbers` <- the parts of z = w·x + b: z, b, the w_i and, if the model scales, the scaled x_i.
-
-    w_i is NaN, which no weight ever is, if the column is not among the model's first `features`.
-    """
+    """`numbers` <- the parts of z = w·x + b: z, b, the w_i and, if the model scales, the scaled x_i. A w_i is NaN,
+    which no weight ever is, if the column is not among the model's first `features`."""
     n = len(c)
     numbers[0] = predict_score(c, x, w, s, scaler, paid, scalars, codes, q, numbers[2 + n :])
     numbers[1] = scalars[BIAS]
@@ -249,10 +236,7 @@ def learn_many(
             restore(c, state, saved)
 
 
-@compiled(
-    "void(int64[::1], uint32[::1], float64[::1], uint8[::1], float64[::1], float64[::1], float64[::1], float64[::1], "
-    "float64[::1], boolean[::1], float64[::1])"
-)
+@compiled(types.void(types.int64[::1], types.uint32[::1], *_BATCH[2:], *[FLOATS] * 4, types.boolean[::1], FLOATS))
 def learn_many_sgd(
     offsets: Offsets, columns: npt.NDArray[np.uint32], values: Floats, labels: Labels, sample_weights: Floats,
     w: Floats, scalars: Floats, q: Floats, scores: Floats, learned: npt.NDArray[np.bool_], before: Floats,

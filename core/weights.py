@@ -23,12 +23,8 @@ PIECE = 4_096
 class Weights:
     """The weights of a model at one moment; later steps do not change them.
 
-    seq
-        Number of events that the model had learned.
-    bias, values
-        b, a float; and the weights in column order, (n,) float64.
-    names
-        Feature names in column order. The first n belong to `values`; newer features may follow.
+    seq: events that the model had learned. bias: b. values: the weights in column order, (n,) float64. names: in column
+    order; the first n belong to `values`, and newer features may follow.
     """
 
     seq: int
@@ -77,10 +73,8 @@ def sha256(names: Sequence[str], count: int, arrays: Iterable[Floats]) -> str:
 
 @compiled("int64(float64[::1], float64[::1], int32[::1], float64[::1])")
 def _find(values: Floats, before: Floats, places: Ints, sizes: Floats) -> int:
-    """Put the indexes of the largest |value - before| into `places`, largest first, and return their number.
-
-    A value without a `before` was 0. Values that did not move are left out. Equal values keep their order.
-    """
+    """Put the indexes of the largest |value - before| into `places`, largest first, and return their number. A value
+    without a `before` was 0. Values that did not move are left out. Equal values keep their order."""
     found = 0
     for i in range(len(values)):
         size = abs(values[i] - before[i]) if i < len(before) else abs(values[i])

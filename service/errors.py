@@ -15,6 +15,7 @@ from typing import Any, ClassVar, dataclass_transform
 Headers = tuple[tuple[str, str], ...]
 CLOSE: Headers = (("connection", "close"),)
 SOON: Headers = (("retry-after", "1"),)
+PLAIN: Headers = (("accept-encoding", "identity"),)
 _SHOWN = ("field", "line", "row", "seq", "learned", "duplicates", "last_seq")
 
 
@@ -29,10 +30,10 @@ class _Typed(Exception):
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
-    headers: ClassVar[Headers] = ()
+    templates: ClassVar[Headers] = ()
 
     def __init_subclass__(cls, *, status: int = 0, title: str = "", headers: Headers = ()) -> None:
-        cls.status, cls.title, cls.headers = status or cls.status, title or cls.title, headers or cls.headers
+        cls.status, cls.title, cls.templates = status or cls.status, title or cls.title, headers or cls.templates
         cls.__doc__ = inspect.getdoc(cls)  # else a dataclass without one gets its signature
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
@@ -59,6 +60,11 @@ class LogstepError(_Typed):
     @cache
     def _template(cls) -> str:
         return (cls.__doc__ or "").replace("\n", " ")
+
+    @property
+    def headers(self) -> Headers:
+        """Headers of the reply."""
+        return tuple((name, value.format(**vars(self))) for name, value in self.templates)
 
     @classmethod
     def slug(cls) -> str:
@@ -115,7 +121,10 @@ class TokenInUrl(LogstepError, status=400, title="Token in URL"):
     revoke`, and send another in the header Authorization: Bearer TOKEN."""
 
 
-class Unauthorized(LogstepError, status=401, title="Unauthorized"):
+_CHALLENGE = (("www-authenticate", 'Bearer realm="logstep"{wrong}'),)  # RFC 6750
+
+
+class Unauthorized(LogstepError, status=401, title="Unauthorized", headers=_CHALLENGE):
     """This service requires a token, {reason}. Send it in the header Authorization: Bearer TOKEN. `logstep token create
     DIR` makes one."""
 
@@ -124,17 +133,14 @@ class Unauthorized(LogstepError, status=401, title="Unauthorized"):
     expired_at: float | None = None
     """When the token expired, in seconds since 1970."""
     reason: str = dataclasses.field(init=False)
+    wrong: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        self.wrong = ', error="invalid_token"' if self.sent else ""
         self.reason = "but the one that was sent is unknown" if self.sent else "but none was sent"
         if self.expired_at is not None:
             at = datetime.fromtimestamp(self.expired_at, UTC).isoformat(" ", "seconds")
             self.reason = f"but the one that was sent expired at {at}"
-
-    @property
-    def headers(self) -> Headers:  # type: ignore[override]  # RFC 6750
-        wrong = ', error="invalid_token"' if self.sent else ""
-        return (("www-authenticate", f'Bearer realm="logstep"{wrong}'),)
 
 
 class Forbidden(LogstepError, status=403, title="Forbidden"):
@@ -171,16 +177,12 @@ class ForeignHost(LogstepError, status=421, title="Foreign host"):
     host: str
 
 
-class TooFast(LogstepError, status=429, title="Too fast"):
+class TooFast(LogstepError, status=429, title="Too fast", headers=(("retry-after", "{retry_after}"),)):
     """This token may have {rate:g} events a second. A reply to a GET counts by its size. Try again in {retry_after}
     s."""
 
     rate: float
     retry_after: int
-
-    @property
-    def headers(self) -> Headers:  # type: ignore[override]
-        return (("retry-after", str(self.retry_after)),)
 
 
 class HeadTooLarge(OverLimit, status=431, title="Head too large", headers=CLOSE):
@@ -276,16 +278,12 @@ class UnknownModel(OfModel, status=404, title="Unknown model"):
     """There is no model {model!r}. PUT /models/{model} with a spec creates it. GET /models lists all models."""
 
 
-class MethodNotAllowed(LogstepError, status=405, title="Method not allowed"):
+class MethodNotAllowed(LogstepError, status=405, title="Method not allowed", headers=(("allow", "{allow}"),)):
     """{path} does not allow {method}, only {allow}."""
 
     path: str
     method: str
     allow: str
-
-    @property
-    def headers(self) -> Headers:  # type: ignore[override]  # RFC 9110 requires it
-        return (("allow", self.allow),)
 
 
 class UnknownId(OfId, title="Unknown id"):
@@ -408,9 +406,7 @@ class UnsupportedMediaType(LogstepError, status=415, title="Unsupported media ty
     content_type: str
 
 
-class UnsupportedEncoding(
-    LogstepError, status=415, title="Unsupported encoding", headers=(("accept-encoding", "identity"),)
-):
+class UnsupportedEncoding(LogstepError, status=415, title="Unsupported encoding", headers=PLAIN):
     """The content encoding {encoding!r} is not supported. Send the body uncompressed, without the header
     Content-Encoding."""
 
@@ -446,9 +442,7 @@ class NotReady(LogstepError, status=503, title="Not ready", headers=SOON):
     state: str
 
 
-class TooManyConnections(
-    OverLimit, status=503, title="Too many connections", headers=(("retry-after", "1"), ("connection", "close"))
-):
+class TooManyConnections(OverLimit, status=503, title="Too many connections", headers=SOON + CLOSE):
     """There are {limit} connections with requests already, the most allowed (LOGSTEP_MAX_CONNECTIONS)."""
 
 

@@ -17,34 +17,24 @@ from service.events import Event, Label, Question
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a stream, checked except for what depends on the model.
-
-    first_row
-        The number of the first row in its stream; rows count from 1.
-    names
-        The m features in column order, which is also their order in every event.
-    values
-        (n, m) float64, row-major; 0 where there is no value, 1 in text columns.
-    present
-        (n, m) bool: where there is a value. None means everywhere.
-    labels
-        (n,) uint8, 0 or 1. None in rows to predict.
-    weights
-        (n,) float64, above 0. None means all are 1.
-    ids
-        n ids, None for a row without one. None means that no row has one.
-    texts
-        The text columns, by position. Each can be sliced, and its `tolist` gives the strings of its rows.
-    """
+    """Rows of a stream, checked except for what depends on the model."""
 
     first_row: int
+    """The number of the first row in its stream; rows count from 1."""
     names: list[str]
+    """The m features in column order, which is also their order in every event."""
     values: Floats
+    """(n, m) float64, row-major; 0 where there is no value, 1 in text columns."""
     present: Mask | None = None
+    """(n, m) bool: where there is a value. None means everywhere."""
     labels: Labels | None = None
+    """(n,) uint8, 0 or 1. None in rows to predict."""
     weights: Floats | None = None
+    """(n,) float64, above 0. None means all are 1."""
     ids: list[str | None] | None = None
+    """n ids, None for a row without one. None means that no row has one."""
     texts: dict[int, Any] = field(default_factory=dict)
+    """The text columns, by position. Each can be sliced, and its `tolist` gives the strings of its rows."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -64,27 +54,17 @@ class Table:
     def part(self, start: int, stop: int) -> Table:
         """The rows `start` to `stop` (excluded), counted from 0 in this table. Copies no arrays."""
 
-        def cut(whole: Any) -> Any:
-            return None if whole is None else whole[start:stop]
-
-        return Table(
-            self.first_row + start,
-            self.names,
-            self.values[start:stop],
-            cut(self.present),
-            cut(self.labels),
-            cut(self.weights),
-            cut(self.ids),
-            {j: cut(text) for j, text in self.texts.items()},
-        )
-
-    def place(self, i: int) -> str:
-        """The place of this table's row i in the stream, for a message."""
-        return f"row {self.first_row + i}"
+        optional: list[Any] = [self.present, self.labels, self.weights, self.ids]
+        columns = (None if column is None else column[start:stop] for column in optional)
+        present, labels, weights, ids = columns
+        texts = {j: text[start:stop] for j, text in self.texts.items()}
+        values, first = self.values[start:stop], self.first_row + start
+        return Table(first, self.names, values, present, labels, weights, ids, texts)
 
     def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
         """The error for a field of this table's row i."""
-        return errors.InvalidEvent(field=errors.path(self.place(i), field), reason=reason, row=self.first_row + i)
+        row = self.first_row + i
+        return errors.InvalidEvent(field=errors.path(f"row {row}", field), reason=reason, row=row)
 
     def events(self, start: int, stop: int) -> list[Event | Label]:
         """Rows to learn, as objects. A thousand at a time is faster than all at once."""

@@ -210,6 +210,6 @@ def test_a_process_that_serves_does_not_load_river() -> None:
 @from_checks_on
 def test_arrow_is_loaded_when_the_first_stream_of_it_comes_and_not_before() -> None:
     program = (
-        "import sys, service.http.app, service.http.server, service.decode.arrow; sys.exit('pyarrow' in sys.modules)"
+        "import sys, service.http.app, service.http.server, service.decode.pieces; sys.exit('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0

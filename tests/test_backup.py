@@ -30,8 +30,7 @@ from service import failures
 from service.commands import backup as backups
 from service.commands import cli
 from service.commands.inspect import examine
-from service.storage.last_backup import backed_up_at
-from service.storage.lock import FolderLock
+from service.storage.folder import FolderLock, backed_up_at
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import Store
 from service.storage.wal import read_mark

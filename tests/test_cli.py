@@ -28,7 +28,7 @@ from streams import stream
 from service import failures
 from service.commands import cli
 from service.commands.inspect import examine
-from service.storage.lock import FolderLock
+from service.storage.folder import FolderLock
 from service.storage.wal import read_mark
 
 WHOLE = "whole: every checksum fits"

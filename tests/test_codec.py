@@ -17,7 +17,7 @@ from core.batch import Batch
 from core.builder import BatchBuilder
 from core.features import Features
 from service.storage import codec
-from service.storage.packed import pack, unpack
+from service.storage.codec import pack, unpack
 
 Events = list[tuple[list[tuple[int, float]], int, float]]
 HEADER = 9

@@ -33,7 +33,7 @@ from service.decode import event_json, pieces
 from service.learning.model import NOT_A_STATE
 from service.settings import Settings
 from service.storage import codec
-from service.storage.packed import pack, unpack
+from service.storage.codec import pack, unpack
 from service.table import Table
 
 SECONDS = 5.0

@@ -35,8 +35,8 @@ from service.learning.request import Outcome
 from service.replies import PredictedKept
 from service.storage import codec, schema, trimming, waiting
 from service.storage import store as store_module
+from service.storage.codec import pack, unpack
 from service.storage.ids import IdKind, NewId
-from service.storage.packed import pack, unpack
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import Waiting, waiting_crc
 

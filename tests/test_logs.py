@@ -252,7 +252,7 @@ import sys, pathlib
 from service.learning import model
 from service.http import routes, server
 from service import settings
-from service.storage.lock import FolderLock
+from service.storage.folder import FolderLock
 def mistake(self, *_):
     raise ZeroDivisionError("a mistake put here")
 model.Model.predict = routes.explaining = mistake

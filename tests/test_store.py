@@ -27,10 +27,10 @@ from core.builder import BatchBuilder
 from core.features import Features
 from service import errors, failures
 from service.storage import codec, schema, store, trimming, wal
+from service.storage.codec import pack
+from service.storage.folder import FolderLock
 from service.storage.ids import IdKind, NewId
-from service.storage.lock import FolderLock
 from service.storage.log import LogReader, StoredModel
-from service.storage.packed import pack
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import KnownId
@@ -964,7 +964,7 @@ def test_a_body_that_fails_for_another_reason_leaves_nothing_behind(tmp_path: Pa
 HOLD = """
 import sys
 from pathlib import Path
-from service.storage.lock import FolderLock
+from service.storage.folder import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

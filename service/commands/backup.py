@@ -20,10 +20,8 @@ from pathlib import Path
 from service.commands.inspect import Findings, examine
 from service.commands.repair import write_mark
 from service.commands.terminal import Failed, WrongUsage, number, say, size
-from service.storage.last_backup import note_backup
-from service.storage.lock import FolderLock, open_to_others
+from service.storage.folder import FolderLock, note_backup, open_to_others, sync_file, sync_folder
 from service.storage.log import LogReader
-from service.storage.sync import sync_file, sync_folder
 from service.storage.wal import encode_mark, read_mark
 
 _LOG_FILES = ("log.db", "log.db-wal", "last-commit")

@@ -218,7 +218,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         signal.signal(stop, lambda *_: sys.exit(0))  # until the server sets its own handlers
     settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
     from service.http.access import refuse_an_open_door
-    from service.storage.lock import FolderLock
+    from service.storage.folder import FolderLock
 
     refuse_an_open_door(settings)
     lock = FolderLock(settings.data)  # first, so that a second service on the folder fails at once

@@ -75,7 +75,7 @@ def _learn_file(source: Source, spec: str) -> dict[str, Any]:
         from core.features import EventError
 
         try:
-            report = crosscheck(events(), parsed).as_dict()
+            report = crosscheck(events(), parsed)._asdict()
         except EventError as error:
             raise Failed(f"{source.name} line {line}: {error}") from None
         opened.tell_what_was_left_out()

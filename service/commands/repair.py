@@ -10,9 +10,8 @@ from pathlib import Path
 
 from service.commands.inspect import DAMAGED_IDS, Findings, examine
 from service.commands.terminal import Failed, confirm, say, show
-from service.storage.lock import FolderLock
+from service.storage.folder import FolderLock, sync_file, sync_folder
 from service.storage.store import Store
-from service.storage.sync import sync_file, sync_folder
 from service.storage.wal import encode_mark
 
 _UNCOPIED = ("lock", "log.db-shm")

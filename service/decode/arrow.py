@@ -6,7 +6,6 @@ and an extra: where it is missing, that stream is refused.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -15,6 +14,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute  # the arrays' methods would import it, on the event loop
+import pyarrow.ipc
 
 from core.batch import Mask
 from core.builder import NO_LABEL, NO_WEIGHT
@@ -51,7 +53,6 @@ async def read_tables(
 
     An error of a row is raised after the rows before it. Errors of `chunks` pass through.
     """
-    await asyncio.to_thread(import_pyarrow)
     reader: _Reader | None = None
     row = 1
     slices = Slices()
@@ -73,15 +74,6 @@ async def read_tables(
             reader.keep(message)
     if reader is None:
         raise errors.MalformedArrow(reason="it is empty; a stream begins with its schema")
-
-
-def import_pyarrow() -> None:
-    """Import what reads columns. Raises ArrowNotInstalled where the extra `arrow` is missing."""
-    try:
-        import pyarrow.compute
-        import pyarrow.ipc  # noqa: F401
-    except ModuleNotFoundError:
-        raise errors.ArrowNotInstalled from None
 
 
 # -- messages to record batches
@@ -119,8 +111,6 @@ class _Reader:
     """Turns messages into record batches; the first message is the schema."""
 
     def __init__(self, schema: Message, learn: bool, limit: int) -> None:
-        import pyarrow as pa
-
         if schema.kind != SCHEMA:
             raise errors.MalformedArrow(reason="it does not begin with its schema")
         self._limit = limit
@@ -161,8 +151,6 @@ class _Reader:
 
 def _sound(read: Callable[[], Any]) -> Any:
     """Return `read()`; raise MalformedArrow if pyarrow finds the bytes invalid."""
-    import pyarrow as pa
-
     try:
         return read()
     except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
@@ -305,8 +293,6 @@ def _pandas_index(metadata: dict[bytes, bytes] | None) -> set[str]:
 
 def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, columns.Words]]:
     """A Table's values (NaN for missing) and its text columns."""
-    import pyarrow as pa
-
     values, texts = np.empty((rows, len(found))), dict[int, columns.Words]()
     for j, (column, kind) in enumerate(zip(found, kinds, strict=True)):
         if kind in ("text", "uuid"):

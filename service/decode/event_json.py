@@ -239,10 +239,8 @@ _PLACE = re.compile(r"\(byte (\d+)\)")
 
 
 def malformed(error: Exception, at: str, data: bytes, what: str = "feature", before: int = 0) -> errors.MalformedJson:
-    """The error for bytes that are not JSON.
-
-    what: the thing to leave out if a number is NaN or infinite. before: bytes of the body before `data`.
-    """
+    """The error for bytes that are not JSON. what: the thing to leave out if a number is NaN or infinite. before: bytes
+    of the body before `data`."""
     reason = str(error)
     if no_number := _no_number(reason, data):
         number = no_number[0].decode()

@@ -13,8 +13,7 @@ the general decoder, which also names its errors. Every number is the float64 ne
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -243,18 +242,11 @@ def read_lines(
 ) -> int:
     """Read the first lines of a text while they have the given shape. Returns how many.
 
-    text
-        Lines, each ended by a line feed.
-    literals, ends
-        The text before each hole and after the last one, joined; and where each of these pieces ends.
-    holes
-        For each hole the index of its number in a row of `values`, or ID. The last index is the event's weight, which
-        cannot be true or false.
-    longest
-        Most bytes of a line.
-    values, places
-        Filled in, one row per line; their length limits the lines read. `values`: the numbers. `places`: start and end
-        of the id, and the position after the line feed.
+    text: lines, each ended by a line feed. literals, ends: the text before each hole and after the last one, joined;
+    and where each of these pieces ends. holes: for each hole the index of its number in a row of `values`, or ID; the
+    last index is the event's weight, which cannot be true or false. longest: most bytes of a line. values, places:
+    filled in, one row per line; their length limits the lines read. `values`: the numbers. `places`: start and end of
+    the id, and the position after the line feed.
     """
     at = 0
     for line in range(len(values)):
@@ -265,8 +257,7 @@ def read_lines(
     return len(values)
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What lines with the same features in the same order share. The arrays are those of `read_lines`."""
 
     names: list[str]
@@ -303,9 +294,7 @@ class Shape:
         """The leading whole lines of this shape, each at most `longest` bytes, and where they end."""
         text = np.frombuffer(data, np.uint8)
         shortest = int(self.ends[-1]) + len(self.holes)  # each hole has at least a byte, except the id's
-        lines = min(
-            lines_in(data), len(data) // shortest
-        )  # not counting blank lines: arrays for them could take gigabytes
+        lines = min(lines_in(data), len(data) // shortest)  # not blank lines: arrays for them could take gigabytes
         values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3), np.int64)
         values[:, WEIGHT] = 1.0
         read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)

@@ -6,7 +6,7 @@ checks that each piece is valid JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,18 +58,12 @@ def _outline(text: Bytes, at: int, size: int, cuts: Places, found: Places) -> No
         at += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """The outline of a JSON array or object: positions in its text.
 
-    start, end
-        Where it opens and closes; `end` is -1 if it does not close.
-    commas
-        Number of commas between its elements or fields.
-    inner
-        Where its largest array or object opens and closes; two zeros without one.
-    cuts
-        Commas between its elements or fields, each PIECE_BYTES or more after the last cut.
+    start, end: where it opens and closes; `end` is -1 if it does not close. commas: number of commas between its
+    elements or fields. inner: where its largest array or object opens and closes; two zeros without one. cuts: commas
+    between its elements or fields, each PIECE_BYTES or more after the last cut.
 
     >>> outline = Outline.of(b'{"y": 1, "x": {"a": 1, "b": [2]}}')
     >>> outline.start, outline.end, outline.commas, outline.inner

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from service import errors
-from service.decode import arrow, event_json
+from service.decode import event_json
 from service.decode.lines import Shape
 from service.decode.text import Chunks, Text, texts_of
 from service.events import Event, Label, Question
@@ -30,11 +30,8 @@ WORTH_A_TABLE = 200
 
 @dataclass(frozen=True, slots=True)
 class Piece(Generic[Items_co]):
-    """Consecutive items of a stream.
-
-    unit: what an item is in the body, "line" or "row". numbers: each item's number, from 1. wrong: the error of the
-    next item, which ends the stream.
-    """
+    """Consecutive items of a stream. unit: what an item is in the body, "line" or "row". numbers: each item's number,
+    from 1. wrong: the error of the next item, which ends the stream."""
 
     items: Items_co
     unit: str
@@ -57,9 +54,7 @@ class Piece(Generic[Items_co]):
         """An error of item i, with its place in the body."""
         number = self.numbers[i]
         field = None if error.field is None else errors.path(f"{self.unit} {number}", error.field)
-        return (
-            replace(error, field=field, line=number) if self.unit == "line" else replace(error, field=field, row=number)
-        )
+        return replace(error, field=field, **{self.unit: number})
 
 
 async def cut(arriving: AsyncGenerator[Piece[Any]], size: int) -> AsyncGenerator[Piece[Any]]:
@@ -118,10 +113,8 @@ async def events_of_lines(chunks: Chunks, settings: Settings) -> AsyncGenerator[
 
 
 def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | None, Table | None, int]:
-    """The first lines as a table, their shape, and where they end.
-
-    There is a table only if enough lines share the previous shape, or the shape of the first line.
-    """
+    """The first lines as a table, their shape, and where they end. There is a table only if enough lines share the
+    previous shape, or the shape of the first line."""
     for form in _forms(shape, data):
         table, end = form.read(data, longest)
         if len(table) >= WORTH_A_TABLE or end == len(data):
@@ -140,8 +133,7 @@ def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
 
 async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[Sequence[Event | Label] | Table]]:
     """The rows of an Arrow stream to learn; numbers stay arrays."""
-    tables = arrow.read_tables(chunks, learn=True, max_batch_bytes=settings.max_batch_bytes)
-    async with aclosing(tables):
+    async with aclosing(await _tables(chunks, settings, learn=True)) as tables:
         async for table in tables:
             if table.is_plain and table.ids is None:
                 yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
@@ -153,11 +145,23 @@ async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[P
 
 async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[Question]]]:
     """The rows of an Arrow stream to predict from."""
-    tables = arrow.read_tables(chunks, learn=False, max_batch_bytes=settings.max_batch_bytes)
-    async with aclosing(tables):
+    async with aclosing(await _tables(chunks, settings, learn=False)) as tables:
         async for table in tables:
             for start, stop, rows in _cuts(table, settings.stream_events):
                 yield Piece(await _each(table, table.questions, start, stop), "row", rows)
+
+
+async def _tables(chunks: Chunks, settings: Settings, learn: bool) -> AsyncGenerator[Table]:
+    def read_tables() -> Callable[..., AsyncGenerator[Table]]:
+        from service.decode.arrow import read_tables
+
+        return read_tables
+
+    try:
+        read = await asyncio.to_thread(read_tables)
+    except ModuleNotFoundError:
+        raise errors.ArrowNotInstalled from None
+    return read(chunks, learn=learn, max_batch_bytes=settings.max_batch_bytes)
 
 
 async def _each(table: Table, rows: Callable[[int, int], list[Item]], start: int, stop: int) -> list[Item]:
@@ -169,7 +173,5 @@ async def _each(table: Table, rows: Callable[[int, int], list[Item]], start: int
 def _cuts(table: Table, rows: int) -> list[tuple[int, int, range]]:
     """Cuts of a table into pieces of at most `rows` rows, fewer if it has many columns: start, end, row numbers."""
     rows = min(rows, max(1, PIECE_CELLS // max(1, len(table.names))))
-    starts = range(0, len(table), rows)
-    ends = [min(start + rows, len(table)) for start in starts]
-    first = table.first_row
-    return [(start, end, range(first + start, first + end)) for start, end in zip(starts, ends, strict=True)]
+    numbers, starts = range(table.first_row, table.first_row + len(table)), range(0, len(table), rows)
+    return [(start, min(start + rows, len(table)), numbers[start : start + rows]) for start in starts]

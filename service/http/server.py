@@ -28,7 +28,7 @@ from service.http.certificate import Certificate
 from service.http.crowd import Crowd, Peer
 from service.settings import Settings
 from service.signals import stop_signals
-from service.storage.lock import FolderLock, open_to_others
+from service.storage.folder import FolderLock, open_to_others
 
 logger = logging.getLogger("logstep")
 

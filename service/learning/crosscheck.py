@@ -126,7 +126,7 @@ def check(
     replayed = np.append(learner.weights, learner.bias)
     return {
         "seq": learner.seq,
-        **report.as_dict(),
+        **report._asdict(),
         "replay_equal": replayed.tobytes() == weights.astype(np.float64).tobytes(),
         "sha256": learner.sha256(),
     }

@@ -25,7 +25,7 @@ from service import errors
 from service.learning.memory import memory_limit
 from service.learning.model import Model
 from service.learning.state import EngineState
-from service.storage.last_backup import backed_up_at
+from service.storage.folder import backed_up_at
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REMEMBERED_COMMITS = 8_192

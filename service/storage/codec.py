@@ -1,4 +1,6 @@
-"""Learner states and waiting predictions <-> bytes: arrays, JSON and MessagePack, little-endian. Never pickle.
+"""Batches of events, learner states and waiting predictions <-> bytes, little-endian. Never pickle.
+
+docs/format.md describes the bytes of a batch.
 
 A state is one line of JSON, then the arrays as float64. The JSON names an array as {"array": [offset, length]}.
 
@@ -11,14 +13,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from core.batch import LATE, Batch, LeftOut, Served
+from core.compiled import compiled
 from core.features import X
-from core.logistic import Floats
+from core.logistic import Floats, Ints, Offsets
 
 _COUNT = struct.Struct("<I")
 _to_asked = msgspec.msgpack.Decoder(tuple[dict[str, float | bool | str | None] | list[float | bool | None], int, str])
@@ -95,3 +100,140 @@ def decode_prediction(data: bytes) -> tuple[Floats, X, int, str]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not a prediction: {error}") from None
     return np.frombuffer(data, "<f8", count, _COUNT.size).astype(np.float64), x, unknown, owner
+
+
+# -- batches
+
+_HEADER = struct.Struct("<IIB")
+_HEADERS = np.dtype([("n", "<u4"), ("m", "<u4"), ("parts", "u1")])
+WEIGHTED, SERVED, ALIKE, LEFT_OUT = 1, 2, 4, 8
+
+Bytes = npt.NDArray[np.uint8]
+Lengths = npt.NDArray[np.int64]
+
+
+@compiled("int64(int64[::1], int32[::1], float64[::1])")
+def _parts(offsets: Offsets, columns: Ints, weights: Floats) -> int:
+    """WEIGHTED if a weight is not 1, plus ALIKE if all events have the same columns."""
+    parts, n = 0, len(weights)
+    if n == 0:
+        return parts
+    for i in range(n):
+        if weights[i] != 1.0:
+            parts = WEIGHTED
+            break
+    size = len(columns) // n
+    for i in range(n):
+        if offsets[i + 1] != (i + 1) * size:
+            return parts
+    for j in range(size, len(columns)):
+        if columns[j] != columns[j - size]:
+            return parts
+    return parts | ALIKE
+
+
+def pack(batch: Batch) -> bytes:
+    """The bytes of a batch."""
+    n, m = len(batch), len(batch.columns)
+    parts = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
+    parts += LEFT_OUT * (batch.left_out is not None)
+    packed: list[Any] = [_HEADER.pack(n, m, parts)]
+    if not parts & ALIKE:
+        packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4"))
+    packed.append((batch.columns[: m // n] if parts & ALIKE else batch.columns).astype("<i4", copy=False))
+    packed.append(batch.values.astype("<f8", copy=False))
+    packed.append(batch.labels)
+    if parts & WEIGHTED:
+        packed.append(batch.weights.astype("<f8", copy=False))
+    if batch.served is not None:
+        packed.append(batch.served.kinds)
+        packed += [column.astype("<f8", copy=False) for column in (batch.served.scores, batch.served.delays)]
+    if batch.left_out is not None:
+        packed += [batch.left_out.counts.astype("<u4", copy=False), batch.left_out.marks.astype("<u8", copy=False)]
+    return b"".join(packed)  # joins the arrays themselves: new memory is slow
+
+
+def unpack(packed: Sequence[bytes]) -> Batch:
+    """All packed batches as one, in order. Raises ValueError if the bytes are not batches.
+
+    It unpacks all at once. One by one, a log of single events took 20 times longer to unpack than to learn.
+
+    >>> one = Batch(np.array([0, 1]), np.array([7], np.int32), np.ones(1), np.ones(1, np.uint8), np.ones(1))
+    >>> unpack([pack(one), pack(one)]).columns.tolist()
+    [7, 7]
+    """
+    lengths = np.array([len(one) for one in packed], np.int64)
+    if (lengths < _HEADER.size).any():
+        raise ValueError("it is cut short")
+    headers = np.frombuffer(b"".join([one[: _HEADER.size] for one in packed]), _HEADERS)
+    ns, ms, parts = headers["n"].astype(np.int64), headers["m"].astype(np.int64), headers["parts"]
+    weighted, served_, alike, left = (parts & part > 0 for part in (WEIGHTED, SERVED, ALIKE, LEFT_OUT))
+    an_event, size = 1 + 8 * weighted + 17 * served_ + 12 * left, ms // np.maximum(ns, 1)
+    expected = _HEADER.size + ns * an_event + 8 * ms + 4 * np.where(alike, size, ns + ms)
+    if (parts >= 2 * LEFT_OUT).any() or (alike & ((ns == 0) | (size * ns != ms)) | (lengths != expected)).any():
+        raise ValueError("its length does not fit its header")
+    starts, n, m = np.cumsum(lengths) - lengths, int(ns.sum()), int(ms.sum())
+    served = Served(np.zeros(n, np.uint8), np.zeros(n), np.zeros(n)) if served_.any() else None
+    rooms = served or Served(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0))
+    left_out = LeftOut.none(n) if left.any() else None
+    left_rooms = left_out or LeftOut.none(0)
+    events = (np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
+    batch = Batch(*events, served, left_out)
+    places = (batch.columns, batch.values, batch.labels, batch.weights, rooms.kinds, rooms.scores, rooms.delays)
+    into = tuple(place.view(np.uint8) for place in (*places, left_rooms.counts, left_rooms.marks))
+    data = np.frombuffer(bytearray().join(packed), np.uint8)
+    whole = _unpack(data, starts, ns, ms, batch.offsets, into)
+    if not whole or batch.labels.max(initial=0) > 1 or rooms.kinds.max(initial=0) > LATE:
+        raise ValueError("its counts do not add up, or it has a label or a kind that does not exist")
+    return batch
+
+
+@compiled("int64(uint8[::1], int64, int64, uint8[::1], int64)")
+def _copy(data: Bytes, at: int, size: int, target: Bytes, to: int) -> int:
+    """Copy `size` bytes. Returns where they end in `data`. A slice assignment would first make a copy, in case they
+    overlap."""
+    source, place = data[at : at + size], target[to : to + size]
+    for i in range(len(place)):
+        place[i] = source[i]
+    return at + size
+
+
+@compiled("boolean(uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], UniTuple(uint8[::1], 9))")
+def _unpack(
+    data: Bytes, starts: Lengths, ns: Lengths, ms: Lengths, offsets: Lengths, parts_of_batch: tuple[Bytes, ...]
+) -> bool:
+    """Copy each batch's parts to their places. Returns False if counts do not add up."""
+    columns, values, labels, weights, kinds, scores, delays, left_out, marks = parts_of_batch
+    event = value = 0
+    for row in range(len(starts)):
+        n, m, at = ns[row], ms[row], starts[row]
+        parts = data[at + 8]
+        at += 9
+        end = value
+        if parts & ALIKE:
+            size = m // n
+            for i in range(n):
+                _copy(data, at, 4 * size, columns, 4 * end)
+                end += size
+                offsets[event + i + 1] = end
+            at += 4 * size
+        else:
+            for i in range(at, at + 4 * n, 4):
+                end += data[i] | data[i + 1] << 8 | data[i + 2] << 16 | data[i + 3] << 24
+                offsets[event + (i - at) // 4 + 1] = end
+            if end != value + m:
+                return False
+            at = _copy(data, at + 4 * n, 4 * m, columns, 4 * value)
+        at = _copy(data, at, 8 * m, values, 8 * value)
+        at = _copy(data, at, n, labels, event)
+        if parts & WEIGHTED:
+            at = _copy(data, at, 8 * n, weights, 8 * event)
+        if parts & SERVED:
+            at = _copy(data, at, n, kinds, event)
+            at = _copy(data, at, 8 * n, scores, 8 * event)
+            at = _copy(data, at, 8 * n, delays, 8 * event)
+        if parts & LEFT_OUT:
+            at = _copy(data, at, 4 * n, left_out, 4 * event)
+            _copy(data, at, 8 * n, marks, 8 * event)
+        event, value = event + n, end
+    return True

@@ -6,22 +6,19 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 from service import errors
 from service.storage.database import CHECKPOINT_BYTES, connect_to_read, crc
+from service.storage.folder import failure_of, sync_file, sync_folder
 from service.storage.ids import Ids, Rows
 from service.storage.log import LogReader
-from service.storage.sync import failure_of, sync_file, sync_folder
 from service.storage.wal import encode_mark
 
 
 class Commits:
-    """The transactions of a log, one at a time.
-
-    ids: the table of ids. synced_at: `time.perf_counter` when the last commit was synced. sync_seconds: how long
-    SQLite's COMMIT of it took.
-    """
+    """The transactions of a log, one at a time. ids: the table of ids. synced_at: `time.perf_counter` when the last
+    commit was synced. sync_seconds: how long SQLite's COMMIT of it took."""
 
     def __init__(self, log: LogReader) -> None:
         self._db = log.db.connection
@@ -122,11 +119,9 @@ class Commits:
         That checkpoint would repeat the failed sync, and the system would report success. SQLite makes it when the last
         connection closes, so a second, read-only connection stays open meanwhile.
         """
-        other = connect_to_read(self._folder) if self._failed else None
-        if other is not None:
+        with closing(connect_to_read(self._folder)) if self._failed else nullcontext() as other:
             with suppress(sqlite3.Error):  # the disk may fail here too; close anyway
-                other.execute("SELECT number FROM log_end").fetchall()
-        self._db.close()
-        if other is not None:
-            other.close()
+                if other is not None:
+                    other.execute("SELECT number FROM log_end").fetchall()
+            self._db.close()
         os.close(self._mark)

@@ -17,8 +17,8 @@ from typing import Any
 
 from service import failures
 from service.storage import schema
+from service.storage.folder import failure_of
 from service.storage.ids import add_checksum
-from service.storage.sync import failure_of
 
 CACHE_BYTES = 16 << 20
 """Page cache, at most. Random ids go to pages all over their table: with SQLite's default of 2 MB, a commit of 8,000
@@ -53,11 +53,8 @@ def connect_to_read(folder: Path) -> sqlite3.Connection:
 
 
 def connect_to_write(folder: Path, unfinished: bool) -> sqlite3.Connection:
-    """The one connection that writes and checkpoints. Its thread may change.
-
-    It drops an unfinished commit. Otherwise the next commit may overwrite only a part of it. If that is cut short too,
-    the rest looks like a lost commit.
-    """
+    """The one connection that writes and checkpoints. Its thread may change. It drops an unfinished commit. Otherwise
+    the next commit may overwrite only a part of it. If that is cut short too, the rest looks like a lost commit."""
     db = sqlite3.connect(folder / "log.db", isolation_level=None, check_same_thread=False, cached_statements=64)
     try:
         # FULL: a commit is synced before it returns.

@@ -143,10 +143,7 @@ def add_checksum(db: sqlite3.Connection) -> None:
 
 
 class Ids:
-    """Writes the table. The caller begins and ends the transactions.
-
-    checksum: the checksum over the table.
-    """
+    """Writes the table. The caller begins and ends the transactions. checksum: the checksum over the table."""
 
     def __init__(self, db: sqlite3.Connection, checksum: int) -> None:
         self._db = db

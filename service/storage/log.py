@@ -7,16 +7,15 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.batch import Batch
 from service import failures
 from service.storage import codec
+from service.storage.codec import unpack
 from service.storage.database import Database, connect_to_read
 from service.storage.ids import CHECKSUM, OF_AN_EVENT
-from service.storage.packed import unpack
 from service.storage.waiting import WaitingReader
 
 JOINED_EVENTS = 20_000
@@ -35,8 +34,7 @@ SELECT model FROM found
 """It takes one index seek for each model."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredModel:
+class StoredModel(NamedTuple):
     """A stored model: its key, its name, and its spec as JSON types."""
 
     key: int
@@ -58,10 +56,8 @@ def batch_crc(model: int, first_seq: int, events: int, written_at: float, payloa
 
 
 class LogReader:
-    """The models and events of a data folder.
-
-    db: the connection. snapshots, waiting: what else each model has there.
-    """
+    """The models and events of a data folder. db: the connection. snapshots, waiting: what else each model has
+    there."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection | None = None) -> None:
         self.db = Database(folder, connection or connect_to_read(folder))
@@ -127,9 +123,7 @@ class LogReader:
 
     def batches(self, model: int, after: int = 0, up_to: int | None = None) -> Iterator[Batch]:
         """The events of a model with seq > `after`, and <= `up_to` if given, in order. LogDamaged at damage or a gap.
-
-        It joins rows into batches of thousands of events. Learning row by row would cost more than the steps.
-        """
+        It joins rows into batches of thousands of events. Learning row by row would cost more than the steps."""
         last = after
         while True:
             packed: list[bytes] = []
@@ -206,11 +200,8 @@ class LogReader:
         return next((seq for (seq,) in self.db.rows(query, model)), 0)
 
     def newest(self) -> dict[int, int]:
-        """The last seq of each model in the newest rows of the log, read without the index.
-
-        A damaged index page can hide a row without an error from SQLite. A gap shows that a row is hidden, except the
-        last one.
-        """
+        """The last seq of each model in the newest rows of the log, read without the index. A damaged index page can
+        hide a row without an error from SQLite. A gap shows that a row is hidden, except the last one."""
         query = (
             "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches NOT INDEXED "
             "ORDER BY rowid DESC LIMIT ?) GROUP BY model"

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from service import failures
-from service.storage.sync import failure_of, sync_folder
+from service.storage.folder import failure_of, sync_folder
 
 APPLICATION_ID = 0x0E57E902
 UNRELEASED_ID = 0x0E57E901

@@ -28,11 +28,11 @@ from typing import Any
 
 from core.batch import Batch
 from service.storage import codec, schema, series
+from service.storage.codec import pack
 from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
 from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, IdsTakenError, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
-from service.storage.packed import pack
 from service.storage.trimming import Trimming
 from service.storage.waiting import Waiting, waiting_crc
 from service.storage.wal import check_end
@@ -186,10 +186,8 @@ class Store:
             self.commits.insert("resumes", model, seq, time.time_ns() // 1_000)
 
     def write_snapshot(self, model: int, seq: int, state: dict[str, Any]) -> Iterator[None]:
-        """Write a snapshot in chunks, one short commit for each step of the iterator.
-
-        The last step makes it valid and removes all but the newest `KEPT_SNAPSHOTS`.
-        """
+        """Write a snapshot in chunks, one short commit for each step of the iterator. The last step makes it valid and
+        removes all but the newest `KEPT_SNAPSHOTS`."""
         key, chunks = (model, seq), 0
         with self.commits.transaction() as db:  # removes what a crash left of this snapshot
             db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)

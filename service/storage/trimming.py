@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 
 from service.storage.commits import Commits
+from service.storage.folder import failure_of
 from service.storage.ids import OF_AN_EVENT, Rows
 from service.storage.log import LogReader
-from service.storage.sync import failure_of
 
 PURGE_ROWS = 200
 DROPPED_BYTES = 1 << 20
@@ -114,10 +114,8 @@ class Trimming:
         return found
 
     def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
-        """Look at some ids after `after`, in order, and remove those of events up to a seq.
-
-        Returns the last id that it looked at, None at the end.
-        """
+        """Look at some ids after `after`, in order, and remove those of events up to a seq. Returns the last id that it
+        looked at, None at the end."""
         looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
         query = f"SELECT max(id), sum({OF_AN_EVENT} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # of ours
         ((last, old),) = self._db.rows(query, up_to, model, after, SCANNED_IDS)

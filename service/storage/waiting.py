@@ -9,7 +9,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,8 +19,8 @@ from core.logistic import Floats
 from service import failures
 from service.storage import codec
 from service.storage.database import Database
+from service.storage.folder import failure_of
 from service.storage.ids import KINDS, IdKind
-from service.storage.sync import failure_of
 
 spared = logging.getLogger("logstep.damage")
 """For what a caller can cause as often as it likes: at most one line a second, see service/logs.py."""
@@ -46,8 +47,7 @@ FROM (SELECT * FROM waiting WHERE model = ?1 ORDER BY number LIMIT ?2) AS oldest
 _ROW = struct.Struct("<qqqqQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A prediction that waits for its label.
 
     number: its place among all that the model kept. kept_at: microseconds since 1970. seq: the model's seq at the
@@ -66,8 +66,7 @@ class Waiting:
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KnownId:
+class KnownId(NamedTuple):
     """What an id stands for, as in NewId. waiting: its waiting prediction, None if there is none or it is damaged. A
     damaged kind is read as WAITING, without a prediction."""
 
@@ -78,12 +77,9 @@ class KnownId:
     waiting: Waiting | None
 
 
-@dataclass(frozen=True, slots=True)
-class OldWaiting:
-    """A prediction that may have waited too long.
-
-    waiting: the prediction, None if it is damaged on disk. id: the id that leads to it, None if none does.
-    """
+class OldWaiting(NamedTuple):
+    """A prediction that may have waited too long. waiting: the prediction, None if it is damaged on disk. id: the id
+    that leads to it, None if none does."""
 
     number: int
     id: str | None
@@ -93,11 +89,8 @@ class OldWaiting:
 
 @dataclass(slots=True)
 class Reading:
-    """How much may be read at once of what ids stand for.
-
-    left: bytes of predictions and events that may still be read. unread: (model, id) of what was not read because
-    nothing was left. The first is always read.
-    """
+    """How much may be read at once of what ids stand for. left: bytes of predictions and events that may still be read.
+    unread: (model, id) of what was not read because nothing was left. The first is always read."""
 
     left: int
     unread: set[tuple[int, str]] = field(default_factory=set)
@@ -149,13 +142,10 @@ class WaitingReader:
 
     def oldest(self, model: int, count: int) -> list[OldWaiting]:
         """The oldest waiting predictions, at most `count`; fewer if they are large, but at least one."""
-        oldest, size = [], 0
         query = "SELECT length(payload) FROM waiting WHERE model = ? ORDER BY number LIMIT ?"
-        for before, (length,) in enumerate(self._db.rows(query, model, count)):
-            size += length
-            if before and size > OLDEST_BYTES:
-                count = before
-                break
+        sizes = accumulate(size for (size,) in self._db.rows(query, model, count))
+        count = max(1, sum(size <= OLDEST_BYTES for size in sizes))
+        oldest = []
         for number, id_hex, *rest, known in self._json_rows(_OLDEST, model, count):
             # An id that does not lead to this prediction is damaged: it may be another's.
             id_ = _text(id_hex) if known else self._id_of(model, number)
@@ -164,27 +154,20 @@ class WaitingReader:
         return oldest
 
     def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
-        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out.
-
-        reading: bounds what is read, in the order of the ids.
-        """
+        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out. reading: bounds what is
+        read, in the order of the ids."""
         found = {}
         reading = reading or Reading(1 << 62)
-        some_of_them = (
-            (model, ids[start : start + IDS_AT_ONCE])
-            for model, ids in wanted.items()
-            for start in range(0, len(ids), IDS_AT_ONCE)
-        )
-        for model, ids in some_of_them:
+        starts = ((model, at) for model, ids in wanted.items() for at in range(0, len(ids), IDS_AT_ONCE))
+        for model, at in starts:
+            ids = wanted[model][at : at + IDS_AT_ONCE]
             if reading.left <= 0:
                 reading.unread.update((model, id_) for id_ in ids)
                 continue
             places = {id_: place for place, id_ in enumerate(ids)}
             # One row with everything, because each row gives up the GIL.
-            rows = self._json_rows(_FIND, model, json.dumps(ids))
-            for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in sorted(
-                rows, key=lambda row: places[row[0]]
-            ):
+            rows = sorted(self._json_rows(_FIND, model, json.dumps(ids)), key=lambda row: places[row[0]])
+            for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in rows:
                 waiting = None
                 if kind == IdKind.WAITING and kept_at is not None:
                     if not reading.takes((model, id_), size):

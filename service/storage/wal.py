@@ -13,9 +13,8 @@ import logging
 import struct
 import zlib
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from service import failures
 from service.storage.database import Database, connect_to_read
@@ -78,8 +77,7 @@ def read_mark(folder: Path) -> tuple[int, int] | None:
 # -- the write-ahead log
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(NamedTuple):
     """What the write-ahead log has after its last whole commit, from byte `start` on.
 
     pages: pages of a commit that was cut short or is being written now. lost: damaged commits. They had been synced,
