@@ -331,6 +331,11 @@ class _Bank:
     def arrays(self) -> tuple[Table, Table, Table, Table, Table]:
         return self.w, self.squares, self.sums, self.stack, self.stack_squares
 
+    def used(self, rows: int) -> dict[str, Table]:
+        """The arrays, up to the first `rows` rows."""
+        by_row = {"w": self.w[:rows], "squares": self.squares[:rows], "sums": self.sums[:rows]}
+        return {**by_row, "stack": self.stack, "stack_squares": self.stack_squares}
+
     def grow(self, rows: int) -> None:
         self.w, self.squares, self.sums = (grown(array, rows) for array in (self.w, self.squares, self.sums))
 
@@ -372,9 +377,7 @@ class Auto:
         """The score, and the values in each learner's view, (n, K)."""
         room = _room(len(columns))
         banks = (self._first.w, self._first.stack, self._second.w, self._second.stack)
-        score: float = event_score(
-            columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room
-        )  # fmt: skip
+        score = event_score(columns, values, self._statistics, *banks, self._shares, self._banks, _views, *room)
         return score, room[1]
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
@@ -437,18 +440,12 @@ class Auto:
         rules = ["sgd"] * len(SGD) + ["adagrad"] * len(ADAGRAD) + ["ftrl"] * len(FTRL)
         named = [(VIEWS[view], rule, rate) for (view, rate), rule in zip(_LEARNERS, rules, strict=True)]
         named += [("all", "stack", rate) for rate in STACKERS]
-        weights = [
-            {
-                "bank": bank + 1,
-                "view": view,
-                "rule": rule,
-                "learning_rate": rate,
-                "weight": float(self._shares[bank, k]),
-            }
-            for bank in range(self._banks)
-            for k, (view, rule, rate) in enumerate(named)
+        weights: list[dict[str, Any]] = [
+            {"bank": bank, "view": view, "rule": rule, "learning_rate": rate, "weight": share}
+            for bank, shares in enumerate(self._shares[: self._banks].tolist(), 1)
+            for (view, rule, rate), share in zip(named, shares, strict=True)
         ]
-        return sorted(weights, key=lambda learner: -float(learner["weight"]))
+        return sorted(weights, key=lambda learner: -learner["weight"])
 
     @property
     def alarms(self) -> int:
@@ -464,12 +461,7 @@ class Auto:
             "scalars": self._scalars.copy(),
         }
         for name, bank in (("first", self._first), ("second", self._second))[: self._banks]:
-            w, squares, sums, stack, stack_squares = bank.arrays()
-            arrays[f"{name}_w"] = w[: features + 1].flatten()
-            arrays[f"{name}_squares"] = squares[: features + 1].flatten()
-            arrays[f"{name}_sums"] = sums[: features + 1].flatten()
-            arrays[f"{name}_stack"] = stack.flatten()
-            arrays[f"{name}_stack_squares"] = stack_squares.flatten()
+            arrays |= {f"{name}_{part}": array.flatten() for part, array in bank.used(features + 1).items()}
         return arrays
 
     def load(self, arrays: dict[str, Table], names: Sequence[str]) -> None:
@@ -483,8 +475,5 @@ class Auto:
         if self._banks == 2:
             self._second = _Bank(self._rows)
         for name, bank in (("first", self._first), ("second", self._second))[: self._banks]:
-            bank.w[: features + 1] = arrays[f"{name}_w"].reshape(features + 1, -1)
-            bank.squares[: features + 1] = arrays[f"{name}_squares"].reshape(features + 1, -1)
-            bank.sums[: features + 1] = arrays[f"{name}_sums"].reshape(features + 1, -1)
-            bank.stack[:] = arrays[f"{name}_stack"].reshape(bank.stack.shape)
-            bank.stack_squares[:] = arrays[f"{name}_stack_squares"].reshape(bank.stack.shape)
+            for part, array in bank.used(features + 1).items():
+                array[:] = arrays[f"{name}_{part}"].reshape(array.shape)

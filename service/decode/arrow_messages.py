@@ -99,7 +99,7 @@ def _described(kind: int, header: _Flat, what: str) -> tuple[int, int, bool]:
     if kind == SCHEMA:
         return 0, 0, False
     batch = header if kind == RECORD_BATCH else header.table(1)
-    if batch.has(3):
+    if batch.place(3):
         raise errors.CompressedArrow(what=what)
     rows = batch.number(0, "<q")
     return (rows, 0, False) if kind == RECORD_BATCH else (rows, header.number(0, "<q"), header.number(2, "<B") != 0)
@@ -147,22 +147,19 @@ class _Flat:
         self._fields = at - _unpack(data, "<i", at)
         self._size = _unpack(data, "<H", self._fields)
 
-    def _place(self, field: int) -> int:
+    def place(self, field: int) -> int:
         """Where a field stands; 0 if it is left out."""
         slot = 4 + 2 * field
         offset = _unpack(self._data, "<H", self._fields + slot) if slot < self._size else 0
         return self._at + offset if offset else 0
 
-    def has(self, field: int) -> bool:
-        return self._place(field) != 0
-
     def number(self, field: int, form: str) -> int:
         """A number, 0 if it is left out."""
-        place = self._place(field)
+        place = self.place(field)
         return _unpack(self._data, form, place) if place else 0
 
     def table(self, field: int) -> _Flat:
-        place = self._place(field)
+        place = self.place(field)
         if not place:
             raise errors.MalformedArrow(reason="a message lacks a part")
         return _Flat(self._data, place + _unpack(self._data, "<I", place))

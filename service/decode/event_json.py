@@ -26,9 +26,7 @@ WIDE_BYTES = PIECE_BYTES
 LONG_BYTES = 2**18
 """An array of more bytes is split in pieces."""
 
-
 Asked = TypeVar("Asked", bound=Event | Label | Question | Explain)
-
 
 _pieces = msgspec.json.Decoder(list[msgspec.Raw])
 _event = msgspec.json.Decoder(Event)
@@ -39,12 +37,19 @@ _features = msgspec.json.Decoder(Named)
 _numbers = msgspec.json.Decoder(Numbers)
 
 
-def decode_event(data: bytes | msgspec.Raw, at: str = "") -> Event:
-    """Decode one event with features. `at` is its place, for error messages: "[3]" or "line 7"."""
-    event = _either_way(_event, data, at)
-    if event.id is not None and not is_id(event.id):
+def _asked(decoder: msgspec.json.Decoder[Asked], data: bytes | msgspec.Raw, at: str = "") -> Asked:
+    """Decode one item. `at` is its place, for error messages: "[3]" or "line 7"."""
+    short = len(data) <= WIDE_BYTES
+    asked = _decode(decoder, data, at) if short else _in_pieces(partial(_decode, decoder), bytes(data), at)
+    if asked.id is not None and not is_id(asked.id):
         raise _wrong_id(at)
-    return event
+    return asked
+
+
+decode_event = partial(_asked, _event)
+"""Decode one event with features."""
+decode_question = partial(_asked, _question)
+"""Decode one item for `/predict`."""
 
 
 def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
@@ -64,22 +69,12 @@ def _event_or_label(data: bytes, at: str) -> Event | Label:
         return _label.decode(data) if _is(data, Label) else _decode(_event, data, at)
 
 
-def decode_question(data: bytes | msgspec.Raw, at: str = "") -> Question:
-    """Decode one item for `/predict`."""
-    question = _either_way(_question, data, at)
-    if question.id is not None and not is_id(question.id):
-        raise _wrong_id(at)
-    return question
-
-
 def decode_explain(data: bytes) -> Explain:
     """Decode the body of `/explain`."""
-    asked = _either_way(_explain, data, "")
+    asked = _asked(_explain, data)
     if (asked.x is None) == (asked.id is None):
         reason = 'must be an object with either x or id, like {"x": {"age": 31}} or {"id": "imp-7"}'
         raise errors.InvalidEvent(field="body", reason=reason)
-    if asked.id is not None and not is_id(asked.id):
-        raise _wrong_id("")
     return asked
 
 
@@ -150,12 +145,6 @@ def _split(array: bytes, before: int) -> list[msgspec.Raw]:
 # -- long events, piece by piece
 
 
-def _either_way(decoder: msgspec.json.Decoder[Asked], data: bytes | msgspec.Raw, at: str) -> Asked:
-    if len(data) <= WIDE_BYTES:
-        return _decode(decoder, data, at)
-    return _in_pieces(partial(_decode, decoder), bytes(data), at)
-
-
 def _in_pieces(decode: Callable[[bytes, str], Asked], data: bytes, at: str) -> Asked:
     """Decode a long event: first everything but its features, then these piece by piece."""
     start = _begins(data)
@@ -178,17 +167,17 @@ def _long_x(data: bytes, opens: int, at: str) -> Features:
     """Decode the features that begin at `opens`, piece by piece."""
     named: Named = {}
     numbers: Numbers = []
-    decoder: msgspec.json.Decoder[Any] = _features if data[opens : opens + 1] == b"{" else _numbers
-    frame = b"{%b}" if decoder is _features else b"[%b]"
+    by_name = data[opens : opens + 1] == b"{"
+    decoder: msgspec.json.Decoder[Any] = _features if by_name else _numbers
     for start, end in Outline.of(data, opens).pieces():
-        piece = frame % data[start:end]
+        piece = (b"{%b}" if by_name else b"[%b]") % data[start:end]
         try:
             found = decoder.decode(piece)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _wrong_piece(error, piece, at, start - 1, len(numbers)) from None
         if not found:
-            raise _nothing("object" if decoder is _features else "array", end, at)
-        if decoder is _features:
+            raise _nothing("object" if by_name else "array", end, at)
+        if by_name:
             named.update(found)
         else:
             numbers += found
@@ -341,20 +330,18 @@ def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[
 def _wrong_features(x: msgspec.Raw, first: int = 0) -> Iterator[tuple[str, str]]:
     """`first`: the number of an array's first element."""
     try:
-        features: dict[str, msgspec.Raw] = msgspec.json.decode(x, type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(x, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
     except msgspec.ValidationError:
-        try:
-            elements = msgspec.json.decode(x, type=list[msgspec.Raw])
-        except msgspec.ValidationError:
-            yield "x", "must be an object of features or an array of numbers"
-            return
-        for i, element in enumerate(elements, first):
-            if not _is(element, float | bool | None):
-                yield f"x[{i}]", "must be a finite number, or null if there is no value"
+        yield "x", "must be an object of features or an array of numbers"
         return
-    for name, value in features.items():
-        if not _is(value, float | bool | str | None):
-            yield f"x.{name[:64]}", "must be a finite number, a string, true, false, or null if there is no value"
+    if isinstance(found, dict):
+        for name, value in found.items():
+            if not _is(value, float | bool | str | None):
+                yield f"x.{name[:64]}", "must be a finite number, a string, true, false, or null if there is no value"
+        return
+    for i, element in enumerate(found, first):
+        if not _is(element, float | bool | None):
+            yield f"x[{i}]", "must be a finite number, or null if there is no value"
 
 
 def _is(data: bytes | msgspec.Raw, kind: Any) -> bool:

@@ -155,10 +155,9 @@ class _Arriving:
 
     async def next(self, seconds: float | None) -> bytes | None:
         """The next chunk; b"" if none comes within `seconds`; None after the last."""
+        there = not self._queue.empty()
         try:
-            found = (
-                await asyncio.wait_for(self._queue.get(), seconds) if self._queue.empty() else self._queue.get_nowait()
-            )
+            found = self._queue.get_nowait() if there else await asyncio.wait_for(self._queue.get(), seconds)
         except TimeoutError:
             return b""
         if isinstance(found, Exception):

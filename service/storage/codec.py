@@ -146,8 +146,7 @@ def pack(batch: Batch) -> bytes:
     if parts & WEIGHTED:
         packed.append(batch.weights.astype("<f8", copy=False))
     if batch.served is not None:
-        packed.append(batch.served.kinds)
-        packed += [column.astype("<f8", copy=False) for column in (batch.served.scores, batch.served.delays)]
+        packed += [batch.served.kinds, *(column.astype("<f8", copy=False) for column in batch.served[1:])]
     if batch.left_out is not None:
         packed += [batch.left_out.counts.astype("<u4", copy=False), batch.left_out.marks.astype("<u8", copy=False)]
     return b"".join(packed)  # joins the arrays themselves: new memory is slow
@@ -179,8 +178,8 @@ def unpack(packed: Sequence[bytes]) -> Batch:
     left_rooms = left_out or LeftOut.none(0)
     events = (np.zeros(n + 1, np.int64), np.zeros(m, np.int32), np.zeros(m), np.zeros(n, np.uint8), np.ones(n))
     batch = Batch(*events, served, left_out)
-    places = (batch.columns, batch.values, batch.labels, batch.weights, rooms.kinds, rooms.scores, rooms.delays)
-    into = tuple(place.view(np.uint8) for place in (*places, left_rooms.counts, left_rooms.marks))
+    places = (batch.columns, batch.values, batch.labels, batch.weights, *rooms, *left_rooms)
+    into = tuple(place.view(np.uint8) for place in places)
     data = np.frombuffer(bytearray().join(packed), np.uint8)
     whole = _unpack(data, starts, ns, ms, batch.offsets, into)
     if not whole or batch.labels.max(initial=0) > 1 or rooms.kinds.max(initial=0) > LATE:
