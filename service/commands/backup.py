@@ -62,6 +62,7 @@ def backup_to_output(folder: Path) -> int:
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
             for name in _COPIED:
                 archive.add(staging / name, name)
+        sys.stdout.buffer.flush()
         say(f"copied {_contents(findings, staging, started)} to standard output")
         shutil.rmtree(staging)
     note_backup(folder)
