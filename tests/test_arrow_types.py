@@ -267,6 +267,7 @@ def test_a_uuid_that_this_pyarrow_does_not_know_is_one_by_its_metadata() -> None
 # -- from pandas, Polars and DuckDB
 
 
+@from_checks_on
 def test_the_index_of_a_data_frame_is_no_feature() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": [1.0, -2.0, 3.0], "y": [1, 0, 1]})

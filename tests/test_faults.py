@@ -432,11 +432,11 @@ def begun(service: Service) -> bool:
 
 def kills_while_it_recovers(folder: Path, kills: int) -> None:
     """Each at another moment of a recovery that takes long."""
-    journal = Journal()
+    journal, arrays = Journal(), amount(quick=2, checks=5, long=5)
     events = [{"x": {f"f{j}": (i * j) % 7 / 7 for j in range(20)}, "y": i % 2} for i in range(4_000)]
     with Service(folder, "--snapshot-seconds", "1000").wait_until_ready() as service:
         assert service.request("PUT", "/models/long", {"rule": "auto"})[0] == 201
-        for _ in range(5):
+        for _ in range(arrays):
             service.learn(events, "long")
         assert journal.learn_until_lost(service, 200)
     with Service(folder).wait_until_ready() as service:
@@ -451,7 +451,7 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
             recovering += "recovered in" not in starts.log
     assert recovering >= kills // 2, "few of the kills came while it recovered"
     journal.check(folder)
-    assert replayed_elsewhere(folder)["long"] == {"seq": 20_000, "sha256": state["sha256"]}
+    assert replayed_elsewhere(folder)["long"] == {"seq": 4_000 * arrays, "sha256": state["sha256"]}
     print(f"{recovering} of {kills} kills came while it recovered")
 
 
