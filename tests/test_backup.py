@@ -23,6 +23,7 @@ from disk import needs_strace
 from effort import amount, few, from_checks_on
 from forked import CONTEXT
 from harness import LOGSTEP, Service, exchange
+from patience import eventually
 from processes import copied, logged_events, replayed_elsewhere
 
 from core import Learner, Spec
@@ -119,7 +120,7 @@ def backup_while_learning(service: Service, out: Path) -> tuple[list[str], list[
     for client in clients:
         client.start()
     try:
-        time.sleep(0.5)
+        eventually(lambda: all(len(client.acknowledged) > 10 for client in clients), "all of them to learn")
         before, begun = [id_ for client in clients for id_ in client.acknowledged], time.monotonic()
         command = [str(Path(sys.executable).with_name("logstep")), "backup", str(service.folder), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from harness import Model, NewModel, Service, Start, assert_problem, ndjson
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
-from processes import replayed_elsewhere
+from processes import Clock, copied, replayed_elsewhere, running_engine
 
 from core.breaker import Watch
 from core.learner import Learner, Outcome
 from core.spec import Breaker, Spec, SpecError
 from service.commands import cli
+from service.events import Event
+from service.learning.engine import Engine
+from service.storage import store
 
 BREAKER: dict[str, Any] = {"events": 20, "log_loss": 0.5}
 SPEC = {"learning_rate": 0.3, "breaker": BREAKER}
@@ -159,22 +162,42 @@ def test_resumed_it_learns_and_looks_at_what_comes_from_then_on(poisoned: Servic
     assert replayed_elsewhere(poisoned.folder)["m"] == {"seq": twice[0], "sha256": twice[1]}
 
 
-def test_timeouts_wait_until_it_learns_again(start: Start) -> None:
-    service = start()
-    model = service.model("m")
-    assert model.create({**SPEC, "join": {"keep": "1s", "on_timeout": "negative"}}).status_code == 201
-    model.learn(events(100, 1))
-    assert model.predict({"x": {"a": 1.0}, "id": "waits"}).json()["kept"] is True
-    assert model.learn(events(60, 0)).status_code == 200  # an array is learned whole
-    assert of(service)[2]["stopped_at"] is not None
-    time.sleep(1.3)
-    assert service.get("/models/m")["join"]["waiting"] == 1
-    service.kill()
-    again = start(folder=service.folder)
-    time.sleep(0.3)
-    assert again.get("/models/m")["join"]["waiting"] == 1
-    assert again.http.post("/models/m/resume").status_code == 200
-    eventually(lambda: again.get("/models/m")["join"]["expired"] == 1, "the timeout")
+def test_timeouts_wait_until_it_learns_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, store)
+    spec = Spec.from_dict({**SPEC, "join": {"keep": "1h", "on_timeout": "negative"}})
+
+    async def learn(engine: Engine, count: int, y: int, model: str = "m") -> None:
+        await engine.learn(model, [Event(event["x"], y) for event in events(count, y)])
+
+    async def tidied(engine: Engine) -> None:
+        """Two turns of another model: between them, and after them, what is due is done."""
+        for _ in range(2):
+            await learn(engine, 1, 1, "default")
+            await asyncio.sleep(0.01)
+
+    async def story() -> None:
+        async with running_engine(tmp_path / "data") as engine:
+            model, _ = await engine.create("m", spec)
+            await learn(engine, 100, 1)
+            await engine.learn("m", [model.predict_to_keep("waits", {"a": 1.0})])
+            await learn(engine, 60, 0)  # an array is learned whole
+            assert model.stopped
+            clock.advance(3_601, engine)
+            await tidied(engine)
+            assert model.waiting == 1
+            copied(tmp_path / "data", tmp_path / "killed")
+        async with running_engine(tmp_path / "killed") as engine:
+            await tidied(engine)
+            model = engine.model("m")
+            assert model.waiting == 1
+            await engine.resume("m")
+            for _ in range(500):
+                await tidied(engine)
+                if model.joins.counts()["expired"]:
+                    break
+            assert (model.waiting, model.joins.counts()["expired"]) == (0, 1)
+
+    asyncio.run(story())
 
 
 def test_a_model_made_anew_has_not_stopped(poisoned: Service, start: Start) -> None:

@@ -233,7 +233,7 @@ def test_a_time_for_requests_in_flight_below_a_second_is_kept(start: Start) -> N
         eventually(lambda: service.http.get("/readyz").status_code == 200, "a reply after the request began")
         service.signal(signal.SIGTERM)
         eventually(lambda: port_is_closed(service.port), "the service to take no more connections")
-        time.sleep(0.3)  # well within that time
+        time.sleep(0.1)  # well within that time
         connection.send(body[5:])
         reply = connection.reply()
     assert reply.status == 200, reply.text

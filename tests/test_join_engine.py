@@ -165,6 +165,21 @@ def test_a_replay_years_later_or_earlier_gives_the_same(tmp_path: Path, clock: C
     run(story())
 
 
+def test_what_timed_out_while_the_service_was_down_times_out_when_it_starts(tmp_path: Path, clock: Clock) -> None:
+    async def story() -> None:
+        async with running_engine(tmp_path / "data") as engine:
+            await engine.create("m", Spec.from_dict({"join": {"keep": "1h", "on_timeout": "negative"}}))
+            await kept(engine, ("a", {"a": 1.0}), model="m")
+            copied(tmp_path / "data", tmp_path / "killed")
+        clock.advance(3_601)
+        async with running_engine(tmp_path / "killed") as engine:
+            await until(lambda: engine.model("m").joins.counts()["expired"] == 1, "the timeout")
+            with pytest.raises(errors.ExpiredId):
+                await learned(engine, Label("a", 1), model="m")
+
+    run(story())
+
+
 def test_a_replay_never_looks_at_a_clock(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with running_engine(tmp_path) as engine:

@@ -667,13 +667,6 @@ def test_a_late_label_and_its_whole_event_in_one_array_are_the_same(new_model: N
     assert (whole["seq"], whole["duplicate"]) == (2, True)
 
 
-def test_a_long_keep_times_nothing_out(new_model: NewModel) -> None:
-    model = new_model(join={"keep": "1h"})
-    kept(model, "a")
-    time.sleep(0.2)
-    assert counts(model) == expected(waiting=1)
-
-
 def test_more_predictions_than_time_out_at_once_all_time_out_in_order(new_model: NewModel) -> None:
     model = new_model(join={"keep": "0.2s", "on_timeout": "negative"})
     lines = [question(f"p{i}", {"a": i / 1000, f"f{i % 3}": 1.0}) for i in range(1_700)]
@@ -683,7 +676,7 @@ def test_more_predictions_than_time_out_at_once_all_time_out_in_order(new_model:
 
 
 def test_a_timeout_of_one_model_leaves_the_others_alone(new_model: NewModel) -> None:
-    short, long = new_model(join={"keep": "0.05s"}), new_model()
+    short, long = new_model(join={"keep": "0.05s"}), new_model(join={"keep": "1h"})
     kept(long, "a")
     kept(short, "a")
     assert none_waits(short) == expected(dropped=1)
@@ -829,18 +822,6 @@ def test_predictions_wait_over_a_restart(start: Start) -> None:
     joined = learned(model, label("a"))
     assert (joined["seq"], joined["served_p"]) == (3, first["p"])
     assert joined["delay_s"] > 0.1
-
-
-def test_what_timed_out_while_the_service_was_down_times_out_when_it_starts(start: Start) -> None:
-    service = start()
-    model = service.model("m")
-    model.create({"join": {"keep": "1s", "on_timeout": "negative"}})
-    kept(model, "a")
-    service.kill()
-    time.sleep(1.1)
-    model = start(folder=service.folder).model("m")
-    assert none_waits(model) == expected(expired=1)
-    assert_not_found(model.learn(label("a")), "Expired id", "a")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,6 @@ def test_it_shows_the_largest_weights_and_those_that_moved(shared: Service, new_
     before = model.weights()["weights"]
     with watching(shared, f"{model.path}/stream") as stream:
         assert until_seq(stream, 100)["moved"] == []  # since it is watched
-        time.sleep(live.WEIGHTS_SECONDS)
         model.learn(events(100, seed=2))
         after = model.weights()["weights"]
         data = eventually(lambda: (found := next(stream)[1])["moved"] and found, "weights that moved")
