@@ -382,6 +382,8 @@ class _Piece:
     lines: list[bytes] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
     table: Any = None
+    refused: bool = False
+    """Whether the service does not read Arrow."""
     size: int = 0
     since: float = field(default_factory=time.monotonic)
 
@@ -409,10 +411,11 @@ class _Piece:
         return ARROW, sink.getvalue().to_pybytes()
 
     def become_lines(self) -> None:
-        """For a service without pyarrow."""
+        """For a service without pyarrow, and for rows without features, which Arrow cannot tell from late labels."""
         rows, self.table = self.table.to_pylist(), None
         for row in rows:
-            event = {role: row.pop(role) for role in ("y", "id", "weight") if row.get(role) is not None}
+            event = {role: row.pop(role) for role in ("y", "weight") if row.get(role) is not None}
+            event |= {"id": str(row.pop("id"))} if "id" in row else {}
             self.add(event | {"x": {name: value for name, value in row.items() if value is not None}})
 
     def answered(self, reply: httpx.Response) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -545,7 +548,23 @@ def _sliced(table: Any, roles: _Roles) -> Iterator[_Piece]:
         part = table.slice(start, rows)
         if roles.makes_ids:
             part = part.append_column("id", pa.array([new_id() for _ in range(len(part))]))
-        yield _Piece(start, table=part)
+        piece = _Piece(start, table=part)
+        if roles.makes_ids and roles.learn and _has_empty_row(part):
+            piece.become_lines()
+        yield piece
+
+
+def _has_empty_row(table: Any) -> bool:
+    """Whether a row has no feature."""
+    import pyarrow.compute as pc
+
+    empty: Any = True
+    for name in table.schema.names:
+        if name not in ("y", "id", "weight"):
+            empty = pc.and_(empty, pc.is_null(table.column(name), nan_is_null=True))
+            if not pc.any(empty).as_py():
+                return False
+    return True
 
 
 def _rows(x: Any, library: str) -> Iterator[Any]:
@@ -621,6 +640,7 @@ class _Request:
         problem = Problem.of(reply)
         if problem.status == 415 and self.type == ARROW and self.piece is not None:
             self.piece.become_lines()
+            self.piece.refused = True
             self.type, self.body = self.piece.body()
             return problem, True
         nothing_done = problem.kind in NOTHING_DONE and not problem.members.get("learned")
@@ -697,7 +717,7 @@ class _Base:
 
     def _told(self, piece: _Piece, x: Any, progress: Progress) -> None:
         """After a piece."""
-        self._reads_arrow = self._reads_arrow and not (_library(x) and piece.lines)
+        self._reads_arrow = self._reads_arrow and not piece.refused
         if progress is not None:
             progress(piece.before + len(piece), len(x) if hasattr(x, "__len__") else None)
 

@@ -204,6 +204,23 @@ def test_an_array_has_features_named_by_place(client: Client, twin: Client) -> N
     assert client.predict(rows).tolist() == [one.p for one in twin.predict(rows.tolist())]
 
 
+def test_a_row_without_features_is_an_event_and_no_late_label(client: Client, twin: Client) -> None:
+    nan = float("nan")
+    rows: list[dict[str, Any]] = [
+        {"a": 1.0, "b": "FR"},
+        {"a": nan, "b": None},
+        {"a": nan, "b": "DE"},
+        {"a": 2.0, "b": None},
+    ]
+    twin.learn([{"a": 1.0, "b": "FR"}, {}, {"b": "DE"}, {"a": 2.0}], [1, 0, 1, 0])
+    for n, table in enumerate(TABLES.values()):
+        model = Client(client.url, model=f"{client.model_name}-{n}")
+        model.create()
+        assert model.learn(table(rows), [1, 0, 1, 0]).learned == 4
+        assert sha256(model) == sha256(twin)
+        model.delete()
+
+
 def test_predictions_come_back_in_order_in_the_form_of_what_was_asked(client: Client) -> None:
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     client.learn(ROWS, LABELS)
@@ -314,7 +331,7 @@ def test_without_pyarrow_here_a_table_goes_as_lines(
 def test_a_service_without_pyarrow_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('as if it were not installed', name='pyarrow')\n")
     monkeypatch.setattr(logstep, "TABLE_ROWS", 7)
-    rows = [{**row, "y": y, "id": str(i)} for i, (row, y) in enumerate(zip(ROWS, LABELS, strict=True))]
+    rows = [{**row, "y": y, "id": i} for i, (row, y) in enumerate(zip(ROWS, LABELS, strict=True))]
     process = Process(tmp_path / "data", told=["env", f"PYTHONPATH={tmp_path}"])
     with process.wait_until_ready() as service, Client(f"http://127.0.0.1:{service.port}") as client:
         twin = Client(client.url, model="twin")
