@@ -70,7 +70,7 @@ def _settings() -> str:
             f"`--{name.replace('_', '-')}`",
             "" if field.default in ("", None) else f"`{field.default}`",
             _bounds(schema[name]),
-            field.description or "",
+            " ".join((field.description or "").split()),
         )
         for name, field in Settings.model_fields.items()
     ]

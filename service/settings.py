@@ -30,147 +30,87 @@ Keep = Annotated[str, AfterValidator(_checked)]
 class Settings(BaseSettings):
     """The settings of the service. Each has its unit, its default and its reason."""
 
-    model_config = SettingsConfigDict(env_prefix="LOGSTEP_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LOGSTEP_", extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    data: Path = Field(
-        Path("data"), description="Folder of the log and the snapshots. The service creates it if it does not exist."
-    )
-    host: Host = Field("127.0.0.1", description="Address to listen on. :: is every address, IPv4 too.")
-    insecure: bool = Field(
-        False, description="Serve other machines without a token: anyone who reaches the service may do everything."
-    )
-    token_file: Path | None = Field(
-        None,
-        description="File with a token that may do everything, 32 characters or longer. LOGSTEP_TOKEN may hold it "
-        "instead.",
-    )
-    allowed_hosts: str = Field(
-        "",
-        description="Host names that requests may use, separated by commas, or *. If empty: localhost if only this "
-        "machine reaches the service, else any.",
-    )
-    cors_origins: str = Field(
-        "", description="Origins whose pages may use the service, separated by commas, like https://example.com."
-    )
-    tls_cert: Path | None = Field(None, description="Certificate in PEM, with the intermediate ones. Turns on https.")
-    tls_key: Path | None = Field(None, description="Key of the certificate in PEM, without a passphrase.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 picks a free one.")
-    max_body_bytes: int = Field(
-        16 * 2**20, ge=1024, description="Largest JSON body, in bytes. A larger one gets 413. NDJSON has no limit."
-    )
-    max_bodies_bytes: int = Field(
-        256 * 2**20,
-        ge=2**20,
-        description="All JSON bodies being received and large ones that wait, in bytes. More get 503.",
-    )
-    max_replies_bytes: int = Field(
-        2**30,
-        ge=2**20,
-        description="All replies to streams and large arrays that wait to be sent, in memory and on the disk, in "
-        "bytes. More get 503. A single larger one gets 413.",
-    )
-    max_line_bytes: int = Field(2**20, ge=1024, description="Longest NDJSON line, in bytes. A longer one gets 413.")
-    max_batch_bytes: int = Field(
-        64 * 2**20,
-        ge=65_536,
-        description="Largest record batch of an Arrow stream, in bytes. A larger one gets 413.",
-    )
-    max_unsent_bytes: int = Field(
-        256 * 2**20,
-        ge=2**20,
-        description="Bytes of replies that clients have not yet read, all together. Past it, the service cuts the "
-        "connections that have read nothing for longest. If all are reading, large replies get 503.",
-    )
-    max_connections: int = Field(
-        4_096,
-        ge=1,
-        description="Connections at once. Past it, the service closes the one that has been idle for longest. If none "
-        "is idle, the new one gets 503 and is closed.",
-    )
-    keep_alive_seconds: float = Field(
-        75.0,
-        gt=0,
-        description="The service closes a connection that is idle for so long. A proxy in front must close its "
-        "connections sooner, or it may send a request on one that is closing, and lose it.",
-    )
-    request_seconds: float = Field(
-        30.0,
-        gt=0,
-        description="Time for a request, or the next bytes of a stream, to arrive (else 408), and for a client to "
-        "read some of its reply. Then the service closes the connection.",
-    )
-    max_header_bytes: int = Field(
-        32_768, ge=1_024, description="Request line and headers of a request, in bytes. More get 431."
-    )
-    max_event_features: int = Field(
-        100_000,
-        ge=1,
-        le=1_000_000,
-        description="Features of one event. More get 422. For auto the limit is at most 20,000, for other models but "
-        "plain SGD 40,000, because their steps take longer.",
-    )
-    max_name_characters: int = Field(
-        256,
-        ge=1,
-        le=256,
-        description="Characters of the name of a new feature. Twice as many with its text. More get 422.",
-    )
-    max_models: int = Field(10_000, ge=1, description="Number of models. More get 409.")
-    queue_events: int = Field(
-        65_536,
-        ge=1,
-        description="Events that may wait for the writer. More get 503, but streams are read more slowly instead.",
-    )
-    commit_events: int = Field(
-        8_192,
-        ge=1,
-        description="Events in one commit, about. More events share the cost of a sync; fewer are learned sooner.",
-    )
-    stream_events: int = Field(
-        1_000, ge=1, description="Events of an NDJSON or Arrow body that are learned in one piece, at most."
-    )
-    window: int = Field(1_000, ge=1, description="Number of last events that the windowed scores cover.")
-    snapshot_seconds: float = Field(
-        1.0,
-        gt=0,
-        description="The service writes a snapshot once replaying the events after the last one would take this long.",
-    )
-    metrics_models: int = Field(
-        1_000, ge=0, description="Models with their own series in /metrics. Further models are only counted."
-    )
-    keep_events: Keep = Field(
-        "all",
-        description="Events that stay in the log: all, at least the last so many of each model (1000000), or those of "
-        "the last so much time (30d, 12h).",
-    )
-    keep_min: int = Field(
-        1_000,
-        ge=1,
-        description="Events of each model that stay, with their ids, however old they are. The windowed scores cover "
-        "as many by default, so you can see why a model went wrong.",
-    )
-    keep_ids: Keep = Field(
-        "all",
-        description="Ids that stay, so that no event is learned twice: all, or those of events as in --keep-events.",
-    )
-    max_viewers: int = Field(250, ge=0, description="Open streams of server-sent events at once. More get 503.")
-    drain_seconds: float = Field(
-        1.0,
-        ge=0,
-        le=5,
-        description="After SIGTERM: how long the service still accepts requests while /readyz says 503.",
-    )
-    shutdown_seconds: float = Field(
-        5.0, gt=0, le=8, description="After that: how long requests in progress may take, and then the last snapshots."
-    )
-    log_level: str = Field(
-        "info",
-        pattern="^(debug|info|warning|error)$",
-        description="What is logged: debug (each request and commit too), info, warning or error.",
-    )
-    log_format: str = Field(
-        "auto",
-        pattern="^(auto|json|console)$",
-        description="Format of the log lines: json, console (for people), or auto: console if standard error is a "
-        "terminal, else json.",
-    )
+    data: Path = Path("data")
+    """Folder of the log and the snapshots. The service creates it if it does not exist."""
+    host: Host = "127.0.0.1"
+    """Address to listen on. :: is every address, IPv4 too."""
+    insecure: bool = False
+    """Serve other machines without a token: anyone who reaches the service may do everything."""
+    token_file: Path | None = None
+    """File with a token that may do everything, 32 characters or longer. LOGSTEP_TOKEN may hold it instead."""
+    allowed_hosts: str = ""
+    """Host names that requests may use, separated by commas, or *. If empty: localhost if only this machine reaches the
+    service, else any."""
+    cors_origins: str = ""
+    """Origins whose pages may use the service, separated by commas, like https://example.com."""
+    tls_cert: Path | None = None
+    """Certificate in PEM, with the intermediate ones. Turns on https."""
+    tls_key: Path | None = None
+    """Key of the certificate in PEM, without a passphrase."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on. 0 picks a free one."""
+    max_body_bytes: int = Field(16 * 2**20, ge=1024)
+    """Largest JSON body, in bytes. A larger one gets 413. NDJSON has no limit."""
+    max_bodies_bytes: int = Field(256 * 2**20, ge=2**20)
+    """All JSON bodies being received and large ones that wait, in bytes. More get 503."""
+    max_replies_bytes: int = Field(2**30, ge=2**20)
+    """All replies to streams and large arrays that wait to be sent, in memory and on the disk, in bytes. More get 503.
+    A single larger one gets 413."""
+    max_line_bytes: int = Field(2**20, ge=1024)
+    """Longest NDJSON line, in bytes. A longer one gets 413."""
+    max_batch_bytes: int = Field(64 * 2**20, ge=65_536)
+    """Largest record batch of an Arrow stream, in bytes. A larger one gets 413."""
+    max_unsent_bytes: int = Field(256 * 2**20, ge=2**20)
+    """Bytes of replies that clients have not yet read, all together. Past it, the service cuts the connections that
+    have read nothing for longest. If all are reading, large replies get 503."""
+    max_connections: int = Field(4_096, ge=1)
+    """Connections at once. Past it, the service closes the one that has been idle for longest. If none is idle, the new
+    one gets 503 and is closed."""
+    keep_alive_seconds: float = Field(75.0, gt=0)
+    """The service closes a connection that is idle for so long. A proxy in front must close its connections sooner, or
+    it may send a request on one that is closing, and lose it."""
+    request_seconds: float = Field(30.0, gt=0)
+    """Time for a request, or the next bytes of a stream, to arrive (else 408), and for a client to read some of its
+    reply. Then the service closes the connection."""
+    max_header_bytes: int = Field(32_768, ge=1_024)
+    """Request line and headers of a request, in bytes. More get 431."""
+    max_event_features: int = Field(100_000, ge=1, le=1_000_000)
+    """Features of one event. More get 422. For auto the limit is at most 20,000, for other models but plain SGD 40,000,
+    because their steps take longer."""
+    max_name_characters: int = Field(256, ge=1, le=256)
+    """Characters of the name of a new feature. Twice as many with its text. More get 422."""
+    max_models: int = Field(10_000, ge=1)
+    """Number of models. More get 409."""
+    queue_events: int = Field(65_536, ge=1)
+    """Events that may wait for the writer. More get 503, but streams are read more slowly instead."""
+    commit_events: int = Field(8_192, ge=1)
+    """Events in one commit, about. More events share the cost of a sync; fewer are learned sooner."""
+    stream_events: int = Field(1_000, ge=1)
+    """Events of an NDJSON or Arrow body that are learned in one piece, at most."""
+    window: int = Field(1_000, ge=1)
+    """Number of last events that the windowed scores cover."""
+    snapshot_seconds: float = Field(1.0, gt=0)
+    """The service writes a snapshot once replaying the events after the last one would take this long."""
+    metrics_models: int = Field(1_000, ge=0)
+    """Models with their own series in /metrics. Further models are only counted."""
+    keep_events: Keep = "all"
+    """Events that stay in the log: all, at least the last so many of each model (1000000), or those of the last so much
+    time (30d, 12h)."""
+    keep_min: int = Field(1_000, ge=1)
+    """Events of each model that stay, with their ids, however old they are. The windowed scores cover as many by
+    default, so you can see why a model went wrong."""
+    keep_ids: Keep = "all"
+    """Ids that stay, so that no event is learned twice: all, or those of events as in --keep-events."""
+    max_viewers: int = Field(250, ge=0)
+    """Open streams of server-sent events at once. More get 503."""
+    drain_seconds: float = Field(1.0, ge=0, le=5)
+    """After SIGTERM: how long the service still accepts requests while /readyz says 503."""
+    shutdown_seconds: float = Field(5.0, gt=0, le=8)
+    """After that: how long requests in progress may take, and then the last snapshots."""
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    """What is logged: debug (each request and commit too), info, warning or error."""
+    log_format: str = Field("auto", pattern="^(auto|json|console)$")
+    """Format of the log lines: json, console (for people), or auto: console if standard error is a terminal, else
+    json."""

@@ -26,7 +26,7 @@ from service import clock, errors
 from service.clock import SYSTEM
 from service.learning import chores
 from service.learning.engine import Engine
-from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result, Run
+from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result
 from service.settings import Settings
 from service.storage.log import LogReader
 
@@ -125,7 +125,6 @@ class Told:
     """A result by columns: the events and labels that were learned or are duplicates, the predictions, the error."""
 
     def __init__(self, result: Result) -> None:
-        assert not isinstance(result, Run)
         events = [outcome for outcome in result if isinstance(outcome, Learned | Duplicate)]
         self.seq = [event.seq for event in events]
         self.p = [event.p if isinstance(event, Learned) else None for event in events]

@@ -71,10 +71,10 @@ def requests_of(seed: int, count: int) -> list[Asked]:
 
 def said(items: Any, result: Result) -> Any:
     """What can be compared of a result. That of a table lacks p where the table is learned by column."""
-    if isinstance(result, Run):
-        losses = zip(result.losses.tolist(), result.taken.tolist(), strict=True)
-        outcomes = [(result.first_seq + i, loss if taken else None) for i, (loss, taken) in enumerate(losses)]
-        return outcomes + ([] if result.refused is None else [refused_of(result.refused)])
+    if result and isinstance(run := result[0], Run):
+        losses = zip(run.losses.tolist(), run.taken.tolist(), strict=True)
+        outcomes = [(run.first_seq + i, loss if taken else None) for i, (loss, taken) in enumerate(losses)]
+        return outcomes + [refused_of(outcome) for outcome in result if isinstance(outcome, Refused)]
     return [
         refused_of(outcome)
         if isinstance(outcome, Refused)

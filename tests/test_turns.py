@@ -245,9 +245,9 @@ def mixed_items(rng: random.Random, model: Model, numbers: Sequence[int]) -> Any
 
 def learned_by(items: Any, result: Result) -> Iterator[tuple[int, float | None, float | None]]:
     """The seq and the log loss of each event that was learned, and its number, if the request says it."""
-    if isinstance(result, Run):
-        for i, loss in enumerate(result.losses.tolist()):
-            yield result.first_seq + i, loss, items.values[i, 0]
+    if result and isinstance(run := result[0], Run):
+        for i, loss in enumerate(run.losses.tolist()):
+            yield run.first_seq + i, loss, items.values[i, 0]
         return
     events = items.events(0, len(items)) if isinstance(items, Table) else items
     for item, outcome in zip(events, result, strict=False):

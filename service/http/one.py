@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from starlette.types import Scope
 
@@ -75,7 +74,7 @@ class One:
 
 def _settle(tell: Tell, model: str, item: Item, waited: asyncio.Future[Result]) -> None:
     """Tell when the writer is done."""
-    outcome: Any = waited.result()[0]
+    outcome = waited.result()[0]
     if isinstance(outcome, Refused):
         tell(outcome.error)
     else:

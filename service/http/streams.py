@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from starlette.types import Receive, Scope, Send
 
+from core.logistic import Floats
 from service import errors
 from service.decode import event_json, pieces
 from service.events import Event, Label, Question
@@ -172,34 +174,28 @@ class _Tally:
         self._joined = self._late = 0
         self._served_loss = 0.0
 
-    def add(self, events: Sequence[Event | Label] | Table, result: Result) -> None:
-        if isinstance(result, Run):
-            self._add_run(result)
-            return
-        fresh = [outcome for outcome in result if isinstance(outcome, Learned)]
-        self.learned += len(fresh)
-        self.duplicates += sum(isinstance(outcome, Duplicate) for outcome in result)
-        if fresh:
-            self.first_seq = fresh[0].seq if self.first_seq is None else self.first_seq
-            self.last_seq = fresh[-1].seq
-        losses = [outcome.loss for outcome in fresh if outcome.loss is not None]
-        self._loss += sum(losses)
+    def add(self, items: Sequence[Event | Label] | Table, result: Result) -> None:
+        seqs: Sequence[int]
+        losses: Sequence[float] | Floats
+        if result and isinstance(run := result[0], Run):
+            seqs, losses = range(run.first_seq, run.first_seq + len(run.losses)), run.losses[run.taken]
+        else:
+            fresh = [outcome for outcome in result if isinstance(outcome, Learned)]
+            seqs = [outcome.seq for outcome in fresh]
+            losses = [outcome.loss for outcome in fresh if outcome.loss is not None]
+            self.duplicates += sum(isinstance(outcome, Duplicate) for outcome in result)
+            for late in (outcome.late for outcome in fresh if outcome.late is not None):
+                self._joined += not late.late
+                self._late += late.late
+                self._served_loss += late.served_loss
+        if not isinstance(items, Table):
+            self._has_labels = self._has_labels or any(isinstance(item, Label) for item in items)
+        if seqs:
+            self.first_seq = seqs[0] if self.first_seq is None else self.first_seq
+            self.last_seq = seqs[-1]
+        self.learned += len(seqs)
+        self._loss += float(np.sum(losses))
         self._scored += len(losses)
-        if not isinstance(events, Table):
-            self._has_labels = self._has_labels or any(isinstance(event, Label) for event in events)
-        for late in (outcome.late for outcome in fresh if outcome.late is not None):
-            self._joined += not late.late
-            self._late += late.late
-            self._served_loss += late.served_loss
-
-    def _add_run(self, run: Run) -> None:
-        count = len(run.losses)
-        self.learned += count
-        if count:
-            self.first_seq = run.first_seq if self.first_seq is None else self.first_seq
-            self.last_seq = run.first_seq + count - 1
-        self._loss += float(run.losses[run.taken].sum())
-        self._scored += int(run.taken.sum())
 
     def reply(self) -> LearnedMany:
         loss = self._loss / self._scored if self._scored else None

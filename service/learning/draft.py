@@ -15,7 +15,7 @@ from core.builder import BatchBuilder
 from core.learner import Outcome as Steps
 from service import errors
 from service.learning.model import Model
-from service.learning.request import Duplicate, Kept, LateLabel, Learned, Outcome, Refused, Request, Result, Run, Stream
+from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Request, Result, Run, Stream
 from service.storage.ids import IdKind, IdRow
 from service.storage.store import ModelBatch
 from service.storage.waiting import KnownId, Reading, Waiting
@@ -181,12 +181,12 @@ class Draft:
         for request, places, refused in self.answers:
             if isinstance(places, range):  # a table's
                 of_table = slice(places.start, places.stop)
-                losses, taken = outcome.losses[of_table], outcome.learned[of_table]
-                results.append((request, Run(self.first_seq + places.start, losses, taken, refused)))
+                run = Run(self.first_seq + places.start, outcome.losses[of_table], outcome.learned[of_table])
+                results.append((request, [run] if refused is None else [run, refused]))
                 continue
             if not p:
                 p, loss = outcome.probabilities.tolist(), _losses(outcome)
-            result: list[Outcome] = []
+            result: Result = []
             for place in places:
                 if isinstance(place, int):
                     late = self._late_label(place) if self.served else None

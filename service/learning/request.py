@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
@@ -61,28 +60,23 @@ class Refused(msgspec.Struct, frozen=True):
     error: errors.LogstepError
 
 
-Outcome = Learned | Duplicate | Kept | Refused
-
-
 class Run(NamedTuple):
-    """What became of a table: the seq of its first event, the log losses before the steps, which steps were taken, and
-    the first row that was refused."""
+    """Rows of a table were learned: the seq of the first, the log losses before the steps, and which steps were
+    taken."""
 
     first_seq: int
     losses: Floats
     taken: Mask
-    refused: Refused | None
 
 
-Result = list[Outcome] | Run
-"""What became of a request: an outcome for each item up to the first refused one, or only that if all or none is
-learned. It is empty if an earlier request of the stream was refused."""
+Outcome = Learned | Duplicate | Kept | Refused | Run
+Result = list[Outcome]
+"""What became of a request: an outcome for each item, or a Run for a table, up to the first refused one, which comes
+last. Only that if all or none is learned. It is empty if an earlier request of the stream was refused."""
 
 
 def refusal_of(result: Result) -> Refused | None:
     """What was refused of a request."""
-    if isinstance(result, Run):
-        return result.refused
     last = result[-1] if result else None
     return last if isinstance(last, Refused) else None
 
@@ -102,25 +96,37 @@ class Request:
     items: Items
     stream: Stream | None
     answer: asyncio.Future[Result]
-    rest: Request | None = None
-    """The items that were cut off."""
+    parts: list[Request] | None = None
+    """All the parts that it was cut into, in order, this one included."""
+    result: Result | None = None
 
     def cut(self, count: int) -> Request:
-        """Keep the first `count` items; the rest as a request for a later turn. Both together get one answer."""
-        loop, answer = self.answer.get_loop(), self.answer
+        """Keep the first `count` items; the rest as a request for a later turn. All parts together get one answer."""
         items = self.items.events(0, len(self.items)) if isinstance(self.items, Table) else self.items
-        self.answer, self.items = loop.create_future(), items[:count]
-        self.rest = Request(self.model, items[count:], self.stream, loop.create_future())
-        asyncio.gather(self.answer, self.rest.answer).add_done_callback(partial(_settle, answer))
-        return self.rest
+        self.parts = self.parts or [self]
+        rest = replace(self, items=items[count:])
+        self.items = items[:count]
+        self.parts.insert(self.parts.index(self) + 1, rest)
+        return rest
 
     def refuse(self, error: errors.LogstepError) -> None:
-        """Answer that all of it is refused, unless already answered."""
-        if self.rest is not None:
-            self.rest.refuse(error)
+        """Answer that all of it is refused, and the parts after it, unless already answered."""
         if self.stream is not None:
             self.stream.broken = True
-        self.accept([Refused(error)])
+        for part in [self] if self.parts is None else self.parts[self.parts.index(self) :]:
+            part.accept([Refused(error)])
+
+    def accept(self, result: Result) -> None:
+        """Answer, unless already answered."""
+        if self.result is not None:
+            return
+        self.result = result
+        if self.parts is not None:
+            if any(part.result is None for part in self.parts):
+                return  # the others wait for later turns
+            result = _joined(self.parts)
+        if not self.answer.done():
+            self.answer.set_result(result)
 
     def ids(self, *, labels_alone: bool = False) -> list[str]:
         """The ids of its items, or only those of labels without x, which must already stand for something."""
@@ -130,17 +136,15 @@ class Request:
             return [item.id for item in self.items if isinstance(item, Label)]
         return [item.id for item in self.items if item.id is not None]
 
-    def accept(self, result: Result) -> None:
-        """Answer, unless already answered."""
-        if not self.answer.done():
-            self.answer.set_result(result)
 
-
-def _settle(answer: asyncio.Future[Result], parts: asyncio.Future[list[Result]]) -> None:
-    """Answer a request that was cut in two, when both parts are answered."""
-    if answer.done():
-        return
-    first, second = parts.result()
-    if second and isinstance(refused := second[-1], Refused) and refused.error.index is not None:
-        refused.error.index += len(first)
-    answer.set_result([*first, *second])  # neither is a Run, see `cut`
+def _joined(parts: list[Request]) -> Result:
+    """What became of a request that was cut. The error's index counts from its beginning."""
+    joined, before = list[Outcome](), 0
+    for part in parts:
+        result = part.result or []
+        refused = refusal_of(result)
+        if refused is not None and refused.error.index is not None:
+            refused.error.index += before
+        joined += result
+        before += len(part.items)
+    return joined
