@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, di
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from core.progressive import Brief
 from service import errors
 from service.learning.memory import memory_limit
 from service.learning.model import Model
@@ -32,9 +34,48 @@ REMEMBERED_COMMITS = 8_192
 """Commits whose durations are remembered one by one: a few seconds of the fastest writer."""
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the duration histograms. A synced commit takes 0.2 ms on a good disk, seconds on a bad one."""
-UNKNOWN = "Predictions whose features the model did not know at all."
+ITEMS = tuple(2.0**i for i in range(15))
+
+_COUNTS = {
+    "learned": "Events learned since the start.",
+    "predicted": "Predictions made since the start.",
+    "predicted_unknown": "Predictions whose features the model did not know at all.",
+    "duplicates": "Items that were learned or kept before.",
+    "not_kept": "Predictions served but not kept: too many waited.",
+}
+"""What each model counts, in a field of this name. The metrics are sums over all models, deleted ones included."""
 _GUESSING = "Log loss of guessing (always predicting the share of label 1) over"
-ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_Family = type[CounterMetricFamily | GaugeMetricFamily]
+_OF_A_MODEL: Sequence[tuple[_Family, str, str, Callable[[Model, Brief], float | None]]] = (
+    (GaugeMetricFamily, "seq", "Events in the model's history.", lambda m, _: m.learner.seq),
+    (CounterMetricFamily, "predicted", _COUNTS["predicted"], lambda m, _: m.predicted),
+    (CounterMetricFamily, "predicted_unknown", _COUNTS["predicted_unknown"], lambda m, _: m.predicted_unknown),
+    (GaugeMetricFamily, "features", "Features the model knows.", lambda m, _: m.learner.n_features),
+    (GaugeMetricFamily, "log_loss", "Progressive log loss over all events.", lambda _, s: s.log_loss),
+    (GaugeMetricFamily, "base_rate_log_loss", f"{_GUESSING} all events.", lambda _, s: s.base_rate_loss),
+    (
+        GaugeMetricFamily,
+        "window_log_loss",
+        "Progressive log loss over the last --window events.",
+        lambda _, s: s.loss_window,
+    ),
+    (
+        GaugeMetricFamily,
+        "window_base_rate_log_loss",
+        f"{_GUESSING} the last --window events.",
+        lambda _, s: s.base_rate_loss_window,
+    ),
+    (GaugeMetricFamily, "stopped", "1 while the breaker keeps the model from learning.", lambda m, _: m.stopped),
+    (
+        GaugeMetricFamily,
+        "not_taken",
+        "Events whose step was not taken: it would not be finite.",
+        lambda m, _: m.learner.not_taken,
+    ),
+    (GaugeMetricFamily, "left_out", "Features left out of events: the model is full.", lambda m, _: m.learner.left_out),
+    (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", lambda m, _: m.waiting),
+    (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", lambda m, _: m.snapshot_seq),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +90,6 @@ class Facts:
     recovery_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Counts since the start, over all models, deleted ones included."""
-
-    learned: int
-    predicted: int
-    predicted_unknown: int
-    duplicates: int
-    not_kept: int
-    refused: int
-
-
-NOTHING = Totals(0, 0, 0, 0, 0, 0)
-
-
 class Telemetry(Collector):
     """The metrics of one service. `look` asks the engine for the facts; at most `most_models` models have series."""
 
@@ -71,7 +97,7 @@ class Telemetry(Collector):
         self._look = look
         self._most_models = most_models
         self._refused: Counter[str] = Counter()
-        self._deleted = NOTHING
+        self._deleted: Counter[str] = Counter()
         self._commits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_COMMITS)
         self.snapshot_at = time.monotonic()
         """When the newest snapshot was written, or the service was started."""
@@ -80,24 +106,15 @@ class Telemetry(Collector):
         # Else each counter gets a second metric with its creation time; process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
-        self._commit_seconds = Histogram(
-            "logstep_commit_seconds",
-            "Seconds per commit: handing over, writing and syncing.",
-            buckets=SECONDS,
-            registry=self._registry,
+        seconds = partial(Histogram, buckets=SECONDS, registry=self._registry)
+        self._commit_seconds = seconds(
+            "logstep_commit_seconds", "Seconds per commit: handing over, writing and syncing."
         )
-        self._sync_seconds = Histogram(
-            "logstep_sync_seconds",
-            "Seconds per commit spent writing, syncing and checkpointing the write-ahead log.",
-            buckets=SECONDS,
-            registry=self._registry,
+        self._sync_seconds = seconds(
+            "logstep_sync_seconds", "Seconds per commit spent writing, syncing and checkpointing the write-ahead log."
         )
-        self._commit_events = Histogram(
-            "logstep_commit_events",
-            "Events and kept predictions per commit.",
-            buckets=ITEMS,
-            registry=self._registry,
-        )
+        told = "Events and kept predictions per commit."
+        self._commit_events = Histogram("logstep_commit_events", told, buckets=ITEMS, registry=self._registry)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -116,7 +133,7 @@ class Telemetry(Collector):
 
     def count_deleted(self, model: Model) -> None:
         """Keep the counts of a model that is being deleted."""
-        self._deleted = self._with(self._deleted, [model])
+        self._deleted += _counts([model])
 
     # -- reading
 
@@ -131,37 +148,18 @@ class Telemetry(Collector):
         recent.sort()
         return [recent[min(int(q * len(recent)), len(recent) - 1)] * 1e3 if recent else None for q in quantiles]
 
-    def totals(self) -> Totals:
-        """Counts since the start."""
-        return self._with(self._deleted, self._look().models)
-
-    def _with(self, before: Totals, models: Sequence[Model]) -> Totals:
-        return Totals(
-            before.learned + sum(model.learned for model in models),
-            before.predicted + sum(model.predicted for model in models),
-            before.predicted_unknown + sum(model.predicted_unknown for model in models),
-            before.duplicates + sum(model.duplicates for model in models),
-            before.not_kept + sum(model.not_kept for model in models),
-            self._refused.total(),
-        )
-
     def exposition(self, reach: Container[str] | None = None) -> bytes:
-        """The metrics in Prometheus' format: all, or with `reach` only those of its models."""
-        return generate_latest(self._registry if reach is None else self._part(reach))
+        """The metrics in Prometheus' format: all, or with `reach` only those of its models.
 
-    def _part(self, reach: Container[str]) -> CollectorRegistry:
-        """The metrics of some models. Sizes, durations and refusals are left out: they reveal other models' traffic."""
+        A part has no sizes, durations and refusals: they reveal other models' traffic.
+        """
+        if reach is None:
+            return generate_latest(self._registry)
         facts = self._look()
+        part = CollectorRegistry(auto_describe=False)
         models = [model for model in facts.models if model.name in reach]
-        families = [
-            *_totals(self._with(NOTHING, models)),
-            _ready(facts),
-            _build(),
-            *_of_models(models, self._most_models),
-        ]
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Families(families))
-        return registry
+        part.register(_Families(list(self._of_models(facts, models, Counter()))))
+        return generate_latest(part)
 
     def families(self) -> list[Metric]:
         """Every metric with its type, help text and samples."""
@@ -170,24 +168,52 @@ class Telemetry(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that are not histograms; prometheus_client calls this for each exposition."""
         facts = self._look()
-        yield from self._of_service(facts)
-        ends = "When the certificate of https ends, in seconds since 1970."
-        yield _gauge("logstep_certificate_end_timestamp_seconds", ends, self.certificate_ends)
-        limit = "Memory that the process may use: the limit of its control group, else the machine's."
-        yield _gauge("logstep_memory_limit_bytes", limit, memory_limit())
-        yield from _of_storage(facts, time.monotonic() - self.snapshot_at)
-        yield from _of_models(facts.models, self._most_models)
-
-    def _of_service(self, facts: Facts) -> Iterator[Metric]:
-        yield from _totals(self._with(self._deleted, facts.models))
         refused = CounterMetricFamily("logstep_refused", "Requests answered with an error.", labels=["reason"])
         for reason in errors.slugs():
             refused.add_metric([reason], self._refused[reason])
         yield refused
-        yield _ready(facts)
-        yield _gauge("logstep_queue_events", "Events and predictions that wait for the writer.", facts.queued)
-        yield _gauge("logstep_recovery_seconds", "Seconds that recovery took at the start.", facts.recovery_seconds)
-        yield _build()
+        yield _gauge("queue_events", "Events and predictions that wait for the writer.", facts.queued)
+        yield _gauge("recovery_seconds", "Seconds that recovery took at the start.", facts.recovery_seconds)
+        ends = "When the certificate of https ends, in seconds since 1970."
+        yield _gauge("certificate_end_timestamp_seconds", ends, self.certificate_ends)
+        limit = "Memory that the process may use: the limit of its control group, else the machine's."
+        yield _gauge("memory_limit_bytes", limit, memory_limit())
+        log = facts.folder / "log.db"
+        yield _gauge("log_bytes", "Size of the log in bytes.", _size(log))
+        yield _gauge("wal_bytes", "Size of the write-ahead log in bytes.", _size(log.with_name("log.db-wal")))
+        free: float | None = None
+        with contextlib.suppress(OSError):  # no value if the folder cannot be read
+            disk = os.statvfs(facts.folder)
+            free = disk.f_bavail * disk.f_frsize
+        yield _gauge("disk_free_bytes", "Free bytes on the data folder's disk.", free)
+        age = "Seconds since the newest snapshot that this process wrote, or since its start."
+        yield _gauge("snapshot_age_seconds", age, time.monotonic() - self.snapshot_at)
+        backed_up = "When `logstep backup` last copied the data folder, in seconds since 1970; 0 if it never did."
+        yield _gauge("backup_timestamp_seconds", backed_up, backed_up_at(facts.folder))
+        replay = sum(model.replay_seconds for model in facts.models)
+        yield _gauge("replay_seconds", "Estimated seconds to replay the log after the snapshots.", replay)
+        yield from self._of_models(facts, facts.models, self._deleted)
+
+    def _of_models(self, facts: Facts, models: Sequence[Model], deleted: Counter[str]) -> Iterator[Metric]:
+        """Counts over models, and series of the first of them: each one costs the service, and Prometheus more."""
+        counts = deleted + _counts(models)
+        for name, told in _COUNTS.items():
+            yield CounterMetricFamily(f"logstep_{name}", told, value=counts[name])
+        yield _gauge("ready", "1 while the service takes requests, 0 while it recovers or stops.", facts.state.ready)
+        build = "Always 1; the labels are the running versions."
+        versions = GaugeMetricFamily("logstep_build_info", build, labels=["version", "python", "sqlite"])
+        versions.add_metric([version("logstep"), platform.python_version(), sqlite3.sqlite_version], 1)
+        yield versions
+        yield _gauge("models", "Models.", len(models))
+        shown, without = models[: self._most_models], len(models[self._most_models :])
+        yield _gauge("models_without_series", "Models without series of their own (--metrics-models).", without)
+        scores = [model.scores.brief() for model in shown]
+        for kind, name, told, read in _OF_A_MODEL:
+            family = kind(f"logstep_model_{name}", told, labels=["model"])
+            for model, score in zip(shown, scores, strict=True):
+                if (number := read(model, score)) is not None:
+                    family.add_metric([model.name], number)
+            yield family
 
 
 class _Families(Collector):
@@ -200,112 +226,13 @@ class _Families(Collector):
         return self._families
 
 
-def _totals(totals: Totals) -> Iterator[Metric]:
-    yield _counter("logstep_learned", "Events learned since the start.", totals.learned)
-    yield _counter("logstep_predicted", "Predictions made since the start.", totals.predicted)
-    yield _counter("logstep_predicted_unknown", UNKNOWN, totals.predicted_unknown)
-    yield _counter("logstep_duplicates", "Items that were learned or kept before.", totals.duplicates)
-    yield _counter("logstep_not_kept", "Predictions served but not kept: too many waited.", totals.not_kept)
-
-
-def _ready(facts: Facts) -> Metric:
-    told = "1 while the service takes requests, 0 while it recovers or stops."
-    return _gauge("logstep_ready", told, facts.state.ready)
-
-
-def _build() -> Metric:
-    build = GaugeMetricFamily(
-        "logstep_build_info", "Always 1; the labels are the running versions.", labels=["version", "python", "sqlite"]
-    )
-    build.add_metric([version("logstep"), platform.python_version(), sqlite3.sqlite_version], 1)
-    return build
-
-
-def _of_storage(facts: Facts, snapshot_age: float) -> Iterator[Metric]:
-    log = facts.folder / "log.db"
-    yield _gauge("logstep_log_bytes", "Size of the log in bytes.", _size(log))
-    yield _gauge("logstep_wal_bytes", "Size of the write-ahead log in bytes.", _size(log.with_name("log.db-wal")))
-    free: float | None = None
-    with contextlib.suppress(OSError):  # no value if the folder cannot be read
-        disk = os.statvfs(facts.folder)
-        free = disk.f_bavail * disk.f_frsize
-    yield _gauge("logstep_disk_free_bytes", "Free bytes on the data folder's disk.", free)
-    age = "Seconds since the newest snapshot that this process wrote, or since its start."
-    yield _gauge("logstep_snapshot_age_seconds", age, snapshot_age)
-    backed_up = "When `logstep backup` last copied the data folder, in seconds since 1970; 0 if it never did."
-    yield _gauge("logstep_backup_timestamp_seconds", backed_up, backed_up_at(facts.folder))
-    replay = sum(model.replay_seconds for model in facts.models)
-    yield _gauge("logstep_replay_seconds", "Estimated seconds to replay the log after the snapshots.", replay)
-
-
-def _of_models(models: Sequence[Model], most: int) -> Iterator[Metric]:
-    """Series per model, for the first `most` models: each one costs the service, and Prometheus more."""
-    shown = models[:most]
-    yield _gauge("logstep_models", "Models.", len(models))
-    yield _gauge(
-        "logstep_models_without_series", "Models without series of their own (--metrics-models).", len(models[most:])
-    )
-    scores = [model.scores.brief() for model in shown]
-    values: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, list[float | None]]] = [
-        (GaugeMetricFamily, "seq", "Events in the model's history.", [m.learner.seq for m in shown]),
-        (CounterMetricFamily, "predicted", "Predictions made since the start.", [m.predicted for m in shown]),
-        (
-            CounterMetricFamily,
-            "predicted_unknown",
-            UNKNOWN,
-            [m.predicted_unknown for m in shown],
-        ),
-        (GaugeMetricFamily, "features", "Features the model knows.", [m.learner.n_features for m in shown]),
-        (GaugeMetricFamily, "log_loss", "Progressive log loss over all events.", [s.log_loss for s in scores]),
-        (GaugeMetricFamily, "base_rate_log_loss", f"{_GUESSING} all events.", [s.base_rate_loss for s in scores]),
-        (
-            GaugeMetricFamily,
-            "window_log_loss",
-            "Progressive log loss over the last --window events.",
-            [s.loss_window for s in scores],
-        ),
-        (
-            GaugeMetricFamily,
-            "window_base_rate_log_loss",
-            f"{_GUESSING} the last --window events.",
-            [s.base_rate_loss_window for s in scores],
-        ),
-        (
-            GaugeMetricFamily,
-            "stopped",
-            "1 while the breaker keeps the model from learning.",
-            [m.stopped for m in shown],
-        ),
-        (
-            GaugeMetricFamily,
-            "not_taken",
-            "Events whose step was not taken: it would not be finite.",
-            [m.learner.not_taken for m in shown],
-        ),
-        (
-            GaugeMetricFamily,
-            "left_out",
-            "Features left out of events: the model is full.",
-            [m.learner.left_out for m in shown],
-        ),
-        (GaugeMetricFamily, "waiting", "Predictions that wait for their labels.", [m.waiting for m in shown]),
-        (GaugeMetricFamily, "snapshot_seq", "The seq of the newest snapshot.", [m.snapshot_seq for m in shown]),
-    ]
-    for kind, name, told, numbers in values:
-        family = kind(f"logstep_model_{name}", told, labels=["model"])
-        for model, number in zip(shown, numbers, strict=True):
-            if number is not None:
-                family.add_metric([model.name], number)
-        yield family
-
-
-def _counter(name: str, told: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(name, told, value=value)
+def _counts(models: Sequence[Model]) -> Counter[str]:
+    return Counter({name: sum(getattr(model, name) for model in models) for name in _COUNTS})
 
 
 def _gauge(name: str, told: str, value: float | None) -> GaugeMetricFamily:
     """A gauge; without a sample if `value` is None."""
-    return GaugeMetricFamily(name, told, value=value)
+    return GaugeMetricFamily(f"logstep_{name}", told, value=value)
 
 
 def _size(path: Path) -> int:
