@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from core.progressive import Brief
 from core.spec import Spec
 from service.commands import cli
-from service.learning.guessing import worse_than_guessing
+from service.learning.model import worse_than_guessing
 
 
 def brief(

@@ -116,7 +116,7 @@ def confirm(question: str, yes: bool) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-# -- models that are worse than guessing (service/learning/guessing.py)
+# -- models that are worse than guessing (service/learning/model.py)
 
 
 def mark_of(model: dict[str, Any]) -> str:

@@ -194,10 +194,9 @@ class Draft:
                     continue
                 result.append(place)
                 if isinstance(place, Duplicate):
-                    self.model.duplicates += 1
+                    self.model.count_known(duplicate=True)
                 else:
-                    self.model.not_kept += not place.kept
-                    self.model.duplicates += place.duplicate
+                    self.model.count_known(duplicate=place.duplicate, kept=place.kept)
             if refused is not None:
                 result.append(refused)
             results.append((request, result))

@@ -218,12 +218,12 @@ def place_item(draft: Draft, item: Item, known: Known) -> Place:
     if not isinstance(do, Do):
         raise do
     on_disk = known.ids.get((draft.key, item.id))
-    if do is Do.DUPLICATE:
-        return _kept_before(draft, item, on_disk) if isinstance(item, Prediction) else Duplicate(found.seq)
-    if on_disk is not None:
+    if do is Do.DUPLICATE and not isinstance(item, Prediction):
+        return Duplicate(found.seq)
+    if do is not Do.DUPLICATE and on_disk is not None:
         draft.known.add(item.id)
     if isinstance(item, Prediction):
-        return _keep(draft, item, known)
+        return _keep(draft, item, known, duplicate=do is Do.DUPLICATE)
     if do is Do.LEARN:
         place = draft.ids[item.id] = _learn(draft, item)
         return place
@@ -263,26 +263,21 @@ def _served(draft: Draft, id_: str, kind: IdKind, score: float, kept_at: int, y:
     return place
 
 
-def _keep(draft: Draft, prediction: Prediction, known: Known) -> Kept:
-    """Keep a prediction until its label comes, unless too many wait."""
-    model = draft.model
-    kept = model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting
-    if kept:
+def _keep(draft: Draft, prediction: Prediction, known: Known, *, duplicate: bool) -> Kept:
+    """Keep a prediction until its label comes, unless too many wait. A duplicate is answered as when it was kept."""
+    model, waiting, kept = draft.model, draft.kept.get(prediction.id), True
+    if duplicate:
+        waiting = waiting or known.ids[draft.key, prediction.id].waiting
+    elif model.waiting + len(draft.kept) - len(draft.done) < model.learner.spec.join.max_waiting:
         number = model.next_number + len(draft.kept)
         made = (prediction.seq, prediction.served, prediction.x, prediction.unknown, prediction.owner)
         draft.kept[prediction.id] = Waiting(number, prediction.id, draft.now, *made)
-    elif not known.all_of_them:
-        draft.unsure = True
-    p = logistic.sigmoid(float(prediction.served[0]))
-    return Kept(model.name, p, p > 0.5, prediction.seq, prediction.unknown, kept=kept, duplicate=False)
-
-
-def _kept_before(draft: Draft, prediction: Prediction, on_disk: KnownId | None) -> Kept:
-    """The same answer as when the prediction was kept."""
-    waiting = draft.kept.get(prediction.id) or (on_disk and on_disk.waiting)
-    assert waiting  # noqa: S101  # `_found` has seen it
-    p = logistic.sigmoid(float(waiting.served[0]))
-    return Kept(draft.model.name, p, p > 0.5, waiting.seq, waiting.unknown, kept=True, duplicate=True)
+    else:
+        kept = False
+        draft.unsure = draft.unsure or not known.all_of_them
+    told = waiting or prediction
+    p = logistic.sigmoid(float(told.served[0]))
+    return Kept(model.name, p, p > 0.5, told.seq, told.unknown, kept=kept, duplicate=duplicate)
 
 
 def draft_timeouts(draft: Draft, oldest: Sequence[OldWaiting]) -> None:

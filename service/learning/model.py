@@ -16,10 +16,9 @@ from core.explain import Explanation, explain_served
 from core.features import X
 from core.learner import Encoded, Learner, Outcome
 from core.logistic import Floats
-from core.progressive import Joins, Progressive
+from core.progressive import Brief, Joins, Progressive
 from core.spec import Spec
 from service.fairness import WIDE, let_go
-from service.learning.guessing import worse_than_guessing
 from service.storage.log import StoredModel
 from service.storage.waiting import Waiting
 
@@ -38,6 +37,12 @@ AUTO_FEATURES = 20_000
 """Most features of an event if the rule is auto."""
 SLOW_FEATURES = 40_000
 """The same for all other models except plain SGD."""
+
+# Guessing predicts the base rate, the share of label 1, for every event. A useful model has a lower log loss.
+LEAST_EVENTS = 200
+"""Up to this many events there is no verdict, because a model needs some to begin."""
+NOISE = 1.02
+"""Margin for the last events: over few events, a model as good as guessing is at times a little worse."""
 
 
 class Prediction(NamedTuple):
@@ -230,6 +235,11 @@ class Model:
         """The oldest waiting prediction times out then."""
         self.due = due
 
+    def count_known(self, *, duplicate: bool, kept: bool = True) -> None:
+        """Count an item that was learned or kept before, or a prediction that was not kept."""
+        self.duplicates += duplicate
+        self.not_kept += not kept
+
     def stepped(self, batch: Batch) -> float:
         """Count a row of the log that was learned. Returns its replay time, in seconds, about."""
         self.learned += len(batch)
@@ -271,3 +281,53 @@ def explaining_waiting(model: Model, waiting: Waiting) -> Callable[[], Explanati
     if model.learner.auto is not None:
         return None
     return partial(explain_served, model.learner, waiting.x, waiting.served, waiting.seq)
+
+
+# -- worse than guessing
+
+
+def worse_than_guessing(spec: Spec, scores: Brief) -> dict[str, Any] | None:
+    """None if the model is not worse. Else `over`, the events over which it is worse, the last ones (`window`) or all
+    (`total`), and `advice`, a text for people: what is wrong and what to do.
+
+    >>> worse_than_guessing(Spec(), Brief(1000, 7000.0, 0.69, 0.5, 300, 0.2, 0.69, 0.9))["over"]
+    'total'
+    """
+    if not scores.events:
+        return None
+    of_all = f"all {scores.events:,} events"
+    last, guessed = scores.loss_window, scores.base_rate_loss_window
+    # If all labels are the same, guessing is perfect, and a rare label is no fault of the model.
+    if scores.events_window > LEAST_EVENTS and last is not None and guessed and last > NOISE * guessed:
+        of_last = f"the last {scores.events_window:,} events" if scores.events_window < scores.events else of_all
+        said = _compared(of_last, last, guessed)
+        return {"over": "window", "advice": f"{said}. {_next_step(spec)}"}
+    loss = scores.loss / scores.events
+    if scores.events <= LEAST_EVENTS or scores.base_rate_loss is None or loss <= scores.base_rate_loss:
+        return None
+    over = "total" if scores.events_window < scores.events else "window"
+    if not scores.base_rate_loss:
+        said = f"All {scores.events:,} labels so far are the same, so guessing is perfect"
+        return {"over": over, "advice": f"{said}. {_LOOK}"}
+    said = _compared(of_all, loss, scores.base_rate_loss)
+    if over == "total" and last is not None:
+        said += f"; over the last {scores.events_window:,} it is {_loss(last)} against {_loss(guessed)}"
+    return {"over": over, "advice": f"{said}. {_next_step(spec)}"}
+
+
+def _compared(events: str, loss: float | None, base_rate_loss: float | None) -> str:
+    return f"Worse than guessing over {events}: log loss {_loss(loss)}, guessing {_loss(base_rate_loss)}"
+
+
+def _loss(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.4f}" if value < 1e6 else f"{value:.2e}"
+
+
+_LOOK = "Check which column is the label: --label and --positive of replay"
+_IDS = "and whether ids are among the columns: each id is a feature that never repeats"
+
+
+def _next_step(spec: Spec) -> str:
+    if spec.rule != "auto" and spec.scale != "standard":
+        return 'Learn the same events into a new model with {"rule": "auto"}, or with "scale": "standard" in its spec'
+    return f"{_LOOK}; {_IDS}"

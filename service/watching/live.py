@@ -23,8 +23,7 @@ from core.logistic import Floats
 from core.weights import largest
 from service import errors, failures
 from service.learning.engine import Engine
-from service.learning.guessing import worse_than_guessing
-from service.learning.model import Model
+from service.learning.model import Model, worse_than_guessing
 from service.learning.state import STREAMS_END
 from service.learning.telemetry import Telemetry
 from service.storage.series import BUCKET_SECONDS
