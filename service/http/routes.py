@@ -50,25 +50,15 @@ ModelName = Annotated[
     Path(alias="model", description="Name of the model."),
     WithJsonSchema({"type": "string", "pattern": f"^{MODEL_NAME.pattern}$", "examples": [DEFAULT]}),
 ]
-_SECONDS = {"type": "number", "minimum": 0}
-_STEP = {"type": "number", "exclusiveMinimum": 0}
-_COUNT = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-
-
-def _text(description: str, alias: str | None = None, **schema: Any) -> Any:
-    """A parameter of a query, as text: the service's own errors say more than FastAPI's."""
-
-    def replace(found: dict[str, Any]) -> None:
-        found.clear()
-        found.update(schema)
-
-    return Query(alias=alias, description=description, json_schema_extra=replace)
-
-
-Top = Annotated[str | None, _text("Return only so many weights, the largest by magnitude.", **_COUNT)]
-From = Annotated[str | None, _text("Start, in seconds since 1970. Default: an hour before `to`.", "from", **_SECONDS)]
-To = Annotated[str | None, _text("End, in seconds since 1970. Default: now.", **_SECONDS)]
-Step = Annotated[str | None, _text("Seconds between points. Default: at most 720 points.", **_STEP)]
+# The parameters of queries are text: the service's own errors say more than FastAPI's.
+_COUNT = WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999})
+_SECONDS = WithJsonSchema({"type": "number", "minimum": 0})
+_STEP = WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
+_HOUR = "Start, in seconds since 1970. Default: an hour before `to`."
+Top = Annotated[str | None, Query(description="Return only so many weights, the largest by magnitude."), _COUNT]
+From = Annotated[str | None, Query(alias="from", description=_HOUR), _SECONDS]
+To = Annotated[str | None, Query(description="End, in seconds since 1970. Default: now."), _SECONDS]
+Step = Annotated[str | None, Query(description="Seconds between points. Default: at most 720 points."), _STEP]
 
 
 class Api(FastAPI):

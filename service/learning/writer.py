@@ -17,7 +17,7 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 from core.batch import Batch
@@ -142,7 +142,7 @@ class Writer:
         """Take one turn. Every request gets an answer, whatever happens."""
         if any(draft.model.watch is not None for draft, _ in self._committed):
             await self._take_steps()  # the next draft may be no further ahead than the breaker allows
-        requests = self._queue.take(self._commit_events)
+        requests = list(self._in_pieces(self._queue.take(self._commit_events)))
         try:
             put_off = await self._learn_turn(requests, int(self._clock.wall() * 1e6))
         except BaseException:
@@ -150,6 +150,17 @@ class Writer:
                 request.refuse(self._lifecycle.failure or mistake())
             raise
         self._queue.put_back(put_off)
+
+    def _in_pieces(self, requests: list[Request]) -> Iterator[Request]:
+        """The requests; those of streams in pieces that a breaker can follow. Nearly all are short enough as they come
+        (service/http/streams.py)."""
+        for request in requests:
+            yield request
+            model = self._models.find(request.model)
+            if model is not None and model.watch is not None and request.stream is not None:
+                while len(request.items) > model.watch.breaker.events:
+                    request = request.cut(model.watch.breaker.events)  # noqa: PLW2901  # its rest
+                    yield request
 
     async def _learn_turn(self, requests: list[Request], now: int) -> list[Request]:
         """One turn without its steps: arrays, commit. Returns the requests that are put off to later turns. now:
@@ -234,9 +245,8 @@ class Writer:
         put_off: list[Request] = []
         behind: set[str] = set()
         """Models of requests that are put off."""
-        drafted, waiting = 0, deque(requests)
-        while waiting:
-            request = waiting.popleft()
+        drafted = 0
+        for request in requests:
             model = self._models.find(request.model)
             if model is None:
                 request.refuse(errors.UnknownModel(model=request.model))
@@ -244,10 +254,6 @@ class Writer:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            if model.watch is not None and request.stream is not None:
-                events = model.watch.breaker.events
-                if len(request.items) > events:  # the breaker could never see enough before all of them
-                    waiting.appendleft(request.cut(events))
             if request.model in behind or draft.has_id_of(request) or not draft.has_room_for(request):
                 behind.add(request.model)
                 put_off.append(request)
