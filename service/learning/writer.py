@@ -17,25 +17,28 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 
 from core.batch import Batch
 from core.builder import BatchBuilder
+from core.features import EventError
 from core.learner import Outcome
 from service import errors, failures, logs
 from service.clock import Clock
+from service.events import Label
 from service.fairness import WIDE, worked
 from service.learning.disk import Disk
-from service.learning.draft import JOINED_BYTES, Draft, Known, why_stopped
+from service.learning.draft import JOINED_BYTES, Draft, Known, Place, Places, why_stopped
+from service.learning.labels import place_item
 from service.learning.models import Models
 from service.learning.queue import Queue
-from service.learning.request import Request, Result
+from service.learning.request import Item, Refused, Request
 from service.learning.state import Lifecycle, mistake
 from service.learning.telemetry import Telemetry
-from service.learning.turn import draft_request, work_of
 from service.storage.ids import IdKind
 from service.storage.store import ModelBatch, Store
+from service.table import Table
 
 logger = logging.getLogger("logstep")
 
@@ -46,9 +49,14 @@ STEP_VALUES = 2**16
 AUTO_STEP_VALUES = 2**13
 """The same for `auto`, which is many learners."""
 DRAFT_WORK = 2**12
-"""Work to draft before the loop may serve others, as `work_of` counts it."""
+"""Work to draft before the loop may serve others, as `_work_of` counts it."""
 WIDE_DRAFT = 2**14
 """Work above which a request is drafted in a thread."""
+ITEM = 4
+"""The fixed cost of an item, in features."""
+TABLE = 64
+"""Values of a table that cost as much as one feature of an event: they are copied as arrays. A table of 8,192 rows of
+10 features takes a tenth of a millisecond, less than the hops to threads and back that long work takes."""
 
 QUIET = 3
 """Loop turns without a new request that end the gathering. The first only sends replies, and these bring the next
@@ -258,12 +266,12 @@ class Writer:
                 behind.add(request.model)
                 put_off.append(request)
                 continue
-            work = work_of(request, draft.key, known)
+            work = _work_of(request, draft.key, known)
             if work > WIDE_DRAFT:
                 draft.wide = True
-                await asyncio.to_thread(draft_request, draft, request, known)
+                await asyncio.to_thread(_draft_request, draft, request, known)
             else:
-                draft_request(draft, request, known)
+                _draft_request(draft, request, known)
             drafted += work
             if drafted >= DRAFT_WORK:
                 drafted = 0
@@ -343,12 +351,88 @@ class Writer:
             self._models.replay_seconds += draft.model.stepped(batch)
             if draft.model.stopped:  # these were its last
                 logger.warning("%s", why_stopped(draft.model))
-        _accept(await worked(draft.wide, draft.results, Outcome.joined(outcomes)))
+        for request, result in await worked(draft.wide, draft.results, Outcome.joined(outcomes)):
+            request.accept(result)
 
 
-def _accept(results: list[tuple[Request, Result]]) -> None:
-    for request, result in results:
-        request.accept(result)
+# -- what a turn makes of a request
+
+
+def _work_of(request: Request, model: int, known: Known) -> int:
+    """The cost of drafting a request, in features, about. `model`: the model's key."""
+    items = request.items
+    if isinstance(items, Table):
+        return len(items.names) + items.values.size // TABLE + ITEM * len(items.ids or ())
+    work = ITEM * len(items)
+    for item in items:
+        if not isinstance(item, Label):
+            work += len(item.x)
+        elif (found := known.ids.get((model, item.id))) is not None and found.waiting is not None:
+            work += len(found.waiting.x)
+    return work
+
+
+def _draft_request(draft: Draft, request: Request, known: Known) -> None:
+    """Add a request's items to the draft. If one is refused, add none; of a stream, add those before it."""
+    items, stops = request.items, draft.model.stops_at
+    draft.last_seq = None if request.stream is None and stops is not None and draft.next_seq <= stops else stops
+    places: Places = []
+    refused: Refused | None = None
+    if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
+        pass
+    elif not isinstance(items, Table):
+        places, refused = _add_items(draft, request, items, known)
+    elif stops is not None or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
+        # Each is checked, because one may be known.
+        places, refused = _add_items(draft, request, items.events(0, len(items)), known)
+    else:
+        places, refused = _add_table(draft, items)
+    draft.answers.append((request, places, refused))
+    if refused is not None and request.stream is not None:
+        draft.broken.add(request.stream)
+
+
+def _add_table(draft: Draft, table: Table) -> tuple[range, Refused | None]:
+    """Add the events before the first invalid one. Their ids are new."""
+    start, refused = len(draft.builder), None
+    try:
+        draft.builder.add_table(*table.arrays())
+    except EventError as error:
+        draft.builder.add_table(*table.part(0, error.row).arrays())
+        refused = _invalid(error, error.row)
+    places = range(start, len(draft.builder))
+    if table.ids is not None:
+        draft.ids.update(zip(table.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+        draft.unsure = draft.unsure or refused is not None
+    return places, refused
+
+
+def _add_items(
+    draft: Draft, request: Request, items: Sequence[Item], known: Known
+) -> tuple[list[Place], Refused | None]:
+    """Add items one by one."""
+    mark, places, refused = draft.mark(), list[Place](), None
+    try:
+        for item in items:
+            places.append(place_item(draft, item, known))
+    except EventError as error:
+        refused = _invalid(error, len(places))
+    except errors.LogstepError as error:
+        error.index, refused = len(places), Refused(error)
+    if refused is not None:
+        # Another item may be refused, or none, once it is known what the ids stand for. Labels' are known.
+        guessed = (item.id is not None and not isinstance(item, Label) for item in items[: len(places) + 1])
+        draft.unsure = draft.unsure or (not known.all_of_them and any(guessed))
+        if request.stream is None:
+            draft.take_back(mark)
+            places = []
+    return places, refused
+
+
+def _invalid(error: EventError, index: int) -> Refused:
+    refused = Refused(errors.InvalidEvent(field=error.field, reason=error.message))
+    refused.error.index = index
+    return refused
 
 
 def _read_ids(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
