@@ -52,9 +52,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine = engine = Engine(settings)
-        self.crosschecks = CrossChecks(engine, settings.data)
-        self.past = Past(settings.data)
-        self.live = Live(engine, self.past, settings.max_viewers)
+        past = Past(settings.data)
         self._access = door = access.Access(settings, engine.streams_end)
         bodies, replies = Bodies(settings), LongReplies(settings)
         self._one = One(engine, settings)
@@ -79,9 +77,9 @@ class Service:
         routes.add_hot_routes(self.api, self._hot)
         routes.add_service_routes(self.api, engine)
         routes.add_model_routes(self.api, engine, bodies, settings)
-        routes.add_inspection_routes(self.api, engine, self.crosschecks, self.past, replies, door)
+        routes.add_inspection_routes(self.api, engine, CrossChecks(engine, settings.data), past, replies, door)
         routes.add_explanations(self.api, engine, bodies, settings, replies, door)
-        routes.add_streams(self.api, self.live, door)
+        routes.add_streams(self.api, Live(engine, past, settings.max_viewers), door)
         add_page(self.api)
 
     @asynccontextmanager

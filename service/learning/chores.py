@@ -253,7 +253,7 @@ class Snapshots(Chore):
         try:
             more = under_way.model in self._models and await self._disk.step(under_way.pieces)
             if not more and under_way.model in self._models:
-                self._written(*under_way)
+                self._written(under_way)
         finally:
             if not more:  # also when the disk is full, or the model was deleted
                 self._under_way = None
@@ -274,9 +274,10 @@ class Snapshots(Chore):
         pieces = self._disk.store.write_snapshot(model.stored.key, seq, model.state())
         return _UnderWay(model, seq, model.replay_seconds, pieces)
 
-    def _written(self, model: Model, seq: int, saved_seconds: float, _: Iterator[None]) -> None:
+    def _written(self, snapshot: _UnderWay) -> None:
+        model = snapshot.model
         self._retention.wanted.discard(model.stored.key)
-        model.snapshot_written(seq, saved_seconds)
+        model.snapshot_written(snapshot.seq, snapshot.saves_seconds)
         self._models.replay_seconds = math.inf  # another may be due
         self._sampler.mark_snapshot(self._clock.wall(), model)
-        logger.debug("model %r: snapshot at seq %d", model.name, seq)
+        logger.debug("model %r: snapshot at seq %d", model.name, snapshot.seq)

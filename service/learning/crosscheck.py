@@ -24,7 +24,6 @@ from core.spec import Spec
 from service import errors, failures
 from service.children import command, end_with_parent
 from service.learning.engine import Engine
-from service.learning.model import Model
 from service.storage.log import LogReader, StoredModel
 
 if TYPE_CHECKING:
@@ -50,8 +49,12 @@ class CrossChecks:
             raise errors.CrossCheckBusy()
         self._busy = True
         try:
+            learner = model.learner
+            state = np.append(learner.weights, learner.bias).astype("<f8").tobytes()
+            about = {"folder": str(self._folder), "model": name, "key": model.stored.key, "seq": learner.seq}
+            question = json.dumps({**about, "bytes": len(state)}).encode() + b"\n" + state
             with model.hold():
-                report = await self._ask_child(self._question(model))
+                report = await self._ask_child(question)
         finally:
             self._busy = False
         if "unknown_model" in report:
@@ -83,12 +86,6 @@ class CrossChecks:
             raise errors.CrossCheckFailed(reason=last_line or f"exit code {child.returncode}")
         report: dict[str, Any] = msgspec.json.decode(output)
         return report
-
-    def _question(self, model: Model) -> bytes:
-        learner = model.learner
-        state = np.append(learner.weights, learner.bias).astype("<f8").tobytes()
-        about = {"model": model.name, "key": model.stored.key, "seq": learner.seq, "bytes": len(state)}
-        return json.dumps({"folder": str(self._folder), **about}).encode() + b"\n" + state
 
 
 def require_twin(spec: Spec) -> None:

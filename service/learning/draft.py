@@ -185,7 +185,10 @@ class Draft:
                 results.append((request, [run] if refused is None else [run, refused]))
                 continue
             if not p:
-                p, loss = outcome.probabilities.tolist(), _losses(outcome)
+                p, taken = outcome.probabilities.tolist(), outcome.learned.tolist()
+                loss = outcome.losses.tolist()
+                if not all(taken):  # numpy's `all` takes 2 us, and each batch may have one event
+                    loss = [one if stepped else None for one, stepped in zip(loss, taken, strict=True)]
             result: Result = []
             for place in places:
                 if isinstance(place, int):
@@ -219,12 +222,3 @@ def why_stopped(model: Model) -> errors.LearningStopped:
     assert model.watch is not None and model.watch.passed_at is not None  # noqa: S101, PT018  # it is stopped
     breaker, seq = model.watch.breaker, model.watch.passed_at
     return errors.LearningStopped(model=model.name, seq=seq, events=breaker.events, limit=breaker.log_loss)
-
-
-def _losses(outcome: Steps) -> list[float | None]:
-    """The log losses, None if the step was not taken."""
-    losses: list[float | None] = list(outcome.losses.tolist())
-    learned = outcome.learned.tolist()  # numpy's `all` takes 2 us, and each batch may have one event
-    if all(learned):
-        return losses
-    return [loss if taken else None for loss, taken in zip(losses, learned, strict=True)]

@@ -333,15 +333,13 @@ class Live:
                     await channel.look()
                     await asyncio.sleep(0)
                 spent = time.perf_counter() - started
-                await self._wait(max(TICK_SECONDS, spent / SHARE_OF_THE_LOOP, self.viewers * VIEWER_SECONDS))
+                pause = max(TICK_SECONDS, spent / SHARE_OF_THE_LOOP, self.viewers * VIEWER_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.streams_end.wait(), pause)
         finally:
             self._ticking = None
             for channel in self._channels.values():
                 channel.end()
-
-    async def _wait(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._engine.streams_end.wait(), seconds)
 
 
 class EventStream(Response):
