@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from _ssl import _test_decode_cert  # type: ignore[attr-defined]  # typeshed lacks it
 from pathlib import Path
 
 from service import failures
+from service.http.tokens import stamp_of
 
 logger = logging.getLogger("logstep")
 
@@ -20,7 +20,7 @@ class Certificate:
         """`context` has them loaded."""
         self._context = context
         self._files = certificate, key
-        self._seen = self._stamp()
+        self._seen = [stamp_of(file) for file in self._files]
         self.ends = self._end()
         """When it ends, in seconds since 1970."""
 
@@ -29,7 +29,7 @@ class Certificate:
 
         A pair that does not fit is not loaded: perhaps only one of the two files has been replaced so far.
         """
-        seen = self._stamp()
+        seen = [stamp_of(file) for file in self._files]
         if seen == self._seen:
             return
         self._seen = seen
@@ -44,21 +44,9 @@ class Certificate:
         else:
             logger.info("The certificate %s was replaced, and new connections get the new one.", self._files[0])
 
-    def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(map(_stamp_of, self._files))
-
     def _end(self) -> float:
         # Private, but nothing public reads the dates of a certificate that no peer has sent.
         return float(ssl.cert_time_to_seconds(_test_decode_cert(self._files[0])["notAfter"]))
-
-
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
-    """What tells a file from the one that replaces it. Follows symbolic links, which Kubernetes replaces."""
-    try:
-        found = os.stat(file)
-    except OSError:  # between two renames
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _no_passphrase() -> str:

@@ -69,7 +69,6 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def expired(self) -> bool:
-        """Whether it has expired."""
         return self.expires_at is not None and time.time() >= self.expires_at
 
 
@@ -273,7 +272,7 @@ class Tokens:
         self._grants: dict[str, Grant] = {}
         self._seen: dict[bytes, Grant] = {}
         self._look_after = time.monotonic() + LOOK_SECONDS
-        self._stamp = self._stamp_now()
+        self._stamp = stamp_of(folder / FILE)
         self._take(read(folder))
         self.exist = bool(self._grants) or admin is not None
         """Whether there are any, or were since the start. Revoking the last token does not open the service."""
@@ -284,7 +283,7 @@ class Tokens:
         if now < self._look_after:
             return
         self._look_after = now + LOOK_SECONDS
-        stamp = self._stamp_now()
+        stamp = stamp_of(self._folder / FILE)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -334,10 +333,11 @@ class Tokens:
             self._grants[token.id] = known if known is not None and known.token == token else Grant(token)
         self._seen.clear()
 
-    def _stamp_now(self) -> tuple[int, int, int] | None:
-        """Changes when the file is replaced or written."""
-        try:
-            found = (self._folder / FILE).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+
+def stamp_of(file: Path) -> tuple[int, int, int] | None:
+    """Changes when a file is replaced or written. Follows symbolic links, which Kubernetes replaces."""
+    try:
+        found = file.stat()
+    except OSError:  # there is none, or it is between two renames
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
