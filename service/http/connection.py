@@ -181,7 +181,6 @@ class Cycle(RequestResponseCycle):
         self.connection.crowd.outbox.put(self.connection.loop, self._write_whole, reply)
 
     def _write_whole(self, reply: Reply) -> None:
-        """Write a whole reply, and go on to the client's next request."""
         if self.disconnected:
             return
         self.response_started = self.response_complete = True

@@ -125,7 +125,6 @@ class LongReply:
         file.flush()
 
     async def send(self, send: Send) -> None:
-        """Send all of it."""
         length = (b"content-length", b"%d" % self._size)
         headers = [(b"content-type", self._content_type), length, NO_SNIFFING]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

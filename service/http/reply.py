@@ -28,7 +28,6 @@ class Reply(NamedTuple):
     body: bytes
 
     async def send(self, send: Send) -> None:
-        """Send it through ASGI."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -45,7 +44,6 @@ def json_reply(content: Any) -> Reply:
 
 
 def problem(error: errors.LogstepError, request_id: str) -> Reply:
-    """An error."""
     body = encode(error.problem(request_id))
     headers = _headers(PROBLEM, body) + [(name.encode(), value.encode()) for name, value in error.headers]
     return Reply(error.status, headers, body)

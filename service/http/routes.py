@@ -300,7 +300,6 @@ def add_inspection_routes(
 def add_explanations(
     api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings, replies: LongReplies, door: access.Access
 ) -> None:
-    """Explain predictions."""
 
     examples = {"x": {"value": openapi.QUESTION}, "id": {"value": openapi.WAITING}}
 
@@ -335,7 +334,6 @@ def add_explanations(
 
 
 def add_streams(api: FastAPI, live: Live, door: access.Access) -> None:
-    """Live values: server-sent events."""
 
     now = {"t": 1767225600.0, "state": "ready"}
     model = {"model": "default", "rule": "sgd", "seq": 45312, "learned_s": 5201.5, "predicted_s": 310.0}

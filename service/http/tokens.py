@@ -218,7 +218,6 @@ class Pace:
         self._left -= 1.0
 
     def take(self, events: float) -> None:
-        """Take events."""
         self._left -= events
 
 

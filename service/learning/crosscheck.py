@@ -167,7 +167,6 @@ def _beginning(log: LogReader, stored: StoredModel, seq: int | None) -> CrossChe
 
 
 def main() -> int:
-    """Run the child process."""
     header = json.loads(sys.stdin.buffer.readline())
     served = sys.stdin.buffer.read(header["bytes"])
     end_with_parent(lambda: os._exit(1))

@@ -33,7 +33,6 @@ class Disk:
         return self._store
 
     async def open(self, folder: Path) -> None:
-        """Open the store of a data folder."""
         self._store = await self.end(self.begin(partial(Store, folder)))
 
     async def run(self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -90,7 +90,6 @@ class Draft:
 
     @property
     def next_seq(self) -> int:
-        """The seq of the next event."""
         return self.first_seq + len(self.builder)
 
     def has_room_for(self, request: Request) -> bool:
@@ -167,11 +166,6 @@ class Draft:
     def kind(self, place: int) -> IdKind:
         """What an event of this draft is."""
         return self.served[place][0] if place in self.served else IdKind.LEARNED
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to commit."""
-        return not (len(self.builder) or self.kept or self.dropped)
 
     def results(self, outcome: Steps) -> list[tuple[Request, Result]]:
         """What became of each request, given the outcome of the steps."""

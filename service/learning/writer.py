@@ -128,23 +128,22 @@ class Writer:
             await asyncio.sleep(0)
 
     async def take_turns(self) -> int:
-        """Take a turn, and more turns while many events wait. Returns how many."""
+        """Take a turn, and more turns while many events wait. Returns how many.
+
+        The steps of one turn are taken while the next commits: a stream of arrays is learned in three quarters of the
+        time.
+        """
         await self._gather()
         async with self.turn:
-            return await self._take_row()
-
-    async def _take_row(self) -> int:
-        """The steps of one turn are taken while the next commits: a stream of arrays is learned in three quarters of
-        the time."""
-        turns, until = 1, time.perf_counter() + ROW_SECONDS
-        try:
-            await self._take_turn()
-            while self._queue.events >= MUCH and not self._changing and time.perf_counter() < until:
+            turns, until = 1, time.perf_counter() + ROW_SECONDS
+            try:
                 await self._take_turn()
-                turns += 1
-        finally:
-            await self._take_steps()
-        return turns
+                while self._queue.events >= MUCH and not self._changing and time.perf_counter() < until:
+                    await self._take_turn()
+                    turns += 1
+            finally:
+                await self._take_steps()
+            return turns
 
     async def _take_turn(self) -> None:
         """Take one turn. Every request gets an answer, whatever happens."""
@@ -209,7 +208,11 @@ class Writer:
                     await worked(draft.wide, draft.model.learner.features.truncate, draft.builder.first_feature)
         if committed:
             for draft, batch in zip(drafts, batches, strict=True):
-                self._count_committed(draft, batch)
+                for stream in draft.broken:
+                    stream.broken = True
+                done, dropped = len(draft.done), len(draft.dropped)
+                draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.now / 1e6)
+                self._models.note_timeout(draft.model)
                 self._committed.append((draft, batch))
         return committed
 
@@ -217,7 +220,7 @@ class Writer:
         """Write and sync the drafts, and meanwhile take the steps of the turn before. False if an id is not new."""
         added: list[ModelBatch] = []
         for draft, batch in zip(drafts, batches, strict=True):
-            if not draft.empty:
+            if len(batch) or draft.kept or draft.dropped:
                 added.append(await worked(draft.wide, draft.to_store, batch))
         if not added:
             return True
@@ -233,14 +236,6 @@ class Writer:
             self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
             logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
         return written
-
-    def _count_committed(self, draft: Draft, batch: Batch) -> None:
-        """Update what a commit changes: the end of the log, broken streams, and counts of waiting predictions."""
-        for stream in draft.broken:
-            stream.broken = True
-        done, dropped = len(draft.done), len(draft.dropped)
-        draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.now / 1e6)
-        self._models.note_timeout(draft.model)
 
     async def _draft(self, requests: list[Request], known: Known, now: int) -> tuple[list[Draft], list[Request]]:
         """Sort the requests' events by model, and make arrays of them. Refuses invalid events.
