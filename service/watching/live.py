@@ -196,10 +196,7 @@ class _ModelChannel(Channel):
         if told == self._told:
             return None
         self._told = told
-        return {**self._now(learned_s, predicted_s), **self._weights.of(model, now)}
-
-    def _now(self, learned_s: float, predicted_s: float) -> dict[str, Any]:
-        model, standing = self._model, self._model.standing()
+        standing = model.standing()
         return {
             "t": time.time(),
             "model": model.name,
@@ -211,6 +208,7 @@ class _ModelChannel(Channel):
             **standing,
             "commit": self._commits.now(),
             "calibration": standing["progressive"].pop("calibration"),
+            **self._weights.of(model, now),
         }
 
 
