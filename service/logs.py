@@ -148,7 +148,6 @@ class Handler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def tell_the_rest(self, *, now: bool = False) -> None:
-        """See `Sparing.tell_the_rest`."""
         self.acquire()
         try:
             self._others.tell_the_rest(now=now)
@@ -184,7 +183,6 @@ class Refusals:
         self._tell((type(error), error.__traceback__ and _raised_at(error.__traceback__)), line)
 
     def tell_the_rest(self, *, now: bool = False) -> None:
-        """See `Sparing.tell_the_rest`."""
         self._sparing.tell_the_rest(now=now)
 
     def _tell(self, reason: Hashable, line: Line) -> None:
