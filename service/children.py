@@ -1,12 +1,13 @@
-"""Child processes that run this code. They end when their parent ends, however it ends.
+"""Child processes that run this code, and the signals that stop a service.
 
-A child's standard input is a pipe that the parent holds open while it lives. When the parent dies, even by `kill -9`,
-the pipe ends.
+A child ends when its parent ends, however it ends: its standard input is a pipe that the parent holds open while it
+lives. When the parent dies, even by `kill -9`, the pipe ends.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -27,3 +28,9 @@ def end_with_parent(end: Callable[[], None]) -> None:
         end()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP, which a closing terminal sends. Without SIGHUP where it is ignored, as under nohup."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, *hang_up]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import errors
+from service.children import stop_signals
 from service.commands import crosscheck, models, options, token
 from service.commands.terminal import Failed, WrongUsage, say
 from service.settings import Settings
-from service.signals import stop_signals
 
 if TYPE_CHECKING:
     from service.commands.tally import Delay

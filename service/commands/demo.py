@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from service.children import command
+from service.children import command, stop_signals
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.crosscheck import verdict
 from service.commands.files import Row
@@ -26,7 +26,6 @@ from service.commands.tally import Options, Tally
 from service.commands.targets import GivenSpec, Target
 from service.commands.terminal import Failed, show
 from service.events import Event
-from service.signals import stop_signals
 
 SPECS: dict[str, dict[str, Any]] = {
     "phishing": {"learning_rate": 0.3},

@@ -22,12 +22,12 @@ from typing import Any
 import uvicorn
 
 from service import failures, logs
+from service.children import stop_signals
 from service.http import access
 from service.http.app import Service
 from service.http.certificate import Certificate
 from service.http.crowd import Crowd, Peer
 from service.settings import Settings
-from service.signals import stop_signals
 from service.storage.folder import FolderLock, open_to_others
 
 logger = logging.getLogger("logstep")
