@@ -173,6 +173,15 @@ def uses(source: str) -> set[str]:
     return found
 
 
+def test_each_type_error_that_is_ignored_names_its_kind_and_says_why() -> None:
+    ignored = re.compile("# type" + r": ignore(?!\[[a-z,-]+\]  # \w)")
+    sources = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").glob("*.py")]
+    lines = (
+        (path.name, number, line) for path in sources for number, line in enumerate(path.read_text().splitlines(), 1)
+    )
+    assert [(name, number) for name, number, line in lines if ignored.search(line)] == []
+
+
 def test_nothing_uses_eval_or_exec() -> None:
     assert wrong({name: uses((ROOT / name).read_text()) for name in NAMES + IMAGE}) == {}
 

@@ -126,7 +126,7 @@ def forms() -> dict[str, Callable[[], tuple[Any, ...]]]:
         "events": lambda: (({"x": row, "y": y} for row, y in zip(ROWS, LABELS, strict=True)),),
         "rows and a key": lambda: (labelled, "bought"),
         **{f"{name}, a column": functools.partial(_table, name, labelled, "bought") for name in TABLES},
-        **{f"{name}, values": lambda name=name: (TABLES[name](ROWS), LABELS) for name in TABLES},  # type: ignore[misc]
+        **{f"{name}, values": functools.partial(lambda name: (TABLES[name](ROWS), LABELS), name) for name in TABLES},
     }
 
 
@@ -321,7 +321,7 @@ def test_without_pyarrow_here_a_table_goes_as_lines(
     twin.learn(table, labels)
     expected = list(twin.predict(table))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(logstep, "_arrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     client.learn(table, labels)
     assert list(client.predict(table)) == expected
     assert sha256(client) == sha256(twin)

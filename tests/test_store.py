@@ -911,14 +911,18 @@ def test_a_mark_that_cannot_be_written_is_a_failed_storage_and_the_commit_is_the
 def test_a_commit_whose_checkpoint_finds_no_room_is_a_commit_and_one_whose_disk_fails_is_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: type[Exception] | None
 ) -> None:
-    class Unreadable:
-        def stat(self) -> None:
+    stat = Path.stat
+
+    def unreadable(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "log.db-wal":
             raise OSError(code, os.strerror(code))
+        return stat(path, **options)
 
     with writing(tmp_path / "a") as writer:
-        monkeypatch.setattr(writer.store.commits, "_wal", Unreadable())
-        with nullcontext() if raised is None else pytest.raises(raised):
-            writer.store.commit([writer.draft(({"a": 2.0}, 1))])
+        part = writer.draft(({"a": 2.0}, 1))
+        with monkeypatch.context() as patched, nullcontext() if raised is None else pytest.raises(raised):
+            patched.setattr(Path, "stat", unreadable)
+            writer.store.commit([part])
         assert writer.store.log.last_seq(writer.model.key) == 1
 
 

@@ -150,7 +150,7 @@ class Cycle(RequestResponseCycle):
     HTTP/1.0 clients may keep their connections, and get no chunks: a reply of unknown length ends with the connection.
     """
 
-    scope: dict[str, Any]  # type: ignore[assignment]
+    scope: dict[str, Any]  # type: ignore[assignment]  # uvicorn says which members it has
     connection: Protocol
     ends_early = False
     """Whether the body ended early and no more of it will come."""
@@ -255,7 +255,7 @@ class Protocol(HttpToolsProtocol):
     """The last request."""
     flow: Flow
     peer: Peer
-    pipeline: deque[tuple[Cycle, Any]]  # type: ignore[assignment]
+    pipeline: deque[tuple[Cycle, Any]]  # type: ignore[assignment]  # uvicorn has its own cycles there
     """Requests that wait in line, the last one first, and the application that answers each."""
 
     def __init__(self, service: Service, crowd: Crowd, **uvicorns: Any) -> None:

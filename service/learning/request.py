@@ -131,7 +131,9 @@ class Request:
     def ids(self, *, labels_alone: bool = False) -> list[str]:
         """The ids of its items, or only those of labels without x, which must already stand for something."""
         if isinstance(self.items, Table):
-            return [] if labels_alone or self.items.ids is None else self.items.ids  # type: ignore[return-value]
+            if labels_alone or self.items.ids is None:
+                return []
+            return self.items.ids  # type: ignore[return-value]  # a None is an id of nothing, and is not found
         if labels_alone:
             return [item.id for item in self.items if isinstance(item, Label)]
         return [item.id for item in self.items if item.id is not None]

@@ -104,7 +104,7 @@ class Telemetry(Collector):
         self.certificate_ends: float | None = None
         """When the certificate of https ends, in seconds since 1970. None without https."""
         # Else each counter gets a second metric with its creation time; process_start_time_seconds is enough.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the package has no types here
         self._registry = CollectorRegistry(auto_describe=False)
         seconds = partial(Histogram, buckets=SECONDS, registry=self._registry)
         self._commit_seconds = seconds(

@@ -108,7 +108,7 @@ class Records:
             else:
                 found = self._bare.match(text, at)
                 cells.append(found.group().strip(SPACES))  # type: ignore[union-attr]  # the same
-                at = found.end()  # type: ignore[union-attr]
+                at = found.end()  # type: ignore[union-attr]  # the same
             rest = text[at : at + 2]
             if rest[:1] in ("", "\n") or rest == "\r\n":
                 return cells
