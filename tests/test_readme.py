@@ -20,7 +20,7 @@ from patience import PATIENCE
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
-SERVE = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/logstep serve"
+SERVE = "python3 -m venv .venv && .venv/bin/pip install -q --no-compile . && .venv/bin/logstep serve"
 TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
 
 
