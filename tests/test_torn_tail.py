@@ -143,4 +143,4 @@ def test_a_database_that_is_cut_is_refused(example: Example, tmp_path: Path) -> 
         long=range(length - PAGE_BYTES, length),
     )
     ends = [0, 1, 99, 100, 4_095, 4_096, *range(8_192, length, PAGE_BYTES), length - 1]
-    check_database(example, [*ends, *within], tmp_path)
+    check_database(example, sorted({*ends, *within}), tmp_path)
