@@ -227,6 +227,7 @@ def restored_from(data: bytes, folder: Path, call: Any, monkeypatch: pytest.Monk
     return said
 
 
+@from_checks_on
 def test_a_backup_on_standard_output_is_a_tar_of_a_data_folder(tarred: bytes, example: Path, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(tarred)) as archive:
         assert archive.getnames() == ["log.db", "last-commit"]

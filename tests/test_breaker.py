@@ -139,6 +139,7 @@ def test_it_stays_stopped_through_a_kill_and_a_stop_and_a_replay_gives_the_same_
     assert replayed_elsewhere(poisoned.folder)["m"] == {"seq": before[0], "sha256": before[1]}
 
 
+@from_checks_on
 def test_resumed_it_learns_and_looks_at_what_comes_from_then_on(poisoned: Service, start: Start) -> None:
     model = poisoned.model("m")
     stopped = of(poisoned)

@@ -464,6 +464,7 @@ def test_the_asynchronous_client_does_the_same(client: Client, expected: str, mo
 # -- as it is read and installed
 
 
+@from_checks_on
 def test_its_examples_run(start: Start) -> None:
     pytest.importorskip("sklearn")
     port = start().port

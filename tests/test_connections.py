@@ -183,6 +183,7 @@ def test_pipelined_requests_of_a_client_that_does_not_read_take_little_memory(st
     assert sent < 100 * MIB  # it was not read on
 
 
+@from_checks_on
 def test_a_client_that_reads_gets_every_reply_to_what_it_pipelined_in_order(model: Model) -> None:
     """Of every kind, and at the rate that such requests have."""
     mixed = [

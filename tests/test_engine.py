@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
+from effort import from_checks_on
 from processes import Told, copied, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
@@ -1174,6 +1175,7 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
     run(story())
 
 
+@from_checks_on
 def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,6 +296,7 @@ def send_until_answered(service: Service, lines: list[bytes], stop_at: int) -> t
             return connection.reply(), sent
 
 
+@from_checks_on
 def test_a_stream_is_ended_between_two_pieces_and_can_be_sent_again(start: Start) -> None:
     service = start()
     events: list[Any] = [{"x": {"a": i % 10, "b": "xyz"[i % 3]}, "y": i % 2, "id": f"e{i}"} for i in range(20_000)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from effort import from_checks_on
 from harness import JSON, Model, NewModel, Service, Start, assert_problem, ndjson
 
 from core import Learner, Spec
@@ -252,6 +253,7 @@ def test_an_array_that_is_too_large_is_refused(small: Service) -> None:
 # -- long streams
 
 
+@from_checks_on
 def test_a_client_may_send_the_whole_of_a_long_stream_before_it_reads(shared: Service, learned: Model) -> None:
     count = 150_000
     line = b'{"x":{"country":"FR"}}' + b" " * 40 + b"\n"

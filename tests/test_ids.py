@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from effort import examples
+from effort import examples, from_checks_on
 from examples import Example, flip, make_example, opened
 from harness import Service
 from hypothesis import given
@@ -301,6 +301,7 @@ def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> Non
         assert store.log.ids(model.stored.key) == (0, 0)
 
 
+@from_checks_on
 def test_a_flipped_bit_in_the_row_of_the_last_commit_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with closing(Store(tmp_path / "data")) as store:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from effort import from_checks_on
 from harness import NewModel, Service, Start, assert_problem
 from patience import eventually
 from processes import running_engine
@@ -140,6 +141,7 @@ def test_of_very_many_models_the_overview_has_those_that_learned_last(start: Sta
     assert "m104" in shown
 
 
+@from_checks_on
 def test_there_are_a_few_messages_a_second_however_many_events(shared: Service, new_model: NewModel) -> None:
     model = new_model()
     with watching(shared, f"{model.path}/stream") as stream:
@@ -280,6 +282,7 @@ def memory(service: Service) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
 
+@from_checks_on
 def test_who_does_not_read_misses_messages_and_costs_neither_learning_nor_memory(start: Start) -> None:
     service = start()
     wide = [{"x": {f"{'wide' * 60}-{i}-{j}": 1.0 for j in range(30)}, "y": 1} for i in range(5)]

@@ -138,6 +138,7 @@ def assert_all_told(service: Service, began: float, times: int, is_of: Callable[
     assert len(found()) <= 2 + time.monotonic() - began
 
 
+@from_checks_on
 def test_a_flood_of_what_is_no_request_does_not_flood_the_log(start: Start) -> None:
     service = start()
     began = time.monotonic()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from effort import from_checks_on
 from harness import Service, Start, Starter
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -61,6 +62,7 @@ def test_prometheus_sends_the_token_that_the_service_asks_for() -> None:
     assert compose["secrets"][secret] == {"file": "./secrets/metrics-token"}  # from the environment it would not start
 
 
+@from_checks_on
 @needs_promtool
 def test_the_alerts_are_there_when_they_should_be_and_only_then() -> None:
     promtool("test", "rules", ROOT / "tests/alerts.yml")

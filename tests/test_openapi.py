@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from effort import few
+from effort import from_checks_on
 from fastapi.routing import APIRoute
 from harness import Service, assert_problem
 
@@ -257,7 +257,11 @@ def test_the_schema_of_a_spec_has_every_part_of_a_spec(document: Document) -> No
     assert schema["properties"].keys() == {field.name for field in dataclasses.fields(Spec)}
 
 
-GETS = sorted(path for method, path in ROUTES if method == "get")
+GETS = [
+    pytest.param(path, marks=from_checks_on if path.endswith("/crosscheck") else ())
+    for method, path in sorted(ROUTES)
+    if method == "get"
+]
 UNTESTED = {"429", "500"}
 """429 is tested with the cross-checks, and 500 is a mistake that nobody knows of."""
 
@@ -283,7 +287,6 @@ async def at_the_door(guarded: tuple[app.Service, str], path: str) -> list[httpx
         ]
 
 
-@few(6)
 @pytest.mark.parametrize("path", GETS)
 def test_each_status_that_the_document_tells_of_for_a_get_is_there(
     document: Document, shared: Service, starting: app.Service, guarded: tuple[app.Service, str], path: str

@@ -409,6 +409,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
             return
 
 
+@from_checks_on
 def test_a_rate_is_kept(shared: Service, model: Model, phishing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     phishing.write_text(as_csv(EVENTS[:200]))
     command = ("replay", phishing, "--label", "label", url(shared), "--model", model.name)
@@ -506,6 +507,7 @@ def test_the_columns_of_every_file_are_checked_before_the_first_is_learned(
     assert shared.http.get("/models/two-files").status_code == 404, "nothing was learned"
 
 
+@from_checks_on
 def test_several_specs_take_their_names_from_the_one_that_is_given(
     shared: Service, stem: str, specs: list[str], run: Run
 ) -> None:

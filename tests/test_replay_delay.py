@@ -149,6 +149,7 @@ def test_models_side_by_side_get_the_same_labels_in_the_same_order(
 # -- interruptions
 
 
+@from_checks_on
 def test_the_service_is_killed_in_the_middle_and_started_again(start: Start, play: Play) -> None:
     service = start()
     replay = play(service)
