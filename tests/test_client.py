@@ -465,9 +465,8 @@ def test_the_asynchronous_client_does_the_same(client: Client, expected: str, mo
 
 
 @from_checks_on
-def test_its_examples_run(start: Start) -> None:
+def test_its_examples_run(shared: Service) -> None:
     pytest.importorskip("sklearn")
-    port = start().port
     adapters = {"RiverClassifier": logstep.RiverClassifier, "SklearnClassifier": logstep.SklearnClassifier}
     found = doctest.DocTestFinder().find(logstep, globs={**vars(logstep), **adapters})
     tests = {test.name: test for test in found if test.examples}
@@ -476,7 +475,7 @@ def test_its_examples_run(start: Start) -> None:
     assert {"logstep", "logstep.Client", "logstep.AsyncClient", "logstep._River", "logstep._Sklearn"} <= tests.keys()
     for test in tests.values():
         for example in test.examples:
-            example.source = example.source.replace("localhost:8000", f"localhost:{port}")
+            example.source = example.source.replace("localhost:8000", f"localhost:{shared.port}")
         assert doctest.DocTestRunner().run(test).failed == 0
 
 

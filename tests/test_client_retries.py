@@ -21,7 +21,7 @@ from harness import Model, Service, Start
 import logstep
 from logstep import Client, LearnedMany, NoAnswer, Problem
 
-KILLS = amount(quick=2, checks=4, long=100)
+KILLS = amount(quick=1, checks=4, long=60)
 BETWEEN = 600
 """Events of the stream from one kill to the next."""
 
