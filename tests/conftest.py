@@ -16,39 +16,7 @@ from forked import end, started
 
 pytest.register_assert_rewrite("harness", "processes")
 
-from harness import (  # noqa: E402 - pytest must know of it before
-    JSON,
-    LOGSTEP,
-    NDJSON,
-    PLAIN,
-    Connection,
-    Content,
-    Model,
-    NewModel,
-    Reply,
-    Service,
-    Start,
-    Starter,
-    assert_problem,
-    ndjson,
-)
-
-__all__ = [
-    "JSON",
-    "LOGSTEP",
-    "NDJSON",
-    "PLAIN",
-    "Connection",
-    "Content",
-    "Model",
-    "NewModel",
-    "Reply",
-    "Service",
-    "Start",
-    "Starter",
-    "assert_problem",
-    "ndjson",
-]
+from harness import Model, NewModel, Service, Start, Starter  # noqa: E402 - pytest must know of it before
 
 # Doctests are looked for in every file, and to import these takes seconds.
 collect_ignore = ["benchmarks", "golden", "schemathesis_hooks.py"]

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from forked import elsewhere
-from harness import HOST, LOST, Service, exchange, exchange_whole, faketime, running, told_the_time_by
 
 from core import Learner, Spec
 from core.batch import Batch
@@ -29,8 +28,6 @@ from service.learning.engine import Engine
 from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result
 from service.settings import Settings
 from service.storage.log import LogReader
-
-__all__ = ["HOST", "LOST", "Service", "exchange", "exchange_whole", "faketime", "running", "told_the_time_by"]
 
 # -- an engine inside the test
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Model
 from effort import from_checks_on
+from harness import Model
 from river import base, checks, datasets, evaluate, linear_model, metrics, optim, preprocessing
 
 import logstep

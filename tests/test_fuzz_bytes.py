@@ -106,7 +106,7 @@ def elements(body: bytes) -> None:
 @pytest.mark.parametrize(
     "decode",
     [event_json.decode_learn, event_json.decode_event, event_json.decode_question, event_json.decode_explain, elements],
-    ids=lambda function: function.__name__,
+    ids=["learn", "event", "question", "explain", "elements"],
 )
 @examples(100)
 @given(body=st.one_of(changed(an_event), changed(an_array)))
