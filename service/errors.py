@@ -257,6 +257,10 @@ class BodyIncomplete(LogstepError, status=400, title="Body incomplete", headers=
 class InvalidEvent(Invalid, title="Invalid event"): ...
 
 
+class InvalidRows(Reasoned, status=422, title="Invalid rows"):
+    """The body {reason}."""
+
+
 class InvalidSpec(Invalid, title="Invalid spec"): ...
 
 

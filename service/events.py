@@ -17,6 +17,7 @@ def _says(**schema: Any) -> msgspec.Meta:
 
 
 JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
+CSV, TSV = "text/csv", "text/tab-separated-values"
 """The types of bodies."""
 DEFAULT = "default"
 """The model of /learn and /predict."""

@@ -191,6 +191,7 @@ class OpenSource:
             self._lines = self._remembered(found, itertools.chain(before, lines))
             self._reader = self._source.reader(found, kept, self.labels, lambda what: say(f"{self.name} {what}"))
             rest = iter(self._lines)
+            self._reader.begin(rest)
             self._reader.look(rest, looked)
             return self._reader, rest
 

@@ -44,6 +44,10 @@ logger = logging.getLogger("logstep")
 _SANE = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _process = secrets.token_hex(4).encode()
 _numbers = itertools.count(1)
+_NO_ROWS = (
+    "says what the columns of rows are, and this body has none. Send rows as text/csv, or as application/x-ndjson with "
+    "an object on each line"
+)
 
 
 class Service:
@@ -57,7 +61,7 @@ class Service:
         bodies, replies = Bodies(settings), LongReplies(settings)
         self._one = One(engine, settings)
         self.arrays = Arrays(engine, bodies, settings, replies, door)
-        self._streams = Streams(engine, settings, replies, door)
+        self._streams = Streams(engine, bodies, settings, replies, door)
         self.refusals = logs.Refusals()
         self._tells_requests = settings.log_level == "debug"
         self.api = routes.Api(
@@ -123,6 +127,8 @@ class Service:
         check_readable(scope)
         asked = asked_of(scope)
         model = self.engine.model(asked.model)
+        if scope["query_string"] and not is_stream(scope):
+            raise errors.InvalidParameter(field="query", reason=_NO_ROWS)
         bodies = self._streams if is_stream(scope) else self.arrays
         await (bodies.learn if asked.verb == "learn" else bodies.predict)(model, scope, receive, send)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from service import errors, events
 from service.settings import Settings
 
 JSON, NDJSON, ARROW = events.JSON.encode(), events.NDJSON.encode(), events.ARROW.encode()
-_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW)
+CSV, TSV = events.CSV.encode(), events.TSV.encode()
+_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW, CSV, TSV)
 
 
 class Bodies:
@@ -48,6 +49,21 @@ class Bodies:
             yield
         finally:
             self._held -= len(body)
+
+    @contextmanager
+    def growing(self) -> Iterator[Callable[[int], None]]:
+        """A function that counts more bytes, or fewer, of a part of a body that waits until the block ends."""
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            self._hold(size)
+            held += size
+
+        try:
+            yield hold
+        finally:
+            self._held -= held
 
     def _hold(self, size: int) -> None:
         if self._held + size > self._limit:

@@ -48,7 +48,8 @@ class One:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
         is_json = content_type(headers.get(b"content-type", b"")) == _JSON
-        return length is not None and int(length) <= self._short and is_json and b"content-encoding" not in headers
+        plain = is_json and b"content-encoding" not in headers and not scope["query_string"]
+        return plain and length is not None and int(length) <= self._short
 
     def answer_now(self, asked: Asked, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Answer a request of one short event: a prediction at once, one with an id and an event when they are on disk.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec import to_builtins
 from starlette.types import Receive, Scope, Send
 
 from core.logistic import Floats
@@ -18,19 +19,22 @@ from service.decode import event_json, pieces
 from service.events import Event, Label, Question
 from service.fairness import Slices
 from service.http.access import Access, grant_of
-from service.http.bodies import ARROW, NDJSON, chunk_of, content_type_of
+from service.http.bodies import ARROW, NDJSON, Bodies, chunk_of, content_type_of
 from service.http.long_reply import LongReplies
 from service.http.one import predict_all
 from service.http.reply import json_reply
+from service.http.rows import learned_of, rows_of
 from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Duplicate, Learned, Result, Run, Stream, refusal_of
 from service.replies import LearnedMany, LearnedManyLate, encode
+from service.rows.stream import Rows
 from service.settings import Settings
 from service.table import Table
 
 Pieces = AsyncGenerator[pieces.Piece[Any]]
+_LARGE = 2**20
 AHEAD = 16
 """Pieces of a stream that wait for the writer at once: enough for two commits, one that syncs and the next."""
 
@@ -38,35 +42,37 @@ AHEAD = 16
 class Streams:
     """Answers requests whose body is a stream."""
 
-    def __init__(self, engine: Engine, settings: Settings, replies: LongReplies, access: Access) -> None:
+    def __init__(
+        self, engine: Engine, bodies: Bodies, settings: Settings, replies: LongReplies, access: Access
+    ) -> None:
         self._engine = engine
+        self._bodies = bodies
         self._settings = settings
         self._replies = replies
         self._access = access
+        self._large = asyncio.Semaphore(1)
+        """Limits large first rows to those of one body at a time, because in memory they take ten times their text."""
 
     async def learn(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Learn piece by piece. An error says what was learned before it; that stays learned."""
         tally = _Tally(model.name)
         breaker = model.learner.spec.breaker
-        chunks = self._chunks(receive)
-        arriving: Pieces = (
-            pieces.events_of_rows(chunks, self._settings)
-            if content_type_of(scope).media_type == ARROW
-            else pieces.events_of_lines(chunks, self._settings)
-        )
-        if breaker is not None:  # it must be checked before many more events are committed
-            arriving = pieces.cut(arriving, breaker.events)
         try:
-            async with (
-                self._access.while_it_may(scope),
-                contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced,
-            ):
-                await self._learn_pieces(tally, paced)
+            with self._bodies.growing() as hold:
+                arriving, rows = self._arriving(model, scope, receive, hold, learn=True)
+                if breaker is not None:  # it must be checked before many more events are committed
+                    arriving = pieces.cut(arriving, breaker.events)
+                async with (
+                    self._access.while_it_may(scope),
+                    contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced,
+                ):
+                    await self._learn_pieces(tally, paced)
         except errors.LogstepError as error:
             # A new error: other requests may share this one, and their counts differ.
             told = replace(error, learned=tally.learned, duplicates=tally.duplicates, last_seq=tally.last_seq)
             raise told from None
-        await json_reply(tally.reply()).send(send)
+        reply = tally.reply()
+        await json_reply(reply if rows is None else {**to_builtins(reply), **learned_of(rows)}).send(send)
 
     async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
         """Learn the items up to the first wrong one, then raise its error.
@@ -89,14 +95,10 @@ class Streams:
     async def predict(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
         """Predict piece by piece."""
         async with self._access.while_it_may(scope):
-            chunks = self._chunks(receive)
-            arriving = (
-                pieces.questions_of_rows(chunks, self._settings)
-                if content_type_of(scope).media_type == ARROW
-                else pieces.lines_of(chunks, event_json.decode_question, self._settings)
-            )
-            async with contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced:
-                await self._predict_pieces(model, scope, paced, send)
+            with self._bodies.growing() as hold:
+                arriving, _ = self._arriving(model, scope, receive, hold, learn=False)
+                async with contextlib.aclosing(_slowed(grant_of(scope).pace, arriving)) as paced:
+                    await self._predict_pieces(model, scope, paced, send)
 
     async def _predict_pieces(
         self, model: Model, scope: Scope, arriving: AsyncGenerator[pieces.Piece[list[Question]]], send: Send
@@ -119,6 +121,25 @@ class Streams:
                     raise piece.wrong
                 await reply.add(b"".join(map(encode, replies)))
             await reply.send(send)
+
+    def _arriving(
+        self, model: Model, scope: Scope, receive: Receive, hold: Callable[[int], None], *, learn: bool
+    ) -> tuple[Pieces, Rows | None]:
+        """The pieces of a body, by its kind, and what its rows were read as."""
+        chunks = self._chunks(receive)
+        rows = rows_of(scope, model, self._settings, hold, self._place_of_the_large, learn=learn)
+        if rows is not None:
+            return rows.pieces(chunks), rows
+        if content_type_of(scope).media_type == ARROW:
+            return (pieces.events_of_rows if learn else pieces.questions_of_rows)(chunks, self._settings), None
+        if learn:
+            return pieces.events_of_lines(chunks, self._settings), None
+        return pieces.lines_of(chunks, event_json.decode_question, self._settings), None
+
+    @contextlib.asynccontextmanager
+    async def _place_of_the_large(self, size: int) -> AsyncGenerator[None]:
+        async with self._large if size > _LARGE else contextlib.nullcontext():
+            yield
 
     async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes]:
         """The body of a stream as it arrives."""

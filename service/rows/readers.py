@@ -90,6 +90,9 @@ class Reader(Protocol):
     columns: list[Column]
     missing: int
 
+    def begin(self, lines: Iterator[bytes]) -> bool:
+        """Read what comes before the first record. Returns whether the kinds of columns depend on records."""
+
     def look(self, lines: Iterator[bytes], looked: Looked) -> None:
         """Look at the first records, which go into `looked`."""
 
@@ -98,6 +101,9 @@ class Reader(Protocol):
 
     def event(self, record: Any) -> Event | None:
         """The event of a record; None if it has no label."""
+
+    def question(self, record: Any) -> Question:
+        """What to predict from a record. Only records with columns are questions."""
 
 
 class ObjectReader:
@@ -112,6 +118,9 @@ class ObjectReader:
         self._labels = labels
         self._kinds: dict[str, str] = {}
         self._read = 0
+
+    def begin(self, lines: Iterator[bytes]) -> bool:
+        return True
 
     def look(self, lines: Iterator[bytes], looked: Looked) -> None:
         looked.read_rows(self.records(looked.counted(lines)), needed=True)
@@ -204,6 +213,9 @@ class _LineReader:
         self._labels = labels
         self._read = 0
 
+    def begin(self, lines: Iterator[bytes]) -> bool:
+        return False
+
     def look(self, lines: Iterator[bytes], looked: Looked) -> None:
         looked.read_rows(self.records(looked.counted(lines)), needed=False)
 
@@ -213,6 +225,9 @@ class _LineReader:
             content = line.removeprefix(BOM) if self._read == 1 else line
             if content.strip():
                 yield self._read, content
+
+    def question(self, record: bytes) -> Question:
+        raise TypeError("these records have no columns")
 
 
 class EventReader(_LineReader):

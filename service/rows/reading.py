@@ -47,15 +47,21 @@ class How:
             raise WrongOption(f"--label COLUMN says which column of {name} is the label")
 
     def reader(
-        self, found: Format, kept: Kept, labels: Labels, notice: Callable[[str], None], learn: bool = True
+        self,
+        found: Format,
+        kept: Kept,
+        labels: Labels,
+        notice: Callable[[str], None],
+        learn: bool = True,
+        learned: Callable[[str, Sequence[str]], str | None] = lambda _, __: None,
     ) -> Reader:
-        """The reader for a format. Raises WrongOption for options that do not suit it. notice: see TableReader."""
+        """The reader for a format. Raises WrongOption for options that do not suit it. See TableReader."""
         if found.dialect is not None:
             if learn:
                 self.check_label(labels.name)
             how = self.label, learn, self.header, self.asked
-            return TableReader(*how, kept, labels, found.dialect, found.skip, notice)
-        if found.name == "ndjson" and self.label is not None:
+            return TableReader(*how, kept, labels, found.dialect, found.skip, notice, learned)
+        if found.name == "ndjson" and (self.label is not None or not learn):
             return ObjectReader(self.label, self.asked, kept, labels)
         if self.asked:
             flag = FLAGS[next(iter(self.asked.values()))]

@@ -41,6 +41,7 @@ class TableReader:
         dialect: Dialect,
         skip: int,
         notice: Callable[[str], None],
+        learned: Callable[[str, Sequence[str]], str | None] = lambda _, __: None,
     ) -> None:
         self.columns: list[Column] = []
         self.missing = 0
@@ -53,39 +54,49 @@ class TableReader:
         self._labels = labels
         self._dialect = dialect
         self._notice = notice
+        self._learned = learned
         self._records = Records(dialect, skip, lambda line, what: notice(f"line {line}: {what}"))
+        self._top: tuple[int, list[str]] | None = None
+        """The first row, which may be the header."""
         self._names: list[str] = []
-        """The header's cells, which are not a row; empty without a header."""
+        """The header's cells, which are not a row; empty without a header, once it has been looked."""
+        self._needs = False
         self._width = 0
         self._label_place = -1
         self._id_place, self._weight_place = -1, -1
         self._features = self._numbers = self._texts = _Cells([])
 
     def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:
-        return self._records.of(lines)
+        if self._header is False and self._top is not None:
+            top, self._top = self._top, None
+            yield top
+        yield from self._records.of(lines)
 
-    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
-        records = self.records(looked.counted(lines))
-        top = next(records, None)
+    def begin(self, lines: Iterator[bytes]) -> bool:
+        top = self._top = next(self._records.of(lines), None)
         if top is None:
             raise WrongRow("is empty")
-        names = top[1]
-        if self._header is False:
-            records = itertools.chain([top], records)
-            names = [str(number) for number in range(1, len(names) + 1)]
+        self._names = [str(number) for number in range(1, len(top[1]) + 1)] if self._header is False else top[1]
+        self._needs = any(name and name not in self._known and name != self._label for name in self._names)
+        return self._needs
+
+    def look(self, lines: Iterator[bytes], looked: Looked) -> None:
+        assert self._top is not None  # noqa: S101  # `begin` has read it
+        at, names = self._top[0], self._names
+        records = self.records(looked.counted(lines))
         looked.read_first(records)
-        places = [place for place, name in enumerate(names) if name and name not in self._known]
-        looked.read_rows(records, needed=any(names[place] != self._label for place in places))
+        looked.read_rows(records, self._needs)
         if self._header is None and looks_like_data(names, looked.rows, self._label or ""):
             shown = ", ".join(repr(name[:24]) for name in names[:5])
             raise WrongRow(
                 f"looks like a row, not a header: {shown}. With --no-header it is the first row, the columns are 1, 2, "
                 "..., and --label N gives the label. With --header it names the columns",
-                top[0],
+                at,
             )
         if not looked.rows:
             raise WrongRow("has a header but no rows")
-        self._names = names if self._header is not False else []
+        if self._header is False:
+            self._names = []
         names, unnamed = self._widened(names, looked.rows)
         self._width = len(names)
         if self._label is not None and (self._learn or self._label in names):
@@ -229,6 +240,8 @@ class TableReader:
             return told(name, place, rows, *self._known[name])
         if name == INDEX:
             return told(name, place, rows, "ignore", f"pandas' name for an index; --number '{INDEX}' keeps it")
+        if kind := self._learned(name, [cells[place] for _, cells in rows]):
+            return told(name, place, rows, kind, "as the model has learned it")
         return worked_out(name, place, rows)
 
     def _set_places(self) -> None:
