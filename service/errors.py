@@ -15,7 +15,7 @@ from typing import Any, ClassVar, dataclass_transform
 Headers = tuple[tuple[str, str], ...]
 CLOSE: Headers = (("connection", "close"),)
 SOON: Headers = (("retry-after", "1"),)
-PLAIN: Headers = (("accept-encoding", "identity"),)
+ENCODINGS: Headers = (("accept-encoding", "gzip, zstd"),)
 _SHOWN = ("field", "line", "row", "seq", "learned", "duplicates", "last_seq")
 
 
@@ -249,6 +249,19 @@ class TooManyRows(LogstepError, status=413, title="Too many rows"):
     ratio: int
 
 
+class MalformedEncoding(Reasoned, status=400, title="Malformed encoding"):
+    """The body is not valid {encoding}, as its header Content-Encoding says: {reason}."""
+
+    encoding: str
+
+
+class ExpandsTooMuch(OverLimit, status=413, title="Expands too much"):
+    """The compressed body expands to more than {limit} bytes and {times} times its size. Send it uncompressed, or in
+    parts."""
+
+    times: int
+
+
 class BodyIncomplete(LogstepError, status=400, title="Body incomplete", headers=CLOSE):
     """The connection ended before the whole body arrived, or the body is not valid HTTP. Nothing of a JSON body was
     learned. Of a stream, `learned` says how many events were."""
@@ -410,9 +423,9 @@ class UnsupportedMediaType(LogstepError, status=415, title="Unsupported media ty
     content_type: str
 
 
-class UnsupportedEncoding(LogstepError, status=415, title="Unsupported encoding", headers=PLAIN):
-    """The content encoding {encoding!r} is not supported. Send the body uncompressed, without the header
-    Content-Encoding."""
+class UnsupportedEncoding(LogstepError, status=415, title="Unsupported encoding", headers=ENCODINGS):
+    """The content encoding {encoding!r} is not supported. Compress the body with gzip or zstd, or send it uncompressed,
+    without the header Content-Encoding."""
 
     encoding: str
 

@@ -27,7 +27,7 @@ from service.fairness import background
 from service.http import access, routes
 from service.http.access import Asked, asked_of
 from service.http.arrays import Arrays
-from service.http.bodies import Bodies, check_readable, is_stream
+from service.http.bodies import Bodies, check_readable, is_stream, unpacked
 from service.http.long_reply import LongReplies
 from service.http.one import One, Told
 from service.http.page import add_page
@@ -110,6 +110,7 @@ class Service:
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         scope = exchange.scope
         self._access.check(scope)
+        receive = unpacked(scope, receive, self.settings.max_body_bytes)
         if _hot_verb(scope):
             await self._hot(scope, receive, send)
             return

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from starlette.types import Message, Receive, Scope
 
 from service import errors, events
+from service.decode.compression import FRAMES, Unpacker
+from service.fairness import Slices
 from service.settings import Settings
 
 JSON, NDJSON, ARROW = events.JSON.encode(), events.NDJSON.encode(), events.ARROW.encode()
@@ -108,12 +110,48 @@ def is_stream(scope: Scope) -> bool:
 
 
 def check_readable(scope: Scope) -> None:
-    """Raise UnsupportedEncoding or UnsupportedCharset if the head says that the body is compressed or not UTF-8."""
-    for name, value in scope["headers"]:
-        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            raise errors.UnsupportedEncoding(encoding=value.decode("latin-1")[:100])
+    """Raise UnsupportedEncoding or UnsupportedCharset if the head says so of the body."""
+    encoding_of(scope)
     if charset := content_type_of(scope).charset:
         raise errors.UnsupportedCharset(charset=charset.decode("latin-1")[:100])
+
+
+def encoding_of(scope: Scope) -> str:
+    """The content encoding of a body; empty if it is not compressed. Raises UnsupportedEncoding for others than those
+    of compression.py, and for several."""
+    named = [value.strip().lower().decode("latin-1") for name, value in scope["headers"] if name == b"content-encoding"]
+    encodings = [name for name in named if name not in ("", "identity")]
+    if encodings and (len(encodings) > 1 or encodings[0] not in FRAMES):
+        raise errors.UnsupportedEncoding(encoding=", ".join(encodings)[:100])
+    return encodings[0] if encodings else ""
+
+
+def unpacked(scope: Scope, receive: Receive, free: int) -> Receive:
+    """A `receive` for the body as it was before it was compressed. free: see Unpacker."""
+    encoding = encoding_of(scope)
+    if not encoding:
+        return receive
+    unpacker = Unpacker(encoding, free)
+    slices = Slices()
+    pieces: Iterator[bytes] = iter(())
+    more = True
+
+    async def receives() -> Message:
+        nonlocal pieces, more
+        while (piece := next(pieces, None)) is None:
+            if not more:
+                unpacker.end()
+                return {"type": "http.request", "body": b"", "more_body": False}
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            more = message.get("more_body", False)
+            pieces = unpacker.pieces(message.get("body", b""))
+        if slices.spent(len(piece) // 4):
+            await slices.rest()
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    return receives
 
 
 def check_json(scope: Scope, limit: int) -> None:
