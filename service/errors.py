@@ -1,7 +1,7 @@
 """Every error a caller can get. The docstring of a class is its message, with its fields in the braces.
 
 Over HTTP an error is a problem document (RFC 9457): `type`, `title`, `status`, `detail` and `request_id`. It also has
-`field`, `line`, `row`, `seq`, `learned`, `duplicates` and `last_seq` where they are known.
+`field`, `line`, `row`, `seq`, `learned`, `duplicates`, `not_learned` and `last_seq` where they are known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Headers = tuple[tuple[str, str], ...]
 CLOSE: Headers = (("connection", "close"),)
 SOON: Headers = (("retry-after", "1"),)
 ENCODINGS: Headers = (("accept-encoding", "gzip, zstd"),)
-_SHOWN = ("field", "line", "row", "seq", "learned", "duplicates", "last_seq")
+_SHOWN = ("field", "line", "row", "seq", "learned", "duplicates", "not_learned", "last_seq")
 
 
 def path(at: str, field: str) -> str:
@@ -51,6 +51,7 @@ class LogstepError(_Typed):
     learned: int | None = None
     """Of a stream: how many events were learned before; then `duplicates` and `last_seq` belong to it."""
     duplicates: int | None = None
+    not_learned: int | None = None
     last_seq: int | None = None
 
     def __str__(self) -> str:
@@ -221,6 +222,20 @@ class ArrowTooLarge(OverLimit, status=413, title="Arrow batch too large"):
 
     what: str
     size: int
+
+
+class MalformedFile(Reasoned, status=400, title="Malformed file"):
+    """The body is not a Parquet or Arrow file: {reason}."""
+
+
+class RowGroupTooLarge(OverLimit, status=413, title="Row group too large"):
+    """Reading this file takes more than {limit} bytes of memory. Write smaller row groups (with pyarrow:
+    parquet.write_table(table, file, row_group_size=100_000)) or shorter texts."""
+
+
+class FileTooLarge(OverLimit, status=413, title="File too large"):
+    """The Parquet or Arrow file is larger than {limit} bytes (LOGSTEP_MAX_FILES_BYTES). Send it in parts, or as an
+    Arrow stream. A stream has no limit."""
 
 
 class ArrowSchemaTooLarge(OverLimit, status=413, title="Arrow schema too large"):
@@ -468,6 +483,11 @@ class TooManyBodies(OverLimit, status=503, title="Too many bodies", headers=SOON
     request was learned."""
 
 
+class TooManyFiles(OverLimit, status=503, title="Too many files", headers=SOON):
+    """Parquet and Arrow files that arrive or are read fill the {limit} bytes allowed for all (LOGSTEP_MAX_FILES_BYTES).
+    Nothing of this request was learned."""
+
+
 class TooManyReplies(OverLimit, status=503, title="Too many replies", headers=SOON):
     """Replies that wait to be sent fill the {limit} bytes allowed for all (LOGSTEP_MAX_REPLIES_BYTES). Nothing of this
     request was learned."""
@@ -502,6 +522,11 @@ class StorageDamaged(StorageFailed, title="Storage damaged"):
 class DiskFull(LogstepError, status=507, title="Disk full"):
     """The disk is full. The event was not learned, or the prediction not stored. Predictions without an id still work.
     Learning works again when there is space."""
+
+
+class NoRoomForFile(LogstepError, status=507, title="No room for file"):
+    """The disk has no space for this Parquet or Arrow file, which waits there until it has been read. Nothing of it was
+    learned. Send it in parts, or as an Arrow stream."""
 
 
 class NoRoomForReply(LogstepError, status=507, title="No room for reply"):

@@ -7,7 +7,7 @@ their errors say more.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -18,6 +18,7 @@ def _says(**schema: Any) -> msgspec.Meta:
 
 JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
 CSV, TSV = "text/csv", "text/tab-separated-values"
+PARQUET, ARROW_FILE = "application/vnd.apache.parquet", "application/vnd.apache.arrow.file"
 """The types of bodies."""
 DEFAULT = "default"
 """The model of /learn and /predict."""
@@ -40,7 +41,10 @@ _ANY = {"x-go-type": "any"}  # for oapi-codegen; else every value of a Go client
 Features = Annotated[Named | Numbers, _says(description="Features by name or position. A null is left out.", **_ANY)]
 """An event's x."""
 Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.", **_ANY)]
-Weight = Annotated[float, _says(exclusiveMinimum=0, description="Multiplies the gradient.")]
+Weight = Annotated[float, _says(minimum=0, description="Multiplies the gradient. 0: checked, but not learned.")]
+AnyId = Id
+if not TYPE_CHECKING:
+    AnyId = Annotated[Id | int, _says(**_ANY)]  # msgspec reads whole numbers too, and the decoders make them text
 
 
 def is_id(text: str) -> bool:
@@ -52,14 +56,14 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     x: Features
     y: Y
-    id: Id | None = None
+    id: AnyId | None = None
     weight: Weight = 1.0
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A late label, for the prediction that was served with this id."""
 
-    id: Id
+    id: AnyId
     y: Y
     weight: Weight = 1.0
 
@@ -68,11 +72,11 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to predict, for `/predict`. A prediction with an id is kept until its label comes."""
 
     x: Features
-    id: Id | None = None
+    id: AnyId | None = None
 
 
 class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to explain, for `/explain`: x, or the id of a waiting prediction."""
 
     x: Features | None = None
-    id: Id | None = None
+    id: AnyId | None = None

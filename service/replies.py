@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,8 +26,15 @@ class LearnedLate(Learned, gc=False):
     late: bool
 
 
-class LearnedMany(msgspec.Struct):
-    """The reply to a stream of learned events."""
+class NotLearned(msgspec.Struct):
+    """The reply to an event of weight 0: it was checked, has no seq, and its id may still be used."""
+
+    model: str
+    learned: Literal[False] = False
+
+
+class LearnedMany(msgspec.Struct, omit_defaults=True):
+    """The reply to a stream of learned events. not_learned: events of weight 0; left out if there are none."""
 
     model: str
     learned: int
@@ -35,14 +42,32 @@ class LearnedMany(msgspec.Struct):
     first_seq: int | None
     last_seq: int | None
     loss: float | None
+    not_learned: int = 0
 
 
-class LearnedManyLate(LearnedMany):
+class LearnedManyLate(LearnedMany, kw_only=True):
     """The reply to a stream that contained late labels."""
 
     joined: int
     late: int
     served_loss: float | None
+
+
+class LearnedRows(LearnedMany, kw_only=True):
+    """The reply to rows.
+
+    columns: how each was read: `number`, `text`, `weight`, `id`, or `ignore` (left out); null if there are too many.
+    unlabelled: rows without a label, which were left out. missing: cells without a value. notices: what the sender
+    should know. joined, late, served_loss: as for late labels; left out if there are none.
+    """
+
+    columns: dict[str, str] | None
+    unlabelled: int
+    missing: int
+    notices: list[str]
+    joined: int = 0
+    late: int = 0
+    served_loss: float | None = None
 
 
 class Predicted(msgspec.Struct, omit_defaults=True):

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     """Longest NDJSON line, in bytes. A longer one gets 413."""
     max_batch_bytes: int = Field(64 * 2**20, ge=65_536)
     """Largest record batch of an Arrow stream, in bytes. A larger one gets 413."""
+    max_files_bytes: int = Field(2**30, ge=2**20)
+    """All Parquet and Arrow files being received or read, on the disk, in bytes. More get 503. A single larger one gets
+    413."""
     max_unsent_bytes: int = Field(256 * 2**20, ge=2**20)
     """Bytes of replies that clients have not yet read, all together. Past it, the service cuts the connections that
     have read nothing for longest. If all are reading, large replies get 503."""

@@ -57,7 +57,7 @@ def test_a_number_goes_through_a_reply_and_back_without_losing_a_bit(value: floa
         (b'{"x": {"a": {"b": 1}}, "y": 1}', "x.a"),
         (b'{"x": [1, 2, "c"], "y": 1}', "x[2]"),
         (b'{"x": {}, "y": "1"}', "y"),
-        (b'{"x": {}, "y": 1, "id": 1}', "id"),
+        (b'{"x": {}, "y": 1, "id": 1.0}', "id"),
         (b'{"x": {}, "y": 1, "id": ""}', "id"),
         (b'{"x": {}, "y": 1, "weight": "1"}', "weight"),
         (b'{"x": {}, "y": 1, "z": 1}', "z"),

@@ -70,6 +70,8 @@ def _learn_file(source: Source, spec: str) -> dict[str, Any]:
             nonlocal line
             for row in opened.rows():
                 line = row.line
+                if row.event.weight == 0:
+                    continue
                 yield row.event.x, row.event.y, row.event.weight
 
         from core.features import EventError

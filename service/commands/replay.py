@@ -197,7 +197,7 @@ class Replay:
         learned, duplicates = int(reply.get("learned", 0)), int(reply.get("duplicates", 0))
         self.tally.learned += learned
         self.tally.duplicates += duplicates
-        return learned + duplicates
+        return learned + duplicates + int(reply.get("not_learned", 0))
 
     # -- failures
 

@@ -320,7 +320,7 @@ def _weights(column: Array, wrong: list[Wrong]) -> Floats:
     numbers = columns.numbers(column).astype(np.float64)
     if np.isnan(numbers).any():
         numbers[~columns.there(column)] = 1.0
-    _first_wrong((numbers > 0) & np.isfinite(numbers), "weight", NO_WEIGHT, wrong)
+    _first_wrong((numbers >= 0) & np.isfinite(numbers), "weight", NO_WEIGHT, wrong)
     return numbers
 
 

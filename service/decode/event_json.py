@@ -41,8 +41,8 @@ def _asked(decoder: msgspec.json.Decoder[Asked], data: bytes | msgspec.Raw, at: 
     """Decode one item. `at` is its place, for error messages: "[3]" or "line 7"."""
     short = len(data) <= WIDE_BYTES
     asked = _decode(decoder, data, at) if short else _in_pieces(partial(_decode, decoder), bytes(data), at)
-    if asked.id is not None and not is_id(asked.id):
-        raise _wrong_id(at)
+    if asked.id is not None:
+        _check_id(asked, at)
     return asked
 
 
@@ -56,8 +56,8 @@ def decode_learn(data: bytes | msgspec.Raw, at: str = "") -> Event | Label:
     """Decode one item for `/learn`: an event, or a label without features."""
     data = bytes(data)
     found = _event_or_label(data, at) if len(data) <= WIDE_BYTES else _in_pieces(_event_or_label, data, at)
-    if found.id is not None and not is_id(found.id):
-        raise _wrong_id(at)
+    if found.id is not None:
+        _check_id(found, at)
     return found
 
 
@@ -78,8 +78,12 @@ def decode_explain(data: bytes) -> Explain:
     return asked
 
 
-def _wrong_id(at: str) -> errors.InvalidEvent:
-    return errors.InvalidEvent(field=errors.path(at, "id"), reason=NO_ID)
+def _check_id(found: Event | Label | Question | Explain, at: str) -> None:
+    """Make an id that is a whole number text, and raise InvalidEvent for one that is not valid."""
+    if type(found.id) is int:  # type: ignore[comparison-overlap]  # see events.AnyId
+        found.id = str(found.id)
+    if not is_id(found.id):  # type: ignore[arg-type]  # it is not None
+        raise errors.InvalidEvent(field=errors.path(at, "id"), reason=NO_ID)
 
 
 def is_array(body: bytes) -> bool:
@@ -309,7 +313,8 @@ def out_of_range(body: bytes) -> str:
 
 
 _NO_X = "is missing; only the label of a prediction that was served with an id may leave it out, and it needs that id"
-_OTHERWISE = {"y": NO_LABEL, "id": f"must be a string of 1 to {MAX_ID} characters", "weight": NO_WEIGHT}
+_NO_ID = f"must be a string of 1 to {MAX_ID} characters, or a whole number"
+_OTHERWISE = {"y": NO_LABEL, "id": _NO_ID, "weight": NO_WEIGHT}
 
 
 def _wrong_fields(fields: dict[str, msgspec.Raw], shape: Any) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,8 @@ from service.settings import Settings
 
 JSON, NDJSON, ARROW = events.JSON.encode(), events.NDJSON.encode(), events.ARROW.encode()
 CSV, TSV = events.CSV.encode(), events.TSV.encode()
-_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW, CSV, TSV)
+FILES = (events.PARQUET.encode(), b"application/x-parquet", b"application/parquet", events.ARROW_FILE.encode())
+_STREAMS = (NDJSON, b"application/ndjson", b"application/jsonl", ARROW, CSV, TSV, *FILES)
 
 
 class Bodies:

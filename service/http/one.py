@@ -23,11 +23,11 @@ from service.http.bodies import ContentType, content_type
 from service.http.reply import JSON
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
-from service.learning.request import Duplicate, Item, Kept, Learned, Outcome, Refused, Result, Stream
+from service.learning.request import Duplicate, Item, Kept, Learned, NotLearned, Outcome, Refused, Result, Stream
 from service.replies import Predicted
 from service.settings import Settings
 
-Told = replies.Learned | Predicted | BaseException
+Told = replies.Learned | replies.NotLearned | Predicted | BaseException
 """What is told of an event or a question: its reply, or what is wrong."""
 Tell = Callable[[Told], None]
 
@@ -82,12 +82,14 @@ def _settle(tell: Tell, model: str, item: Item, waited: asyncio.Future[Result]) 
         tell(outcome if isinstance(outcome, Kept) else learned(model, item, outcome))
 
 
-def learned(model: str, item: Item, outcome: Outcome) -> replies.Learned:
+def learned(model: str, item: Item, outcome: Outcome) -> replies.Learned | replies.NotLearned:
     """The reply to an event or label that was not refused."""
     if isinstance(outcome, Duplicate):
         if isinstance(item, Label):
             return replies.LearnedLate(model, outcome.seq, None, None, True, None, None, None, late=False)
         return replies.Learned(model, outcome.seq, None, None, duplicate=True)
+    if isinstance(outcome, NotLearned):
+        return replies.NotLearned(model)
     assert isinstance(outcome, Learned)  # noqa: S101  # only predictions are kept
     if outcome.late is None:
         return replies.Learned(model, outcome.seq, outcome.p, outcome.loss, duplicate=False)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import parse_qsl
 
+from msgspec import structs
 from starlette.types import Scope
 
 from core.spec import MAX_COLUMNS
@@ -15,6 +16,7 @@ from service import errors
 from service.events import MAX_ID
 from service.http.bodies import CSV, TSV, content_type_of
 from service.learning.model import Model
+from service.replies import LearnedMany, LearnedRows
 from service.rows.columns import Kept
 from service.rows.reading import LOOK, How
 from service.rows.stream import Rows
@@ -52,11 +54,16 @@ def rows_of(
     )  # fmt: skip
 
 
-def learned_of(rows: Rows) -> dict[str, Any]:
-    """What the reply to rows says beside that to any stream: how they were read."""
+def learned_rows(reply: LearnedMany, rows: Rows) -> LearnedRows:
+    """The reply to rows, which also says how they were read."""
     kinds = {column.name: column.kind for column in rows.columns if column.name and column.kind != "label"}
-    told = {"columns": kinds} if len(kinds) <= MAX_COLUMNS else {}
-    return {**told, "unlabelled": rows.unlabelled, "missing": rows.missing, "notices": rows.notices}
+    return LearnedRows(
+        **structs.asdict(reply),
+        columns=kinds if len(kinds) <= MAX_COLUMNS else None,
+        unlabelled=rows.unlabelled,
+        missing=rows.missing,
+        notices=rows.notices,
+    )
 
 
 def _parameters(query: bytes) -> dict[str, list[str]]:

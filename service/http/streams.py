@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from msgspec import to_builtins
 from starlette.types import Receive, Scope, Send
 
 from core.logistic import Floats
@@ -19,15 +18,16 @@ from service.decode import event_json, pieces
 from service.events import Event, Label, Question
 from service.fairness import Slices
 from service.http.access import Access, grant_of
-from service.http.bodies import ARROW, NDJSON, Bodies, chunk_of, content_type_of
+from service.http.bodies import ARROW, FILES, NDJSON, Bodies, chunk_of, content_type_of
+from service.http.files import Files
 from service.http.long_reply import LongReplies
 from service.http.one import predict_all
 from service.http.reply import json_reply
-from service.http.rows import learned_of, rows_of
+from service.http.rows import learned_rows, rows_of
 from service.http.tokens import Pace
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Duplicate, Learned, Result, Run, Stream, refusal_of
+from service.learning.request import Duplicate, Learned, NotLearned, Result, Run, Stream, refusal_of
 from service.replies import LearnedMany, LearnedManyLate, encode
 from service.rows.stream import Rows
 from service.settings import Settings
@@ -50,6 +50,7 @@ class Streams:
         self._settings = settings
         self._replies = replies
         self._access = access
+        self._files = Files(settings)
         self._large = asyncio.Semaphore(1)
         """Limits large first rows to those of one body at a time, because in memory they take ten times their text."""
 
@@ -70,9 +71,10 @@ class Streams:
         except errors.LogstepError as error:
             # A new error: other requests may share this one, and their counts differ.
             told = replace(error, learned=tally.learned, duplicates=tally.duplicates, last_seq=tally.last_seq)
+            told.not_learned = tally.not_learned or None
             raise told from None
         reply = tally.reply()
-        await json_reply(reply if rows is None else {**to_builtins(reply), **learned_of(rows)}).send(send)
+        await json_reply(reply if rows is None else learned_rows(reply, rows)).send(send)
 
     async def _learn_pieces(self, tally: _Tally, arriving: Pieces) -> None:
         """Learn the items up to the first wrong one, then raise its error.
@@ -126,11 +128,13 @@ class Streams:
         self, model: Model, scope: Scope, receive: Receive, hold: Callable[[int], None], *, learn: bool
     ) -> tuple[Pieces, Rows | None]:
         """The pieces of a body, by its kind, and what its rows were read as."""
-        chunks = self._chunks(receive)
+        chunks, media_type = self._chunks(receive), content_type_of(scope).media_type
         rows = rows_of(scope, model, self._settings, hold, self._place_of_the_large, learn=learn)
+        if media_type in FILES or (media_type == ARROW and rows is not None):
+            chunks = self._files.chunks(chunks, as_lines=rows is not None)
         if rows is not None:
             return rows.pieces(chunks), rows
-        if content_type_of(scope).media_type == ARROW:
+        if media_type == ARROW or media_type in FILES:
             return (pieces.events_of_rows if learn else pieces.questions_of_rows)(chunks, self._settings), None
         if learn:
             return pieces.events_of_lines(chunks, self._settings), None
@@ -187,7 +191,7 @@ class _Tally:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.learned = self.duplicates = self._scored = 0
+        self.learned = self.duplicates = self.not_learned = self._scored = 0
         self.first_seq: int | None = None
         self.last_seq: int | None = None
         self._loss = 0.0
@@ -205,6 +209,7 @@ class _Tally:
             seqs = [outcome.seq for outcome in fresh]
             losses = [outcome.loss for outcome in fresh if outcome.loss is not None]
             self.duplicates += sum(isinstance(outcome, Duplicate) for outcome in result)
+            self.not_learned += sum(isinstance(outcome, NotLearned) for outcome in result)
             for late in (outcome.late for outcome in fresh if outcome.late is not None):
                 self._joined += not late.late
                 self._late += late.late
@@ -220,8 +225,9 @@ class _Tally:
 
     def reply(self) -> LearnedMany:
         loss = self._loss / self._scored if self._scored else None
-        plain = (self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss)
+        plain = self.model, self.learned, self.duplicates, self.first_seq, self.last_seq, loss, self.not_learned
         labels = self._joined + self._late
         if not (self._has_labels or labels):
             return LearnedMany(*plain)
-        return LearnedManyLate(*plain, self._joined, self._late, self._served_loss / labels if labels else None)
+        served_loss = self._served_loss / labels if labels else None
+        return LearnedManyLate(*plain, joined=self._joined, late=self._late, served_loss=served_loss)

@@ -15,7 +15,18 @@ from core.builder import BatchBuilder
 from core.learner import Outcome as Steps
 from service import errors
 from service.learning.model import Model
-from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Request, Result, Run, Stream
+from service.learning.request import (
+    Duplicate,
+    Kept,
+    LateLabel,
+    Learned,
+    NotLearned,
+    Refused,
+    Request,
+    Result,
+    Run,
+    Stream,
+)
 from service.storage.ids import IdKind, IdRow
 from service.storage.store import ModelBatch
 from service.storage.waiting import KnownId, Reading, Waiting
@@ -47,7 +58,7 @@ class Known:
         return next((i for i, id_ in enumerate(ids) if (model, id_) in unread), len(items))
 
 
-Place = int | Duplicate | Kept
+Place = int | Duplicate | NotLearned | Kept
 """What an item is before the steps: a new event by its place in the batch, or what became of the item already."""
 Places = Sequence[Place] | range
 """A range holds the places of a table's events."""
@@ -192,7 +203,7 @@ class Draft:
                 result.append(place)
                 if isinstance(place, Duplicate):
                     self.model.count_known(duplicate=True)
-                else:
+                elif isinstance(place, Kept):
                     self.model.count_known(duplicate=place.duplicate, kept=place.kept)
             if refused is not None:
                 result.append(refused)

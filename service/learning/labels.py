@@ -35,7 +35,7 @@ from service import errors
 from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place
 from service.learning.model import Prediction
-from service.learning.request import Duplicate, Item, Kept
+from service.learning.request import Duplicate, Item, Kept, NotLearned
 from service.storage.ids import IdKind
 from service.storage.waiting import KnownId, OldWaiting, Waiting
 
@@ -209,7 +209,7 @@ def same_x(a: X, b: X) -> bool:
 
 def place_item(draft: Draft, item: Item, known: Known) -> Place:
     """Add an item to the draft. Raises why it is refused; the draft may then be half changed (`take_back`)."""
-    if item.id is None:
+    if item.id is None or (not isinstance(item, Prediction) and item.weight == 0):
         return _learn(draft, item)
     if not isinstance(item, Prediction):
         check_label(item.y, item.weight)
@@ -225,7 +225,9 @@ def place_item(draft: Draft, item: Item, known: Known) -> Place:
     if isinstance(item, Prediction):
         return _keep(draft, item, known, duplicate=do is Do.DUPLICATE)
     if do is Do.LEARN:
-        place = draft.ids[item.id] = _learn(draft, item)
+        place = _learn(draft, item)
+        assert isinstance(place, int)  # noqa: S101  # its weight is not 0
+        draft.ids[item.id] = place
         return place
     draft.check_learns()
     if do is Do.CORRECT:
@@ -234,11 +236,26 @@ def place_item(draft: Draft, item: Item, known: Known) -> Place:
     return _join(draft, on_disk.waiting, item.y, item.weight, IdKind.JOINED)
 
 
-def _learn(draft: Draft, event: Item) -> int:
-    assert isinstance(event, Event)  # noqa: S101  # only events have no id, and only they are learned as they came
+def _learn(draft: Draft, event: Item) -> int | NotLearned:
+    assert not isinstance(event, Prediction)  # noqa: S101  # it has an id, and is kept
+    if event.weight == 0:
+        return _check(draft, event)
+    assert isinstance(event, Event)  # noqa: S101  # a label has an id
     draft.check_learns()
     draft.builder.add(event.x, event.y, event.weight)
     return len(draft.builder) - 1
+
+
+def _check(draft: Draft, item: Event | Label) -> NotLearned:
+    """Check an item of weight 0 as if it were learned. A prediction under its id goes on waiting."""
+    draft.check_learns()
+    if isinstance(item, Label):
+        check_label(item.y, 1.0)
+        return NotLearned()
+    mark = draft.builder.mark()
+    draft.builder.add(item.x, item.y)
+    draft.builder.take_back(mark)
+    return NotLearned()
 
 
 def _join(draft: Draft, waiting: Waiting, y: float, weight: float, kind: IdKind) -> int:

@@ -49,6 +49,10 @@ class Duplicate(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+class NotLearned(msgspec.Struct, frozen=True, gc=False):
+    """An event or label of weight 0 was checked. It has no seq, and its id stands for what it stood for."""
+
+
 Kept = PredictedKept
 """A prediction waits for its label, or does not because too many wait: this is its reply."""
 
@@ -69,7 +73,7 @@ class Run(NamedTuple):
     taken: Mask
 
 
-Outcome = Learned | Duplicate | Kept | Refused | Run
+Outcome = Learned | Duplicate | NotLearned | Kept | Refused | Run
 Result = list[Outcome]
 """What became of a request: an outcome for each item, or a Run for a table, up to the first refused one, which comes
 last. Only that if all or none is learned. It is empty if an earlier request of the stream was refused."""

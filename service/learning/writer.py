@@ -377,7 +377,11 @@ def _draft_request(draft: Draft, request: Request, known: Known) -> None:
         pass
     elif not isinstance(items, Table):
         places, refused = _add_items(draft, request, items, known)
-    elif stops is not None or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items))):
+    elif (
+        stops is not None
+        or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)))
+        or (items.weights is not None and not items.weights.all())  # an event of weight 0 is not learned
+    ):
         # Each is checked, because one may be known.
         places, refused = _add_items(draft, request, items.events(0, len(items)), known)
     else:

@@ -175,6 +175,8 @@ class ObjectReader:
             if name == self._label or kind == "ignore":
                 continue
             if kind == "id":
+                if isinstance(value, bool | float):
+                    raise WrongRow(f"its id {_text(value)} is neither text nor a whole number")
                 id_ = id_of(_text(value))
             elif kind == "weight":
                 weight = weight_of(_text(value))
@@ -299,8 +301,8 @@ def id_of(cell: str) -> str:
 
 def weight_of(cell: str) -> float:
     value = to_number(cell.strip())
-    if value is None or value <= 0:
-        raise WrongRow(f"its weight {cell!r} is not a number above 0")
+    if value is None or value < 0:
+        raise WrongRow(f"its weight {cell!r} is not a number, 0 or more")
     return value
 
 

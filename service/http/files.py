@@ -1,0 +1,95 @@
+"""Bodies that are Parquet or Arrow files. Their table of contents comes last, so they are spooled to the disk. A child
+process reads them (service/decode/columnar.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator
+from typing import IO, cast
+
+from service import errors
+from service.children import command
+from service.decode.arrow import import_pyarrow
+from service.decode.columnar import MEMORY_BYTES, TOO_LARGE, WRONG
+from service.decode.compression import MOST_TIMES
+from service.decode.text import Chunks
+from service.settings import Settings
+
+CHILDREN = 2
+"""Files that are read at a time. Others wait on the disk."""
+_CHUNK = 2**16
+
+
+class Files:
+    """Reads bodies that are files. Together they take at most `max_files_bytes` of the disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held = 0
+        self._places = asyncio.Semaphore(CHILDREN)
+
+    async def chunks(self, body: Chunks, as_lines: bool) -> AsyncGenerator[bytes]:
+        """The rows of a file, as an Arrow stream or as lines of NDJSON."""
+        await asyncio.to_thread(import_pyarrow)
+        size = 0
+        try:
+            with tempfile.TemporaryFile(dir=self._settings.data) as file:
+                async with contextlib.aclosing(body):
+                    async for chunk in body:
+                        self._hold(size, len(chunk))
+                        size += len(chunk)
+                        await asyncio.to_thread(_write, file, chunk)
+                async with self._places, contextlib.aclosing(self._read(file, size, as_lines)) as found:
+                    async for chunk in found:
+                        yield chunk
+        finally:
+            self._held -= size
+
+    def _hold(self, size: int, more: int) -> None:
+        limit = self._settings.max_files_bytes
+        if size + more > limit:
+            raise errors.FileTooLarge(limit=limit)
+        if self._held + more > limit:
+            raise errors.TooManyFiles(limit=limit)
+        if self._held + more > shutil.disk_usage(self._settings.data).free:  # the log is on the same disk
+            raise errors.NoRoomForFile()
+        self._held += more
+
+    async def _read(self, file: IO[bytes], size: int, as_lines: bool) -> AsyncGenerator[bytes]:
+        """What a child reads from the file. Raises what is wrong with it."""
+        file.flush()
+        child = await asyncio.create_subprocess_exec(
+            *command("service.decode.columnar", str(file.fileno()), "lines" if as_lines else "arrow"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=[file.fileno()],
+        )
+        stdout, stderr = (cast("asyncio.StreamReader", stream) for stream in (child.stdout, child.stderr))
+        came, free = 0, self._settings.max_batch_bytes
+        try:
+            while chunk := await stdout.read(_CHUNK):
+                came += len(chunk)
+                if came > free + MOST_TIMES * size:
+                    raise errors.ExpandsTooMuch(times=MOST_TIMES, limit=free)
+                yield chunk
+            told = (await stderr.read()).decode(errors="replace").strip().rpartition("\n")[2]
+            code = await child.wait()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        if code == TOO_LARGE:
+            raise errors.RowGroupTooLarge(limit=MEMORY_BYTES)
+        if code != 0:
+            raise errors.MalformedFile(reason=told if code == WRONG else "pyarrow cannot read it")
+
+
+def _write(file: IO[bytes], chunk: bytes) -> None:
+    try:
+        file.write(chunk)
+    except OSError:
+        raise errors.NoRoomForFile from None
