@@ -432,8 +432,9 @@ class LineTooLong(OverLimit, status=413, title="Line too long"):
 
 
 class UnsupportedMediaType(LogstepError, status=415, title="Unsupported media type"):
-    """The content type {content_type!r} is not supported. Send application/json, application/x-ndjson or
-    application/vnd.apache.arrow.stream (with curl: -H 'content-type: application/json')."""
+    """The content type {content_type!r} is not supported. Send application/json, application/x-ndjson, text/csv,
+    application/vnd.apache.arrow.stream or application/vnd.apache.parquet (with curl: -H 'content-type:
+    application/json')."""
 
     content_type: str
 

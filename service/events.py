@@ -42,9 +42,11 @@ Features = Annotated[Named | Numbers, _says(description="Features by name or pos
 """An event's x."""
 Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.", **_ANY)]
 Weight = Annotated[float, _says(minimum=0, description="Multiplies the gradient. 0: checked, but not learned.")]
-AnyId = Id
-if not TYPE_CHECKING:
-    AnyId = Annotated[Id | int, _says(**_ANY)]  # msgspec reads whole numbers too, and the decoders make them text
+if TYPE_CHECKING:
+    AnId, NoneOrId = Id, Id | None
+else:  # msgspec reads whole numbers too, and the decoders make them text
+    _TEXT = _says(**{"x-go-type": "string"})
+    AnId, NoneOrId = Annotated[Id | int, _TEXT], Annotated[Id | int | None, _TEXT]
 
 
 def is_id(text: str) -> bool:
@@ -56,14 +58,14 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     x: Features
     y: Y
-    id: AnyId | None = None
+    id: NoneOrId = None
     weight: Weight = 1.0
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A late label, for the prediction that was served with this id."""
 
-    id: AnyId
+    id: AnId
     y: Y
     weight: Weight = 1.0
 
@@ -72,11 +74,11 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to predict, for `/predict`. A prediction with an id is kept until its label comes."""
 
     x: Features
-    id: AnyId | None = None
+    id: NoneOrId = None
 
 
 class Explain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What to explain, for `/explain`: x, or the id of a waiting prediction."""
 
     x: Features | None = None
-    id: AnyId | None = None
+    id: NoneOrId = None

@@ -98,7 +98,7 @@ def test_every_dependency_is_told_with_what_it_is_for() -> None:
     told = {name.strip() for row in rows for name in row.split("|")[1].split(",")}
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
     for requirement in project["dependencies"] + extras:
-        name = re.split(r"[^A-Za-z0-9_-]", requirement)[0]
+        name = re.split(r"[^A-Za-z0-9_.-]", requirement)[0]
         assert name in told | {"logstep"}, requirement
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow
 import pytest
 from effort import examples
 from harness import Model, NewModel, Service
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, eventually
+from pyarrow import feather, parquet
 
 from service.commands import cli
 from service.commands.files import OpenSource, Row, Source
 from service.commands.terminal import WrongUsage
+from service.decode.compression import zstd
 from service.rows.columns import Kept
 
 Y: dict[str, Any] = {"label": "y"}
@@ -246,7 +253,7 @@ def test_kinds_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
         ({"zap": "text"}, "a.csv has no column 'zap'; it has a, w, y"),
         ({"y": "text"}, "has the label in column 'y'"),
         ({"a": "ignore", "w": "weight"}, "a.csv has no column to learn from; left out: a"),
-        ({"w": "weight"}, "a.csv line 3: its weight '0' is not a number above 0"),
+        ({"w": "weight"}, "a.csv line 4: its weight '' is not a number, 0 or more"),
         ({"w": "id"}, "a.csv line 4: it has no id"),
     ],
 )
@@ -704,11 +711,13 @@ def test_libsvm_is_told_by_its_content_too() -> None:
         ("a,y\n1,1\n".encode("utf-16-le"), "a.csv has zero bytes, so it is not UTF-8 text"),
         ("a,y\n1,1\né,0\n".encode("latin-1"), "a.csv line 3: it is not UTF-8 text (byte 1 of the line is 0xe9)"),
         (b"PK\x03\x04 and more", "a.csv is a zip file or a spreadsheet"),
-        (b"PAR1 and more", "a.csv is Parquet"),
+        (b"PAR1 and more", "a.csv is not a Parquet or Arrow file that can be read"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\x00\x00", "a.csv is not a text file"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "a.csv is not a text file"),
         (b"\x80\x04\x95\x0f\x00\x00\x00]\x94(K\x01K\x02e.", "a.csv is not a text file"),
-        (b"\x28\xb5\x2f\xfd and more", "a.csv is compressed with zstd"),
+        (b"\x28\xb5\x2f\xfd and more", "a.csv, after line 0: its compression is broken"),
+        (b"BZh9 and more", "a.csv, after line 0: its compression is broken"),
+        (b"\xfd7zXZ\x00 and more", "a.csv, after line 0: its compression is broken"),
         (b"a,y\r1,1\r2,0\r", "a.csv has carriage returns as line ends"),
         (b"a,y\n", "a.csv has a header but no rows"),
         (b"\n\n", "a.csv is empty"),
@@ -940,3 +949,62 @@ def test_flags_that_make_no_sense_are_told(flags: list[str], message: str, capsy
 def test_every_number_that_is_read_is_what_python_reads() -> None:
     values = [math.pi * 10.0**power for power in (*range(-60, 15), *range(16, 60))]  # between them it has 16 digits
     assert [x["c"] for x in xs(table({"c": values}))] == values
+
+
+# -- compressed files, arrays, and columns
+
+AGES = [{"age": 3, "country": "FR", "y": 1}, {"age": 4, "country": "DE", "y": 0}, {"age": 5.5, "country": "FR", "y": 1}]
+
+
+PACKS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress}
+
+
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
+def test_a_compressed_file_is_read_as_the_file(pack: Callable[[bytes], bytes]) -> None:
+    content = table({"age": [3, 4, 5], "country": ["FR", "DE", "FR"]}).encode()
+    assert rows_of(pack(content[:20]) + pack(content[20:]), **Y) == rows_of(content, **Y)
+    assert "a.csv, after line" in refusal(pack(content)[:-9], **Y)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_read_as_its_objects(indent: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in AGES * 50)
+    events = xs_of(lines, "a.ndjson", **Y)
+    array = "\ufeff" + json.dumps(AGES * 50, indent=indent) + "\n"
+    assert xs_of(array, "a.json", **Y) == events
+    monkeypatch.setattr("service.rows.formats._CHUNK", 7)  # as in a file of many chunks
+    assert xs_of(array, "a", **Y) == events
+    assert xs_of('[{"x": {"a": 1}, "y": 1}]', "a.json") == [{"a": 1}]
+    assert xs_of("[]", "a.json", **Y) == []
+
+
+@pytest.mark.parametrize("end", ["", ",", "]]", "] 7", ",]", ' {"age": 1, "y": 1}]', "[]"])
+def test_an_array_that_does_not_end_as_it_should_is_refused(end: str) -> None:
+    assert "it is not JSON, or the array does not end" in refusal(json.dumps(AGES)[:-1] + end, "a.json", **Y)
+
+
+def columns_file(write: Callable[[Any, Any], None], columns: dict[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    write(pyarrow.table(columns), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("write", [parquet.write_table, feather.write_feather], ids=["parquet", "arrow"])
+def test_a_file_of_columns_is_read_as_the_objects_in_its_rows(write: Callable[[Any, Any], None]) -> None:
+    columns = {name: [row[name] for row in AGES] for name in AGES[0]}
+    assert xs_of(columns_file(write, columns), "a.parquet", **Y) == xs_of(json.dumps(AGES), "a.json", **Y)
+    dates = [datetime(2024, 5, 1, tzinfo=UTC)] * 2
+    odd = {"when": dates, "n": [math.nan, 2.5], "d": [Decimal("1.5"), None], "y": [1, 0]}
+    when = {"when": "2024-05-01T00:00:00Z"}
+    assert xs_of(columns_file(write, odd), "a", **Y) == [{**when, "d": 1.5}, {**when, "n": 2.5}]
+    lists = {"l": [[1], [2]], "y": [1, 0]}
+    assert "a.csv row 1: l: must be a number" in refusal(columns_file(write, lists), **Y)
+    assert events_of(columns_file(write, lists), label="y", asked={"l": "ignore"}) == [({}, 1), ({}, 0)]
+    infinite = {"a": [1.0, math.inf], "y": [1, 0]}
+    assert "row 2: column 'a' has an infinity" in refusal(columns_file(write, infinite), **Y)
+    assert "--label COLUMN" in refusal(columns_file(write, columns))
+
+
+def test_a_file_of_columns_cannot_come_through_a_pipe() -> None:
+    with pytest.raises(WrongUsage, match="name the file, rather than a pipe"):
+        list(piped(columns_file(parquet.write_table, {"a": [1], "y": [1]}), 100, **Y).rows())

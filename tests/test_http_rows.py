@@ -4,6 +4,7 @@ are numbers."""
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 import sys
@@ -11,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow
 import pytest
-from conftest import JSON, NDJSON, Model, NewModel, Service, assert_problem
+from harness import JSON, NDJSON, Model, NewModel, Service, Start, assert_problem
 from patience import eventually
+from pyarrow import feather, parquet
 
 from service.commands import cli
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from service.decode.compression import zstd
 
 CSV = {"content-type": "text/csv"}
 ROWS = b"age,country,clicked\n3,FR,1\n4,DE,0\n5,FR,1\n"
@@ -269,3 +268,117 @@ def test_an_id_that_is_a_whole_number_is_that_text(model: Model) -> None:
         assert_problem(model.learn({"x": {"age": 3}, "y": 1, "id": wrong}), 422, "id: must be a string", "whole number")
     assert_problem(model.learn({"x": {"age": 3}, "y": 1, "id": 10**300}), 422, "id: must have 1 to 256 characters")
     assert_problem(learn(model, b'{"age": 1, "n": 1.5, "y": 1}\n', NDJSON, label="y", id="n"), 422, "its id 1.5 is")
+
+
+# -- files of columns
+
+PARQUET = {"content-type": "application/vnd.apache.parquet"}
+FILES = {
+    "parquet": (PARQUET, parquet.write_table),
+    "arrow, compressed": ({"content-type": "application/vnd.apache.arrow.file"}, feather.write_feather),
+}
+COLUMNS: dict[str, list[Any]] = {
+    "age": [*range(20, 60)],
+    "country": ["FR", "DE", None, "FR"] * 10,
+    "price": [0.5, None, 1e3, -2.0] * 10,
+    "y": [0, 1] * 20,
+}
+
+
+def file_of(write: Any, columns: dict[str, Any] = COLUMNS) -> bytes:
+    sink = io.BytesIO()
+    write(pyarrow.table(columns), sink)
+    return sink.getvalue()
+
+
+def objects_of(columns: dict[str, list[Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in pyarrow.table(columns).to_pylist())
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_columns_is_learned_as_its_rows(new_model: NewModel, kind: str) -> None:
+    headers, write = FILES[kind]
+    as_arrays, as_rows, as_objects = new_model(), new_model(), new_model()
+    assert learn(as_arrays, file_of(write), headers).json()["learned"] == 40
+    reply = learn(as_rows, file_of(write), headers, label="y").json()
+    assert (reply["learned"], reply["columns"]) == (40, {"age": "number", "country": "text", "price": "number"})
+    learn(as_objects, objects_of(COLUMNS), NDJSON, label="y")
+    assert as_arrays.weights() | {"model": ""} == as_rows.weights() | {"model": ""}
+    assert as_arrays.weights() | {"model": ""} == as_objects.weights() | {"model": ""}
+    asked = {name: column for name, column in COLUMNS.items() if name != "y"}
+    assert len(predict(as_arrays, file_of(write, asked), headers).text.splitlines()) == 40
+
+
+def test_a_file_says_what_its_labels_ids_and_weights_are(model: Model) -> None:
+    columns = {
+        "order": [7, 8, 8],
+        "n": [1.0, 2.0, 2.0],
+        "w": [1, 2, 2],
+        "clicked": ["yes", "no", "no"],
+        "at": [[1]] * 3,
+    }
+    asked = {"label": "clicked", "positive": "yes", "id": "order", "weight": "w", "ignore": "at"}
+    reply = learn(model, file_of(parquet.write_table, columns), PARQUET, **asked).json()
+    assert (reply["learned"], reply["duplicates"], list(model.weights()["weights"])) == (2, 1, ["n"])
+    del asked["ignore"]
+    assert_problem(learn(model, file_of(parquet.write_table, columns), PARQUET, **asked), 422, "line 1", "?ignore=at")
+
+
+def test_an_arrow_stream_of_rows_is_read_like_that_too(model: Model) -> None:
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, (rows := pyarrow.table({"a": [1, 2], "clicked": [1, 0]})).schema) as writer:
+        writer.write_table(rows)
+    headers = {"content-type": "application/vnd.apache.arrow.stream"}
+    assert learn(model, sink.getvalue(), headers, label="clicked").json()["columns"] == {"a": "number"}
+
+
+def test_a_file_that_would_become_gigabytes_is_413(model: Model) -> None:
+    before = model.mark()
+    words = pyarrow.DictionaryArray.from_arrays(pyarrow.repeat(pyarrow.scalar(0, "int32"), 20_000), ["x" * 200_000])
+    body = file_of(parquet.write_table, {"s": words, "y": pyarrow.repeat(1, 20_000)})
+    assert len(body) < 2**20
+    assert_problem(learn(model, body, PARQUET, label="y"), 413, "more than 1073741824 bytes of memory")
+    sink = io.BytesIO()
+    million = pyarrow.table({"a": pyarrow.repeat(1.0, 10**6)})
+    with parquet.ParquetWriter(sink, million.schema) as writer:
+        for _ in range(100):
+            writer.write_table(million)
+    assert_problem(predict(model, sink.getvalue(), PARQUET), 413, "expands to more than 67108864 bytes")
+    assert model.mark() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "it does not begin like one"),
+        (ROWS, "it does not begin like one"),
+        (file_of(parquet.write_table)[:-50], "not a Parquet or Arrow file"),
+        (file_of(feather.write_feather)[:-50], "not a Parquet or Arrow file"),
+        (b"PAR1" + bytes(500) + b"PAR1", "not a Parquet or Arrow file"),
+    ],
+    ids=["nothing", "csv", "half a Parquet", "half an Arrow", "zeros"],
+)
+def test_what_is_no_such_file_is_400(model: Model, body: bytes, detail: str) -> None:
+    assert_problem(learn(model, body, PARQUET), 400, detail)
+    assert model.state()["seq"] == 0
+
+
+def spooled(service: Service) -> int:
+    """The size of the largest file without a name that a service has open."""
+    files = Path(f"/proc/{service.process.pid}/fd").iterdir()
+    sizes = [file.stat().st_size for file in files if str(file.readlink()).endswith("(deleted)")]
+    return max(sizes, default=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the service's open files in /proc")
+def test_files_have_a_limit_and_leave_nothing_on_the_disk(start: Start) -> None:
+    service = start("--max-files-bytes", str(2**20))
+    model = service.model()
+    assert_problem(learn(model, bytes(2**20 + 1), PARQUET), 413, "larger than 1048576 bytes")
+    with service.connect() as other:
+        other.send_head("/learn", **PARQUET, content_length=900_000)
+        other.send(bytes(800_000))
+        eventually(lambda: spooled(service) > 700_000, "the body to be spooled")
+        assert_problem(learn(model, bytes(900_000), PARQUET), 503, "fill the 1048576 bytes allowed for all")
+    eventually(lambda: learn(model, file_of(parquet.write_table), PARQUET).status_code == 200, "the place to be free")
+    assert not service.children()

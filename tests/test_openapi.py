@@ -226,14 +226,18 @@ def test_the_examples_of_the_hot_paths_work(document: Document, shared: Service,
     for verb in ("predict", "learn"):  # what is predicted with an id, its label is learned of
         path = f"{prefix}/{verb}"
         content = operations(document)["post", path]["requestBody"]["content"]
-        assert content.keys() == {"application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"}
+        columns = {f"application/vnd.apache.{name}" for name in ("arrow.stream", "arrow.file", "parquet")}
+        rows = {"text/csv", "text/tab-separated-values"}
+        assert content.keys() == {"application/json", "application/x-ndjson", *rows, *columns}
         examples = content["application/json"]["examples"].values()
         bodies = [("application/json", json.dumps(example["value"])) for example in examples]
         assert len(bodies) == 3
         bodies.append(("application/x-ndjson", content["application/x-ndjson"]["example"]))
+        bodies.append(("text/csv", content["text/csv"]["example"]))
         for content_type, body in bodies:
+            query = "?label=clicked" if content_type == "text/csv" else ""
             response = shared.http.post(
-                path.replace("{model}", "default"), content=body, headers={"content-type": content_type}
+                path.replace("{model}", "default") + query, content=body, headers={"content-type": content_type}
             )
             assert response.status_code == 200, response.text
             assert_documented(document, "post", path, response)

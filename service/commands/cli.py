@@ -141,7 +141,8 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="CSV, TSV, NDJSON or libsvm, also .gz; - is standard input; several files are learned in turn",
+        help="CSV, TSV, NDJSON, a JSON array, libsvm, Parquet or Arrow, also .gz, .bz2, .xz or .zst; - is standard "
+        "input; several files are learned in turn",
     )
     options.add_source(parser)
     options.add_url(parser)

@@ -1,4 +1,4 @@
-"""Reads events from a file or standard input: CSV, TSV, NDJSON and libsvm, plain or gzipped.
+"""Reads events from a file or standard input, in the formats of service/rows/formats.py.
 
 Before the first event it looks at the first rows, to decide the columns' kinds and check the labels (service/rows). The
 number of these rows never depends on time or on how the bytes arrive. So the same file always gives the same events.
@@ -10,7 +10,6 @@ name gets other ids.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import os
@@ -18,7 +17,6 @@ import re
 import stat
 import sys
 import threading
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +129,11 @@ class OpenSource:
         with _as_usage():
             self.labels = source.labels(source.name, say)
 
+    @property
+    def unit(self) -> str:
+        """What a row is in the file: a line, an element or a row."""
+        return "line" if self._input is None else self._input.unit
+
     def position(self) -> int:
         """Bytes read so far."""
         return self._file.tell() if self.size is not None else 0
@@ -184,9 +187,12 @@ class OpenSource:
     def read_first(self, kept: Kept, looked: Looked) -> tuple[Reader, Iterator[bytes]]:
         """Read the first rows into `looked`, and find the columns. Returns the reader and the other lines."""
         with self._placed():
-            self._input = lines = formats.Input(self._file)
-            before, first = formats.first_lines(lines)
             told = self._source.format or formats.by_name(self._source.file)
+            self._input = lines = formats.Input(self._file, told)
+            if lines.has_columns:
+                self._source.check_label(self.name)
+                told = "ndjson"
+            before, first = formats.first_lines(lines)
             found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
             self._lines = self._remembered(found, itertools.chain(before, lines))
             self._reader = self._source.reader(found, kept, self.labels, lambda what: say(f"{self.name} {what}"))
@@ -255,9 +261,14 @@ class OpenSource:
                 yield
         except WrongRow as error:
             line = error.line or self._line
-            raise WrongUsage(f"{self.name} line {line}: {error}" if line else f"{self.name} {error}") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise WrongUsage(f"{self.name}, after line {self._line}: its compression is broken: {error}") from None
+            place = f"{self.name} {self.unit} {line}:" if line else self.name
+            raise WrongUsage(f"{place} {error}") from None
+        except formats.BROKEN as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise WrongUsage(
+                f"{self.name}, after {self.unit} {self._line}: its compression is broken: {error}"
+            ) from None
 
 
 @contextmanager
@@ -294,9 +305,9 @@ class Lines:
     def id_prefix(self, name: str) -> str:
         """The part of an event's id before the row: "elec.csv:9c56cc51b374c3ba". Known once the first event was read.
 
-        name: the file's name without its folder. The ending .gz does not count.
+        name: the file's name without its folder. The ending of a compression does not count.
         """
-        name = name[:-3] if name.lower().endswith(".gz") else name
+        name = formats.uncompressed(name)
         name = name.encode(errors="replace").decode()  # a name may have bytes that are not text
         short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{_hash(name.encode())}"
         return f"{short}:" + _hash(b"\n".join(self._first))

@@ -239,7 +239,7 @@ class Replay:
                 text = f"{text.rstrip('.')}. {ANOTHER_FILE}"
             elif refusal.kind == ID_CONFLICT:
                 text = f"{text.rstrip('.')}. {ONE_EVENT}"
-            refusal.args = (f"{self.options.name} line {row.line} (event {row.number}): {text}",)
+            refusal.args = (f"{self.options.name} {self.options.unit} {row.line} (event {row.number}): {text}",)
         return refusal
 
 
@@ -404,7 +404,7 @@ def replay(
             kept = look(opened, replays)  # errors in the first rows must show before a model is made
             for other in after:
                 other.check_columns(kept)
-            options = replace(options, id_prefix=options.id_prefix or opened.id_prefix())
+            options = replace(options, id_prefix=options.id_prefix or opened.id_prefix(), unit=opened.unit)
             with display(options.name, opened.size, lambda _: opened.position()) as (progress, notice):
                 for replay in replays:
                     replay.tally.started = time.monotonic()  # now, since looking at the first rows may have been slow

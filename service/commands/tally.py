@@ -74,7 +74,7 @@ class Options:
     name: the stream's name. batch: events per request. id_prefix: the part of an event's id before the row number, by
     default the name; `replay` uses a file's name and a hash. ids: whether events have ids. rate: events a second, None
     for no limit. retry_seconds: how long to retry without progress. predict_first: predict each piece before learning
-    it. delay: time from a row's prediction to its label, None to send whole events.
+    it. delay: time from a row's prediction to its label, None to send whole events. unit: what a row is in its file.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Options:
     retry_seconds: float = 60.0
     predict_first: bool = False
     delay: Delay | None = None
+    unit: str = "line"
 
     def id_of(self, row: Row) -> str:
         """The id of a row without its own."""

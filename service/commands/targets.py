@@ -41,7 +41,9 @@ class Target(NamedTuple):
 AUTO = GivenSpec('{"rule": "auto"}', "auto", b'{"rule": "auto"}')
 """The default spec of a file's model. It needs no tuning, whatever the columns are."""
 CHOOSE = "; --model NAME learns into another model, --spec SPEC uses another rule"
-_ENDINGS = re.compile(r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm))?(\.gz)?$", re.IGNORECASE)
+_ENDINGS = re.compile(
+    r"(\.(csv|tsv|txt|data|ndjson|jsonl|json|libsvm|svm|parquet|pq|arrow|feather))?(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
 
 
 def targets(sources: list[Source], model: str | None, texts: list[str]) -> list[Target]:
@@ -109,7 +111,7 @@ def model_names(stem: str, specs: Sequence[GivenSpec]) -> list[str]:
 
 
 def stem_of(file: str) -> str:
-    """A file's name without .gz and the format's ending.
+    """A file's name without the endings of its compression and its format.
 
     >>> stem_of("clicks.2024.CSV.GZ"), stem_of("clicks.2024")
     ('clicks.2024', 'clicks.2024')

@@ -17,7 +17,7 @@ MEMORY_BYTES = 2**30
 """Memory of a child for what it reads."""
 BATCH_ROWS, BATCH_CELLS = 8_192, 131_072
 """Most rows and cells that are read at a time, about."""
-WRONG, TOO_LARGE = 3, 4
+WRONG, TOO_LARGE, TOO_MUCH = 3, 4, 5
 """Exit codes of the child. Its last line on standard error says what is wrong."""
 PARQUET, ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """How they begin."""
@@ -29,8 +29,13 @@ class WrongFile(Exception):
     """Why a file cannot be read."""
 
 
-def batches(file: IO[bytes]) -> Iterator[Any]:
-    """The record batches of a file. Raises WrongFile."""
+class ExpandsTooMuch(Exception):
+    """What is in a file takes more bytes than are allowed."""
+
+
+def batches(file: IO[bytes], allowed: float = math.inf) -> Iterator[Any]:
+    """The record batches of a file. Raises WrongFile; or ExpandsTooMuch before the first, if a file says that all take
+    more bytes than `allowed`."""
     import pyarrow as pa
 
     file.seek(0)  # who wrote it may share its position
@@ -38,7 +43,7 @@ def batches(file: IO[bytes]) -> Iterator[Any]:
     file.seek(0)
     try:
         if start.startswith(PARQUET):
-            yield from _of_parquet(file)
+            yield from _of_parquet(file, allowed)
         elif start == ARROW:
             reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
             yield from _cut(reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -52,7 +57,7 @@ def batches(file: IO[bytes]) -> Iterator[Any]:
         raise WrongFile((str(error).splitlines() or ["it ends early"])[0][:200]) from None
 
 
-def _of_parquet(file: IO[bytes]) -> Iterator[Any]:
+def _of_parquet(file: IO[bytes], allowed: float) -> Iterator[Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -64,8 +69,18 @@ def _of_parquet(file: IO[bytes]) -> Iterator[Any]:
     ]
     file.seek(0)
     found = parquet.ParquetFile(file, read_dictionary=names, pre_buffer=False, buffer_size=2**16)
+    if found.metadata.num_rows * sum(_width(field.type) for field in found.schema_arrow) > allowed:
+        raise ExpandsTooMuch
     rows = max(1, min(BATCH_ROWS, BATCH_CELLS // max(1, found.metadata.num_columns)))
     yield from found.iter_batches(batch_size=rows, use_threads=False)
+
+
+def _width(kind: Any) -> float:
+    """The least bytes that a value of this type takes."""
+    try:
+        return float(kind.bit_width) / 8
+    except ValueError:  # it varies
+        return 4.0
 
 
 def _cut(found: Any) -> Iterator[Any]:
@@ -103,11 +118,11 @@ def lines_of(file: IO[bytes]) -> Iterator[bytes]:
         row += batch.num_rows
 
 
-def _write(file: IO[bytes], out: IO[bytes], as_lines: bool) -> None:
+def _write(file: IO[bytes], out: IO[bytes], as_lines: bool, allowed: int) -> None:
     import pyarrow as pa
 
     writer, row = None, 1
-    for batch in batches(file):
+    for batch in batches(file, allowed):
         if as_lines:
             out.write(lines(batch, row))
             row += batch.num_rows
@@ -119,7 +134,7 @@ def _write(file: IO[bytes], out: IO[bytes], as_lines: bool) -> None:
         writer.close()
 
 
-def _child(descriptor: int, as_lines: bool) -> int:
+def _child(descriptor: int, as_lines: bool, allowed: int) -> int:
     """Read a file and write what is in it to standard output. Returns the exit code."""
     from service.children import end_with_parent
 
@@ -130,10 +145,12 @@ def _child(descriptor: int, as_lines: bool) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     with os.fdopen(descriptor, "rb") as file, contextlib.suppress(BrokenPipeError):
         try:
-            _write(file, sys.stdout.buffer, as_lines)
+            _write(file, sys.stdout.buffer, as_lines, allowed)
             sys.stdout.buffer.flush()
         except MemoryError:
             return TOO_LARGE
+        except ExpandsTooMuch:
+            return TOO_MUCH
         except WrongFile as wrong:
             print(wrong, file=sys.stderr)
             return WRONG
@@ -141,6 +158,6 @@ def _child(descriptor: int, as_lines: bool) -> int:
 
 
 if __name__ == "__main__":
-    code = _child(int(sys.argv[1]), sys.argv[2] == "lines")
+    code = _child(int(sys.argv[1]), sys.argv[2] == "lines", int(sys.argv[3]))
     sys.stderr.flush()
     os._exit(code)  # at once: freeing what is left may fail where memory has run out

@@ -17,6 +17,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+__all__ = ["FRAMES", "MOST_TIMES", "Unpacker", "zstd"]
 PIECE_BYTES = 2**16
 """Most bytes that come out at a time: unpacking as many takes less than a millisecond."""
 MOST_TIMES = 200

@@ -80,7 +80,7 @@ def decode_explain(data: bytes) -> Explain:
 
 def _check_id(found: Event | Label | Question | Explain, at: str) -> None:
     """Make an id that is a whole number text, and raise InvalidEvent for one that is not valid."""
-    if type(found.id) is int:  # type: ignore[comparison-overlap]  # see events.AnyId
+    if type(found.id) is int:  # type: ignore[comparison-overlap]  # see events.AnId
         found.id = str(found.id)
     if not is_id(found.id):  # type: ignore[arg-type]  # it is not None
         raise errors.InvalidEvent(field=errors.path(at, "id"), reason=NO_ID)

@@ -13,7 +13,7 @@ from typing import IO, cast
 from service import errors
 from service.children import command
 from service.decode.arrow import import_pyarrow
-from service.decode.columnar import MEMORY_BYTES, TOO_LARGE, WRONG
+from service.decode.columnar import MEMORY_BYTES, TOO_LARGE, TOO_MUCH, WRONG
 from service.decode.compression import MOST_TIMES
 from service.decode.text import Chunks
 from service.settings import Settings
@@ -61,19 +61,21 @@ class Files:
     async def _read(self, file: IO[bytes], size: int, as_lines: bool) -> AsyncGenerator[bytes]:
         """What a child reads from the file. Raises what is wrong with it."""
         file.flush()
+        free = self._settings.max_batch_bytes
+        allowed = free + MOST_TIMES * size
         child = await asyncio.create_subprocess_exec(
-            *command("service.decode.columnar", str(file.fileno()), "lines" if as_lines else "arrow"),
+            *command("service.decode.columnar", str(file.fileno()), "lines" if as_lines else "arrow", str(allowed)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=[file.fileno()],
         )
         stdout, stderr = (cast("asyncio.StreamReader", stream) for stream in (child.stdout, child.stderr))
-        came, free = 0, self._settings.max_batch_bytes
+        came = 0
         try:
             while chunk := await stdout.read(_CHUNK):
                 came += len(chunk)
-                if came > free + MOST_TIMES * size:
+                if came > allowed:
                     raise errors.ExpandsTooMuch(times=MOST_TIMES, limit=free)
                 yield chunk
             told = (await stderr.read()).decode(errors="replace").strip().rpartition("\n")[2]
@@ -82,6 +84,8 @@ class Files:
             if child.returncode is None:
                 child.kill()
                 await child.wait()
+        if code == TOO_MUCH:
+            raise errors.ExpandsTooMuch(times=MOST_TIMES, limit=free)
         if code == TOO_LARGE:
             raise errors.RowGroupTooLarge(limit=MEMORY_BYTES)
         if code != 0:

@@ -15,24 +15,34 @@ from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from core.spec import Spec
-from service.events import ARROW, JSON, NDJSON, Event, Explain, Label, Question
+from service.events import ARROW, ARROW_FILE, CSV, JSON, NDJSON, PARQUET, TSV, Event, Explain, Label, Question
 from service.http import access, reply
 from service.http.schemas import Problem, Shape
-from service.replies import Learned, LearnedLate, LearnedMany, LearnedManyLate, Predicted, PredictedKept, encode
+from service.replies import (
+    Learned,
+    LearnedLate,
+    LearnedMany,
+    LearnedManyLate,
+    LearnedRows,
+    NotLearned,
+    Predicted,
+    PredictedKept,
+    encode,
+)
 
 Responses = dict[int | str, dict[str, Any]]
 PROBLEM = reply.PROBLEM.decode()
 _SCHEMAS = "#/components/schemas/"
 _ERRORS = {
-    400: "Malformed JSON or Arrow, an incomplete body, or a token in the URL",
+    400: "A body that is not what its type and encoding say, or is incomplete, or a token in the URL",
     401: "The service requires a token, and the request has none, or an unknown or expired one",
     403: "The token may not do this. Without tokens: the request comes from a page of another site",
     404: "Unknown model, or one that the token may not use; or a label whose id is unknown, expired or dropped",
     405: "The route does not allow this method",
     409: "Conflict with what the service has: another spec, another event with this id, or a stopped model",
     413: "The body, a line, a batch, an array or the reply is too large",
-    415: "The content type is not JSON, NDJSON or Arrow, the charset is not UTF-8, the body is compressed, or Arrow "
-    "comes and the service was installed without it",
+    415: "The content type is none of those below, the charset is not UTF-8, the encoding is neither gzip nor zstd, "
+    "or Arrow comes and the service was installed without it",
     422: "An invalid event, spec or parameter. Nothing was learned, except the events before it in a stream",
     421: "The service does not answer to this host name",
     429: "The token is over its rate, or another cross-check is running. Try again after Retry-After seconds",
@@ -140,14 +150,39 @@ def _hot(done: str, name: str, examples: _Examples, links: Sequence[str]) -> dic
     content = {
         JSON: {"schema": ref(name), "examples": _shown(bodies)},
         NDJSON: _lines(list(bodies.values())),
-        ARROW: {"schema": {"type": "string", "contentMediaType": ARROW}},
+        CSV: {"schema": {"type": "string"}, "example": "age,country,clicked\n31,FR,1\n"},
+        **{
+            kind: {"schema": {"type": "string", "contentMediaType": kind}} for kind in (TSV, ARROW, PARQUET, ARROW_FILE)
+        },
     }
     replied = {JSON: {"schema": ref(f"{name}Reply"), "examples": _shown(replies)}}
     good = {"description": done, "content": replied, **_links(links)}
     return {
         "responses": {200: good, **problems(400, 404, 405, 409, 413, 415, 422, 500, 503, 507)},
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": _OF_ROWS},
     }
+
+
+def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+
+
+_MANY = {"type": "array", "items": {"type": "string"}}
+_OF_ROWS = [
+    _parameter("label", "Of rows (CSV; NDJSON, Arrow and Parquet with flat rows): the column of the label."),
+    _parameter("positive", "Read these labels as 1 and all others as 0.", **_MANY),
+    _parameter("negative", "Read these labels as 0 and all others as 1.", **_MANY),
+    _parameter("id", "The column of the ids."),
+    _parameter("weight", "The column of the weights."),
+    _parameter("id_prefix", "Rows without an id get this, a colon and their number."),
+    _parameter("text", "Read these columns as text.", **_MANY),
+    _parameter("number", "Read these columns as numbers.", **_MANY),
+    _parameter("ignore", "Leave these columns out.", **_MANY),
+    _parameter("header", "Whether the first line names the columns; else they are 1, 2, ...", type="boolean"),
+    _parameter("quoted", "Whether cells may be in quotes.", type="boolean"),
+    _parameter("delimiter", "The separator of cells: a character, or `tab`."),
+    _parameter("look", "Rows to look at before one is learned.", type="integer", minimum=1, maximum=10_000),
+]
 
 
 def _shown(examples: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +198,7 @@ def _one_or_many(*kinds: type, streamed: Sequence[type] = ()) -> dict[str, Any]:
 
 _HOT = {
     "Learn": _one_or_many(Event, Label),
-    "LearnReply": _one_or_many(Learned, LearnedLate, streamed=[LearnedMany, LearnedManyLate]),
+    "LearnReply": _one_or_many(Learned, LearnedLate, NotLearned, streamed=[LearnedMany, LearnedManyLate, LearnedRows]),
     "Predict": _one_or_many(Question),
     "PredictReply": _one_or_many(Predicted, PredictedKept),
 }
@@ -198,8 +233,8 @@ def completed(document: dict[str, Any], routes: Sequence[BaseRoute]) -> dict[str
 
 
 def _schemas() -> dict[str, Any]:
-    structs = [Event, Label, Question, Explain, Learned, LearnedLate, LearnedMany, LearnedManyLate]
-    structs += [Predicted, PredictedKept]
+    structs = [Event, Label, Question, Explain, Learned, LearnedLate, NotLearned, LearnedMany, LearnedManyLate]
+    structs += [LearnedRows, Predicted, PredictedKept]
     _, schemas = msgspec.json.schema_components(structs, ref_template=_SCHEMAS + "{name}")
     schemas["Explain"]["oneOf"] = [
         {"required": ["x"], "properties": {"x": {"not": {"type": "null"}}, "id": {"type": "null"}}},

@@ -122,8 +122,9 @@ def add_hot_routes(api: FastAPI, answer: ASGIApp) -> None:
         """Learn: one gradient step for each event, on the disk before the reply
 
         `p` and `loss` belong to the prediction made before the step. An event with an `id` is learned once, however
-        often you send it. An array is learned whole or not at all. A stream (NDJSON or Arrow) stops at the first
-        wrong line or row; the events before it stay learned. If a JSON object has a name twice, the last one counts.
+        often you send it. An event of weight 0 is checked and not learned. An array is learned whole or not at all. A
+        stream (NDJSON, CSV, Arrow, Parquet) stops at the first wrong line or row; the events before it stay learned.
+        If a JSON object has a name twice, the last one counts.
         A label without `x` belongs to the prediction made with its `id`: `served_p` and `served_loss` are that
         prediction's, and `delay_s` is how long the label took."""
 

@@ -50,6 +50,7 @@ class Problem(Shape):
     seq: int = Field(description="Where the event was learned that the error is about.")
     learned: int = Field(description="Events of a stream learned before the error. They stay learned.")
     duplicates: int
+    not_learned: int = Field(description="Events of weight 0 before the error.")
     last_seq: int | None
 
 

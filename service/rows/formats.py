@@ -1,19 +1,25 @@
-"""Detects a file's compression, format (CSV, TSV, NDJSON, libsvm) and delimiter.
+"""Detects a file's compression, format (CSV, TSV, NDJSON, a JSON array, libsvm, Parquet, Arrow) and delimiter.
 
-Its first bytes and first two lines decide, and the ending of its name, without `.gz`.
+Its first bytes and first two lines decide, and the ending of its name, without that of a compression.
 """
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
+import json
+import lzma
 import re
 import select
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from service.decode import columnar
+from service.decode.compression import zstd
 from service.rows.records import DELIMITERS, Dialect
 from service.rows.wrong import WrongRow
 
@@ -24,51 +30,74 @@ _ENDINGS = {
     ".tab": "tsv",
     ".ndjson": "ndjson",
     ".jsonl": "ndjson",
+    ".json": "ndjson",
     ".libsvm": "libsvm",
     ".svm": "libsvm",
 }
-_GZIP = b"\x1f\x8b"
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": zstd.ZstdFile,
+}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
+"""What is raised where a compression is broken; an OSError then has no number."""
+_COLUMNAR = (columnar.PARQUET, columnar.ARROW)
+_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([\[{\]]|$)")
+_BETWEEN = re.compile(r"\s*([\[,]|\](?=\s*$))\s*")
+"""What stands before an element of an array, or ends it."""
+_CHUNK = 2**20
 _OTHERS = {
     b"PK\x03\x04": "is a zip file or a spreadsheet; unpack it, or save the sheet as CSV",
-    b"PAR1": "is Parquet; write it as CSV or NDJSON, or send its columns as Arrow",
-    b"ARROW1": "is an Arrow file; write it as CSV or NDJSON, or send its columns to /learn as an Arrow stream",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd; `zstd -dc FILE | logstep replay -` reads it",
-    b"\xfd7zXZ": "is compressed with xz; `xz -dc FILE | logstep replay -` reads it",
-    b"BZh": "is compressed with bzip2; `bzip2 -dc FILE | logstep replay -` reads it",
     b"\xff\xfe": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
     b"\xfe\xff": "is text in UTF-16; `iconv -f UTF-16 -t UTF-8 OLD > NEW` converts it",
 }
 _CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 """No text has these, in whatever encoding."""
-_NEEDED = max(map(len, _OTHERS))
+_NEEDED = 6
 LONGEST_LINE = 64 * 2**20
 """Bytes. With a longer line the file is something else."""
 
 
 class Input:
-    """The decompressed lines of a file. Raises WrongRow for a file that cannot be read."""
+    """The lines of a file, decompressed; the elements of a JSON array and the rows of Parquet and Arrow as lines.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    told: the format, if it is known. `unit`: what a line is in the file. Raises WrongRow for what cannot be read.
+    """
+
+    def __init__(self, file: IO[bytes], told: str | None = None) -> None:
         head = file.read(_NEEDED)
         for magic, reason in _OTHERS.items():
             if head.startswith(magic):
                 raise WrongRow(reason)
+        self.unit = "line"
+        self.has_columns = head.startswith(_COLUMNAR)
         self._joined = _Joined(head, file)
         self._whole = io.BufferedReader(self._joined)
-        self._lines: IO[bytes] = self._whole
+        self._file: Any = self._whole
         self._descriptor: int | None = None
         self._came = 0
-        if head.startswith(_GZIP):
-            self._lines = gzip.GzipFile(fileobj=self._whole)  # type: ignore[assignment]  # the same
+        self._made: Iterator[bytes] | None = None
+        if self.has_columns:
+            self.unit, self._made = "row", _rows(file)
             return
-        with contextlib.suppress(OSError):  # not every stream has a descriptor
-            self._descriptor = file.fileno()
+        compressed = next((opened for magic, opened in _COMPRESSED.items() if head.startswith(magic)), None)
+        if compressed is not None:
+            self._file = compressed(self._whole)
+        else:
+            with contextlib.suppress(OSError):  # not every stream has a descriptor
+                self._descriptor = file.fileno()
+        if told in (None, "ndjson") and _ARRAY.match(self._file.peek(64)):
+            self.unit, self._made = "element", _elements(self._file)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        line = self._lines.readline(LONGEST_LINE)
+        if self._made is not None:
+            return next(self._made)
+        line: bytes = self._file.readline(LONGEST_LINE)
         if not line:
             raise StopIteration
         if len(line) == LONGEST_LINE:
@@ -77,12 +106,53 @@ class Input:
         return line
 
     def pauses(self) -> bool:
-        """Whether the next line has not come yet. False for compressed input."""
-        if self._descriptor is None:
+        """Whether the next line has not come yet. False for compressed input and for an array."""
+        if self._descriptor is None or self._made is not None:
             return False
         if self._joined.given > self._came and b"\n" in self._whole.peek():  # peek is safe: the buffer has bytes
             return False
         return not select.select([self._descriptor], [], [], 0)[0]
+
+
+def _rows(file: IO[bytes]) -> Iterator[bytes]:
+    """The rows of a Parquet or Arrow file."""
+    if not file.seekable():
+        raise WrongRow("is Parquet or Arrow, whose table of contents comes last: name the file, rather than a pipe")
+    try:
+        yield from columnar.lines_of(file)
+    except columnar.WrongFile as wrong:
+        raise WrongRow(f"is not a Parquet or Arrow file that can be read: {wrong}") from None
+    except ModuleNotFoundError:
+        raise WrongRow("is Parquet or Arrow, which needs pyarrow: pip install 'logstep[arrow]'") from None
+
+
+def _elements(file: IO[bytes]) -> Iterator[bytes]:
+    """The elements of a JSON array, while it is read."""
+    text, number, decoder = "", 0, json.JSONDecoder()
+    source = io.TextIOWrapper(file, "utf-8-sig")
+    at = 0
+    try:
+        while more := source.read(max(_CHUNK, len(text) - at)):  # as much again: an element may be long
+            text, at = text[at:] + more, 0
+            while found := _BETWEEN.match(text, at):
+                if found[1] != ("," if number else "["):
+                    break
+                try:
+                    _, end = decoder.raw_decode(text, found.end())
+                except (ValueError, RecursionError):
+                    break  # it may go on in what has not been read
+                if end == len(text):
+                    break
+                number += 1
+                yield text[found.end() : end].encode()
+                at = end
+            if len(text) - at > LONGEST_LINE:
+                raise WrongRow(f"has an element of more than {LONGEST_LINE >> 20} MiB, or is no JSON array")
+    except UnicodeDecodeError as error:
+        raise WrongRow(f"it is not UTF-8 text ({error.reason})", number + 1) from None
+    rest = text[at:].strip().removeprefix("[" if not number else "").strip()
+    if rest != "]":
+        raise WrongRow(f"it is not JSON, or the array does not end: {rest[:40]!r}", number + 1)
 
 
 class _Joined(io.RawIOBase):
@@ -129,11 +199,20 @@ class Format(NamedTuple):
 def by_name(file: str) -> str | None:
     """The format that a file's ending gives; None if it gives none.
 
-    >>> by_name("DAY.CSV.GZ"), by_name("adult.data")
-    ('csv', None)
+    >>> by_name("DAY.CSV.GZ"), by_name("day.json.zst"), by_name("adult.data")
+    ('csv', 'ndjson', None)
     """
-    name = file.lower()
-    return _ENDINGS.get(Path(name.removesuffix(".gz")).suffix)
+    return _ENDINGS.get(Path(uncompressed(file.lower())).suffix)
+
+
+def uncompressed(name: str) -> str:
+    """A file's name without the ending of a compression.
+
+    >>> uncompressed("day.csv.BZ2")
+    'day.csv'
+    """
+    ending = next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def of_lines(first: Sequence[bytes], told: str | None, delimiter: str | None, quoted: bool | None) -> Format:
@@ -172,7 +251,7 @@ _LIBSVM = re.compile(r"[+-]?[0-9.]+(\s+[0-9]+:\S+)+\s*(#.*)?")
 def _by_content(lines: Sequence[str]) -> str:
     first = lines[0].lstrip() if lines else ""
     if first.startswith("["):
-        raise WrongRow("is one JSON array; `jq -c '.[]' OLD > NEW` writes one object per line")
+        raise WrongRow("is a JSON array of what are no objects; `jq -c '.[]' OLD > NEW` may write objects line by line")
     if first.startswith("{"):
         return "ndjson"
     comment = first.startswith("#") and (lines[-1].startswith("#") or _LIBSVM.fullmatch(lines[-1].strip()))
