@@ -43,10 +43,12 @@ Features = Annotated[Named | Numbers, _says(description="Features by name or pos
 Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.", **_ANY)]
 Weight = Annotated[float, _says(minimum=0, description="Multiplies the gradient. 0: checked, but not learned.")]
 if TYPE_CHECKING:
-    AnId, NoneOrId = Id, Id | None
+    AnId = Id
+    NoneOrId = Id | None
 else:  # msgspec reads whole numbers too, and the decoders make them text
     _TEXT = _says(**{"x-go-type": "string"})
-    AnId, NoneOrId = Annotated[Id | int, _TEXT], Annotated[Id | int | None, _TEXT]
+    AnId = Annotated[Id | int, _TEXT]
+    NoneOrId = Annotated[Id | int | None, _TEXT]
 
 
 def is_id(text: str) -> bool:

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from service.decode.compression import zstd
 
 CSV = {"content-type": "text/csv"}
 ROWS = b"age,country,clicked\n3,FR,1\n4,DE,0\n5,FR,1\n"
-PACKED = {"gzip": gzip.compress, "zstd": zstd.compress}
+PACKED: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstd.compress}
 
 
 def learn(model: Model, body: bytes | str, kind: dict[str, str] = CSV, **asked: Any) -> httpx.Response:
@@ -143,7 +144,7 @@ def test_a_label_of_rows_joins_a_prediction_that_waits(model: Model) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_wrong_rows_are_refused_and_nothing_is_learned(
-    model: Model, body: bytes, asked: dict[str, str], details: list[str]
+    model: Model, body: bytes, asked: dict[str, Any], details: list[str]
 ) -> None:
     before = model.mark()
     assert_problem(learn(model, body, **asked), 422, *details)
@@ -264,6 +265,7 @@ def test_an_id_that_is_a_whole_number_is_that_text(model: Model) -> None:
     assert model.learn({"x": {"age": 3}, "y": 1, "id": "17"}).json()["duplicate"]
     assert model.predict({"x": {"age": 3}, "id": 18}).json()["kept"]
     assert model.learn({"id": 18, "y": 1}).json()["seq"] == 2
+    wrong: Any
     for wrong in (True, 1.5, 17.0, []):
         assert_problem(model.learn({"x": {"age": 3}, "y": 1, "id": wrong}), 422, "id: must be a string", "whole number")
     assert_problem(model.learn({"x": {"age": 3}, "y": 1, "id": 10**300}), 422, "id: must have 1 to 256 characters")
@@ -317,7 +319,7 @@ def test_a_file_says_what_its_labels_ids_and_weights_are(model: Model) -> None:
         "clicked": ["yes", "no", "no"],
         "at": [[1]] * 3,
     }
-    asked = {"label": "clicked", "positive": "yes", "id": "order", "weight": "w", "ignore": "at"}
+    asked: dict[str, Any] = {"label": "clicked", "positive": "yes", "id": "order", "weight": "w", "ignore": "at"}
     reply = learn(model, file_of(parquet.write_table, columns), PARQUET, **asked).json()
     assert (reply["learned"], reply["duplicates"], list(model.weights()["weights"])) == (2, 1, ["n"])
     del asked["ignore"]
