@@ -8,11 +8,11 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
+from importlib.util import find_spec
 from typing import IO, cast
 
 from service import errors
 from service.children import command
-from service.decode.arrow import import_pyarrow
 from service.decode.columnar import MEMORY_BYTES, TOO_LARGE, TOO_MUCH, WRONG
 from service.decode.compression import MOST_TIMES
 from service.decode.text import Chunks
@@ -33,7 +33,8 @@ class Files:
 
     async def chunks(self, body: Chunks, as_lines: bool) -> AsyncGenerator[bytes]:
         """The rows of a file, as an Arrow stream or as lines of NDJSON."""
-        await asyncio.to_thread(import_pyarrow)
+        if find_spec("pyarrow") is None:
+            raise errors.ArrowNotInstalled
         size = 0
         try:
             with tempfile.TemporaryFile(dir=self._settings.data) as file:
