@@ -229,14 +229,13 @@ def test_syslog_ng_that_is_killed_goes_on_where_it_was_and_nothing_is_learned_tw
     config.write_text(
         f'@version: 3.38\n@define LOGSTEP_TOKEN "{TOKEN}"\noptions {{ time-reopen(1); }};\n{config.read_text()}'
     )
-    events = [*map(event_of, records())]
-    write_lines(tmp_path / "clicks.ndjson", events)
+    write_lines(tmp_path / "clicks.ndjson", records())
     command = (
         *(syslog_ng, "--foreground", "--stderr", "--no-caps", "-f", config),
         *("-R", tmp_path / "persist", "-c", tmp_path / "control", "-p", tmp_path / "pid"),
     )
     kill_midway(service, *command)
-    expected = learned_once(events)
+    expected = learned_once([*map(event_of, records())])
     with running(*command):
         eventually(lambda: seq(service) >= expected["seq"], "all events")
     assert state(service) == expected
