@@ -167,7 +167,6 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
 # -- connectors
 
 
-@from_checks_on
 def test_a_cron_job_with_curl_that_is_killed_sends_the_file_again_and_nothing_is_learned_twice(
     service: Service, tmp_path: Path
 ) -> None:
