@@ -792,7 +792,7 @@ def test_ids_of_one_model_are_not_those_of_another(tmp_path: Path) -> None:
 # -- all or nothing, or all before the first that is wrong
 
 
-@pytest.mark.parametrize("wrong", [event(1.0, y=2), event(1e101), event(1.0, weight=0.0), event(1.0, feature="")])
+@pytest.mark.parametrize("wrong", [event(1.0, y=2), event(1e101), event(1.0, weight=-1.0), event(1.0, feature="")])
 def test_one_event_that_cannot_be_learned_refuses_an_atomic_request(tmp_path: Path, wrong: Event) -> None:
     async def story() -> None:
         async with running_engine(tmp_path) as engine:

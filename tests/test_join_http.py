@@ -332,7 +332,7 @@ def test_an_id_may_be_any_text(model: Model, id_: str) -> None:
     assert learned(model, label(id_))["duplicate"] is True
 
 
-@pytest.mark.parametrize("id_", ["", "a" * 257, "a\0b", 7, [], {}])
+@pytest.mark.parametrize("id_", ["", "a" * 257, "a\0b", 7.5, True, [], {}])
 def test_what_cannot_be_an_id_is_refused(model: Model, id_: Any) -> None:
     for response in (model.predict({"x": X, "id": id_}), model.learn({"id": id_, "y": 1})):
         problem = assert_problem(response, 422, "id: must", "1 to 256 characters")
@@ -406,7 +406,7 @@ def test_a_label_with_a_field_too_many_or_too_few_says_so(model: Model) -> None:
     assert_problem(model.learn({"id": "a"}), 422, "y: is missing")
     assert_problem(model.learn({"y": 1}), 422, "x: is missing; only the label", "served with an id")
     assert_problem(model.learn({"id": "a", "y": 1, "z": 1}), 422, "z: is not a field; the fields are id, y, weight")
-    assert_problem(model.learn({"id": "a", "y": 1, "weight": 0}), 422, "weight: must be a number above 0")
+    assert_problem(model.learn({"id": "a", "y": 1, "weight": -1}), 422, "weight: must be a number above 0")
 
 
 def test_a_label_with_the_same_x_joins(model: Model) -> None:

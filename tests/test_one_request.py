@@ -8,7 +8,9 @@ hangs on what else the machine does. The long form asks five times, and tells th
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -48,6 +50,7 @@ class Asked:
     body: Callable[[], bytes] = bytes
     status: int = 200
     kind: str = JSON
+    encoding: str = "identity"
 
 
 def names(first: int, count: int) -> dict[str, float]:
@@ -94,6 +97,32 @@ def too_many_features() -> bytes:
     return as_bytes({"x": [1] * FEATURES, "y": 1})
 
 
+ROWS = amount(quick=5_000, checks=50_000, long=200_000)
+
+
+@cache
+def rows_of_text() -> bytes:
+    """CSV with numbers, text and a label."""
+    lines = (f"{i % 90},{i % 7 / 7},city {i % 50},{i % 2}" for i in range(ROWS))
+    return "\n".join(["age,spent,city,bought", *lines]).encode()
+
+
+@cache
+def packed_rows_of_text() -> bytes:
+    return gzip.compress(rows_of_text())
+
+
+@cache
+def columns_of_rows() -> bytes:
+    """The same rows as Parquet."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pieces = [range(ROWS), [i % 7 / 7 for i in range(ROWS)], [f"city {i % 50}" for i in range(ROWS)]]
+    table = pa.table([pa.array(piece) for piece in pieces], ["age", "spent", "city"])
+    parquet.write_table(table.append_column("bought", pa.array([i % 2 for i in range(ROWS)])), file := io.BytesIO())
+    return file.getvalue()
+
+
+BOUGHT = "/models/large/learn?label=bought"
 LARGE = {
     "a model": Asked("GET", "/models/large"),
     "all models": Asked("GET", "/models"),
@@ -113,6 +142,9 @@ LARGE = {
     "a label that comes later": Asked("POST", "/models/large/learn", lambda: b'{"id": "many", "y": 1}'),
     "an event whose last feature is wrong": Asked("POST", "/models/large/learn", wrong_at_the_end, 422),
     "an event with too many features": Asked("POST", "/models/large/learn", too_many_features, 422),
+    "rows of text": Asked("POST", BOUGHT, rows_of_text, kind="text/csv"),
+    "rows of text, packed": Asked("POST", BOUGHT, packed_rows_of_text, kind="text/csv", encoding="gzip"),
+    "a file of columns": Asked("POST", BOUGHT, columns_of_rows, kind="application/vnd.apache.parquet"),
 }
 
 
@@ -132,8 +164,9 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
 def ask(timed: Timed, asked: Asked) -> bytes:
     """The reply, as it is read at the usual rate."""
     connection = timed.service.client()
+    headers = {"content-type": asked.kind, "content-encoding": asked.encoding}
     try:
-        connection.request(asked.method, asked.path, asked.body(), {"content-type": asked.kind})
+        connection.request(asked.method, asked.path, asked.body(), headers)
         reply = connection.getresponse()
         body = reply.read()
         assert reply.status == asked.status, body[:1000]

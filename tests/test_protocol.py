@@ -617,7 +617,7 @@ def test_a_refused_request_whose_body_goes_wrong_gets_one_reply(shared: Service)
     for path, status in (("/models/nobody/learn", 404), ("/learn", 415)):
         with shared.connect() as connection:
             connection.send_head(
-                path, content_type="application/json" if status == 404 else "text/csv", transfer_encoding="chunked"
+                path, content_type="application/json" if status == 404 else "text/plain", transfer_encoding="chunked"
             )
             connection.send(b"3\r\nabc\r\nxyz\r\n")
             assert connection.reply().status == status
@@ -942,7 +942,7 @@ def test_arrays_beyond_the_queue_and_the_line_before_it_are_refused(start: Start
     assert service.get("/models/default")["seq"] == 3_000 * statuses.count(200)
 
 
-@pytest.mark.parametrize(("content_type", "status"), [("text/csv", 415), ("application/json", 413)])
+@pytest.mark.parametrize(("content_type", "status"), [("text/plain", 415), ("application/json", 413)])
 def test_what_is_wrong_whatever_room_there_is_is_told_first(tmp_path: Path, content_type: str, status: int) -> None:
     async def answered() -> bytes:
         service = app.Service(Settings(data=tmp_path, queue_events=10, max_body_bytes=100_000))

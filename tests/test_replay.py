@@ -1061,7 +1061,7 @@ def test_labels(tmp_path: Path, labels: str, positive: list[str], expected: list
         ("a.csv", "a,a,y\n1,1,1\n", {"label": "y"}, "a.csv has two columns with the name 'a'"),
         ("a.csv", b"a,y\n\xff,1\n", {"label": "y"}, "a.csv line 2: it is not UTF-8 text"),
         ("a.csv.gz", gzip.compress(as_csv(EVENTS).encode())[:-9], {"label": "label"}, "its compression is broken"),
-        ("a.parquet", "PAR1", {"label": "y"}, "a.parquet is Parquet; write it as CSV or NDJSON"),
+        ("a.parquet", "PAR1", {"label": "y"}, "a.parquet is not a Parquet or Arrow file that can be read"),
         ("a.ndjson", '{"a": 1, "y": 1}\n{"a": \n', {"label": "y"}, "a.ndjson line 2: it is not JSON"),
         ("a.ndjson", '{"a": 1, "y": 1}\n\n[1]\n', {"label": "y"}, "a.ndjson line 3: it is not a JSON object"),
         ("a.ndjson", '{"a": 1}\n', {"label": "y"}, "a.ndjson line 1: it has no 'y'"),

@@ -58,6 +58,9 @@ TABLE = 64
 """Values of a table that cost as much as one feature of an event: they are copied as arrays. A table of 8,192 rows of
 10 features takes a tenth of a millisecond, less than the hops to threads and back that long work takes."""
 
+LEFT_OUT = 8
+"""How many times as much a request costs if the model has no room for new names: what is left out is hashed."""
+
 QUIET = 3
 """Loop turns without a new request that end the gathering. The first only sends replies, and these bring the next
 requests."""
@@ -262,6 +265,8 @@ class Writer:
                 put_off.append(request)
                 continue
             work = _work_of(request, draft.key, known)
+            if model.learner.features.full:
+                work *= LEFT_OUT
             if work > WIDE_DRAFT:
                 draft.wide = True
                 await asyncio.to_thread(_draft_request, draft, request, known)
