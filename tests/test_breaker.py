@@ -77,6 +77,7 @@ def stopped(new_model: NewModel, shared: Service) -> Model:
     return poison(model)
 
 
+@from_checks_on
 def test_learning_stops_n_events_after_the_mean_of_the_last_losses_passes_the_limit(stopped: Model) -> None:
     stream = events(100, 1) + events(500, 0)
     seq, _, breaker = of(stopped.service, stopped.name)

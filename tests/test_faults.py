@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from disk import needs_strace
-from effort import amount, few, only_long
+from effort import amount, few, from_checks_on, only_long
 from harness import LOST, Service, exchange, exchange_whole, faketime, told_the_time_by
 from patience import eventually
 from processes import logged_events, replayed_elsewhere
@@ -300,6 +300,7 @@ def test_a_full_disk_refuses_to_learn_and_goes_on_by_itself_when_there_is_room_a
         journal.check(folder)
 
 
+@from_checks_on
 @needs_strace()
 def test_a_disk_that_syncs_slowly_bounds_the_queue_and_stops_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "data"
@@ -454,6 +455,7 @@ def kills_while_it_recovers(folder: Path, kills: int) -> None:
     print(f"{recovering} of {kills} kills came while it recovered")
 
 
+@from_checks_on
 def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> None:
     kills_while_it_recovers(tmp_path / "data", amount(quick=2, checks=3, long=100))
 
@@ -461,6 +463,7 @@ def test_kills_while_it_recovers_from_a_kill_change_nothing(tmp_path: Path) -> N
 # -- the clock
 
 
+@from_checks_on
 @few(1)
 @pytest.mark.skipif(faketime() is None, reason="needs libfaketime (Debian: apt-get install faketime)")
 @pytest.mark.parametrize("years", [10, -10])

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effort import amount
+from effort import amount, from_checks_on
 from harness import Service, Start
 
 TOKEN = secrets.token_hex(32)
@@ -76,25 +76,24 @@ def check_afterwards(service: Service) -> None:
 
 
 SLOW = "(crosscheck|stream)$"
+# One worker: CPython 3.11 may fail where two threads parse source at once, as Hypothesis does to show a strategy.
+SHORT = ("--max-examples", "12", "--generation-deterministic", "--workers", "1")
 
 
+@from_checks_on
 def test_whatever_is_asked_is_answered_as_documented(start: Start, tmp_path: Path) -> None:
     service = guarded(start)
     said = fuzz(
         service,
         tmp_path,
-        *amount(
-            quick=("--max-examples", "3", "--generation-deterministic", "--workers", "2"),
-            checks=("--max-examples", "12", "--generation-deterministic", "--workers", "2"),
-            long=("--max-examples", "300"),
-        ),
+        *amount(quick=SHORT, checks=SHORT, long=("--max-examples", "300", "--workers", "1")),
         # A cross-check takes a second or two, so it is in the long form; streams of events do not end.
         *("--exclude-path-regex", amount(quick=SLOW, checks=SLOW, long="stream$")),
-        seconds=amount(quick=100, checks=200, long=3_600),
+        seconds=amount(quick=200, checks=200, long=3_600),
     )
     cases = re.search(r"(\d+) generated", said)
     assert cases is not None
-    assert int(cases[1]) > amount(quick=40, checks=500, long=10_000)
+    assert int(cases[1]) > amount(quick=500, checks=500, long=10_000)
     check_afterwards(service)
 
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from effort import from_checks_on
 from examples import opened
 from golden import make
 from golden.make import HERE, SPECS, WAITING, WITHOUT_FMA, events, events_of, pinned
@@ -69,6 +70,7 @@ def test_its_log_alone_gives_the_same_weights(golden: Path) -> None:
     assert replayed == with_snapshots
 
 
+@from_checks_on
 def test_the_weights_are_the_same_on_a_processor_without_fused_multiplication(tmp_path: Path) -> None:
     """Of these events; of others one in some hundred is not, as with river."""
     command = [sys.executable, str(HERE / "make.py"), "--pinned"]

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pyarrow
 import pytest
+from effort import from_checks_on
 from harness import JSON, NDJSON, Model, NewModel, Service, Start, assert_problem
 from patience import eventually
 from pyarrow import feather, parquet
@@ -194,6 +195,7 @@ def test_a_compressed_body_is_what_it_was_before(new_model: NewModel, encoding: 
     assert ours.weights()["sha256"] == theirs.weights()["sha256"]
 
 
+@from_checks_on
 @pytest.mark.parametrize("encoding", PACKED)
 def test_what_comes_out_of_a_compressed_body_is_bounded(model: Model, encoding: str) -> None:
     coded = {"content-encoding": encoding}
@@ -334,6 +336,7 @@ def test_an_arrow_stream_of_rows_is_read_like_that_too(model: Model) -> None:
     assert learn(model, sink.getvalue(), headers, label="clicked").json()["columns"] == {"a": "number"}
 
 
+@from_checks_on
 def test_a_file_that_would_become_gigabytes_is_413(model: Model) -> None:
     before = model.mark()
     words = pyarrow.DictionaryArray.from_arrays(pyarrow.repeat(pyarrow.scalar(0, "int32"), 20_000), ["x" * 200_000])

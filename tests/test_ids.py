@@ -205,6 +205,7 @@ DAMAGE = {
 REASON = "the table of ids has a wrong checksum"
 
 
+@from_checks_on
 @pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
     example: Example, tmp_path: Path, capsys: Any, statement: str

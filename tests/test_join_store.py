@@ -300,6 +300,7 @@ def test_a_damaged_prediction_that_is_asked_for_again_and_again_does_not_fill_th
     assert 1 <= out.getvalue().count("'p1'") < 5
 
 
+@from_checks_on
 @pytest.mark.parametrize("on_timeout", ["drop", "negative"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
@@ -510,6 +511,7 @@ def size_when_closed(folder: Path, store: Store) -> int:
     return (folder / "log.db").stat().st_size
 
 
+@from_checks_on
 @few(1)
 @pytest.mark.parametrize("how", ["join", "drop"])
 def test_the_file_gives_back_the_room_of_predictions_that_no_longer_wait(tmp_path: Path, how: str) -> None:

@@ -179,6 +179,7 @@ def test_a_backup_reads_the_volume_of_the_service_on_its_node_and_writes_to_anot
     assert (policy["ingress"], policy["egress"]) == ([], [])
 
 
+@from_checks_on
 def test_what_the_backup_runs_makes_one_and_drops_those_older_than_a_fortnight(tmp_path: Path) -> None:
     data, backups = tmp_path / "data", tmp_path / "backups"
     data.mkdir()

@@ -326,6 +326,7 @@ def ever_received(viewer: socket.socket) -> str:
     return text.decode()
 
 
+@from_checks_on
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_the_streams_and_waits_for_nobody_who_does_not_read(start: Start, number: signal.Signals) -> None:
     service = start()

@@ -197,6 +197,7 @@ def overload(folder: Path, seconds: float, settle: float) -> Overload:
     return Overload(peak, goodput, afterwards, peak_after, offered, largest[0] - before)
 
 
+@from_checks_on
 def test_more_than_the_queue_takes_is_refused_and_the_rest_learned(tmp_path: Path) -> None:
     assert overload(tmp_path / "data", seconds=1.5, settle=0.5).grown < 200 * MIB
 

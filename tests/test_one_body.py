@@ -182,6 +182,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
         yield timed
 
 
+@from_checks_on
 @few(8)
 @pytest.mark.parametrize("name", BODIES)
 def test_no_callback_takes_long(timed: Timed, name: str) -> None:

@@ -458,6 +458,7 @@ def asked_with(kind: str, offer: Sequence[str], chunked: bool) -> bytes:
     return head.encode() + body + b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
+@from_checks_on
 @pytest.mark.parametrize("kind", ASKED)
 def test_an_offer_of_another_protocol_is_ignored_wherever_the_request_is_cut(tmp_path: Path, kind: str) -> None:
     """RFC 9110, 7.8. The request gets the reply that it gets without the offer, and the next one its own."""
@@ -855,6 +856,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     starter.close()
 
 
+@from_checks_on
 @pytest.mark.parametrize(
     "begun",
     [

@@ -269,6 +269,7 @@ def test_rows_learned_here_and_there_before_are_learned_once(
 # -- what is not kept
 
 
+@from_checks_on
 @effort.few(1)
 @pytest.mark.parametrize("on_timeout", ["drop", "negative"])
 def test_labels_that_come_too_late_are_counted_and_it_goes_on(

@@ -637,6 +637,7 @@ def test_a_log_that_lost_its_first_rows_is_told_from_one_that_was_shortened(tmp_
 # -- what shows a shortened log
 
 
+@from_checks_on
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "spec", [{}, {"rule": "adam", "scale": "standard"}, {"rule": "ftrl", "hash_bits": 3}, {"l1": 0.001, "clip": 0.4}]

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from effort import examples
+from effort import examples, from_checks_on
 from harness import Service, Start, assert_problem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +87,7 @@ def some(count: int) -> list[dict[str, Any]]:
 # -- a service
 
 
+@from_checks_on
 def test_the_past_survives_a_kill_and_a_stop(start: Start) -> None:
     service = start()
     folder = service.folder
@@ -173,6 +174,7 @@ def test_what_makes_no_sense_is_refused_with_its_field(shared: Service) -> None:
     assert_problem(shared.http.get("/models/nobody/series"), 404)
 
 
+@from_checks_on
 def test_a_deleted_model_takes_its_past_along(start: Start) -> None:
     service = start()
     service.model("short-lived").create({})

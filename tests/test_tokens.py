@@ -419,6 +419,7 @@ def test_a_token_made_while_the_service_runs_is_asked_for_and_taken_back_while_i
     assert run("token", "revoke", str(service.folder), id_).returncode == 1
 
 
+@from_checks_on
 def test_a_token_expires_and_its_streams_end(start: Start) -> None:
     service = start(env={"LOGSTEP_TOKEN": ADMIN})
     text, token = tokens.create(service.folder, ["learn", "predict"], None, None, seconds=5.0)
@@ -679,6 +680,7 @@ def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
     assert int(indebted.headers["retry-after"]) in (2, 3)
 
 
+@from_checks_on
 def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(start: Start) -> None:
     service = start(env={"LOGSTEP_TOKEN": ADMIN})
     with httpx.Client(base_url=service.http.base_url, headers=bearer(ADMIN), trust_env=False) as admin:
@@ -705,6 +707,7 @@ def test_a_reply_to_a_get_counts_by_its_size_and_a_cross_check_by_its_events(sta
         assert service.http.get("/livez").status_code == 200
 
 
+@from_checks_on
 def test_a_stream_past_the_rate_is_read_more_slowly(guarded: Guarded) -> None:
     service = guarded.service
     for verb in ("learn", "predict"):
@@ -778,6 +781,7 @@ def test_no_command_takes_a_token_on_its_command_line() -> None:
         assert usage.value.code == 2
 
 
+@from_checks_on
 @pytest.mark.parametrize(
     ("method", "path", "scope", "body"),
     [
