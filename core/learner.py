@@ -243,7 +243,10 @@ class Learner:
         this itself. If it takes long, call it before in a thread: others may predict meanwhile, but not learn."""
         features = max(self.n_features, last_column(batch.columns) + 1)
         if features > self._room:
-            self._model.add(self._room, self.features.names[self._room : features])
+            names = self.features.names[self._room : features]
+            if self._room + len(names) < features:  # a kernel would write past the end of the weights
+                raise ValueError("the batch has columns that `features` does not know")
+            self._model.add(self._room, names)
             self._room = features
         return features
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from core import EventError, Learner, Spec
 from core.builder import BatchBuilder
+from core.features import Features
 from core.rules import BIAS, RULES
 from core.spec import InverseScaling, Optimal
 
@@ -483,3 +484,11 @@ def test_two_learners_of_the_same_events_have_the_same_sha256() -> None:
     events: list[Event] = [({"a": float(i % 7), "b": 1.0}, i % 3 == 0, 1.0) for i in range(50)]
     for spec in KINDS:
         assert learned(spec, events).sha256() == learned(spec, events).sha256()
+
+
+def test_a_batch_with_columns_of_other_features_is_refused() -> None:
+    builder, learner = BatchBuilder(Features()), Learner()
+    builder.add([1.0] * 5_000, 1)
+    with pytest.raises(ValueError, match="does not know"):
+        learner.learn_batch(builder.build())
+    assert (learner.seq, learner.n_features) == (0, 0)

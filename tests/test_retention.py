@@ -30,7 +30,6 @@ from pydantic import ValidationError
 from core import Spec
 from core.batch import Batch
 from core.builder import BatchBuilder
-from core.features import Features
 from service import errors
 from service.commands import cli
 from service.commands.inspect import examine
@@ -306,7 +305,7 @@ class Rig:
         clock = processes.CLOCK._replace(steady=lambda: self.elapsed)
         self.retention = Retention(keep_events, keep_ids, least, clock)
         self.model = Model(store.create_model("default", Spec().as_dict()), 10)
-        self.features = Features()
+        self.features = self.model.learner.features
         self.ends = [0]
 
     @property
