@@ -61,7 +61,6 @@ class Files:
 
     async def _read(self, file: IO[bytes], size: int, as_lines: bool) -> AsyncGenerator[bytes]:
         """What a child reads from the file. Raises what is wrong with it."""
-        file.flush()
         free = self._settings.max_batch_bytes
         allowed = free + MOST_TIMES * size
         child = await asyncio.create_subprocess_exec(
@@ -94,7 +93,9 @@ class Files:
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:
+    """Write and flush, as the child reads what is on the disk."""
     try:
         file.write(chunk)
+        file.flush()
     except OSError:
         raise errors.NoRoomForFile from None

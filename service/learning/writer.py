@@ -59,7 +59,8 @@ TABLE = 64
 10 features takes a tenth of a millisecond, less than the hops to threads and back that long work takes."""
 
 LEFT_OUT = 8
-"""How many times as much a request costs if the model has no room for new names: what is left out is hashed."""
+"""How many times as much the items of a request cost if the model has no room for new names. What it leaves out is
+hashed; of a table, all at once."""
 
 QUIET = 3
 """Loop turns without a new request that end the gathering. The first only sends replies, and these bring the next
@@ -265,7 +266,7 @@ class Writer:
                 put_off.append(request)
                 continue
             work = _work_of(request, draft.key, known)
-            if model.learner.features.full:
+            if model.learner.features.full and not isinstance(request.items, Table):
                 work *= LEFT_OUT
             if work > WIDE_DRAFT:
                 draft.wide = True
