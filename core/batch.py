@@ -169,14 +169,14 @@ def _mixed(bits: np.uint64) -> np.uint64:
     return bits ^ (bits >> np.uint64(33))
 
 
-@compiled("void(uint64[::1], uint64[:, ::1], boolean[:, ::1], uint32[::1], uint64[::1])")
+@compiled("void(uint64[:, ::1], uint64[:, ::1], boolean[:, ::1], uint32[::1], uint64[::1])")
 def _left_out(names: Bits, values: Bits, present: Mask, counts: npt.NDArray[np.uint32], marks: Bits) -> None:
     """Count the present features of each row, and sum their marks, each made of name hash and value."""
     for i in range(len(counts)):
-        for j in range(len(names)):
+        for j in range(names.shape[1]):
             if present[i, j]:
                 counts[i] += 1
-                marks[i] += _mixed(_mixed(names[j]) ^ values[i, j])
+                marks[i] += _mixed(_mixed(names[i, j]) ^ values[i, j])
 
 
 @compiled("void(int64[::1], int32[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1], uint64[::1])")
@@ -225,10 +225,16 @@ def label_fingerprints(labels: Labels, weights: Floats) -> npt.NDArray[np.int64]
     return fingerprints(Batch(np.zeros(len(labels) + 1, np.int64), np.zeros(0, np.int32), none, labels, weights))
 
 
-def left_out_of(names: Sequence[str], values: Floats, present: Mask) -> LeftOut:
-    """What n events leave out: the features `names` (m) with the values `values` (n, m), where `present` (n, m)."""
-    hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
+def name_hashes(names: Sequence[str]) -> Bits:
+    """A 64-bit hash of each name."""
+    digests = (blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+
+
+def left_out_of(names: Bits, values: Floats, present: Mask) -> LeftOut:
+    """What n events leave out: features with the name hashes `names` (n, m) and `values` (n, m), where `present`
+    (n, m)."""
     found = LeftOut.none(len(values))
     bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: -0.0 is 0.0
-    _left_out(np.array(hashes, np.uint64), bits, np.ascontiguousarray(present), found.counts, found.marks)
+    _left_out(np.ascontiguousarray(names), bits, np.ascontiguousarray(present), found.counts, found.marks)
     return found

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.batch import Admitted, left_out_of
+from core.batch import Admitted, left_out_of, name_hashes
 from core.compiled import compiled
 from core.logistic import Floats, Ints
 
@@ -374,7 +374,7 @@ class Features:
         known = [i for i, column in enumerate(columns) if column >= 0]
         unknown = [i for i, column in enumerate(columns) if column < 0]
         row = np.array([[values[i] for i in unknown]])
-        left_out = left_out_of([names[i] for i in unknown], row, np.ones(row.shape, np.bool_))
+        left_out = left_out_of(name_hashes([names[i] for i in unknown])[None], row, np.ones(row.shape, np.bool_))
         return array("i", [columns[i] for i in known]), array("d", [values[i] for i in known]), left_out
 
     def flat(self, x: X) -> tuple[Iterable[str], array[float]]:

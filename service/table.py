@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from core.batch import Mask
+from core.builder import Words
 from core.logistic import Floats, Labels
 from service import errors
 from service.events import Event, Label, Question
@@ -34,22 +35,23 @@ class Table:
     ids: list[str | None] | None = None
     """n ids, None for a row without one. None means that no row has one."""
     texts: dict[int, Any] = field(default_factory=dict)
-    """The text columns, by position. Each can be sliced, and its `tolist` gives the strings of its rows."""
+    """The text columns, by position: Words, or what can be sliced, and whose `tolist` gives the strings of its rows."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the arrays can be learned as they are: no text, and either no ids or every id and value."""
+        """Whether the arrays can be learned as they are: text as Words, and either no ids or every id and value."""
         whole = self.present is None and bool(self.names)  # a row with an id and no features is a late label
-        return not self.texts and (self.ids is None or (whole and None not in self.ids))
+        coded = all(isinstance(text, Words) for text in self.texts.values())
+        return coded and (self.ids is None or (whole and None not in self.ids))
 
-    def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None]:
+    def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None, dict[int, Words]]:
         """The arguments of `BatchBuilder.add_table`, for a plain table of events."""
-        if self.labels is None or self.texts:
-            raise TypeError("these rows have no labels, or have text")
-        return self.names, self.values, self.present, self.labels, self.weights
+        if self.labels is None:
+            raise TypeError("these rows have no labels")
+        return self.names, self.values, self.present, self.labels, self.weights, self.texts
 
     def part(self, start: int, stop: int) -> Table:
         """The rows `start` to `stop` (excluded), counted from 0 in this table. Copies no arrays."""

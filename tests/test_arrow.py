@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.batch import Batch
-from core.builder import NO_LABEL, BatchBuilder
+from core.builder import NO_LABEL, BatchBuilder, Words
 from core.features import EventError, Features, flatten
 from service import errors
 from service.decode import arrow, event_json
@@ -632,20 +632,34 @@ def plain_tables(draw: st.DrawFn, bad: bool = False) -> tuple[Any, ...]:
     labels = np.array(draw(st.lists(label, min_size=n, max_size=n)), np.uint8)
     weight = st.sampled_from([1.0, 0.5, 3.0, *([0.0, math.nan, math.inf] if bad and draw(st.booleans()) else [])])
     weights = draw(st.none() | st.lists(weight, min_size=n, max_size=n))
-    return (
-        names,
-        values,
-        None if present is None else np.array(present, np.bool_).reshape(n, m),
-        labels,
-        None if weights is None else np.array(weights, np.float64),
-    )
+    mask = None if present is None else np.array(present, np.bool_).reshape(n, m)
+    texts = {}
+    for j in draw(st.sets(st.sampled_from(range(m)))) if m else ():
+        words = draw(
+            st.lists(
+                st.sampled_from(["", "v", "c", *(["b", "w" * 300, "z\0"] if bad else [])]), unique=True, min_size=1
+            )
+        )
+        codes = np.array(draw(st.lists(st.integers(0, len(words) - 1), min_size=n, max_size=n)), np.int32)
+        if mask is not None:
+            codes[~mask[:, j]] = -1
+        values[:, j] = 1.0
+        texts[j] = Words(codes, words)
+    return (names, values, mask, labels, None if weights is None else np.array(weights, np.float64), texts)
 
 
-def rows_of(names: list[str], values: Any, present: Any, labels: Any, weights: Any) -> list[tuple[Any, int, float]]:
+def rows_of(
+    names: list[str], values: Any, present: Any, labels: Any, weights: Any, texts: dict[int, Words]
+) -> list[tuple[Any, int, float]]:
     """The rows of a table, as `add` takes them."""
+    words = {j: text.tolist() for j, text in texts.items()}
     return [
         (
-            {name: row[j] for j, name in enumerate(names) if present is None or present[i, j]},
+            {
+                name: words[j][i] if j in words else row[j]
+                for j, name in enumerate(names)
+                if present is None or present[i, j]
+            },
             int(labels[i]),
             1.0 if weights is None else float(weights[i]),
         )
@@ -747,8 +761,9 @@ def test_a_table_with_a_bad_row_is_refused_as_that_row_is_and_changes_nothing(
         assert (refusal.value.field, refusal.value.message) == (expected.field, expected.message)
         assert refusal.value.row == row
         assert_alike(at_once, untouched)
-        names, *columns = table
-        before: list[Any] = [None if one is None else one[:row] for one in columns]
+        names, values, present, labels, weights, texts = table
+        before: list[Any] = [None if one is None else one[:row] for one in (values, present, labels, weights)]
+        before.append({j: text[:row] for j, text in texts.items()})
         at_once.add_table(names, *before)
     assert_alike(at_once, one_by_one)
     assert_same_batch(at_once.build(), one_by_one.build())

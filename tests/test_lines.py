@@ -19,6 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import Learner, Spec
+from core.builder import BatchBuilder
+from core.features import EventError, Features
 from service.decode import event_json, pieces
 from service.decode.lines import Shape, read_number
 from service.decode.text import PIECE_BYTES
@@ -125,16 +127,88 @@ def test_lines_are_read_as_the_general_decoder_reads_them_up_to_one_that_is_left
     lines = [form.format(*row).encode() for row in rows]
     shape = Shape.of(lines[0])
     assert shape is not None
+    assert_read_as_in_general(shape, lines)
+
+
+def assert_read_as_in_general(shape: Shape, lines: list[bytes]) -> int:
+    """What is read of the lines at once is what the general decoder makes of each. Returns how many."""
     table, end = shape.read(joined(lines), LONGEST)
     assert end == sum(len(line) + 1 for line in lines[: len(table)])
     for i, (line, event) in enumerate(zip(lines, table.events(0, len(table)), strict=False)):
         expected = event_json.decode_event(line)
         x = expected.x if isinstance(expected.x, dict) else {str(j): value for j, value in enumerate(expected.x)}
+        there = {name: value for name, value in x.items() if value is not None}
         assert isinstance(event, Event)
         assert isinstance(event.x, dict)
-        assert list(event.x) == list(x)
-        assert [bits(value) for value in event.x.values()] == [bits(value) for value in x.values()], f"line {i}"
+        assert list(event.x) == list(there)
+        assert [bits(value) for value in event.x.values()] == [bits(value) for value in there.values()], f"line {i}"
         assert (event.y, event.weight, event.id) == (expected.y, expected.weight, expected.id)
+    return len(table)
+
+
+words = st.one_of(
+    st.sampled_from(["red", "blue", "", "a", "b", "grün", "1", "0.5", "true", "null", "w=foo", "x" * 300, " ", "\x7f"]),
+    st.text(max_size=8),
+).map(lambda text: json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass"))
+OTHERWISE = [
+    b"null",
+    b'"\\u00e9"',
+    b'"\xff"',
+    b'"\xed\xa0\x80"',
+    b'"a\x01"',
+    b"1",
+    b"true",
+    b"[]",
+    b'"open',
+    b"nul",
+    b"",
+]
+texts = st.one_of(words, words, words, st.sampled_from(OTHERWISE))
+values = st.one_of(numbers.map(str.encode), numbers.map(str.encode), st.just(b"null"), words)
+
+
+@examples(500)
+@given(st.lists(st.tuples(texts, values, texts), max_size=8), st.sampled_from(["ordinary", "w"]))
+@example([(b'"red"', b"1", b"null"), (b"null", b"null", b'"a"'), (b'"red"', b"null", b'"a"')], "ordinary")
+def test_text_is_read_as_the_general_way_reads_it_and_learned_as_it_learns_it(
+    rows: list[tuple[bytes, bytes, bytes]], name: str
+) -> None:
+    form = b'{"x": {"colour": %%b, "%b": %%b, "kind": %%b}, "y": 1}' % name.encode()
+    first = form % (b'"red"', b"1", b'"a"')
+    lines = [first, *(form % row for row in rows)]
+    shape = Shape.of(first)
+    assert shape is not None
+    read = assert_read_as_in_general(shape, lines)
+    table, _ = shape.read(joined(lines), LONGEST)
+    at_once, one_by_one = BatchBuilder(Features()), BatchBuilder(Features())
+    told, expected = None, None
+    try:
+        at_once.add_table(*table.arrays())
+    except EventError as error:
+        told = (error.row, error.field, error.message)
+    try:
+        for line in lines[:read]:
+            one_by_one.add(event_json.decode_event(line).x, 1)
+    except EventError as error:
+        expected = (len(one_by_one), error.field, error.message)
+    assert told == expected
+    if told is None:
+        batch, other = at_once.build(), one_by_one.build()
+        assert at_once.features.names == one_by_one.features.names
+        assert (batch.columns.tolist(), batch.offsets.tolist()) == (other.columns.tolist(), other.offsets.tolist())
+        assert batch.values.tobytes() == other.values.tobytes()
+
+
+def test_most_lines_with_text_are_read_at_once() -> None:
+    lines = [
+        b'{"x": {"a": 1, "kind": "red", "b": 2}, "y": 1}',
+        b'{"x": {"a": 1, "kind": "gr\xc3\xbcn", "b": 2}, "y": 1}',
+        b'{"x": {"a": null, "kind": "", "b": 2}, "y": 0}',
+        b'{"x": {"a": 1, "kind": null, "b": 2}, "y": 0}',
+    ]
+    shape = Shape.of(lines[0])
+    assert shape is not None
+    assert assert_read_as_in_general(shape, lines) == len(lines)
 
 
 def joined(lines: list[bytes]) -> bytearray:
@@ -142,8 +216,8 @@ def joined(lines: list[bytes]) -> bytearray:
     return bytearray(b"".join(line + b"\n" for line in lines))
 
 
-def bits(value: Any) -> bytes:
-    return struct.pack("<d", value)
+def bits(value: Any) -> bytes | str:
+    return value if isinstance(value, str) else struct.pack("<d", value)
 
 
 FIRST = '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": "e-1", "weight": 2}'
@@ -158,7 +232,10 @@ FIRST = '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": "e-1", "weight": 2}'
         '{"x": {"a": 1.5, "b": 2, "c": 1}, "y": 1, "id": "e-1", "weight": 2}',
         '{"x": {"a":1.5, "b": 2}, "y": 1, "id": "e-1", "weight": 2}',
         '{"x": {"a": "1.5", "b": 2}, "y": 1, "id": "e-1", "weight": 2}',
-        '{"x": {"a": null, "b": 2}, "y": 1, "id": "e-1", "weight": 2}',
+        '{"x": {"a": null, "b": null}, "y": 1, "id": "e-1", "weight": 2}',
+        '{"x": {"a": 1.5, "b": 2}, "y": null, "id": "e-1", "weight": 2}',
+        '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": "e-1", "weight": null}',
+        '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": null, "weight": 2}',
         '{"x": {"a": 1.5, "b": 2}, "y": 2, "id": "e-1", "weight": 2}',
         '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": "", "weight": 2}',
         '{"x": {"a": 1.5, "b": 2}, "y": 1, "id": "e\\n1", "weight": 2}',
@@ -201,7 +278,12 @@ def test_a_line_longer_than_the_limit_ends_what_is_read() -> None:
         b'{"x": [], "y": 1}',
         b'{"x": {"a": 1}}',
         b'{"id": "a", "y": 1}',
-        b'{"x": {"country": "FR"}, "y": 1}',
+        b'{"x": {"a": 1}, "y": "1"}',
+        b'{"x": {"a": 1}, "y": 1, "weight": "2"}',
+        b'{"x": ["FR"], "y": 1}',
+        b'{"x": {"": 1}, "y": 1}',
+        b'{"x": {"country": "FR", "country": "DE"}, "y": 1}',
+        b'{"x": {"country": "\\u0046R"}, "y": 1}',
         b'{"x": {"a": [1]}, "y": 1}',
         b'{"x": {"a": 1, "a": 2}, "y": 1}',
         b'{"x": {"a\\u0062": 1}, "y": 1}',
@@ -217,7 +299,7 @@ def test_a_line_longer_than_the_limit_ends_what_is_read() -> None:
         b'{"x": [1], "y": -true}',
     ],
 )
-def test_a_line_that_is_no_event_of_numbers_has_no_shape(line: bytes) -> None:
+def test_a_line_that_is_no_event_of_numbers_and_text_has_no_shape(line: bytes) -> None:
     assert Shape.of(line) is None
 
 
@@ -266,6 +348,37 @@ def test_a_stream_of_one_shape_is_learned_as_its_events_one_by_one(model: Model,
     assert (reply["learned"], reply["duplicates"], reply["first_seq"], reply["last_seq"]) == (COUNT, 0, 1, COUNT)
     assert_learned(model, events)
     model.assert_equal_to_river()
+
+
+def with_text(count: int = COUNT) -> list[dict[str, Any]]:
+    """Events with two categories; of the second a new one comes every ten events."""
+    events = alike(count)
+    for i, event in enumerate(events):
+        event["x"] = {"colour": f"c{i * i % 7}", **event["x"], "from": f"f{i // 10}é"}
+        if i % 50 == 49:
+            event["x"]["a"] = event["x"]["colour"] = None
+    return events
+
+
+def test_a_stream_with_text_is_learned_as_its_events_one_by_one(model: Model) -> None:
+    events = with_text()
+    body = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
+    assert model.learn_lines(body).json()["learned"] == COUNT
+    assert_learned(model, events)
+    model.assert_equal_to_river()
+
+
+@pytest.mark.parametrize("spec", [{"max_features": 40}, {"hash_bits": 6}, {"rule": "adam", "scale": "standard"}])
+def test_text_in_a_stream_fills_a_model_as_its_events_would_one_by_one(
+    new_model: NewModel, spec: dict[str, Any]
+) -> None:
+    events, one_by_one, at_once = with_text(1_000), new_model(**spec), new_model(**spec)
+    for start in range(0, 1_000, 100):  # too few of one shape to be read at once
+        assert one_by_one.learn_lines(ndjson(events[start : start + 100])).status_code == 200
+    body = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
+    assert at_once.learn_lines(body).json()["learned"] == 1_000
+    assert at_once.mark() == one_by_one.mark()
+    assert at_once.state()["left_out"] == one_by_one.state()["left_out"]
 
 
 def test_shapes_that_alternate_and_lines_of_none_keep_their_order(model: Model) -> None:

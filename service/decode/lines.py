@@ -1,26 +1,30 @@
 """Reads NDJSON lines of one shape at once: lines -> arrays.
 
-Most events of a stream have the same features in the same order, so their lines differ only in the numbers. The first
-line gives the shape. A kernel reads the lines after it, at about a nanosecond a byte: it compares the text between the
-values and parses the values. That takes 0.3 us for an event of 10 features, while the general decoder takes 1.2 us, and
-its objects 2 us more.
+Most events of a stream have the same features in the same order, so their lines differ only in numbers and in the text
+of categories. The first line gives the shape. A kernel reads the lines after it, at about a nanosecond a byte: it
+compares the text between the values and parses the values. That takes 0.3 us for an event of 10 features, while the
+general decoder takes 1.2 us, and its objects 2 us more. Each different text of a column is decoded once.
 
-The kernel stops at the first line of another shape, or with a number that it may not read exactly. That line goes to
-the general decoder, which also names its errors. Every number is the float64 nearest to its decimal digits, as Python's
-`float` gives it.
+The kernel stops at the first line of another shape, or with a number that it may not read exactly, or a text with an
+escape. That line goes to the general decoder, which also names its errors. Every number is the float64 nearest to its
+decimal digits, as Python's `float` gives it.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from core.builder import Words
 from core.compiled import compiled
-from core.logistic import Floats
+from core.features import EventError, check_name
+from core.logistic import Floats, Ints
 from service.decode.text import lines_in
 from service.events import MAX_ID
 from service.table import Table
@@ -31,13 +35,14 @@ Places = npt.NDArray[np.int64]
 LABEL, WEIGHT = -2, -1
 """Places of label and weight among a line's values, after its features."""
 
-_TOKEN = re.compile(rb'"[^"\\]*"\s*:|"([^"\\]*)"|(-?[0-9][-+.0-9eE]*|true|false)')
+_TOKEN = re.compile(rb'"[^"\\]*"\s*:|("[^"\\]*")|(-?[0-9][-+.0-9eE]*|true|false)')
 """A name, a string, or a number."""
 
 ID = -1
-"""Marks a hole that is an id, not a number."""
+"""Marks a hole that is an id, not a feature. A feature of text has its column, counted down from FIRST_TEXT."""
+FIRST_TEXT = -2
 LINE_END = 2
-"""Index of a line's end in `places`, after the start and end of its id."""
+"""Index of a line's end in `places`, after the start and end of its id. Those of its texts follow."""
 
 _POWERS = np.array([float(10**k) for k in range(23)])
 """The powers of ten that are exact in float64: 5**22 < 2**53."""
@@ -210,30 +215,64 @@ def _skip(text: Bytes, at: int, literals: Bytes, start: int, end: int) -> int:
     return at
 
 
+@compiled("int64(uint8[::1], int64, int64, int64, int64[::1], int64)")
+def _read_string(text: Bytes, at: int, end: int, beyond: int, row: Places, place: int) -> int:
+    """Put start and end of the string at `at` into `row` from `place` on, and return where its closing quote ends; -1
+    if there is none, or it has an escape, a control character, or a byte of `beyond` or more."""
+    if at >= end or text[at] != 34:  # quote
+        return -1
+    start = at = at + 1
+    while at < end and 32 <= text[np.uint64(at)] < beyond and text[np.uint64(at)] != 34 and text[np.uint64(at)] != 92:
+        at += 1
+    row[place], row[place + 1] = start, at
+    return at + 1 if at < end and text[at] == 34 else -1
+
+
+@compiled("boolean(uint8[::1], int64, int64)")
+def _is_null(text: Bytes, at: int, end: int) -> bool:
+    if end - at < 4 or text[at] != 110:
+        return False
+    return text[at + 1] == 117 and text[at + 2] == 108 and text[at + 3] == 108  # type: ignore[no-any-return]  # bytes
+
+
+@compiled("int64(uint8[::1], int64, int64, int64, float64[::1], int64[::1], int64)")
+def _read_hole(text: Bytes, at: int, end: int, hole: int, values: Floats, row: Places, place: int) -> int:
+    """Read what stands in a hole into `values`, or into `row` from `place` on, and return where it ends; -1 if it is
+    nothing for this hole."""
+    if hole == ID:
+        return _read_string(text, at, end, 127, row, 0)
+    is_text = hole <= FIRST_TEXT
+    feature = FIRST_TEXT - hole if is_text else hole
+    if feature < len(values) - 2 and _is_null(text, at, end):
+        values[feature] = np.nan
+        if is_text:
+            row[place], row[place + 1] = 0, -1
+        return at + 4
+    if is_text:
+        values[feature] = 1.0
+        return _read_string(text, at, end, 256, row, place)
+    if feature == len(values) - 1 and at < end and text[at] > 57:  # a weight that is true or false
+        return -1
+    values[feature], at = read_number(text, at, end)
+    return at if np.isfinite(values[feature]) else -1
+
+
 @compiled("int64(uint8[::1], int64, uint8[::1], int64[::1], int64[::1], float64[::1], int64[::1])")
-def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Places, values: Floats, id_: Places) -> int:
-    """Read the line at `at` into `values` and `id_`, and return where it ends; -1 if it has another shape."""
-    size, literal = len(text), 0
-    for hole in range(len(ends)):
+def _read_line(text: Bytes, at: int, literals: Bytes, ends: Places, holes: Places, values: Floats, row: Places) -> int:
+    """Read the line at `at` into `values` and `row`, and return where it ends; -1 if it has another shape."""
+    size, literal, place = len(text), 0, LINE_END + 1
+    for hole in range(len(holes)):
         at = _skip(text, at, literals, literal, ends[hole])
         if at < 0:
             return -1
-        if hole == len(holes):
-            break
         literal = ends[hole]
-        if holes[hole] == ID:
-            id_[0] = at
-            while at < size and 32 <= text[at] < 127 and text[at] != 34 and text[at] != 92:  # no quote, no backslash
-                at += 1
-            id_[1] = at
-        else:
-            if holes[hole] == len(values) - 1 and at < size and text[at] > 57:
-                return -1
-            value, at = read_number(text, at, size)
-            if not np.isfinite(value):
-                return -1
-            values[holes[hole]] = value
-    return at if at < size and text[at] == 10 else -1  # line feed
+        at = _read_hole(text, at, size, holes[hole], values, row, place)
+        if at < 0:
+            return -1
+        if holes[hole] <= FIRST_TEXT:
+            place += 2
+    at = _skip(text, at, literals, literal, len(literals))
+    return at if 0 <= at < size and text[at] == 10 else -1  # line feed
 
 
 @compiled("int64(uint8[::1], uint8[::1], int64[::1], int64[::1], int64, float64[:, ::1], int64[:, ::1])")
@@ -243,10 +282,11 @@ def read_lines(
     """Read the first lines of a text while they have the given shape. Returns how many.
 
     text: lines, each ended by a line feed. literals, ends: the text before each hole and after the last one, joined;
-    and where each of these pieces ends. holes: for each hole the index of its number in a row of `values`, or ID; the
-    last index is the event's weight, which cannot be true or false. longest: most bytes of a line. values, places:
-    filled in, one row per line; their length limits the lines read. `values`: the numbers. `places`: start and end of
-    the id, and the position after the line feed.
+    and where each of these pieces ends. holes: for each hole the index of its number in a row of `values`, ID, or the
+    index of a text's column, counted down from FIRST_TEXT; the last index is the event's weight, which cannot be true
+    or false. longest: most bytes of a line. values, places: filled in, one row per line; their length limits the lines
+    read. `values`: the numbers, 1 for a text, NaN for null. `places`: start and end of the id, the position after the
+    line feed, then start and end of each text in the line's order; a null ends before it starts.
     """
     at = 0
     for line in range(len(values)):
@@ -255,6 +295,69 @@ def read_lines(
             return line
         at = places[line, LINE_END] = end + 1
     return len(values)
+
+
+@compiled("int64(uint8[::1], int64[:, ::1], int64, uint64, int64[::1], int32[::1], int64[::1])")
+def _code(text: Bytes, places: Places, start_of: int, seed: Any, slots: Places, codes: Ints, firsts: Places) -> int:
+    """Number the different texts of a column by appearance. Returns how many there are.
+
+    Row i has the text from `places[i, start_of]` to `places[i, start_of + 1]`; an end before the start is no text.
+    codes: filled with each row's number, or -1. firsts: filled with the first row of each. slots: space for a hash
+    table, a power of 2, all -1.
+    """
+    mask, count = np.uint64(len(slots) - 1), 0
+    for i in range(len(codes)):
+        start, size = places[i, start_of], places[i, start_of + 1] - places[i, start_of]
+        if size < 0:
+            codes[i] = -1
+            continue
+        mark = seed
+        for k in range(start, start + size):
+            mark = (mark ^ np.uint64(text[np.uint64(k)])) * np.uint64(0x100000001B3)  # FNV-1a
+        slot = (mark ^ (mark >> np.uint64(32))) & mask
+        while True:
+            code = slots[slot]
+            if code < 0:
+                slots[slot] = codes[i] = count
+                firsts[count] = i
+                count += 1
+                break
+            other = firsts[code]
+            before, k = places[other, start_of], 0
+            if places[other, start_of + 1] - before == size:
+                while k < size and text[np.uint64(start + k)] == text[np.uint64(before + k)]:
+                    k += 1
+                if k == size:
+                    codes[i] = code
+                    break
+            slot = (slot + np.uint64(1)) & mask
+    return count
+
+
+_SEED = np.uint64(secrets.randbits(64))
+"""So that nobody can send texts of the same hash, which take long."""
+
+
+def words_of(
+    data: bytearray, places: Places, start_of: int, clean: Callable[[str], str | None] = str
+) -> tuple[Words, int]:
+    """A column of text, whose places are those of `_code`, and how many of its rows are UTF-8. clean: what becomes of
+    each different text; None: there is none."""
+    rows = len(places)
+    codes, firsts = np.empty(rows, np.int32), np.empty(rows, np.int64)
+    slots = np.full(1 << (2 * rows).bit_length(), -1)
+    count = _code(np.frombuffer(data, np.uint8), places, start_of, _SEED, slots, codes, firsts)
+    there: dict[str, int] = {}
+    numbers: list[int] = []
+    for row in firsts[:count].tolist():
+        start, end = places[row, start_of : start_of + 2]
+        try:
+            word = clean(data[start:end].decode())
+        except UnicodeDecodeError:
+            rows = row
+            break
+        numbers.append(-1 if word is None else there.setdefault(word, len(there)))
+    return Words(np.array([*numbers, -1], np.int32)[codes[:rows]], list(there)), rows
 
 
 class Shape(NamedTuple):
@@ -267,7 +370,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, line: bytes) -> Shape | None:
-        """The shape of a line; None unless it is an event of numbers only that its bytes identify."""
+        """The shape of a line; None unless it is an event of numbers and text that its bytes identify."""
         if b"\\" in line or b"null" in line:
             return None
         literals: list[bytes] = []
@@ -279,7 +382,7 @@ class Shape(NamedTuple):
                 literals.append(line[end:start])
                 if literals[-1].endswith(b"-"):
                     return None  # "--1" would pass as JSON once its second part is replaced by a number
-                filled += [literals[-1], b"%d" % (len(literals) - 1)]
+                filled += [literals[-1], (b'"%d"' if token[1] is not None else b"%d") % (len(literals) - 1)]
                 end = stop
         literals.append(line[end:])
         found = _holes(b"".join([*filled, literals[-1]]))
@@ -293,25 +396,36 @@ class Shape(NamedTuple):
     def read(self, data: bytearray, longest: int) -> tuple[Table, int]:
         """The leading whole lines of this shape, each at most `longest` bytes, and where they end."""
         text = np.frombuffer(data, np.uint8)
-        shortest = int(self.ends[-1]) + len(self.holes)  # each hole has at least a byte, except the id's
+        shortest = int(self.ends[-1]) + len(self.holes)  # each hole has at least a byte
         lines = min(lines_in(data), len(data) // shortest)  # not blank lines: arrays for them could take gigabytes
-        values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3), np.int64)
+        of_texts = [FIRST_TEXT - hole for hole in self.holes.tolist() if hole <= FIRST_TEXT]
+        values, places = np.empty((lines, len(self.names) + 2)), np.empty((lines, 3 + 2 * len(of_texts)), np.int64)
         values[:, WEIGHT] = 1.0
         read = read_lines(text, self.literals, self.ends, self.holes, longest, values, places)
         read = _count_good(values[:read], places[:read] if ID in self.holes else None)
+        texts: dict[int, Words] = {}
+        for k, j in enumerate(of_texts):
+            texts[j], read = words_of(data, places[:read], LINE_END + 1 + 2 * k)
         end = int(places[read - 1, LINE_END]) if read else 0
         ids: list[str | None] | None = None
         if ID in self.holes:
             as_text = data[:end].decode("latin-1")  # an id that was read is ASCII
             ids = [as_text[start:stop] for start, stop in places[:read, :LINE_END].tolist()]
         labels, weights = values[:read, LABEL].astype(np.uint8), np.ascontiguousarray(values[:read, WEIGHT])
-        return Table(1, self.names, np.ascontiguousarray(values[:read, :LABEL]), None, labels, weights, ids), end
+        numbers, present = np.ascontiguousarray(values[:read, :LABEL]), None
+        if np.isnan(numbers).any():
+            present = ~np.isnan(numbers)
+            numbers[~present] = 0.0
+        texts = {j: words[:read] for j, words in texts.items()}
+        return Table(1, self.names, numbers, present, labels, weights, ids, texts), end
 
 
 def _count_good(values: Floats, id_places: Places | None) -> int:
-    """How many lines come before the first with an invalid label, weight or id."""
+    """How many lines come before the first with an invalid label, weight or id, or without any feature."""
     labels, weights = values[:, LABEL], values[:, WEIGHT]
     good = ((labels == 0) | (labels == 1)) & (weights > 0)
+    if np.isnan(values).any():
+        good &= ~np.isnan(values[:, :LABEL]).all(axis=1)
     if id_places is not None:
         lengths = id_places[:, 1] - id_places[:, 0]
         good &= (lengths > 0) & (lengths <= MAX_ID)
@@ -327,13 +441,26 @@ def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
     if not isinstance(event, dict) or not {"x", "y"} <= event.keys() <= {"x", "y", "id", "weight"}:
         return None
     x, id_ = event["x"], event.get("id", "0")
+    by_name = isinstance(x, dict)
     if isinstance(x, list):
         x = {str(i): hole for i, hole in enumerate(x)}
     if not x or not isinstance(x, dict) or not isinstance(id_, str) or not id_.isdecimal():
         return None
-    pairs = [*zip(x.values(), range(len(x)), strict=True), (event["y"], len(x))]
+    if by_name and not all(map(_is_name, x)):  # where it is null, nothing else checks its name
+        return None
+    pairs = [(event["y"], len(x))]
+    for j, hole in enumerate(x.values()):
+        pairs.append((int(hole), FIRST_TEXT - j) if by_name and isinstance(hole, str) and hole else (hole, j))
     if "id" in event:
         pairs.append((int(id_), ID))
     if "weight" in event:
         pairs.append((event["weight"], len(x) + 1))
     return (list(x), dict(pairs)) if all(type(hole) is int for hole, _ in pairs) else None
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except EventError:
+        return False
+    return True
