@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from effort import EFFORT
 from forked import Logstep, children, clean_environment, serve
 from patience import PATIENCE, eventually
 
+ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 """Until a service must be ready; the first start on a machine may compile."""
@@ -43,6 +45,15 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             yield process
         finally:
             process.kill()
+
+
+def copy_source(into: Path) -> None:
+    """Copy what a wheel is built of into a new folder."""
+    into.mkdir()
+    for name in ("pyproject.toml", "logstep.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, into)
+    for name in ("core", "service", ".ci"):
+        shutil.copytree(ROOT / name, into / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 # -- what is sent and received

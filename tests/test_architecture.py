@@ -17,7 +17,7 @@ from effort import from_checks_on
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ROOT / "logstep.py"
 FILES = sorted(path for package in ("core", "service") for path in (ROOT / package).rglob("*.py"))
-FILES += [CLIENT, ROOT / "setup.py"]
+FILES.append(CLIENT)
 IMAGE = [f"docker/{path.name}" for path in (ROOT / "docker").glob("*.py")]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 OURS = {"core", "service"}

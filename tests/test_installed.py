@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 import venv
@@ -19,7 +18,7 @@ import httpx
 import pytest
 from effort import from_checks_on
 from forked import clean_environment, serve
-from harness import PLAIN
+from harness import PLAIN, copy_source
 from patience import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,11 +38,7 @@ class Installation:
         self.packages = next((below / "venv" / "lib").glob("python*")) / "site-packages"
         (self.packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.source = below / "source"
-        self.source.mkdir()
-        for name in ("pyproject.toml", "setup.py", "logstep.py", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, self.source)
-        for name in ("core", "service"):
-            shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_source(self.source)
         self.folder = below / "folder"
         for name in ("core", "service/commands", "service/learning"):
             (self.folder / name).mkdir(parents=True)

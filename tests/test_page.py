@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import Service, assert_problem
+from harness import Service, assert_problem, copy_source
 
 from service.http import page
 
@@ -115,11 +114,7 @@ def test_the_libraries_of_others_are_as_they_were_released() -> None:
 
 def test_a_wheel_has_all_of_the_page(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "logstep.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("core", "service"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_source(source)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
     made = subprocess.run(
         [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=60, check=False

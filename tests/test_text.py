@@ -147,6 +147,34 @@ def test_a_body_that_is_given_up_is_received_no_further_and_let_go() -> None:
     assert asyncio.run(give_up()) == 0
 
 
+@pytest.mark.parametrize("turns", range(8))
+def test_a_body_ends_when_it_is_cancelled_even_as_a_line_comes(turns: int) -> None:
+    """`turns` of the loop lie between the line and the cancellation."""
+    comes = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"a\n"
+        await comes.wait()
+        yield b"b\n"
+        await asyncio.Event().wait()
+
+    async def read() -> None:
+        async for _ in texts_of(chunks(), Settings()):
+            pass
+
+    async def story() -> bool:
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(LINGER_SECONDS / 5)  # it has the first line, and waits for more to pass on with it
+        comes.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=1)
+        return reading.cancelled()
+
+    assert asyncio.run(story())
+
+
 def test_a_body_is_received_while_the_lines_before_are_worked_on() -> None:
     received: list[int] = []
 

@@ -157,7 +157,11 @@ class _Arriving:
         """The next chunk; b"" if none comes within `seconds`; None after the last."""
         there = not self._queue.empty()
         try:
-            found = self._queue.get_nowait() if there else await asyncio.wait_for(self._queue.get(), seconds)
+            if there:
+                found = self._queue.get_nowait()
+            else:
+                async with asyncio.timeout(seconds):
+                    found = await self._queue.get()
         except TimeoutError:
             return b""
         if isinstance(found, Exception):

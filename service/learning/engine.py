@@ -176,7 +176,8 @@ class Engine:
                 return
             elif not await self.chores.step():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.queue.work.wait(), max(0.0, self.chores.due()))
+                    async with asyncio.timeout(max(0.0, self.chores.due())):
+                        await self.queue.work.wait()
 
     def drain(self) -> None:
         """Announce that the service is about to stop. It still serves requests."""

@@ -333,7 +333,8 @@ class Live:
                 spent = time.perf_counter() - started
                 pause = max(TICK_SECONDS, spent / SHARE_OF_THE_LOOP, self.viewers * VIEWER_SECONDS)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._engine.streams_end.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self._engine.streams_end.wait()
         finally:
             self._ticking = None
             for channel in self._channels.values():
