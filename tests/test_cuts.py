@@ -93,7 +93,7 @@ def state_of(engine: Engine) -> Any:
     return {
         model.name: (
             whole_state(model),
-            plain(model.joins.state()),
+            (plain(model.joins.state()), plain(model.curve.state())),
             model.waiting,
             None if model.watch is None else plain(model.watch.state()),
             model.stopped,

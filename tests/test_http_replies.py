@@ -16,7 +16,7 @@ from service.http import tokens
 
 GETS = [
     *("/livez", "/readyz", "/metrics", "/models", "/openapi.json", "/", "/docs", "/dashboard/main.js"),
-    *(f"/models/MODEL{rest}" for rest in ("", "/weights", "/weights?top=1", "/series?from=1000&to=2000")),
+    *(f"/models/MODEL{rest}" for rest in ("", "/weights", "/weights?top=1", "/curve", "/series?from=1000&to=2000")),
     *("/models/nobody", "/models/MODEL/weights?top=none", "/dashboard/nothing.js", "/nothing"),
 ]
 STREAMS = ["/stream", "/models/MODEL/stream"]

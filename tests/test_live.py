@@ -24,7 +24,6 @@ from starlette import types as asgi
 
 from service.events import Event
 from service.watching import live
-from service.watching.past import Past
 
 Message = tuple[str, dict[str, Any]]
 
@@ -122,6 +121,7 @@ def test_the_overview_has_every_model(start: Start) -> None:
     total = service.model("other").state()["progressive"]["total"]
     assert rows.keys() == {"default", "other"}
     assert (rows["other"]["loss"], rows["other"]["accuracy"]) == pytest.approx((total["log_loss"], total["accuracy"]))
+    assert rows["other"]["spark"] == service.get("/models/other/curve")["loss_window"]
     assert (rows["default"]["loss"], rows["default"]["spark"]) == (None, [])
     assert "more" not in data
 
@@ -183,7 +183,7 @@ def test_where_nothing_is_new_there_is_a_heartbeat_and_no_message(
     async def watch() -> list[bytes]:
         sent = []
         async with running_engine(tmp_path) as engine:
-            with live.Live(engine, Past(tmp_path), 1).watching("default") as channel:
+            with live.Live(engine, 1).watching("default") as channel:
                 for number in range(4):
                     await channel.after(number)
                     sent.append(channel.newest)
@@ -212,7 +212,7 @@ def test_a_slow_viewer_gets_the_newest_message_and_never_those_it_missed(tmp_pat
             await taking.wait()
 
         async with running_engine(tmp_path) as engine:
-            viewers = live.Live(engine, Past(tmp_path), 1)
+            viewers = live.Live(engine, 1)
             stream = live.EventStream(viewers, "default", lambda _: None)
             watching = asyncio.create_task(stream({"method": "GET"}, never, send))
             for i in range(50):

@@ -131,6 +131,7 @@ LARGE = {
     "half of the weights by size": Asked("GET", "/models/large/weights?top=500000"),
     "metrics": Asked("GET", "/metrics"),
     "series": Asked("GET", "/models/large/series"),
+    "curve": Asked("GET", "/models/large/curve"),
     "a model that is there": Asked("PUT", "/models/large", lambda: b"{}"),
     "an explanation of many features": Asked("POST", "/models/large/explain", many_features),
     "an explanation of unknown features": Asked("POST", "/models/large/explain", many_strangers),

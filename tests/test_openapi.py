@@ -35,6 +35,7 @@ ROUTES = {
     ("post", "/models/{model}/resume"),
     ("get", "/models/{model}/weights"),
     ("get", "/models/{model}/series"),
+    ("get", "/models/{model}/curve"),
     ("get", "/models/{model}/crosscheck"),
     ("get", "/livez"),
     ("get", "/readyz"),

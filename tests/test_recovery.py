@@ -44,7 +44,7 @@ def some_events(count: int, start: int = 0) -> list[dict[str, Any]]:
 def shown(service: Service) -> dict[str, Any]:
     """What the service says of each of its models, but for how old its snapshot is."""
     names = [model["model"] for model in service.get("/models")["models"]]
-    models = {name: service.get(f"/models/{name}") for name in names}
+    models = {name: {**service.get(f"/models/{name}"), "curve": service.get(f"/models/{name}/curve")} for name in names}
     for model in models.values():
         del model["snapshot_seq"]
     return models

@@ -50,6 +50,7 @@ WANTS = {
     ("get", "/models/{model}/weights"): "predict",
     ("get", "/models/{model}/crosscheck"): "predict",
     ("get", "/models/{model}/series"): ANY,
+    ("get", "/models/{model}/curve"): ANY,
     ("get", "/models/{model}/stream"): ANY,
     ("put", "/models/{model}"): "admin",
     ("post", "/models/{model}/resume"): "admin",

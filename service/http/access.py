@@ -29,7 +29,7 @@ PREDICT, LEARN, ADMIN = "predict", "learn", "admin"
 _OPEN = {"/livez": PROBE, "/readyz": PROBE, "/": OPEN, "/docs": OPEN}
 _ANY = ("/models", "/stream", "/metrics", "/openapi.json")
 _BY_VERB = {"learn": LEARN, "predict": PREDICT, "explain": PREDICT}
-_LIVE = ("series", "stream")
+_LIVE = ("series", "curve", "stream")
 """What the page shows of a model with any token."""
 NO_MODEL = "/"
 """Instead of a model, for what asks of none. No name has a slash."""

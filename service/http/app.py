@@ -83,7 +83,7 @@ class Service:
         routes.add_model_routes(self.api, engine, bodies, settings)
         routes.add_inspection_routes(self.api, engine, CrossChecks(engine, settings.data), past, replies, door)
         routes.add_explanations(self.api, engine, bodies, settings, replies, door)
-        routes.add_streams(self.api, Live(engine, past, settings.max_viewers), door)
+        routes.add_streams(self.api, Live(engine, settings.max_viewers), door)
         add_page(self.api)
 
     @asynccontextmanager

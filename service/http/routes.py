@@ -289,6 +289,16 @@ def add_inspection_routes(
             pace.take(report["events"])
         return reply(report)
 
+    told = "The points, evenly spaced; null where no step was taken"
+
+    @api.get("/models/{model}/curve", responses=ok(schemas.Curve, told, 503))
+    async def curve(name: ModelName) -> Response:
+        """The learning curve by events: log loss, guessing and accuracy, along the whole life of a model
+
+        At most 512 points. With more events they are twice as far apart, and half as many. They are a function of the
+        log: a replay gives the same."""
+        return reply(engine.model(name).drawn())
+
     told = "Arrays of equal length. null means that the service did not run or nothing happened"
 
     @api.get("/models/{model}/series", responses=ok(schemas.Series, told, 422, 503))

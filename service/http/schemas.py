@@ -210,6 +210,19 @@ class Explained(Named):
     served_seq: int
 
 
+class Curve(Shape):
+    """Arrays of equal length, with a point for each `seq`. `loss_total` is over all events up to it, in nats; the
+    others are over the last `window` events, or a few more."""
+
+    model: str = "default"
+    window: int = 1024
+    seq: list[int] = [128, 256]
+    loss_total: Points = [0.5712, 0.4925]
+    loss_window: Points = [0.5712, 0.4925]
+    base_rate_loss_window: Points = [0.6901, 0.6812]
+    accuracy_window: Points = [0.731, 0.778]
+
+
 class Series(Shape):
     model: str = "default"
     from_: int = Field(1767225600, alias="from")

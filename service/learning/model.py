@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from core import logistic
 from core.batch import Batch
 from core.breaker import Watch
+from core.curve import POINTS, Curve
 from core.explain import Explanation, explain_served
 from core.features import X
 from core.learner import Encoded, Learner, Outcome
@@ -72,6 +73,7 @@ class Model:
         self.learner = Learner(Spec.from_dict(stored.spec))
         self.scores = Progressive(window)
         self.joins = Joins(window)
+        self.curve = Curve()
         breaker = self.learner.spec.breaker
         self.watch = None if breaker is None else Watch(breaker)
         self.last_seq = 0
@@ -149,12 +151,20 @@ class Model:
             },
         }
 
+    def drawn(self, most: int = POINTS) -> dict[str, Any]:
+        """The learning curve by events, at most so many points of it, as JSON types."""
+        window = self.scores.window
+        points = self.curve.points(window, most)
+        about = {"model": self.name, "window": self.curve.window(window)}
+        return {**about, **{name: values.tolist() for name, values in points._asdict().items()}}
+
     def learn(self, batch: Batch) -> Outcome:
         """Step for each event. Returns the predictions and losses before each step."""
         before = self.learner.seq
         outcome = self.learner.learn_batch(batch)
         self.scores.add(outcome)
         self.joins.add(batch)
+        self.curve.add(outcome)
         if self.watch is not None:
             self.watch.add(outcome, before)
         return outcome
@@ -165,6 +175,7 @@ class Model:
             "learner": self.learner.state(names=False),
             "scores": self.scores.state(),
             "joins": self.joins.state(),
+            "curve": self.curve.state(),
         }
         return state if self.watch is None else {**state, "watch": self.watch.state()}
 
@@ -173,8 +184,9 @@ class Model:
         learner = Learner.from_state({**state["learner"], "names": names})
         scores = Progressive.from_state(state["scores"], window)
         joins = Joins.from_state(state["joins"], window)
+        curve = Curve.from_state(state["curve"])
         watch = None if self.watch is None else Watch.from_state(self.watch.breaker, state["watch"])
-        self.learner, self.scores, self.joins, self.watch = learner, scores, joins, watch
+        self.learner, self.scores, self.joins, self.curve, self.watch = learner, scores, joins, curve, watch
         self.snapshot_seq = seq
 
     def recovered(self, waiting: int, dropped: int, last_number: int) -> None:

@@ -146,19 +146,9 @@ FROM (SELECT * FROM series WHERE model = ? AND t > ? AND t - seconds < ? ORDER B
 _READ_MARKS = """
 SELECT ?1, t, seq, kind FROM marks WHERE model IN (0, ?1) AND t >= ?2 AND t <= ?3 ORDER BY t, seq
 """
-_RECENT = """
-SELECT value, (SELECT json_group_array(loss_window)
-               FROM (SELECT loss_window FROM series WHERE model = value ORDER BY t DESC LIMIT ?))
-FROM json_each(?)
-"""
 
 
 def read(db: Database, model: int, after: int, before: int) -> tuple[list[Row], list[Mark]]:
     """The rows and marks of a model between two times."""
     ((rows,),) = db.rows(_READ, model, after, before)
     return msgspec.json.decode(rows, type=list[Row]), [Mark(*row) for row in db.rows(_READ_MARKS, model, after, before)]
-
-
-def recent_losses(db: Database, models: Sequence[int], count: int) -> dict[int, list[float | None]]:
-    """The last windowed losses of some models, oldest first."""
-    return {model: json.loads(losses)[::-1] for model, losses in db.rows(_RECENT, count, json.dumps(models))}

@@ -21,13 +21,11 @@ from starlette.types import Receive, Scope, Send
 
 from core.logistic import Floats
 from core.weights import largest
-from service import errors, failures
+from service import errors
 from service.learning.engine import Engine
 from service.learning.model import Model, worse_than_guessing
 from service.learning.state import STREAMS_END
 from service.learning.telemetry import Telemetry
-from service.storage.series import BUCKET_SECONDS
-from service.watching.past import Past
 
 TICK_SECONDS = 0.25
 OVERVIEW_SECONDS = 1.0
@@ -45,7 +43,7 @@ VIEWER_SECONDS = 0.005
 LARGEST, MOVED = 20, 10
 SHOWN_MODELS = 100
 SPARK = 60
-"""Windowed losses per row of the overview: five minutes of a model that is never idle."""
+"""Most points of the curve in a row of the overview."""
 Watched = str | frozenset[str] | None
 """What a viewer watches: a model, the models within a token's reach, or (None) all models."""
 _HEARTBEAT = b": nothing new\n\n"
@@ -217,12 +215,10 @@ class _Overview(Channel):
 
     pause = OVERVIEW_SECONDS
 
-    def __init__(self, engine: Engine, past: Past, reach: frozenset[str] | None) -> None:
+    def __init__(self, engine: Engine, reach: frozenset[str] | None) -> None:
         super().__init__(engine)
-        self._past = past
         self._reach = reach
-        self._sparks: dict[str, list[float | None]] = {}
-        self._sparks_at = -1e9
+        self._sparks: dict[Model, tuple[int, list[float]]] = {}  # at which seq, and the curve
         self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it last changed
         self._rates: dict[str, _Rates] = {}
         self._told: Any = None
@@ -231,10 +227,7 @@ class _Overview(Channel):
         now = time.monotonic()
         models = self._shown(now)
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
-        if now - self._sparks_at >= BUCKET_SECONDS:
-            self._sparks_at = now
-            with contextlib.suppress(failures.LogDamaged):  # then only the sparklines are missing
-                self._sparks = await self._past.recent_losses(models, SPARK)
+        self._sparks = {model: self._sparks.get(model, (-1, [])) for model in models}
         rows = []
         for i, model in enumerate(models):
             rows.append(self._row(model, now))
@@ -277,16 +270,23 @@ class _Overview(Channel):
             "accuracy_window": scores.accuracy_window,
             "worse_than_guessing": worse_than_guessing(model.learner.spec, scores),
             "state": self.engine.state,
-            "spark": self._sparks.get(model.name, []),
+            "spark": self._spark(model),
         }
+
+    def _spark(self, model: Model) -> list[float]:
+        """The windowed log losses of the model's curve."""
+        seq, spark = self._sparks[model]
+        if seq != model.learner.seq:
+            spark = model.curve.points(model.scores.window, SPARK).loss_window.tolist()
+            self._sparks[model] = model.learner.seq, spark
+        return spark
 
 
 class Live:
     """All channels, and the ticks, which run only while there are viewers."""
 
-    def __init__(self, engine: Engine, past: Past, max_viewers: int) -> None:
+    def __init__(self, engine: Engine, max_viewers: int) -> None:
         self._engine = engine
-        self._past = past
         self._commits = _Commits(engine.telemetry)
         self._max_viewers = max_viewers
         self._channels: dict[Watched, Channel] = {}
@@ -320,7 +320,7 @@ class Live:
         if isinstance(watched, str):
             return _ModelChannel(self._engine, self._commits, watched)
         self._engine.check_recovered()
-        return _Overview(self._engine, self._past, watched)
+        return _Overview(self._engine, watched)
 
     async def _tick(self) -> None:
         """Look at every channel a few times a second, until nobody watches or the service stops."""

@@ -10,9 +10,10 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,7 +31,6 @@ STEPS = (5, 10, 15, 20, 30, 60, 120, 180, 300, 600, 900, 1_800, 3_600, 7_200, 10
 LATEST = 4_102_444_800.0
 """The year 2100. A larger number is not in seconds."""
 
-T = TypeVar("T")
 _GAUGES = {
     **{name: name for name in ("loss_total", "loss_window", "accuracy_window")},
     "base_rate_loss_window": "entropy",
@@ -51,28 +51,13 @@ class Past:
         now = time.time()
         grid = asked_for(now, from_, to, step)
 
-        def read(log: LogReader) -> bytes:
-            rows, marks = series.read(log.db, model.stored.key, grid.start, grid.end)
+        def read() -> bytes:
+            with closing(LogReader(self._folder)) as log:
+                rows, marks = series.read(log.db, model.stored.key, grid.start, grid.end)
             return msgspec.json.encode({"model": model.name, **on_grid(grid, rows, marks, now)}) + b"\n"
 
-        return await self._read(read)
-
-    async def recent_losses(self, models: Sequence[Model], count: int) -> dict[str, list[float | None]]:
-        """The last windowed losses of models, by name, oldest first."""
-        names = {model.stored.key: model.name for model in models}
-        found = await self._read(lambda log: series.recent_losses(log.db, list(names), count))
-        return {names[key]: losses for key, losses in found.items()}
-
-    async def _read(self, read: Callable[[LogReader], T]) -> T:
-        def open_and_read() -> T:
-            log = LogReader(self._folder)
-            try:
-                return read(log)
-            finally:
-                log.close()
-
         async with self._turn:
-            return await asyncio.to_thread(open_and_read)
+            return await asyncio.to_thread(read)
 
 
 class Grid(NamedTuple):
