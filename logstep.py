@@ -132,13 +132,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as it stands: what `GET /models/{model}` and its series say. A notebook shows it with its curve."""
+    """A model as it stands: what `GET /models/{model}` says, and its learning curve, `GET /models/{model}/curve`, whose
+    arrays a data frame takes. A notebook shows it with the curve."""
 
     name: str
     seq: int
     spec: Mapping[str, Any]
     state: Mapping[str, Any] = field(repr=False)
-    series: Mapping[str, Any] = field(repr=False)
+    curve: Mapping[str, Any] = field(repr=False)
 
     @property
     def log_loss(self) -> float | None:
@@ -871,7 +872,7 @@ class Client(_Base):
 
     def model(self) -> Model:
         """The model as it stands. A notebook shows it with its curve."""
-        return _model(self._object("GET"), self._object("GET", "/series"))
+        return _model(self._object("GET"), self._object("GET", "/curve"))
 
     def weights(self) -> dict[str, float]:
         """The weights by feature name."""
@@ -964,7 +965,7 @@ class AsyncClient(_Base):
         return list(_object(await self._send(_Request("GET", "/models")))["models"])
 
     async def model(self) -> Model:
-        return _model(await self._object("GET"), await self._object("GET", "/series"))
+        return _model(await self._object("GET"), await self._object("GET", "/curve"))
 
     async def weights(self) -> dict[str, float]:
         return dict((await self._object("GET", "/weights"))["weights"])
@@ -976,8 +977,8 @@ WIDTH, HEIGHT = 560, 160
 """Of the curve, in pixels."""
 
 
-def _model(state: Mapping[str, Any], series: Mapping[str, Any]) -> Model:
-    return Model(state["model"], state["seq"], state["spec"], state, series)
+def _model(state: Mapping[str, Any], curve: Mapping[str, Any]) -> Model:
+    return Model(state["model"], state["seq"], state["spec"], state, curve)
 
 
 def _html(model: Model) -> str:
@@ -988,15 +989,15 @@ def _html(model: Model) -> str:
     rows |= {name: f"{total[score]:.4f}" for name, score in names.items() if total[score] is not None}
     cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
     advice = f"<p>{html.escape(worse['advice'])}</p>" if worse else ""
-    return f"<h4>{html.escape(model.name)}</h4><table>{cells}</table>{advice}{_curve(model.series)}"
+    return f"<h4>{html.escape(model.name)}</h4><table>{cells}</table>{advice}{_drawn(model.curve)}"
 
 
-def _curve(series: Mapping[str, Any]) -> str:
+def _drawn(curve: Mapping[str, Any]) -> str:
     """The log loss of the last events, and what guessing has, by events."""
-    columns = zip(series["seq"], series["loss_window"], series["base_rate_loss_window"], strict=True)
+    columns = zip(curve["seq"], curve["loss_window"], curve["base_rate_loss_window"], strict=True)
     points = [point for point in columns if None not in point]
     if len(points) < 2:
-        return "<p>The curve begins when the model has learned in two times five seconds.</p>"
+        return "<p>The curve begins with the second event.</p>"
     first, last, top = points[0][0], points[-1][0], max(max(losses) for _, *losses in points) or 1.0
 
     def line(j: int, style: str) -> str:
@@ -1005,7 +1006,10 @@ def _curve(series: Mapping[str, Any]) -> str:
         at = " ".join(f"{x},{y}" for x, y in zip(across, down, strict=True))
         return f'<polyline points="{at}" fill="none" stroke="currentColor" {style}/>'
 
-    words = f"Log loss of the last events, from event {first:,} to {last:,}; dashed: guessing; the top is {top:.3f}"
+    words = (
+        f"Log loss of the last {curve['window']:,} events, from event {first:,} to {last:,}; dashed: guessing; "
+        f"the top is {top:.3f}"
+    )
     lines = line(2, 'stroke-dasharray="4 4" opacity="0.6"') + line(1, 'stroke-width="2"')
     axes = f'<path d="M0 0V{HEIGHT}H{WIDTH}" fill="none" stroke="currentColor" opacity="0.3"/>'
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'

@@ -385,12 +385,14 @@ class _Tags(html.parser.HTMLParser):
 
 
 def test_a_notebook_shows_a_model_with_its_curve_and_no_script(client: Client) -> None:
-    client.learn(ROWS, LABELS)
+    pd = pytest.importorskip("pandas")
+    client.learn(ROWS[0], LABELS[0])
+    assert "The curve begins with the second event." in client.model()._repr_html_()
+    client.learn(ROWS[1:], LABELS[1:])
     model = client.model()
-    page = model._repr_html_()
-    assert "The curve begins" in page
-    series = {"seq": [None, 30, 60], "loss_window": [None, 0.7, 0.5], "base_rate_loss_window": [None, 0.69, 0.69]}
-    page = logstep.Model("<b>", 60, model.spec, model.state, series)._repr_html_()
+    assert len(pd.DataFrame(model.curve)) == len(ROWS)
+    assert f"from event 1 to {len(ROWS)}" in model._repr_html_()
+    page = logstep.Model("<b>", 60, model.spec, model.state, model.curve)._repr_html_()
     tags = _Tags(page)
     assert tags.open == []
     assert tags.seen.count("polyline") == 2

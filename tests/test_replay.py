@@ -384,6 +384,7 @@ def test_a_terminal_shows_the_best_model_so_far(shared: Service, stem: str, spec
     output = on_a_terminal(tmp_path / f"{stem}.csv", "--label", "label", url(shared), "--batch=50", *specs)
     assert re.search(rf"events/s, best log loss 0\.\d{{4}} \({stem}-(sgd|scaled|auto)\)", output)
     assert "│ best │" in output
+    assert re.search(r"log loss of the last 1,000, event 4 to 1,250\s+stem-", output.replace(stem, "stem"))
 
 
 def on_a_terminal(*arguments: str | Path) -> str:

@@ -100,6 +100,10 @@ class Client:
         """The reply of GET /models/{model}."""
         return self._call("seq", "GET", _path(name))
 
+    def curve(self, name: str) -> dict[str, Any]:
+        """The reply of GET /models/{model}/curve."""
+        return self._call("seq", "GET", f"{_path(name)}/curve")
+
     def create(self, name: str, spec: bytes) -> dict[str, Any]:
         """Create a model with a spec (JSON) unless it exists; returns its spec, seq and whether it was `created`."""
         return self._call("created", "PUT", _path(name), spec, JSON)

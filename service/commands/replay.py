@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import OpenSource, Row, Source
 from service.commands.replay_report import compare, display, report, rule_of, so_far, span
+from service.commands.sketch import draw
 from service.commands.tally import Options, Tally
 from service.commands.targets import AUTO, Target
 from service.commands.terminal import Failed, WrongUsage, number, say
@@ -139,6 +141,10 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """The reply of GET /models/{model}."""
         return self._patiently(self._client.model, self.model)
+
+    def curve(self) -> dict[str, Any]:
+        """The reply of GET /models/{model}/curve."""
+        return self._patiently(self._client.curve, self.model)
 
     @property
     def next_due(self) -> float:
@@ -422,6 +428,8 @@ def replay(
         report(targets[0].name, tallies[0], states[0], options)
     else:
         compare(tallies, states, options)
+    if sys.stdout.isatty():
+        draw([replay.curve() for replay in replays])
     if any(tally.duplicates for tally in tallies):
         counted = span([tally.duplicates for tally in tallies])
         say(f"{counted} event(s) were learned before and not again; {AGAIN}")
