@@ -15,7 +15,6 @@ from core.features import MAX_FLOAT, MAX_NAME, EventError, Features, Value, X, c
 from core.logistic import Floats, Ints, Labels, Offsets
 
 NO_LABEL = "must be 0, 1, true or false; map other labels to these before you send them"
-NO_WEIGHT = "must be a number above 0"
 
 
 def check_label(y: float, weight: float) -> None:
@@ -23,7 +22,7 @@ def check_label(y: float, weight: float) -> None:
     if y not in (0, 1):
         raise EventError("y", NO_LABEL)
     if not 0.0 < weight < math.inf or weight > MAX_FLOAT:
-        raise EventError("weight", NO_WEIGHT)
+        raise EventError("weight", "must be a number above 0")
 
 
 @compiled("boolean(float64[:, ::1], boolean[:, ::1], int32[:, ::1], float64, int64[::1], int32[::1], float64[::1])")

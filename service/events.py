@@ -27,6 +27,7 @@ MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 MAX_ID = 256
 """Most characters of an id."""
 NO_ID = f"must have 1 to {MAX_ID} characters and no zero byte"
+NO_WEIGHT = "must be a number, 0 or above"
 _SHORT = {"maxLength": MAX_ID, "pattern": "^[^\\x00]*$"}
 Id = Annotated[str, _says(minLength=1, **_SHORT)]
 Number = Annotated[
@@ -41,7 +42,7 @@ _ANY = {"x-go-type": "any"}  # for oapi-codegen; else every value of a Go client
 Features = Annotated[Named | Numbers, _says(description="Features by name or position. A null is left out.", **_ANY)]
 """An event's x."""
 Y = Annotated[float | bool, _says(enum=[0, 1, False, True], description="The label.", **_ANY)]
-Weight = Annotated[float, _says(minimum=0, description="Multiplies the gradient. 0: checked, but not learned.")]
+Weight = Annotated[float, msgspec.Meta(ge=0, description="Multiplies the gradient. 0: checked, but not learned.")]
 if TYPE_CHECKING:
     AnId = Id
     NoneOrId = Id | None

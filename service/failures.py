@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.errors import LogstepError, Reasoned
+from service.problem import LogstepError, Reasoned
 
 
 class OfFolder(LogstepError):

@@ -14,6 +14,7 @@ from core.builder import Words
 from core.logistic import Floats, Labels
 from service import errors
 from service.events import Event, Label, Question
+from service.problem import path_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Table:
     def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
         """The error for a field of this table's row i."""
         row = self.first_row + i
-        return errors.InvalidEvent(field=errors.path(f"row {row}", field), reason=reason, row=row)
+        return errors.InvalidEvent(field=path_of(f"row {row}", field), reason=reason, row=row)
 
     def events(self, start: int, stop: int) -> list[Event | Label]:
         """Rows to learn, as objects. A thousand at a time is faster than all at once."""

@@ -166,7 +166,7 @@ class Model:
         return self.service.http.delete(self.path)
 
     def crosscheck(self) -> httpx.Response:
-        return self.service.http.get(f"{self.path}/crosscheck")
+        return self.service.http.get(f"{self.path}/crosscheck", timeout=4 * PATIENCE)  # river replays the log
 
     def assert_equal_to_river(self) -> None:
         """A cross-check loads river in a process of its own, which takes three seconds. So quick leaves it to the tests

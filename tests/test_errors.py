@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from service import errors, failures
+from service import errors, failures, problem
 
 KINDS = [
     kind
@@ -59,4 +59,4 @@ def test_headers_tell_what_a_client_may_do() -> None:
     assert errors.TooFast(rate=2.5, retry_after=4).headers == (("retry-after", "4"),)
     assert errors.MethodNotAllowed(path="/", method="PUT", allow="GET").headers == (("allow", "GET"),)
     assert dict(errors.Unauthorized(sent=True).headers)["www-authenticate"].endswith('error="invalid_token"')
-    assert errors.QueueFull(waiting=1, limit=1).headers == errors.SOON
+    assert errors.QueueFull(waiting=1, limit=1).headers == problem.SOON

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from service import errors
 from service.decode import event_json, outline
+from service.problem import path_of
 from service.replies import Learned, encode
 
 # -- one event
@@ -275,6 +276,6 @@ def test_of_two_xs_of_a_long_event_the_last_counts() -> None:
 
 
 def test_places_in_a_body() -> None:
-    assert errors.path("", "x.a") == "x.a"
-    assert errors.path("[3]", "x.a") == "[3].x.a"
-    assert errors.path("line 7", "x.a") == "line 7: x.a"
+    assert path_of("", "x.a") == "x.a"
+    assert path_of("[3]", "x.a") == "[3].x.a"
+    assert path_of("line 7", "x.a") == "line 7: x.a"

@@ -125,7 +125,7 @@ WRONG_FIELDS: dict[str, tuple[str, str, str]] = {
         f"weight {weight}": (
             f'{{"x": {{"age": 1}}, "y": 1, "weight": {weight}}}',
             "weight",
-            "must be a number above 0",
+            "must be a number, 0 or above",
         )
         for weight in ("-1", "-1e-300", "null", '"1"', "true", "1e999", "[1]")
     },

@@ -105,6 +105,16 @@ def test_a_prediction_reads_columns_as_the_model_has_learned_them(model: Model) 
     assert len(lines) == 2
 
 
+def test_a_later_body_is_read_as_the_first_was_though_its_rows_look_otherwise(model: Model) -> None:
+    learn(model, b"zip,age,y\nW1A,7,1\n", label="y")
+    assert learn(model, b"zip,age,y\n10115,8,0\n", label="y").json()["columns"] == {"zip": "text", "age": "number"}
+    assert set(model.weights()["weights"]) == {"zip=W1A", "zip=10115", "age"}
+    told = ("line 2", "column 'age' has numbers (as the model has learned it)", "'old' is not one", "?text=age")
+    assert_problem(learn(model, b"zip,age,y\nW1A,old,1\n", label="y"), 422, *told)
+    assert model.state()["seq"] == 2
+    assert learn(model, b"zip,age,y\nW1A,old,1\n", label="y", text="age").json()["learned"] == 1
+
+
 def test_ids_make_rows_learned_once(model: Model) -> None:
     assert [learn(model, ROWS, label="clicked", id_prefix="day-1").json()["learned"] for _ in range(2)] == [3, 0]
     rows = b"order,age,clicked\n17,3,1\n18,4,0\n"

@@ -19,13 +19,13 @@ import pyarrow.compute  # the arrays' methods would import it, on the event loop
 import pyarrow.ipc
 
 from core.batch import Mask
-from core.builder import NO_LABEL, NO_WEIGHT
+from core.builder import NO_LABEL
 from core.logistic import Floats, Labels
 from service import errors
 from service.decode import columns
 from service.decode.arrow_messages import DICTIONARY, RECORD_BATCH, SCHEMA, Message, check_size, messages
 from service.decode.columns import Array
-from service.events import NO_ID, is_id
+from service.events import NO_ID, NO_WEIGHT, is_id
 from service.fairness import Slices, worked
 from service.table import Table
 

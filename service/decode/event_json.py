@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from core.builder import NO_LABEL, NO_WEIGHT
+from core.builder import NO_LABEL
 from service import errors
 from service.decode.outline import PIECE_BYTES, Outline
-from service.events import MAX_ID, NO_ID, Event, Explain, Features, Label, Named, Numbers, Question, is_id
+from service.events import MAX_ID, NO_ID, NO_WEIGHT, Event, Explain, Features, Label, Named, Numbers, Question, is_id
+from service.problem import path_of
 
 WIDE_BYTES = PIECE_BYTES
 """An event of more bytes is decoded in pieces."""
@@ -83,7 +84,7 @@ def _check_id(found: Event | Label | Question | Explain, at: str) -> None:
     if type(found.id) is int:  # type: ignore[comparison-overlap]  # see events.AnId
         found.id = str(found.id)
     if not is_id(found.id):  # type: ignore[arg-type]  # it is not None
-        raise errors.InvalidEvent(field=errors.path(at, "id"), reason=NO_ID)
+        raise errors.InvalidEvent(field=path_of(at, "id"), reason=NO_ID)
 
 
 def is_array(body: bytes) -> bool:
@@ -196,7 +197,7 @@ def _wrong_piece(error: Exception, piece: bytes, at: str, before: int, first: in
         field, reason = next(_wrong_features(msgspec.Raw(piece), first), ("x", str(error)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         return malformed(wrong, at, piece, before=before)
-    return errors.InvalidEvent(field=errors.path(at, field), reason=reason)
+    return errors.InvalidEvent(field=path_of(at, field), reason=reason)
 
 
 def _outlined(data: bytes, at: str) -> Outline:
@@ -286,7 +287,7 @@ def _diagnose(error: Exception, shape: Any, data: bytes, at: str) -> errors.Logs
     if shape is Event and "x" not in fields and "id" in fields:
         shape = Label  # probably meant as a label
     for field, reason in _wrong_fields(fields, shape):
-        return errors.InvalidEvent(field=errors.path(at, field), reason=reason)
+        return errors.InvalidEvent(field=path_of(at, field), reason=reason)
     return errors.InvalidEvent(field=at or "body", reason=str(error))
 
 

@@ -14,6 +14,7 @@ from service.decode.lines import Shape
 from service.decode.text import Chunks, Text, texts_of
 from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices, worked
+from service.problem import path_of
 from service.settings import Settings
 from service.table import Table
 
@@ -53,7 +54,7 @@ class Piece(Generic[Items_co]):
     def located(self, error: errors.LogstepError, i: int) -> errors.LogstepError:
         """An error of item i, with its place in the body."""
         number = self.numbers[i]
-        field = None if error.field is None else errors.path(f"{self.unit} {number}", error.field)
+        field = None if error.field is None else path_of(f"{self.unit} {number}", error.field)
         return replace(error, field=field, **{self.unit: number})
 
 

@@ -24,6 +24,7 @@ from service.http.reply import JSON
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
 from service.learning.request import Duplicate, Item, Kept, Learned, NotLearned, Outcome, Refused, Result, Stream
+from service.problem import path_of
 from service.replies import Predicted
 from service.settings import Settings
 
@@ -161,4 +162,4 @@ def invalid(error: EventError) -> errors.InvalidEvent:
 
 def placed(error: errors.LogstepError, at: str) -> errors.LogstepError:
     """The same error, with the event's place in the body before its field."""
-    return error if error.field is None else replace(error, field=errors.path(at, error.field))
+    return error if error.field is None else replace(error, field=path_of(at, error.field))

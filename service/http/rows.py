@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
 from msgspec import structs
 from starlette.types import Scope
 
+from core.features import Features, is_text
 from core.spec import MAX_COLUMNS
 from service import errors
 from service.events import MAX_ID
@@ -50,7 +52,7 @@ def rows_of(
     prefix = asked["id_prefix"][0] if "id_prefix" in asked else None
     return Rows(
         _how(asked), format_, kept, settings, learn=learn, hold=hold, large=large, id_prefix=prefix,
-        learned=lambda name, cells: None if learn or kept.kinds else _learned(model, name, cells),
+        learned=_Learned(model.learner.features).kind,
     )  # fmt: skip
 
 
@@ -125,12 +127,21 @@ def _delimiter(text: str) -> str:
     return {"tab": "\t", "\\t": "\t"}.get(text, text)
 
 
-def _learned(model: Model, name: str, cells: Sequence[str]) -> str | None:
-    """The kind of a column, by what the model has learned; None if it has learned neither kind, or both. A body to
-    predict from may have too few rows to tell."""
-    features = model.learner.features
-    if features.hashed:
-        return None
-    is_number = features.known([name])[0] >= 0
-    is_text = any(column >= 0 for column in features.known([f"{name}={cell}" for cell in set(cells)]))
-    return None if is_number == is_text else "number" if is_number else "text"
+class _Learned:
+    """The kinds of columns by the names that a model knows. Its spec may keep no kinds, and one body's first rows may
+    look like numbers where another's are codes."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+
+    @cached_property
+    def _texts(self) -> set[str]:
+        """The columns that were text. All names are read, so this is for a thread."""
+        return {name.partition("=")[0] for name in self._features.names if is_text(name)}
+
+    def kind(self, name: str) -> str | None:
+        """None if the model has learned neither kind, or both; of hashed names it cannot tell."""
+        if self._features.hashed:
+            return None
+        is_number, was_text = self._features.known([name])[0] >= 0, name in self._texts
+        return None if is_number == was_text else "number" if is_number else "text"

@@ -53,7 +53,7 @@ class How:
         labels: Labels,
         notice: Callable[[str], None],
         learn: bool = True,
-        learned: Callable[[str, Sequence[str]], str | None] = lambda _, __: None,
+        learned: Callable[[str], str | None] = lambda _: None,
     ) -> Reader:
         """The reader for a format. Raises WrongOption for options that do not suit it. See TableReader."""
         if found.dialect is not None:

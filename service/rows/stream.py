@@ -10,7 +10,7 @@ import asyncio
 import io
 import itertools
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ class Rows:
         hold: Callable[[int], None],
         large: Callable[[int], AbstractAsyncContextManager[None]],
         id_prefix: str | None = None,
-        learned: Callable[[str, Sequence[str]], str | None] = lambda _, __: None,
+        learned: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self.notices: list[str] = []
         self._line = 0

@@ -41,7 +41,7 @@ class TableReader:
         dialect: Dialect,
         skip: int,
         notice: Callable[[str], None],
-        learned: Callable[[str, Sequence[str]], str | None] = lambda _, __: None,
+        learned: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self.columns: list[Column] = []
         self.missing = 0
@@ -240,8 +240,9 @@ class TableReader:
             return told(name, place, rows, *self._known[name])
         if name == INDEX:
             return told(name, place, rows, "ignore", f"pandas' name for an index; --number '{INDEX}' keeps it")
-        if kind := self._learned(name, [cells[place] for _, cells in rows]):
-            return told(name, place, rows, kind, "as the model has learned it")
+        if kind := self._learned(name):
+            self._known[name] = kind, "as the model has learned it"
+            return told(name, place, rows, *self._known[name])
         return worked_out(name, place, rows)
 
     def _set_places(self) -> None:
