@@ -212,7 +212,7 @@ def test_a_model_is_drawn_and_moves(tab: Tab, busy: Service) -> None:
     page = tab.open("/#/models/default")
     tab.wait_for(".tile", "events")
     drawing = page.locator("figure [role=img]").first
-    sync_api.expect(drawing).to_have_attribute("aria-label", re.compile(r"last 1,000: last 0\.\d{4}, lowest"))
+    sync_api.expect(drawing).to_have_attribute("aria-label", re.compile(r"last 1,0\d\d: last 0\.\d{4}, lowest"))
     eventually(lambda: inked(page) > 40, "the line to be drawn")
     before = number(page.locator(".tile").first.locator("small").inner_text())
     eventually(
@@ -240,12 +240,141 @@ def inked(page: Any) -> int:
 
 
 def test_the_numbers_of_a_chart_are_there_as_a_table(tab: Tab, busy: Service) -> None:
-    page = tab.open("/#/models/default")
+    page = tab.open("/#/models/default?by=time")
     page.locator("summary").first.click()
     rows = page.locator("figure").first.locator("tbody tr")
     sync_api.expect(rows.first).to_contain_text(re.compile(r"\d{2}:\d{2}:\d{2}\s*0\.\d{4}"))
     losses = {f"{loss:.4f}" for loss in told(busy, "default")}
     assert all(rows.nth(i).locator("td").first.inner_text() in losses for i in range(rows.count()))
+
+
+def test_a_file_that_is_learned_at_once_has_a_curve_by_events_and_one_dot_by_time(browser: Any, start: Start) -> None:
+    service = start()
+    assert service.model().learn([{"x": x, "y": y} for x, y in stream("Phishing", 1_200)]).status_code == 200
+    curve = service.get("/models/default/curve")
+    tab = Tab(browser, service)
+    page = tab.open("/")
+    last = f"{curve['loss_window'][-1]:.4f}"
+    sync_api.expect(page.locator("svg.spark")).to_have_attribute("aria-label", re.compile(f"from .* to {last}"))
+    assert len(page.locator("svg.spark polyline").get_attribute("points").split()) > 40
+
+    page.get_by_role("link", name="default").click()
+    loss, accuracy = (page.get_by_role("img", name=re.compile(name)) for name in ("^Log loss, before", "^Accuracy"))
+    drawn = f"0 to 1,200. last 1,000: last {last}, lowest {min(curve['loss_window']):.4f}"
+    sync_api.expect(loss).to_have_attribute("aria-label", re.compile(drawn))
+    sync_api.expect(accuracy).to_have_attribute(
+        "aria-label", re.compile(f"0 to 1,200. last 1,000: last {100 * curve['accuracy_window'][-1]:.1f} %")
+    )
+    assert page.get_by_label("by events").is_checked()
+    by_events = inked(page)
+
+    page.get_by_label("by events").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_label("by time").is_checked()
+    assert page.evaluate("document.activeElement.value") == "time"
+    assert page.url.endswith("?range=15m&by=time")
+    eventually(lambda: "0 to 1,200" not in loss.get_attribute("aria-label"), "the chart over time")
+    assert "0 to 1,200" not in accuracy.get_attribute("aria-label")
+    eventually(lambda: inked(page) < by_events / 4, "one dot")
+    page.reload()
+    tab.wait_for("#connection", "live")
+    assert page.get_by_label("by time").is_checked()
+    page.keyboard.press("Tab")
+    page.get_by_label("by time").press("ArrowLeft")
+    sync_api.expect(loss).to_have_attribute("aria-label", re.compile(drawn))
+
+    service.model().learn([{"x": x, "y": y} for x, y in stream("Phishing", 50)])
+    sync_api.expect(loss).to_have_attribute("aria-label", re.compile("0 to 1,250"))
+    tab.close()
+
+
+WRITTEN = """
+    const drawn = new Map(), write = CanvasRenderingContext2D.prototype.fillText;
+    const clear = CanvasRenderingContext2D.prototype.clearRect;
+    CanvasRenderingContext2D.prototype.clearRect = function (...rectangle) {
+        drawn.set(this.canvas, []);
+        clear.apply(this, rectangle);
+    };
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+        drawn.get(this.canvas).push([this.textAlign, text]);
+        write.call(this, text, ...place);
+    };
+    window.ticks = () => [...drawn].filter(([canvas]) => canvas.isConnected).map(([, texts]) => texts);
+"""
+"""Keeps what stands at the axes of each chart: the ticks of the x axis are centred."""
+
+
+@pytest.mark.parametrize("query", ["", "?by=time"])
+def test_no_axis_has_a_tick_twice(browser: Any, busy: Service, query: str) -> None:
+    tab = Tab(browser, busy)
+    tab.page.add_init_script(WRITTEN)
+    for name in ("default", "mix"):
+        page = tab.open(f"/#/models/{name}{query}")
+        page.locator(".facts").wait_for()
+        eventually(lambda: len(page.evaluate("ticks()")) >= 5, "the charts")  # noqa: B023
+        for texts in page.evaluate("ticks()"):
+            labels = [(align, text) for align, text in texts if text]
+            assert len(set(labels)) == len(labels)
+    tab.close()
+
+
+def test_ticks_are_as_far_apart_as_it_takes_to_read_differently(tab: Tab) -> None:
+    page = tab.open("/")
+    rounds = """async ([low, high, least, format]) => {
+        const all = await import("/dashboard/format.js");
+        return all.rounds(low, high, least, all[format]).map(all[format]);
+    }"""
+    for asked, expected in {
+        (0, 2.2, 0.2, "count"): ["0", "1", "2"],
+        (0, 1, 0.25, "percent"): ["0.0 %", "50.0 %", "100.0 %"],
+        (0.69311, 0.69342, 0.00005, "loss"): ["0.6932", "0.6933", "0.6934"],
+        (0.2, 0.21, 0.5, "loss"): [],
+        (0, 45_312, 10_000, "count"): ["0", "10,000", "20,000", "30,000", "40,000"],
+        (0, 3e7, 1e7, "number"): ["0", "1e7", "2e7", "3e7"],
+        (15_190, 15_225, 10, "number"): ["15,190", "15,200", "15,210", "15,220"],
+    }.items():
+        assert page.evaluate(rounds, list(asked)) == expected
+    assert page.evaluate("import('/dashboard/format.js').then(all => all.loss(15220.47))") == "15220"
+
+
+def test_the_same_hour_of_several_days_is_told_with_the_day(tab: Tab) -> None:
+    page = tab.open("/")
+    ticks = """async ([hours, step]) => {
+        const { ticks } = await import("/dashboard/format.js");
+        const noon = new Date(2026, 0, 1, 12).getTime() / 1000;
+        const times = Array.from({ length: hours / step + 1 }, (_, k) => noon + 3600 * k * step);
+        return ticks(times, 3600 * step, hours > 24);
+    }"""
+    assert page.evaluate(ticks, [24, 6]) == ["", "18:00", "2 Jan", "06:00", "12:00"]
+    assert page.evaluate(ticks, [36, 12]) == ["1 Jan 12:00", "2 Jan", "2 Jan 12:00", "3 Jan"]
+    assert page.evaluate(ticks, [48, 24]) == ["1 Jan", "2 Jan", "3 Jan"]
+
+
+def test_the_calibration_leaves_out_tenths_of_few_events(browser: Any, start: Start) -> None:
+    service = start()
+    assert service.model().learn([{"x": x, "y": y} for x, y in stream("Phishing", 100)]).status_code == 200
+    buckets = service.model().state()["progressive"]["calibration"]["total"]
+    counts = [bucket["count"] for bucket in buckets if bucket["count"]]
+    assert min(counts) < 20 < max(counts)
+    tab = Tab(browser, service)
+    page = tab.open("/#/models/default")
+    plot = page.get_by_role("img", name=re.compile("^Calibration"))
+    sync_api.expect(plot).to_have_attribute("aria-label", re.compile("predicted"))
+    drawn = [number(part.split(" of ")[1]) for part in plot.get_attribute("aria-label").split("; ")]
+    assert drawn == [count for count in counts if count >= 20]
+    tab.close()
+
+
+def test_the_shares_of_the_learners_sum_to_100_percent(tab: Tab) -> None:
+    page = tab.open("/#/models/mix?by=time")
+    shares = page.locator("figure", has_text="Shares of the learners")
+    shares.locator("summary").click()
+    rows = shares.locator("tbody tr")
+    sync_api.expect(rows.first).to_contain_text("%")
+    for row in rows.all():
+        told = [float(cell.inner_text().removesuffix(" %")) for cell in row.locator("td").all()]
+        assert len(told) > 2
+        assert sum(told) == pytest.approx(100, abs=1e-9)
 
 
 def test_auto_shows_the_learners_that_carry_the_weight(tab: Tab) -> None:

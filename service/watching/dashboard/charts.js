@@ -1,13 +1,15 @@
-// Charts over time, and calibration: uPlot in this page's colours, with a legend in text and a table of the numbers.
+// Charts by events and over time, and calibration: uPlot in this page's colours, with a legend in text and a table of the numbers.
 
 import uPlot from "./vendor/uplot-1.6.32/uPlot.esm.js";
 import { h, say, svg } from "./dom.js";
-import { count, moment, percent, ticks } from "./format.js";
+import { count, moment, percent, rounds, ticks } from "./format.js";
 
 const HEIGHT = 190;
 const FONT = "11px system-ui, sans-serif";
 const TABLE_ROWS = 12;
 const BRIDGED = 2.5; // steps: a line is drawn across shorter gaps
+const FEWEST = 20; // events of a tenth of the calibration; the share of label 1 among fewer is chance
+const DAY = 86_400;
 
 /** The colour of a name like "accent" in the current theme, for canvas. */
 function colour(name) {
@@ -30,7 +32,7 @@ function tinted(name, alpha) {
  * `lines` are [{key, label, tone, dash, area}]; `tone` is the name of a colour. `format` turns a number into text.
  */
 class Chart {
-  constructor({ title, note, lines, format, wide }) {
+  constructor({ title, note, lines, format, wide, controls }) {
     this.lines = lines;
     this.format = format;
     this.legend = h("dl", { class: "legend" });
@@ -41,7 +43,7 @@ class Chart {
     this.element = h(
       "figure",
       { class: wide ? "card chart wide" : "card chart" },
-      h("figcaption", {}, heading, note && h("p", { class: "note" }, note), this.legend),
+      h("figcaption", {}, heading, controls, note && h("p", { class: "note" }, note), this.legend),
       this.place,
       this.table,
     );
@@ -124,10 +126,17 @@ class Chart {
   valueAxis() {
     return this.axis({
       size: (_, values) => Math.max(38, 12 + 6.4 * Math.max(0, ...(values ?? []).map((text) => text.length))),
-      values: (_, splits) => splits.map((value) => this.tick(value)),
-      splits: undefined,
+      ...this.ticks((value) => this.tick(value)),
       space: 32,
     });
+  }
+
+  /** The ticks of an axis of numbers: no two read the same. */
+  ticks(text) {
+    return {
+      splits: (_, __, low, high, step) => rounds(low, high, step, text),
+      values: (_, splits) => splits.map(text),
+    };
   }
 
   /** A number for an axis, without trailing zeros. */
@@ -167,26 +176,66 @@ class Chart {
   }
 }
 
-/** A chart over time. `update(series)` takes the reply of /models/{model}/series. */
-export class TimeChart extends Chart {
+/** What a chart can be drawn along: the column of the numbers, and the axis. */
+const TIME = {
+  key: "time",
+  name: "Time",
+  text: moment,
+  of: ({ t, from, to, step, marks }) => ({ x: t, from, to, step, marks }),
+  axis: () => ({
+    values: ({ scales: { x } }, splits, _, __, step) => ticks(splits, step, x.max - x.min > 1.1 * DAY),
+    space: (_, __, from, to) => (to - from > 1.1 * DAY ? 110 : 70),
+  }),
+};
+const EVENTS = {
+  key: "events",
+  name: "Event",
+  text: count,
+  of: ({ seq }) => ({ x: seq, from: 0, to: seq.at(-1) ?? 1, step: seq[0], marks: [] }),
+  axis: (chart) => ({ ...chart.ticks(count), space: (_, __, ___, to) => 30 + 7 * count(to).length }),
+};
+
+/**
+ * A chart over time or by events. `update(past)` takes the reply of /models/{model}/series or that of .../curve.
+ *
+ * `lines` may be a function of the number of events that the windows of a curve cover; undefined over time.
+ */
+export class LineChart extends Chart {
   constructor(options) {
-    super(options);
+    super({ ...options, lines: typeof options.lines === "function" ? [] : options.lines });
+    this.linesOf = typeof options.lines === "function" ? options.lines : null;
     this.top = options.top;
     this.telling = options.marks; // whether the legend explains the marks
     this.passing = options.passing; // whether a number goes stale when nothing happens
-    this.firstColumn = "Time";
-    this.first = moment;
+    this.along = TIME;
     this.marks = [];
   }
 
-  update(series) {
-    const { from, to, step, t, marks } = series;
+  get firstColumn() {
+    return this.along.name;
+  }
+
+  first(x) {
+    return this.along.text(x);
+  }
+
+  /** Other lines, and another axis, need a new plot. */
+  become(lines, along) {
+    const labels = (some) => some.map(({ label }) => label).join("\n");
+    if (along === this.along && labels(lines) === labels(this.lines)) return;
+    Object.assign(this, { lines, along, data: null });
+  }
+
+  update(past) {
+    const along = past.t ? TIME : EVENTS;
+    this.become(this.linesOf?.(past.window) ?? this.lines, along);
+    const { x, from, to, step, marks } = along.of(past);
     const first = !this.data;
     this.from = from;
     this.to = to;
     this.step = step;
     this.marks = marks ?? [];
-    this.data = [t, ...this.columns(series)];
+    this.data = [x, ...this.columns(past, x)];
     if (first || !this.plot) this.draw();
     else this.plot.setData(this.data);
     this.showNumbers();
@@ -219,19 +268,16 @@ export class TimeChart extends Chart {
     );
   }
 
-  columns(series) {
-    return this.lines.map((line) => series[line.key] ?? series.t.map(() => null)).toReversed();
+  columns(past, x) {
+    return this.lines.map((line) => past[line.key] ?? x.map(() => null)).toReversed();
   }
 
   options() {
     return {
       legend: { show: false },
-      cursor: { sync: { key: "time" }, y: false, drag: { x: false, y: false }, points: { size: 7 } },
-      scales: { x: { range: () => [this.from, this.to] }, y: { range: (_, low, high) => this.range(low, high) } },
-      axes: [
-        this.axis({ values: (_, splits, __, ___, step) => ticks(splits, step), space: 70, size: 28 }),
-        this.valueAxis(),
-      ],
+      cursor: { sync: { key: this.along.key }, y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      scales: { x: { time: this.along === TIME, range: () => [this.from, this.to] }, y: { range: (_, low, high) => this.range(low, high) } },
+      axes: [this.axis({ ...this.along.axis(this), size: 28 }), this.valueAxis()],
       series: [{}, ...this.series()],
       bands: this.bands?.(),
       hooks: { setCursor: [() => this.plot && this.showNumbers()], draw: [(plot) => drawMarks(plot, this.marks)] },
@@ -254,12 +300,12 @@ export class TimeChart extends Chart {
       const [low, high] = [there.reduce((a, b) => Math.min(a, b)), there.reduce((a, b) => Math.max(a, b))];
       return `${line.label}: last ${this.format(there.at(-1))}, lowest ${this.format(low)}, highest ${this.format(high)}`;
     });
-    return `${this.title}, ${moment(this.from)} to ${moment(this.to)}. ${parts.join(". ")}.`;
+    return `${this.title}, ${this.first(this.from)} to ${this.first(this.to)}. ${parts.join(". ")}.`;
   }
 }
 
 /** Stacked shares of 1: the names with most over the whole time, and all others together. */
-export class SharesChart extends TimeChart {
+export class SharesChart extends LineChart {
   constructor(options) {
     super({ ...options, lines: [], format: percent, top: 1 });
   }
@@ -268,27 +314,24 @@ export class SharesChart extends TimeChart {
     const names = Object.keys(series.learners ?? {});
     const size = (name) => series.learners[name].reduce((sum, share) => sum + share, 0);
     const largest = names.toSorted((a, b) => size(b) - size(a)).slice(0, 5);
-    const labels = [...largest, ...(names.length > largest.length ? ["all others"] : [])];
-    if (labels.join("\n") !== this.lines.map((line) => line.label).join("\n")) {
-      this.lines = labels.map((label, i) => ({ label, tone: `share-${i + 1}` }));
-      this.data = null; // other lines need a new plot
-    }
-    this.others = names.filter((name) => !largest.includes(name));
+    const labels = names.length ? [...largest, "all others"] : []; // the series leave out the smallest
+    this.become(
+      labels.map((label, i) => ({ label, tone: `share-${i + 1}` })),
+      TIME,
+    );
     super.update(series);
   }
 
   /** The plot draws sums from the bottom; the legend shows the shares themselves. */
   columns({ t, learners }) {
-    const sum = (names, i) => names.reduce((total, name) => total + (learners[name][i] ?? 0), 0);
     const there = (i) => Object.values(learners).some((shares) => shares[i] != null);
-    this.shares = this.lines.map(({ label }) =>
-      label === "all others" ? t.map((_, i) => (there(i) ? sum(this.others, i) : null)) : learners[label],
-    );
-    return this.shares.map((_, k) =>
-      t.map((_, i) =>
-        there(i) ? this.shares.slice(0, k + 1).reduce((total, shares) => total + (shares[i] ?? 0), 0) : null,
-      ),
-    );
+    const sum = (lines, i) => lines.reduce((total, { label }) => total + (learners[label][i] ?? 0), 0);
+    // Where a share ends is rounded, not the share. So the numbers sum to 100 % too.
+    const end = (k, i) =>
+      k === this.lines.length - 1 ? 1 : Math.round(1000 * Math.min(1, sum(this.lines.slice(0, k + 1), i))) / 1000;
+    const ends = this.lines.map((_, k) => t.map((_, i) => (there(i) ? end(k, i) : null)));
+    this.shares = ends.map((own, k) => own.map((to, i) => (to == null ? null : to - (k ? ends[k - 1][i] : 0))));
+    return ends;
   }
 
   series() {
@@ -333,7 +376,7 @@ export class Calibration extends Chart {
   }
 
   update(buckets) {
-    const filled = (key) => buckets[key].filter((bucket) => bucket.count);
+    const filled = (key) => buckets[key].filter((bucket) => bucket.count >= FEWEST);
     const points = [
       ...filled("window").map((b) => ({ ...b, line: 0 })),
       ...filled("total").map((b) => ({ ...b, line: 1 })),
@@ -362,10 +405,7 @@ export class Calibration extends Chart {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: { x: { time: false, range: share }, y: { range: share } },
-      axes: [
-        this.axis({ values: (_, splits) => splits.map((v) => this.tick(v)), space: 40, size: 28 }),
-        this.valueAxis(),
-      ],
+      axes: [this.axis({ ...this.ticks((share) => this.tick(share)), space: 40, size: 28 }), this.valueAxis()],
       series: [{}, ...this.series()],
       hooks: { setCursor: [() => this.plot && this.showNumbers()] },
     };

@@ -49,7 +49,7 @@ export const number = orNone((n) => {
       .replace("e+", "e")
       .replace(/^-/, "−");
   return significant(n, 4)
-    .replace(/\.?0+$/, "")
+    .replace(/\.0+$|(\.\d*?)0+$/, "$1")
     .replace("-", "−");
 });
 
@@ -68,10 +68,23 @@ export const time = (t) => seconds.format(t * 1000);
 /** Date and time. */
 export const moment = (t) => `${date.format(t * 1000)}, ${seconds.format(t * 1000)}`;
 
-/** Labels for a time axis with ticks `step` seconds apart. */
-export function ticks(times, step) {
-  return times.map((t) => {
-    if (step >= 86400 || new Date(t * 1000).toTimeString().startsWith("00:00:00")) return date.format(t * 1000);
-    return (step < 60 ? seconds : clock).format(t * 1000);
+/** Labels for a time axis with ticks `step` seconds apart; `days`: whether it covers more than one. */
+export function ticks(times, step, days) {
+  const labels = times.map((t) => {
+    const [day, hour] = [date.format(t * 1000), (step < 60 ? seconds : clock).format(t * 1000)];
+    if (step >= 86400 || new Date(t * 1000).toTimeString().startsWith("00:00:00")) return day;
+    return days ? `${day} ${hour}` : hour;
   });
+  return labels.map((label, i) => (labels.lastIndexOf(label) > i ? "" : label)); // the same hour a day later
+}
+
+/** Round numbers from `low` to `high`, `least` apart or as far as it takes for no two to read the same. */
+export function rounds(low, high, least, text) {
+  for (let power = 10 ** Math.floor(Math.log10(least)); ; power *= 10) {
+    for (const step of [power, 2 * power, 5 * power].filter((step) => step > 0.999 * least)) {
+      const first = Math.ceil(low / step - 1e-9);
+      const found = Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, k) => (first + k) * step);
+      if (new Set(found.map(text)).size === found.length) return found;
+    }
+  }
 }

@@ -1,7 +1,7 @@
-// One model: its numbers now, and their history.
+// One model: its numbers now, its learning curve, and their history.
 
 import { Problem, ask, follow, modelPath } from "./api.js";
-import { Calibration, SharesChart, TimeChart } from "./charts.js";
+import { Calibration, LineChart, SharesChart } from "./charts.js";
 import { filler, h, say, segments, throttled } from "./dom.js";
 import { count, duration, loss, milliseconds, percent, rate } from "./format.js";
 import { firstSteps } from "./overview.js";
@@ -25,16 +25,24 @@ const RANGES = {
 };
 const CHOICES = Object.entries(RANGES).map(([key, { label }]) => [key, label]);
 const SHORTEST = 60; // seconds, the shortest time axis
+const ALONG = [
+  ["events", "by events"],
+  ["time", "by time"],
+];
+const CURVE = 3000; // ms between two requests for the curve
 const SLOWLY = 500; // ms between two drawings of numbers and bars; nobody can read them faster
 
 /** Show the model in `main`; returns a function that ends it. */
 export function model(main, parameters, link) {
   const name = parameters.get("model");
   let range = parameters.get("range") in RANGES ? parameters.get("range") : "15m";
+  let along = parameters.get("by") === "time" ? "time" : "events";
   const path = modelPath(name);
   let view = null; // the layout, from the stream's first message on
   let again = null; // timer of the next request for the series
   let since = 0; // nothing in the range happened before this time, so the axis begins here
+  let seq = 0;
+  let drawn = null; // the seq at which the curve was asked for
   let ended = false;
 
   main.replaceChildren(h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, name)));
@@ -43,8 +51,21 @@ export function model(main, parameters, link) {
     if (!ended) view.now(now);
   });
 
+  /** Ask for the curve if the model has learned since. If this fails, the stream fails too and shows the problem. */
+  const refreshCurve = throttled(CURVE, async (seq) => {
+    if (ended || along === "time" || seq === drawn) return;
+    drawn = seq;
+    try {
+      const curve = await ask("GET", `${path}/curve`);
+      if (!ended) view.curve(curve);
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+    }
+  });
+
   /** Ask for what the stream leaves out, after each connection: the service may have restarted. */
   function askForMore() {
+    drawn = null;
     refresh();
     ask("GET", path).then(view.described, view.undescribed);
   }
@@ -76,8 +97,21 @@ export function model(main, parameters, link) {
   function choose(other) {
     range = other;
     since = 0;
-    history.replaceState(null, "", `#/models/${encodeURIComponent(name)}?range=${range}`);
+    remember();
     refresh();
+  }
+
+  function chooseAlong(other) {
+    along = other;
+    drawn = null;
+    remember();
+    view.along(along);
+    refreshCurve(seq);
+  }
+
+  function remember() {
+    const query = `range=${range}${along === "time" ? "&by=time" : ""}`;
+    history.replaceState(null, "", `#/models/${encodeURIComponent(name)}?${query}`);
   }
 
   const stop = follow(`${path}/stream`, {
@@ -88,10 +122,14 @@ export function model(main, parameters, link) {
     onNow(now) {
       link(null, now);
       if (!view) {
-        view = build(main, now, segments("Time range", CHOICES, range, choose));
+        const choices = segments("Along which the log loss is drawn", ALONG, along, chooseAlong);
+        view = build(main, now, segments("Time range", CHOICES, range, choose), choices);
+        view.along(along);
         askForMore();
       }
+      seq = now.seq;
       show(now);
+      refreshCurve(seq);
     },
   });
   return () => {
@@ -108,14 +146,20 @@ function beginning({ t, seq, step, to }) {
   return first < 0 ? to : t[first] - step;
 }
 
-/** Lay the page out. Returns {now(event), past(series), described(model), undescribed(problem), destroy()}. */
-function build(main, { model: name, rule, progressive }, ranges) {
+/**
+ * Lay the page out. Returns {now(event), past(series), curve(curve), along(choice), described(model),
+ * undescribed(problem), destroy()}.
+ */
+function build(main, { model: name, rule, progressive }, ranges, choices) {
   const auto = rule === "auto";
   const head = h("dl", { class: "tiles" });
   const check = h("div", { class: "findings" });
   const [first, weights, moved, about] = [0, 1, 2, 3].map(() => h("div"));
   const movedTitle = h("h3");
-  const charts = chartsOf(auto, progressive);
+  const charts = chartsOf(auto, progressive, choices);
+  const learning = [charts.loss, charts.accuracy]; // drawn by events or over time
+  const latest = { events: null, time: null }; // the curve and the series
+  let along;
 
   const facing = h("section", { class: "card" }, h("h3", {}, "Spec and state"), about);
   const learned = [
@@ -173,7 +217,17 @@ function build(main, { model: name, rule, progressive }, ranges) {
       charts.calibration.update(event.calibration);
     },
     past(series) {
-      for (const chart of Object.values(charts)) if (chart !== charts.calibration) chart?.update(series);
+      latest.time = series;
+      for (const chart of Object.values(charts))
+        if (chart !== charts.calibration && !(along === "events" && learning.includes(chart))) chart.update(series);
+    },
+    curve(curve) {
+      latest.events = curve;
+      if (along === "events") for (const chart of learning) chart.update(curve);
+    },
+    along(choice) {
+      along = choice;
+      if (latest[along]) for (const chart of learning) chart.update(latest[along]);
     },
     described: show.about,
     undescribed: (problem) => about.replaceChildren(h("p", { class: "note" }, problem.detail)),
@@ -181,26 +235,28 @@ function build(main, { model: name, rule, progressive }, ranges) {
   };
 }
 
-function chartsOf(auto, { window: last }) {
-  const N = `last ${count(Math.max(last.events, 1000))}`;
+function chartsOf(auto, { window: last }, choices) {
+  const recent = (window = Math.max(last.events, 1000)) => `last ${count(window)}`;
+  const N = recent();
   return {
-    loss: new TimeChart({
+    loss: new LineChart({
       title: "Log loss, before each step",
       format: loss,
       wide: true,
+      controls: choices,
       marks: true,
-      lines: [
-        { key: "loss_window", label: N, tone: "accent" },
+      lines: (window) => [
+        { key: "loss_window", label: recent(window), tone: "accent" },
         { key: "loss_total", label: "total", tone: "second" },
-        { key: "base_rate_loss_window", label: `guessing, ${N}`, tone: "ink-2", dash: true },
+        { key: "base_rate_loss_window", label: `guessing, ${recent(window)}`, tone: "ink-2", dash: true },
       ],
     }),
     calibration: new Calibration({
       title: "Calibration",
-      note: "How often label 1 came, by predicted probability",
+      note: "How often label 1 came, by tenth of the predictions; tenths of fewer than 20 events are left out",
       last: N,
     }),
-    rates: new TimeChart({
+    rates: new LineChart({
       title: "Learned and predicted",
       passing: true,
       format: rate,
@@ -209,12 +265,12 @@ function chartsOf(auto, { window: last }) {
         { key: "predicted", label: "predicted", tone: "second" },
       ],
     }),
-    accuracy: new TimeChart({
+    accuracy: new LineChart({
       title: "Accuracy",
       format: percent,
-      lines: [{ key: "accuracy_window", label: N, tone: "accent" }],
+      lines: (window) => [{ key: "accuracy_window", label: recent(window), tone: "accent" }],
     }),
-    served: new TimeChart({
+    served: new LineChart({
       title: "Log loss, served and before the step",
       passing: true,
       note: "Served: of the predictions that clients got",
@@ -224,18 +280,18 @@ function chartsOf(auto, { window: last }) {
         { key: "loss", label: "before the step", tone: "second" },
       ],
     }),
-    waiting: new TimeChart({
+    waiting: new LineChart({
       title: "Predictions waiting for a label",
       format: count,
       lines: [{ key: "waiting", label: "waiting", tone: "accent", area: true }],
     }),
-    delay: new TimeChart({
+    delay: new LineChart({
       title: "How late labels came",
       passing: true,
       format: duration,
       lines: [{ key: "delay_s", label: "mean delay", tone: "accent" }],
     }),
-    commit: new TimeChart({
+    commit: new LineChart({
       title: "Commit to disk",
       passing: true,
       note: "Of the whole service: all models share commits",

@@ -49,7 +49,7 @@ const COLUMNS = [
   { label: "Log loss", of: (model) => [model.loss_window, model.loss], show: two(loss) },
   { label: "Guessing", of: (model) => [model.base_rate_loss_window, model.base_rate_loss], show: two(loss) },
   { label: "Accuracy", of: (model) => [model.accuracy_window, model.accuracy], show: two(percent) },
-  { label: "Log loss lately", of: (model) => [model.spark], show: lately },
+  { label: "Log loss by event", of: (model) => [model.spark], show: curveOf },
   {
     label: "State",
     of: (model) => [model.state, model.seq > 0, model.learned_s > 0, model.worse_than_guessing?.over],
@@ -109,8 +109,8 @@ function worse(models) {
   return findingsList(models.slice(0, TOLD).map(([name, advice]) => ["warn", `${name}: ${advice}.`]));
 }
 
-function lately(losses) {
-  return sparkline(losses, `Log loss lately: from ${loss(losses[0])} to ${loss(losses.at(-1))}`);
+function curveOf(losses) {
+  return sparkline(losses, `Log loss by event: from ${loss(losses[0])} to ${loss(losses.at(-1))}`);
 }
 
 function stateOf(state, learned, learning, worseOver) {
