@@ -11,7 +11,7 @@ import numpy as np
 
 from core.batch import Batch, LeftOut, Mask, as_arrays, left_out_of, name_hashes
 from core.compiled import compiled
-from core.features import MAX_FLOAT, MAX_NAME, EventError, Features, Value, X, check_name, first_beyond
+from core.features import MAX_FLOAT, MAX_NAME, EventError, Features, Value, X, first_beyond, is_name
 from core.logistic import Floats, Ints, Labels, Offsets
 
 NO_LABEL = "must be 0, 1, true or false; map other labels to these before you send them"
@@ -305,10 +305,7 @@ def _is_plain_text(names: Sequence[str], texts: Mapping[int, Words]) -> bool:
     """Whether no two features of a row can have the same name, and no text is too long."""
     if any("=" in name for name in names):
         return False
-    try:
-        for j in texts:
-            check_name(names[j])
-    except EventError:
+    if not all(is_name(names[j]) for j in texts):
         return False
     return all(len(word) <= MAX_NAME for text in texts.values() for word in text.words)
 

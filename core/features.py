@@ -154,6 +154,15 @@ def check_name(name: str, longest: int = MAX_NAME) -> None:
         raise EventError("x", "a feature's name must be valid Unicode, without lone surrogates") from None
 
 
+def is_name(name: str) -> bool:
+    """Whether `check_name` passes."""
+    try:
+        check_name(name)
+    except EventError:
+        return False
+    return True
+
+
 @compiled("int64(float64[::1], float64)")
 def first_beyond(values: Floats, limit: float) -> int:
     """The position of the first value that is not within ±limit, or -1. NaN is never within."""

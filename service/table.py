@@ -16,6 +16,9 @@ from service import errors
 from service.events import Event, Label, Question
 from service.problem import path_of
 
+WORTH_A_TABLE = 200
+"""Least lines of one shape that become a table. With fewer, a mixed stream would fall into tiny pieces."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

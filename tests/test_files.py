@@ -28,7 +28,8 @@ from patience import PATIENCE, eventually
 from pyarrow import feather, parquet
 
 from service.commands import cli
-from service.commands.files import OpenSource, Row, Source
+from service.commands.files import OpenSource, Source
+from service.commands.rows import Row
 from service.commands.terminal import WrongUsage
 from service.decode.compression import zstd
 from service.rows.columns import Kept

@@ -29,8 +29,9 @@ from streams import stream
 
 from service.commands import cli, files
 from service.commands.client import Client, NoAnswer, Refused
-from service.commands.files import Row, Source
+from service.commands.files import Source
 from service.commands.replay import Replay, learn_side_by_side
+from service.commands.rows import Row
 from service.commands.tally import Options, Tally
 from service.commands.targets import GivenSpec, Target, model_name, model_names
 from service.commands.terminal import Failed, WrongUsage

@@ -22,8 +22,8 @@ from test_replay import as_csv, call, comparison, counts, finish, url
 
 from service import events
 from service.commands.client import Client, NoAnswer
-from service.commands.files import Row
 from service.commands.late import LateReplay
+from service.commands.rows import Row
 from service.commands.tally import Delay, Options, Tally
 from service.commands.targets import AUTO, Target
 from service.commands.terminal import WrongUsage

@@ -122,8 +122,11 @@ class Client:
 
     def learn(self, name: str, events: Iterable[Event | Label]) -> dict[str, Any]:
         """Learn events and late labels in order; the reply counts them."""
-        body = _encode_lines(map(_plain, events))
-        return self._call("learned", "POST", f"{_path(name)}/learn", body, NDJSON)
+        return self.learn_lines(name, _encode_lines(map(_plain, events)))
+
+    def learn_lines(self, name: str, lines: bytes) -> dict[str, Any]:
+        """`learn` for events as NDJSON."""
+        return self._call("learned", "POST", f"{_path(name)}/learn", lines, NDJSON)
 
     def predict(self, name: str, events: Iterable[Event]) -> list[float]:
         """The probability of label 1 for each event."""

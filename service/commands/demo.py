@@ -19,9 +19,9 @@ import msgspec
 from service.children import command, stop_signals
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.crosscheck import verdict
-from service.commands.files import Row
 from service.commands.replay import Replay
 from service.commands.replay_report import display
+from service.commands.rows import Row
 from service.commands.tally import Options, Tally
 from service.commands.targets import GivenSpec, Target
 from service.commands.terminal import Failed, show

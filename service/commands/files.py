@@ -22,9 +22,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from core.spec import MAX_COLUMNS
+from service.commands.rows import Block, Row
 from service.commands.terminal import WrongUsage, say, show
 from service.events import MAX_ID, Event
 from service.rows import formats
@@ -41,6 +42,7 @@ from service.rows.columns import (
 )
 from service.rows.readers import BOM, Looked, Reader
 from service.rows.reading import LOOK, How, check_events
+from service.rows.tables import TableReader
 from service.rows.wrong import WrongOption, WrongRow
 
 SLOW_SECONDS = 2.0
@@ -56,14 +58,6 @@ LONGEST_PREFIX = MAX_ID - 20
 """Characters before the row in an id, which takes a colon and up to 19 digits."""
 _SEPARATOR_LINE = re.compile(rb'"?sep=.')
 """Some spreadsheets write this line before the header."""
-
-
-class Row(NamedTuple):
-    """An event of a file: its number among the rows, from 1, and the line where it begins, from 1."""
-
-    number: int
-    line: int
-    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +118,13 @@ class OpenSource:
         self._line = 0
         self._input: formats.Input | None = None
         self._lines = Lines((), header=False)
+        self._rest: Iterator[bytes] = iter(())
+        """The lines after those that were looked at."""
         self._reader: Reader | None = None
-        self._rows: Iterator[Row] | None = None
+        self._first: deque[Row | None] = deque()
+        """The rows that were looked at."""
+        self._number = 0
+        """The number of the last row."""
         with _as_usage():
             self.labels = source.labels(source.name, say)
 
@@ -174,15 +173,14 @@ class OpenSource:
         looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
         with _waiting_told(looked):
             reader, lines = self.read_first(kept, looked)
-        numbers = itertools.count(1)
         with self._placed():
-            rows = deque(self._row(next(numbers), *record) for record in looked.drained())
+            rows = self._first = deque(self._row(*record) for record in looked.drained())
             check_events(self._followed(rows), reader.columns)
             if looked.done:
                 self.labels.looked()
         if reader.columns:
             _show_columns(self.name, reader.columns, len(rows))
-        self._rows = self._with_rest(rows, numbers, reader.records(lines))
+        self._rest = lines
 
     def read_first(self, kept: Kept, looked: Looked) -> tuple[Reader, Iterator[bytes]]:
         """Read the first rows into `looked`, and find the columns. Returns the reader and the other lines."""
@@ -217,11 +215,19 @@ class OpenSource:
 
     def rows(self) -> Iterator[Row]:
         """The events in order, without rows that have no label. Calls `look` first if necessary."""
-        if self._rows is None:
+        for item in self.blocks(0):
+            yield from [item] if isinstance(item, Row) else item
+
+    def blocks(self, size: int) -> Iterator[Row | Block]:
+        """The same, where rows of a file that can be read at once come in blocks of at most `size`."""
+        if self._reader is None:
             self.look()
-        assert self._rows is not None  # noqa: S101  # look sets it
         with self._placed():
-            yield from self._rows
+            while self._first:  # free each row at once: rows may be wide
+                if (row := self._first.popleft()) is not None:
+                    yield row
+            yield from self._later(size if self.size is not None else 0)
+            self.labels.looked()
 
     def _remembered(self, found: formats.Format, lines: Iterator[bytes]) -> Lines:
         """The lines, the first of which identify the file, without comments."""
@@ -229,22 +235,33 @@ class OpenSource:
             lines = (line.partition(b"#")[0] for line in lines)
         return Lines(lines, header=found.dialect is not None and self._source.header is not False)
 
-    def _with_rest(
-        self, rows: deque[Row | None], numbers: Iterator[int], rest: Iterator[tuple[int, Any]]
-    ) -> Iterator[Row]:
-        while rows:  # free each row at once: rows may be wide
-            if (row := rows.popleft()) is not None:
+    def _later(self, size: int) -> Iterator[Row | Block]:
+        """The rows after the first."""
+        reader, source, lines = self._reader, self._input, self._rest
+        assert reader is not None and source is not None  # noqa: S101, PT018  # `look` has made them
+        while size and isinstance(reader, TableReader) and (taken := source.take(size)):
+            line = reader.line + 1
+            cells = reader.plain(bytearray().join(taken))
+            if cells is not None:
+                yield Block(cells, self._number + 1, line)
+                self._number += len(cells.table)
+                del taken[: len(cells.table)]
+            left = deque(taken)
+            for record in reader.records(itertools.chain(_drained(left), lines)) if left else ():
+                if (row := self._row(*record)) is not None:
+                    yield row
+                if not left:  # the last row of these may have gone on in later lines
+                    break
+        for record in reader.records(lines):
+            if (row := self._row(*record)) is not None:
                 yield row
-        for line, record in rest:
-            if (row := self._row(next(numbers), line, record)) is not None:
-                yield row
-        self.labels.looked()
 
-    def _row(self, number: int, line: int, record: Any) -> Row | None:
+    def _row(self, line: int, record: Any) -> Row | None:
         self._line = line
+        self._number += 1
         assert self._reader is not None  # noqa: S101  # a record came from it
         event = self._reader.event(record)
-        return None if event is None else Row(number, line, event)
+        return None if event is None else Row(self._number, line, event)
 
     def _followed(self, rows: Iterable[Row | None]) -> Iterator[Event]:
         """The events. An error is about the last of them."""
@@ -278,6 +295,11 @@ def _as_usage() -> Iterator[None]:
         yield
     except WrongOption as error:
         raise WrongUsage(str(error)) from None
+
+
+def _drained(lines: deque[bytes]) -> Iterator[bytes]:
+    while lines:
+        yield lines.popleft()
 
 
 class Lines:

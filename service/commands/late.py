@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.commands.client import Refused
-from service.commands.files import Row
 from service.commands.replay import ID_CONFLICT, Replay
+from service.commands.rows import Row
 from service.events import Event, Label
 
 UNKNOWN, EXPIRED, DROPPED = "unknown-id", "expired-id", "dropped-id"

@@ -16,13 +16,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from service.commands.client import Client, NoAnswer, Refused
-from service.commands.files import OpenSource, Row, Source
+from service.commands.files import OpenSource, Source
 from service.commands.replay_report import compare, display, report, rule_of, so_far, span
+from service.commands.rows import Block, Row
 from service.commands.sketch import draw
 from service.commands.tally import Options, Tally
 from service.commands.targets import AUTO, Target
@@ -157,8 +159,8 @@ class Replay:
     def take(self, piece: Sequence[Row]) -> int:
         """Predict a piece, if asked to, and learn it. Returns how many events were new."""
         before, size = self.tally.learned, len(piece)
-        events = [row.event for row in piece]
-        served = self._patiently(self._client.predict, self.model, events) if self.options.predict_first else []
+        events = [row.event for row in piece] if self.options.predict_first else []
+        served = self._patiently(self._client.predict, self.model, events) if events else []
         while piece:
             piece = piece[self._patiently(self._learn, piece) :]
         new = self.tally.learned - before
@@ -183,7 +185,10 @@ class Replay:
     def _send(self, piece: Sequence[Row]) -> int:
         """Send rows to be learned, and count them."""
         self.sent = time.monotonic()
-        reply = self._client.learn(self.model, map(self._told, piece))
+        if isinstance(piece, Block):
+            reply = self._client.learn_lines(self.model, piece.lines)
+        else:
+            reply = self._client.learn(self.model, map(self._told, piece))
         if reply["loss"] is not None:
             self.tally.loss.add(reply["loss"], reply["learned"])
         self._count(reply)
@@ -260,17 +265,22 @@ def _may_pass(failure: NoAnswer | Refused, harmless: bool) -> bool:
 
 
 def learn_side_by_side(
-    replays: Sequence[Replay], rows: Iterable[Row], options: Options, pauses: Callable[[], bool] = lambda: False
+    replays: Sequence[Replay],
+    rows: Iterable[Row | Block],
+    options: Options,
+    pauses: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Learn all rows into each model. Returns the reply of GET /models/{model} for each.
 
-    When `pauses`, the next row may take long, so the rows so far are learned. A piece with an error is not sent.
+    When `pauses`, the next row may take long, so the rows so far are learned. A source that never does is read ahead. A
+    piece with an error is not sent.
     """
     # Existing models first: if one has another spec, no new model is made.
     for told in [replay.prepare() for replay in sorted(replays, key=lambda replay: not replay.is_there)]:
         replays[0].notice(told)
     pace = _Pace(options.rate)
-    for piece in _pieces((_with_id(row, options) for row in rows), options.piece, pauses):
+    pieces = _pieces((_with_id(row, options) for row in rows), options.piece, pauses or (lambda: False))
+    for piece in pieces if pauses else _ahead(pieces):
         _turns(replays, until=pace.due)
         new = 0
         for replay in replays:
@@ -287,10 +297,26 @@ def learn_side_by_side(
     return [replay.state() for replay in replays]
 
 
-def _pieces(rows: Iterable[Row], size: int, pauses: Callable[[], bool]) -> Iterator[list[Row]]:
-    """The rows, `size` at a time, or fewer when the source `pauses`."""
-    piece = []
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; while one is used, a thread makes the next."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
+
+
+def _pieces(rows: Iterable[Row | Block], size: int, pauses: Callable[[], bool]) -> Iterator[Sequence[Row]]:
+    """The rows, `size` at a time, or fewer when the source `pauses` or a block of rows comes."""
+    piece: list[Row] = []
     for row in rows:
+        if isinstance(row, Block):
+            if piece:
+                yield piece
+            yield row
+            piece = []
+            continue
         piece.append(row)
         if len(piece) == size or pauses():
             yield piece
@@ -316,8 +342,10 @@ def _turns(replays: Sequence[Replay], until: float) -> None:
             time.sleep(pause)
 
 
-def _with_id(row: Row, options: Options) -> Row:
-    if not options.ids:
+def _with_id(row: Row | Block, options: Options) -> Row | Block:
+    if isinstance(row, Block):
+        row.identify(options.prefix if options.ids else None)
+    elif not options.ids:
         row.event.id = None
     elif row.event.id is None:
         row.event.id = options.id_of(row)
@@ -415,7 +443,8 @@ def replay(
                 for replay in replays:
                     replay.tally.started = time.monotonic()  # now, since looking at the first rows may have been slow
                     replay.options, replay.progress, replay.notice = options, progress, notice
-                states = learn_side_by_side(replays, opened.rows(), options, opened.pauses)
+                rows = opened.blocks(options.piece if options.delay is None else 0)
+                states = learn_side_by_side(replays, rows, options, opened.pauses if opened.size is None else None)
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):
                 conflict = isinstance(failure, Refused) and failure.kind == ID_CONFLICT

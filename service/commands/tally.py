@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from core.spec import UNITS
-from service.commands.files import Row
+from service.commands.rows import Row
 from service.commands.terminal import WrongUsage
 
 _UNITS = {"ms": 0.001, **UNITS}
@@ -87,9 +87,14 @@ class Options:
     delay: Delay | None = None
     unit: str = "line"
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the row's number in an id."""
+        return self.id_prefix or self.name
+
     def id_of(self, row: Row) -> str:
         """The id of a row without its own."""
-        return f"{self.id_prefix or self.name}:{row.number}"
+        return f"{self.prefix}:{row.number}"
 
     @property
     def piece(self) -> int:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from core.builder import Words
 from core.compiled import compiled
-from core.features import EventError, check_name
+from core.features import is_name
 from core.logistic import Floats, Ints
 from service.decode.text import lines_in
 from service.events import MAX_ID
@@ -349,8 +349,8 @@ def words_of(
     count = _code(np.frombuffer(data, np.uint8), places, start_of, _SEED, slots, codes, firsts)
     there: dict[str, int] = {}
     numbers: list[int] = []
-    for row in firsts[:count].tolist():
-        start, end = places[row, start_of : start_of + 2]
+    first_of = firsts[:count]
+    for row, (start, end) in zip(first_of.tolist(), places[first_of, start_of : start_of + 2].tolist(), strict=True):
         try:
             word = clean(data[start:end].decode())
         except UnicodeDecodeError:
@@ -446,7 +446,7 @@ def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
         x = {str(i): hole for i, hole in enumerate(x)}
     if not x or not isinstance(x, dict) or not isinstance(id_, str) or not id_.isdecimal():
         return None
-    if by_name and not all(map(_is_name, x)):  # where it is null, nothing else checks its name
+    if by_name and not all(map(is_name, x)):  # where it is null, nothing else checks its name
         return None
     pairs = [(event["y"], len(x))]
     for j, hole in enumerate(x.values()):
@@ -456,11 +456,3 @@ def _holes(filled: bytes) -> tuple[list[str], dict[int, int]] | None:
     if "weight" in event:
         pairs.append((event["weight"], len(x) + 1))
     return (list(x), dict(pairs)) if all(type(hole) is int for hole, _ in pairs) else None
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name)
-    except EventError:
-        return False
-    return True

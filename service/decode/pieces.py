@@ -16,17 +16,17 @@ from service.events import Event, Label, Question
 from service.fairness import WIDE, Slices, worked
 from service.problem import path_of
 from service.settings import Settings
-from service.table import Table
+from service.table import WORTH_A_TABLE, Table
 
 Items_co = TypeVar("Items_co", covariant=True)
 Item = TypeVar("Item")
 
 PIECE_CELLS = 2**15
 """Approximate values in a piece of rows: turning them into objects takes the loop a few milliseconds."""
+TRIED_LINES = 32
+"""Most lines in which a line without null is looked for."""
 HERE_TEXTS = 16
 """Rows with more text columns are made in a thread: a thousand cells of one column take a millisecond."""
-WORTH_A_TABLE = 200
-"""Least lines of one shape that become a table. With fewer, a mixed stream would fall into tiny pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,20 @@ def _table(data: bytearray, shape: Shape | None, longest: int) -> tuple[Shape | 
 
 
 def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
-    """The shapes to try: the previous one, then that of the first line."""
+    """The shapes to try: the previous one, then that of the first line without null, which says each feature's type."""
     if shape is not None:
         yield shape
-    first = Shape.of(bytes(data[: data.index(b"\n")]))
-    if first is not None:
-        yield first
+    at = 0
+    for _ in range(TRIED_LINES):
+        end = data.find(b"\n", at)
+        if end < 0:
+            return
+        if data.find(b"null", at, end) < 0:
+            first = Shape.of(bytes(data[at:end]))
+            if first is not None:
+                yield first
+            return
+        at = end + 1
 
 
 async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[Sequence[Event | Label] | Table]]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from core.builder import Words
+from core.logistic import Labels as LabelArray
 from service.rows.cells import is_missing, to_number
 from service.rows.wrong import WrongOption, WrongRow
 
@@ -74,6 +78,23 @@ class Labels:
             key, y = self._new(value)
         self._seen[key] += 1
         return y
+
+    def known(self, words: Words, header: str | None = None) -> LabelArray:
+        """The first labels of a column of text, up to one that must be read alone: it is new or missing, or the name of
+        the column in a `header`, or the first rows end before it. Counts none of them."""
+        found = [None if word == header else self._known.get(word) for word in words.words]
+        is_new = np.array([one is None for one in found], np.bool_)[words.codes]
+        count = int(is_new.argmax()) if is_new.any() else len(is_new)
+        if self._look:
+            count = min(count, max(0, self._look - self._rows))
+        return np.array([one[1] if one else 0 for one in found], np.uint8)[words.codes[:count]]
+
+    def count(self, words: Words) -> None:
+        """Count labels that are `known`, as `read` does."""
+        self._rows += len(words.codes)
+        for word, times in zip(words.words, np.bincount(words.codes, minlength=len(words.words)).tolist(), strict=True):
+            if times:
+                self._seen[self._known[word][0]] += times
 
     def _new(self, value: object) -> tuple[Key, int]:
         """Read a label for the first time."""

@@ -45,8 +45,10 @@ class Records:
 
     def __init__(self, dialect: Dialect, skip: int, notice: Callable[[int, str], None]) -> None:
         self.line = 0
+        """Where the last row began."""
         self._lines: Iterator[bytes] = iter(())
-        self._read = 0
+        self.read = 0
+        """How many lines have been read. Who reads lines in between counts them here."""
         self._skip = skip
         self._dialect = dialect
         self._notice: Callable[[int, str], None] | None = notice
@@ -57,10 +59,10 @@ class Records:
         """Each row in the next lines, and the line where it begins. A row must not go on in later ones."""
         delimiter, quoted = self._dialect
         self._lines = lines
-        while self._read < self._skip and self._next_line() is not None:
+        while self.read < self._skip and self._next_line() is not None:
             pass
         while (text := self._next_line()) is not None:
-            self.line = self._read
+            self.line = self.read
             if quoted and '"' in text:
                 yield self.line, self._with_quotes(text)
                 continue
@@ -83,14 +85,14 @@ class Records:
         data = next(self._lines, None)
         if data is None:
             return None
-        self._read += 1
+        self.read += 1
         try:
-            return data.decode("utf-8-sig" if self._read == 1 else "utf-8")
+            return data.decode("utf-8-sig" if self.read == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise WrongRow(
                 f"it is not UTF-8 text (byte {error.start + 1} of the line is {data[error.start]:#x}). "
                 "If it is Latin-1, `iconv -f LATIN1 -t UTF-8 OLD > NEW` converts it",
-                self._read,
+                self.read,
             ) from None
 
     # -- quotes
@@ -126,17 +128,17 @@ class Records:
 
     def _closed(self, text: str, start: int) -> tuple[str, int]:
         """The text, extended by lines as needed, and the end of the quoted cell that began before `start`."""
-        opened = self._read
+        opened = self.read
         end = start
         while (end := _INNER.match(text, end).end()) == len(text):  # type: ignore[union-attr]  # it also matches ""
-            if self._read - opened + 1 == LONGEST_CELL:
+            if self.read - opened + 1 == LONGEST_CELL:
                 raise WrongRow(self._swallows(f"not closed within {LONGEST_CELL} lines"), opened)
             more = self._next_line()
             if more is None:
                 raise WrongRow(self._swallows("never closed"), opened)
             text += more
-        if self._read > opened and self._notice is not None:
-            self._notice(opened, f"a quoted cell begins here and ends on line {self._read}")
+        if self.read > opened and self._notice is not None:
+            self._notice(opened, f"a quoted cell begins here and ends on line {self.read}")
             self._notice = None
         return text, end
 

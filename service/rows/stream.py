@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from service import errors
@@ -23,6 +23,7 @@ from service.rows.columns import Column, Kept
 from service.rows.readers import MOST_BYTES, Looked, Reader, Records
 from service.rows.reading import LOOK, How, check_events
 from service.rows.records import LONGEST_CELL
+from service.rows.tables import TableReader
 from service.rows.wrong import WrongOption, WrongRow
 from service.settings import Settings
 
@@ -78,7 +79,8 @@ class Rows:
         self._open: list[bytes] = []
         """Lines of a row that has not ended, or all lines while the format is unknown."""
         self._rows = 0
-        self._numbers = itertools.count(1)
+        self._number = 0
+        """The number of the last row."""
 
     @property
     def columns(self) -> list[Column]:
@@ -113,7 +115,12 @@ class Rows:
             yield await asyncio.to_thread(self._later, b"")
             if not ended:
                 async for text in texts:
-                    yield await asyncio.to_thread(self._later, text.data)
+                    data = text.data
+                    while (plain := await asyncio.to_thread(self._plain, data)) is not None:
+                        piece, end = plain
+                        yield piece
+                        data = data[end:]
+                    yield await asyncio.to_thread(self._later, data)
             yield await asyncio.to_thread(self._last)
 
     # -- in threads
@@ -186,6 +193,21 @@ class Rows:
                 self._labels.looked()
         return piece
 
+    def _plain(self, data: bytearray) -> tuple[Piece[Any], int] | None:
+        """The leading rows that can be read at once, and where they end; None unless they are enough."""
+        if not isinstance(self._reader, TableReader) or self._open:
+            return None
+        first = self._reader.line + 1
+        cells = self._reader.plain(data)
+        if cells is None:
+            return None
+        table, number = cells.table, self._number
+        self._number += len(table)
+        if table.ids is None and self._id_prefix:
+            ids: list[str | None] = [f"{self._id_prefix}:{i}" for i in range(number + 1, self._number + 1)]
+            table = replace(table, ids=ids)
+        return Piece(table, "line", range(first, first + len(table))), cells.end
+
     def _later(self, data: Data) -> Piece[list[Any]]:
         """Rows after the first, up to a wrong one."""
         lines = [*self._unread, *self._taken(data)]
@@ -213,11 +235,12 @@ class Rows:
         try:
             with self._refusing():
                 for self._line, record in records:
-                    number, item = next(self._numbers), made(record)
+                    self._number += 1
+                    item = made(record)
                     if item is None:
                         continue
                     if item.id is None and self._id_prefix:
-                        item.id = f"{self._id_prefix}:{number}"
+                        item.id = f"{self._id_prefix}:{self._number}"
                     if item.id is not None and not is_id(item.id):
                         raise WrongRow(f"its id {NO_ID}")
                     items.append(item)

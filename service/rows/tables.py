@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
 
 from service.events import Event, Named, Question
 from service.rows.cells import MISSING, read_number, read_numbers, read_text
@@ -20,9 +23,11 @@ from service.rows.columns import (
     worked_out,
 )
 from service.rows.labels import Labels
+from service.rows.plain import Cells, Plain
 from service.rows.readers import Looked, id_of, listed, weight_of
 from service.rows.records import Dialect, Records
 from service.rows.wrong import WrongRow
+from service.table import WORTH_A_TABLE
 
 
 class TableReader:
@@ -65,6 +70,7 @@ class TableReader:
         self._label_place = -1
         self._id_place, self._weight_place = -1, -1
         self._features = self._numbers = self._texts = _Cells([])
+        self._plain: Plain | None = None
 
     def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:
         if self._header is False and self._top is not None:
@@ -108,6 +114,24 @@ class TableReader:
         self._check_new(names, unnamed)
         self.columns = [self._column(name, place, unnamed, looked.rows) for place, name in enumerate(names)]
         self._set_places()
+
+    @property
+    def line(self) -> int:
+        """How many lines have been read."""
+        return self._records.read
+
+    def plain(self, data: bytearray) -> Cells | None:
+        """The leading rows of whole lines, if enough of them can be read at once. They then count as read."""
+        if self._plain is None or not data:
+            return None
+        cells = self._plain.read(data)
+        if len(cells.table) < WORTH_A_TABLE and cells.end < len(data):
+            return None
+        if cells.table.present is not None:
+            self.missing += cells.table.present.size - int(np.count_nonzero(cells.table.present))
+        self._labels.count(cells.labels)
+        self._records.read += len(cells.table)
+        return cells
 
     def event(self, record: Sequence[str]) -> Event | None:
         if len(record) != self._width or record == self._names:
@@ -255,6 +279,9 @@ class TableReader:
             left = [column.name for column in self.columns if column.kind == "ignore" and column.name]
             keeps = f"; left out: {listed(left)}. --text NAME or --number NAME keeps one" if left else ""
             raise WrongRow(f"has no column to learn from{keeps}")
+        header = self._label if self._names else None
+        labels = partial(self._labels.known, header=header)
+        self._plain = Plain.of(self._dialect, self.columns, labels) if self._learn else None
 
 
 class _Cells:
