@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -30,7 +30,8 @@ class NotLearned(msgspec.Struct):
     """The reply to an event of weight 0: it was checked, has no seq, and its id may still be used."""
 
     model: str
-    learned: Literal[False] = False
+    # msgspec before 0.22 has no schema of Literal[False].
+    learned: Annotated[bool, msgspec.Meta(extra_json_schema={"enum": [False]})] = False
 
 
 class LearnedMany(msgspec.Struct, omit_defaults=True):

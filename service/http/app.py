@@ -110,12 +110,11 @@ class Service:
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         scope = exchange.scope
         self._access.check(scope)
-        receive = unpacked(scope, receive, self.settings.max_body_bytes)
+        receive = unpacked(scope, self._access.guarded(scope, receive), self.settings.max_body_bytes)
         if _hot_verb(scope):
             await self._hot(scope, receive, send)
             return
         scope["request_id"] = exchange.request_id
-        receive = self._access.guarded(scope, receive)
         await self.api(scope, receive, with_headers(access.charged(scope, send)))
 
     async def _hot(self, scope: Scope, receive: Receive, send: Send) -> None:
