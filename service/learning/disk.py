@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from service import errors
-from service.fairness import background
 from service.storage.store import Store
 
 T = TypeVar("T")
@@ -21,7 +21,8 @@ class Disk:
     """Runs functions of the store in its thread, one at a time. `failed` learns of the first StorageFailed."""
 
     def __init__(self, failed: Callable[[errors.LogstepError], None]) -> None:
-        self._thread = background("logstep-store", 1)
+        # At the priority of the event loop: behind it, learning starves beside predictions and other processes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="logstep-store")
         self._failed = failed
         self._store: Store | None = None
 
