@@ -271,7 +271,8 @@ class Features:
         """Added to the message about `max_event`: which models have this limit (" where the rule is auto")."""
         self.max_name = MAX_NAME
         """Most characters of a new name. A name with a text value (`country=FR`) may have twice as many, plus one."""
-        self._shapes: dict[tuple[str, ...], array[int]] = {}
+        self._shapes: dict[tuple[str, ...], tuple[array[int], Ints]] = {}
+        """The columns of lists of names, twice: as an array of Python and, in the same memory, of numpy."""
         self._remembered = 0  # names in `_shapes`
 
     def __len__(self) -> int:
@@ -312,17 +313,38 @@ class Features:
         """
         shape = tuple(names)
         shapes = self._shapes
-        columns = shapes.get(shape)
-        if columns is None:
-            columns = _Remembered("i", self.known(shape))
-            if -1 in columns:
-                return self._columns_of_new(shape, add)
-            if len(shapes) < MAX_SHAPES and self._remembered + len(shape) <= REMEMBERED_NAMES:
-                shapes[shape] = columns
-                self._remembered += len(shape)
-            else:
-                self._forget_shapes()  # the list is cached when it comes again
+        cached = shapes.get(shape)
+        if cached is not None:
+            return cached[0]
+        columns = _Remembered("i", self.known(shape))
+        if -1 in columns:
+            return self._columns_of_new(shape, add)
+        if len(shapes) < MAX_SHAPES and self._remembered + len(shape) <= REMEMBERED_NAMES:
+            shapes[shape] = columns, np.frombuffer(columns, np.int32) if shape else np.zeros(0, np.int32)
+            self._remembered += len(shape)
+        else:
+            self._forget_shapes()  # the list is cached when it comes again
         return columns
+
+    def arrays_of(self, x: X) -> tuple[Ints, Floats] | None:
+        """The columns and values of an event's x, if that takes no more than a look-up: x is a dict of numbers, and the
+        model has met its names in this order. None for any other, which may still be valid. Magnitudes are not checked.
+
+        >>> features = Features()
+        >>> features.arrays_of({"age": 31}), features.columns_of(["age"], add=True).tolist()
+        (None, [0])
+        >>> features.columns_of(["age"]).tolist(), features.arrays_of({"age": 31})
+        ([0], (array([0], dtype=int32), array([31.])))
+        """
+        if type(x) is not dict or self.hashed:
+            return None
+        cached = self._shapes.get(tuple(x))
+        if cached is None or not 0 < len(x) <= self.max_event:
+            return None
+        try:
+            return cached[1], np.frombuffer(array("d", [*x.values()]))
+        except (TypeError, OverflowError):  # text, None, or too large
+            return None
 
     def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class Learner:
         self._model = self.auto or Linear(self.spec)
         self.plain = isinstance(self._model, Linear) and self._model.plain
         """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
+        self._unscaled = self._model if isinstance(self._model, Linear) and not self._model.scales else None
 
     @property
     def names(self) -> list[str]:
@@ -187,7 +189,11 @@ class Learner:
 
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x. Raises EventError if x is not valid."""
-        p = logistic.sigmoid(self.score_of(*self.features.encode(x)))
+        p = math.nan
+        if self._unscaled is not None and (arrays := self.features.arrays_of(x)) is not None:
+            p = self._unscaled.predict(*arrays, self.features.max_value)
+        if p != p:  # noqa: PLR0124  # NaN: the long way, which also says what is wrong
+            p = logistic.sigmoid(self.score_of(*self.features.encode(x)))
         return {False: 1.0 - p, True: p}
 
     def predict_one(self, x: X) -> bool:
@@ -202,7 +208,20 @@ class Learner:
         Raises EventError if the event is not valid; then nothing changes.
         """
         check_label(y, w)
-        self.learn_batch(Batch.of_one(self.features.admit(x), y, w))
+        if not self._learn_short(x, y, w):
+            self.learn_batch(Batch.of_one(self.features.admit(x), y, w))
+
+    def _learn_short(self, x: X, y: int, w: float) -> bool:
+        """Learn one event without a batch. Returns False, with nothing changed, if that is not possible."""
+        arrays = self.features.arrays_of(x) if self.plain else None
+        if arrays is None:
+            return False
+        taken = self.linear.learn_one(*arrays, int(y), w, self.features.max_value, self.n_features)
+        if taken < 0:
+            return False
+        self.seq += 1
+        self.not_taken += 1 - taken
+        return True
 
     def learn_many(self, xs: Iterable[X], ys: Iterable[int], ws: Iterable[float] | None = None) -> Outcome:
         """Take n steps for n events, in order. Raises EventError if an event is not valid; then none is learned."""

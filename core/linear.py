@@ -36,10 +36,11 @@ class Linear:
         )
         self._codes, self._q = _encoded(spec)
         self.state.scalars[rules.FINAL_LR] = spec.final_lr or 0.0
-        self._scales = spec.scale != "none"
+        self.scales = spec.scale != "none"
         constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
-        self.plain = spec.rule == "sgd" and constant and not (self._scales or spec.l1 or spec.l2)
+        self.plain = spec.rule == "sgd" and constant and not (self.scales or spec.l1 or spec.l2)
         """Whether the model is plain SGD, which has its own kernel."""
+        self._space = np.empty(step.SPACE + _MIN_ROWS)
 
     @property
     def bias(self) -> float:
@@ -48,15 +49,20 @@ class Linear:
     def score(self, columns: Ints, values: Floats) -> float:
         """w·x + b for one event; changes nothing."""
         state = self.state
-        if self._scales:
+        if self.scales:
             return step.predict_score(columns, values, *state, self._codes, self._q, np.empty(len(columns)))
         return logistic.score(columns, values, state.w, state.scalars[rules.BIAS])
+
+    def predict(self, columns: Ints, values: Floats, limit: float) -> float:
+        """The probability of label 1 for one event of a model that does not scale; NaN if a value is not within
+        ±limit."""
+        return logistic.predict(columns, values, limit, self.state.w, self.state.scalars)
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event and its parts, as in `Learner.served_of`; changes nothing. `features`: how many
         columns the model has learned."""
         n = len(columns)
-        numbers = np.empty(2 + (2 * n if self._scales else n))
+        numbers = np.empty(2 + (2 * n if self.scales else n))
         step.serve_into(columns, values, features, *self.state, self._codes, self._q, numbers)
         return numbers
 
@@ -78,6 +84,15 @@ class Linear:
             np.empty(longest), np.empty(longest), np.empty((longest + 1, step.SAVED)),
         )  # fmt: skip
 
+    def learn_one(self, columns: Ints, values: Floats, y: int, weight: float, limit: float, features: int) -> int:
+        """`learn` for one event of a plain model. Returns what `step.learn_one_sgd` returns."""
+        if len(self._space) < step.SPACE + len(columns):
+            self._space = np.empty(step.SPACE + len(columns))
+        return step.learn_one_sgd(
+            columns.view(np.uint32), values, y, weight, limit, features,
+            self.state.w, self.state.scalars, self._q, self._space,
+        )  # fmt: skip
+
     @property
     def rows(self) -> int:
         """How many features the arrays have room for."""
@@ -89,7 +104,7 @@ class Linear:
             rows, (*arrays, paid, scalars) = max(first + len(names), 2 * self.rows), self.state
             w, s, scaler = (step.grown(array, rows) for array in arrays)
             self.state = State(w, s, scaler, step.grown(paid, rows) if len(paid) else paid, scalars)
-        if self._scales:
+        if self.scales:
             as_is = [first + i for i, name in enumerate(names) if is_text(name)]
             self.state.scaler[as_is] = step.AS_IS[: self.state.scaler.shape[1]]
 

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from effort import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core import EventError, Learner, Spec
+from core import EventError, Learner, Spec, logistic
 from core.builder import BatchBuilder
 from core.features import Features
 from core.rules import BIAS, RULES
@@ -492,3 +492,58 @@ def test_a_batch_with_columns_of_other_features_is_refused() -> None:
     with pytest.raises(ValueError, match="does not know"):
         learner.learn_batch(builder.build())
     assert (learner.seq, learner.n_features) == (0, 0)
+
+
+# -- one event without a batch
+
+odd = st.sampled_from(
+    [0, 3, True, -0.0, 5e-324, 1e100, 1.1e100, 10**400, math.nan, math.inf, "text", None, [1.0], "1.5"]
+)
+one_x = st.one_of(
+    st.dictionaries(st.sampled_from("abc"), st.floats(-1e3, 1e3), max_size=3),
+    st.fixed_dictionaries({"a": st.floats(-1e60, 1e60), "b": st.floats(-1e60, 1e60)}),
+    st.fixed_dictionaries({"a": st.floats(-1e3, 1e3), "b": odd}),
+    st.lists(st.floats(-1e3, 1e3), max_size=2),
+)
+one_y = st.sampled_from([0, 1, 0, 1, True, 0.0, 1.0, 2, 0.5])
+one_weight = st.sampled_from([1.0, 1.0, 1, 0.5, 1e300, 0.0, math.nan])
+PLAIN_SPECS = [{}, {"clip": 0.1}, {"learning_rate": 1e60}, {"hash_bits": 3}, {"max_features": 2}, {"rule": "adam"}]
+
+
+def said(call: Callable[..., object], *arguments: Any) -> object:
+    """What a call returns, or its error."""
+    try:
+        return call(*arguments)
+    except EventError as error:
+        return error.field, error.message
+
+
+@examples(500)
+@given(st.lists(st.tuples(one_x, one_y, one_weight), max_size=12), st.sampled_from(PLAIN_SPECS))
+def test_events_learned_and_predicted_one_by_one_are_those_of_a_batch(
+    events: list[tuple[Any, Any, float]], spec: dict[str, Any]
+) -> None:
+    short, long = Learner(Spec(**spec)), Learner(Spec(**spec))
+
+    def predict(x: Any) -> dict[bool, float]:
+        p = logistic.sigmoid(long.score_of(*long.features.encode(x)))
+        return {False: 1.0 - p, True: p}
+
+    def learn(x: Any, y: Any, weight: float) -> None:
+        long.learn_many([x], [y], [weight])
+
+    for event in events:
+        assert said(short.predict_proba_one, event[0]) == said(predict, event[0])
+        assert said(short.learn_one, *event) == said(learn, *event)
+        assert (short.sha256(), short.seq, short.not_taken) == (long.sha256(), long.seq, long.not_taken)
+
+
+def test_names_of_a_batch_that_is_not_learned_yet_are_not_those_of_an_event_learned_before_it() -> None:
+    learner = Learner(Spec())
+    learner.learn_one({"a": 1.0}, 1)
+    builder = BatchBuilder(learner.features)
+    builder.add({"b": 1.0}, 1)
+    learner.features.columns_of(["b"])  # now cached
+    learner.learn_one({"b": 2.0}, 1)
+    assert learner.names == ["a", "b"]
+    assert learner.weights_by_name()["b"] != 0.0
