@@ -37,11 +37,11 @@ def _add(
     seq: int,
     stride: int,
 ) -> int:
-    """Add the events after `seq`. Returns the stride from then on."""
+    """Add the events after `seq`; there is room for their stretches, or for POINTS. Returns the stride from then on."""
     i = 0
     while i < len(labels):
         k = (seq + i) // stride
-        if k == len(stretches):
+        if k == POINTS:
             half = k // 2
             for j in range(half):
                 for part in range(SUMS):
@@ -95,15 +95,16 @@ class Curve:
         self.stride = 1
         """Events of a stretch: a power of 2."""
         self._stretches = np.zeros((0, SUMS))
-        """Has room for POINTS from the first event on: a thousand models that have learned nothing need none."""
+        """Grows up to POINTS of them: thousands of models of few events need little."""
 
     def add(self, outcome: Outcome) -> None:
         """Add the events of one `learn_batch`, which come after those before."""
-        if not len(self._stretches):
-            self._stretches = np.zeros((POINTS, SUMS))
+        seq = self.seq + len(outcome.labels)
+        if (needed := min(POINTS, -(-seq // self.stride))) > len(self._stretches):
+            self._stretches = np.concatenate((self._begun(), np.zeros((_room(needed) - len(self._begun()), SUMS))))
         scored = (outcome.probabilities, outcome.losses, outcome.labels, outcome.learned)
         self.stride = _add(*scored, self._stretches, self.seq, self.stride)
-        self.seq += len(outcome.labels)
+        self.seq = seq
 
     def _begun(self) -> Stretches:
         """The stretches with events; the last may not be full yet."""
@@ -143,10 +144,15 @@ class Curve:
         """The curve that `state()` described."""
         curve = cls()
         curve.seq, curve.stride = state["seq"], state["stride"]
-        if curve.seq:
-            curve._stretches = np.zeros((POINTS, SUMS))
-            curve._begun()[:] = state["stretches"].reshape(-1, SUMS)
+        curve._stretches = state["stretches"].reshape(-1, SUMS).copy()
+        if len(curve._stretches) != min(POINTS, -(-curve.seq // curve.stride)):
+            raise ValueError("the curve has other stretches than its seq and stride say")
         return curve
+
+
+def _room(stretches: int) -> int:
+    """How many stretches to make room for if so many are needed: a power of two, from 16 to POINTS."""
+    return max(16, 1 << (stretches - 1).bit_length())
 
 
 def _mean(sums: Stretches, part: int) -> Floats:
