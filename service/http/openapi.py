@@ -1,23 +1,22 @@
 """What routes say of themselves in the OpenAPI document: bodies, replies, errors, and who may ask.
 
-FastAPI makes the document from their declarations, with the classes of schemas.py. `completed` adds the bodies and
-replies that msgspec reads and writes: their structs describe them (service/events.py, service/replies.py).
+FastAPI makes the document from their declarations. `completed` adds the bodies and replies that msgspec reads and
+writes: their structs describe them (service/events.py, service/replies.py). It also adds the classes of schemas.py,
+which are made when somebody asks for the document: they would take a tenth of the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from core.spec import Spec
 from service.events import ARROW, ARROW_FILE, CSV, JSON, NDJSON, PARQUET, TSV, Event, Explain, Label, Question
 from service.http import access, reply
-from service.http.schemas import Problem, Shape
 from service.replies import (
     Learned,
     LearnedLate,
@@ -29,6 +28,9 @@ from service.replies import (
     PredictedKept,
     encode,
 )
+
+if TYPE_CHECKING:
+    from service.http.schemas import Shape
 
 Responses = dict[int | str, dict[str, Any]]
 PROBLEM = reply.PROBLEM.decode()
@@ -60,13 +62,27 @@ def ref(kind: type | str) -> dict[str, Any]:
 # -- replies
 
 
+class Example(NamedTuple):
+    """The example of a class of schemas.py, made when somebody asks for the document. `changed`: what it has otherwise
+    than the class."""
+
+    shape: str
+    changed: dict[str, Any]
+
+    def made(self) -> dict[str, Any]:
+        from service.http import schemas
+
+        shape: type[Shape] = getattr(schemas, self.shape)
+        return shape.example(**self.changed)
+
+
 def ok(
-    shape: type[Shape], description: str, *errors: int, code: int = 200, links: Sequence[str] = (), **changed: Any
+    shape: str, description: str, *errors: int, code: int = 200, links: Sequence[str] = (), **changed: Any
 ) -> Responses:
-    """A JSON reply of this shape, and the statuses of errors. `links`: what a client can ask next of the same model.
-    `changed`: what the example has otherwise."""
-    content = {JSON: {"example": shape.example(**changed)}}
-    good = {"description": description, "model": shape, "content": content, **_links(links)}
+    """A JSON reply of the class of schemas.py with this name, and the statuses of errors. `links`: what a client can
+    ask next of the same model. `changed`: what the example has otherwise."""
+    content = {JSON: {"schema": ref(shape), "example": Example(shape, changed)}}
+    good = {"description": description, "content": content, **_links(links)}
     return {code: good, **problems(*errors)}
 
 
@@ -85,7 +101,7 @@ def streamed(example: Any) -> Responses:
 
 def problems(*statuses: int) -> Responses:
     """Errors, as problem documents."""
-    content = {PROBLEM: {"schema": ref(Problem)}}
+    content = {PROBLEM: {"schema": ref("Problem")}}
     return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
 
 
@@ -216,10 +232,7 @@ def completed(document: dict[str, Any], routes: Sequence[BaseRoute]) -> dict[str
     """FastAPI's document, with what FastAPI does not know or leaves out."""
     components = document["components"]
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    components["schemas"] |= _schemas()
-    _suit_generators(document)
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own errors never happen
-        components["schemas"].pop(name, None)
+    shapes = {"Problem"}
     for route in routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             (method,) = route.methods or {""}
@@ -228,11 +241,25 @@ def completed(document: dict[str, Any], routes: Sequence[BaseRoute]) -> dict[str
                 del responses[status]
             for status, declared in route.responses.items():
                 for media_type, content in declared.get("content", {}).items():
-                    responses[str(status)]["content"][media_type] |= content  # FastAPI drops nulls in examples
+                    told = responses[str(status)]["content"][media_type]
+                    told |= content  # FastAPI drops nulls in examples
+                    if isinstance(example := content.get("example"), Example):
+                        told["example"] = example.made()
+                        shapes.add(example.shape)
+    components["schemas"] |= _schemas(shapes)
+    _suit_generators(document)
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own errors never happen
+        components["schemas"].pop(name, None)
     return document
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(shapes: set[str]) -> dict[str, Any]:
+    """The schemas of structs, of Spec, and of these classes of schemas.py."""
+    from pydantic import TypeAdapter
+    from pydantic.json_schema import models_json_schema
+
+    from service.http import schemas as classes
+
     structs = [Event, Label, Question, Explain, Learned, LearnedLate, NotLearned, LearnedMany, LearnedManyLate]
     structs += [LearnedRows, Predicted, PredictedKept]
     _, schemas = msgspec.json.schema_components(structs, ref_template=_SCHEMAS + "{name}")
@@ -240,10 +267,12 @@ def _schemas() -> dict[str, Any]:
         {"required": ["x"], "properties": {"x": {"not": {"type": "null"}}, "id": {"type": "null"}}},
         {"required": ["id"], "properties": {"id": {"type": "string"}, "x": {"type": "null"}}},
     ]
-    for kind in (Spec, Problem):
-        schema: dict[str, Any] = TypeAdapter(kind).json_schema(ref_template=_SCHEMAS + "{model}")
-        schemas |= {**schema.pop("$defs", {}), kind.__name__: schema}
-    return schemas | _HOT
+    schema: dict[str, Any] = TypeAdapter(Spec).json_schema(ref_template=_SCHEMAS + "{model}")
+    schemas |= {**schema.pop("$defs", {}), "Spec": schema}
+    kinds: Any = [(getattr(classes, name), "serialization") for name in sorted(shapes)]
+    _, shown = models_json_schema(kinds, ref_template=_SCHEMAS + "{model}")
+    schemas |= shown["$defs"]
+    return {**schemas, **_HOT}
 
 
 def _suit_generators(document: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from service import errors
 from service.decode import event_json
 from service.events import DEFAULT, JSON, MODEL_NAME, Explain
 from service.fairness import WIDE, worked
-from service.http import access, openapi, schemas
+from service.http import access, openapi
 from service.http.bodies import Bodies
 from service.http.long_reply import LongReplies, Pieces, pieces_of
 from service.http.one import invalid
@@ -165,12 +165,12 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
         found = await asyncio.to_thread(engine.telemetry.exposition, reach)
         return Response(found, media_type=telemetry.CONTENT_TYPE)
 
-    @api.get("/livez", tags=["service"], responses=ok(schemas.Alive, "Alive"))
+    @api.get("/livez", tags=["service"], responses=ok("Alive", "Alive"))
     async def livez() -> Response:
         """Whether the process is alive, and which version of logstep it is"""
         return reply({"status": "alive", "version": api.version})
 
-    @api.get("/readyz", tags=["service"], responses=ok(schemas.Ready, "Ready", 503))
+    @api.get("/readyz", tags=["service"], responses=ok("Ready", "Ready", 503))
     async def readyz(request: Request) -> Response:
         """Whether the service accepts requests: not while it recovers or stops"""
         if not engine.state.ready:
@@ -186,7 +186,7 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
 def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
     """List, show, create and delete models."""
 
-    @api.get("/models", responses=ok(schemas.Models, "Models", 503))
+    @api.get("/models", responses=ok("Models", "Models", 503))
     async def list_models(request: Request) -> Response:
         """List every model"""
         engine.check_recovered()
@@ -199,7 +199,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
                 await asyncio.sleep(0)
         return reply({"models": models})
 
-    @api.get("/models/{model}", responses=ok(schemas.Shown, "The model", 503, links=("get_weights", "delete_model")))
+    @api.get("/models/{model}", responses=ok("Shown", "The model", 503, links=("get_weights", "delete_model")))
     async def get_model(name: ModelName) -> Response:
         """Show a model: spec, seq, number of features, progressive scores, SHA-256 of its state"""
         model = engine.model(name)
@@ -215,8 +215,8 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
             told = {"seq": learner.seq, **model.standing()}
             return reply({**about, **told, "sha256": await worked(many, learner.sha256), **mixture})
 
-    made = ok(schemas.Made, "The model exists already, with this spec", links=["learn_model"])
-    created = ok(schemas.Made, "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])
+    made = ok("Made", "The model exists already, with this spec", links=["learn_model"])
+    created = ok("Made", "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])
 
     @api.put(
         "/models/{model}",
@@ -241,7 +241,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         await engine.delete(name)
         return Response(status_code=204)
 
-    @api.post("/models/{model}/resume", responses=ok(schemas.Resumed, "The model learns", 409, 503, 507))
+    @api.post("/models/{model}/resume", responses=ok("Resumed", "The model learns", 409, 503, 507))
     async def resume_model(name: ModelName) -> Response:
         """Let a model learn again after its breaker stopped it. One that learns is unchanged"""
         model = await engine.resume(name)
@@ -253,7 +253,7 @@ def add_inspection_routes(
 ) -> None:
     """What a model has learned, whether that is right, and how it went."""
 
-    @api.get("/models/{model}/weights", responses=ok(schemas.Weights, "The weights", 409, 422, 503))
+    @api.get("/models/{model}/weights", responses=ok("Weights", "The weights", 409, 422, 503))
     async def get_weights(name: ModelName, top: Top = None) -> Response:
         """Show the weights by feature name, and the bias"""
         count = None
@@ -274,7 +274,7 @@ def add_inspection_routes(
             pieces = pieces_of(state, "weights", weights.by_name(places), after)
             return Pieces(door, pieces, room.pop_all()) if many else whole(pieces)
 
-    checked = ok(schemas.CrossCheck, "The largest difference", 409, 429, 500, 503)
+    checked = ok("CrossCheck", "The largest difference", 409, 429, 500, 503)
 
     @api.get("/models/{model}/crosscheck", responses=checked)
     async def crosscheck(name: ModelName, request: Request) -> Response:
@@ -291,7 +291,7 @@ def add_inspection_routes(
 
     told = "The points, evenly spaced; null where no step was taken"
 
-    @api.get("/models/{model}/curve", responses=ok(schemas.Curve, told, 503))
+    @api.get("/models/{model}/curve", responses=ok("Curve", told, 503))
     async def curve(name: ModelName) -> Response:
         """The learning curve by events: log loss, guessing and accuracy, along the whole life of a model
 
@@ -301,7 +301,7 @@ def add_inspection_routes(
 
     told = "Arrays of equal length. null means that the service did not run or nothing happened"
 
-    @api.get("/models/{model}/series", responses=ok(schemas.Series, told, 422, 503))
+    @api.get("/models/{model}/series", responses=ok("Series", told, 422, 503))
     async def series(name: ModelName, from_: From = None, to: To = None, step: Step = None) -> Response:
         """History for plots: an array for each quantity, for the last hour or from `from` to `to`"""
         found = await past.series(engine.model(name), from_, to, step)
@@ -317,7 +317,7 @@ def add_explanations(
     @api.post(
         "/models/{model}/explain",
         tags=["predict"],
-        responses=ok(schemas.Explained, "The explanation", 413, 415, 422, 500, 503),
+        responses=ok("Explained", "The explanation", 413, 415, 422, 500, 503),
         openapi_extra=openapi.takes(Explain, examples=examples),
     )
     async def explain_prediction(name: ModelName, request: Request) -> Response:
