@@ -57,6 +57,17 @@ class Words:
     codes: Ints
     words: list[str]
 
+    @classmethod
+    def of(cls, texts: Sequence[str | None]) -> Words:
+        """The column with these texts.
+
+        >>> Words.of(["red", None, "red"]).codes.tolist()
+        [0, -1, 0]
+        """
+        there: dict[str | None, int] = {None: -1}
+        codes = [there.setdefault(text, len(there) - 1) for text in texts]
+        return cls(np.array(codes, np.int32), [text for text in there if text is not None])
+
     def __getitem__(self, rows: slice) -> Words:
         return Words(self.codes[rows], self.words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -66,6 +66,10 @@ class Table:
         texts = {j: text[start:stop] for j, text in self.texts.items()}
         values, first = self.values[start:stop], self.first_row + start
         return Table(first, self.names, values, present, labels, weights, ids, texts)
+
+    def coded(self) -> Table:
+        """The same, with text as Words."""
+        return replace(self, texts={j: Words.of(text.tolist()) for j, text in self.texts.items()})
 
     def invalid(self, i: int, field: str, reason: str) -> errors.InvalidEvent:
         """The error for a field of this table's row i."""

@@ -148,7 +148,10 @@ async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[P
                 yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
                 continue
             for start, stop, rows in _cuts(table, settings.stream_events):
-                items = table.part(start, stop) if table.is_plain else await _each(table, table.events, start, stop)
+                part = table.part(start, stop)
+                if part.texts:
+                    part = await worked(len(part.texts) > HERE_TEXTS, part.coded)
+                items = part if part.is_plain else await _each(part, part.events, 0, len(part))
                 yield Piece(items, "row", rows)
 
 

@@ -2,13 +2,18 @@
 
     NDJSON                     against VW's --json
     NDJSON with ids            against the same without ids; sequential and random ids
+    random ids, others there   the same, where the log has `--ids-there` random ids already
     Arrow IPC                  against VW's own text format
+    text                       NDJSON and Arrow where the last two features are categories of 50 values, against numbers
+    CSV                        with numbers, and with the same text, against NDJSON with numbers
+    replay                     `logstep replay` of the same CSV, which gives each row an id, against NDJSON with ids
 
-One connection sends a whole body. The time runs from its first byte to the reply, when every event is on disk. VW's
-time is that of the process minus that of a process with a single event, so its start does not count. Each round
-measures all sides in turn. The table shows medians over the rounds, and ratios of these medians.
+One connection sends a whole body. The time runs from its first byte to the reply, when every event is on disk. Of
+`replay` it is the time that the command tells, from its first request on. VW's time is that of the process minus that
+of a process with a single event, so its start does not count. Each round measures all sides in turn. The table shows
+medians over the rounds, and ratios of these medians.
 
-    python tests/benchmarks/bulk.py --features 10,30 --events 100000 --arrow-events 1000000 --rounds 5
+    python tests/benchmarks/bulk.py --features 10,30 --events 100000 --ids-there 1000000 --rounds 5
 
 Exit status 0: the measurement ran (it judges nothing). 1: something failed; the message says what.
 """
@@ -22,7 +27,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -34,7 +39,10 @@ from http_benchmark import BenchmarkError, machine, positive, positives, running
 from load import HOST
 
 NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
+CSV = "text/csv"
 BATCH_ROWS = 65_536
+CATEGORIES, VALUES = 2, 50
+"""How many features are text, and how many different values each has."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,22 @@ class Events:
     features: int
     values: np.ndarray[tuple[int, int], np.dtype[np.float64]]
     labels: list[int]
+    text: bool = False
+    """Whether the last features are categories."""
+
+    def with_text(self) -> "Events":
+        """The same, where the last features are text."""
+        return replace(self, text=True)
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The features by name."""
+        found = {f"feature-{j}": column.tolist() for j, column in enumerate(self.values.T)}
+        if self.text:
+            numbers = np.random.default_rng(2).integers(0, VALUES, (CATEGORIES, len(self.values))).tolist()
+            for name, column in zip(list(found)[-CATEGORIES:], numbers, strict=True):
+                found[name] = [f"value-{number}" for number in column]
+        return found
 
     @classmethod
     def random(cls, count: int, features: int) -> "Events":
@@ -52,12 +76,15 @@ class Events:
         labels = (values.sum(axis=1) + numbers.normal(size=count) > 0).astype(int)
         return cls(features, values, labels.tolist())
 
-    def rows(self) -> Iterator[tuple[dict[str, float], int]]:
+    def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
         """x and y of each event."""
-        names = [f"feature-{j}" for j in range(self.features)]
-        return (
-            (dict(zip(names, row.tolist(), strict=True)), y) for row, y in zip(self.values, self.labels, strict=True)
-        )
+        columns = self.columns
+        rows = zip(*columns.values(), strict=True)
+        return ((dict(zip(columns, row, strict=True)), y) for row, y in zip(rows, self.labels, strict=True))
+
+    def csv(self) -> bytes:
+        columns = {**self.columns, "y": self.labels}
+        return "".join(",".join(map(str, row)) + "\n" for row in [[*columns], *zip(*columns.values())]).encode()  # noqa: B905
 
     def ndjson(self, id_of: Callable[[int], str] | None = None) -> bytes:
         lines = []
@@ -69,8 +96,7 @@ class Events:
         return "".join(line + "\n" for line in lines).encode()
 
     def arrow(self) -> bytes:
-        columns = {f"feature-{j}": pa.array(column) for j, column in enumerate(self.values.T.copy())}
-        table = pa.table({**columns, "y": pa.array(self.labels)})
+        table = pa.table({**self.columns, "y": self.labels})
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=BATCH_ROWS)
@@ -107,9 +133,10 @@ def vw_seconds(path: Path, *format_flags: str) -> float:
 def logstep_seconds(port: int, body: bytes, content_type: str, expected: int) -> float:
     """Seconds from the first byte of a body to the reply, when its events are learned and on disk."""
     connection = HTTPConnection(HOST, port, timeout=300)
+    path = "/learn?label=y" if content_type == CSV else "/learn"
     try:
         started = time.perf_counter()
-        connection.request("POST", "/learn", body, {"content-type": content_type})
+        connection.request("POST", path, body, {"content-type": content_type})
         reply = connection.getresponse()
         text = reply.read()
         seconds = time.perf_counter() - started
@@ -120,9 +147,20 @@ def logstep_seconds(port: int, body: bytes, content_type: str, expected: int) ->
     return seconds
 
 
+def replay_seconds(port: int, path: Path, expected: int) -> float:
+    """Seconds that `logstep replay` takes for a file, as it tells them."""
+    command = [str(Path(sys.executable).with_name("logstep")), "replay", str(path), "--label", "y"]
+    asked = ["--url", f"http://{HOST}:{port}", "--model", "default"]
+    done = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
+    told = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
+    if done.returncode or told.get("learned") != f"{expected:,}":
+        raise BenchmarkError(f"logstep replay failed: {done.stderr[-500:]}")
+    return float(told["seconds"].replace(",", ""))
+
+
 @dataclass
 class Contest:
-    """A format of the service and its peer; microseconds per event for each round."""
+    """A format of the service and its peer; microseconds per event for each round. before: what is learned first."""
 
     name: str
     peer: str
@@ -131,6 +169,7 @@ class Contest:
     theirs: Callable[[], float] | None
     our_times: list[float] = field(default_factory=list)
     their_times: list[float] = field(default_factory=list)
+    before: Callable[[int], object] = lambda _: None
 
     def round(self, port: int) -> None:
         self.our_times.append(self.ours(port) / self.events * 1e6)
@@ -138,7 +177,7 @@ class Contest:
             self.their_times.append(self.theirs() / self.events * 1e6)
 
 
-def contests(features: int, events: int, arrow_events: int, folder: Path) -> list[Contest]:
+def contests(features: int, events: int, arrow_events: int, ids_there: int, folder: Path) -> list[Contest]:
     some, many = Events.random(events, features), Events.random(arrow_events, features)
     paths = {name: folder / f"{features}-{name}" for name in ("json", "text", "one.json", "one.text")}
     one = Events.random(1, features)
@@ -153,29 +192,61 @@ def contests(features: int, events: int, arrow_events: int, folder: Path) -> lis
     def theirs(kind: str, *flags: str) -> Callable[[], float]:
         return lambda: vw_seconds(paths[kind], *flags) - vw_seconds(paths[f"one.{kind}"], *flags)
 
+    def beside(name: str, peer: Contest, what: str, run: Callable[[int], float]) -> Contest:
+        """A contest with another one of the service's own."""
+        return Contest(f"{name}, {features}", what, peer.events, run, None, [], peer.our_times)
+
+    def replay(name: str, data: bytes) -> Callable[[int], float]:
+        path = folder / f"{features}-{name}.csv"
+        path.write_bytes(data)
+        return lambda port: replay_seconds(port, path, events)
+
+    def random_id(_: int) -> str:
+        return str(uuid.uuid4())
+
     plain = Contest(
         f"NDJSON, {features}", "VW --json", events, ours(some.ndjson(), NDJSON, events), theirs("json", "--json")
     )
-    count_up, random_ids = some.ndjson(lambda i: f"event-{i:09d}"), some.ndjson(lambda _: str(uuid.uuid4()))
-    with_ids = [
-        Contest(
-            f"NDJSON, {kind}, {features}", "without ids", events, ours(body, NDJSON, events), None, [], plain.our_times
-        )
-        for kind, body in (("ids", count_up), ("random ids", random_ids))
-    ]
+    with_ids = beside(
+        "NDJSON, ids", plain, "without ids", ours(some.ndjson(lambda i: f"event-{i:09d}"), NDJSON, events)
+    )
+    random_ids = beside("NDJSON, random ids", plain, "without ids", ours(some.ndjson(random_id), NDJSON, events))
+    others_there = beside(
+        f"same, {ids_there:,} there", plain, "without ids", ours(some.ndjson(random_id), NDJSON, events)
+    )
+    others = Events.random(events, 2)
+
+    def learn_others(port: int) -> None:
+        for _ in range(max(1, ids_there // events)):
+            logstep_seconds(port, others.ndjson(random_id), NDJSON, events)
+
+    others_there.before = learn_others
     arrow = Contest(
         f"Arrow, {features}", "VW text", arrow_events, ours(many.arrow(), ARROW, arrow_events), theirs("text")
     )
-    return [plain, *with_ids, arrow]
+    text = some.with_text()
+    return [
+        plain,
+        with_ids,
+        random_ids,
+        others_there,
+        arrow,
+        beside("NDJSON, text", plain, "numbers", ours(text.ndjson(), NDJSON, events)),
+        beside("Arrow, text", arrow, "numbers", ours(many.with_text().arrow(), ARROW, arrow_events)),
+        beside("CSV", plain, "NDJSON", ours(some.csv(), CSV, events)),
+        beside("CSV, text", plain, "NDJSON", ours(text.csv(), CSV, events)),
+        beside("replay", with_ids, "NDJSON, ids", replay("numbers", some.csv())),
+        beside("replay, text", with_ids, "NDJSON, ids", replay("text", text.csv())),
+    ]
 
 
 def report(found: list[Contest]) -> str:
-    head = f"{'format, features':<22}{'us an event':>12}{'a second':>12}   {'peer':<14}{'us an event':>12}{'ratio':>8}"
+    head = f"{'format, features':<26}{'us an event':>12}{'a second':>12}   {'peer':<14}{'us an event':>12}{'ratio':>8}"
     lines = [head, "-" * len(head)]
     for contest in found:
         mine, peer = median(contest.our_times), median(contest.their_times)
         lines.append(
-            f"{contest.name:<22}{mine:>12.2f}{1e6 / mine:>12,.0f}   {contest.peer:<14}{peer:>12.2f}{peer / mine:>8.2f}"
+            f"{contest.name:<26}{mine:>12.2f}{1e6 / mine:>12,.0f}   {contest.peer:<14}{peer:>12.2f}{peer / mine:>8.2f}"
         )
     return "\n".join(lines)
 
@@ -185,6 +256,7 @@ def main() -> int:
     parser.add_argument("--features", type=positives, default=(10, 30), help="default 10,30")
     parser.add_argument("--events", type=positive, default=100_000)
     parser.add_argument("--arrow-events", type=positive, default=1_000_000)
+    parser.add_argument("--ids-there", type=positive, default=1_000_000)
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     try:
@@ -192,7 +264,7 @@ def main() -> int:
             found = [
                 contest
                 for features in options.features
-                for contest in contests(features, options.events, options.arrow_events, Path(name))
+                for contest in contests(features, options.events, options.arrow_events, options.ids_there, Path(name))
             ]
             warm_up = Events.random(1_000, 2)
             _, logstep = sides()
@@ -202,6 +274,7 @@ def main() -> int:
                     with running(logstep) as server:  # a new folder: every body meets an empty log
                         logstep_seconds(server.port, warm_up.ndjson(), NDJSON, 1_000)
                         logstep_seconds(server.port, warm_up.arrow(), ARROW, 1_000)
+                        contest.before(server.port)
                         contest.round(server.port)
     except BenchmarkError as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -1,12 +1,13 @@
-"""Compares the service with the plain peer, over HTTP on this machine's loopback.
+"""Compares the service with the plain peer, and with one that keeps events, over HTTP on this machine's loopback.
 
 It measures requests per second and latency percentiles for learn and predict, at several numbers of connections. The
 sides take turns, one server at a time, so the machine's noise affects both. Each turn starts the server in a fresh
 folder, warms it up, and loads learn at each number of connections, then predict. The table shows medians over the
 rounds, and ratios of these medians.
 
-The peer keeps its model in memory. The service syncs every event to disk before it replies. The folders are temporary
-(TMPDIR chooses where). On tmpfs a sync costs nothing, so the output names the file system.
+The peer keeps its model in memory. The durable peer is the same program, which also writes each event to SQLite and
+syncs it before it replies. So does the service. The folders are temporary (TMPDIR chooses where). On tmpfs a sync costs
+nothing, so the output names the file system.
 
     python tests/benchmarks/http_benchmark.py --seconds 5 --rounds 3 --connections 1,32,128 --generator auto
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ Results = dict[tuple[str, str, int], list[LoadResult]]
 
 
 def sides() -> tuple[Side, Side]:
+    """The peer and logstep."""
     logstep = Path(sys.executable).with_name("logstep")
     if not logstep.exists():
         raise BenchmarkError(f"no logstep command next to {sys.executable}: install the project in this environment")
@@ -91,6 +93,12 @@ def sides() -> tuple[Side, Side]:
         Side("peer", (sys.executable, peer, "--port", "{port}"), "/openapi.json"),
         Side("logstep", serve, "/readyz"),
     )
+
+
+def durable_peer() -> Side:
+    """The peer that keeps events."""
+    peer, _ = sides()
+    return Side("durable peer", (*peer.command, "--keep", "{folder}/events.db"), peer.ready)
 
 
 # Servers
@@ -152,7 +160,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 # Measurement
 
 
-def run(plan: Plan, contestants: tuple[Side, Side]) -> Results:
+def run(plan: Plan, contestants: Sequence[Side]) -> Results:
     results: Results = {}
     for number in range(1, plan.rounds + 1):
         for side in contestants:
@@ -201,8 +209,8 @@ def medians(results: list[LoadResult]) -> LoadResult:
     )
 
 
-def table(plan: Plan, results: Results, contestants: tuple[Side, Side]) -> str:
-    first, second = (side.name for side in contestants)
+def table(plan: Plan, results: Results, first: str, second: str) -> str:
+    """Two sides, by their names."""
     names = f"{'':>20} |{first:^37}|{second:^37}|{f'{second} / {first}':^24}"
     head = f"{'':<8}{'connections':>12} |" + f"{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9} |" * 2
     lines = [names, head + f"{'per s':>8}{'p50':>8}{'p99':>8}", "-" * len(names)]
@@ -282,8 +290,8 @@ def main() -> int:
     # On SIGTERM, end the server too, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan, contestants = arguments(), sides()
-        results = run(plan, contestants)
+        plan, (peer, logstep), durable = arguments(), sides(), durable_peer()
+        results = run(plan, (peer, durable, logstep))
     except (BenchmarkError, LoadError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
@@ -291,7 +299,8 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
         return 1
     print(machine(plan.generator))
-    print(table(plan, results, contestants))
+    print(table(plan, results, peer.name, logstep.name))
+    print(table(plan, results, durable.name, logstep.name))
     errors = sum(result.errors for rounds in results.values() for result in rounds)
     if errors:
         print(f"failed: {errors} errors, see the table", file=sys.stderr)
