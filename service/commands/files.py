@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.spec import MAX_COLUMNS
-from service.commands.rows import Block, Row
+from service.commands.rows import PIECE_CELLS, Block, Row
 from service.commands.terminal import WrongUsage, say, show
 from service.events import MAX_ID, Event
 from service.rows import formats
@@ -237,6 +237,7 @@ class OpenSource:
 
     def _later(self, size: int) -> Iterator[Row | Block]:
         """The rows after the first."""
+        size = min(size, max(1, PIECE_CELLS // max(1, len(self.columns))))
         reader, source, lines = self._reader, self._input, self._rest
         assert reader is not None and source is not None  # noqa: S101, PT018  # `look` has made them
         while size and isinstance(reader, TableReader) and (taken := source.take(size)):

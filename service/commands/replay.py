@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from service.commands.client import Client, NoAnswer, Refused
 from service.commands.files import OpenSource, Source
 from service.commands.replay_report import compare, display, report, rule_of, so_far, span
-from service.commands.rows import Block, Row
+from service.commands.rows import PIECE_CELLS, Block, Row
 from service.commands.sketch import draw
 from service.commands.tally import Options, Tally
 from service.commands.targets import AUTO, Target
@@ -308,19 +308,21 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _pieces(rows: Iterable[Row | Block], size: int, pauses: Callable[[], bool]) -> Iterator[Sequence[Row]]:
-    """The rows, `size` at a time, or fewer when the source `pauses` or a block of rows comes."""
+    """The rows, `size` at a time, or fewer when the source `pauses`, a block of rows comes, or rows are wide."""
     piece: list[Row] = []
+    cells = 0
     for row in rows:
         if isinstance(row, Block):
             if piece:
                 yield piece
             yield row
-            piece = []
+            piece, cells = [], 0
             continue
         piece.append(row)
-        if len(piece) == size or pauses():
+        cells += len(row.event.x)
+        if len(piece) == size or cells >= PIECE_CELLS or pauses():
             yield piece
-            piece = []
+            piece, cells = [], 0
     if piece:
         yield piece
 

@@ -17,6 +17,9 @@ from service.decode.lines import Bytes, Places
 from service.events import Event
 from service.rows.plain import Cells
 
+PIECE_CELLS = 2**18
+"""Most cells that are sent at once, whatever the number of rows: wide rows would fill the memory."""
+
 
 class Row(NamedTuple):
     """An event of a file: its number among the rows, from 1, and the line where it begins, from 1."""
