@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start the service"))
     _add_replay(commands.add_parser("replay", help="send a file to a running service, each event once"))
+    _add_consume(commands.add_parser("consume", help="send a Kafka topic to a running service, each record once"))
     crosscheck.add(commands.add_parser("crosscheck", help="compare a model's weights with river's"))
     models.add(commands.add_parser("models", help="list, create, show, resume and delete models"))
     inspect = commands.add_parser("inspect", help="check a data folder and show what is in it; changes nothing")
@@ -193,6 +195,63 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_replay)
 
 
+def _add_consume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kafka", metavar="HOST:PORT", required=True, help="brokers to begin with, with commas between"
+    )
+    parser.add_argument("--topic", required=True, metavar="TOPIC", help="the topic; its records are JSON objects")
+    parser.add_argument(
+        "--kafka-config",
+        type=Path,
+        metavar="FILE",
+        help="file of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others",
+    )
+    parser.add_argument("--group", metavar="NAME", help="the consumer group (default: logstep-TOPIC-MODEL)")
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        type=_begin,
+        default="beginning",
+        metavar="WHERE",
+        help="where a new group begins: beginning (the default), end, or a time like 2026-01-31T10:00:00Z",
+    )
+    options.add_columns(parser, id_="--id-field", weight="--weight-field")
+    options.add_url(parser)
+    options.add_token_file(parser)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the model that learns; made if it does not exist (default: a model named after the topic)",
+    )
+    parser.add_argument("--spec", metavar="SPEC", help='spec of a new model, a file or JSON (default {"rule": "auto"})')
+    parser.add_argument(
+        "--batch", type=options.batch, default=1_000, metavar="N", help="most events per request (default 1000)"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at a record that can be no event, with exit code 3 (default: log it and leave it out)",
+    )
+    parser.add_argument(
+        "--retry-seconds",
+        type=options.seconds,
+        default=float("inf"),
+        metavar="S",
+        help="give up when the service has not answered for S seconds (default: wait for it)",
+    )
+    parser.set_defaults(run=_consume)
+
+
+def _begin(text: str) -> str | datetime:
+    if text in ("beginning", "end"):
+        return text
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be beginning, end, or a time like 2026-01-31T10:00:00Z") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
 def _id_prefix(text: str) -> str:
     from service.commands.files import LONGEST_PREFIX
 
@@ -273,6 +332,42 @@ def _replay(arguments: argparse.Namespace) -> int:
             if codes[-1] == 130:
                 return 130
     return min(codes)  # 1 means that a label never came; a rare label need not be in every file
+
+
+def _consume(arguments: argparse.Namespace) -> int:
+    from service.commands.client import Client
+    from service.commands.consume import Signals, consume
+    from service.commands.kafka import Topic, properties
+    from service.commands.tally import Options
+    from service.commands.targets import of_topic
+    from service.http.tokens import given
+    from service.rows.reading import How
+
+    target = of_topic(arguments.topic, arguments.model, arguments.spec)
+    asked = options.asked(arguments)
+    needs_id = arguments.label is None and asked == {"id": "id"}  # events as one would POST have it there
+    how = How(
+        label=arguments.label,
+        positive=arguments.positive,
+        negative=arguments.negative,
+        asked={} if needs_id else asked,
+        look=arguments.look,
+    )
+    how_sent = Options(
+        name=arguments.topic, batch=arguments.batch, retry_seconds=arguments.retry_seconds, unit="offset"
+    )
+    group = arguments.group or f"logstep-{arguments.topic}-{target.name}"
+    told = properties(arguments.kafka_config)
+    with (
+        Signals().handled() as signals,
+        Client(arguments.url, given(arguments.token_file)) as client,
+        Topic(
+            arguments.kafka, arguments.topic, group, told, begin=arguments.begin, stopping=lambda: bool(signals)
+        ) as topic,
+    ):
+        return consume(
+            topic, how, client, target, how_sent, needs_id=needs_id, strict=arguments.strict, signals=signals
+        )
 
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:

@@ -157,12 +157,7 @@ class OpenSource:
 
     def kinds(self) -> dict[str, str] | None:
         """The column kinds that a model keeps; None if there are none or too many."""
-        kinds = {
-            column.name: column.kind for column in self.columns if column.name and column.kind not in ("label", MIXED)
-        }
-        if len(kinds) > MAX_COLUMNS:
-            say(f"{len(kinds):,} columns are more than a model keeps: give the same flags with each file")
-        return kinds if 0 < len(kinds) <= MAX_COLUMNS else None
+        return kinds_to_keep(self.columns)
 
     def look(self, kept: Kept = NOTHING_KEPT) -> None:
         """Look at the first rows, and print the columns. kept: the kinds that a model keeps.
@@ -179,7 +174,7 @@ class OpenSource:
             if looked.done:
                 self.labels.looked()
         if reader.columns:
-            _show_columns(self.name, reader.columns, len(rows))
+            show_columns(self.name, reader.columns, len(rows))
         self._rest = lines
 
     def read_first(self, kept: Kept, looked: Looked) -> tuple[Reader, Iterator[bytes]]:
@@ -365,7 +360,15 @@ def _waiting_told(looked: Looked) -> Iterator[None]:
         over.set()
 
 
-def _show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
+def kinds_to_keep(columns: Sequence[Column]) -> dict[str, str] | None:
+    """The kinds of these columns that a model keeps; None if there are none or too many."""
+    kinds = {column.name: column.kind for column in columns if column.name and column.kind not in ("label", MIXED)}
+    if len(kinds) > MAX_COLUMNS:
+        say(f"{len(kinds):,} columns are more than a model keeps: give the same flags with each file")
+    return kinds if 0 < len(kinds) <= MAX_COLUMNS else None
+
+
+def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
     """Print how each column is read."""
     shown = list(columns)
     if len(shown) > MOST_SHOWN:

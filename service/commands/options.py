@@ -20,7 +20,8 @@ URL = "http://127.0.0.1:8000"
 LARGEST_BATCH = 100_000
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_columns(parser: argparse.ArgumentParser, *, id_: str = "--id-column", weight: str = "--weight-column") -> None:
+    """Which column is what. id_, weight: other names of these flags, which then are the first ones."""
     many: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
     parser.add_argument("--label", metavar="COLUMN", help="column or key of the label; a number if there is no header")
     parser.add_argument(
@@ -32,14 +33,20 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", **many, help="read this column as text, even if its cells are numbers")
     parser.add_argument("--number", **many, help="read this column as numbers; a cell that is not one is an error")
     parser.add_argument("--ignore", **many, help="leave this column out")
-    parser.add_argument("--weight-column", metavar="COLUMN", help="column or key of the event's weight")
-    parser.add_argument("--id-column", metavar="COLUMN", help="column or key of the event's id")
+    for first, name in ((weight, "weight"), (id_, "id")):
+        flags = dict.fromkeys((first, f"--{name}-column"))
+        help_ = f"column or key of the event's {name}"
+        parser.add_argument(*flags, dest=f"{name}_column", metavar="COLUMN", help=help_)
     parser.add_argument(
         "--look",
         type=_look,
         metavar="N",
         help="rows to read before deciding what each column is (default 10000; fewer if rows are very wide)",
     )
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    add_columns(parser)
     parser.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
@@ -139,7 +146,7 @@ def source(arguments: argparse.Namespace, file: str) -> Source:
         label=arguments.label,
         positive=arguments.positive,
         negative=arguments.negative,
-        asked=_asked(arguments),
+        asked=asked(arguments),
         look=arguments.look,
         header=arguments.header,
         quoted=arguments.quoted,
@@ -147,17 +154,17 @@ def source(arguments: argparse.Namespace, file: str) -> Source:
     )
 
 
-def _asked(arguments: argparse.Namespace) -> dict[str, str]:
+def asked(arguments: argparse.Namespace) -> dict[str, str]:
     """The kinds that flags give to columns, by column name."""
     from service.rows.columns import FLAGS
 
-    asked: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for kind, flag in FLAGS.items():
         found = getattr(arguments, flag.removeprefix("--").replace("-", "_")) or []
         for name in [found] if isinstance(found, str) else found:
-            if asked.setdefault(name, kind) != kind:
-                raise WrongUsage(f"column {name!r} cannot be both {FLAGS[asked[name]]} and {flag}")
-    return asked
+            if kinds.setdefault(name, kind) != kind:
+                raise WrongUsage(f"column {name!r} cannot be both {FLAGS[kinds[name]]} and {flag}")
+    return kinds
 
 
 def client(url: str, token_file: Path | None) -> Client:

@@ -227,9 +227,12 @@ class Replay:
                 if left <= 0:
                     raise Failed(f"{failure}. Tried for {self.options.retry_seconds:g} s") from None
                 if pause == FIRST_PAUSE_SECONDS:
-                    self.notice(f"{failure}; trying again for {left:.0f} s")
-                time.sleep(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
+                    self.notice(f"{failure}; trying again" + (f" for {left:.0f} s" if left < math.inf else ""))
+                self._pause(min(left, max(pause, getattr(failure, "retry_after", 0.0))))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def _lost(self, failure: NoAnswer | Refused) -> Failed:
         """The failure. Without ids it says if the piece may have been learned."""

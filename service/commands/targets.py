@@ -65,6 +65,13 @@ def targets(sources: list[Source], model: str | None, texts: list[str]) -> list[
     return [Target(model, AUTO, as_it_is=True)]
 
 
+def of_topic(topic: str, model: str | None, text: str | None) -> Target:
+    """The model that learns a topic: the named one, else one named after it."""
+    name = model_name(topic) if model is None else model
+    hint = CHOOSE if model is None else ""
+    return Target(name, AUTO, as_it_is=True, hint=hint) if text is None else Target(name, _given_spec(text), hint=hint)
+
+
 def _given_spec(text: str) -> GivenSpec:
     data, file = options.json_of(text), options.spec_file(text)
     if file is not None:

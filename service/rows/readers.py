@@ -270,13 +270,15 @@ class LibsvmReader(_LineReader):
 
 
 BOM = b"\xef\xbb\xbf"
+ONE_OBJECT = "; each line must be one object: `jq -c . OLD > NEW` joins objects that span lines"
+"""Advice for files."""
 
 
 def _about_json(data: bytes) -> str:
     """Advice for a line that is not JSON."""
     if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", data):
         return "; JSON has no NaN or Infinity: write null if there is no number"
-    return "; each line must be one object: `jq -c . OLD > NEW` joins objects that span lines"
+    return ONE_OBJECT
 
 
 def _has_no_label(record: bytes) -> bool:
