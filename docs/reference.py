@@ -90,8 +90,8 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 def _commands() -> str:
     lead = (
-        "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 a record stopped `consume --strict`, 130 interrupted. Commands that\n"
-        "talk to a service send the token in `--token-file`, `LOGSTEP_TOKEN` or `LOGSTEP_TOKEN_FILE`."
+        "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 a record stopped `consume --strict`, 130 interrupted.\n"
+        "Commands that talk to a service send the token in `--token-file`, `LOGSTEP_TOKEN` or `LOGSTEP_TOKEN_FILE`."
     )
     return _page("Commands", lead, *_sections(cli._parser()))
 

@@ -20,6 +20,7 @@ from typing import Any
 import broker as brokers
 import pytest
 from broker import Broker
+from effort import from_checks_on
 from forked import Logstep, clean_environment
 from harness import Service, Start
 from patience import PATIENCE, eventually
@@ -28,6 +29,9 @@ from core import Learner
 from service.commands import cli, consume, kafka
 
 _names = itertools.count(1)
+CLASSIC = "session.timeout.ms=1000\nheartbeat.interval.ms=200\n"
+COOPERATIVE = f"{CLASSIC}partition.assignment.strategy=cooperative-sticky\n"
+"""Properties of members of a group."""
 
 
 @pytest.fixture(scope="module")
@@ -314,10 +318,10 @@ def test_a_beginning_that_is_none_is_refused(text: str, capsys: pytest.CaptureFi
 def consumers(tmp_path: Path) -> Iterator[Any]:
     """Start `logstep consume` as a process; whatever still runs is killed at the end."""
     processes: list[Logstep] = []
-    config = tmp_path / "kafka.properties"
-    config.write_text("session.timeout.ms=1000\nheartbeat.interval.ms=200\n")
 
-    def start_consumer(broker: Broker, topic: str, port: int, *arguments: str) -> Logstep:
+    def start_consumer(broker: Broker, topic: str, port: int, *arguments: str, how: str = CLASSIC) -> Logstep:
+        config = tmp_path / "kafka.properties"
+        config.write_text(how)
         command = ["consume", "--kafka", broker.address, "--topic", topic, "--label=clicked", "--model", topic]
         command += [f"--url=http://127.0.0.1:{port}", "--kafka-config", str(config), *arguments]
         log = tmp_path / f"consumer-{len(processes)}"
@@ -332,6 +336,7 @@ def consumers(tmp_path: Path) -> Iterator[Any]:
         assert "Traceback" not in log.read_text()
 
 
+@from_checks_on
 def test_a_record_is_learned_once_whatever_is_killed(real: Broker, start: Start, consumers: Any, name: str) -> None:
     """One partition, so the order is defined: the model is that of a learner that learned them in this order."""
     real.create(name)
@@ -359,13 +364,17 @@ def test_a_record_is_learned_once_whatever_is_killed(real: Broker, start: Start,
     assert service.model(name).state()["sha256"] == learned_in_order(rows)
 
 
+@from_checks_on
+@pytest.mark.parametrize(
+    "how", [CLASSIC, COOPERATIVE, "group.protocol=consumer\n"], ids=["classic", "cooperative", "consumer"]
+)
 def test_two_members_of_a_group_share_the_partitions_and_one_takes_over_when_the_other_is_killed(
-    real: Broker, start: Start, consumers: Any, name: str
+    real: Broker, start: Start, consumers: Any, name: str, how: str, tmp_path: Path
 ) -> None:
     real.create(name, partitions=4)
     service = start()
     assert service.model(name).create({}).is_success
-    first, second = (consumers(real, name, service.port, "--batch=50") for _ in range(2))
+    first, second = (consumers(real, name, service.port, "--batch=50", how=how) for _ in range(2))
 
     def produce(begin: int) -> None:
         for partition in range(4):
@@ -373,7 +382,10 @@ def test_two_members_of_a_group_share_the_partitions_and_one_takes_over_when_the
 
     produce(0)
     eventually(lambda: seq(service, name) > 200, "a part")
+    both = [tmp_path / "consumer-0", tmp_path / "consumer-1"]
+    eventually(lambda: all("; here partition" in log.read_text() for log in both), "both to have partitions")
     produce(2_000)
+    assert first.poll() is second.poll() is None
     first.kill()
     learns(service, name, 4_000)
     eventually(lambda: real.committed(f"logstep-{name}-{name}", name, 4) == [1_000] * 4, "the commits")

@@ -318,6 +318,8 @@ class Consumption:
         }
         told = ", ".join(f"{number(count)} {what}" for what, count in counts.items() if count or what == "learned")
         behind = f"lag {sum(lag.values()):,} record(s) in {len(lag)} partition(s)" if lag else "no partition"
+        if lag is None:
+            behind = "lag unknown"
         if (line := f"{self._topic.name}: {told}; {behind}") != self._said or last:
             say(f"ended. {line}" if last else line)
             self._said, self._say_at = line, now + REPORT_SECONDS

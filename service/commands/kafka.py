@@ -127,6 +127,8 @@ class Topic:
         self._denied = ""
         """Such an error that does not pass."""
         self._noticed: dict[str, float] = {}
+        self._partitions: set[int] = set()
+        """Those that are known, ours or not."""
         self._next: dict[int, int] = {}
         """For each partition that is ours, the offset of the next record to be read."""
         self._ends: set[int] = set()
@@ -246,6 +248,7 @@ class Topic:
         if found.error is not None:
             advice = "create it, or mend the name" if found.error.code() in _GONE else found.error.str()
             raise Failed(f"there is no topic {self.name!r} at {self._brokers}: {advice}")
+        self._partitions = set(found.partitions)
         try:
             self.id = self._asked_id()
         except KafkaException:
@@ -275,6 +278,7 @@ class Topic:
         self._consumer.subscribe([self.name], **on_change)
 
     def _assigned(self, consumer: Any, partitions: list[Any]) -> None:
+        self._partitions |= {one.partition for one in partitions}
         starts = self._patiently(self._starts) or {}
         places = [
             TopicPartition(self.name, one.partition, starts.get(one.partition, OFFSET_BEGINNING)) for one in partitions
@@ -289,8 +293,10 @@ class Topic:
         self._done |= begun
         self._committed |= begun
         self._ends &= self._next.keys()
-        if not places:
+        if not self._next:
             say(f"has no partition of {self.name}: other members of the group {self.group} have them all")
+            return
+        if not places:
             return
         told = [f"{one.partition} from {_where(one.offset)}" for one in places[:SHOWN_PARTITIONS]]
         more = f" and {len(places) - len(told)} more" if len(places) > len(told) else ""
@@ -322,10 +328,8 @@ class Topic:
         END and a time hold for all partitions at once, and are committed at once: a partition that is added later
         begins at its beginning, and a crash before the first record loses none.
         """
-        found = self._consumer.list_topics(self.name, ASK_SECONDS).topics[self.name]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        places = [TopicPartition(self.name, partition) for partition in found.partitions]
+        # No list_topics here: called within a callback, it makes the next callback end the process.
+        places = [TopicPartition(self.name, partition) for partition in self._partitions]
         read = [place for place in self._consumer.committed(places, ASK_SECONDS) if place.offset >= 0]
         of_this = [place for place in read if not (self.id and place.metadata) or place.metadata == self.id]
         self.is_new = self.is_new or not of_this
