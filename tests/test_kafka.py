@@ -35,9 +35,15 @@ COOPERATIVE = f"{CLASSIC}partition.assignment.strategy=cooperative-sticky\n"
 
 
 @pytest.fixture(scope="module")
-def mock() -> Iterator[Broker]:
+def mock_brokers() -> Iterator[Broker]:
     with brokers.mock() as found:
         yield found
+
+
+@pytest.fixture
+def mock(mock_brokers: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    monkeypatch.setattr(kafka, "ASK_SECONDS", 1.0)  # it does not answer when a topic's id is asked
+    return mock_brokers
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +131,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return runs[-1]
 
     monkeypatch.setattr(consume.Signals, "handled", handled)  # signals belong to the main thread
-    monkeypatch.setattr(kafka, "ASK_SECONDS", 2.0)  # the mock does not answer when a topic's id is asked
     monkeypatch.setattr(consume, "REPORT_SECONDS", 0.1)
     yield start_run
     for each in runs:
@@ -259,8 +264,9 @@ def test_a_service_that_is_away_is_waited_for_and_a_signal_ends_the_waiting(
 
 
 def test_who_does_not_answer_at_the_start_is_named(
-    mock: Broker, shared: Service, run: Any, name: str, tmp_path: Path
+    shared: Service, run: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kafka, "ASK_SECONDS", 1.0)
     nobody = Broker(f"127.0.0.1:{brokers.free_ports(1)[0]}")
     running = run(nobody, name, shared, "--label=clicked")
     assert running.code() == 1
