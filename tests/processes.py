@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ from service.learning import chores
 from service.learning.engine import Engine
 from service.learning.request import Duplicate, Kept, LateLabel, Learned, Refused, Result
 from service.settings import Settings
+from service.storage.id_pieces import PIECES, Piece
+from service.storage.ids import IdKind
 from service.storage.log import LogReader
 
 # -- an engine inside the test
@@ -116,6 +119,21 @@ def copied(folder: Path, to: Path) -> Path:
     """A copy of a data folder as it stands, also while it is open but not writing: what a kill would leave behind."""
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock", "*-shm"))
     return to
+
+
+def ids_in(folder: Path) -> dict[tuple[int, str], tuple[int, ...]]:
+    """(model, id) -> what it stands for, as in the table `ids`, of every id in the file. None may be there twice."""
+    found: dict[tuple[int, str], tuple[int, ...]] = {}
+    with closing(sqlite3.connect(f"file:{folder}/log.db?mode=ro", uri=True)) as db:
+        for model, id_, *rest in db.execute("SELECT * FROM ids"):
+            found[model, id_] = tuple(rest)
+        for model, ids, payload in db.execute(PIECES):
+            piece = Piece.decode(ids, payload)
+            assert piece is not None
+            for id_, seq, mark, label in zip(piece.ids(), *piece.numbers[1:].tolist(), strict=True):
+                assert (model, id_) not in found, id_
+                found[model, id_] = seq, mark, IdKind.LEARNED, label
+    return found
 
 
 class Told:

@@ -19,6 +19,7 @@ from processes import copied
 
 from service import errors, failures
 from service.commands.inspect import examine
+from service.storage.id_pieces import PIECES
 from service.storage.schema import PAGE_BYTES
 
 
@@ -71,10 +72,11 @@ def check_flips(example: Example, folder: Path, name: str, a_page: int, to: Path
 
 
 def ids_in(folder: Path) -> list[tuple[Any, ...]] | str:
-    """All that stands in the table of ids, or why that cannot be told."""
+    """All that stands in the tables of ids, or why that cannot be told."""
     try:
         with closing(sqlite3.connect(f"file:{folder}/log.db?mode=ro", uri=True)) as db:
-            return db.execute("SELECT model, CAST(id AS BLOB), seq, fingerprint, kind, label FROM ids").fetchall()
+            of_predictions = "SELECT model, CAST(id AS BLOB), seq, fingerprint, kind, label FROM ids"
+            return db.execute(of_predictions).fetchall() + db.execute(PIECES).fetchall()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         return str(error)
 

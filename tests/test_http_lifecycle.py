@@ -93,7 +93,7 @@ def write_long_log(folder: Path, spec: Spec) -> None:
         np.zeros(events + 1, np.int64), np.zeros(0, np.int32), np.zeros(0), labels, np.ones(events, np.float64)
     )
     for i in range(8):
-        store.commit([ModelBatch(model.key, 1 + i * events, batch, 0, [], [])])
+        store.commit([ModelBatch(model.key, 1 + i * events, batch, 0, [], None)])
     store.close()
 
 

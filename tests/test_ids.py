@@ -21,7 +21,7 @@ from examples import Example, flip, make_example, opened
 from harness import Service
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import copied, replayed_elsewhere
+from processes import copied, ids_in, replayed_elsewhere
 
 from core import Spec
 from core.batch import JOINED, Batch
@@ -31,6 +31,8 @@ from service import errors, failures
 from service.commands import cli
 from service.commands.inspect import examine
 from service.storage import ids as ids_module
+from service.storage import merging
+from service.storage.id_pieces import EventIds
 from service.storage.ids import AT_ONCE, NewId, checksum
 from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
@@ -100,18 +102,20 @@ class Model:
         self.seq += events
         return written
 
-    def write(self, batch: Batch, builder: BatchBuilder, ids: Any = (), **more: Any) -> bool:
+    def write(self, batch: Batch, builder: BatchBuilder, ids: EventIds | None = None, **more: Any) -> bool:
         names = builder.new_names()
         first = builder.first_feature
         return self.store.commit([ModelBatch(self.stored.key, self.seq + 1, batch, first, names, ids, **more)])
 
     def learn(self, count: int) -> None:
         seqs = range(self.seq + 1, self.seq + count + 1)
-        self.commit(count, ids=[NewId(f"e{seq}", seq, seq * 7**17, 0, seq * 5**20) for seq in seqs])
+        self.commit(count, ids=EventIds.of((f"e{seq}", seq, seq * 7**17, seq * 5**20) for seq in seqs))
 
     def learn_again(self, count: int) -> None:
         before = self.seq
-        assert not self.commit(count, ids=[NewId("e1", 1), *(NewId(f"no-{i}", i) for i in range(count))])
+        assert not self.commit(
+            count, ids=EventIds.of((id_, 1, 0, 0) for id_ in ("e1", *(f"no-{i}" for i in range(count))))
+        )
         self.seq = before
 
     def keep(self, count: int) -> None:
@@ -130,7 +134,21 @@ class Model:
         if gone:
             self.commit(0, dropped=[(w.number, w.id) for w in gone])
 
+    def remember(self, count: int) -> None:
+        """Ids in the table `ids`, as of predictions that were joined."""
+        with self.store.commits.transaction():
+            self.store.commits.ids.insert(self.stored.key, [NewId(f"e{i}", i, i) for i in range(1, count + 1)])
+
+    def flush(self, _: int) -> None:
+        self.store.merging.flush()
+
+    def merge(self, count: int) -> None:
+        for _ in range(count):
+            self.store.merging.merge()
+
     def forget(self, count: int) -> None:
+        for _ in self.store.merging.drop(self.stored.key, count):
+            pass
         id_: str | None = ""
         while id_ is not None:
             id_ = self.store.trimming.drop_ids(self.stored.key, count, id_)
@@ -145,13 +163,18 @@ class Model:
         self.store.__init__(self.store.log.db.folder)  # type: ignore[misc]  # others have this store too
 
 
-ACTIONS = ["learn", "keep", "join", "drop", "forget", "delete", "reopen"]
+ACTIONS = ["learn", "keep", "join", "drop", "flush", "merge", "forget", "delete", "reopen"]
 
 
 @examples(20)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(ACTIONS), st.integers(1, 2 * AT_ONCE)), max_size=30))
 def test_the_checksum_is_that_of_what_is_there_whatever_was_written(steps: list[tuple[str, str, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder))) as store:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory() as folder,
+        closing(Store(Path(folder))) as store,
+    ):
+        patch.setattr(merging, "FAN_IN", 2)
         models = {name: Model(store, name) for name in "ab"}
         for name, action, count in [("a", "learn", 5), ("b", "keep", 5), *steps]:
             getattr(models[name], action)(count)
@@ -188,18 +211,29 @@ def change(folder: Path, statement: str) -> None:
         assert db.execute(statement).rowcount == 1
 
 
+def change_piece(folder: Path, before: bytes, after: bytes) -> None:
+    """Change bytes of the one row with ids of events that has them."""
+    for table, key in (("new_ids", "number"), ("event_ids", "rowid")):
+        for place, payload in sql(folder, f"SELECT {key}, payload FROM {table}"):
+            if before in payload:
+                changed = payload.replace(before, after).hex()
+                change(folder, f"UPDATE {table} SET payload = x'{changed}' WHERE {key} = {place}")
+                return
+    raise AssertionError(before)
+
+
 DAMAGE = {
-    "an id is another one": "UPDATE ids SET id = 'event-9?' WHERE id = 'event-99' AND model = 1",
-    "an id is gone": "DELETE FROM ids WHERE id = 'event-99' AND model = 1",
+    "an id is another one": "UPDATE ids SET id = 'p4?' WHERE id = 'p45' AND model = 4",
+    "an id is gone": "DELETE FROM ids WHERE id = 'p45' AND model = 4",
     "there is one more": "INSERT INTO ids VALUES (1, 'never', 5, 0, 0, 0)",
-    "it is another model's": "UPDATE ids SET model = 2 WHERE id = 'event-99' AND model = 1",
-    "it is of a model that never was": "UPDATE ids SET model = 77 WHERE id = 'event-99' AND model = 1",
-    "it stands for another event": "UPDATE ids SET seq = seq - 64 WHERE id = 'event-99' AND model = 1",
-    "it stands for one that never was": "UPDATE ids SET seq = seq + 4096 WHERE id = 'event-99' AND model = 1",
-    "its event has other features": "UPDATE ids SET fingerprint = fingerprint - 1 WHERE id = 'event-99' AND model = 1",
-    "it is of another kind": "UPDATE ids SET kind = 2 WHERE id = 'event-99' AND model = 1",
-    "its label is another one": "UPDATE ids SET label = label - 1 WHERE id = 'event-99' AND model = 1",
-    "its label is gone": "UPDATE ids SET label = NULL WHERE id = 'event-99' AND model = 1",
+    "it is another model's": "UPDATE ids SET model = 2 WHERE id = 'p45' AND model = 4",
+    "it is of a model that never was": "UPDATE ids SET model = 77 WHERE id = 'p45' AND model = 4",
+    "it stands for another event": "UPDATE ids SET seq = seq - 64 WHERE id = 'p45' AND model = 4",
+    "it stands for one that never was": "UPDATE ids SET seq = seq + 4096 WHERE id = 'p45' AND model = 4",
+    "its event has other features": "UPDATE ids SET fingerprint = fingerprint - 1 WHERE id = 'p45' AND model = 4",
+    "it is of another kind": "UPDATE ids SET kind = 2 WHERE id = 'p45' AND model = 4",
+    "its label is another one": "UPDATE ids SET label = label - 1 WHERE id = 'p45' AND model = 4",
+    "its label is gone": "UPDATE ids SET label = NULL WHERE id = 'p45' AND model = 4",
     "the checksum is another one": "UPDATE log_end SET ids_checksum = ids_checksum - 1",
 }
 REASON = "the table of ids has a wrong checksum"
@@ -233,6 +267,44 @@ def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
     assert sql(folder, "SELECT count(*) FROM ids WHERE model NOT IN (SELECT model FROM models)") == [(0,)]
 
 
+DAMAGED_PIECES = {
+    "a row is gone": "DELETE FROM {table} WHERE rowid = {row}",
+    "it has fewer ids": "UPDATE {table} SET ids = ids - 1 WHERE rowid = {row}",
+    "it has more": "UPDATE {table} SET ids = ids + 4096 WHERE rowid = {row}",
+    "it is another model's": "UPDATE {table} SET model = 4 WHERE rowid = {row}",
+    "it is of a model that never was": "UPDATE {table} SET model = 77 WHERE rowid = {row}",
+    "it is cut short": "UPDATE {table} SET payload = substr(payload, 1, 60) WHERE rowid = {row}",
+    "it is empty": "UPDATE {table} SET payload = x'' WHERE rowid = {row}",
+    "it is of a run that is another": "UPDATE {table} SET run = -1, ids = 0 WHERE rowid = {row}",
+}
+
+
+@from_checks_on
+@pytest.mark.parametrize("table", ["new_ids", "event_ids"])
+@pytest.mark.parametrize("statement", DAMAGED_PIECES.values(), ids=DAMAGED_PIECES)
+def test_damaged_rows_with_ids_are_told_and_accepted_and_cost_no_event(
+    example: Example, tmp_path: Path, table: str, statement: str
+) -> None:
+    if "run" in statement and table == "new_ids":
+        statement = DAMAGED_PIECES["a row is gone"]
+    folder = copied(example.closed, tmp_path / "data")
+    if table == "event_ids":
+        with closing(Store(folder)) as store:
+            store.merging.flush()
+    before = len(ids_in(folder))
+    ((row,),) = sql(folder, f"SELECT rowid FROM {table} WHERE model = 1 LIMIT 1")
+    change(folder, statement.format(table=table, row=row))
+    assert examine(folder).wrong == [REASON]
+    assert asyncio.run(opened(copied(folder, tmp_path / "opened"))) == example.state
+    with closing(Store(folder)) as store:
+        store.merging.flush()
+        store.accept_ids()
+    assert examine(folder).wrong == []
+    assert asyncio.run(opened(folder)) == example.state
+    lost = before - len(ids_in(folder))
+    assert ("model = 4" not in statement) <= lost <= 250  # of seqs that model 4 has, ids count for it
+
+
 def test_ids_and_the_end_of_a_log_are_repaired_at_once(example: Example, tmp_path: Path, capsys: Any) -> None:
     folder = copied(example.closed, tmp_path / "data")
     change(folder, DAMAGE["an id is gone"])
@@ -251,7 +323,7 @@ def test_an_event_whose_id_was_damaged_can_be_sent_again_after_a_repair(tmp_path
     with Service(folder).wait_until_ready() as service:
         service.learn(events)
         assert service.stop() == 0
-    change(folder, DAMAGE["an id is another one"])
+    change_piece(folder, b"event-99", b"event-9?")
     assert cli.main(["repair", str(folder), "--yes"]) == 0
     with Service(folder).wait_until_ready() as service:
         replies = service.learn(events)
@@ -278,7 +350,7 @@ def no_text(folder: Path, id_: str) -> None:
 def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path, damage: Any) -> None:
     with closing(Store(tmp_path)) as store:
         model = Model(store, "m")
-        model.learn(10)
+        model.remember(10)
         store.delete_model(model.stored)
     damage(tmp_path, "e3")
     with closing(Store(tmp_path)) as store:
@@ -294,7 +366,7 @@ def test_damaged_ids_of_a_deleted_model_are_removed_like_others(tmp_path: Path, 
 def test_damaged_ids_that_need_not_be_kept_go_like_others(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         model = Model(store, "m")
-        model.learn(10)
+        model.remember(10)
     make_unreadable(tmp_path, "e3")
     with closing(Store(tmp_path)) as store:
         model.store = store

@@ -432,14 +432,14 @@ def test_new_ids_are_not_looked_up_and_one_that_is_known_changes_nothing_for_the
 ) -> None:
     gate = Gate(monkeypatch)
     looked_up: list[str] = []
-    find_ids = WaitingReader.find_ids
+    find_ids = Store.find_ids
 
-    def counted(reader: WaitingReader, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
+    def counted(store: Store, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
         for ids in wanted.values():
             looked_up.extend(ids)
-        return find_ids(reader, wanted, reading)
+        return find_ids(store, wanted, reading)
 
-    monkeypatch.setattr(WaitingReader, "find_ids", counted)
+    monkeypatch.setattr(Store, "find_ids", counted)
 
     async def story() -> None:
         gate.opened.set()

@@ -479,7 +479,7 @@ class Keeper:
         self.names: Sequence[str] = ["a"]
 
     def commit(self, batch: Batch, **more: Any) -> None:
-        self.store.commit([ModelBatch(self.model, self.seq + 1, batch, 0, self.names, more.pop("ids", []), **more)])
+        self.store.commit([ModelBatch(self.model, self.seq + 1, batch, 0, self.names, None, **more)])
         self.names = []
         self.seq += len(batch)
 

@@ -29,7 +29,8 @@ from service import errors, failures
 from service.storage import codec, schema, store, trimming, wal
 from service.storage.codec import pack
 from service.storage.folder import FolderLock
-from service.storage.ids import IdKind, NewId
+from service.storage.id_pieces import EventIds
+from service.storage.ids import IdKind
 from service.storage.log import LogReader, StoredModel
 from service.storage.schema import PAGE_BYTES
 from service.storage.store import ModelBatch, Store
@@ -56,7 +57,7 @@ class Writer:
             builder.add(x, y)
         batch, first = builder.build(), self.seq + 1
         marks = fingerprints(batch).tolist()
-        new_ids = [NewId(id_, first + i, marks[i]) for i, id_ in enumerate(ids)]
+        new_ids = EventIds.of((id_, first + i, marks[i], 0) for i, id_ in enumerate(ids)) if ids else None
         return ModelBatch(self.model.key, first, batch, builder.first_feature, builder.new_names(), new_ids)
 
     def written(self, part: ModelBatch) -> None:
@@ -189,7 +190,7 @@ def test_weights_of_events_read_back(tmp_path: Path) -> None:
         builder = BatchBuilder(Features())
         builder.add({"a": 1.0}, 1, 2.5)
         builder.add({"a": 1.0}, 0)
-        writer.store.commit([ModelBatch(writer.model.key, 1, builder.build(), 0, ["a"], [])])
+        writer.store.commit([ModelBatch(writer.model.key, 1, builder.build(), 0, ["a"], None)])
     assert events_in(tmp_path, writer.model.key) == [({"a": 1.0}, 1, 2.5), ({"a": 1.0}, 0, 1.0)]
 
 
@@ -224,10 +225,10 @@ def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Pa
         assert one.store.log.names(two.model.key) == ["b", "c"]
         marks = [fingerprints(part.batch).tolist() for part in parts]
         keys = {one.model.key: ["x", "y"], two.model.key: ["x", "y"]}
-        assert one.store.log.waiting.find_ids(keys) == {
-            (one.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[0][0], None, None),
-            (two.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[1][0], None, None),
-            (two.model.key, "y"): KnownId(IdKind.LEARNED, 2, marks[1][1], None, None),
+        assert one.store.find_ids(keys) == {
+            (one.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[0][0], 0, None),
+            (two.model.key, "x"): KnownId(IdKind.LEARNED, 1, marks[1][0], 0, None),
+            (two.model.key, "y"): KnownId(IdKind.LEARNED, 2, marks[1][1], 0, None),
         }
     assert events_in(tmp_path, one.model.key) == [({"a": 1.0}, 1, 1.0)]
     assert events_in(tmp_path, two.model.key) == [({"b": 2.0}, 0, 1.0), ({"c": 3.0}, 1, 1.0)]
@@ -239,19 +240,17 @@ def test_models_in_one_commit_keep_their_events_names_and_ids_apart(tmp_path: Pa
 def test_an_id_reads_back_whatever_it_looks_like(tmp_path: Path, id_: str) -> None:
     with writing(tmp_path) as writer:
         writer.commit(({"a": 1.0}, 1), ids=[id_])
-        assert list(writer.store.log.waiting.find_ids({writer.model.key: [id_, id_ + "?"]})) == [
-            (writer.model.key, id_)
-        ]
+        assert list(writer.store.find_ids({writer.model.key: [id_, id_ + "?"]})) == [(writer.model.key, id_)]
 
 
 @pytest.mark.parametrize("fingerprint", [0, -1, 2**63 - 1, -(2**63), 2**53 + 1])
 def test_a_fingerprint_reads_back_to_the_last_bit(tmp_path: Path, fingerprint: int) -> None:
     with writing(tmp_path) as writer:
         part = writer.draft(({"a": 1.0}, 1))
-        ids = [NewId("x", 1, fingerprint)]
+        ids = EventIds.of([("x", 1, fingerprint, 0)])
         writer.store.commit([ModelBatch(part.model, 1, part.batch, 0, part.names, ids)])
-        assert writer.store.log.waiting.find_ids({part.model: ["x"]}) == {
-            (part.model, "x"): KnownId(IdKind.LEARNED, 1, fingerprint, None, None)
+        assert writer.store.find_ids({part.model: ["x"]}) == {
+            (part.model, "x"): KnownId(IdKind.LEARNED, 1, fingerprint, 0, None)
         }
 
 
@@ -378,7 +377,7 @@ def test_a_deleted_model_is_gone_at_once_and_its_rows_piece_by_piece(
         while gone.store.trimming.purge():
             turns += 1
         assert turns > 5
-        for table in ("batches", "names", "ids", "snapshots", "snapshot_chunks"):
+        for table in ("batches", "names", "new_ids", "snapshots", "snapshot_chunks"):
             assert gone.store.log.db.connection.execute(f"SELECT DISTINCT model FROM {table}").fetchall() == [
                 (kept.model.key,)
             ]
@@ -395,7 +394,7 @@ def test_a_model_that_takes_the_name_of_a_deleted_one_has_nothing_of_it(tmp_path
         assert old.store.log.models() == [new]
         assert old.store.log.names(new.key) == []
         assert old.store.log.last_seq(new.key) == 0
-        assert old.store.log.waiting.find_ids({new.key: ["x"]}) == {}
+        assert old.store.find_ids({new.key: ["x"]}) == {}
 
 
 def test_a_purge_that_a_kill_interrupted_goes_on_after_the_start(tmp_path: Path) -> None:
@@ -523,7 +522,7 @@ def test_a_batch_written_past_the_end_of_the_log_is_a_gap_and_refused(tmp_path: 
     with writing(tmp_path) as writer:
         writer.commit(({"a": 1.0}, 1))
         part = writer.draft(({"a": 2.0}, 1))
-        writer.store.commit([ModelBatch(part.model, 4, part.batch, 1, [], [])])
+        writer.store.commit([ModelBatch(part.model, 4, part.batch, 1, [], None)])
     assert "from seq 2 to 3 are missing" in str(reading_fails(tmp_path, writer.model.key))
 
 
@@ -531,7 +530,7 @@ def test_a_batch_written_over_events_that_are_there_is_refused(tmp_path: Path) -
     with writing(tmp_path) as writer:
         writer.commit(({"a": 1.0}, 1), ({"a": 1.0}, 0), ({"a": 1.0}, 0))
         part = writer.draft(({"a": 2.0}, 1))
-        writer.store.commit([ModelBatch(part.model, 3, part.batch, 1, [], [])])
+        writer.store.commit([ModelBatch(part.model, 3, part.batch, 1, [], None)])
     assert reading_fails(tmp_path, writer.model.key)
 
 
@@ -826,9 +825,7 @@ def test_a_disk_without_room_refuses_the_commit_and_takes_the_next_when_there_is
         assert wal.read_mark(small_disk) == mark
         assert writer.store.log.names(writer.model.key) == ["a"]
         assert writer.store.log.last_seq(writer.model.key) == 1
-        assert list(writer.store.log.waiting.find_ids({writer.model.key: ["first", "second"]})) == [
-            (writer.model.key, "first")
-        ]
+        assert list(writer.store.find_ids({writer.model.key: ["first", "second"]})) == [(writer.model.key, "first")]
         filler.unlink()
         writer.store.commit([part])
         assert writer.store.log.last_seq(writer.model.key) == 5001
@@ -947,14 +944,14 @@ def test_a_write_that_fails_is_a_failed_storage_and_nothing_of_it_is_there_after
     with closing(Store(left)) as reopened:
         assert reopened.log.last_seq(writer.model.key) == 20
         assert reopened.log.names(writer.model.key) == ["age", "f0"]
-        assert reopened.log.waiting.find_ids({writer.model.key: ["x"]}) == {}
+        assert reopened.find_ids({writer.model.key: ["x"]}) == {}
 
 
 def test_a_body_that_fails_for_another_reason_leaves_nothing_behind(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
         end = writer.store.log.db.log_end()
         no_batch: Any = "no batch"
-        good, bad = writer.draft(({"a": 1.0}, 1)), ModelBatch(1, 2, no_batch, 1, [], [])
+        good, bad = writer.draft(({"a": 1.0}, 1)), ModelBatch(1, 2, no_batch, 1, [], None)
         with pytest.raises((TypeError, AttributeError)):
             writer.store.commit([good, bad])
         assert writer.store.log.db.log_end() == end
@@ -1020,7 +1017,7 @@ def test_the_file_tells_what_it_is(tmp_path: Path) -> None:
 def test_every_table_is_strict(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     tables = sql(tmp_path, "SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'")
-    assert len(tables) == 14
+    assert len(tables) == 16
     assert all(strict for _, strict in tables)
 
 

@@ -1,4 +1,4 @@
-"""What is done between turns, a piece at a time: timeouts, series, removal, free room, retention, snapshots."""
+"""What is done between turns, a piece at a time: timeouts, ids, series, removal, free room, retention, snapshots."""
 
 from __future__ import annotations
 
@@ -140,6 +140,27 @@ def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
     """Whether a prediction waited longer than `keep` seconds. Also if it is damaged and its time is in the future."""
     kept_at = old.kept_at / 1e6
     return kept_at + keep <= now or (old.waiting is None and kept_at > now)
+
+
+class FlushIds(Chore):
+    """Moves the ids of events from memory to a run on the disk. It goes before what may be due for long: it bounds
+    the memory that they take."""
+
+    def due(self) -> float:
+        return 0.0 if self._disk.store.merging.flush_due else math.inf
+
+    async def step(self) -> None:
+        await self._disk.run(lambda store: store.merging.flush())
+
+
+class MergeIds(Chore):
+    """Merges runs of ids of events. Nothing waits for it: look-ups only take longer."""
+
+    def due(self) -> float:
+        return 0.0 if self._disk.store.merging.merge_due else math.inf
+
+    async def step(self) -> None:
+        await self._disk.run(lambda store: store.merging.merge())
 
 
 class Series(Chore):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from service.learning.request import (
     Run,
     Stream,
 )
+from service.storage.id_pieces import EventIds
 from service.storage.ids import IdKind, IdRow
 from service.storage.store import ModelBatch
 from service.storage.waiting import KnownId, Reading, Waiting
@@ -155,24 +155,31 @@ class Draft:
 
     def to_store(self, batch: Batch) -> ModelBatch:
         """The draft in the form that the store commits."""
-        ids = self._new_ids(batch) if self.ids else []
-        fresh = ids if not self.known else [new for new in ids if new[0] not in self.known]
-        changed = () if not self.known else [new for new in ids if new[0] in self.known]
+        ids = self._new_ids(batch) if self.ids else None
+        changed: Sequence[IdRow] = ()
+        if ids is not None and self.known:
+            ids, changed = self._parted(ids)
         names = self.builder.new_names()
         return ModelBatch(
-            self.key, self.first_seq, batch, self.builder.first_feature, names, fresh, changed,
+            self.key, self.first_seq, batch, self.builder.first_feature, names, ids, changed,
             list(self.kept.values()), self.done, self.dropped, self.known,
         )  # fmt: skip
 
-    def _new_ids(self, batch: Batch) -> list[IdRow]:
+    def _new_ids(self, batch: Batch) -> EventIds:
         """The ids of the events, and what they stand for. Works by columns: a stream has thousands in a turn."""
         places = np.fromiter(self.ids.values(), np.int64, len(self.ids))
-        kinds: Iterable[IdKind] = repeat(IdKind.LEARNED)
-        if self.served:
-            kinds = [self.kind(place) for place in self.ids.values()]
-        seqs, marks = (self.first_seq + places).tolist(), fingerprints(batch)[places].tolist()
-        labels = label_fingerprints(batch.labels, batch.weights)[places].tolist()
-        return list(zip(self.ids, seqs, marks, kinds, labels, strict=False))
+        labels = label_fingerprints(batch.labels, batch.weights)[places]
+        return EventIds(list(self.ids), self.first_seq + places, fingerprints(batch)[places], labels)
+
+    def _parted(self, ids: EventIds) -> tuple[EventIds, list[IdRow]]:
+        """The ids that are new, and those that stood for something before."""
+        rows = [
+            (id_, seq, mark, self.kind(seq - self.first_seq), label)
+            for id_, seq, mark, label in zip(ids.ids, *(column.tolist() for column in ids[1:]), strict=True)
+        ]
+        new = np.array([id_ not in self.known for id_ in ids.ids])
+        fresh = EventIds([id_ for id_ in ids.ids if id_ not in self.known], *(column[new] for column in ids[1:]))
+        return fresh, [row for row in rows if row[0] in self.known]
 
     def kind(self, place: int) -> IdKind:
         """What an event of this draft is."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
-from service.learning.chores import Chores, Dropping, Room, Series, Snapshots, Timeouts
+from service.learning.chores import Chores, Dropping, FlushIds, MergeIds, Room, Series, Snapshots, Timeouts
 from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.models import Models
@@ -58,8 +58,9 @@ class Engine:
         series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
+        flush, merge = FlushIds(models, disk, clock), MergeIds(models, disk, clock)
         self.snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        self.chores = Chores((timeouts, series, self._room, dropping, self.snapshots), clock)
+        self.chores = Chores((timeouts, flush, series, self._room, dropping, self.snapshots, merge), clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -132,7 +133,7 @@ class Engine:
     async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""
         key = self.model(name).stored.key
-        found = await self.disk.run(lambda store: store.log.waiting.find_ids({key: [id_]}))
+        found = await self.disk.run(lambda store: store.find_ids({key: [id_]}))
         return found.get((key, id_))
 
     # -- start and stop

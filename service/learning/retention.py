@@ -154,4 +154,5 @@ class Retention:
         while id_ is not None:
             id_ = store.trimming.drop_ids(key, up_to, id_)
             yield
+        yield from store.merging.drop(key, up_to)
         self._swept[key] = up_to

@@ -442,7 +442,7 @@ def _invalid(error: EventError, index: int) -> Refused:
 
 def _read_ids(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
     """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
-    known.ids.update(store.log.waiting.find_ids(wanted, known.reading))
+    known.ids.update(store.find_ids(wanted, known.reading))
     if not corrected:
         return
     for model, id_ in ((model, id_) for model, ids in wanted.items() for id_ in ids):

@@ -17,7 +17,7 @@ from service.storage.wal import encode_mark
 
 
 class Commits:
-    """The transactions of a log, one at a time. ids: the table of ids. synced_at: `time.perf_counter` when the last
+    """The transactions of a log, one at a time. ids: what ids stand for. synced_at: `time.perf_counter` when the last
     commit was synced. sync_seconds: how long SQLite's COMMIT of it took."""
 
     def __init__(self, log: LogReader) -> None:
@@ -27,7 +27,7 @@ class Commits:
         self._number, self._checksum = log.db.log_end()
         self._checksums: list[int] = []
         self._failed = False
-        self.ids = Ids(self._db, log.ids_checksum())
+        self.ids = Ids(log.db, log.ids_checksum())
         self.synced_at = self.sync_seconds = 0.0
         self._mark = self._open_mark()
 
@@ -44,8 +44,8 @@ class Commits:
 
     @contextmanager
     def transaction(self, *old_ids: Rows) -> Iterator[sqlite3.Connection]:
-        """One commit: begin, the body's statements, `log_end`, sync, mark. Of the rows of `ids`, the body may remove or
-        change only `old_ids`."""
+        """One commit: begin, the body's statements, `log_end`, sync, mark. Of the rows of the table `ids`, the body may
+        remove or change only `old_ids`."""
         ids_checksum = self.ids.checksum
         self._checksums = []
         try:
@@ -71,6 +71,7 @@ class Commits:
             self._roll_back(ids_checksum)
             raise
         self._number, self._checksum = number, checksum
+        self.ids.runs.settle(committed=True)
         self._write_mark()
         self._see_that_checkpoints_work()
 
@@ -87,6 +88,7 @@ class Commits:
 
     def _roll_back(self, ids_checksum: int) -> None:
         self.ids.checksum = ids_checksum
+        self.ids.runs.settle(committed=False)
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 

@@ -18,7 +18,6 @@ from typing import Any
 from service import failures
 from service.storage import schema
 from service.storage.folder import failure_of
-from service.storage.ids import add_checksum
 
 CACHE_BYTES = 16 << 20
 """Page cache, at most. Random ids go to pages all over their table: with SQLite's default of 2 MB, a commit of 8,000
@@ -78,7 +77,6 @@ class Database:
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
         self.connection = connection
-        add_checksum(connection)
         try:
             schema.check(connection, folder)
         except BaseException:

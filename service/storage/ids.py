@@ -1,7 +1,10 @@
-"""The table `ids`: what each id of a model stands for, and a checksum over the whole table.
+"""What each id of a model stands for, in one of two tables, and a checksum over all ids.
+
+An event that comes whole has its id in `event_ids` for good (event_ids.py). An id that stands or stood for a waiting
+prediction is in `ids`, because what it stands for changes. An id is never in both.
 
 SQLite does not checksum its pages. No query finds an id with a flipped bit, so its event would be learned twice. So
-`log_end` has a checksum over the table, and each commit updates it. A reader of the whole table can check it.
+`log_end` has a checksum over both tables, and each commit updates it. A reader of all ids can check it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgspec
+
+from service.storage import id_pieces
+from service.storage.database import Database
+from service.storage.event_ids import Runs
+from service.storage.id_pieces import MODULUS, EventIds
 
 
 class IdKind(IntEnum):
@@ -52,8 +60,14 @@ WHERE kind IN ({IdKind.WAITING}, {IdKind.DROPPED}) OR (kind = {IdKind.EXPIRED} A
 _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerprint", "kind", "label"))
 # The casts let the rows of a damaged page have a checksum too.
 CHECKSUM = f"SELECT ifnull(ids_checksum(model, CAST(id AS BLOB), {_NUMBERS}), 0) FROM ids"  # noqa: S608  # of constants
-"""A query for the checksum over all rows."""
-_MODULUS = (1 << 61) - 1  # a prime: a flipped bit adds a power of two, which is never 0 modulo it
+"""A query for the checksum over all rows of `ids`."""
+_MODELS = """
+WITH RECURSIVE found (model) AS (
+    SELECT min(model) FROM ids
+    UNION ALL
+    SELECT (SELECT min(model) FROM ids WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
+SELECT model FROM found WHERE model IS NOT NULL
+"""
 
 
 class NewId(NamedTuple):
@@ -109,7 +123,7 @@ def checksum(
     """
     known = [label for label in labels if label is not None]
     numbers = sum(models) + sum(seqs) + sum(fingerprints) + sum(kinds) + sum(known) + len(known)
-    return (sum(map(crc32, ids)) + numbers) % _MODULUS
+    return (sum(map(crc32, ids)) + numbers) % MODULUS
 
 
 class _Checksum:
@@ -134,25 +148,47 @@ class _Checksum:
                 added = checksum(*zip(*self._rows, strict=True))
             except TypeError:
                 added = crc32(repr(self._rows).encode())
-            self._total, self._rows = int(self._total + added) % _MODULUS, []
+            self._total, self._rows = int(self._total + added) % MODULUS, []
 
 
 def add_checksum(db: sqlite3.Connection) -> None:
-    """Let queries of a connection use CHECKSUM."""
+    """Let queries of a connection use CHECKSUM, also that of id_pieces.py."""
     db.create_aggregate("ids_checksum", 6, _Checksum)
+    id_pieces.add_checksum(db)
 
 
 class Ids:
-    """Writes the table. The caller begins and ends the transactions. checksum: the checksum over the table."""
+    """Writes both tables. The caller begins and ends the transactions. checksum: the checksum over all ids. runs: the
+    ids of events."""
 
-    def __init__(self, db: sqlite3.Connection, checksum: int) -> None:
-        self._db = db
+    def __init__(self, db: Database, checksum: int) -> None:
+        self._db = db.connection
         self.checksum = checksum
+        self.runs = Runs(db)
+        self._changing = {model for (model,) in db.rows(_MODELS)}
+        """Models that have rows in `ids`, or had some."""
+
+    def learn(self, model: int, new: EventIds) -> None:
+        """Insert new ids of events; IdsTakenError if one of them stands for something."""
+        if not new.ids:
+            return
+        if model in self._changing:
+            rows = rows_of(model, new.ids)
+            query = f"SELECT 1 FROM ids WHERE {rows.condition} LIMIT 1"  # noqa: S608  # of ours
+            if self._db.execute(query, rows.values).fetchall():
+                raise IdsTakenError
+        added = self.runs.insert(model, new)
+        if added is None:
+            raise IdsTakenError
+        self.count(added)
 
     def insert(self, model: int, ids: Sequence[IdRow]) -> None:
-        """Insert new ids; IdsTakenError if the table has one of them."""
+        """Insert new ids of waiting predictions; IdsTakenError if one of them stands for something."""
         if not ids:
             return
+        if self.runs.find(model, [id_ for id_, *_ in ids]):
+            raise IdsTakenError
+        self._changing.add(model)
         # Sorted, because random ids then share pages of the tree (measured, 8,000 at once: 3.1 us an id, unsorted 4.6).
         ids = sorted(ids, key=itemgetter(0))
         rest = len(ids) % AT_ONCE
@@ -166,7 +202,7 @@ class Ids:
                 self._db.execute(_INSERT, (model, _as_json(ids[:rest])))
         except sqlite3.IntegrityError:
             raise IdsTakenError from None
-        self._count(_checksum(model, ids))
+        self.count(_checksum(model, ids))
 
     def change(self, model: int, ids: Sequence[IdRow]) -> None:
         """Change what ids stand for. The caller has taken their old rows out of the checksum (`leave_out`)."""
@@ -174,19 +210,19 @@ class Ids:
             changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
             if changed != len(ids):
                 raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) already stand for events")
-            self._count(_checksum(model, ids))
+            self.count(_checksum(model, ids))
 
     def delete(self, rows: Rows) -> int:
-        """Delete rows, which the caller has taken out of the checksum. How many there were."""
+        """Delete rows of `ids`, which the caller has taken out of the checksum. How many there were."""
         return self._db.execute(f"DELETE FROM ids WHERE {rows.condition}", rows.values).rowcount  # noqa: S608  # of ours
 
     def leave_out(self, rows: Rows) -> None:
-        """Take rows out of the checksum. Call it before the transaction that removes or changes them: a transaction
-        that has met an unreadable row can write nothing more in SQLite."""
-        self._count(-self.sum(rows))
+        """Take rows of `ids` out of the checksum. Call it before the transaction that removes or changes them: one that
+        has met an unreadable row can write nothing more in SQLite."""
+        self.count(-self.sum(rows))
 
     def sum(self, rows: Rows) -> int:
-        """The checksum over some rows. On a damaged page it is wrong instead of an error, so nothing else fails."""
+        """The checksum over some rows of `ids`. On a damaged page it is wrong, not an error, so nothing else fails."""
         try:
             ((found,),) = self._db.execute(f"{CHECKSUM} WHERE {rows.condition}", rows.values).fetchall()
         except sqlite3.DatabaseError as error:
@@ -195,8 +231,9 @@ class Ids:
             return 0
         return int(found)
 
-    def _count(self, checksum: int) -> None:
-        self.checksum = (self.checksum + checksum) % _MODULUS
+    def count(self, checksum: int) -> None:
+        """Add to the checksum what was written."""
+        self.checksum = (self.checksum + checksum) % MODULUS
 
 
 def _checksum(model: int, rows: Sequence[IdRow]) -> int:

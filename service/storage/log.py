@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from core.batch import Batch
 from service import failures
-from service.storage import codec
+from service.storage import codec, id_pieces
 from service.storage.codec import unpack
 from service.storage.database import Database, connect_to_read
-from service.storage.ids import CHECKSUM, OF_AN_EVENT
+from service.storage.ids import CHECKSUM, OF_AN_EVENT, add_checksum
 from service.storage.waiting import WaitingReader
 
 JOINED_EVENTS = 20_000
@@ -61,6 +61,7 @@ class LogReader:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection | None = None) -> None:
         self.db = Database(folder, connection or connect_to_read(folder))
+        add_checksum(self.db.connection)
         self.snapshots = Snapshots(self.db)
         self.waiting = WaitingReader(self.db)
 
@@ -103,10 +104,16 @@ class LogReader:
     def ids(self, model: int) -> tuple[int, int]:
         """How many ids a model has, and the largest seq of an event with an id, 0 without one."""
         query = f"SELECT count(*), ifnull(max(seq) FILTER (WHERE {OF_AN_EVENT}), 0) FROM ids WHERE model = ?"  # noqa: S608
-        return next((count, seq) for count, seq in self.db.rows(query, model))
+        count, last = next((count, seq) for count, seq in self.db.rows(query, model))
+        pieces = f"SELECT ids, payload FROM ({id_pieces.PIECES}) WHERE model = ?"  # noqa: S608  # of constants
+        for ids, payload in self.db.rows(pieces, model):
+            piece = id_pieces.Piece.decode(ids, payload)
+            if piece is not None:  # else `check_ids` tells of it
+                count, last = count + len(piece), max(last, int(piece.seqs.max(initial=0)))
+        return count, last
 
     def ids_checksum(self) -> int:
-        """The checksum that the table `ids` should have."""
+        """The checksum that all ids should have."""
         ((checksum,),) = self.db.rows("SELECT ids_checksum FROM log_end")
         if not isinstance(checksum, int):
             raise self.db.damaged("the row of its last commit cannot be read")
@@ -114,9 +121,10 @@ class LogReader:
 
     def check_ids(self) -> None:
         """Read all ids of all models; LogDamaged if their checksum is wrong."""
-        query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM})"  # noqa: S608  # one query, so both are from one moment
-        for expected, found in self.db.rows(query):
-            if expected != found:
+        # One query, so that all is from one moment.
+        query = f"SELECT (SELECT ids_checksum FROM log_end), ({CHECKSUM}), ({id_pieces.CHECKSUM})"  # noqa: S608
+        for expected, *found in self.db.rows(query):
+            if expected != sum(found) % id_pieces.MODULUS:
                 raise self.db.damaged("the table of ids has a wrong checksum")
 
     # -- events

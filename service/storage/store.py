@@ -31,10 +31,12 @@ from service.storage import codec, schema, series
 from service.storage.codec import pack
 from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
+from service.storage.id_pieces import MODULUS, EventIds
 from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, IdsTakenError, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
+from service.storage.merging import Merging
 from service.storage.trimming import Trimming
-from service.storage.waiting import Waiting, waiting_crc
+from service.storage.waiting import KnownId, Reading, Waiting, waiting_crc
 from service.storage.wal import check_end
 
 logger = logging.getLogger("logstep")
@@ -58,7 +60,7 @@ class ModelBatch:
     batch: Batch
     first_column: int
     names: Sequence[str]
-    ids: Sequence[IdRow]
+    ids: EventIds | None
     changed_ids: Sequence[IdRow] = ()
     kept: Sequence[Waiting] = ()
     done: Sequence[int] = ()
@@ -81,8 +83,8 @@ class _SeriesDamagedError(Exception):
 class Store:
     """The one writer of a data folder. One thread at a time may call its methods.
 
-    log: reads what is there. trimming: removes what need not stay. commits: when the last commit was synced, and how
-    long it took.
+    log: reads what is there. merging: moves ids of events. trimming: removes what need not stay. commits: when the last
+    commit was synced, and how long it took.
 
     Raises DiskFull if there is no room. Then nothing was written. Raises StorageFailed if writing or syncing fails.
     Then the service must stop: nobody knows what a failed sync left on disk, and a second sync would not tell.
@@ -97,7 +99,8 @@ class Store:
         except BaseException:
             self.log.close()
             raise
-        self.trimming = Trimming(self.log, self.commits)
+        self.merging = Merging(self.commits)
+        self.trimming = Trimming(self.log, self.commits, self.merging)
         self._series_whole = True
 
     def close(self) -> None:
@@ -116,6 +119,18 @@ class Store:
             return False
         return True
 
+    def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
+        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out. reading: bounds what is
+        read, in the order of the ids."""
+        found: dict[tuple[int, str], KnownId] = {}
+        rest: dict[int, list[str]] = {}
+        for model, ids in wanted.items():
+            of_events = self.commits.ids.runs.find(model, [id_ for id_ in ids if id_ is not None])
+            found.update(((model, id_), KnownId(IdKind.LEARNED, *of, None)) for id_, of in of_events.items())
+            rest[model] = ids if not of_events else [id_ for id_ in ids if id_ not in of_events]
+        found.update(self.log.waiting.find_ids(rest, reading))
+        return found
+
     def _write(self, db: sqlite3.Connection, part: ModelBatch, written_at: float) -> None:
         model, events, insert, ids = part.model, len(part.batch), self.commits.insert, self.commits.ids
         if part.names:
@@ -124,7 +139,8 @@ class Store:
         if events:
             row = (model, part.first_seq, events, written_at, pack(part.batch))
             insert("batches", *row, checksum=batch_crc(*row))
-        ids.insert(model, part.ids)
+        if part.ids is not None:
+            ids.learn(model, part.ids)
         ids.change(model, part.changed_ids)
         if part.kept:
             self._insert_waiting(db, model, part.kept, part.known)
@@ -223,11 +239,11 @@ class Store:
 
     def accept_ids(self) -> None:
         """Accept the ids as they are on disk. Removes those of events and models that the log does not have."""
-        ids = self.commits.ids
+        ids, last_seqs = self.commits.ids, {model.key: self.log.last_seq(model.key) for model in self.log.models()}
         with self.commits.transaction():
-            for model in self.log.models():
-                ids.delete(Rows(f"model = ? AND {OF_AN_EVENT} AND seq > ?", (model.key, self.log.last_seq(model.key))))
+            for key, seq in last_seqs.items():
+                ids.delete(Rows(f"model = ? AND {OF_AN_EVENT} AND seq > ?", (key, seq)))
             ids.delete(Rows("model NOT IN (SELECT model FROM models UNION SELECT model FROM purges)"))
-        found = ids.sum(Rows("true"))
+        found = (ids.sum(Rows("true")) + self.merging.accept(last_seqs)) % MODULUS
         with self.commits.transaction():
             ids.checksum = found

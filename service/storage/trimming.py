@@ -14,6 +14,7 @@ from service.storage.commits import Commits
 from service.storage.folder import failure_of
 from service.storage.ids import OF_AN_EVENT, Rows
 from service.storage.log import LogReader
+from service.storage.merging import Merging
 
 PURGE_ROWS = 200
 DROPPED_BYTES = 1 << 20
@@ -30,14 +31,15 @@ _PURGED = {
     "series": "t",
     "marks": "t",
 }
-"""Tables with rows of a model, except `ids`, and the column that tells those rows apart."""
+"""Tables with rows of a model, except those of ids, and the column that tells those rows apart."""
 
 
 class Trimming:
     """Removes rows through the one writer."""
 
-    def __init__(self, log: LogReader, commits: Commits) -> None:
+    def __init__(self, log: LogReader, commits: Commits, merging: Merging) -> None:
         self._log = log
+        self._merging = merging
         self._commits = commits
         self._db = log.db
 
@@ -63,6 +65,8 @@ class Trimming:
         doomed = [key for (key,) in self._db.rows(query)]
         if not doomed:
             return False
+        if self._merging.purge(*doomed):
+            return True
         some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
         ids = Rows(some, (*doomed, PURGE_ROWS))
         with self._commits.transaction(ids) as db:
@@ -114,8 +118,8 @@ class Trimming:
         return found
 
     def drop_ids(self, model: int, up_to: int, after: str) -> str | None:
-        """Look at some ids after `after`, in order, and remove those of events up to a seq. Returns the last id that it
-        looked at, None at the end."""
+        """Look at some ids of the table `ids` after `after`, in order, and remove those of events up to a seq. Returns
+        the last id that it looked at, None at the end."""
         looked_at = "SELECT id, kind, seq FROM ids WHERE model = ? AND id > ? ORDER BY id LIMIT ?"
         query = f"SELECT max(id), sum({OF_AN_EVENT} AND seq <= ?) FROM ({looked_at})"  # noqa: S608  # of ours
         ((last, old),) = self._db.rows(query, up_to, model, after, SCANNED_IDS)

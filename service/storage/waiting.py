@@ -154,8 +154,8 @@ class WaitingReader:
         return oldest
 
     def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
-        """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out. reading: bounds what is
-        read, in the order of the ids."""
+        """(model, id) -> what it stands for, of the ids in the table `ids`. Wanted ids that are not there are left out.
+        reading: bounds what is read, in the order of the ids."""
         found = {}
         reading = reading or Reading(1 << 62)
         starts = ((model, at) for model, ids in wanted.items() for at in range(0, len(ids), IDS_AT_ONCE))

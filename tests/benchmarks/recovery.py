@@ -70,7 +70,7 @@ def write_log(folder: Path, events: int, features: int, events_per_commit: int) 
     model = store.create_model("default", Spec().as_dict()).key
     names, seq = [f"feature-{i}" for i in range(features)], 0
     for batch in batches(events, features, events_per_commit):
-        store.commit([ModelBatch(model, seq + 1, batch, 0, names if seq == 0 else [], [])])
+        store.commit([ModelBatch(model, seq + 1, batch, 0, names if seq == 0 else [], None)])
         seq += len(batch)
     store.close()
 

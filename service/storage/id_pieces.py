@@ -1,0 +1,351 @@
+"""Pieces: ids of events with what they stand for, as arrays; and the filter that says which ids are new."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from core.compiled import compiled
+
+END = 1 << 63
+"""Above every hash."""
+PIECE = 250
+"""Ids of a piece, about. A look-up reads one piece of each run."""
+LEAST_BLOCKS = 1 << 14
+MOST_BLOCKS = 1 << 20
+"""64 MB. With more than 20,000,000 ids the filter says less often that an id is new, and look-ups cost more."""
+IDS_A_BLOCK = 20
+"""Ids in a block of the filter from which it is full. With 20 it says of one new id in ten thousand that it may be
+known, and takes 3.2 bytes an id."""
+MODULUS = (1 << 61) - 1
+"""Of the checksum over all ids. A prime: a flipped bit adds a power of two, which is never 0 modulo it."""
+PIECES = "SELECT model, ids, payload FROM new_ids UNION ALL SELECT model, ids, payload FROM event_ids"
+"""A query for all pieces."""
+CHECKSUM = f"SELECT ifnull(event_ids_checksum(model, ids, payload), 0) FROM ({PIECES})"  # noqa: S608  # of constants
+"""A query for the checksum over all ids of events."""
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+
+
+class EventIds(NamedTuple):
+    """New ids of events, by columns (n): the ids; as int64 the seqs, the fingerprints of the events
+    (`core.batch.fingerprints`), and those of their labels alone."""
+
+    ids: Sequence[str]
+    seqs: Numbers
+    fingerprints: Numbers
+    labels: Numbers
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, int, int, int]]) -> EventIds:
+        """Of rows: id, seq, fingerprint, label's fingerprint."""
+        ids, *numbers = zip(*rows, strict=True)
+        return cls(ids, *(np.array(column, np.int64) for column in numbers))
+
+
+# -- kernels
+
+
+@compiled("uint64(uint64, uint64)")
+def _mixed(bits: Any, more: Any) -> Any:
+    """Two 64-bit numbers as one. Another value of either always gives another result."""
+    bits = (bits ^ more) * np.uint64(0x9FB21C651E98DF25)
+    return bits ^ (bits >> np.uint64(32))
+
+
+@compiled("void(uint8[::1], int64[::1], int64[::1])")
+def _hash_all(text: Bytes, lengths: Numbers, hashes: Numbers) -> None:
+    """The hash of each id: of its bytes, eight at a time, and its length."""
+    at = 0
+    for i in range(len(lengths)):
+        bits, end = np.uint64(lengths[i]), at + lengths[i]
+        while at < end:
+            word = np.uint64(0)
+            for k in range(min(8, end - at)):
+                word |= np.uint64(text[at + k]) << np.uint64(8 * k)
+            bits = _mixed(bits, word)
+            at = min(at + 8, end)
+        hashes[i] = np.int64(_mixed(bits, bits >> np.uint64(29)))
+
+
+@compiled("void(uint8[::1], int64[::1], int64[::1], int64[::1], uint8[::1])")
+def _gather(text: Bytes, starts: Numbers, lengths: Numbers, order: Numbers, gathered: Bytes) -> None:
+    """Copy the ids of a text in another order."""
+    at = 0
+    for i in order:
+        for k in range(starts[i], starts[i] + lengths[i]):
+            gathered[at] = text[k]
+            at += 1
+
+
+@compiled(
+    "void(int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1])"
+)
+def _find_all(
+    hashes: Numbers,
+    text: Bytes,
+    starts: Numbers,
+    lengths: Numbers,
+    wanted_hashes: Numbers,
+    wanted_text: Bytes,
+    wanted_starts: Numbers,
+    wanted_lengths: Numbers,
+    found: Numbers,
+) -> None:
+    """Where each wanted id is among the others, which are sorted by their hashes; -1 if it is not."""
+    for i in range(len(wanted_hashes)):
+        found[i] = -1
+        at = np.searchsorted(hashes, wanted_hashes[i])
+        while found[i] < 0 and at < len(hashes) and hashes[at] == wanted_hashes[i]:
+            same = lengths[at] == wanted_lengths[i]
+            for k in range(wanted_lengths[i]):
+                if not same:
+                    break
+                same = text[starts[at] + k] == wanted_text[wanted_starts[i] + k]
+            if same:
+                found[i] = at
+            at += 1
+
+
+@compiled("Tuple((int64, int64))(int64[:, ::1])")
+def _sums(numbers: Numbers) -> tuple[int, int]:
+    """The sum of the low halves of some numbers, and that of their high halves."""
+    low = high = 0
+    for row in range(len(numbers)):
+        for number in numbers[row]:
+            low += number & 0xFFFFFFFF
+            high += number >> 32
+    return low, high
+
+
+@compiled("uint64(uint64[:, ::1], uint64)")
+def _block(blocks: Words, bits: Any) -> Any:
+    """The block of the filter for a hash: its high bits choose. The lower 48 choose one bit in each word of it."""
+    return (bits >> np.uint64(44)) & np.uint64(len(blocks) - 1)
+
+
+@compiled("void(uint64[:, ::1], int64[::1], uint64)")
+def _add_to_filter(blocks: Words, hashes: Numbers, salt: Any) -> None:
+    for id_hash in hashes:
+        bits = _mixed(np.uint64(id_hash), salt)
+        block = _block(blocks, bits)
+        for word in range(8):
+            blocks[block, word] |= np.uint64(1) << (bits >> np.uint64(6 * word) & np.uint64(63))
+
+
+@compiled("void(uint64[:, ::1], int64[::1], uint64, boolean[::1])")
+def _ask_filter(blocks: Words, hashes: Numbers, salt: Any, may_be_known: npt.NDArray[np.bool_]) -> None:
+    for i in range(len(hashes)):
+        bits = _mixed(np.uint64(hashes[i]), salt)
+        block, found = _block(blocks, bits), np.uint64(1)
+        for word in range(8):
+            found &= blocks[block, word] >> (bits >> np.uint64(6 * word) & np.uint64(63))
+        may_be_known[i] = found != 0
+
+
+def hashes_of(text: Bytes, lengths: Numbers) -> Numbers:
+    """The hash (n,) of each of n ids, whose bytes are joined."""
+    hashes = np.empty(len(lengths), np.int64)
+    _hash_all(text, lengths, hashes)
+    return hashes
+
+
+# -- pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Ids, in any order until they are `sorted` by their hashes.
+
+    numbers: (4, n) int64: hashes, seqs, fingerprints, fingerprints of the labels.
+    text: the ids as UTF-8, joined. lengths: bytes of each."""
+
+    numbers: Numbers
+    text: Bytes
+    lengths: Numbers
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def hashes(self) -> Numbers:
+        row: Numbers = self.numbers[0]
+        return row
+
+    @property
+    def seqs(self) -> Numbers:
+        row: Numbers = self.numbers[1]
+        return row
+
+    @property
+    def starts(self) -> Numbers:
+        """Where each id begins in the text."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @classmethod
+    def of(cls, new: EventIds) -> Piece:
+        joined, n = "".join(new.ids), len(new.ids)
+        text = bytearray(joined.encode())
+        lengths = np.fromiter(map(len, new.ids), np.int64, n)
+        if len(text) != len(joined):
+            lengths = np.fromiter((len(id_.encode()) for id_ in new.ids), np.int64, n)
+        return cls._of(np.frombuffer(text, np.uint8), lengths, new.seqs, new.fingerprints, new.labels)
+
+    @classmethod
+    def decode(cls, ids: Any, payload: Any) -> Piece | None:
+        """The piece that these bytes encode, None if they encode none."""
+        if not isinstance(ids, int) or not isinstance(payload, bytes) or not 0 <= 26 * ids <= len(payload):
+            return None
+        lengths = np.frombuffer(payload, "<u2", ids).astype(np.int64)
+        if 26 * ids + int(lengths.sum()) != len(payload):
+            return None
+        numbers = np.frombuffer(payload, "<i8", 3 * ids, 2 * ids).reshape(3, ids)
+        text = np.frombuffer(bytearray(payload[26 * ids :]), np.uint8)  # writable, as the kernels ask for
+        return cls._of(text, lengths, *numbers)
+
+    @classmethod
+    def _of(cls, text: Bytes, lengths: Numbers, *numbers: Numbers) -> Piece:
+        return cls(np.stack((hashes_of(text, lengths), *numbers)), text, lengths)
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        numbers = np.concatenate([piece.numbers for piece in pieces], axis=1)
+        text = np.concatenate([piece.text for piece in pieces])
+        return cls(numbers, text, np.concatenate([piece.lengths for piece in pieces]))
+
+    def sorted(self) -> Piece:
+        if (self.hashes[1:] >= self.hashes[:-1]).all():
+            return self
+        return self.take(np.argsort(self.hashes, kind="stable"))
+
+    def take(self, which: Numbers) -> Piece:
+        """Some of the ids, given by their indices, in that order."""
+        lengths = self.lengths[which]
+        text = np.empty(int(lengths.sum()), np.uint8)
+        _gather(self.text, self.starts, self.lengths, which, text)
+        return Piece(np.take(self.numbers, which, axis=1), text, lengths)
+
+    def numbered(self, seqs: Numbers) -> Piece:
+        """The same ids with other seqs."""
+        return Piece(np.stack((self.hashes, seqs, *self.numbers[2:])), self.text, self.lengths)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Piece:
+        return self if chosen.all() else self.take(np.flatnonzero(chosen))
+
+    def within(self, first: int, end: int) -> Piece:
+        """The ids with a hash of at least `first` and below `end`."""
+        start = self._below(first)
+        return self.part(start, max(start, self._below(end)))
+
+    def part(self, start: int, stop: int) -> Piece:
+        """The ids from `start` to before `stop`. Copies no texts."""
+        if (start, stop) == (0, len(self)):
+            return self
+        before, size = int(self.lengths[:start].sum()), int(self.lengths[start:stop].sum())
+        text = self.text[before : before + size]
+        return Piece(np.ascontiguousarray(self.numbers[:, start:stop]), text, self.lengths[start:stop])
+
+    def _below(self, end: int) -> int:
+        """How many ids have a hash below `end`."""
+        return len(self) if end == END else int(np.searchsorted(self.hashes, end))
+
+    def cut(self) -> Iterator[Piece]:
+        """The same ids in pieces of PIECE. Those with the same hash stay together, so that a look-up finds them."""
+        start, n = 0, len(self)
+        while start < n:
+            stop = min(start + PIECE, n)
+            while stop < n and self.hashes[stop] == self.hashes[stop - 1]:
+                stop += 1
+            yield self.part(start, stop)
+            start = stop
+
+    def encode(self) -> bytes:
+        parts: list[Any] = [self.lengths.astype("<u2"), self.numbers[1:].astype("<i8", copy=False), self.text]
+        return b"".join(parts)
+
+    def checksum(self, model: int) -> int:
+        """What these ids of a model add to the checksum over all ids: the sum of all numbers and hashes."""
+        low, high = _sums(self.numbers)
+        return ((high << 32) + low + model * len(self)) % MODULUS
+
+    def find(self, wanted: Piece) -> Numbers:
+        """For each wanted id its index here, -1 if it is not here."""
+        found = np.empty(len(wanted), np.int64)
+        here = (self.hashes, self.text, self.starts, self.lengths)
+        _find_all(*here, wanted.hashes, wanted.text, wanted.starts, wanted.lengths, found)
+        return found
+
+    def ids(self) -> list[str]:
+        text, starts = self.text.tobytes(), self.starts
+        return [
+            text[start:end].decode(errors="replace")
+            for start, end in zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)
+        ]
+
+
+# -- the filter
+
+
+class Filter:
+    """Says of ids that they are new, or that they may be known: a split block Bloom filter (blocks of eight words, one
+    bit of an id in each)."""
+
+    def __init__(self, blocks: int) -> None:
+        self._blocks = np.zeros((blocks, 8), np.uint64)
+        self.ids = 0
+
+    @classmethod
+    def for_ids(cls, count: int) -> Filter:
+        """An empty filter for twice as many ids, or the largest."""
+        blocks = LEAST_BLOCKS
+        while blocks < MOST_BLOCKS and IDS_A_BLOCK * blocks < 2 * count:
+            blocks *= 2
+        return cls(blocks)
+
+    @property
+    def full(self) -> bool:
+        return self.ids > IDS_A_BLOCK * len(self._blocks)
+
+    def needs_another(self, count: int) -> bool:
+        """Whether another filter would be better for so many ids. This one, which is full, still has removed ids."""
+        return self.ids > 2 * count or len(self._blocks) < MOST_BLOCKS
+
+    def add(self, model: int, piece: Piece) -> None:
+        _add_to_filter(self._blocks, piece.hashes, np.uint64(model))
+        self.ids += len(piece)
+
+    def may_know(self, model: int, piece: Piece) -> npt.NDArray[np.bool_]:
+        """Whether each of these ids may be known (n,); False is certain."""
+        may_be_known = np.empty(len(piece), np.bool_)
+        _ask_filter(self._blocks, piece.hashes, np.uint64(model), may_be_known)
+        return may_be_known
+
+
+# -- the checksum in SQL
+
+
+class _Checksum:
+    """The checksum over the ids of events, for SQLite. What cannot be read counts as nothing."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def step(self, model: Any, ids: Any, payload: Any) -> None:
+        piece = Piece.decode(ids, payload)
+        if piece is not None and isinstance(model, int):
+            self._total = (self._total + piece.checksum(model)) % MODULUS
+
+    def finalize(self) -> int:
+        return self._total
+
+
+def add_checksum(db: sqlite3.Connection) -> None:
+    """Let queries of a connection use CHECKSUM."""
+    db.create_aggregate("event_ids_checksum", 3, _Checksum)  # type: ignore[arg-type]  # its rows have these types
