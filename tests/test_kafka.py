@@ -395,8 +395,19 @@ def test_two_members_of_a_group_share_the_partitions_and_one_takes_over_when_the
     first.kill()
     learns(service, name, 4_000)
     eventually(lambda: real.committed(f"logstep-{name}-{name}", name, 4) == [1_000] * 4, "the commits")
-    second.send_signal(signal.SIGTERM)
-    assert second.wait(PATIENCE) == 0
+    second.send_signal(signal.SIGINT)
+    assert second.wait(PATIENCE) == 130
+
+
+def test_members_that_start_at_once_make_the_model_once(real: Broker, shared: Service, run: Any, name: str) -> None:
+    real.create(name, partitions=2)
+    real.produce(name, records(300))
+    members = [run(real, name, shared, "--label=clicked", "--ignore=order", "--batch=10") for _ in range(3)]
+    learns(shared, name, 300)
+    eventually(lambda: real.committed(f"logstep-{name}-{name}", name) == [300], "the commits")
+    real.produce(name, records(5, first=300), partition=1)
+    learns(shared, name, 305)
+    assert [each.stop() for each in members] == [0, 0, 0]
 
 
 def test_a_topic_made_again_begins_anew_while_it_is_read_and_while_nobody_reads(
@@ -476,7 +487,7 @@ def test_aborted_transactions_are_not_learned_and_leave_no_lag(
 
 
 def test_a_password_goes_to_the_broker_and_into_no_message(
-    real: Broker, shared: Service, run: Any, name: str, tmp_path: Path
+    real: Broker, shared: Service, run: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real.create(name)
     real.produce(name, records(20))
@@ -488,6 +499,7 @@ def test_a_password_goes_to_the_broker_and_into_no_message(
     learns(shared, name, 20)
     assert running.stop() == 0
     file.write_text(f"{lines}another secret\n")
+    monkeypatch.setattr(kafka, "ASK_SECONDS", 3.0)
     refused = run(with_password, name, shared, "--label=clicked", "--kafka-config", str(file))
     assert refused.code() == 1
     assert "uthentication failed" in refused.said

@@ -214,15 +214,16 @@ class Consumption:
         record is the same event in every run."""
         sender, how = self._sender, self._how
         kept = sender.kept()
-        self._model_is_new = not sender.is_there
-        if self._model_is_new and how.label is not None and not kept.kinds:
+        if not sender.is_there and how.label is not None and not kept.kinds:
             sender.kinds = self._looked()
+        self._model_is_new = not sender.is_there
         try:
             say(sender.prepare())
         except Refused as refusal:
             if not self._model_is_new or refusal.kind != "spec-conflict":
                 raise
-            say(sender.prepare())  # another member of the group has made it meanwhile
+            self._model_is_new = False  # another member of the group has made it meanwhile
+            say(sender.prepare())
         kept = sender.kept() if how.label is not None else NOTHING_KEPT
         reading = Reading(self._topic, how, kept, self._needs_id, self._leave_out)
         has_id = self._needs_id or any(column.kind == "id" for column in reading.reader.columns)
@@ -234,7 +235,8 @@ class Consumption:
         return reading
 
     def _looked(self) -> dict[str, str] | None:
-        """Read the first records, decide the kinds of their fields, and check the labels."""
+        """Read the first records, decide the kinds of their fields, and check the labels. None if another member of the
+        group makes the model meanwhile; one without a partition waits for that."""
         look = self._how.look or LOOK
         fewest = min(look, FEWEST_FIRST)
         wrong: list[str] = []
@@ -246,6 +248,10 @@ class Consumption:
                 raise _Stopped
             self._first.append(self._read())
             records, _ = self._first[-1]
+            if not records:
+                self._sender.kept()
+                if self._sender.is_there:
+                    return None
             values += [record.value for record in records if record.value is not None and first.row(record) is not None]
             size += sum(len(record.value or b"") for record in records)
             if not values and len(wrong) >= FIRST_WRONG:

@@ -248,7 +248,7 @@ class Topic:
         if found.error is not None:
             advice = "create it, or mend the name" if found.error.code() in _GONE else found.error.str()
             raise Failed(f"there is no topic {self.name!r} at {self._brokers}: {advice}")
-        self._partitions = set(found.partitions)
+        self._partitions, self._refusal = set(found.partitions), ""
         try:
             self.id = self._asked_id()
         except KafkaException:
@@ -400,7 +400,7 @@ class Topic:
         self._refusal = error.str()
         if error.code() in _DENIED or error.fatal():
             self._denied = self._refusal
-        elif self._next or error.code() in _GONE:  # at the start, the one who asks tells it
+        elif self._partitions:  # before, `_find` tells it
             self._notice(error)
 
     def _on_commit(self, error: Any, places: Sequence[Any]) -> None:
