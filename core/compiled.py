@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import numba
 from numba.core import config
 from numba.core.caching import InTreeCacheLocator
+from numba.extending import register_jitable
 
 CORE = Path(__file__).resolve().parent
 ELSE = "CORE_KERNELS_ELSE"
@@ -113,7 +114,7 @@ def _remove_old(folder: Path) -> None:
 def _version() -> str:
     """A hash of this package's files and of the versions of numba and Python. If one changes, all kernels are stale."""
     digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
-    for path in sorted(CORE.glob("*.py")):
+    for path in sorted(CORE.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -135,7 +136,7 @@ class CacheLocator(InTreeCacheLocator):  # type: ignore[misc]  # numba's types a
     def get_source_stamp(self) -> str:
         """What the kernels of a file are made of: a file outside this package calls kernels of this one and its own."""
         file = Path(self._py_file).resolve()
-        return _version() + ("" if file.parent == CORE else hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+        return _version() + ("" if file.is_relative_to(CORE) else hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> CacheLocator | None:
@@ -172,3 +173,7 @@ def compiled(signature: Any) -> Callable[[F], F]:
         return kernel
 
     return compile_now
+
+
+part_of_kernels: Callable[[F], F] = register_jitable
+"""For a function that kernels compile with themselves. `.py_func` of a kernel calls it as plain Python."""

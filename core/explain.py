@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from core import logistic
-from core.auto import MAX_SCORE, Auto, K, Terms
+from core.auto import MAX_SCORE, Auto, Terms
 from core.batch import as_arrays
 from core.features import X
 from core.learner import Encoded, Learner, NoWeights
@@ -140,19 +140,17 @@ def explain_served(learner: Learner, x: X, numbers: Floats, seq: int) -> Explana
 
 def _explaining_auto(learner: Learner, auto: Auto, x: X, encoded: Encoded) -> Callable[[], Explanation]:
     columns, values = as_arrays(*encoded)
-    seq, score, bias = learner.seq, auto.score(columns, values), auto.score(columns[:0], values[:0])
-    known = columns >= 0
-    terms = auto.terms(columns[known], values[known])
+    seq, score, terms = learner.seq, auto.score(columns, values), auto.terms(columns, values)
 
     def explanation() -> Explanation:
         names, _ = learner.features.flat(x)
-        contributions = iter(aumann_shapley(terms).tolist())
         features, unknown = [], []
-        for name, value, there in zip(names, values.tolist(), known.tolist(), strict=True):
-            if there:
-                features.append(Contribution(name, value, None, None, next(contributions)))
+        for name, value, column, added in zip(names, values.tolist(), columns, aumann_shapley(terms), strict=True):
+            if column >= 0:
+                features.append(Contribution(learner.features.names[column], value, None, None, float(added)))
             else:
                 unknown.append(name)
+        bias = mixture_score(terms.biases, terms)
         return Explanation(seq, score, logistic.sigmoid(score), bias, features, unknown, _AUTO_METHOD)
 
     return explanation
@@ -177,19 +175,29 @@ def aumann_shapley(terms: Terms) -> Floats:
     a = (middles[:, None] + halves[:, None] * _NODES).ravel()
     weights = (halves[:, None] * _WEIGHTS).ravel()
     # Within a piece, a clamp holds everywhere or nowhere.
-    free, stack_free = (np.repeat(abs(z) < MAX_SCORE, len(_NODES), axis=0) for z in _unclamped(terms, middles))
+    z, stacked = (np.repeat(z, len(_NODES), axis=0) for z in _unclamped(terms, middles))
     dz = _score_gradient(np.concatenate(_clamped(terms, a), axis=2), terms.shares)  # dF/dz of learners and stackers
-    through = np.einsum("abs,bsk->abk", dz[:, :, K:] * stack_free, terms.stack[:, :, :K])
-    integral = np.einsum("a,abk->bk", weights, (dz[:, :, :K] + through) * free)
+    learners = terms.biases.shape[1]
+    of_stackers = dz[:, :, learners:] * (abs(stacked) < MAX_SCORE)
+    hears = abs(z[:, :, None, :]) < terms.heard[:, None]
+    through = np.einsum("abs,bsk,absk->abk", of_stackers, terms.stack[:, :, :learners], hears)
+    integral = np.einsum("a,abk->bk", weights, dz[:, :, :learners] * (abs(z) < MAX_SCORE) + through)
     result: Floats = np.einsum("nbk,bk->n", terms.products, integral)
     return result
 
 
+def mixture_score(z: Floats, terms: Terms) -> float:
+    """The mixture's score where the learners' scores (B, K) are z before they are clamped."""
+    everyone = np.concatenate(_clamped(replace(terms, biases=z, products=terms.products[:0]), np.zeros(1)), axis=2)
+    p, q = _sides(everyone, terms.shares)
+    return float(np.log(p).item() - np.log(q).item())
+
+
 def _unclamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
-    """Unclamped scores of learners (a, B, K), and of stackers (a, B, stackers) over the clamped learners."""
+    """Unclamped scores of learners (a, B, K), and of stackers (a, B, S) over what they hear."""
     z = terms.biases + a[:, None, None] * terms.products.sum(axis=0)  # b_k + a sum of c_ki
-    stacked = np.einsum("abk,bsk->abs", z.clip(-MAX_SCORE, MAX_SCORE), terms.stack[:, :, :K]) + terms.stack[:, :, K]
-    return z, stacked
+    heard = np.clip(z[:, :, None, :], -terms.heard[:, None], terms.heard[:, None])
+    return z, np.einsum("absk,bsk->abs", heard, terms.stack[:, :, :-1]) + terms.stack[:, :, -1]
 
 
 def _clamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
@@ -197,31 +205,40 @@ def _clamped(terms: Terms, a: Floats) -> tuple[Floats, Floats]:
     return z.clip(-MAX_SCORE, MAX_SCORE), stacked.clip(-MAX_SCORE, MAX_SCORE)
 
 
-def _score_gradient(z: Floats, shares: Floats) -> Floats:
-    """dF/dz_k = share_k s'(z_k) (1/p + 1/(1 - p)): (a, B, M). p and 1 - p are computed apart, as in auto.py."""
+def _sides(z: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """p and 1 - p of the mixture, computed apart as in core/auto/mixture.py."""
     e = np.exp(-abs(z))
     high, low = 1 / (1 + e), e / (1 + e)
     p = (shares * np.where(z < 0, low, high)).sum(axis=(1, 2), keepdims=True)
     q = (shares * np.where(z < 0, high, low)).sum(axis=(1, 2), keepdims=True)
-    gradient: Floats = shares * (high * low) * (1 / p + 1 / q)
+    return p, q
+
+
+def _score_gradient(z: Floats, shares: Floats) -> Floats:
+    """dF/dz_k = share_k s'(z_k) (1/p + 1/(1 - p)): (a, B, K + S)."""
+    e = np.exp(-abs(z))
+    p, q = _sides(z, shares)
+    gradient: Floats = shares * (e / (1 + e) / (1 + e)) * (1 / p + 1 / q)
     return gradient
 
 
 def _cuts(terms: Terms) -> Floats:
     """Rising cuts from 0 to 1. Between two cuts every score is a straight line and moves at most `_STRIDE`."""
     ends = np.array([0.0, 1.0])
-    cuts = _with_crossings(ends, _unclamped(terms, ends)[0])
-    cuts = _with_crossings(cuts, _unclamped(terms, cuts)[1])
+    cuts = ends
+    for bound in sorted({MAX_SCORE, *terms.heard.tolist()}):
+        cuts = _with_crossings(cuts, _unclamped(terms, cuts)[0], bound)
+    cuts = _with_crossings(cuts, _unclamped(terms, cuts)[1], MAX_SCORE)
     moved = abs(np.diff(np.concatenate(_clamped(terms, cuts), axis=2), axis=0)).max(axis=(1, 2))
     pieces = np.maximum(np.ceil(moved / _STRIDE), 1).astype(int)
     spans = zip(cuts[:-1], cuts[1:], pieces, strict=True)
     return np.concatenate([*(np.linspace(start, stop, n, endpoint=False) for start, stop, n in spans), ends[1:]])
 
 
-def _with_crossings(cuts: Floats, z: Floats) -> Floats:
-    """The cuts, plus the points where a score crosses ± MAX_SCORE; scores are z at the cuts and linear between."""
+def _with_crossings(cuts: Floats, z: Floats, bound: float) -> Floats:
+    """The cuts, plus the points where a score crosses ± bound; scores are z at the cuts and linear between."""
     start, run = cuts[:-1, None, None], np.diff(cuts)[:, None, None]
     rise = np.diff(z, axis=0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no rise, no crossing
-        at = np.stack([(bound - z[:-1]) / rise for bound in (-MAX_SCORE, MAX_SCORE)])
+        at = np.stack([(end - z[:-1]) / rise for end in (-bound, bound)])
         return np.union1d(cuts, (start + at * run)[(at > 0) & (at < 1)])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -230,6 +230,28 @@ class _Columns:
         del self._dict_of(name)[name]
 
 
+class _Buckets(_Columns):
+    """The same for hashed names with a field before the hash (`country=#3f`): only the hash counts."""
+
+    __slots__ = ()
+
+    def of(self, names: Sequence[str]) -> list[int]:
+        return super().of([_bucket(name) for name in names])
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(_bucket(name))
+
+    def __setitem__(self, name: str, column: int) -> None:
+        super().__setitem__(_bucket(name), column)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(_bucket(name))
+
+
+def _bucket(name: str) -> str:
+    return name[name.rindex("#") :]
+
+
 class Features:
     """The names that a model knows, each with its column. Columns count from 0, in order of appearance.
 
@@ -240,6 +262,8 @@ class Features:
     suits streams with endless new names. Features of one event with the same hash are summed. None: no hashing.
     text_apart: whether hashed text names (`colour=red`) become `=h` instead. Then text and numbers never share a
     column, and there are at most 2^k of each. A model that scales needs this, because text is not scaled.
+    with_fields: whether the field stays before the hash: `age` becomes `age#h`, and `colour=red` becomes `colour=#h`. A
+    hash keeps the field of the first name that fell into it.
 
     >>> features = Features()
     >>> features.columns_of(["age", "vip"], add=True).tolist()
@@ -255,11 +279,13 @@ class Features:
         max_value: float = 1e100,
         text_apart: bool = False,
         overflow: Literal["ignore", "refuse"] = "ignore",
+        with_fields: bool = False,
     ) -> None:
         self.names: list[str] = []
-        self._column = _Columns()
         self.hashed = hash_bits is not None
         """Whether hashes replace names."""
+        self._fields = with_fields and self.hashed
+        self._column = _Buckets() if self._fields else _Columns()
         self._hash_mask = (1 << (hash_bits or 0)) - 1
         self._text_sign = "=" if text_apart else "#"
         self.max_features = max_features if hash_bits is None else 1 << hash_bits + text_apart
@@ -273,6 +299,8 @@ class Features:
         """Most characters of a new name. A name with a text value (`country=FR`) may have twice as many, plus one."""
         self._shapes: dict[tuple[str, ...], tuple[array[int], Ints]] = {}
         """The columns of lists of names, twice: as an array of Python and, in the same memory, of numpy."""
+        self.kinds_of: Callable[[Sequence[str]], list[int]] | None = None
+        """What unknown names are made of, if the model wants to know: `encode` then gives -2 - kind, not -1."""
         self._remembered = 0  # names in `_shapes`
 
     def __len__(self) -> int:
@@ -368,12 +396,29 @@ class Features:
         >>> features.unknown(features.columns_of(["age", "vip"])), features.unknown(features.columns_of(["age"]))
         (1, 0)
         """
-        return 0 if type(columns) is _Remembered else columns.count(-1)
+        return 0 if type(columns) is _Remembered else sum(column < 0 for column in columns)
 
     def encode(self, x: X) -> tuple[array[int], array[float]]:
-        """The columns and values of an event's x, in its own order; -1 for unknown names. Raises EventError."""
+        """The columns and values of an event's x, in its own order; below 0 for unknown names. Raises EventError."""
         names, values = self.flat(x)
-        return self.columns_of(names), values
+        names = tuple(names)
+        columns = self.columns_of(names)
+        if type(columns) is _Remembered:
+            return columns, values
+        return self.with_kinds(names, columns, len(self)), values
+
+    def with_kinds(self, names: Sequence[str], columns: array[int], known: int) -> array[int]:
+        """The columns, with those from `known` on taken for unknown, and unknown ones as `kinds_of` has them."""
+        if type(columns) is _Remembered and known >= len(self):
+            return columns
+        unknown = [i for i, column in enumerate(columns) if not 0 <= column < known]
+        if not unknown:
+            return columns
+        coded = array("i", columns)
+        kinds = self.kinds_of([names[i] for i in unknown]) if self.kinds_of else [-1] * len(unknown)
+        for i, kind in zip(unknown, kinds, strict=True):
+            coded[i] = -2 - kind
+        return coded
 
     def admit(self, x: X) -> Admitted:
         """Encode an event's x for learning. New names get columns; features without room are left out.
@@ -430,12 +475,16 @@ class Features:
         if not self.hashed:
             return names, values
         summed: dict[str, float] = {}  # values of names with the same hash
+        named: dict[str, str] = {}
         for name, value in zip(names, values, strict=True):
             check_flat_name(name, self.max_name)
             sign = self._text_sign if is_text(name) else "#"
             bucket = f"{sign}{zlib.crc32(name.encode()) & self._hash_mask:x}"
             summed[bucket] = summed.get(bucket, 0.0) + value
-        return summed.keys(), _numbers(summed.values())
+            if self._fields and bucket not in named:
+                field, text, _ = name.partition("=")
+                named[bucket] = field + text + bucket
+        return (named.values() if self._fields else summed.keys()), _numbers(summed.values())
 
 
 def is_text(name: str) -> bool:

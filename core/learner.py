@@ -22,7 +22,7 @@ from core.spec import Spec
 from core.weights import Weights, sha256
 
 Encoded = tuple["array[int]", "array[float]"]
-"""Columns and values of an event's features, in its own order; the column is -1 if the model does not know it."""
+"""Columns and values of an event's features, in its own order; the column is below 0 if the model does not know it."""
 MANY = 4_096
 """Making room for more features than this takes long."""
 
@@ -97,7 +97,10 @@ class Learner:
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = Spec() if spec is None else spec
         limits = (self.spec.max_features, self.spec.hash_bits, self.spec.max_value)
-        self.features = Features(*limits, text_apart=self.spec.scale != "none", overflow=self.spec.overflow)
+        auto = self.spec.rule == "auto"
+        self.features = Features(
+            *limits, text_apart=self.spec.scale != "none", overflow=self.spec.overflow, with_fields=auto
+        )
         self.seq = 0
         """Number of events so far, with or without a step."""
         self.not_taken = 0
@@ -107,8 +110,12 @@ class Learner:
         self.n_features = 0
         """Number of features in the events so far. `features` may know more, from a batch not yet learned."""
         self._room = 0
-        self.auto = Auto(self.spec) if self.spec.rule == "auto" else None
+        self.auto = Auto(self.spec, self.features.max_features) if auto else None
         """The model if its rule is `auto`."""
+        if self.auto:
+            self.features.kinds_of = self.auto.kinds_of
+        self.encode = self.encoded if self.auto else self.features.encode
+        """`encoded`, or a faster one that may name columns of events not yet learned, whose weights are 0."""
         self._model = self.auto or Linear(self.spec)
         self.plain = isinstance(self._model, Linear) and self._model.plain
         """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
@@ -166,11 +173,10 @@ class Learner:
     def encoded(self, x: X) -> Encoded:
         """x encoded for `score_of` and `served_of`. With many features it takes long, so it may run in a thread while
         others learn and predict. Changes nothing. Raises EventError if x is not valid."""
-        known = self.n_features  # newer names may be taken back, and other names then get their columns
-        columns, values = self.features.encode(x)
-        if max(columns, default=-1) >= known:
-            columns = array("i", [column if column < known else -1 for column in columns])
-        return columns, values
+        names, values = self.features.flat(x)
+        names = tuple(names)
+        # Newer names may be taken back, and other names then get their columns.
+        return self.features.with_kinds(names, self.features.columns_of(names), self.n_features), values
 
     def served_of(self, columns: array[int], values: array[float]) -> Floats:
         """The score and its parts. Stored with x, they let `core.explain.explain_served` explain the score after the
@@ -193,7 +199,7 @@ class Learner:
         if self._unscaled is not None and (arrays := self.features.arrays_of(x)) is not None:
             p = self._unscaled.predict(*arrays, self.features.max_value)
         if p != p:  # noqa: PLR0124  # NaN: the long way, which also says what is wrong
-            p = logistic.sigmoid(self.score_of(*self.features.encode(x)))
+            p = logistic.sigmoid(self.score_of(*self.encode(x)))
         return {False: 1.0 - p, True: p}
 
     def predict_one(self, x: X) -> bool:

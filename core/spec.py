@@ -249,7 +249,7 @@ class Spec(_Described):
 
     rule: RuleName = "sgd"
     """How a gradient moves the weights: a name in `core.rules.RULES`. `sgd`: w <- w - learning_rate gradient. Or
-    `auto` (core/auto.py), which needs no tuning and takes no rates, scale or penalties."""
+    `auto` (core/auto), which needs no tuning and takes no rates, scale or penalties."""
     learning_rate: Rate | None = field(
         default=None, metadata={"number": {"gt": 0}, "json_schema_extra": {"exclusiveMinimum": 0}}
     )

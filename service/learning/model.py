@@ -34,7 +34,7 @@ REPLAY_SECONDS_PER_VALUE = 0.02e-6
 
 # A step of a million features takes 9 ms with plain SGD. It takes 40 times as long if values are scaled or the rule
 # keeps numbers for each feature, and longer with auto. A step is one call: meanwhile the service serves nobody.
-AUTO_FEATURES = 20_000
+AUTO_FEATURES = 15_000
 """Most features of an event if the rule is auto."""
 SLOW_FEATURES = 40_000
 """The same for all other models except plain SGD."""
@@ -266,7 +266,7 @@ class Model:
     def predict(self, x: X, encoded: Encoded | None = None) -> tuple[float, int]:
         """The probability of label 1, and how many of x's features the model does not know. Changes only the counts.
         `encoded`: the result of the learner's `encoded` for x, if the caller has it."""
-        columns, values = self.learner.features.encode(x) if encoded is None else encoded
+        columns, values = self.learner.encode(x) if encoded is None else encoded
         return logistic.sigmoid(self.learner.score_of(columns, values)), self._count(columns)
 
     def _count(self, columns: array[int]) -> int:
@@ -282,7 +282,7 @@ class Model:
     ) -> Prediction:
         """A prediction to keep until its label comes, for the token with the id `owner`. Changes only the counts.
         `encoded`: as in `predict`."""
-        columns, values = self.learner.features.encode(x) if encoded is None else encoded
+        columns, values = self.learner.encode(x) if encoded is None else encoded
         served = self.learner.served_of(columns, values)
         return Prediction(id_, x, self.learner.seq, served, self._count(columns), owner, sees_all)
 

@@ -46,8 +46,8 @@ STEP_EVENTS = 4_096
 """Events to step before the loop may serve others: well under a millisecond of kernel time for short events."""
 STEP_VALUES = 2**16
 """Feature values to step before the loop may serve others."""
-AUTO_STEP_VALUES = 2**13
-"""The same for `auto`, which is many learners."""
+AUTO_STEP_VALUES = 2**10
+"""The same for `auto`, which takes up to 30 us for an event of few features."""
 DRAFT_WORK = 2**12
 """Work to draft before the loop may serve others, as `_work_of` counts it."""
 WIDE_DRAFT = 2**14
