@@ -365,9 +365,9 @@ def test_the_calibration_leaves_out_tenths_of_few_events(browser: Any, start: St
     tab.close()
 
 
-def test_the_shares_of_the_learners_sum_to_100_percent(tab: Tab) -> None:
+def test_the_shares_of_the_groups_sum_to_100_percent(tab: Tab) -> None:
     page = tab.open("/#/models/mix?by=time")
-    shares = page.locator("figure", has_text="Shares of the learners")
+    shares = page.locator("figure", has_text="Which learners carry the weight")
     shares.locator("summary").click()
     rows = shares.locator("tbody tr")
     sync_api.expect(rows.first).to_contain_text("%")
@@ -379,7 +379,7 @@ def test_the_shares_of_the_learners_sum_to_100_percent(tab: Tab) -> None:
 
 def test_auto_shows_the_learners_that_carry_the_weight(tab: Tab) -> None:
     page = tab.open("/#/models/mix")
-    tab.wait_for("table.bars", re.compile(r"(sgd|adagrad|ftrl|stack) .* %"))
+    tab.wait_for("table.bars", re.compile(r"(sgd|adagrad|ftrl|kalman|vw) .* %"))
     sync_api.expect(page.locator("figure [role=img]").last).to_have_attribute("aria-label", re.compile(r"now\. .*%"))
     assert page.get_by_role("button", name="Check against river").count() == 0
 

@@ -44,7 +44,7 @@ def row(t: int, seconds: int = 5, model: int = 1, **values: Any) -> Row:
     given: dict[str, Any] = {
         "seq": 100, "features": 3, "learned": 10, "predicted": 2, "scored": 10, "loss": 5.0, "loss_total": 0.5,
         "loss_window": 0.4, "accuracy_window": 0.8, "entropy": 0.69, "served": 0, "served_loss": 0.0, "waiting": 0,
-        "delays": 0, "delay": 0.0, "commit_p50_ms": 0.4, "commit_p99_ms": 2.0, "learners": None,
+        "delays": 0, "delay": 0.0, "commit_p50_ms": 0.4, "commit_p99_ms": 2.0, "shares": None,
     }  # fmt: skip
     return Row(model, t, seconds, **{**given, **values})
 
@@ -112,8 +112,11 @@ def test_the_past_survives_a_kill_and_a_stop(start: Start) -> None:
     assert sum(rate for rate in after["predicted"] if rate) * 5 == pytest.approx(1)
     arrays = [values for name, values in after.items() if isinstance(values, list) and name != "marks"]
     assert {len(values) for values in arrays} == {len(after["t"])}
-    mixture = ask(service, "mixture")["learners"]
-    assert sum(weights[i] for weights in mixture.values() for i in [-1, -2, -3, -4] if weights[i]) > 0.8
+    mixture = ask(service, "mixture")["shares"]
+    assert set(mixture) == {"single", "evidence", "pairs", "stackers"}
+    for shares in zip(*mixture.values(), strict=True):
+        assert shares == (None,) * 4 or sum(shares) == pytest.approx(1, abs=2e-4)  # each is rounded
+    assert any(share is not None for share in mixture["pairs"])
     service.model().learn(some(30))
     assert service.stop() == 0  # what was not written yet is written then
     time.sleep(max(0.0, second + 1.1 - time.time()))  # two starts within a second are one mark
@@ -419,7 +422,7 @@ def test_whatever_the_step_the_events_of_all_points_are_those_of_the_rows(
 def test_no_rows_are_no_points_but_nulls() -> None:
     found = told(Grid(NOW, NOW + 10, 5), [], Mark(0, NOW + 1, 0, "start"), Mark(1, NOW + 2, 7, "snapshot"))
     assert all(found[name] == [None, None] for name in ("seq", "learned", "loss", "waiting"))
-    assert "learners" not in found
+    assert "shares" not in found
     assert found["marks"] == [
         {"t": NOW + 1, "kind": "start", "seq": None},
         {"t": NOW + 2, "kind": "snapshot", "seq": 7},

@@ -81,7 +81,7 @@ def _show(arguments: argparse.Namespace) -> int:
             for x in learners
             if x["weight"] >= LEAST_WEIGHT
         ]
-        show("Learners that carry the weight", heavy, ("view", "rule", "learning rate", "weight"))
+        show("Learners that carry the weight", heavy, ("view or group", "rule", "learning rate", "weight"))
     if breaker is not None:
         show("Breaker", [(name.replace("_", " "), value) for name, value in breaker.items()])
     return 0

@@ -243,5 +243,5 @@ class Series(Shape):
     commit_p99_ms: Points = [1.9]
     served_loss: Points = [0.3321]
     delay_s: Points = [31.2]
-    learners: dict[str, Points] = Field(description="`auto` only: the weight of each learner.")
+    shares: dict[str, Points] = Field(description="`auto` only: the weight of each group of learners; they sum to 1.")
     marks: list[dict[str, int | float | str | None]] = [{"t": 1767225600, "kind": "snapshot", "seq": 40000}]

@@ -22,8 +22,6 @@ TIDIED = 10
 """Models whose old rows are merged per bucket."""
 TIDY_SECONDS = 60
 """Least time between two rounds of merging over all models."""
-LEAST_WEIGHT = 0.005
-"""A row lists the learners of `auto` with at least this weight."""
 
 
 class _Counts(NamedTuple):
@@ -143,7 +141,7 @@ class Sampler:
             delay=after.delay - before.delay,
             commit_p50_ms=p50,
             commit_p99_ms=p99,
-            learners=None if model.learner.auto is None else _weights(model.learner.auto),
+            shares=None if model.learner.auto is None else _shares(model.learner.auto),
         )
 
 
@@ -155,12 +153,10 @@ def _counts(model: Model) -> _Counts:
     )
 
 
-def _weights(auto: Auto) -> str:
-    """The weights of learners, by name, as JSON, without the negligible ones."""
-    weights = {
-        f"{learner['view']} {learner['rule']} {learner['learning_rate']:g}"
-        + (" again" if learner["bank"] > 1 else ""): round(learner["weight"], 4)
-        for learner in auto.learners()
-        if learner["weight"] >= LEAST_WEIGHT
-    }
-    return msgspec.json.encode(weights).decode()
+def _shares(auto: Auto) -> str:
+    """The weight of each group of learners, as JSON. A group of the second bank is named `... again`."""
+    shares: dict[str, float] = {}
+    for learner in auto.learners():
+        group = learner["group"] + (" again" if learner["bank"] > 1 else "")
+        shares[group] = shares.get(group, 0.0) + learner["weight"]
+    return msgspec.json.encode({group: round(share, 4) for group, share in shares.items()}).decode()

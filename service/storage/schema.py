@@ -88,7 +88,7 @@ CREATE TABLE series (
     features INTEGER NOT NULL, learned INTEGER NOT NULL, predicted INTEGER NOT NULL, scored INTEGER NOT NULL,
     loss REAL NOT NULL, loss_total REAL, loss_window REAL, accuracy_window REAL, entropy REAL,
     served INTEGER NOT NULL, served_loss REAL NOT NULL, waiting INTEGER NOT NULL, delays INTEGER NOT NULL,
-    delay REAL NOT NULL, commit_p50_ms REAL, commit_p99_ms REAL, learners TEXT, PRIMARY KEY (model, t)
+    delay REAL NOT NULL, commit_p50_ms REAL, commit_p99_ms REAL, shares TEXT, PRIMARY KEY (model, t)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE marks (
     model INTEGER NOT NULL, t INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (model, t, seq)

@@ -40,7 +40,8 @@ class Row(NamedTuple):
 
     Sums over the bucket: events `learned`; predictions made (`predicted`); events `scored` and their `loss`; events
     whose prediction was `served` and its loss (`served_loss`); labels that came after their predictions (`delays`) and
-    the seconds between (`delay`). `learners`: for `auto`, JSON: name -> weight. `commit_...`: of the whole service.
+    the seconds between (`delay`). `shares`: for `auto`, JSON: group of learners -> weight. `commit_...`: of the whole
+    service.
     """
 
     model: int
@@ -63,7 +64,7 @@ class Row(NamedTuple):
     delay: float
     commit_p50_ms: float | None
     commit_p99_ms: float | None
-    learners: str | None
+    shares: str | None
 
 
 class Mark(NamedTuple):

@@ -152,16 +152,16 @@ def on_grid(grid: Grid, rows: Sequence[Row], marks: Sequence[Mark], now: float) 
         "served_loss": mean("served_loss", "served"),
         "delay_s": mean("delay", "delays"),
     }
-    learners = [json.loads(row.learners) if row.learners else {} for row in rows]
-    names = sorted({name for weights in learners for name in weights})
-    weights = {name: gauge(np.array([weights.get(name, 0.0) for weights in learners])) for name in names}
+    shares = [json.loads(row.shares) if row.shares else {} for row in rows]
+    names = sorted({name for weights in shares for name in weights})
+    weights = {name: gauge(np.array([weights.get(name, 0.0) for weights in shares])) for name in names}
     return {
         "from": grid.start,
         "to": grid.end,
         "step": grid.step,
         "t": edges[1:].tolist(),
         **{name: values if isinstance(values, list) else values.tolist() for name, values in plotted.items()},
-        **({"learners": {name: values.tolist() for name, values in weights.items()}} if weights else {}),
+        **({"shares": {name: values.tolist() for name, values in weights.items()}} if weights else {}),
         "marks": [{"t": mark.t, "kind": mark.kind, "seq": mark.seq or None} for mark in marks],
     }
 

@@ -311,10 +311,10 @@ export class SharesChart extends LineChart {
   }
 
   update(series) {
-    const names = Object.keys(series.learners ?? {});
-    const size = (name) => series.learners[name].reduce((sum, share) => sum + share, 0);
+    const names = Object.keys(series.shares ?? {});
+    const size = (name) => series.shares[name].reduce((sum, share) => sum + share, 0);
     const largest = names.toSorted((a, b) => size(b) - size(a)).slice(0, 5);
-    const labels = names.length ? [...largest, "all others"] : []; // the series leave out the smallest
+    const labels = names.length > largest.length ? [...largest, "all others"] : largest;
     this.become(
       labels.map((label, i) => ({ label, tone: `share-${i + 1}` })),
       TIME,
@@ -323,9 +323,9 @@ export class SharesChart extends LineChart {
   }
 
   /** The plot draws sums from the bottom; the legend shows the shares themselves. */
-  columns({ t, learners }) {
-    const there = (i) => Object.values(learners).some((shares) => shares[i] != null);
-    const sum = (lines, i) => lines.reduce((total, { label }) => total + (learners[label][i] ?? 0), 0);
+  columns({ t, shares }) {
+    const there = (i) => Object.values(shares).some((own) => own[i] != null);
+    const sum = (lines, i) => lines.reduce((total, { label }) => total + (shares[label][i] ?? 0), 0);
     // Where a share ends is rounded, not the share. So the numbers sum to 100 % too.
     const end = (k, i) =>
       k === this.lines.length - 1 ? 1 : Math.round(1000 * Math.min(1, sum(this.lines.slice(0, k + 1), i))) / 1000;

@@ -301,6 +301,6 @@ function chartsOf(auto, { window: last }, choices) {
         { key: "commit_p99_ms", label: "p99", tone: "second" },
       ],
     }),
-    ...(auto ? { learners: new SharesChart({ title: "Shares of the learners" }) } : {}),
+    ...(auto ? { shares: new SharesChart({ title: "Which learners carry the weight" }) } : {}),
   };
 }

@@ -175,9 +175,9 @@ export function learnerBars(learners) {
   ];
 }
 
-/** The name that the series use. "again": a second copy, started anew when the stream changed suddenly. */
-function learnerName({ rule, learning_rate, view, bank }) {
-  return `${view} ${rule} ${learning_rate}${bank > 1 ? " again" : ""}`;
+/** "again": a second copy, started anew when the stream changed suddenly. */
+function learnerName({ group, rule, learning_rate, view, bank }) {
+  return `${group === "single" ? view : group} ${rule} ${learning_rate}${bank > 1 ? " again" : ""}`;
 }
 
 /** The cross-check with river, by a button. */
