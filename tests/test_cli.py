@@ -28,6 +28,7 @@ from streams import stream
 from service import failures
 from service.commands import cli
 from service.commands.inspect import examine
+from service.storage import id_pieces
 from service.storage.folder import FolderLock
 from service.storage.wal import read_mark
 
@@ -91,6 +92,19 @@ def change(folder: Path, statement: str, *values: Any) -> None:
     with closing(sqlite3.connect(folder / "log.db")) as db:
         db.execute(statement, values)
         db.commit()
+
+
+def as_if_an_event_were_gone(folder: Path) -> int:
+    """Let the id of event 20 stand for seq 201, where the log ends at 200. Returns the checksum of all ids then."""
+    with closing(sqlite3.connect(folder / "log.db")) as db:
+        id_pieces.add_checksum(db)
+        (number,) = db.execute("SELECT number FROM new_ids WHERE instr(payload, CAST('event-20' AS BLOB))").fetchone()
+        (payload,) = db.execute("SELECT payload FROM new_ids WHERE number = ?", [number]).fetchone()
+        payload = payload.replace((21).to_bytes(8, "little"), (201).to_bytes(8, "little"), 1)
+        db.execute("UPDATE new_ids SET payload = ? WHERE number = ?", [payload, number])
+        db.commit()
+        ((checksum,),) = db.execute(id_pieces.CHECKSUM)
+        return int(checksum)
 
 
 def damage(path: Path, place: int) -> None:
@@ -407,7 +421,7 @@ def test_inspect_shows_ids_and_snapshots(folder: Path) -> None:
         ("UPDATE models SET spec = '{}'", "the row of model 'default' has a wrong checksum"),
         ("DELETE FROM log_end", "the row of its last commit is missing"),
         ("UPDATE log_end SET checksum = 1", "its last commit is not the one that was acknowledged"),
-        ("UPDATE ids SET seq = seq + 180 WHERE id = 'event-20'", "there is an id of an event at seq 201"),
+        ("UPDATE log_end SET ids_checksum = ?", "there is an id of an event at seq 201"),
         ("UPDATE snapshots SET seq = 500", "there is a snapshot at seq 500"),
         ("DROP TABLE ids", "the table 'ids' is missing"),
     ],
@@ -417,9 +431,10 @@ def test_inspect_names_what_is_damaged_and_repair_refuses(
 ) -> None:
     if "seq = 500" in statement:
         change(folder, "DELETE FROM snapshots WHERE seq < (SELECT max(seq) FROM snapshots)")
-    if "seq + 180" in statement:  # so it was written, and its event is gone
-        change(folder, "UPDATE log_end SET ids_checksum = ids_checksum + 180")
-    change(folder, statement)
+    if "ids_checksum" in statement:
+        change(folder, statement, as_if_an_event_were_gone(folder))
+    else:
+        change(folder, statement)
     before = files(folder)
     code, output, _ = call("inspect", folder)
     assert code == 1

@@ -412,7 +412,7 @@ def mixture(terms: Terms, grown: list[float]) -> float:
     return math.log(sides[1]) - math.log(sides[0])
 
 
-def moved_on_account_of(terms: Terms, i: int, steps: int = 400) -> float:
+def moved_on_account_of(terms: Terms, i: int, steps: int = 2_000) -> float:
     """The sum, over short steps of all features along the path, of what the score's slope in feature i alone makes."""
     total, h = 0.0, 1e-6
     for step in range(steps):

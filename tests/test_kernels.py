@@ -43,7 +43,7 @@ def test_a_service_whose_user_has_no_folder_keeps_kernels_in_its_data_folder_and
     mine = tmp_path / "data" / "kernels" / kept.name
     shutil.copytree(kept, mine, ignore=shutil.ignore_patterns(LEFT_OUT))
     said = starts(tmp_path / "data", **nowhere)
-    assert f"compiling, which may take half a minute; {mine} keeps the result for the next start\n" in said
+    assert f"compiling, which may take a minute; {mine} keeps the result for the next start\n" in said
     assert len(list(mine.glob(LEFT_OUT))) == 2
     assert "compiling" not in starts(tmp_path / "data", **nowhere)
 
@@ -60,6 +60,6 @@ def test_what_cannot_be_kept_is_said_with_the_setting_that_helps(
         compiling.on_start(None)
         compiling.on_start(None)
         assert capsys.readouterr().err == (
-            f"logstep: compiling, which may take half a minute at each start: {where}, so the result "
+            f"logstep: compiling, which may take a minute at each start: {where}, so the result "
             "cannot be kept. Set NUMBA_CACHE_DIR to a writable folder\n"
         )

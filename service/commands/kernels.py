@@ -29,11 +29,11 @@ class Compiling(event.Listener):  # type: ignore[misc]  # numba's types are left
 
         found = cache()
         if found is not None and found.writable:
-            say(f"compiling, which may take half a minute; {found.folder} keeps the result for the next start")
+            say(f"compiling, which may take a minute; {found.folder} keeps the result for the next start")
         else:
             where = f"{found.folder} is not writable" if found else "no folder is writable"
             say(
-                f"compiling, which may take half a minute at each start: {where}, so the result cannot be kept. Set "
+                f"compiling, which may take a minute at each start: {where}, so the result cannot be kept. Set "
                 "NUMBA_CACHE_DIR to a writable folder"
             )
 

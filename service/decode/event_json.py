@@ -243,7 +243,7 @@ def malformed(error: Exception, at: str, data: bytes, what: str = "feature", bef
         reason = "it has half of a surrogate pair"
     if isinstance(error, RecursionError):
         reason = "it is nested too deeply"
-    elif isinstance(error, UnicodeDecodeError):
+    elif isinstance(error, UnicodeDecodeError) or "UTF-8" in reason:  # as msgspec says it before and since 0.23
         reason = "it is not UTF-8"
     found = errors.MalformedJson(where=_where(at), reason=reason.removeprefix("JSON is malformed: "))
     return _shifted(found, before) if before else found
