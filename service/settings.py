@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(32_768, ge=1_024)
     """Request line and headers of a request, in bytes. More get 431."""
     max_event_features: int = Field(100_000, ge=1, le=1_000_000)
-    """Features of one event. More get 422. For auto the limit is at most 15,000, for other models but plain SGD 40,000,
+    """Features of one event. More get 422. For auto the limit is at most 8,000, for other models but plain SGD 40,000,
     because their steps take longer."""
     max_name_characters: int = Field(256, ge=1, le=256)
     """Characters of the name of a new feature. Twice as many with its text. More get 422."""

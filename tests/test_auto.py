@@ -127,6 +127,7 @@ def test_the_mixture_loses_at_most_the_bound_more_than_any_learner(seed: int, fl
     assert_within_the_bound(made_up(300, 100 + seed, flips, doubt=0.1 if flips else 1.0))
 
 
+@few(1)
 @pytest.mark.parametrize(("blocks", "alarms"), [(2, 1), (3, 2)])
 def test_the_bound_holds_through_alarms(blocks: int, alarms: int) -> None:
     events = [({str(i): value for i, value in enumerate(x)}, y) for x, y in majority(blocks, 250, 7)]

@@ -412,7 +412,7 @@ def mixture(terms: Terms, grown: list[float]) -> float:
     return math.log(sides[1]) - math.log(sides[0])
 
 
-def moved_on_account_of(terms: Terms, i: int, steps: int = 2_000) -> float:
+def moved_on_account_of(terms: Terms, i: int, steps: int) -> float:
     """The sum, over short steps of all features along the path, of what the score's slope in feature i alone makes."""
     total, h = 0.0, 1e-6
     for step in range(steps):
@@ -427,21 +427,23 @@ def moved_on_account_of(terms: Terms, i: int, steps: int = 2_000) -> float:
 @few(2)
 @pytest.mark.parametrize("banks", [1, 2])
 @pytest.mark.parametrize(
-    ("x", "within"),
+    ("x", "steps", "within"),
     [
-        ({"a": 0.9, "c": True, "city": "Rome"}, 1e-6),
-        ({"b": 999.0, "a": -3.0}, 0.01),
-    ],  # short steps are crude over clamps
+        ({"a": 0.9, "c": True, "city": "Rome"}, 400, 1e-6),
+        ({"b": 999.0, "a": -3.0}, 2_000, 0.01),  # even short steps are crude over clamps
+    ],
     ids=["without clamps", "with clamps"],
 )
-def test_contributions_are_the_integral_of_the_score_s_slopes(banks: int, x: dict[str, float], within: float) -> None:
+def test_contributions_are_the_integral_of_the_score_s_slopes(
+    banks: int, x: dict[str, float], steps: int, within: float
+) -> None:
     learner = an_auto(banks)
     assert learner.auto is not None
     columns, values = learner.encoded(x)
     terms = learner.auto.terms(np.array(columns, np.int32), np.array(values))
     assert mixture(terms, [1.0] * len(x)) == pytest.approx(score(learner, x), rel=1e-12)
     for i, feature in enumerate(explain(learner, x).features):
-        assert feature.contribution == pytest.approx(moved_on_account_of(terms, i), abs=within)
+        assert feature.contribution == pytest.approx(moved_on_account_of(terms, i, steps), abs=within)
 
 
 def terms_of_one(k: int, bias: float, products: list[float]) -> Terms:

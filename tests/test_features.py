@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from river import linear_model, optim
 
 from core import EventError, Features, Learner, Spec
+from core import columns as columns_module
 from core import features as features_module
 from core.batch import Batch, LeftOut, Served, fingerprints
 from core.builder import BatchBuilder
@@ -81,7 +82,7 @@ def test_names_beyond_the_first_have_columns_as_others_do(events: list[list[str]
     """With room for two names in the first dict, what a model of a million has is the same, and is taken back, too."""
     expected: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_module, "FIRST_NAMES", 2)
+        patch.setattr(columns_module, "FIRST_NAMES", 2)
         features = Features()
         for names in events:
             for name in names:

@@ -232,6 +232,7 @@ def test_records_may_be_events_as_one_would_post(real: Broker, shared: Service, 
     assert running.stop() == 0
 
 
+@from_checks_on
 def test_without_an_id_of_the_topic_the_records_must_have_one(
     mock: Broker, shared: Service, run: Any, name: str
 ) -> None:

@@ -229,7 +229,7 @@ def test_many_connections_at_once_hold_nobody_up(timed: Timed) -> None:
 SPECS = {
     "plain": ({}, AT_ONCE),
     "scaled": ({"rule": "adam", "learning_rate": 0.01, "scale": "standard"}, 40_000),
-    "auto": ({"rule": "auto"}, 15_000),
+    "auto": ({"rule": "auto"}, 8_000),
 }
 """By name: a spec, and how many features an event of it may have."""
 

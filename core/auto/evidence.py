@@ -185,6 +185,16 @@ def said(counts: Floats, b: float) -> tuple[float, float, float]:
     return evidence(counts[0], counts[1], b), evidence(counts[2], counts[3], b), math.log1p(counts[0] + counts[1])
 
 
+@compiled(types.void(ROWS, TABLE, types.int64, types.float64, TABLE))
+def say_of(ids: Indices, counts: Table, used: int, b: float, out: Table) -> None:
+    """`out` (n, 3) <- what the counts of each of n indicators say; 0 for one that is not among the first `used`."""
+    for i in range(len(ids)):
+        if 0 <= ids[i] < used:
+            out[i, 0], out[i, 1], out[i, 2] = said(counts[ids[i]], b)
+        else:
+            out[i, 0] = out[i, 1] = out[i, 2] = 0.0
+
+
 @compiled(types.int64(types.int64, types.int64, types.int64, FOUND))
 def _field_of(kind: int, fields: int, mask: int, found: Found) -> int:
     """The place in `found.fields` of an indicator's field: a new one, after the first `fields`, if it has none."""

@@ -8,7 +8,6 @@ each. What an input adds for no indicator, as the mean that the standard view su
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from core.auto.evidence import AGGREGATES, FIRST_FIELD, PER_FIELD, Found, said, share_of_ones
+from core.auto.evidence import FIRST_FIELD, PER_FIELD, Found, say_of, share_of_ones
 from core.auto.learners import FLAT, Indices, Table32
 from core.auto.pairs import FIRST_PAIR
 from core.auto.room import Bank, Counted, Group, Inputs, Room, Side
@@ -67,7 +66,7 @@ def bank_terms(
     products[room.positions[: n.single - 1]] = (w * seen)[1:]
     parts = [((w * seen)[0], products)]
     if bank.evidence.at.vw + bank.pairs.at.vw > 0:
-        found = _found(room.found, n, bank, used)
+        found = _said(room.found, n, bank, used)
         if bank.evidence.at.vw > 0:
             parts.append(_evidence_terms(found, n.evidence, bank, side.evidence, features))
         if bank.pairs.at.vw > 0:
@@ -92,76 +91,77 @@ def _of_few(inputs: Inputs, n: int, group: Group, table: Table32) -> Table:
     return _weights(inputs.rows[:n], seen, group, table, inputs.variances)
 
 
-class Indicator(NamedTuple):
-    """An indicator of an event: its field, the place of its feature, e, decayed e, and ln(1 + n)."""
+class Said(NamedTuple):
+    """Indicators of an event (n): their fields, the places of their features, e, decayed e, and ln(1 + n)."""
 
-    field: int
-    feature: int
-    e: float
-    decayed: float
-    log_n: float
+    fields: Indices
+    features: Indices
+    e: Floats
+    decayed: Floats
+    log_n: Floats
+
+    def largest(self) -> Floats:
+        """The e of the largest magnitude, each indicator's part: it is that of the first, and goes to all that have
+        it."""
+        if not len(self.e):
+            return self.e
+        largest = self.e[np.argmax(abs(self.e))]
+        ties = self.e == largest
+        return np.where(ties, largest / ties.sum(), 0.0)
 
 
-def _found(found: Found, n: Counted, bank: Bank, used: int) -> list[list[Indicator]]:
+def _said(found: Found, n: Counted, bank: Bank, used: int) -> list[Said]:
     """The event's indicators of text and buckets, and those of distances."""
     b = share_of_ones(bank.labels)
     kinds = []
     for start, many in ((0, n.values), (len(found.ids) // 2, n.distances)):
-        kind = []
-        for at in range(start, start + many):
-            known = 0 <= found.ids[at] < used
-            e = said(bank.counts[found.ids[at]], b) if known else (0.0, 0.0, 0.0)
-            kind.append(Indicator(int(found.kinds[at]) >> 1, int(found.features[at]), *e))
-        kinds.append(kind)
+        at, what = slice(start, start + many), np.empty((many, 3))
+        say_of(found.ids[at], bank.counts, used, b, what)
+        kinds.append(Said(found.kinds[at] >> 1, found.features[at].copy(), *what.T))
     return kinds
 
 
-def _largest(kind: list[Indicator]) -> list[float]:
-    """The e of the largest magnitude, each indicator's part: it is that of the first, and goes to all that have it."""
-    largest = max(kind, key=lambda one: abs(one.e)).e if kind else 0.0
-    ties = sum(one.e == largest for one in kind)
-    return [largest / ties if one.e == largest else 0.0 for one in kind]
-
-
-def _evidence_terms(
-    found: list[list[Indicator]], n: int, bank: Bank, inputs: Inputs, features: int
-) -> tuple[Floats, Table]:
+def _evidence_terms(found: list[Said], n: int, bank: Bank, inputs: Inputs, features: int) -> tuple[Floats, Table]:
     """The biases (K,) and the products (features, K) of the group evidence."""
-    weights = _of_few(inputs, n, bank.evidence, bank.of_evidence)
-    w = dict(zip(inputs.rows[:n].tolist(), weights, strict=True))
+    w = _of_few(inputs, n, bank.evidence, bank.of_evidence)
+    order = np.argsort(inputs.rows[:n])
+    rows = inputs.rows[:n][order]
     products = np.zeros((features, bank.evidence.at.vw))
+
+    def add(kind: Said, row: Indices | int, x: Floats) -> None:
+        """Add the indicators' parts `x` of the inputs in these rows; the event may lack some."""
+        places = np.minimum(np.searchsorted(rows, row), n - 1)
+        there = np.where((rows[places] == row)[..., None], w[order[places]], 0.0)
+        np.add.at(products, kind.features, x[:, None] * there)
+
     for part, kind in enumerate(found):
-        count = Counter(one.field for one in kind)
-        largest = _largest(kind)
-        for one, part_of_largest in zip(kind, largest, strict=True):
-            row, many, alike = FIRST_FIELD + PER_FIELD * one.field, len(kind), count[one.field]
-            added = {1 + 3 * part: one.e / math.sqrt(many), 2 + 3 * part: one.e / many}
-            added[3 + 3 * part] = part_of_largest
-            if part:
-                added[row + 3] = one.e / math.sqrt(alike)
-            else:
-                added[row], added[row + 1] = one.e / math.sqrt(alike), one.decayed / math.sqrt(alike)
-                added[row + 2] = one.log_n / alike
-            for where, x in added.items():
-                products[one.feature] += w.get(where, 0.0) * x
+        many = len(kind.e)
+        _, field, counts = np.unique(kind.fields, return_inverse=True, return_counts=True)
+        alike = counts[field]
+        row = FIRST_FIELD + PER_FIELD * kind.fields
+        add(kind, 1 + 3 * part, kind.e / math.sqrt(max(many, 1)))
+        add(kind, 2 + 3 * part, kind.e / max(many, 1))
+        add(kind, 3 + 3 * part, kind.largest())
+        if part:
+            add(kind, row + 3, kind.e / np.sqrt(alike))
+        else:
+            add(kind, row, kind.e / np.sqrt(alike))
+            add(kind, row + 1, kind.decayed / np.sqrt(alike))
+            add(kind, row + 2, kind.log_n / alike)
     return w[0].copy(), products
 
 
-def _pair_terms(
-    room: Room, found: list[list[Indicator]], n: int, bank: Bank, side: Side, known: Mask
-) -> tuple[Floats, Table]:
+def _pair_terms(room: Room, found: list[Said], n: int, bank: Bank, side: Side, known: Mask) -> tuple[Floats, Table]:
     """The same of the group of pairs. A pair with a feature that the model does not know (`known`, (features,)) may
     have the place of another pair; then all that it adds goes to the other feature, or to the bias."""
     w = _of_few(side.pairs, n, bank.pairs, bank.of_pairs)
     bias, products = w[0].copy(), np.zeros((len(known), bank.pairs.at.vw))
     values = found[0]
-    largest = _largest(values)
-    for a in range(AGGREGATES):
+    many = max(len(values.e), 1)
+    for a, size in enumerate((values.e / math.sqrt(many), values.e / many, values.largest())):
         slope, offset = _standard(side.fresh[a])
         bias += w[1 + a] * offset
-        for one, part_of_largest in zip(values, largest, strict=True):
-            size = (one.e / math.sqrt(len(values)), one.e / len(values), part_of_largest)[a]
-            products[one.feature] += w[1 + a] * slope * size
+        np.add.at(products, values.features, size[:, None] * (w[1 + a] * slope))
     chosen, count = side.chosen, n - FIRST_PAIR
     left, right = (room.found.features[ends[:count]] for ends in (chosen.left, chosen.right))
     for one_end, other in ((left, right), (right, left)):

@@ -289,6 +289,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     gc.disable()  # imported modules stay; scanning them repeatedly took an eighth of the start
     with kernels.watched(settings.data):
+        import service.commands.rows  # noqa: F401  # else the first `replay` would compile its kernel
         from service.http.server import serve
 
     return serve(settings, lock)

@@ -34,7 +34,7 @@ REPLAY_SECONDS_PER_VALUE = 0.02e-6
 
 # A step of a million features takes 9 ms with plain SGD. It takes 40 times as long if values are scaled or the rule
 # keeps numbers for each feature, and longer with auto. A step is one call: meanwhile the service serves nobody.
-AUTO_FEATURES = 15_000
+AUTO_FEATURES = 8_000
 """Most features of an event if the rule is auto."""
 SLOW_FEATURES = 40_000
 """The same for all other models except plain SGD."""
