@@ -91,14 +91,14 @@ class Gate:
         self.entered = threading.Event()
         commit, numbers = Store.commit, count(1)
 
-        def held(store: Store, batches: Sequence[ModelBatch]) -> bool:
+        def held(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
             number = next(numbers)
             if number >= first:
                 self.entered.set()
                 assert self.opened.wait(PATIENCE)
             if number == first and error is not None:
                 raise error
-            return commit(store, batches)
+            return commit(store, batches, *more)
 
         monkeypatch.setattr(Store, "commit", held)
 
@@ -126,11 +126,11 @@ def failing_commits(error: Exception, times: int = 1) -> Iterator[list[int]]:
     calls: list[int] = []
     commit = Store.commit
 
-    def failing(store: Store, batches: Sequence[ModelBatch]) -> bool:
+    def failing(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
         calls.append(sum(len(part.batch) for part in batches))
         if len(calls) <= times:
             raise error
-        return commit(store, batches)
+        return commit(store, batches, *more)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Store, "commit", failing)
@@ -368,7 +368,7 @@ def test_a_full_disk_takes_back_the_names_of_every_model_in_the_commit(tmp_path:
 def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_predicting(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(store: Store, batches: Sequence[ModelBatch]) -> bool:
+    def broken(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
         gate.entered.set()
         assert gate.opened.wait(PATIENCE)
         raise errors.StorageFailed(reason="the disk is gone")
@@ -408,7 +408,7 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
 def test_a_stream_that_waits_for_room_is_told_that_the_storage_failed(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(store: Store, batches: Sequence[ModelBatch]) -> bool:
+    def broken(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
         gate.entered.set()
         assert gate.opened.wait(PATIENCE)
         raise errors.StorageFailed(reason="the disk is gone")

@@ -95,7 +95,7 @@ def full_disk() -> Iterator[list[int]]:
     """Every commit finds no room; the list that is given counts them."""
     calls: list[int] = []
 
-    def failing(store: Store, batches: Sequence[ModelBatch]) -> bool:
+    def failing(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
         calls.append(len(batches))
         raise errors.DiskFull
 
@@ -319,10 +319,10 @@ class Gate:
         self.opened, self.entered = threading.Event(), threading.Event()
         commit = Store.commit
 
-        def held(store: Store, batches: Sequence[ModelBatch]) -> bool:
+        def held(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
             self.entered.set()
             assert self.opened.wait(30)
-            return commit(store, batches)
+            return commit(store, batches, *more)
 
         monkeypatch.setattr(Store, "commit", held)
 

@@ -67,9 +67,9 @@ def test_what_is_not_much_is_learned_before_the_next_commit(tmp_path: Path, monk
         async with running_engine(tmp_path, commit_events=1) as engine:
             model = engine.model("default")
 
-            def looked_at(store: Store, batches: Sequence[ModelBatch]) -> bool:
+            def looked_at(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
                 seen.append(model.learner.seq)
-                return commit(store, batches)
+                return commit(store, batches, *more)
 
             monkeypatch.setattr(Store, "commit", looked_at)
             await asyncio.gather(*(engine.queue.enqueue("default", [event(float(i))]) for i in range(4)))
@@ -274,11 +274,11 @@ def test_whatever_is_asked_for_at_once_while_the_disk_is_full_now_and_then(
     def note(items: Any, answer: asyncio.Future[Result]) -> None:
         acknowledged.extend(learned_by(items, answer.result()))
 
-    def sometimes_full(store: Store, batches: Sequence[ModelBatch]) -> bool:
+    def sometimes_full(store: Store, batches: Sequence[ModelBatch], *more: Any) -> bool:
         time.sleep(disk.random() / 1_000)
         if disk.random() < 0.2:
             raise errors.DiskFull
-        return commit(store, batches)
+        return commit(store, batches, *more)
 
     async def client(engine: Engine, first: int) -> None:
         stream = Stream()

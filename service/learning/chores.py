@@ -8,21 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from core.builder import BatchBuilder
 from service import errors
 from service.clock import Clock
 from service.fairness import WIDE, worked
 from service.learning.disk import Disk
-from service.learning.draft import Draft
-from service.learning.labels import draft_timeouts
 from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
-from service.learning.writer import WIDE_DRAFT, Writer
+from service.learning.writer import Writer
 from service.storage.series import Piece
 from service.storage.store import Store
-from service.storage.waiting import OldWaiting
 
 logger = logging.getLogger("logstep")
 
@@ -32,8 +28,6 @@ FULL_PAUSE_SECONDS = 30.0
 """How long all chores rest when the disk is full."""
 DROP_PAUSE_SECONDS = 1.0
 """How often retention looks for something to drop."""
-TIMEOUTS = 500
-"""Predictions that one commit times out, at most, because requests wait meanwhile."""
 LAST_SNAPSHOT_SECONDS = 0.05
 """At shutdown, write a snapshot if it saves the next start this much."""
 
@@ -119,27 +113,7 @@ class Timeouts(Chore):
             model = self._models.first_to_time_out()
             if now < model.next_timeout:  # a breaker has stopped the model that was due
                 return
-            keep = model.learner.spec.join.keep_seconds
-            key = model.stored.key
-            oldest = await self._disk.run(lambda store: store.log.waiting.oldest(key, TIMEOUTS))
-            overdue = [old for old in oldest if _too_late(old, now, keep)]
-            late = overdue[: int(min(model.room, TIMEOUTS))]
-            if late:
-                draft = Draft(model, BatchBuilder(model.learner.features), int(now * 1e6))
-                draft.wide = sum(len(old.waiting.x) for old in late if old.waiting is not None) > WIDE_DRAFT
-                await worked(draft.wide, draft_timeouts, draft, late)
-                await self._writer.commit_alone(draft)
-            if len(late) == len(overdue) < len(oldest):
-                model.first_due(min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep)
-            elif not oldest:
-                model.first_due(math.inf)
-            self._models.first_to_time_out()
-
-
-def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
-    """Whether a prediction waited longer than `keep` seconds. Also if it is damaged and its time is in the future."""
-    kept_at = old.kept_at / 1e6
-    return kept_at + keep <= now or (old.waiting is None and kept_at > now)
+            await self._writer.expire(model, now)
 
 
 class FlushIds(Chore):

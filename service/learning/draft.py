@@ -112,6 +112,16 @@ class Draft:
         count = 1 if request.stream is None else len(request.items)
         return self.next_seq + count - 1 <= self.model.learner.seq + watch.breaker.events
 
+    def has_due(self, request: Request) -> bool:
+        """Whether a prediction times out before a record of a topic, by the time of that."""
+        if request.place is None:
+            return False
+        due = self.model.next_timeout
+        if self.kept:
+            kept_at = next(iter(self.kept.values())).kept_at
+            due = min(due, kept_at / 1e6 + self.model.learner.spec.join.keep_seconds)
+        return due <= request.place.at / 1e6
+
     def check_learns(self) -> None:
         """Raise LearningStopped if the breaker stops the model before the next event. Duplicates are still answered."""
         if self.last_seq is not None and self.next_seq > self.last_seq:

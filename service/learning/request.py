@@ -15,6 +15,7 @@ from service import errors
 from service.events import Event, Label
 from service.learning.model import Prediction
 from service.replies import PredictedKept
+from service.storage.positions import Position
 from service.table import Table
 
 Item = Event | Label | Prediction
@@ -90,6 +91,19 @@ class Stream:
     """Shared by the requests of one stream. After a refused event, the service learns nothing more of the stream."""
 
     broken: bool = False
+    name: str = ""
+    """Its name in the topic, if it comes from one."""
+
+
+class Place(NamedTuple):
+    """Where the record of a request stands in a topic. at: the time of the partition, in microseconds since 1970. mark:
+    the record's CRC-32. skipped: items that were applied before."""
+
+    partition: int
+    record: int
+    at: int
+    mark: int
+    skipped: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -100,9 +114,16 @@ class Request:
     items: Items
     stream: Stream | None
     answer: asyncio.Future[Result]
+    place: Place | None = None
+    """Where it stands in the topic, if it comes from one."""
     parts: list[Request] | None = None
     """All the parts that it was cut into, in order, this one included."""
     result: Result | None = None
+
+    @property
+    def lane(self) -> str | int:
+        """What is learned in one order: the requests of a model, or those of a partition."""
+        return self.model if self.place is None else self.place.partition
 
     def cut(self, count: int) -> Request:
         """Keep the first `count` items; the rest as a request for a later turn. All parts together get one answer."""
@@ -112,6 +133,13 @@ class Request:
         self.items = items[:count]
         self.parts.insert(self.parts.index(self) + 1, rest)
         return rest
+
+    def position(self, place: Place) -> Position:
+        """What is applied of the topic once this is, which stands at that place."""
+        items = 0
+        if self.parts is not None and self.parts[-1] is not self:
+            items = place.skipped + sum(len(part.items) for part in self.parts[: self.parts.index(self) + 1])
+        return Position(place.record, items, place.at, place.mark)
 
     def refuse(self, error: errors.LogstepError) -> None:
         """Answer that all of it is refused, and the parts after it, unless already answered."""

@@ -15,29 +15,32 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 from core.batch import Batch
 from core.builder import BatchBuilder
-from core.features import EventError
 from core.learner import Outcome
-from service import errors, failures, logs
+from service import errors, logs
 from service.clock import Clock
-from service.events import Label
 from service.fairness import WIDE, worked
 from service.learning.disk import Disk
-from service.learning.draft import JOINED_BYTES, Draft, Known, Place, Places, why_stopped
-from service.learning.labels import place_item
+from service.learning.draft import JOINED_BYTES, Draft, Known, why_stopped
+from service.learning.drafting import draft_request, read_ids, work_of
+from service.learning.labels import draft_timeouts
+from service.learning.model import Model
 from service.learning.models import Models
+from service.learning.progress import Progress
 from service.learning.queue import Queue
-from service.learning.request import Item, Refused, Request
+from service.learning.request import Request
 from service.learning.state import Lifecycle, mistake
 from service.learning.telemetry import Telemetry
-from service.storage.ids import IdKind
-from service.storage.store import ModelBatch, Store
+from service.storage.positions import Reached
+from service.storage.store import ModelBatch
+from service.storage.waiting import OldWaiting
 from service.table import Table
 
 logger = logging.getLogger("logstep")
@@ -49,14 +52,9 @@ STEP_VALUES = 2**16
 AUTO_STEP_VALUES = 2**10
 """The same for `auto`, which takes up to 30 us for an event of few features."""
 DRAFT_WORK = 2**12
-"""Work to draft before the loop may serve others, as `_work_of` counts it."""
+"""Work to draft before the loop may serve others, as `work_of` counts it."""
 WIDE_DRAFT = 2**14
 """Work above which a request is drafted in a thread."""
-ITEM = 4
-"""The fixed cost of an item, in features."""
-TABLE = 64
-"""Values of a table that cost as much as one feature of an event: they are copied as arrays. A table of 8,192 rows of
-10 features takes a tenth of a millisecond, less than the hops to threads and back that long work takes."""
 
 LEFT_OUT = 8
 """How many times as much the items of a request cost if the model has no room for new names. What it leaves out is
@@ -68,6 +66,10 @@ requests."""
 GATHER_SECONDS = 0.001
 """How long to gather at most, if requests keep coming."""
 
+TIMEOUTS = 500
+"""Predictions that one commit times out, at most, because requests wait meanwhile."""
+FULL_SECONDS = 1.0
+"""How long a replica waits before it tries again to write what the topic says to a full disk."""
 ROW_SECONDS = 0.05
 """How long turns may follow one another before tidying and changes of models get their time."""
 MUCH = 1_000
@@ -100,6 +102,9 @@ class Writer:
         self.turn = asyncio.Lock()
         self.no_steps = asyncio.Lock()
         """While somebody holds it, no step is taken, so a thread can read the models."""
+        self.progress = Progress()
+        self.full = False
+        """Whether records of a topic wait because the disk is full."""
         self._changing = 0  # how many wait between turns to change models
 
     @contextlib.asynccontextmanager
@@ -113,10 +118,37 @@ class Writer:
         finally:
             self._changing -= 1
 
-    async def commit_alone(self, draft: Draft) -> None:
-        """Commit a draft that no request waits for, and take its steps. The caller holds `turn`."""
-        await self._finish([draft])
-        await self._take_steps()
+    async def expire(self, model: Model, now: float) -> None:
+        """Time out some predictions of a model, as of a time in seconds since 1970. The caller holds `turn`."""
+        keep = model.learner.spec.join.keep_seconds
+        key = model.stored.key
+        oldest = await self._disk.run(lambda store: store.log.waiting.oldest(key, TIMEOUTS))
+        overdue = [old for old in oldest if _too_late(old, now, keep)]
+        late = overdue[: int(min(model.room, TIMEOUTS))]
+        if late:
+            draft = Draft(model, BatchBuilder(model.learner.features), int(now * 1e6))
+            draft.wide = sum(len(old.waiting.x) for old in late if old.waiting is not None) > WIDE_DRAFT
+            await worked(draft.wide, draft_timeouts, draft, late)
+            await self._finish([draft], self.progress.unwritten)
+            await self._take_steps()
+        if len(late) == len(overdue) < len(oldest):
+            model.first_due(min(old.kept_at for old in oldest if not _too_late(old, now, keep)) / 1e6 + keep)
+        elif not oldest:
+            model.first_due(math.inf)
+        self._models.first_to_time_out()
+
+    async def _expire_before(self, requests: list[Request]) -> None:
+        """Time out what is due by the times of records, before they are applied: then it is the same on every node."""
+        if not requests or requests[0].place is None:
+            return
+        first: dict[str, int] = {}
+        for request in requests:
+            if request.place is not None:
+                first.setdefault(request.model, request.place.at)
+        for name, at in first.items():
+            model = self._models.find(name)
+            while model is not None and model.next_timeout <= at / 1e6:
+                await self.expire(model, at / 1e6)
 
     async def _gather(self) -> None:
         """Wait a moment until no more requests come.
@@ -155,7 +187,12 @@ class Writer:
             await self._take_steps()  # the next draft may be no further ahead than the breaker allows
         requests = list(self._in_pieces(self._queue.take(self._commit_events)))
         try:
+            await self._expire_before(requests)
             put_off = await self._learn_turn(requests, int(self._clock.wall() * 1e6))
+            self.full = False
+        except errors.DiskFull:  # of a replica: every other node learns what is in the topic
+            put_off, self.full = requests, True
+            await asyncio.sleep(FULL_SECONDS)
         except BaseException:
             for request in requests:
                 request.refuse(self._lifecycle.failure or mistake())
@@ -192,20 +229,23 @@ class Writer:
     async def _try_turn(self, requests: list[Request], known: Known, now: int) -> list[Request] | None:
         """The turn, assuming that all ids not in `known` are new. None, and nothing changed, if one is not."""
         drafts, put_off = await self._draft(requests, known, now)
+        reached = self.progress.after(requests, put_off, drafts)
         try:
-            return put_off if await self._finish(drafts) else None
+            return put_off if await self._finish(drafts, reached) else None
         except errors.DiskFull as error:
+            if any(request.place is not None for request in requests):
+                raise
             for draft in drafts:
                 draft.give_up(error)
         return put_off
 
-    async def _finish(self, drafts: list[Draft]) -> bool:
+    async def _finish(self, drafts: list[Draft], reached: Reached) -> bool:
         """Commit drafts. `_take_steps` then takes their steps and answers their requests. False if an id must be looked
         up first. Then, and after DiskFull, nothing is changed and no request is answered."""
         batches = [await worked(draft.wide, draft.build) for draft in drafts]
         committed = False
         try:
-            committed = not any(draft.unsure for draft in drafts) and await self._commit(drafts, batches)
+            committed = not any(draft.unsure for draft in drafts) and await self._commit(drafts, batches, reached)
         finally:
             if not committed:  # remove the names that their events added
                 for draft in drafts:
@@ -220,21 +260,24 @@ class Writer:
                 self._committed.append((draft, batch))
         return committed
 
-    async def _commit(self, drafts: list[Draft], batches: list[Batch]) -> bool:
+    async def _commit(self, drafts: list[Draft], batches: list[Batch], reached: Reached) -> bool:
         """Write and sync the drafts, and meanwhile take the steps of the turn before. False if an id is not new."""
         added: list[ModelBatch] = []
         for draft, batch in zip(drafts, batches, strict=True):
             if len(batch) or draft.kept or draft.dropped:
                 added.append(await worked(draft.wide, draft.to_store, batch))
         if not added:
+            self.progress.settle(reached, written=False)
             return True
         started = time.perf_counter()
-        commit = self._disk.begin(partial(self._disk.store.commit, added))
+        written_at = max(draft.now for draft in drafts) / 1e6
+        commit = self._disk.begin(partial(self._disk.store.commit, added, written_at, reached))
         try:
             await self._take_steps()
         finally:
             written = await self._disk.end(commit)
         if written:
+            self.progress.settle(reached, written=True)
             items = sum(len(part.batch) + len(part.kept) for part in added)
             seconds = self._disk.store.commits.synced_at - started
             self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
@@ -246,14 +289,18 @@ class Writer:
 
         A draft has a prefix of its model's requests, so what is learned does not depend on how requests were cut into
         turns. It ends before a request with an id of an earlier one: in the next turn that is a duplicate, or, if the
-        earlier one failed, it is tried itself. It ends where the model's breaker must see its events first.
+        earlier one failed, it is tried itself. It ends where the model's breaker must see its events first, and before
+        a record of a topic by whose time a prediction is due.
         """
         drafts: dict[str, Draft] = {}
         put_off: list[Request] = []
-        behind: set[str] = set()
-        """Models of requests that are put off."""
+        behind: set[str | int] = set()
+        """Lanes of requests that are put off."""
         drafted = 0
         for request in requests:
+            if request.lane in behind:
+                put_off.append(request)
+                continue
             model = self._models.find(request.model)
             if model is None:
                 request.refuse(errors.UnknownModel(model=request.model))
@@ -261,18 +308,20 @@ class Writer:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            if request.model in behind or draft.has_id_of(request) or not draft.has_room_for(request):
-                behind.add(request.model)
+            if draft.has_id_of(request) or not draft.has_room_for(request) or draft.has_due(request):
+                behind.add(request.lane)
                 put_off.append(request)
                 continue
-            work = _work_of(request, draft.key, known)
+            if request.place is not None:
+                draft.now = request.place.at
+            work = work_of(request, draft.key, known)
             if model.learner.features.full and not isinstance(request.items, Table):
                 work *= LEFT_OUT
             if work > WIDE_DRAFT:
                 draft.wide = True
-                await asyncio.to_thread(_draft_request, draft, request, known)
+                await asyncio.to_thread(draft_request, draft, request, known)
             else:
-                _draft_request(draft, request, known)
+                draft_request(draft, request, known)
             drafted += work
             if drafted >= DRAFT_WORK:
                 drafted = 0
@@ -321,7 +370,7 @@ class Writer:
                     corrected.update((model.stored.key, id_) for id_ in ids)
         known = Known(all_of_them)
         if wanted:
-            await self._disk.run(_read_ids, known, wanted, corrected)
+            await self._disk.run(read_ids, known, wanted, corrected)
         return known
 
     async def _take_steps(self) -> None:
@@ -336,6 +385,7 @@ class Writer:
                     other.give_up(self._lifecycle.failure or mistake())
                 self._committed.clear()
                 raise
+        self.progress.all_stepped()
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Step for each event of a batch, in pieces, then answer the requests."""
@@ -356,105 +406,7 @@ class Writer:
             request.accept(result)
 
 
-# -- what a turn makes of a request
-
-
-def _work_of(request: Request, model: int, known: Known) -> int:
-    """The cost of drafting a request, in features, about. `model`: the model's key."""
-    items = request.items
-    if isinstance(items, Table):
-        return len(items.names) + items.values.size // TABLE + ITEM * len(items.ids or ())
-    work = ITEM * len(items)
-    for item in items:
-        if not isinstance(item, Label):
-            work += len(item.x)
-        elif (found := known.ids.get((model, item.id))) is not None and found.waiting is not None:
-            work += len(found.waiting.x)
-    return work
-
-
-def _draft_request(draft: Draft, request: Request, known: Known) -> None:
-    """Add a request's items to the draft. If one is refused, add none; of a stream, add those before it."""
-    items, stops = request.items, draft.model.stops_at
-    draft.last_seq = None if request.stream is None and stops is not None and draft.next_seq <= stops else stops
-    places: Places = []
-    refused: Refused | None = None
-    if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
-        pass
-    elif not isinstance(items, Table):
-        places, refused = _add_items(draft, request, items, known)
-    elif (
-        stops is not None
-        or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)))
-        or (items.weights is not None and not items.weights.all())  # an event of weight 0 is not learned
-    ):
-        # Each is checked, because one may be known.
-        places, refused = _add_items(draft, request, items.events(0, len(items)), known)
-    else:
-        places, refused = _add_table(draft, items)
-    draft.answers.append((request, places, refused))
-    if refused is not None and request.stream is not None:
-        draft.broken.add(request.stream)
-
-
-def _add_table(draft: Draft, table: Table) -> tuple[range, Refused | None]:
-    """Add the events before the first invalid one. Their ids are new."""
-    start, refused = len(draft.builder), None
-    try:
-        draft.builder.add_table(*table.arrays())
-    except EventError as error:
-        draft.builder.add_table(*table.part(0, error.row).arrays())
-        refused = _invalid(error, error.row)
-    places = range(start, len(draft.builder))
-    if table.ids is not None:
-        draft.ids.update(zip(table.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
-        draft.unsure = draft.unsure or refused is not None
-    return places, refused
-
-
-def _add_items(
-    draft: Draft, request: Request, items: Sequence[Item], known: Known
-) -> tuple[list[Place], Refused | None]:
-    """Add items one by one."""
-    mark, places, refused = draft.mark(), list[Place](), None
-    try:
-        for item in items:
-            places.append(place_item(draft, item, known))
-    except EventError as error:
-        refused = _invalid(error, len(places))
-    except errors.LogstepError as error:
-        error.index, refused = len(places), Refused(error)
-    if refused is not None:
-        # Another item may be refused, or none, once it is known what the ids stand for. Labels' are known.
-        guessed = (item.id is not None and not isinstance(item, Label) for item in items[: len(places) + 1])
-        draft.unsure = draft.unsure or (not known.all_of_them and any(guessed))
-        if request.stream is None:
-            draft.take_back(mark)
-            places = []
-    return places, refused
-
-
-def _invalid(error: EventError, index: int) -> Refused:
-    refused = Refused(errors.InvalidEvent(field=error.field, reason=error.message))
-    refused.error.index = index
-    return refused
-
-
-def _read_ids(store: Store, known: Known, wanted: dict[int, list[str]], corrected: set[tuple[int, str]]) -> None:
-    """Runs in the disk thread. `corrected`: ids whose event is wanted too if the timeout learned it as 0."""
-    known.ids.update(store.find_ids(wanted, known.reading))
-    if not corrected:
-        return
-    for model, id_ in ((model, id_) for model, ids in wanted.items() for id_ in ids):
-        found = known.ids.get((model, id_))
-        if found is None or found.kind is not IdKind.EXPIRED or (model, id_) not in corrected:
-            continue
-        if not known.reading.takes((model, id_), 0):
-            continue
-        with contextlib.suppress(failures.LogDamaged):  # then only this label is refused
-            logged = store.log.event(model, found.seq)
-            if logged is not None:
-                known.expired[model, id_] = logged
-                known.reading.left -= logged[1].values.nbytes + logged[1].columns.nbytes
-            elif found.seq <= store.log.gone(model):
-                known.gone.add((model, id_))
+def _too_late(old: OldWaiting, now: float, keep: float) -> bool:
+    """Whether a prediction waited longer than `keep` seconds. Also if it is damaged and its time is in the future."""
+    kept_at = old.kept_at / 1e6
+    return kept_at + keep <= now or (old.waiting is None and kept_at > now)

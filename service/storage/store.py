@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.batch import Batch
-from service.storage import codec, schema, series
+from service.storage import codec, positions, schema, series
 from service.storage.codec import pack
 from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
@@ -35,6 +35,7 @@ from service.storage.id_pieces import MODULUS, EventIds
 from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, IdsTakenError, NewId, Rows, rows_of
 from service.storage.log import LogReader, StoredModel, batch_crc
 from service.storage.merging import Merging
+from service.storage.positions import NOWHERE, Reached
 from service.storage.trimming import Trimming
 from service.storage.waiting import KnownId, Reading, Waiting, waiting_crc
 from service.storage.wal import check_end
@@ -106,18 +107,27 @@ class Store:
     def close(self) -> None:
         self.commits.close()
 
-    def commit(self, batches: Sequence[ModelBatch]) -> bool:
+    def commit(
+        self, batches: Sequence[ModelBatch], written_at: float | None = None, reached: Reached = NOWHERE
+    ) -> bool:
         """Write and sync what one turn of the writer gathered. False, and nothing is written, if an id that should be
-        new stands for something."""
-        written_at = time.time()
+        new stands for something. written_at: seconds since 1970, now if None. reached: how far the topic is applied
+        with it."""
+        written_at = time.time() if written_at is None else written_at
         old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
         try:
             with self.commits.transaction(*old_ids) as db:
                 for part in batches:
                     self._write(db, part, written_at)
+                positions.write(db, self.commits, reached)
         except IdsTakenError:
             return False
         return True
+
+    def reach(self, reached: Reached) -> None:
+        """Record how far the topic is applied, where nothing else is written."""
+        with self.commits.transaction() as db:
+            positions.write(db, self.commits, reached)
 
     def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
         """(model, id) -> what it stands for. Wanted ids that stand for nothing are left out. reading: bounds what is
