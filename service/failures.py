@@ -112,3 +112,41 @@ class LogHasAHole(OfFolder):
 
     log: int
     lost: int
+
+
+# -- Kafka
+
+
+class KafkaMissing(LogstepError):
+    """Kafka needs confluent-kafka, which is not installed beside logstep. Install the extra: pip install
+    'logstep[kafka]'."""
+
+
+class WrongProperties(Reasoned):
+    """--kafka-config: {reason}."""
+
+
+class OfBrokers(Reasoned):
+    brokers: str
+
+
+class NoBroker(OfBrokers):
+    """No Kafka broker answers at {brokers} ({reason})."""
+
+
+class BrokersRefuse(OfBrokers):
+    """Kafka at {brokers} refuses: {reason}."""
+
+
+class NoTopic(OfBrokers):
+    """There is no topic {topic!r} at {brokers}: {reason}."""
+
+    topic: str
+
+
+class TopicExists(LogstepError):
+    """There is a topic {topic!r} at {brokers} already, and nothing was changed. `logstep kafka check` says whether a
+    log may be in it."""
+
+    topic: str
+    brokers: str

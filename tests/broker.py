@@ -1,26 +1,45 @@
-"""A real Kafka broker for the tests: KRaft, one process, on free ports of this machine."""
+"""Kafka brokers for the tests: real ones (KRaft, on free ports of this machine), and librdkafka's own mock of some.
+
+Tests take the fixtures `cluster` (three real brokers, started once for all tests of a worker) and `mock_cluster` of
+conftest.py.
+"""
 
 from __future__ import annotations
 
+import base64
+import ctypes
 import json
+import random
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import confluent_kafka
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
-from harness import HOST, ROOT, running
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+)
+from forked import OUTLIVE_A_TEST
+from harness import HOST, ROOT
 from patience import PATIENCE, eventually
 
 JARS = ROOT / ".kafka"
 JAVA = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
 START_SECONDS = 60.0
-_CLUSTER = "bG9nc3RlcCBicm9rZXIgMQ"
+_CLUSTER_ID = "bG9nc3RlcCBicm9rZXIgMQ"
 _LOG = """\
 status = error
 appender.file.type = File
@@ -33,19 +52,19 @@ rootLogger.appenderRef.file.ref = file
 """
 _PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@{host}:{controller}
+node.id={number}
+controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{host}:{port},SASL_PLAINTEXT://{host}:{sasl},CONTROLLER://{host}:{controller}
+listeners=PLAINTEXT://{host}:{ports.plain},SASL_PLAINTEXT://{host}:{ports.sasl},CONTROLLER://{host}:{ports.controller}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
 required user_shop="a secret of the shop";
 log.dirs={data}
 offsets.topic.num.partitions=1
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={copies}
 transaction.state.log.num.partitions=1
-transaction.state.log.replication.factor=1
+transaction.state.log.replication.factor={copies}
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
@@ -56,6 +75,9 @@ group.consumer.heartbeat.interval.ms=200
 auto.create.topics.enable=false
 log.retention.check.interval.ms=500
 file.delete.delay.ms=100
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+replica.lag.time.max.ms=3000
 """
 
 
@@ -67,43 +89,15 @@ def skip_without_broker() -> None:
         pytest.skip(f"the broker is not in {JARS.name}: .ci/kafka fetches it with mvn")
 
 
-@contextmanager
-def broker(folder: Path) -> Iterator[Broker]:
-    """A broker on a new folder; it is killed at the end."""
-    skip_without_broker()
-    folder.mkdir(parents=True)
-    port, sasl, controller = free_ports(3)
-    properties, log = folder / "server.properties", folder / "broker.log"
-    properties.write_text(
-        _PROPERTIES.format(host=HOST, port=port, sasl=sasl, controller=controller, data=folder / "data")
-    )
-    (folder / "log4j2.properties").write_text(_LOG.format(log=log))
-    java = ["java", *JAVA, "-cp", f"{JARS}/*", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
-    subprocess.run(
-        [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", properties],
-        check=True, stdout=subprocess.DEVNULL, timeout=START_SECONDS,
-    )  # fmt: skip
-    with (
-        (folder / "output").open("wb") as output,
-        running([*java, "kafka.Kafka", properties], stdout=output) as process,
-    ):
-
-        def listens() -> bool:
-            assert process.poll() is None, log.read_text()
-            with suppress(OSError), socket.create_connection((HOST, port), timeout=1.0):
-                return True
-            return False
-
-        eventually(listens, "the broker to listen", START_SECONDS)
-        yield Broker(f"{HOST}:{port}", f"{HOST}:{sasl}")
-
-
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+    """Ports that nobody has. They are below those that the system gives to clients, so a broker that is started again
+    finds its own free."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(10_000, 32_000)
+        with suppress(OSError), socket.create_server((HOST, port)):
+            found.add(port)
+    return list(found)
 
 
 class Broker:
@@ -115,8 +109,17 @@ class Broker:
         self._settings = {"bootstrap.servers": address, "log_level": "0"}
         self._admin = AdminClient(self._settings)
 
-    def create(self, topic: str, partitions: int = 1) -> None:
-        for done in self._admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+    def create(self, topic: str, partitions: int = 1, copies: int = 1, **settings: str) -> None:
+        """Make a topic. settings: with _ in place of a dot."""
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        for done in self._admin.create_topics([NewTopic(topic, partitions, copies, config=config)]).values():
+            done.result()
+
+    def alter(self, topic: str, setting: str, value: str) -> None:
+        """Change a setting of a topic."""
+        entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+        for done in self._admin.incremental_alter_configs([resource]).values():
             done.result()
 
     def delete(self, topic: str) -> None:
@@ -159,10 +162,247 @@ class Broker:
             consumer.close()
 
 
+# -- real brokers
+
+
+class Ports(NamedTuple):
+    """Where a broker listens."""
+
+    plain: int
+    sasl: int
+    controller: int
+
+
+class Process:
+    """One broker, which is a controller too. It can be killed and started again."""
+
+    def __init__(self, folder: Path, number: int, ports: Ports) -> None:
+        self.number, self.ports, self._folder = number, ports, folder
+        self._java = ["java", *JAVA, "-cp", f"{JARS}/*", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self, voters: str, copies: int) -> None:
+        """Write its properties."""
+        self._folder.mkdir()
+        text = _PROPERTIES.format(
+            host=HOST, number=self.number, ports=self.ports, voters=voters, copies=copies, data=self._folder / "data"
+        )
+        (self._folder / "server.properties").write_text(text)
+        (self._folder / "log4j2.properties").write_text(_LOG.format(log=self._folder / "broker.log"))
+
+    def format(self) -> None:
+        """Make its data folder."""
+        tool = [*self._java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID]
+        tool += ["-c", str(self._folder / "server.properties")]
+        subprocess.run(tool, check=True, stdout=subprocess.DEVNULL, timeout=START_SECONDS)
+
+    def format_like(self, other: Process) -> None:
+        """Make its data folder from another one, without a second start of Java."""
+        shutil.copytree(other._folder / "data", self._folder / "data")
+        meta = self._folder / "data" / "meta.properties"
+        lines = [line for line in meta.read_text().splitlines() if not line.startswith(("node.id=", "directory.id="))]
+        meta.write_text("\n".join([*lines, f"node.id={self.number}", f"directory.id={_uuid()}"]))
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; `listens` says when it is there."""
+        assert not self.runs
+        with (self._folder / "output").open("ab") as output:
+            command = [*self._java, "kafka.Kafka", str(self._folder / "server.properties")]
+            self._process = subprocess.Popen(command, stdout=output)
+        OUTLIVE_A_TEST.add(self._process.pid)
+
+    def listens(self) -> bool:
+        assert self.runs, (self._folder / "broker.log").read_text()
+        with suppress(OSError), socket.create_connection((HOST, self.ports.plain), timeout=1.0):
+            return True
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill it, and wait for its end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+            OUTLIVE_A_TEST.discard(self._process.pid)
+
+
+class Cluster(Broker):
+    """Real brokers, numbered from 1 on."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = {process.number: process for process in processes}
+        address, sasl = (",".join(f"{HOST}:{ports[kind]}" for ports in self._ports) for kind in (0, 1))
+        super().__init__(address, sasl)
+
+    @property
+    def _ports(self) -> list[Ports]:
+        return [process.ports for process in self._processes.values()]
+
+    def create(self, topic: str, partitions: int = 1, copies: int = 1, **settings: str) -> None:
+        super().create(topic, partitions, copies, **settings)
+        for ports in self._ports:  # a client asks whichever it is connected to, and each learns of it by itself
+            admin = AdminClient({"bootstrap.servers": f"{HOST}:{ports.plain}", "log_level": "0"})
+            eventually(partial(self._knows, admin, topic), f"{topic} to be known")
+
+    @staticmethod
+    def _knows(admin: Any, topic: str) -> bool:
+        return admin.list_topics(topic, PATIENCE).topics[topic].error is None
+
+    def kill(self, number: int) -> None:
+        """`kill -9` a broker."""
+        self._processes[number].end()
+
+    def terminate(self, number: int) -> None:
+        """Stop a broker as an administrator does (SIGTERM), and wait for its end."""
+        self._processes[number].signal(signal.SIGTERM)
+        eventually(lambda: not self._processes[number].runs, f"broker {number} to end")
+        self.kill(number)
+
+    def start(self, *numbers: int) -> None:
+        """Start brokers that do not run, and wait until the cluster has them."""
+        for number in numbers:
+            self._processes[number].start()
+        for number in numbers:
+            eventually(self._processes[number].listens, f"broker {number} to listen", START_SECONDS)
+        eventually(lambda: self.members.issuperset(numbers), "the cluster to have it", START_SECONDS)
+
+    def pause(self, number: int) -> None:
+        """Stop a broker for a while (SIGSTOP): it keeps its connections, and does not answer."""
+        self._processes[number].signal(signal.SIGSTOP)
+
+    def resume(self, number: int) -> None:
+        """Let a broker go on (SIGCONT)."""
+        self._processes[number].signal(signal.SIGCONT)
+
+    def mend(self) -> None:
+        """Let every broker run."""
+        dead = [number for number, process in self._processes.items() if not process.runs]
+        for number in self._processes.keys() - dead:
+            self.resume(number)
+        self.start(*dead)
+
+    @property
+    def members(self) -> set[int]:
+        """The brokers that the cluster has, as one of them tells."""
+        with suppress(KafkaException):
+            return set(self._admin.list_topics(timeout=1.0).brokers)
+        return set()
+
+    def leader(self, topic: str, partition: int = 0) -> int:
+        """The number of the broker that leads a partition."""
+
+        def led() -> int:
+            with suppress(KafkaException):
+                return max(0, int(self._admin.list_topics(topic, 1.0).topics[topic].partitions[partition].leader))
+            return 0
+
+        return int(eventually(led, f"a leader of {topic}"))
+
+    def in_sync(self, topic: str) -> bool:
+        """Whether all copies of a topic are there, and have all that it has."""
+        with suppress(KafkaException):
+            partitions = self._admin.list_topics(topic, 1.0).topics[topic].partitions.values()
+            return all(len(one.isrs) == len(one.replicas) for one in partitions)
+        return False
+
+    def end(self) -> None:
+        for process in self._processes.values():
+            process.end()
+
+
+def _uuid() -> str:
+    """An id as Kafka has them."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
 @contextmanager
-def mock() -> Iterator[Broker]:
-    """librdkafka's own brokers, in this process. They make a topic of four partitions when it is written to, and know
-    no ids of topics."""
-    cluster = AdminClient({"test.mock.num.brokers": 1, "bootstrap.servers": "in.this.process", "log_level": "0"})
-    found = cluster.list_topics(timeout=PATIENCE)
-    yield Broker(",".join(f"{one.host}:{one.port}" for one in found.brokers.values()))
+def brokers(folder: Path, count: int = 1) -> Iterator[Cluster]:
+    """A cluster in a new folder; its brokers are killed at the end."""
+    skip_without_broker()
+    folder.mkdir(parents=True)
+    ports = free_ports(3 * count)
+    processes = [Process(folder / f"broker-{i + 1}", i + 1, Ports(*ports[3 * i : 3 * i + 3])) for i in range(count)]
+    voters = ",".join(f"{process.number}@{HOST}:{process.ports.controller}" for process in processes)
+    for process in processes:
+        process.prepare(voters, copies=count)
+    first, *others = processes
+    first.format()
+    for process in others:
+        process.format_like(first)
+    cluster = Cluster(processes)
+    try:
+        cluster.start(*range(1, count + 1))
+        yield cluster
+    finally:
+        cluster.end()
+
+
+# -- librdkafka's mock
+
+
+class Mock(Broker):
+    """librdkafka's own brokers, in this process, numbered from 1 on. They make a topic when it is written to, know no
+    settings of topics, and keep the time that a producer sends. Without a controller they tell no ids of topics."""
+
+    def __init__(self, count: int) -> None:
+        # Whoever has a library open finds what those have that it needs, and this one needs librdkafka.
+        self._c = ctypes.CDLL(str(confluent_kafka.cimpl.__file__))
+        for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_mock_cluster_new"):
+            getattr(self._c, name).restype = ctypes.c_void_p
+        self._c.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+        why = ctypes.create_string_buffer(256)
+        conf = ctypes.c_void_p(self._c.rd_kafka_conf_new())
+        self._c.rd_kafka_conf_set(conf, b"log_level", b"0", None, ctypes.c_size_t(0))
+        self._client = ctypes.c_void_p(self._c.rd_kafka_new(0, conf, why, ctypes.c_size_t(len(why))))
+        assert self._client, why.value
+        self._cluster = ctypes.c_void_p(self._c.rd_kafka_mock_cluster_new(self._client, count))
+        super().__init__(self._c.rd_kafka_mock_cluster_bootstraps(self._cluster).decode())
+
+    def have_controller(self) -> None:
+        """Answer what clients ask of a controller: the ids of topics; all else they refuse."""
+        if not hasattr(self._c, "rd_kafka_mock_set_controller_id"):
+            pytest.skip("the mock of this librdkafka has no controller; confluent-kafka 2.16 has one")
+        self._call("set_controller_id", 1)
+
+    def create(self, topic: str, partitions: int = 1, copies: int = 3, **settings: str) -> None:
+        assert not settings
+        self._call("topic_create", topic.encode(), partitions, copies)
+
+    def set_leader(self, topic: str, partition: int, number: int) -> None:
+        """Make a broker the leader of a partition; -1: none."""
+        self._call("partition_set_leader", topic.encode(), partition, number)
+
+    def down(self, number: int) -> None:
+        """Close a broker's connections, and accept none."""
+        self._call("broker_set_down", number)
+
+    def up(self, number: int) -> None:
+        self._call("broker_set_up", number)
+
+    def delay(self, number: int, milliseconds: int) -> None:
+        """Have a broker answer so much later."""
+        self._call("broker_set_rtt", number, milliseconds)
+
+    def _call(self, name: str, *arguments: int | bytes) -> None:
+        assert getattr(self._c, f"rd_kafka_mock_{name}")(self._cluster, *arguments) == 0, name
+
+    def end(self) -> None:
+        self._c.rd_kafka_mock_cluster_destroy(self._cluster)
+        self._c.rd_kafka_destroy(self._client)
+
+
+@contextmanager
+def mock(count: int = 1) -> Iterator[Mock]:
+    """librdkafka's own brokers."""
+    found = Mock(count)
+    try:
+        yield found
+    finally:
+        found.end()

@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from effort import EFFORT
@@ -17,6 +17,9 @@ from forked import end, started
 pytest.register_assert_rewrite("harness", "processes")
 
 from harness import Model, NewModel, Service, Start, Starter  # noqa: E402 - pytest must know of it before
+
+if TYPE_CHECKING:
+    from broker import Cluster, Mock
 
 # Doctests are looked for in every file, and to import these takes seconds.
 collect_ignore = ["benchmarks", "golden", "schemathesis_hooks.py"]
@@ -85,6 +88,31 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     starter = Starter(tmp_path_factory.mktemp("small"))
     yield starter("--max-body-bytes", "4096", "--max-line-bytes", "2048", "--max-models", "3")
     starter.close()
+
+
+@pytest.fixture(scope="session")
+def brokers_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    from broker import brokers
+
+    with brokers(tmp_path_factory.mktemp("kafka") / "cluster", 3) as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(brokers_of_the_session: Cluster) -> Iterator[Cluster]:
+    """Three real Kafka brokers, which run at the end of each test again. Skips where there is no Java or no broker."""
+    yield brokers_of_the_session
+    brokers_of_the_session.mend()
+
+
+@pytest.fixture
+def mock_cluster() -> Iterator[Mock]:
+    """Three brokers of librdkafka's own mock, in this process."""
+    from broker import mock
+
+    with mock(3) as found:
+        found.have_controller()
+        yield found
 
 
 _names = itertools.count(1)

@@ -126,11 +126,15 @@ def children(pid: int) -> set[int]:
     return found
 
 
+OUTLIVE_A_TEST: set[int] = set()
+"""Processes that a test started for later ones too; a fixture of the session ends them."""
+
+
 def started() -> set[int]:
-    """The processes that these tests have started themselves, by forking too, and that run."""
+    """The processes that these tests have started themselves, by forking too, and that run, for one test."""
     own = children(os.getpid())
     helpers = {pid for pid in own if b"from multiprocessing." in _command(pid)}
-    return (own - helpers).union(*map(children, helpers))
+    return (own - helpers).union(*map(children, helpers)) - OUTLIVE_A_TEST
 
 
 def _command(pid: int) -> bytes:

@@ -26,7 +26,8 @@ from harness import Service, Start
 from patience import PATIENCE, eventually
 
 from core import Learner
-from service.commands import cli, consume, kafka
+from service.brokers import Brokers, properties
+from service.commands import cli, consume
 
 _names = itertools.count(1)
 CLASSIC = "session.timeout.ms=1000\nheartbeat.interval.ms=200\n"
@@ -42,13 +43,13 @@ def mock_brokers() -> Iterator[Broker]:
 
 @pytest.fixture
 def mock(mock_brokers: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    monkeypatch.setattr(kafka, "ASK_SECONDS", 1.0)  # it does not answer when a topic's id is asked
+    monkeypatch.setattr(Brokers, "patience", 1.0)  # it does not answer when a topic's id is asked
     return mock_brokers
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with brokers.broker(tmp_path_factory.mktemp("kafka") / "broker") as found:
+    with brokers.brokers(tmp_path_factory.mktemp("kafka") / "broker") as found:
         yield found
 
 
@@ -267,11 +268,11 @@ def test_a_service_that_is_away_is_waited_for_and_a_signal_ends_the_waiting(
 def test_who_does_not_answer_at_the_start_is_named(
     shared: Service, run: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka, "ASK_SECONDS", 1.0)
+    monkeypatch.setattr(Brokers, "patience", 1.0)
     nobody = Broker(f"127.0.0.1:{brokers.free_ports(1)[0]}")
     running = run(nobody, name, shared, "--label=clicked")
     assert running.code() == 1
-    assert f"no Kafka broker answers at {nobody.address} (" in running.said
+    assert f"No Kafka broker answers at {nobody.address} (" in running.said
 
 
 # -- without a broker
@@ -283,7 +284,7 @@ def test_properties_are_read_and_what_is_wrong_with_them_is_told_without_their_v
     file = tmp_path / "kafka.properties"
     arguments = ["consume", "--kafka=127.0.0.1:1", "--topic=clicks", "--kafka-config", str(file)]
     file.write_text("# a comment\n\nsasl.password = a secret = of ours\nsecurity.protocol=SASL_SSL\n")
-    assert kafka.properties(file) == {"sasl.password": "a secret = of ours", "security.protocol": "SASL_SSL"}
+    assert properties(file) == {"sasl.password": "a secret = of ours", "security.protocol": "SASL_SSL"}
     for text, line, told in (
         ("sasl.username=shop\na secret\n", 2, "NAME=VALUE"),
         ("sasl.password=secret\ngroup.id=mine\n", 2, "--group says it"),
@@ -305,7 +306,7 @@ def test_without_confluent_kafka_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
-    for module in ("service.commands.kafka", "service.commands.consume"):
+    for module in ("service.brokers", "service.commands.kafka", "service.commands.consume"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     assert cli.main(["consume", "--kafka=127.0.0.1:1", "--topic=clicks"]) == 1
     assert "pip install 'logstep[kafka]'" in capsys.readouterr().err
@@ -500,7 +501,7 @@ def test_a_password_goes_to_the_broker_and_into_no_message(
     learns(shared, name, 20)
     assert running.stop() == 0
     file.write_text(f"{lines}another secret\n")
-    monkeypatch.setattr(kafka, "ASK_SECONDS", 3.0)
+    monkeypatch.setattr(Brokers, "patience", 3.0)
     refused = run(with_password, name, shared, "--label=clicked", "--kafka-config", str(file))
     assert refused.code() == 1
     assert "uthentication failed" in refused.said

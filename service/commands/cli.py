@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from service import errors
+from service import errors, failures
 from service.children import stop_signals
-from service.commands import crosscheck, models, options, token
+from service.commands import crosscheck, models, options, token, topic
 from service.commands.terminal import Failed, WrongUsage, say
 from service.settings import Settings
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return failure.exit_code
     except errors.LogstepError as error:
         say(str(error))
-        return 1
+        return 2 if isinstance(error, failures.WrongProperties) else 1
     except KeyboardInterrupt:
         say("interrupted")
         return 130
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start the service"))
     _add_replay(commands.add_parser("replay", help="send a file to a running service, each event once"))
     _add_consume(commands.add_parser("consume", help="send a Kafka topic to a running service, each record once"))
+    topic.add(commands.add_parser("kafka", help="make the Kafka topic that is a log, or check one"))
     crosscheck.add(commands.add_parser("crosscheck", help="compare a model's weights with river's"))
     models.add(commands.add_parser("models", help="list, create, show, resume and delete models"))
     inspect = commands.add_parser("inspect", help="check a data folder and show what is in it; changes nothing")
@@ -196,16 +197,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_consume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kafka", metavar="HOST:PORT", required=True, help="brokers to begin with, with commas between"
-    )
-    parser.add_argument("--topic", required=True, metavar="TOPIC", help="the topic; its records are JSON objects")
-    parser.add_argument(
-        "--kafka-config",
-        type=Path,
-        metavar="FILE",
-        help="file of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others",
-    )
+    options.add_kafka(parser, "the topic; its records are JSON objects")
     parser.add_argument("--group", metavar="NAME", help="the consumer group (default: logstep-TOPIC-MODEL)")
     parser.add_argument(
         "--from",
@@ -336,9 +328,10 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _consume(arguments: argparse.Namespace) -> int:
+    from service.brokers import properties
     from service.commands.client import Client
     from service.commands.consume import Signals, consume
-    from service.commands.kafka import Topic, properties
+    from service.commands.kafka import OURS, Topic
     from service.commands.tally import Options
     from service.commands.targets import of_topic
     from service.http.tokens import given
@@ -358,17 +351,15 @@ def _consume(arguments: argparse.Namespace) -> int:
         name=arguments.topic, batch=arguments.batch, retry_seconds=arguments.retry_seconds, unit="offset"
     )
     group = arguments.group or f"logstep-{arguments.topic}-{target.name}"
-    told = properties(arguments.kafka_config)
+    told = properties(arguments.kafka_config, OURS)
     with (
         Signals().handled() as signals,
         Client(arguments.url, given(arguments.token_file)) as client,
         Topic(
             arguments.kafka, arguments.topic, group, told, begin=arguments.begin, stopping=lambda: bool(signals)
-        ) as topic,
+        ) as read,
     ):
-        return consume(
-            topic, how, client, target, how_sent, needs_id=needs_id, strict=arguments.strict, signals=signals
-        )
+        return consume(read, how, client, target, how_sent, needs_id=needs_id, strict=arguments.strict, signals=signals)
 
 
 def _delay(arguments: argparse.Namespace) -> Delay | None:

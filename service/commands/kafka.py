@@ -1,4 +1,4 @@
-"""A topic of Kafka, read as a member of a consumer group. Only this file knows confluent_kafka.
+"""A topic of Kafka, read as a member of a consumer group.
 
 What has been read is committed when the caller says so. With each committed offset stands the topic's id. So a topic
 that was deleted and made again is told from the one before, and is read from its beginning. librdkafka would read it
@@ -7,32 +7,23 @@ from the old offset on, and leave out what stands before that.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.commands.terminal import Failed, WrongUsage, say
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-try:
-    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-    from confluent_kafka.admin import AdminClient
-except ImportError:
-    raise Failed(
-        "reading a topic needs confluent-kafka, which is not installed beside logstep. Install the extra: "
-        "pip install 'logstep[kafka]'"
-    ) from None
+from service.brokers import DENIED, SAID, Brokers
+from service.commands.terminal import Failed, say
+from service.failures import BrokersRefuse
 
 BEGINNING, END = "beginning", "end"
 From = str | datetime
 """Where a group begins: BEGINNING, END, or the first record that is not older than a time."""
 
-ASK_SECONDS = 10.0
-"""Patience with the brokers at the start."""
 AGAIN_SECONDS = 1.0
 """Between two questions to brokers that do not answer."""
 CLOSE_SECONDS = 10.0
@@ -44,9 +35,7 @@ WAITS_MS = 86_400_000
 noticed after session.timeout.ms, since librdkafka's own thread sends the heartbeats."""
 SHOWN_PARTITIONS = 20
 
-OURS = {
-    "bootstrap.servers": "--kafka says it",
-    "metadata.broker.list": "--kafka says it",
+OURS = SAID | {
     "group.id": "--group says it",
     "auto.offset.reset": "--from says it",
     "enable.auto.commit": "an offset is committed when its record is learned",
@@ -55,18 +44,6 @@ OURS = {
     "enable.partition.eof": "the command needs it",
 }
 """Properties that a file must not set."""
-_HARMLESS = ("security.protocol", "sasl.mechanism", "sasl.mechanisms")
-"""Properties whose value an error may show. Any other may be a secret."""
-_DENIED = (
-    KafkaError._AUTHENTICATION,  # noqa: SLF001  # librdkafka's own errors are named like this
-    KafkaError._SSL,  # noqa: SLF001
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-)
-"""Errors that asking again does not mend."""
-_GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)  # noqa: SLF001
 _END, _OUT_OF_RANGE = KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
 
 
@@ -76,25 +53,6 @@ class Record(NamedTuple):
     partition: int
     offset: int
     value: bytes | None
-
-
-def properties(file: Path | None) -> dict[str, str]:
-    """The properties of librdkafka in a file: lines `name=value`, and comments. Errors show no value."""
-    found: dict[str, str] = {}
-    try:
-        lines = [] if file is None else file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongUsage(f"cannot read {file}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
-    for number, line in enumerate(lines, 1):
-        name, equals, value = map(str.strip, line.partition("="))
-        if not name or name.startswith("#"):
-            continue
-        if not equals:
-            raise WrongUsage(f"{file} line {number}: it is not NAME=VALUE, as librdkafka's properties are written")
-        if name in OURS:
-            raise WrongUsage(f"{file} line {number}: leave out {name}: {OURS[name]}")
-        found[name] = value
-    return found
 
 
 class Topic:
@@ -121,11 +79,7 @@ class Topic:
         """Whether the group had read nothing of the topic."""
         self.caught_up = False
         """Whether everything has been read, once partitions have been assigned."""
-        self._brokers, self._given, self._begin, self._stopping = brokers, dict(given), begin, stopping
-        self._refusal = ""
-        """The last error of librdkafka that names no partition."""
-        self._denied = ""
-        """Such an error that does not pass."""
+        self._brokers, self._begin, self._stopping = Brokers(brokers, given, self._error), begin, stopping
         self._noticed: dict[str, float] = {}
         self._partitions: set[int] = set()
         """Those that are known, ours or not."""
@@ -137,27 +91,19 @@ class Topic:
         """The same for the next record to be sent."""
         self._committed: dict[int, int] = {}
         self._was_made_again = False
-        common = {"bootstrap.servers": brokers, "client.id": "logstep", **self._given}
-        if "debug" not in self._given:
-            common.setdefault("log_level", "0")  # its errors come to `_error`
-        self._settings: dict[str, Any] = {
-            "max.poll.interval.ms": WAITS_MS,
-            "queued.max.messages.kbytes": 16_384,
-            **common,
-            "group.id": group,
+        self._find()
+        self._consumer = self._member()
+        self._subscribe()
+
+    def _member(self) -> Any:
+        fixed = {
+            "group.id": self.group,
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "enable.partition.eof": True,
-            "error_cb": self._error,
             "on_commit": self._on_commit,
         }
-        try:
-            self._admin = AdminClient({**common, "error_cb": self._error})
-            self._consumer = Consumer(self._settings)
-        except (KafkaException, TypeError, ValueError) as error:
-            raise WrongUsage(f"librdkafka refuses the properties: {self._without_secrets(error)}") from None
-        self._find()
-        self._subscribe()
+        return self._brokers.client(Consumer, fixed, max_poll_interval_ms=WAITS_MS, queued_max_messages_kbytes=16_384)
 
     def __enter__(self) -> Topic:
         return self
@@ -174,13 +120,13 @@ class Topic:
             if first is not None and most > 1:
                 messages += self._consumer.consume(most - 1, 0)
         except KafkaException as failure:
-            raise Failed(f"Kafka at {self._brokers}: {failure.args[0].str()}") from None
-        if self._denied:
-            raise Failed(f"Kafka at {self._brokers} refuses: {self._denied}")
+            raise Failed(f"Kafka at {self._brokers.address}: {failure.args[0].str()}") from None
+        if self._brokers.denied:
+            raise BrokersRefuse(brokers=self._brokers.address, reason=self._brokers.denied)
         if self._is_another():
             say(f"the topic {self.name} was deleted and made again; it is read from its beginning, with new ids")
             self._closed()
-            self._consumer = Consumer(self._settings)
+            self._consumer = self._member()
             self._next, self._was_made_again = {}, True
             self._forget()
             self._subscribe()
@@ -239,26 +185,14 @@ class Topic:
     # -- the topic
 
     def _find(self) -> None:
-        try:
-            found = self._consumer.list_topics(self.name, ASK_SECONDS).topics[self.name]
-        except KafkaException as error:
-            self._consumer.poll(0)  # brings the reason
-            reason = self._denied or self._refusal or error.args[0].str()
-            raise Failed(f"no Kafka broker answers at {self._brokers} ({reason})") from None
-        if found.error is not None:
-            advice = "create it, or mend the name" if found.error.code() in _GONE else found.error.str()
-            raise Failed(f"there is no topic {self.name!r} at {self._brokers}: {advice}")
-        self._partitions, self._refusal = set(found.partitions), ""
+        self._partitions = set(self._brokers.topic(self.name).partitions)
         try:
             self.id = self._asked_id()
         except KafkaException:
-            say(f"{self._brokers} does not tell an id of the topic {self.name}")
+            say(f"{self._brokers.address} does not tell an id of the topic {self.name}")
 
     def _asked_id(self) -> str:
-        description = self._admin.describe_topics(TopicCollection([self.name]), request_timeout=ASK_SECONDS)
-        told = description[self.name].result().topic_id
-        is_none = told is None or not (told.get_most_significant_bits() or told.get_least_significant_bits())
-        return "" if is_none else str(told).replace("+", "-").replace("/", "_")  # as Kafka's own tools write it
+        return self._brokers.topic_id(self.name)
 
     def _is_another(self) -> bool:
         """Whether the topic was made again since its id was asked. An id that is the same after records were read tells
@@ -305,8 +239,8 @@ class Topic:
     @property
     def _is_cooperative(self) -> bool:
         """Whether partitions come and go one by one, as the properties say."""
-        strategy = self._given.get("partition.assignment.strategy", "")
-        return "cooperative" in strategy or self._given.get("group.protocol") == "consumer"
+        strategy = self._brokers.given.get("partition.assignment.strategy", "")
+        return "cooperative" in strategy or self._brokers.given.get("group.protocol") == "consumer"
 
     def _revoked(self, _: Any, partitions: list[Any]) -> None:
         """Forget partitions. All that was read of them is settled, since records are only read when those before are.
@@ -330,7 +264,7 @@ class Topic:
         """
         # No list_topics here: called within a callback, it makes the next callback end the process.
         places = [TopicPartition(self.name, partition) for partition in self._partitions]
-        read = [place for place in self._consumer.committed(places, ASK_SECONDS) if place.offset >= 0]
+        read = [place for place in self._consumer.committed(places, self._brokers.patience) if place.offset >= 0]
         of_this = [place for place in read if not (self.id and place.metadata) or place.metadata == self.id]
         self.is_new = self.is_new or not of_this
         if of_this or self._begin == BEGINNING or self._was_made_again or read:
@@ -349,10 +283,12 @@ class Topic:
         if isinstance(self._begin, datetime):
             at = int(self._begin.timestamp() * 1000)
             wanted = [TopicPartition(self.name, place.partition, at) for place in places]
-            chosen = {one.partition: one.offset for one in self._consumer.offsets_for_times(wanted, ASK_SECONDS)}
+            chosen = {
+                one.partition: one.offset for one in self._consumer.offsets_for_times(wanted, self._brokers.patience)
+            }
         for place in places:
             if chosen.get(place.partition, -1) < 0:  # nothing is so new
-                chosen[place.partition] = self._consumer.get_watermark_offsets(place, ASK_SECONDS)[1]
+                chosen[place.partition] = self._consumer.get_watermark_offsets(place, self._brokers.patience)[1]
         return chosen
 
     def _places(self, offsets: Mapping[int, int]) -> list[Any]:
@@ -361,7 +297,7 @@ class Topic:
     def _go_on_in_range(self, partition: int) -> None:
         """Go on where the topic is, when the next record is no longer, or not yet, in it."""
         place, wanted = TopicPartition(self.name, partition), self._next.get(partition, 0)
-        bounds = self._patiently(lambda: self._consumer.get_watermark_offsets(place, ASK_SECONDS))
+        bounds = self._patiently(lambda: self._consumer.get_watermark_offsets(place, self._brokers.patience))
         if bounds is None:
             return
         low, high = bounds
@@ -388,8 +324,8 @@ class Topic:
             try:
                 return ask()
             except KafkaException as error:
-                if error.args[0].code() in _DENIED:
-                    self._denied = error.args[0].str()
+                if error.args[0].code() in DENIED:
+                    self._brokers.denied = error.args[0].str()
                     return None
                 self._notice(error.args[0])
                 time.sleep(AGAIN_SECONDS)
@@ -397,10 +333,7 @@ class Topic:
 
     def _error(self, error: Any) -> None:
         """An error that names no partition, or is none of those above."""
-        self._refusal = error.str()
-        if error.code() in _DENIED or error.fatal():
-            self._denied = self._refusal
-        elif self._partitions:  # before, `_find` tells it
+        if self._partitions and not self._brokers.denied:  # before, `_find` tells it
             self._notice(error)
 
     def _on_commit(self, error: Any, places: Sequence[Any]) -> None:
@@ -415,13 +348,6 @@ class Topic:
         if now >= self._noticed.get(kind, 0.0):
             self._noticed[kind] = now + NOTICE_SECONDS
             say(f"Kafka: {error.str()}; waiting")
-
-    def _without_secrets(self, error: Exception) -> str:
-        found = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        for name, value in self._given.items():
-            if value and name not in _HARMLESS:
-                found = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "...", found)
-        return found
 
 
 def _where(offset: int) -> str:

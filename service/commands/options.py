@@ -70,6 +70,20 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_kafka(parser: argparse.ArgumentParser, topic: str) -> None:
+    """Which topic of which brokers. topic: what it is, for people."""
+    parser.add_argument(
+        "--kafka", metavar="HOST:PORT", required=True, help="brokers to begin with, with commas between"
+    )
+    parser.add_argument("--topic", required=True, metavar="TOPIC", help=topic)
+    parser.add_argument(
+        "--kafka-config",
+        type=Path,
+        metavar="FILE",
+        help="file of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others",
+    )
+
+
 def add_url(parser: Any, default: str | None = URL) -> None:
     parser.add_argument("--url", type=_url, default=default, help=f"the service (default {URL})")
 
