@@ -10,6 +10,7 @@ import math
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
@@ -170,10 +171,22 @@ def test_the_garbage_collector_does_not_read_the_names_of_a_large_model(tmp_path
         async with running_engine(tmp_path) as engine:
             assert not read(engine)
 
-    try:
-        asyncio.run(story())
-    finally:
-        gc.unfreeze()
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("features", [1, 5_000])
+def test_a_process_can_have_one_engine_after_another_and_keeps_none(tmp_path: Path, features: int) -> None:
+    async def story() -> list[weakref.ref[Engine]]:
+        stopped = []
+        for _ in range(3):
+            async with running_engine(tmp_path) as engine:
+                await engine.learn("default", [Event({f"f{i}": 1.0 for i in range(features)}, 1)])
+                stopped.append(weakref.ref(engine))
+        return stopped
+
+    stopped = asyncio.run(story())
+    gc.collect()
+    assert [engine() for engine in stopped] == [None] * 3
 
 
 # -- group commit and order

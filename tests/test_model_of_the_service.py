@@ -360,4 +360,4 @@ def run(examples: int, steps: int) -> None:
 
 
 def test_the_service_does_what_its_model_does() -> None:
-    run(amount(quick=3, checks=6, long=300), steps=amount(quick=25, checks=25, long=60))
+    run(amount(quick=3, checks=6, long=60), steps=amount(quick=25, checks=25, long=60))

@@ -224,6 +224,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     gc.enable()  # it is off during the start, which has no use for it
     Server(config, service, crowd, log, certificate).run(sockets=[listener])
+    gc.freeze()  # the engine has unfrozen all; to scan it would take Python half a second when it ends
     log.tell_the_rest(now=True)
     service.refusals.tell_the_rest(now=True)
     lock.release()

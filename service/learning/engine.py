@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from core.learner import MANY
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
@@ -152,7 +153,8 @@ class Engine:
         found = await self.disk.run(self._replay_all)
         if self.state.recovering:
             await self._models.load(found)
-            gc.freeze()  # else each full collection reads the lists of names: 8 ms for a million
+            if any(model.learner.n_features > MANY for model in self._models):
+                gc.freeze()  # else each full collection reads the lists of names: 8 ms for a million
         if not self._lifecycle.move(On.RECOVERED):  # it is to stop
             return
         seconds = self._recovery_seconds = time.perf_counter() - started
@@ -197,6 +199,7 @@ class Engine:
             if self.failure is None:
                 await self.chores.finish(deadline)
         await self.disk.close()
+        gc.unfreeze()  # else this engine, whose parts refer to each other, stays as long as the process
         logger.info("stopped")
 
     def _fail(self, failure: errors.LogstepError) -> None:
