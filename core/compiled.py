@@ -155,21 +155,23 @@ if not config.CACHE_LOCATOR_CLASSES:
 # Kernels make no arrays and count no references: the caller owns the arrays and passes working space. Atomic reference
 # counts, at each call from one kernel to another, took longer than the kernels. Without them, reading NDJSON lines and
 # Adam steps take half the time.
-_OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
-def compiled(signature: Any) -> Callable[[F], F]:
+def compiled(signature: Any, nogil: bool = True) -> Callable[[F], F]:
     """Compile a function for `signature` (text or numba types) now, or load it from the cache. `.py_func` is the plain
-    Python function."""
+    Python function. nogil: whether it runs without the GIL; to give that away and take it back costs 40 ns a call."""
+
+    options = _OPTIONS | {"nogil": nogil}
 
     def compile_now(function: F) -> F:
         _files.add(inspect.getfile(function))
         try:
-            kernel: F = numba.njit(signature, cache=cache() is not None, **_OPTIONS)(function)
+            kernel: F = numba.njit(signature, cache=cache() is not None, **options)(function)
         except Exception:
             # If the cache is at fault (no folder, a full disk, a damaged file), compiling without it succeeds. If the
             # function is at fault, the error is raised again here.
-            kernel = numba.njit(signature, **_OPTIONS)(function)
+            kernel = numba.njit(signature, **options)(function)
         return kernel
 
     return compile_now

@@ -13,6 +13,7 @@ refused.
 
 from __future__ import annotations
 
+import struct
 import sys
 import zlib
 from array import array
@@ -240,8 +241,9 @@ class Features:
         """Added to the message about `max_event`: which models have this limit (" where the rule is auto")."""
         self.max_name = MAX_NAME
         """Most characters of a new name. A name with a text value (`country=FR`) may have twice as many, plus one."""
-        self._shapes: dict[tuple[str, ...], tuple[array[int], Ints]] = {}
-        """The columns of lists of names, twice: as an array of Python and, in the same memory, of numpy."""
+        self._shapes: dict[tuple[str, ...], tuple[array[int], Ints, Callable[..., None]]] = {}
+        """For lists of names: their columns, as an array of Python and, in the same memory, of numpy; and what writes
+        so many numbers into an array."""
         self.kinds_of: Callable[[Sequence[str]], list[int]] | None = None
         """What unknown names are made of, if the model wants to know: `encode` then gives -2 - kind, not -1."""
         self._remembered = 0  # names in `_shapes`
@@ -291,7 +293,8 @@ class Features:
         if -1 in columns:
             return self._columns_of_new(shape, add)
         if len(shapes) < MAX_SHAPES and self._remembered + len(shape) <= REMEMBERED_NAMES:
-            shapes[shape] = columns, np.frombuffer(columns, np.int32) if shape else np.zeros(0, np.int32)
+            in_numpy = np.frombuffer(columns, np.int32) if shape else np.zeros(0, np.int32)
+            shapes[shape] = columns, in_numpy, struct.Struct(f"{len(shape)}d").pack_into
             self._remembered += len(shape)
         else:
             self._forget_shapes()  # the list is cached when it comes again
@@ -310,12 +313,15 @@ class Features:
         if type(x) is not dict or self.hashed:
             return None
         cached = self._shapes.get(tuple(x))
-        if cached is None or not 0 < len(x) <= self.max_event:
+        if cached is None or len(x) > self.max_event:
             return None
+        _, columns, pack_into = cached
+        values = np.empty(len(x))
         try:
-            return cached[1], np.frombuffer(array("d", [*x.values()]))
-        except (TypeError, OverflowError):  # text, None, or too large
+            pack_into(values, 0, *x.values())  # half the time of an array of Python, made into one of numpy
+        except struct.error:  # text, None, or too large
             return None
+        return columns, values
 
     def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]

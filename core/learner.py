@@ -197,7 +197,9 @@ class Learner:
         """The probability of each label for x. Raises EventError if x is not valid."""
         p = math.nan
         if self._unscaled is not None and (arrays := self.features.arrays_of(x)) is not None:
-            p = self._unscaled.predict(*arrays, self.features.max_value)
+            columns, values = arrays
+            state = self._unscaled.state
+            p = logistic.predict(columns, values, self.features.max_value, state.w, state.scalars)
         if p != p:  # noqa: PLR0124  # NaN: the long way, which also says what is wrong
             p = logistic.sigmoid(self.score_of(*self.encode(x)))
         return {False: 1.0 - p, True: p}

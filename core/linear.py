@@ -53,11 +53,6 @@ class Linear:
             return step.predict_score(columns, values, *state, self._codes, self._q, np.empty(len(columns)))
         return logistic.score(columns, values, state.w, state.scalars[rules.BIAS])
 
-    def predict(self, columns: Ints, values: Floats, limit: float) -> float:
-        """The probability of label 1 for one event of a model that does not scale; NaN if a value is not within
-        ±limit."""
-        return logistic.predict(columns, values, limit, self.state.w, self.state.scalars)
-
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event and its parts, as in `Learner.served_of`; changes nothing. `features`: how many
         columns the model has learned."""

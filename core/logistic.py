@@ -61,7 +61,7 @@ def sigmoid(z: float) -> float:
     return 1.0 / (1.0 + math.exp(-z))
 
 
-@compiled("float64(int32[::1], float64[::1], float64, float64[::1], float64[::1])")
+@compiled("float64(int32[::1], float64[::1], float64, float64[::1], float64[::1])", nogil=False)
 def predict(columns: Ints, values: Floats, limit: float, weights: Floats, bias: Floats) -> float:
     """p = s(w·x + b) in one call, with b as `bias[0]`; NaN if a value is not within ±limit."""
     for i in range(len(values)):

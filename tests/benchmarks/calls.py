@@ -126,7 +126,8 @@ def grow(side: str, features: int) -> float:
     for start in range(0, features, CHUNK):
         names = [f"feature_{i}" for i in range(start, min(start + CHUNK, features))]
         if side == "model":
-            learner.learn_many([dict.fromkeys(names[i : i + 10], 0.5) for i in range(0, len(names), 10)], [1] * 1_000)
+            xs = [dict.fromkeys(names[i : i + 10], 0.5) for i in range(0, len(names), 10)]
+            learner.learn_many(xs, [1] * len(xs))
         else:
             weights.update((name, 0.5 + i) for i, name in enumerate(names))
     return (resident() - before) / features
