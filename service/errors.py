@@ -369,6 +369,24 @@ class NotReady(LogstepError, status=503, title="Not ready", headers=SOON):
     state: str
 
 
+class NotSure(LogstepError, status=503, title="Not sure", headers=SOON):
+    """The brokers of Kafka did not confirm the record. It is not known whether it is in the log. Send it again with the
+    same id: it is then learned once."""
+
+
+class RecordTooLarge(OverLimit, status=413, title="Record too large"):
+    """The body is one record of the topic, and takes {size} bytes; the limit is {limit}. Send NDJSON
+    (application/x-ndjson): its events are several records."""
+
+    size: int
+
+
+class Behind(LogstepError, status=503, title="Behind", headers=SOON):
+    """This node has not yet applied {wanted}. Try again in a moment, or ask another node."""
+
+    wanted: str
+
+
 class TooManyConnections(OverLimit, status=503, title="Too many connections", headers=SOON + CLOSE):
     """There are {limit} connections with requests already, the most allowed (LOGSTEP_MAX_CONNECTIONS)."""
 

@@ -54,6 +54,21 @@ class CannotListen(LogstepError):
     reason: object
 
 
+class WrongTopic(Reasoned):
+    """This node cannot follow its topic: {reason}."""
+
+
+class NotOnReplicas(LogstepError):
+    """{flag} must be all with --kafka: what one node forgets by its own clock, another would still know, and they would
+    learn different things."""
+
+    flag: str
+
+
+class NodesDiffer(Reasoned):
+    """This node differs from another: {reason}. It stops, because one of the two is wrong."""
+
+
 class FolderInUse(OfFolder):
     """{folder} is in use by {holder}. Two services on one folder would damage it. Stop that one, or name another folder
     with --data."""

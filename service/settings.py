@@ -112,6 +112,14 @@ class Settings(BaseSettings):
     """After SIGTERM: how long the service still accepts requests while /readyz says 503."""
     shutdown_seconds: float = Field(5.0, gt=0, le=8)
     """After that: how long requests in progress may take, and then the last snapshots."""
+    kafka: str = ""
+    """Brokers of Kafka, HOST:PORT with commas between. The service is then one of several nodes: the log is a topic."""
+    topic: str = "logstep"
+    """The topic that is the log of all nodes. `logstep kafka create-topic` makes it."""
+    kafka_config: Path | None = None
+    """File of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others."""
+    max_lag: float = Field(10.0, gt=0)
+    """With --kafka: past so many seconds behind the topic, or without an answer of the brokers, /readyz says 503."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     """What is logged: debug (each request and commit too), info, warning or error."""
     log_format: str = Field("auto", pattern="^(auto|json|console)$")

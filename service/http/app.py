@@ -29,7 +29,7 @@ from service.http.access import Asked, asked_of
 from service.http.arrays import Arrays
 from service.http.bodies import Bodies, check_readable, is_stream, unpacked
 from service.http.long_reply import LongReplies
-from service.http.one import One, Told
+from service.http.one import PLACE, One, Told
 from service.http.page import add_page
 from service.http.reply import CLOSE, Reply, json_reply, problem, with_headers
 from service.http.streams import Streams
@@ -55,7 +55,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = engine = Engine(settings)
+        self.engine = engine = _engine(settings)
         past = Past(settings.data)
         self._access = door = access.Access(settings, engine.streams_end)
         bodies, replies = Bodies(settings), LongReplies(settings)
@@ -110,6 +110,9 @@ class Service:
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         scope = exchange.scope
         self._access.check(scope)
+        for name, value in scope["headers"]:
+            if name == PLACE:
+                await self.engine.wait_for_place(value.decode("latin-1"))
         receive = unpacked(scope, self._access.guarded(scope, receive), self.settings.max_body_bytes)
         if _hot_verb(scope):
             await self._hot(scope, receive, send)
@@ -207,6 +210,14 @@ class Service:
             return True
 
 
+def _engine(settings: Settings) -> Engine:
+    if not settings.kafka:
+        return Engine(settings)
+    from service.replica.replica import Replica  # needs an extra
+
+    return Replica(settings)
+
+
 def _hot_verb(scope: Scope) -> str:
     """`learn` or `predict`, if a request asks for that; else empty."""
     verb = asked_of(scope).verb
@@ -252,6 +263,8 @@ class Exchange:
 
     def _added(self) -> list[tuple[bytes, bytes]]:
         added = [(b"x-request-id", self._id)]
+        if (place := self._engine.place_of(asked_of(self.scope).model)) is not None:
+            added.append((PLACE, place))
         if self._engine.state.stopping:
             # Else a client that keeps its connections may send its next request on a closed one.
             added.append(CLOSE)

@@ -33,6 +33,8 @@ Told = replies.Learned | replies.NotLearned | Predicted | BaseException
 Tell = Callable[[Told], None]
 
 _JSON = ContentType(JSON)
+PLACE = b"x-logstep-offset"
+"""How far the log of a reply's model was applied: "PARTITION:OFFSET". A request with it waits until that is so here."""
 _SHORT_BYTES = 2**14
 """Longest body of a short event. While it arrives, it does not count against `max_bodies_bytes`, as others do."""
 
@@ -49,8 +51,8 @@ class One:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
         is_json = content_type(headers.get(b"content-type", b"")) == _JSON
-        plain = is_json and b"content-encoding" not in headers and not scope["query_string"]
-        return plain and length is not None and int(length) <= self._short
+        waits = b"content-encoding" in headers or PLACE in headers or scope["query_string"]
+        return is_json and not waits and length is not None and int(length) <= self._short
 
     def answer_now(self, asked: Asked, scope: Scope, body: bytes, tell: Tell) -> bool:
         """Answer a request of one short event: a prediction at once, one with an id and an event when they are on disk.

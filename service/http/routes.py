@@ -173,8 +173,8 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
     @api.get("/readyz", tags=["service"], responses=ok("Ready", "Ready", 503))
     async def readyz(request: Request) -> Response:
         """Whether the service accepts requests: not while it recovers or stops"""
-        if not engine.state.ready:
-            told = problem(errors.NotReady(state=engine.state), request.scope["request_id"])
+        if why := engine.unready:
+            told = problem(errors.NotReady(state=why), request.scope["request_id"])
             return as_response(told)  # a normal answer, so it is not counted as a refusal
         return reply({"status": "ready"})
 

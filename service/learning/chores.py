@@ -64,6 +64,10 @@ class Chores:
         self._clock = clock
         self._rests_until = -math.inf
 
+    def add(self, chore: Chore) -> None:
+        """Add the least urgent one."""
+        self._chores = (*self._chores, chore)
+
     def due(self) -> float:
         """Seconds until there is a piece to do."""
         return max(min(chore.due() for chore in self._chores), self._rests_until - self._clock.steady())

@@ -17,19 +17,20 @@ from core.learner import MANY
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
-from service.learning.chores import Chores, Dropping, FlushIds, MergeIds, Room, Series, Snapshots, Timeouts
+from service.learning.chores import Chore, Chores, Dropping, FlushIds, MergeIds, Room, Series, Snapshots, Timeouts
 from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.queue import Queue
 from service.learning.recovery import Recovery
-from service.learning.request import Item, Outcome, Stream, refusal_of
+from service.learning.request import Item, Outcome, Result, Stream, refusal_of
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.state import EngineState, Lifecycle, On, mistake
 from service.learning.telemetry import Facts, Telemetry
 from service.learning.writer import Writer
 from service.settings import Settings
+from service.storage import positions
 from service.storage.store import Store
 from service.storage.waiting import KnownId
 
@@ -49,22 +50,28 @@ class Engine:
         self.disk = disk = Disk(self._fail)
         """Its thread, for what must run between two commits."""
         self._models = models = Models(settings, disk, lifecycle)
-        self.queue = Queue(settings.queue_events, models, lifecycle)
-        self._writer = Writer(self.queue, models, disk, lifecycle, telemetry, settings.commit_events, clock)
-        self.no_steps = self._writer.no_steps
+        self.queue = self._make_queue()
+        self.writer = Writer(self.queue, models, disk, lifecycle, telemetry, settings.commit_events, clock)
+        self.progress = self.writer.progress
+        self.no_steps = self.writer.no_steps
         """While a caller holds this lock, no step is taken, so a thread can read the models."""
         self._sampler = Sampler(telemetry)
         retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min, clock)
-        timeouts = Timeouts(models, disk, clock, self._writer)
         series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
         flush, merge = FlushIds(models, disk, clock), MergeIds(models, disk, clock)
         self.snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        self.chores = Chores((timeouts, flush, series, self._room, dropping, self.snapshots, merge), clock)
+        self.chores = Chores((self._make_timeouts(), flush, series, self._room, dropping, self.snapshots, merge), clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None
+
+    def _make_queue(self) -> Queue:
+        return Queue(self._settings.queue_events, self._models, self._lifecycle)
+
+    def _make_timeouts(self) -> Chore:
+        return Timeouts(self._models, self.disk, self._clock, self.writer)
 
     # -- what it is doing
 
@@ -76,6 +83,18 @@ class Engine:
     def failure(self) -> errors.LogstepError | None:
         """Why it failed."""
         return self._lifecycle.failure
+
+    @property
+    def unready(self) -> str:
+        """Why a load balancer should send nothing here; "" if it may."""
+        return "" if self.state.ready else self.state
+
+    def place_of(self, model: str) -> bytes | None:
+        """What a reply says of how far the model's log is applied, if that is a topic (service/replica/)."""
+        return None
+
+    async def wait_for_place(self, place: str) -> None:
+        """Wait until a prediction sees what another node's reply saw. Without a topic there is no other node."""
 
     def check_recovered(self) -> None:
         """Raise NotReady during recovery."""
@@ -97,19 +116,20 @@ class Engine:
 
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
-        async with self._writer.between_turns():
+        self._models.check_room(name)
+        async with self.writer.between_turns():
             return await self._models.create(name, spec)
 
     async def delete(self, name: str) -> None:
         """Remove a model with its log, ids and snapshots. `default` reappears empty."""
-        async with self._writer.between_turns():
+        async with self.writer.between_turns():
             self.telemetry.count_deleted(await self._models.delete(name))
             self._room.rows_left = True
             self.queue.work.set()
 
     async def resume(self, name: str) -> Model:
         """Let a stopped model learn again. Nothing changes if it is not stopped."""
-        async with self._writer.between_turns():
+        async with self.writer.between_turns():
             model = await self._models.resume(name)
             self.queue.work.set()  # a prediction may be due
             return model
@@ -123,13 +143,16 @@ class Engine:
         Raises the error if all are refused.
         """
         if stream is None:
-            result = await self.queue.enqueue(model, items)
+            result = await self._enqueue_all(model, items)
         else:
             result = await (await self.queue.submit(model, items, stream))
         refused = refusal_of(result)
         if refused is not None and (stream is None or refused.error.index is None):
             raise refused.error
         return result
+
+    async def _enqueue_all(self, model: str, items: Sequence[Item]) -> Result:
+        return await self.queue.enqueue(model, items)
 
     async def find_id(self, name: str, id_: str) -> KnownId | None:
         """What an id of a model stands for."""
@@ -150,6 +173,7 @@ class Engine:
         """Open the store, bring every model to the end of its log, and start the writer."""
         started = time.perf_counter()
         await self.disk.open(self._settings.data)
+        await self._claim_log()
         found = await self.disk.run(self._replay_all)
         if self.state.recovering:
             await self._models.load(found)
@@ -164,6 +188,16 @@ class Engine:
         self._writing = asyncio.create_task(self._run())
         self._writing.add_done_callback(self._ended)
 
+    async def _claim_log(self) -> None:
+        """A folder that followed a topic is on its own from now on: what it learns will not be in the topic."""
+        followed = await self.disk.run(lambda store: positions.read_topic(store.log.db))
+        if followed is not None:
+            await self.disk.run(lambda store: positions.leave(store.commits))
+            logger.warning(
+                "this folder was a node of the topic %r. It follows it no more, since it is served without --kafka",
+                followed.name,
+            )
+
     def _replay_all(self, store: Store) -> dict[str, Model]:
         return Recovery(store.log, self._settings, given_up=lambda: not self.state.recovering).models()
 
@@ -172,7 +206,7 @@ class Engine:
         while True:
             self.queue.work.clear()  # before the check, so that a request during the check wakes it
             if len(self.queue):
-                for _ in range(await self._writer.take_turns()):
+                for _ in range(await self.writer.take_turns()):
                     if not await self.chores.step():  # a piece for each turn; with fewer, work would pile up
                         break
             elif self.state.over:
@@ -198,9 +232,13 @@ class Engine:
             await asyncio.wait([self._writing])
             if self.failure is None:
                 await self.chores.finish(deadline)
+                await self._finish_log()
         await self.disk.close()
         gc.unfreeze()  # else this engine, whose parts refer to each other, stays as long as the process
         logger.info("stopped")
+
+    async def _finish_log(self) -> None:
+        """Write what a clean stop still writes to the log."""
 
     def _fail(self, failure: errors.LogstepError) -> None:
         """Learn nothing more, and tell the service to stop."""

@@ -20,6 +20,7 @@ from core.logistic import Floats
 from core.progressive import Brief, Joins, Progressive
 from core.spec import Spec
 from service.fairness import WIDE, let_go
+from service.learning.digest import Digest
 from service.storage.log import StoredModel
 from service.storage.waiting import Waiting
 
@@ -74,6 +75,7 @@ class Model:
         self.scores = Progressive(window)
         self.joins = Joins(window)
         self.curve = Curve()
+        self.digest = Digest()
         breaker = self.learner.spec.breaker
         self.watch = None if breaker is None else Watch(breaker)
         self.last_seq = 0
@@ -165,6 +167,7 @@ class Model:
         self.scores.add(outcome)
         self.joins.add(batch)
         self.curve.add(outcome)
+        self.digest.add(outcome, before)
         if self.watch is not None:
             self.watch.add(outcome, before)
         return outcome
@@ -176,6 +179,7 @@ class Model:
             "scores": self.scores.state(),
             "joins": self.joins.state(),
             "curve": self.curve.state(),
+            "digest": self.digest.state(),
         }
         return state if self.watch is None else {**state, "watch": self.watch.state()}
 
@@ -185,8 +189,10 @@ class Model:
         scores = Progressive.from_state(state["scores"], window)
         joins = Joins.from_state(state["joins"], window)
         curve = Curve.from_state(state["curve"])
+        digest = Digest.from_state(state["digest"])
         watch = None if self.watch is None else Watch.from_state(self.watch.breaker, state["watch"])
         self.learner, self.scores, self.joins, self.curve, self.watch = learner, scores, joins, curve, watch
+        self.digest = digest
         self.snapshot_seq = seq
 
     def recovered(self, waiting: int, dropped: int, last_number: int) -> None:

@@ -74,6 +74,11 @@ class Models(Collection[Model]):
         self._by_name = recovered
         self.first_to_time_out()
 
+    def check_room(self, name: str) -> None:
+        """Raise TooManyModels if there is no room for a model of that name."""
+        if name not in self._by_name and len(self) >= self._settings.max_models:
+            raise errors.TooManyModels(limit=self._settings.max_models)
+
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
         model = self.find(name)
@@ -82,8 +87,6 @@ class Models(Collection[Model]):
             raise errors.SpecConflict(model=name, differences=differences)
         if model is not None:
             return model, False
-        if len(self) >= self._settings.max_models:
-            raise errors.TooManyModels(limit=self._settings.max_models)
         self._by_name[name] = self._new(await self._disk.run(Store.create_model, name, spec.as_dict()))
         return self._by_name[name], True
 

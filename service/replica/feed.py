@@ -1,0 +1,212 @@
+"""Applies the records of a topic in order: items go to the writer's queue, all else is done when what came before it is
+applied."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from core.spec import SpecError
+from service import errors, failures
+from service.events import MODEL_NAME
+from service.fairness import worked
+from service.learning.progress import Progress
+from service.learning.request import Place, Refused, Request, Stream
+from service.replica.link import Link
+from service.replica.outbox import Outbox, part
+from service.replica.records import OF_ITEMS, OF_STREAMS, Do, PoisonError, Record, decode, partition_of
+from service.storage.positions import Position
+
+logger = logging.getLogger("logstep")
+
+AHEAD = 8_192
+"""Events that wait for the writer, and records that wait to be decoded. The rest waits at the brokers."""
+WIDE_BYTES = 1 << 16
+"""Length from which a record is decoded in a thread."""
+ITEMS_AT_ONCE = 256
+"""Items to put in the queue before the loop may serve others."""
+STREAMS = 65_536
+"""Streams that are remembered; of broken ones, all."""
+NO_RECORD = (
+    PoisonError,
+    SpecError,
+    errors.InvalidEvent,
+    errors.MalformedJson,
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+)
+"""What is wrong with a record itself."""
+
+Control = Callable[[Do, str, bytes, Place], Awaitable[Any]]
+"""Does what a record says that has no items; gets the model and the value."""
+
+
+class Feed:
+    """Where the records of a node go. positions: what was applied before the start. broken: streams of which nothing
+    more is learned."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        progress: Progress,
+        control: Control,
+        reached: Callable[[int, Position], Awaitable[None]],
+        positions: Mapping[int, Position],
+        broken: Mapping[str, int],
+    ) -> None:
+        self._outbox = outbox
+        self._progress = progress
+        self._control = control
+        self._reached = reached
+        self._link: Link | None = None
+        self._before = dict(positions)
+        """Positions whose records must come first, to be looked at."""
+        self._times = {partition: position.at for partition, position in positions.items()}
+        self._last = {partition: position.record for partition, position in positions.items()}
+        self._streams = {name: Stream(broken=True, name=name) for name in broken}
+        self._records: deque[Record] = deque()
+        self._arrived = asyncio.Event()
+        self.stopping = False
+        self.applied = 0
+        self.refused: Counter[str] = Counter()
+        """Records and requests that were refused after they were in the log, by the error."""
+
+    def begin(self, link: Link) -> None:
+        self._link = link
+
+    def take(self, records: list[Record]) -> None:
+        """Records that were read."""
+        self._records.extend(records)
+        if len(self._records) > AHEAD and self._link is not None:
+            self._link.hold()
+        self._arrived.set()
+
+    def stop(self) -> None:
+        """Apply no more."""
+        self.stopping = True
+        self._arrived.set()
+
+    def last_read(self, partition: int) -> int:
+        """The newest record of a partition that is here; -1 if none is."""
+        return self._last.get(partition, -1)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._records)
+
+    async def run(self) -> None:
+        """Apply records until `stop`."""
+        items = 0
+        while not self.stopping:
+            while self._records and not self.stopping:
+                items += await self._apply(self._records.popleft())
+                if items >= ITEMS_AT_ONCE:
+                    items = 0
+                    await asyncio.sleep(0)
+                    await self._outbox.wait_for_fewer(AHEAD)
+            if self._link is not None:
+                self._link.go_on()
+            self._arrived.clear()
+            if not self._records and not self.stopping:
+                await self._arrived.wait()
+
+    async def _apply(self, record: Record) -> int:
+        """Apply a record, or put it in the queue. Returns how much it is, in items, about."""
+        partition = record.partition
+        skipped = 0
+        if (before := self._before.pop(partition, None)) is not None:
+            self._check_first(record, before)
+            if not before.items:
+                return 1
+            skipped = before.items
+        at = self._times[partition] = max(record.at, self._times.get(partition, 0))  # never back
+        place = Place(partition, record.offset, at, record.mark, skipped)
+        answer = self._outbox.claim(record.re) if record.re else None
+        if answer is None:
+            answer = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
+        previous, self._last[partition] = self._last.get(partition, -1), record.offset
+        self.applied += 1
+        try:
+            do, model = self._read(record)
+            if do in OF_ITEMS:
+                items = await worked(len(record.value) > WIDE_BYTES, decode, do, record.value)
+                stream = self._stream(record.stream.decode()) if do in OF_STREAMS and record.stream else None
+                if do in OF_STREAMS and stream is None:
+                    raise PoisonError("a piece of a stream has no header `stream`")
+                rest = part(items, skipped, len(items)) if skipped else items
+                self._outbox.put(Request(model, rest, stream, answer, place))
+                return 1 + len(items)
+        except NO_RECORD as error:
+            self._poison(record, answer, place, error)
+            return 1
+        if previous >= 0:
+            await self._progress.wait_for(partition, previous)
+        await self._do(do, model, record, answer, place)
+        return ITEMS_AT_ONCE
+
+    def _check_first(self, record: Record, before: Position) -> None:
+        if (record.offset, record.mark) != (before.record, before.mark):
+            raise failures.WrongTopic(
+                reason=f"record {before.record} of partition {record.partition} is not the one that this folder "
+                "applied: the topic was made again, or is another"
+            )
+
+    def _read(self, record: Record) -> tuple[Do, str]:
+        """What a record is for, and the model."""
+        try:
+            do = Do(record.do)
+        except ValueError:
+            raise PoisonError(f"its header `do` is {record.do!r}") from None
+        if do is Do.BEGIN:
+            if (record.partition, record.key) != (0, b""):
+                raise PoisonError("it begins a log, but is not the first record of partition 0")
+            return do, ""
+        model = record.key.decode()
+        if not MODEL_NAME.fullmatch(model):
+            raise PoisonError("its key is no name of a model")
+        assert self._link is not None  # noqa: S101  # records come from it
+        if record.partition != partition_of(record.key, self._link.partitions):
+            raise PoisonError(f"it is in partition {record.partition}, but its model belongs in another")
+        return do, model
+
+    def _stream(self, name: str) -> Stream:
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = Stream(name=name)
+            if len(self._streams) > STREAMS:
+                newest = list(self._streams.items())[-STREAMS // 2 :]
+                self._streams = {n: s for n, s in self._streams.items() if s.broken} | dict(newest)
+        return stream
+
+    def _poison(self, record: Record, answer: asyncio.Future[Any], place: Place, error: Exception) -> None:
+        """Refuse a record. It goes through the queue, so that the position passes it in order."""
+        self.refused["poison"] += 1
+        logger.warning(
+            "the record at offset %d of partition %d is left out: %s", record.offset, record.partition, error
+        )
+        if not isinstance(error, errors.LogstepError):
+            error = errors.InvalidEvent(field="body", reason=str(error))
+        if not answer.done():
+            answer.set_result([Refused(error)])
+        self._outbox.put(Request("", [], None, answer, place))
+
+    async def _do(self, do: Do, model: str, record: Record, answer: asyncio.Future[Any], place: Place) -> None:
+        try:
+            result = await self._control(do, model, record.value, place)
+        except (errors.LogstepError, *NO_RECORD) as error:
+            if isinstance(error, errors.StorageFailed | errors.NotReady | failures.NodesDiffer):
+                raise  # it is not the record that is refused
+            self.refused[error.slug() if isinstance(error, errors.LogstepError) else "poison"] += 1
+            result = error
+        await self._reached(place.partition, Position(place.record, 0, place.at, place.mark))
+        if not answer.done():
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)

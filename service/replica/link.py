@@ -1,0 +1,209 @@
+"""The link to the topic: writes records, and reads those of all partitions from given places on.
+
+One thread polls the consumer and the producer. What it has read goes to the event loop in batches; while much waits
+there, it reads no further. Another thread asks now and then where the partitions end, which shows whether the brokers
+are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import OffsetSpec
+
+from service.brokers import SAID, Brokers
+from service.replica.records import Do, Record, partition_of
+from service.replica.topic import LARGEST_RECORD
+
+AT_ONCE = 1_000
+"""Records that go to the event loop at once, at most."""
+POLL_SECONDS = 0.1
+SURE_SECONDS = 10.0
+"""How long the producer tries to write a record."""
+ASK_AGAIN_SECONDS = 0.5
+"""How often the brokers are asked where the partitions end. It shows that they are there."""
+ASK_SECONDS = 2.0
+
+FIXED = SAID | dict.fromkeys(
+    ("group.id", "auto.offset.reset", "enable.auto.commit", "enable.idempotence", "acks", "isolation.level",
+     "partitioner", "delivery.report.only.error", "enable.partition.eof"),
+    "logstep sets it, because its promises hang on it",
+)  # fmt: skip
+"""Properties that a file must not set, and why."""
+
+
+class Link:
+    """A topic, once `follow` was called. The callbacks run on the event loop.
+
+    read: gets records in the order of their partitions. unsure: gets what `write` was given as `re`, if it is not known
+    whether the record is in the topic.
+    """
+
+    def __init__(
+        self, brokers: Brokers, topic: str, read: Callable[[list[Record]], None], unsure: Callable[[bytes], None]
+    ) -> None:
+        self._brokers, self.topic, self._on_read, self._on_unsure = brokers, topic, read, unsure
+        self._loop = asyncio.get_running_loop()
+        self._producer = self._new_producer()
+        self.partitions = 0
+        self.read_to: dict[int, int] = {}
+        """The offset up to which each partition was read, where its end was met."""
+        self._may_read = threading.Event()
+        self._may_read.set()
+        self._stops = threading.Event()
+        self._consumer: Any = None
+        self._threads: list[threading.Thread] = []
+
+    def _new_producer(self) -> Any:
+        fixed = {"acks": "all", "enable.idempotence": True, "delivery.report.only.error": True}
+        return self._brokers.client(
+            Producer, fixed, linger_ms=0, delivery_timeout_ms=int(SURE_SECONDS * 1e3), message_max_bytes=LARGEST_RECORD
+        )
+
+    # -- before it is followed; these wait for the brokers, in a thread of the caller
+
+    def ranges(self, partitions: int) -> list[tuple[int, int]]:
+        """The first offset of each partition, and the one after its last."""
+        asked = range(partitions)
+        return list(zip(self._ends(asked, OffsetSpec.earliest()), self._ends(asked), strict=True))
+
+    def first_record(self) -> Record | None:
+        """The first record of partition 0, None if it has none."""
+        with self._asking() as consumer:
+            consumer.assign([TopicPartition(self.topic, 0, OFFSET_BEGINNING)])
+            until = time.monotonic() + self._brokers.patience
+            while time.monotonic() < until:
+                message = consumer.poll(POLL_SECONDS)
+                if message is None:
+                    continue
+                if message.error() is None:
+                    return _record_of(message)
+                if message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                    return None
+        raise self._brokers.no_answer(KafkaException(KafkaError(KafkaError._TIMED_OUT)))  # noqa: SLF001
+
+    def write_first(self, value: bytes) -> None:
+        """Write a record to partition 0, and wait until it is there."""
+        self._producer.produce(self.topic, value, b"", 0, headers=[("do", Do.BEGIN.value)])
+        if self._producer.flush(SURE_SECONDS):
+            raise self._brokers.no_answer(KafkaException(KafkaError(KafkaError._TIMED_OUT)))  # noqa: SLF001
+
+    def _asking(self) -> Any:
+        return closing(self._new_consumer())
+
+    def _new_consumer(self) -> Any:
+        fixed = {
+            "group.id": "logstep",  # the client wants one; nothing is written under it
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+        }
+        return self._brokers.client(Consumer, fixed, fetch_wait_max_ms=100, queued_max_messages_kbytes=65_536)
+
+    # -- while it is followed
+
+    def follow(self, places: Mapping[int, int], partitions: int) -> None:
+        """Read each partition from an offset on, its beginning if it is not named."""
+        self.partitions = partitions
+        self._consumer = self._new_consumer()
+        self._consumer.assign([TopicPartition(self.topic, p, places.get(p, 0)) for p in range(partitions)])
+        for work in (self._read_on, self._ask_for_ends):
+            self._threads.append(threading.Thread(target=work, name="logstep-topic", daemon=True))
+            self._threads[-1].start()
+
+    def write(self, do: Do, model: str, value: bytes, re: bytes = b"", stream: bytes = b"") -> None:
+        """Write a record. Raises BufferError if too many are under way, KafkaException if it is too large."""
+        key = model.encode()
+        headers = [("do", do.value), *((name, text) for name, text in (("re", re), ("stream", stream)) if text)]
+
+        def failed(error: Any, _: Any) -> None:
+            if error is not None and re:
+                self._loop.call_soon_threadsafe(self._on_unsure, re)
+
+        where = self.topic, value, key, partition_of(key, self.partitions)
+        try:
+            self._producer.produce(*where, headers=headers, on_delivery=failed)
+        except KafkaException as error:
+            if not error.args[0].fatal():
+                raise
+            self._producer = self._new_producer()  # the old one may write no more
+            self._producer.produce(*where, headers=headers, on_delivery=failed)
+
+    def hold(self) -> None:
+        """Read no further until `go_on`."""
+        self._may_read.clear()
+
+    def go_on(self) -> None:
+        self._may_read.set()
+
+    def _read_on(self) -> None:
+        while not self._stops.is_set():
+            first = self._consumer.poll(POLL_SECONDS)
+            self._producer.poll(0)
+            if first is None:
+                continue
+            records = []
+            for message in (first, *self._consumer.consume(AT_ONCE - 1, 0)):
+                error = message.error()
+                if error is None:
+                    records.append(_record_of(message))
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                    self.read_to[message.partition()] = message.offset()
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                    self._loop.call_soon_threadsafe(self.on_overtaken, message.partition(), error.str())
+            if records:
+                self._may_read.wait()
+                self._loop.call_soon_threadsafe(self._on_read, records)
+
+    on_overtaken: Callable[[int, str], None]
+    """Called if the next record of a partition is no longer in the topic."""
+    on_ends: Callable[[float, list[int]], None]
+    """Called now and then with a time (monotonic) and the offsets after the newest records then."""
+
+    def _ask_for_ends(self) -> None:
+        while not self._stops.wait(ASK_AGAIN_SECONDS):
+            asked_at = time.monotonic()
+            with suppress(KafkaException):
+                ends = self._ends(range(self.partitions))
+                self._loop.call_soon_threadsafe(self.on_ends, asked_at, ends)
+
+    def _ends(self, partitions: Iterable[int], which: Any = OffsetSpec.latest()) -> list[int]:  # noqa: B008  # it is one
+        asked = {TopicPartition(self.topic, p): which for p in partitions}
+        told = self._brokers.admin.list_offsets(
+            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
+        )
+        return [told[place].result().offset for place in asked]
+
+    def close(self) -> None:
+        """Wait for what is being written, and end the thread."""
+        self._stops.set()
+        self._may_read.set()
+        for thread in self._threads:
+            thread.join()
+        self._producer.flush(1.0)
+        if self._consumer is not None:
+            self._consumer.close()
+
+
+def _record_of(message: Any) -> Record:
+    headers = dict(message.headers() or ())
+    do, re, stream = (headers.get(name) or b"" for name in ("do", "re", "stream"))
+    at = message.timestamp()[1] * 1_000
+    return Record(
+        message.partition(), message.offset(), at, message.key() or b"", do, re, stream, message.value() or b""
+    )

@@ -1,0 +1,202 @@
+"""What this node asks of the topic: requests go out as records, and wait until the node has applied them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaException
+
+from service import errors
+from service.fairness import WIDE, worked
+from service.learning.queue import Queue
+from service.learning.request import Item, Items, Outcome, Refused, Request, Result, Stream, refusal_of
+from service.replica.link import Link
+from service.replica.records import Do, encode, partition_of
+from service.replica.topic import LARGEST_RECORD
+from service.table import Table
+
+SURE_SECONDS = 30.0
+"""How long a caller waits for its record to come back."""
+
+
+class Asked(NamedTuple):
+    """Who waits for a record to be applied. items: how many it has. at: when it was asked (monotonic)."""
+
+    answer: asyncio.Future[Any]
+    items: int
+    at: float
+
+
+class Outbox(Queue):
+    """The queue of a node: what is let in goes to the topic, and what comes from there is put in for the writer.
+
+    Its limit holds for what has gone out and is not applied yet.
+    """
+
+    link: Link | None = None
+    """None until the node follows its topic."""
+
+    def __init__(self, *queue: Any) -> None:
+        super().__init__(*queue)
+        self.node = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+        self._asked: dict[bytes, Asked] = {}
+        self.asked_events = 0
+        self.why_closed = "recovering: it does not follow its topic yet"
+        """Why nothing can be written, while `link` is None."""
+
+    # -- out
+
+    def enqueue(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
+        """Write items to the topic. Returns their future result."""
+        self._check(model, len(items))
+        return self.ask(model, *encode(items, stream is not None), len(items), stream)
+
+    async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
+        """The same for items of a stream. Waits for room; what is too large for a record becomes several."""
+        self._models.get(model)
+        await self._wait_for_room(len(items))
+        self._lifecycle.check_streams()
+        self._check(model, len(items))
+        do, value = await worked(_is_wide(items), encode, items, True)
+        if len(value) < LARGEST_RECORD - 1_024 or len(items) < 2:
+            return self.ask(model, do, value, len(items), stream)
+        return asyncio.ensure_future(self._in_parts(model, items, stream))
+
+    async def _in_parts(self, model: str, items: Items, stream: Stream) -> Result:
+        half = len(items) // 2
+        first = await (await self.submit(model, part(items, 0, half), stream))
+        if refusal_of(first) is not None:
+            return first
+        rest = await (await self.submit(model, part(items, half, len(items)), stream))
+        if (refused := refusal_of(rest)) is not None and refused.error.index is not None:
+            refused.error.index += half
+        return first + rest
+
+    async def learn(self, model: str, items: Sequence[Item]) -> list[Outcome]:
+        """Learn an array, all or none."""
+        self._check(model, len(items))
+        do, value = await worked(_is_wide(items), encode, items, False)
+        result: list[Outcome] = await self.ask(model, do, value, len(items))
+        return result
+
+    def ask(
+        self, model: str, do: Do, value: bytes = b"", count: int = 0, stream: Stream | None = None
+    ) -> asyncio.Future[Any]:
+        """Write a record. Returns what the node makes of it when it has applied it."""
+        link = self._open_link()
+        re = f"{self.node}-{next(self._numbers):x}".encode()
+        if stream is not None and not stream.name:
+            stream.name = re.decode()
+        try:
+            link.write(do, model, value, re, b"" if stream is None else stream.name.encode())
+        except BufferError:
+            raise self._full() from None
+        except KafkaException as error:
+            raise _refused(error, len(value)) from None
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[re] = Asked(answer, count, time.monotonic())
+        self.asked_events += count
+        return answer
+
+    def partition_of(self, model: str) -> int:
+        """The partition of a model's records; -1 before the topic is followed."""
+        return -1 if self.link is None else partition_of(model.encode(), self.link.partitions)
+
+    def announce(self, do: Do, model: str, value: bytes = b"") -> None:
+        """Write a record that nobody waits for, if that can be done now."""
+        if self.link is not None:
+            with contextlib.suppress(BufferError, KafkaException):
+                self.link.write(do, model, value)
+
+    def _check(self, model: str, count: int) -> None:
+        self._lifecycle.check_accepts()
+        self._models.get(model)
+        self._open_link()
+        if not self.has_room(count):
+            raise self._full()
+
+    def _open_link(self) -> Link:
+        if self.link is None:
+            raise errors.NotReady(state=self.why_closed)
+        return self.link
+
+    def has_room(self, count: int) -> bool:
+        coming = self.asked_events + self._announced
+        return not coming or coming + count <= self._limit
+
+    def _full(self) -> errors.QueueFull:
+        return errors.QueueFull(waiting=self.asked_events + self._announced, limit=self._limit)
+
+    # -- and back
+
+    def claim(self, re: bytes) -> asyncio.Future[Any] | None:
+        """Who waits for a record that has come back, if this node asked."""
+        if (asked := self._asked.pop(re, None)) is None:
+            return None
+        self.asked_events -= asked.items
+        self._room.set()
+        return asked.answer
+
+    def oldest(self) -> float:
+        """Seconds that the oldest record has been on its way."""
+        first = next(iter(self._asked.values()), None)
+        return 0.0 if first is None else time.monotonic() - first.at
+
+    def give_up(self, re: bytes) -> None:
+        """It is not known whether that record is in the topic."""
+        items = (asked := self._asked.get(re)) is not None and asked.items > 0
+        answer = self.claim(re)
+        if answer is None or answer.done():
+            return
+        if items:
+            answer.set_result([Refused(errors.NotSure())])
+        else:
+            answer.set_exception(errors.NotSure())
+
+    def give_up_old(self) -> None:
+        """Give up what takes too long."""
+        until = time.monotonic() - SURE_SECONDS
+        for re in [re for re, asked in self._asked.items() if asked.at < until]:
+            self.give_up(re)
+
+    def give_up_all(self) -> None:
+        for re in list(self._asked):
+            self.give_up(re)
+
+    def refuse_all(self, failure: errors.LogstepError) -> None:
+        super().refuse_all(failure)
+        self.give_up_all()
+
+    def put(self, request: Request) -> None:
+        """Put a request that comes from the topic in, for the writer."""
+        self._requests.append(request)
+        self.events += len(request.items)
+        self.work.set()
+
+    async def wait_for_fewer(self, events: int) -> None:
+        """Wait until at most so many events wait for the writer."""
+        while self.events > events and not self._lifecycle.state.over:
+            self._room.clear()
+            await self._room.wait()
+
+
+def _is_wide(items: Items) -> bool:
+    return items.values.size > WIDE if isinstance(items, Table) else len(items) > WIDE
+
+
+def part(items: Items, start: int, stop: int) -> Items:
+    return items.part(start, stop) if isinstance(items, Table) else items[start:stop]
+
+
+def _refused(error: KafkaException, size: int) -> errors.LogstepError:
+    code = error.args[0]
+    if size > LARGEST_RECORD // 2:
+        return errors.RecordTooLarge(size=size, limit=LARGEST_RECORD)
+    return errors.NotReady(state=f"the brokers refuse: {code.str()}")

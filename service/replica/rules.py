@@ -1,0 +1,44 @@
+"""What must be the same on every node, since it decides what is learned. It is the first record of the topic."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+from core.spec import Spec
+from service.settings import Settings
+
+LOG = 1
+"""The version of the records' meaning."""
+FROM_SETTINGS = ("max_event_features", "max_name_characters")
+KEEP_ALL = ("keep_events", "keep_ids")
+"""Settings that a node has only at "all": what one forgets by its own clock, another would still know."""
+
+
+def rules_of(settings: Settings) -> dict[str, Any]:
+    """The rules of a node with these settings."""
+    return {
+        "log": LOG,
+        "bits": version("logstep").partition(".")[0],  # only a major version may change them
+        "default": Spec().as_dict(),
+        **{name: getattr(settings, name) for name in FROM_SETTINGS},
+    }
+
+
+def encoded(rules: dict[str, Any]) -> str:
+    return json.dumps(rules, sort_keys=True, separators=(",", ":"))
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """How the rules of a topic differ from a node's, in words; "" if they do not.
+
+    >>> differences({"log": 1, "max_event_features": 10}, {"log": 1, "max_event_features": 20})
+    '--max-event-features is 10 in the topic and 20 here'
+    """
+    told = []
+    for name in sorted(theirs | ours):
+        if theirs.get(name) != ours.get(name):
+            flag = f"--{name.replace('_', '-')}" if name in FROM_SETTINGS else name
+            told.append(f"{flag} is {theirs.get(name, 'not set')} in the topic and {ours.get(name, 'not set')} here")
+    return "; ".join(told)
