@@ -105,6 +105,8 @@ class Writer:
         self.progress = Progress()
         self.full = False
         """Whether records of a topic wait because the disk is full."""
+        self._taken = self._expected = 0
+        """How many requests the last turn took, and how many the next one will probably have."""
         self._changing = 0  # how many wait between turns to change models
 
     @contextlib.asynccontextmanager
@@ -151,16 +153,19 @@ class Writer:
                 await self.expire(model, at / 1e6)
 
     async def _gather(self) -> None:
-        """Wait a moment until no more requests come.
+        """Wait a moment until no more requests come. If as many wait as the last turn answered and left waiting, all
+        who learn one event after another are here, and nobody is waited for.
 
         While the loop is busy, the committing thread does not get the GIL, so this commit may as well include what
         comes meanwhile. Without this, connections that send one event after another split into two groups that wait for
         each other's commits: 8 connections learned 8,000 events a second instead of 12,000.
         """
         waiting, quiet, until = 0, 0, time.perf_counter() + GATHER_SECONDS
-        while quiet < QUIET and self._queue.events < MUCH and time.perf_counter() < until:
-            quiet = quiet + 1 if len(self._queue) == waiting else 0
-            waiting = len(self._queue)
+        while (waits := len(self._queue)) < self._expected and self._queue.events < MUCH:
+            if quiet == QUIET or time.perf_counter() >= until:
+                return
+            quiet = quiet + 1 if waits == waiting else 0
+            waiting = waits
             await asyncio.sleep(0)
 
     async def take_turns(self) -> int:
@@ -179,6 +184,7 @@ class Writer:
                     turns += 1
             finally:
                 await self._take_steps()
+            self._expected = self._taken + len(self._queue)
             return turns
 
     async def _take_turn(self) -> None:
@@ -186,6 +192,7 @@ class Writer:
         if any(draft.model.watch is not None for draft, _ in self._committed):
             await self._take_steps()  # the next draft may be no further ahead than the breaker allows
         requests = list(self._in_pieces(self._queue.take(self._commit_events)))
+        self._taken = len(requests)
         try:
             await self._expire_before(requests)
             put_off = await self._learn_turn(requests, int(self._clock.wall() * 1e6))
@@ -269,16 +276,18 @@ class Writer:
         if not added:
             self.progress.settle(reached, written=False)
             return True
+        items = sum(len(part.batch) + len(part.kept) for part in added)
         started = time.perf_counter()
         written_at = max(draft.now for draft in drafts) / 1e6
         commit = self._disk.begin(partial(self._disk.store.commit, added, written_at, reached))
         try:
             await self._take_steps()
+            if items < MUCH:
+                self._disk.give_way(commit)
         finally:
             written = await self._disk.end(commit)
         if written:
             self.progress.settle(reached, written=True)
-            items = sum(len(part.batch) + len(part.kept) for part in added)
             seconds = self._disk.store.commits.synced_at - started
             self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
             logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))

@@ -1,11 +1,14 @@
-"""The floor of a prediction: an ASGI endpoint that parses the body, does nothing else, and replies.
+"""The floors of a prediction and of a durable learn: an ASGI endpoint that parses the body and replies.
 
-It uses the service's server (uvicorn with uvloop and httptools) and parser (msgspec).
+It uses the service's server (uvicorn with uvloop and httptools) and parser (msgspec). With `--write` it also writes
+each body to a file and syncs it before it replies, as many bytes as a commit of one event takes in the service.
 
     python tests/benchmarks/floor.py --port 8001
+    python tests/benchmarks/floor.py --port 8001 --write FILE
 """
 
 import argparse
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +18,28 @@ import uvicorn
 Message = dict[str, Any]
 REPLY = b'{"model":"default","p":0.9919579763934316,"y":true,"seq":12345}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(REPLY))]
+WRITTEN = 16_448
+"""Bytes that a commit of one event writes: two pages of the write-ahead log with their headers."""
+ROOM = 4 * 2**20
+"""Bytes of the file, which is overwritten again and again: about the size of the write-ahead log."""
+
+
+class File:
+    """A file that is written in place, as the write-ahead log is."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.write(self._fd, bytes(ROOM))
+        os.fsync(self._fd)
+        self._at = 0
+
+    def keep(self, body: bytes) -> None:
+        os.pwrite(self._fd, body.ljust(WRITTEN, b"\0"), self._at)
+        os.fdatasync(self._fd)
+        self._at = (self._at + WRITTEN) % (ROOM - WRITTEN)
+
+
+file: File | None = None
 
 
 class Question(msgspec.Struct):
@@ -35,6 +60,8 @@ async def endpoint(
             message = await receive()
             body += message["body"]
         msgspec.json.decode(body, type=Question)
+        if file is not None:
+            file.keep(body)
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": REPLY})
 
@@ -42,10 +69,14 @@ async def endpoint(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An endpoint that parses the body and does nothing.")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--write", metavar="FILE", help="write each body to this file and sync it before the reply")
+    options = parser.parse_args()
+    if options.write:
+        file = File(options.write)
     uvicorn.run(
         endpoint,
         host="127.0.0.1",
-        port=parser.parse_args().port,
+        port=options.port,
         loop="uvloop",
         http="httptools",
         lifespan="off",
