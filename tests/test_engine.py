@@ -13,14 +13,17 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import processes
 import pytest
-from effort import from_checks_on
+from effort import examples, from_checks_on
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import Told, copied, ids_in, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
@@ -29,6 +32,7 @@ from core.spec import InverseScaling, Optimal
 from service import errors, failures
 from service.clock import Clock
 from service.events import Event, Label
+from service.fairness import WIDE
 from service.learning import chores
 from service.learning import writer as writer_module
 from service.learning.engine import Engine
@@ -1208,6 +1212,46 @@ def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
             assert whole_state(engine.model("default")) == after
 
     run(story())
+
+
+@from_checks_on
+@pytest.mark.parametrize("name", ["rule-sgd", "standard", "rule-auto"])
+@examples(6)
+@given(sizes=st.lists(st.integers(1, 40), min_size=20, max_size=60), first=st.integers(0, 1_000))
+def test_each_snapshot_taken_while_learning_goes_on_is_the_replay_to_its_seq(
+    name: str, sizes: list[int], first: int
+) -> None:
+    """To the bit, of a model that is copied in a thread. The replay takes one event at a time."""
+    taken: list[tuple[int, dict[str, Any]]] = []
+    write = Store.write_snapshot
+
+    def seen(store: Store, key: int, seq: int, state: dict[str, Any]) -> Iterator[None]:
+        taken.append((seq, plain(state["learner"])))
+        return write(store, key, seq, state)
+
+    async def story(folder: Path) -> None:
+        async with running_engine(folder, snapshot_seconds=1e-9) as engine:
+            await engine.create("m", SPECS[name])
+            await engine.learn("m", [Event({f"wide-{i}": i / 7 for i in range(WIDE + 1)}, 1)])
+            requests = [some_events(n, at) for n, at in zip(sizes, accumulate(sizes, initial=first), strict=False)]
+
+            async def client(mine: list[list[Event]]) -> None:
+                for events in mine:
+                    await engine.learn("m", events)
+
+            await asyncio.gather(*[client(requests[i::3]) for i in range(3)])
+            await until(lambda: bool(taken) and taken[-1][0] == 1 + sum(sizes))
+
+    with TemporaryDirectory() as below, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Store, "write_snapshot", seen)
+        folder = Path(below) / "data"
+        run(story(folder))
+        events = logged_events(folder, "m")
+    learner = Learner(SPECS[name])
+    for seq, state in taken:
+        for x, y, weight in events[learner.seq : seq]:
+            learner.learn_one(x, y, weight)
+        assert state == plain(learner.state(names=False)), seq
 
 
 @pytest.mark.parametrize(("before", "after"), [(100, 100), (100, 10), (10, 100), (1, 1000)])

@@ -86,6 +86,7 @@ class _Gathered:
         self._lines = 0
         self._data = bytearray()
         self._number = 1
+        self._look = _LOOK_BYTES
         self._open_since = 0  # start of the line that has not ended
         self._due = 0.0  # when the lines must be passed on
         self._size, self._longest = settings.stream_events, settings.max_line_bytes
@@ -123,12 +124,14 @@ class _Gathered:
 
     def _end_of(self, lines: int) -> int:
         """Where the first `lines` lines end."""
-        looked_at = _LOOK_BYTES  # not all bytes: there may be many, and each text would scan them again
+        looked_at = self._look  # not all bytes: there may be many, and each text would scan them again
         while True:
             feeds = np.flatnonzero(np.frombuffer(self._data, np.uint8)[:looked_at] == _LINE_FEED)
             if len(feeds) >= lines:
-                return int(feeds[lines - 1]) + 1
-            looked_at *= 4
+                end = int(feeds[lines - 1]) + 1
+                self._look = max(_LOOK_BYTES, end + end // 8)  # the next text is about as long
+                return end
+            looked_at *= 2
 
     def check_length(self) -> None:
         """Raise LineTooLong if the unfinished line is too long already."""
