@@ -491,6 +491,7 @@ def test_the_crosscheck_finds_the_weights_equal_to_rivers_while_others_are_serve
         "equal": True,
         "replay_equal": True,
         "sha256": asked["sha256"],
+        "bits_may_differ_from": None,
     }
     assert not shared.children()
 

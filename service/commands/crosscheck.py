@@ -104,7 +104,17 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, float | str | None]]:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """A report in one sentence."""
+    """A report in one sentence, or in two."""
+    seq = report.get("bits_may_differ_from")
+    if seq is None or (report["equal"] and report["replay_equal"]):
+        return _verdict(report)
+    return (
+        f"{_verdict(report)}. Events from seq {number(seq)} on were learned on a machine that rounds exp, log or pow "
+        "otherwise than this one, so last bits may differ, and nothing need be damaged"
+    )
+
+
+def _verdict(report: dict[str, Any]) -> str:
     if not report.get("replay_equal", True):
         return "NOT EQUAL: a replay of the log does not give the weights of the model"
     events = f"{number(report['events'])} events"

@@ -7,9 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.arithmetic import arithmetic
 from service import failures
 from service.commands.terminal import number, show, size
-from service.storage.log import LogReader, StoredModel
+from service.storage.log import Arithmetic, LogReader, StoredModel
 from service.storage.wal import Tail, read_mark, read_tail
 
 DAMAGED_IDS = "If a client sends an event with a damaged id again, the service may refuse it or learn it again."
@@ -21,7 +22,7 @@ class ModelFindings:
     """What a folder holds of a model.
 
     gone: the log no longer has its events up to this seq. waiting: predictions that wait for their labels. snapshots:
-    the seq of each, and whether it is whole.
+    the seq of each, and whether it is whole. arithmetic: on which machines it learned.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelFindings:
     ids: int = 0
     waiting: int = 0
     snapshots: list[tuple[int, bool]] = field(default_factory=list)
+    arithmetic: list[Arithmetic] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -150,6 +152,7 @@ def _examine_model(
             found.waiting += 1
         log.waiting.dropped(model.key)
         log.resumed(model.key)
+        found.arithmetic = log.arithmetic(model.key)
     if last_id_seq > found.seq and not bad_ids:
         damage.append(f"there is an id of an event at seq {last_id_seq}, but the events end at seq {found.seq}")
     if found.snapshots and found.snapshots[0][0] > found.seq:
@@ -205,6 +208,9 @@ def inspect(folder: Path) -> int:
     if findings.models:
         rows = [_model_row(model) for model in findings.models]
         show("Models", rows, ("model", "rule", "from seq", "to seq", "features", "ids", "waiting", "snapshots"))
+    for model in findings.models:
+        if told := _learned_elsewhere(model):
+            print(f"{model.name}: {told}")
     for wrong in findings.wrong:
         print(f"DAMAGED: {wrong}")
     if not findings.wrong:
@@ -237,6 +243,22 @@ def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int,
     snapshots = ", ".join(f"{number(seq)}{'' if whole else ' DAMAGED'}" for seq, whole in model.snapshots)
     first = model.gone + 1
     return model.name, model.rule, first, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
+
+
+def _learned_elsewhere(model: ModelFindings) -> str:
+    """Which events were learned on a machine that rounds exp, log or pow otherwise than this one; "" if none were."""
+    ends = [*(row.seq for row in model.arithmetic[1:]), model.seq]
+    parts = [
+        f"{number(row.seq + 1)} to {number(end)}"
+        for row, end in zip(model.arithmetic, ends, strict=False)
+        if row.digest != arithmetic() and row.seq < end
+    ]
+    if not parts:
+        return ""
+    return (
+        f"events {', '.join(parts)} were learned on a machine whose C library rounds exp, log or pow otherwise than "
+        "this one's. A replay here may give other last bits"
+    )
 
 
 def _advice(folder: Path, findings: Findings) -> str:

@@ -196,6 +196,7 @@ class CrossCheck(Named):
     river: str = "0.26.1"
     replay_equal: bool = True
     sha256: str = _SHA256
+    bits_may_differ_from: int | None = None
 
 
 class Explained(Named):

@@ -22,7 +22,7 @@ from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.queue import Queue
-from service.learning.recovery import Recovery
+from service.learning.recovery import Recovery, note_arithmetic
 from service.learning.request import Item, Outcome, Result, Stream, refusal_of
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
@@ -199,7 +199,9 @@ class Engine:
             )
 
     def _replay_all(self, store: Store) -> dict[str, Model]:
-        return Recovery(store.log, self._settings, given_up=lambda: not self.state.recovering).models()
+        models = Recovery(store.log, self._settings, given_up=lambda: not self.state.recovering).models()
+        note_arithmetic(store, models.values())
+        return models
 
     async def _run(self) -> None:
         """Take turns while requests wait, then do a piece of a chore, else sleep, until the engine stops."""

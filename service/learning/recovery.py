@@ -4,14 +4,47 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from service import failures
+from core.arithmetic import arithmetic
+from service import errors, failures
 from service.learning.model import NOT_A_STATE, Model
 from service.settings import Settings
 from service.storage.log import LogReader
+from service.storage.store import Store
 
 logger = logging.getLogger("logstep")
+
+TOLD = 5
+"""Most models that a message names."""
+
+
+def note_arithmetic(store: Store, models: Iterable[Model]) -> None:
+    """Record and log which models go on here with weights from a machine that computes otherwise.
+
+    Recovery has just learned the events after each model's snapshot. Those up to it were learned before.
+    """
+    changed: dict[int, int] = {}
+    told: list[str] = []
+    for model in models:
+        before = [row for row in store.log.arithmetic(model.stored.key) if row.seq <= model.snapshot_seq]
+        if not before or before[-1].digest != arithmetic():
+            changed[model.stored.key] = model.snapshot_seq
+            if model.learner.seq:
+                told.append(f"{model.name} from seq {model.snapshot_seq + 1} on")
+    if not changed:
+        return
+    if told:
+        logger.warning(
+            "this machine's C library rounds exp, log or pow otherwise than where %d model(s) learned before: %s%s. "
+            "They go on from their weights. What they learn here may have other last bits than it would have there, "
+            "and so may a replay of their logs. The cross-check and `logstep inspect` say from where",
+            len(told), ", ".join(told[:TOLD]), ", ..." if len(told) > TOLD else "",
+        )  # fmt: skip
+    try:
+        store.note_arithmetic(changed)
+    except errors.DiskFull:
+        logger.warning("the disk is full, so this was not noted; the next start notes it")
 
 
 class Recovery:

@@ -55,6 +55,15 @@ def batch_crc(model: int, first_seq: int, events: int, written_at: float, payloa
     return zlib.crc32(payload, zlib.crc32(_BATCH.pack(model, first_seq, events, written_at, len(payload))))
 
 
+class Arithmetic(NamedTuple):
+    """From which event on a model learned on a machine that computes so (core/arithmetic.py): those after `seq`, up to
+    the next of these. noted_at: microseconds since 1970."""
+
+    seq: int
+    noted_at: int
+    digest: str
+
+
 class LogReader:
     """The models and events of a data folder. db: the connection. snapshots, waiting: what else each model has
     there."""
@@ -100,6 +109,12 @@ class LogReader:
         query = "SELECT seq, resumed_at, checksum FROM resumes WHERE model = ? ORDER BY seq DESC LIMIT 1"
         rows = self.db.whole("the row that says learning resumed at seq {0} has a wrong checksum", query, model)
         return next((int(seq) for seq, _ in rows), 0)
+
+    def arithmetic(self, model: int) -> list[Arithmetic]:
+        """On which machines a model learned, in order."""
+        query = "SELECT seq, noted_at, digest, checksum FROM arithmetic WHERE model = ? ORDER BY seq"
+        wrong = "the row that says on which machine the events after seq {0} were learned has a wrong checksum"
+        return [Arithmetic(*row) for row in self.db.whole(wrong, query, model)]
 
     def ids(self, model: int) -> tuple[int, int]:
         """How many ids a model has, and the largest seq of an event with an id, 0 without one."""

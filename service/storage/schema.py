@@ -74,6 +74,10 @@ CREATE TABLE resumes (
     model INTEGER NOT NULL, seq INTEGER NOT NULL, resumed_at INTEGER NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (model, seq)
 ) STRICT;
+CREATE TABLE arithmetic (
+    model INTEGER NOT NULL, seq INTEGER NOT NULL, noted_at INTEGER NOT NULL, digest TEXT NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (model, seq)
+) STRICT;
 CREATE TABLE snapshots (
     model INTEGER NOT NULL, seq INTEGER NOT NULL, chunks INTEGER NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (model, seq)

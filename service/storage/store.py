@@ -21,11 +21,12 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.arithmetic import arithmetic
 from core.batch import Batch
 from service.storage import codec, positions, schema, series
 from service.storage.codec import pack
@@ -197,7 +198,19 @@ class Store:
         checksum = crc(key, name, text)
         db.execute("UPDATE models SET checksum = ? WHERE model = ?", (checksum, key))
         self.commits.count(checksum)
+        self._insert_arithmetic(key, 0)
         return StoredModel(key, name, spec)
+
+    def _insert_arithmetic(self, model: int, seq: int) -> None:
+        self.commits.insert("arithmetic", model, seq, time.time_ns() // 1_000, arithmetic())
+
+    def note_arithmetic(self, after: Mapping[int, int]) -> None:
+        """Record that models learn on this machine from now on: their key, and the seq of the last event that they have
+        not learned here."""
+        with self.commits.transaction() as db:
+            for model, seq in after.items():
+                db.execute("DELETE FROM arithmetic WHERE model = ? AND seq >= ?", (model, seq))
+                self._insert_arithmetic(model, seq)
 
     def delete_model(self, model: StoredModel, successor: dict[str, Any] | None = None) -> StoredModel | None:
         """Remove a model. `purge` removes its rows later. With a spec as `successor`, a new model takes its name."""

@@ -26,7 +26,8 @@ FREE_BYTES = 16 << 20
 RETURNED_BYTES = 2 << 20
 """Bytes that one short commit gives back."""
 _PURGED = {
-    **dict.fromkeys(("batches", "names", "snapshots", "snapshot_chunks", "drops", "log_starts", "resumes"), "rowid"),
+    **dict.fromkeys(("batches", "names", "snapshots", "snapshot_chunks", "drops", "log_starts"), "rowid"),
+    **dict.fromkeys(("resumes", "arithmetic"), "rowid"),
     "waiting": "number",
     "series": "t",
     "marks": "t",
