@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     kafka_config: Path | None = None
     """File of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others."""
     max_lag: float = Field(10.0, gt=0)
-    """With --kafka: past so many seconds behind the topic, or without an answer of the brokers, /readyz says 503."""
+    """Seconds that a request waits for what it must have seen (min_seq, X-Logstep-Offset). With --kafka: so long behind
+    the topic, or without an answer of the brokers, /readyz says 503."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     """What is logged: debug (each request and commit too), info, warning or error."""
     log_format: str = Field("auto", pattern="^(auto|json|console)$")

@@ -301,6 +301,8 @@ def test_each_status_that_the_document_tells_of_for_a_get_is_there(
         replies.append(shared.http.get(path.replace("{model}", "nobody")))
         shared.model("automatic").create({"rule": "auto"})
         replies.append(shared.http.get(path.replace("{model}", "automatic")))
+    if path == "/models/{model}":
+        replies.append(shared.http.get("/models/default", params={"min_seq": "none"}))
     if path.endswith(("/weights", "/series")):
         replies.append(shared.http.get(path.replace("{model}", "default"), params={"top": "none", "step": "none"}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,40 @@ def test_a_reply_says_what_it_saw_and_another_node_waits_for_that(nodes: Nodes) 
     assert (ahead.status_code, ahead.json()["type"]) == (503, "urn:logstep:behind")
     wrong = two.http.get("/models/default", headers={"x-logstep-offset": "no"})
     assert_problem(wrong, 422, "must be PARTITION:OFFSET")
+
+
+def test_min_seq_waits_for_an_event(nodes: Nodes) -> None:
+    one, two = nodes.start(), nodes.start("--max-lag", "1")
+    learn(one, [event(i) for i in range(5)])
+    assert two.http.get("/models/default?min_seq=5").json()["seq"] == 5
+    for path in ("/predict?min_seq=5", "/models/default/predict?min_seq=5"):
+        assert two.http.post(path, json={"x": {"a": 1}}).json()["seq"] == 5
+    assert_problem(two.http.get("/models/default?min_seq=6"), 503, "the event with seq 6 of the model 'default'")
+    assert_problem(two.http.get("/models/default?min_seq=-6"), 422, "must be one whole number, a seq")
+
+
+def test_a_stream_of_wide_events_is_several_records(nodes: Nodes) -> None:
+    node = nodes.start()
+    wide = {f"feature number {i}, with a long name so that it takes room": 1.5 for i in range(300)}
+    rows = [{"x": {f"{name} {i % 7}": value for name, value in wide.items()}, "y": i % 2} for i in range(1_000)]
+    reply = node.http.post("/learn", content=ndjson(rows), headers=NDJSON)
+    assert (reply.status_code, reply.json()["learned"]) == (200, 1_000), reply.text
+    parts = [headers for headers, _ in nodes.records() if headers["do"] in (b"part", b"table")]
+    assert len(parts) > 1
+    assert state(nodes.start()) == state(node)
+
+
+def test_the_metrics_say_how_far_it_is(nodes: Nodes) -> None:
+    node = nodes.start()
+    learn(node, event(1))
+    assert node.http.post("/learn", json=event(1, y=0)).status_code == 409
+    told = node.http.get("/metrics").text
+    assert "logstep_topic_lag_records 0.0" in told
+    assert re.search(r"logstep_topic_lag_seconds 0\.\d+", told), told
+    assert "logstep_topic_applied_total 2.0" in told or "logstep_topic_applied_total 3.0" in told  # one may be `begin`
+    assert 'logstep_topic_refused_total{reason="id-conflict"} 1.0' in told
+    assert "logstep_topic_round_trip_seconds_count 2.0" in told
+    assert "logstep_ready 1.0" in told
 
 
 def test_without_brokers_predictions_go_on_and_learning_says_why_it_does_not(nodes: Nodes, cluster: Cluster) -> None:

@@ -27,7 +27,6 @@ from service.events import Event
 from service.learning import sampling
 from service.learning.model import Model
 from service.learning.sampling import Sampler
-from service.learning.state import EngineState
 from service.learning.telemetry import Facts, Telemetry
 from service.storage import series
 from service.storage.log import LogReader, StoredModel
@@ -312,7 +311,7 @@ def models(count: int) -> list[Model]:
 
 
 def sampler(known: list[Model]) -> Sampler:
-    telemetry = Telemetry(lambda: Facts(EngineState.READY, Path(), 0, known, None))
+    telemetry = Telemetry(lambda: Facts(True, Path(), 0, known, None))
     looking = Sampler(telemetry)
     looking.begin(NOW, known)
     return looking

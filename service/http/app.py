@@ -28,8 +28,9 @@ from service.http import access, routes
 from service.http.access import Asked, asked_of
 from service.http.arrays import Arrays
 from service.http.bodies import Bodies, check_readable, is_stream, unpacked
+from service.http.fresh import PLACE, wait_until_fresh
 from service.http.long_reply import LongReplies
-from service.http.one import PLACE, One, Told
+from service.http.one import One, Told
 from service.http.page import add_page
 from service.http.reply import CLOSE, Reply, json_reply, problem, with_headers
 from service.http.streams import Streams
@@ -110,9 +111,7 @@ class Service:
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         scope = exchange.scope
         self._access.check(scope)
-        for name, value in scope["headers"]:
-            if name == PLACE:
-                await self.engine.wait_for_place(value.decode("latin-1"))
+        await wait_until_fresh(scope, self.engine, self.settings.max_lag)
         receive = unpacked(scope, self._access.guarded(scope, receive), self.settings.max_body_bytes)
         if _hot_verb(scope):
             await self._hot(scope, receive, send)

@@ -20,6 +20,7 @@ from service.events import Label, Question
 from service.fairness import WIDE, Slices
 from service.http.access import LEARN, Asked, grant_of
 from service.http.bodies import ContentType, content_type
+from service.http.fresh import PLACE
 from service.http.reply import JSON
 from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
@@ -33,8 +34,6 @@ Told = replies.Learned | replies.NotLearned | Predicted | BaseException
 Tell = Callable[[Told], None]
 
 _JSON = ContentType(JSON)
-PLACE = b"x-logstep-offset"
-"""How far the log of a reply's model was applied: "PARTITION:OFFSET". A request with it waits until that is so here."""
 _SHORT_BYTES = 2**14
 """Longest body of a short event. While it arrives, it does not count against `max_bodies_bytes`, as others do."""
 

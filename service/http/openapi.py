@@ -156,6 +156,7 @@ def learns(*links: str) -> dict[str, Any]:
 def predicts(*links: str) -> dict[str, Any]:
     """What a route that predicts takes and replies."""
     found = _hot("Predicted", "Predict", _PREDICT, links)
+    found["openapi_extra"]["parameters"] = [*FRESH, *_OF_ROWS]
     found["responses"][200]["content"][NDJSON] = _lines([reply for _, _, reply in _PREDICT.values()])
     return found
 
@@ -183,6 +184,19 @@ def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
 
 
+FRESH = [
+    _parameter(
+        "min_seq", "Wait until the model has learned this event; 503 after --max-lag.", type="integer", minimum=0
+    ),
+    {
+        "name": "x-logstep-offset",
+        "in": "header",
+        "description": "Wait until this node has applied what the reply with this header saw; 503 after --max-lag. "
+        "A service without --kafka does not look at it.",
+        "schema": {"type": "string"},
+    },
+]
+"""How much a reply must have seen."""
 _MANY = {"type": "array", "items": {"type": "string"}}
 _OF_ROWS = [
     _parameter("label", "Of rows (CSV; NDJSON, Arrow and Parquet with flat rows): the column of the label."),

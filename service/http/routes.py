@@ -212,7 +212,11 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
                 await asyncio.sleep(0)
         return reply({"models": models})
 
-    @api.get("/models/{model}", responses=ok("Shown", "The model", 503, links=("get_weights", "delete_model")))
+    @api.get(
+        "/models/{model}",
+        responses=ok("Shown", "The model", 422, 503, links=("get_weights", "delete_model")),
+        openapi_extra={"parameters": openapi.FRESH},
+    )
     async def get_model(name: ModelName) -> Response:
         """Show a model: spec, seq, number of features, progressive scores, SHA-256 of its state"""
         model = engine.model(name)

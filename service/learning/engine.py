@@ -27,7 +27,7 @@ from service.learning.request import Item, Outcome, Result, Stream, refusal_of
 from service.learning.retention import Retention
 from service.learning.sampling import Sampler
 from service.learning.state import EngineState, Lifecycle, On, mistake
-from service.learning.telemetry import Facts, Telemetry
+from service.learning.telemetry import Facts, OfTopic, Telemetry
 from service.learning.writer import Writer
 from service.settings import Settings
 from service.storage import positions
@@ -101,7 +101,12 @@ class Engine:
         self._models.check_loaded()
 
     def _facts(self) -> Facts:
-        return Facts(self.state, self._settings.data, self.queue.events, self.models, self._recovery_seconds)
+        ready = not self.unready
+        return Facts(ready, self._settings.data, self.queue.events, self.models, self._recovery_seconds, self._topic())
+
+    def _topic(self) -> OfTopic | None:
+        """What the metrics tell of the topic that is the log; None without one."""
+        return None
 
     # -- the models
 

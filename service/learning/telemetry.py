@@ -26,7 +26,6 @@ from core.progressive import Brief
 from service import errors
 from service.learning.memory import memory_limit
 from service.learning.model import Model
-from service.learning.state import EngineState
 from service.storage.folder import backed_up_at
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -82,12 +81,24 @@ _OF_A_MODEL: Sequence[tuple[_Family, str, str, Callable[[Model, Brief], float | 
 class Facts:
     """The engine's state at one moment."""
 
-    state: EngineState
+    ready: bool
     folder: Path
     queued: int
     """Events and predictions that wait for the writer."""
     models: Sequence[Model]
     recovery_seconds: float | None
+    topic: OfTopic | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OfTopic:
+    """How a node follows its topic. lag: records not applied here. age: seconds since all was. applied: records since
+    the start. refused: what was refused after it was in the log, by the error."""
+
+    lag: int
+    age: float
+    applied: int
+    refused: Counter[str]
 
 
 class Telemetry(Collector):
@@ -115,6 +126,9 @@ class Telemetry(Collector):
         )
         told = "Events and kept predictions per commit."
         self._commit_events = Histogram("logstep_commit_events", told, buckets=ITEMS, registry=self._registry)
+        self.round_trip = seconds(
+            "logstep_topic_round_trip_seconds", "With --kafka: seconds from writing a record to having applied it here."
+        ).observe
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -192,6 +206,7 @@ class Telemetry(Collector):
         yield _gauge("backup_timestamp_seconds", backed_up, backed_up_at(facts.folder))
         replay = sum(model.replay_seconds for model in facts.models)
         yield _gauge("replay_seconds", "Estimated seconds to replay the log after the snapshots.", replay)
+        yield from _of_topic(facts.topic)
         yield from self._of_models(facts, facts.models, self._deleted)
 
     def _of_models(self, facts: Facts, models: Sequence[Model], deleted: Counter[str]) -> Iterator[Metric]:
@@ -199,7 +214,7 @@ class Telemetry(Collector):
         counts = deleted + _counts(models)
         for name, told in _COUNTS.items():
             yield CounterMetricFamily(f"logstep_{name}", told, value=counts[name])
-        yield _gauge("ready", "1 while the service takes requests, 0 while it recovers or stops.", facts.state.ready)
+        yield _gauge("ready", "1 while the service takes requests, 0 while it recovers or stops.", facts.ready)
         build = "Always 1; the labels are the running versions."
         versions = GaugeMetricFamily("logstep_build_info", build, labels=["version", "python", "sqlite"])
         versions.add_metric([version("logstep"), platform.python_version(), sqlite3.sqlite_version], 1)
@@ -214,6 +229,20 @@ class Telemetry(Collector):
                 if (number := read(model, score)) is not None:
                     family.add_metric([model.name], number)
             yield family
+
+
+def _of_topic(topic: OfTopic | None) -> Iterator[Metric]:
+    told = "With --kafka: records of the topic that are not applied here."
+    yield _gauge("topic_lag_records", told, None if topic is None else topic.lag)
+    told = "With --kafka: seconds since all that was in the topic was applied here. It grows while no broker answers."
+    yield _gauge("topic_lag_seconds", told, None if topic is None else topic.age)
+    told = "With --kafka: records applied here since the start."
+    yield CounterMetricFamily("logstep_topic_applied", told, value=None if topic is None else topic.applied)
+    told = "With --kafka: records refused after they were in the log; poison is no record of logstep."
+    refused = CounterMetricFamily("logstep_topic_refused", told, labels=["reason"])
+    for reason, count in (Counter() if topic is None else topic.refused).items():
+        refused.add_metric([reason], count)
+    yield refused
 
 
 class _Families(Collector):

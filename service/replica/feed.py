@@ -16,7 +16,7 @@ from service import errors, failures
 from service.events import MODEL_NAME
 from service.fairness import worked
 from service.learning.progress import Progress
-from service.learning.request import Place, Refused, Request, Stream
+from service.learning.request import Place, Refused, Request, Stream, refusal_of
 from service.replica.link import Link
 from service.replica.outbox import Outbox, part
 from service.replica.records import OF_ITEMS, OF_STREAMS, Do, PoisonError, Record, decode, partition_of
@@ -129,7 +129,7 @@ class Feed:
         answer = self._outbox.claim(record.re) if record.re else None
         if answer is None:
             answer = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
+        answer.add_done_callback(self._count)
         previous, self._last[partition] = self._last.get(partition, -1), record.offset
         self.applied += 1
         try:
@@ -149,6 +149,16 @@ class Feed:
             await self._progress.wait_for(partition, previous)
         await self._do(do, model, record, answer, place)
         return ITEMS_AT_ONCE
+
+    def _count(self, answer: asyncio.Future[Any]) -> None:
+        """Count what is refused. It also looks at an answer that nobody waits for."""
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if error is None and isinstance(result := answer.result(), list) and (refused := refusal_of(result)):
+            error = refused.error
+        if error is not None:
+            self.refused[error.slug() if isinstance(error, errors.LogstepError) else "poison"] += 1
 
     def _check_first(self, record: Record, before: Position) -> None:
         if (record.offset, record.mark) != (before.record, before.mark):
@@ -186,7 +196,6 @@ class Feed:
 
     def _poison(self, record: Record, answer: asyncio.Future[Any], place: Place, error: Exception) -> None:
         """Refuse a record. It goes through the queue, so that the position passes it in order."""
-        self.refused["poison"] += 1
         logger.warning(
             "the record at offset %d of partition %d is left out: %s", record.offset, record.partition, error
         )
@@ -202,7 +211,6 @@ class Feed:
         except (errors.LogstepError, *NO_RECORD) as error:
             if isinstance(error, errors.StorageFailed | errors.NotReady | failures.NodesDiffer):
                 raise  # it is not the record that is refused
-            self.refused[error.slug() if isinstance(error, errors.LogstepError) else "poison"] += 1
             result = error
         await self._reached(place.partition, Position(place.record, 0, place.at, place.mark))
         if not answer.done():

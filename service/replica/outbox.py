@@ -7,15 +7,17 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException
 
 from service import errors
 from service.fairness import WIDE, worked
+from service.learning.models import Models
 from service.learning.queue import Queue
 from service.learning.request import Item, Items, Outcome, Refused, Request, Result, Stream, refusal_of
+from service.learning.state import Lifecycle
 from service.replica.link import Link
 from service.replica.records import Do, encode, partition_of
 from service.replica.topic import LARGEST_RECORD
@@ -42,8 +44,9 @@ class Outbox(Queue):
     link: Link | None = None
     """None until the node follows its topic."""
 
-    def __init__(self, *queue: Any) -> None:
-        super().__init__(*queue)
+    def __init__(self, limit: int, models: Models, lifecycle: Lifecycle, round_trip: Callable[[float], None]) -> None:
+        super().__init__(limit, models, lifecycle)
+        self._round_trip = round_trip
         self.node = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._asked: dict[bytes, Asked] = {}
@@ -140,6 +143,7 @@ class Outbox(Queue):
         """Who waits for a record that has come back, if this node asked."""
         if (asked := self._asked.pop(re, None)) is None:
             return None
+        self._round_trip(time.monotonic() - asked.at)
         self.asked_events -= asked.items
         self._room.set()
         return asked.answer

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from service.learning.chores import Chore
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Item, Outcome, Place
+from service.learning.telemetry import OfTopic
 from service.replica import rules, topic
 from service.replica.digests import Digests
 from service.replica.feed import Feed
@@ -59,14 +59,14 @@ class Replica(Engine):
         self._following: asyncio.Task[None] | None = None
         self._ends: deque[tuple[float, list[int]]] = deque(maxlen=REMEMBERED_ENDS)
         """Where the partitions ended, and when that was asked; the oldest first."""
-        self.fresh_at = -math.inf
+        self.fresh_at = time.monotonic()
         """A time (monotonic) whose records are all applied."""
         self.caught_up = False
         self._digests = Digests(self._models, self.disk, clock, self.queue, self.progress)
         self.chores.add(self._digests)
 
     def _make_queue(self) -> Outbox:
-        return Outbox(self._settings.queue_events, self._models, self._lifecycle)
+        return Outbox(self._settings.queue_events, self._models, self._lifecycle, self.telemetry.round_trip)
 
     def _make_timeouts(self) -> Chore:
         return Ticks(self._models, self.disk, self._clock, self.queue)
@@ -142,6 +142,11 @@ class Replica(Engine):
         if not self._ends:
             return 0
         return sum(max(0, end - self._applied_to(partition)) for partition, end in enumerate(self._ends[-1][1]))
+
+    def _topic(self) -> OfTopic | None:
+        if self._feed is None:
+            return None
+        return OfTopic(self.lag, self.age, self._feed.applied, self._feed.refused)
 
     @property
     def unready(self) -> str:
