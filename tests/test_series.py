@@ -27,7 +27,7 @@ from service.events import Event
 from service.learning import sampling
 from service.learning.model import Model
 from service.learning.sampling import Sampler
-from service.learning.telemetry import Facts, Telemetry
+from service.learning.telemetry import Facts, OfTopic, Telemetry
 from service.storage import series
 from service.storage.log import LogReader, StoredModel
 from service.storage.series import Mark, Piece, Row
@@ -311,7 +311,7 @@ def models(count: int) -> list[Model]:
 
 
 def sampler(known: list[Model]) -> Sampler:
-    telemetry = Telemetry(lambda: Facts(True, Path(), 0, known, None))
+    telemetry = Telemetry(lambda: Facts(True, Path(), 0, known, None, OfTopic()))
     looking = Sampler(telemetry)
     looking.begin(NOW, known)
     return looking

@@ -17,7 +17,7 @@ from core import Spec
 from service import errors
 from service.events import Event
 from service.learning import telemetry
-from service.learning.telemetry import Facts, Telemetry
+from service.learning.telemetry import Facts, OfTopic, Telemetry
 
 Samples = dict[str, float]
 
@@ -145,7 +145,7 @@ def test_an_engine_that_has_not_started_has_metrics_too(tmp_path: Path) -> None:
 @pytest.fixture
 def alone(tmp_path: Path) -> Telemetry:
     """Telemetry without an engine."""
-    return Telemetry(lambda: Facts(True, tmp_path, 0, [], None))
+    return Telemetry(lambda: Facts(True, tmp_path, 0, [], None, OfTopic()))
 
 
 def test_quantiles_are_of_the_commits_of_the_last_seconds(alone: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,9 +104,9 @@ class Engine:
         ready = not self.unready
         return Facts(ready, self._settings.data, self.queue.events, self.models, self._recovery_seconds, self._topic())
 
-    def _topic(self) -> OfTopic | None:
-        """What the metrics tell of the topic that is the log; None without one."""
-        return None
+    def _topic(self) -> OfTopic:
+        """What the metrics tell of the topic that is the log."""
+        return OfTopic()
 
     # -- the models
 

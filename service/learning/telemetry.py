@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +78,17 @@ _OF_A_MODEL: Sequence[tuple[_Family, str, str, Callable[[Model, Brief], float | 
 
 
 @dataclass(frozen=True, slots=True)
+class OfTopic:
+    """How a node follows its topic; of a service without one, all is 0. lag: records not applied here. age: seconds since all was. applied: records since
+    the start. refused: what was refused after it was in the log, by the error."""
+
+    lag: int = 0
+    age: float = 0.0
+    applied: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The engine's state at one moment."""
 
@@ -87,18 +98,7 @@ class Facts:
     """Events and predictions that wait for the writer."""
     models: Sequence[Model]
     recovery_seconds: float | None
-    topic: OfTopic | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OfTopic:
-    """How a node follows its topic. lag: records not applied here. age: seconds since all was. applied: records since
-    the start. refused: what was refused after it was in the log, by the error."""
-
-    lag: int
-    age: float
-    applied: int
-    refused: Counter[str]
+    topic: OfTopic
 
 
 class Telemetry(Collector):
@@ -231,17 +231,17 @@ class Telemetry(Collector):
             yield family
 
 
-def _of_topic(topic: OfTopic | None) -> Iterator[Metric]:
+def _of_topic(topic: OfTopic) -> Iterator[Metric]:
     told = "With --kafka: records of the topic that are not applied here."
-    yield _gauge("topic_lag_records", told, None if topic is None else topic.lag)
+    yield _gauge("topic_lag_records", told, topic.lag)
     told = "With --kafka: seconds since all that was in the topic was applied here. It grows while no broker answers."
-    yield _gauge("topic_lag_seconds", told, None if topic is None else topic.age)
+    yield _gauge("topic_lag_seconds", told, topic.age)
     told = "With --kafka: records applied here since the start."
-    yield CounterMetricFamily("logstep_topic_applied", told, value=None if topic is None else topic.applied)
+    yield CounterMetricFamily("logstep_topic_applied", told, value=topic.applied)
     told = "With --kafka: records refused after they were in the log; poison is no record of logstep."
     refused = CounterMetricFamily("logstep_topic_refused", told, labels=["reason"])
-    for reason, count in (Counter() if topic is None else topic.refused).items():
-        refused.add_metric([reason], count)
+    for reason in sorted({"poison", *topic.refused}):
+        refused.add_metric([reason], topic.refused[reason])
     yield refused
 
 

@@ -143,9 +143,9 @@ class Replica(Engine):
             return 0
         return sum(max(0, end - self._applied_to(partition)) for partition, end in enumerate(self._ends[-1][1]))
 
-    def _topic(self) -> OfTopic | None:
+    def _topic(self) -> OfTopic:
         if self._feed is None:
-            return None
+            return OfTopic()
         return OfTopic(self.lag, self.age, self._feed.applied, self._feed.refused)
 
     @property
