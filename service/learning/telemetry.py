@@ -79,8 +79,8 @@ _OF_A_MODEL: Sequence[tuple[_Family, str, str, Callable[[Model, Brief], float | 
 
 @dataclass(frozen=True, slots=True)
 class OfTopic:
-    """How a node follows its topic; of a service without one, all is 0. lag: records not applied here. age: seconds since all was. applied: records since
-    the start. refused: what was refused after it was in the log, by the error."""
+    """How a node follows its topic; of a service without one, all is 0. lag: records not applied here. age: seconds
+    since all was. applied: records since the start. refused: what was refused after it was in the log, by the error."""
 
     lag: int = 0
     age: float = 0.0
