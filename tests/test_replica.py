@@ -13,9 +13,11 @@ import pytest
 from broker import Cluster
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from golden.make import WITHOUT_FMA
 from harness import NDJSON, Service, Start, assert_problem, ndjson
 from patience import PATIENCE, eventually
 from replicas import Nodes, agree, make_topic, seen, state
+from test_arithmetic import on_glibc
 
 from core import Learner
 from service.replica import topic
@@ -256,6 +258,15 @@ def test_a_node_with_other_rules_is_refused(nodes: Nodes) -> None:
     said = refusal(nodes.start("--max-event-features", "10", ready=False))
     assert "--max-event-features is 100000 in the topic and 10 here" in said
     assert "--keep-ids must be all with --kafka" in refusal(nodes.start("--keep-ids", "1d", ready=False))
+
+
+@on_glibc
+def test_a_node_that_computes_otherwise_is_refused(nodes: Nodes, cluster: Cluster, tmp_path: Path) -> None:
+    nodes.start().stop()
+    env = ["env", *(f"{name}={value}" for name, value in WITHOUT_FMA.items())]
+    flags = ("--kafka", cluster.address, "--topic", nodes.topic)
+    with Service(tmp_path / "other", *flags, told=env) as node:
+        assert "how the processor and the C library compute exp, log and pow (a digest) is" in refusal(node)
 
 
 def test_a_log_of_its_own_is_no_node(nodes: Nodes, start: Start) -> None:

@@ -6,12 +6,18 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+from core.arithmetic import arithmetic
 from core.spec import Spec
 from service.settings import Settings
 
 LOG = 1
 """The version of the records' meaning."""
 FROM_SETTINGS = ("max_event_features", "max_name_characters")
+WHAT = {
+    "bits": "the major version of logstep",
+    "arithmetic": "how the processor and the C library compute exp, log and pow (a digest)",
+    "default": "the spec of a new default model",
+}
 KEEP_ALL = ("keep_events", "keep_ids")
 """Settings that a node has only at "all": what one forgets by its own clock, another would still know."""
 
@@ -21,6 +27,7 @@ def rules_of(settings: Settings) -> dict[str, Any]:
     return {
         "log": LOG,
         "bits": version("logstep").partition(".")[0],  # only a major version may change them
+        "arithmetic": arithmetic(),
         "default": Spec().as_dict(),
         **{name: getattr(settings, name) for name in FROM_SETTINGS},
     }
@@ -39,6 +46,6 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     told = []
     for name in sorted(theirs | ours):
         if theirs.get(name) != ours.get(name):
-            flag = f"--{name.replace('_', '-')}" if name in FROM_SETTINGS else name
+            flag = f"--{name.replace('_', '-')}" if name in FROM_SETTINGS else WHAT.get(name, name)
             told.append(f"{flag} is {theirs.get(name, 'not set')} in the topic and {ours.get(name, 'not set')} here")
     return "; ".join(told)
