@@ -25,6 +25,10 @@ import yaml
 from effort import from_checks_on, only_long
 from packaging.requirements import Requirement
 
+from service.brokers import Brokers
+from service.commands import cli
+from service.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
 COMPOSE = (ROOT / "docker/compose.yaml").read_text()
@@ -90,7 +94,20 @@ def test_every_dependency_has_its_version_in_the_image() -> None:
         assert versions[dependency.name] in dependency.specifier
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "build-requirements.txt"])
+@pytest.mark.parametrize("extra", ["arrow", "kafka"])
+def test_every_extra_has_its_version_in_the_image(extra: str) -> None:
+    text = (ROOT / f"docker/requirements-{extra}.txt").read_text()
+    (wanted,) = map(
+        Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    )
+    (pinned,) = re.findall(rf"^{wanted.name}==(\S+)", text, re.MULTILINE)
+    assert pinned in wanted.specifier
+    assert f"docker/requirements-{extra}.txt" in next(rest for step, rest in instructions() if step == "COPY")
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "build-requirements.txt", "requirements-arrow.txt", "requirements-kafka.txt"]
+)
 def test_every_file_that_is_installed_has_a_hash_and_comes_from_nowhere_in_particular(name: str) -> None:
     text = re.sub(r"^#.*\n", "", (ROOT / "docker" / name).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     for line in filter(None, text.splitlines()):
@@ -155,14 +172,20 @@ def test_compose_says(line: str) -> None:
     assert line in [each.strip() for each in COMPOSE.splitlines()]
 
 
+def merged(text: str) -> str:
+    """YAML without the key <<, which compose-spec does not know everywhere."""
+    return json.dumps(yaml.safe_load(text))
+
+
 def test_compose_is_what_the_specification_of_compose_has() -> None:
     compose_spec = pytest.importorskip("compose_spec")
-    read = compose_spec.PyCompose.from_yaml(COMPOSE)
-    assert set(read.service_names()) == {"logstep", "prometheus", "grafana"}
+    read = compose_spec.PyCompose.from_yaml(merged(COMPOSE))
+    replicas = {"node-1", "node-2", "topic", "kafka-1", "kafka-2", "kafka-3"}
+    assert set(read.service_names()) == {"logstep", "prometheus", "grafana"} | replicas
     for wrong in ("raed_only: true", "mem_limit: much", "stop_grace_period: soon"):
         key = wrong.partition(":")[0].replace("raed", "read")
         with pytest.raises(ValueError, match=r"services\.logstep"):
-            compose_spec.PyCompose.from_yaml(re.sub(rf"{key}: .*", wrong, COMPOSE, count=1))
+            compose_spec.PyCompose.from_yaml(merged(re.sub(rf"{key}: .*", wrong, COMPOSE, count=1)))
 
 
 def test_no_secret_of_a_read_only_service_comes_from_the_environment() -> None:
@@ -184,11 +207,66 @@ def test_everything_in_compose_is_there() -> None:
     compose = yaml.safe_load(COMPOSE)
     service = compose["services"]["logstep"]
     assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
-    volumes = {volume.partition(":")[0] for each in compose["services"].values() for volume in each["volumes"]}
+    volumes = {volume.partition(":")[0] for each in compose["services"].values() for volume in each.get("volumes", [])}
     assert {volume for volume in volumes if not volume.startswith(".")} == set(compose["volumes"])
     assert service["pids_limit"]
     for each in compose["services"].values():
         assert each["mem_limit"]
+
+
+def test_a_node_of_compose_is_a_service_with_other_settings_ports_and_data() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    own = {"profiles", "build", "image", "environment", "ports", "volumes", "depends_on"}
+    for number in (1, 2):
+        node = services[f"node-{number}"]
+        assert {key: node[key] for key in node.keys() - own} == {
+            key: services["logstep"][key] for key in services["logstep"].keys() - own
+        }
+        assert node["profiles"] == ["replicas"]
+        assert node["ports"] == [f"127.0.0.1:{8000 + number}:8000"]
+        assert node["volumes"] == [f"node-{number}:/data"]
+        assert node["build"]["args"] == {"EXTRA": "kafka"}
+        settings = {name.removeprefix("LOGSTEP_").lower() for name in node["environment"]} - {"token"}
+        assert settings <= Settings.model_fields.keys()
+        assert node["environment"]["LOGSTEP_KAFKA"] == "kafka-1:9092,kafka-2:9092,kafka-3:9092"
+    assert [name for name in services if name.startswith("kafka-") and services[name].get("ports")] == []
+
+
+def test_the_topic_of_compose_is_made_by_commands_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shell script calls them, with a stand-in for `logstep` and for the wait."""
+    topic = yaml.safe_load(COMPOSE)["services"]["topic"]
+    (script,) = topic["command"]
+    stand_in = 'logstep() { echo "$@" >&2; [ "$2" = create-topic ] && [ "$tries" = 2 ]; }; sleep() { tries=2; }\n'
+    done = subprocess.run(
+        ["sh", "-c", stand_in + script.replace("$$", "$")],
+        env={**os.environ, **topic["environment"]}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    called = done.stderr.splitlines()
+    assert [line.split()[1] for line in called] == ["check", "create-topic"] * 2
+    monkeypatch.setattr(Brokers, "patience", 0.1)
+    assert [cli.main(line.split()) for line in called[:2]] == [1, 1], "there are no such brokers here"
+
+
+@from_checks_on
+def test_a_broker_takes_its_settings_from_compose(tmp_path: Path) -> None:
+    """The image makes properties of variables. Kafka itself reads them here, and makes its data folder."""
+    from broker import JARS, JAVA, skip_without_broker
+
+    skip_without_broker()
+    for number in (1, 2, 3):
+        given = yaml.safe_load(COMPOSE)["services"][f"kafka-{number}"]["environment"]
+        assert given["KAFKA_NODE_ID"] == number
+        assert given["KAFKA_ADVERTISED_LISTENERS"] == f"PLAINTEXT://kafka-{number}:9092"
+    ours = {"KAFKA_HEAP_OPTS": None, "KAFKA_LOG_DIRS": tmp_path / "data"}
+    lines = [
+        f"{name.removeprefix('KAFKA_').lower().replace('_', '.')}={value}"
+        for name, value in {**given, **ours}.items()
+        if name.startswith("KAFKA_") and value is not None
+    ]
+    (tmp_path / "server.properties").write_text("\n".join(lines))
+    tool = ["java", *JAVA, "-cp", f"{JARS}/*", "kafka.tools.StorageTool", "format"]
+    must(*tool, "-t", given["CLUSTER_ID"], "-c", str(tmp_path / "server.properties"))
+    assert f"node.id={number}" in (tmp_path / "data" / "meta.properties").read_text()
 
 
 # -- the image
