@@ -21,6 +21,9 @@ from core.logistic import Floats, Labels
 THRESHOLDS = 10
 """Like river's `ROCAUC(n_thresholds=10)`."""
 
+LEAST_ROOM = 32
+"""Last events for which there is room at least, once one has come."""
+
 BUCKETS = 10
 """Buckets of the calibration: probabilities up to 0.1, up to 0.2, ... up to 1."""
 
@@ -166,11 +169,23 @@ class Progressive:
         self._forgotten = 0
         """Events that a smaller window had dropped before the state was saved."""
         self._total = _Scores()
-        self._last = np.zeros(window), np.zeros(window), np.zeros(window, np.uint8)
+        self._last = np.zeros(0), np.zeros(0), np.zeros(0, np.uint8)
+        """The ring of the last events. It grows up to the window: thousands of models of few events need little."""
 
     def add(self, outcome: Outcome) -> None:
         """Score the events of one `learn_batch`."""
+        self._make_room(self._events + len(outcome.labels))
         self._total.add(outcome, self._last)
+
+    def _make_room(self, events: int) -> None:
+        """Make room for so many events, or the whole window. Until then the ring is no ring: event i is at place i."""
+        there = len(self._last[0])
+        if there < (needed := min(self.window, events)):
+            room = min(self.window, max(needed, 2 * there, LEAST_ROOM))
+            probabilities, losses, labels = (
+                np.concatenate((last, np.zeros(room - there, last.dtype))) for last in self._last
+            )
+            self._last = probabilities, losses, labels
 
     def summary(self) -> dict[str, Any]:
         """All scores, as JSON types.
@@ -242,6 +257,7 @@ class Progressive:
         scores._total.calibration[:] = state["calibration"].reshape(BUCKETS, 3)
         start = max(0, len(state["last_labels"]) - window)
         scores._forgotten = scores._events - (len(state["last_labels"]) - start)
+        scores._make_room(scores._events)
         places = np.arange(scores._forgotten, scores._events) % window
         last: dict[str, npt.NDArray[Any]] = dict(zip(("probabilities", "losses", "labels"), scores._last, strict=True))
         for name, ring in last.items():

@@ -70,14 +70,13 @@ class One:
                 tell(made)
                 return True
             item = made
-        waits = self._engine.queue.enqueue(asked.model, [item])
-        waits.add_done_callback(partial(_settle, tell, asked.model, item))
+        self._engine.queue.enqueue_for(asked.model, [item], partial(_settle, tell, asked.model, item))
         return True
 
 
-def _settle(tell: Tell, model: str, item: Item, waited: asyncio.Future[Result]) -> None:
+def _settle(tell: Tell, model: str, item: Item, result: Result) -> None:
     """Tell when the writer is done."""
-    outcome = waited.result()[0]
+    outcome = result[0]
     if isinstance(outcome, Refused):
         tell(outcome.error)
     else:

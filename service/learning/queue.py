@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from service import errors
 from service.learning.models import Models
-from service.learning.request import Items, Request, Result, Stream
+from service.learning.request import Items, Request, Result, Stream, settle
 from service.learning.state import Lifecycle
 
 IN_LINE = 8
@@ -42,15 +43,22 @@ class Queue:
 
     def enqueue(self, model: str, items: Items, stream: Stream | None = None) -> asyncio.Future[Result]:
         """Put items in the queue. Returns their future result. QueueFull if there is no room."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._let_in(model, items, stream, partial(settle, answer))
+        return answer
+
+    def enqueue_for(self, model: str, items: Items, tell: Callable[[Result], None]) -> None:
+        """The same for who does not wait: `tell` gets the result, a turn of the loop sooner than a future's waiter."""
+        self._let_in(model, items, None, tell)
+
+    def _let_in(self, model: str, items: Items, stream: Stream | None, tell: Callable[[Result], None]) -> None:
         self._lifecycle.check_accepts()
         self._models.get(model)
         if not self.has_room(len(items)):
             raise self._full()
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._requests.append(Request(model, items, stream, answer))
+        self._requests.append(Request(model, items, stream, tell))
         self.events += len(items)
         self.work.set()
-        return answer
 
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
         """Put items of a stream in the queue. Waits for room, because a stream can be read slowly."""

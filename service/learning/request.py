@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from service.learning.model import Prediction
 from service.replies import PredictedKept
 from service.storage.positions import Position
 from service.table import Table
+
+logger = logging.getLogger("logstep")
 
 Item = Event | Label | Prediction
 """What a request asks to learn, or to keep until its label comes."""
@@ -113,7 +116,8 @@ class Request:
     model: str
     items: Items
     stream: Stream | None
-    answer: asyncio.Future[Result]
+    tell: Callable[[Result], None]
+    """Gets what became of it, on the event loop, once."""
     place: Place | None = None
     """Where it stands in the topic, if it comes from one."""
     parts: list[Request] | None = None
@@ -157,8 +161,10 @@ class Request:
             if any(part.result is None for part in self.parts):
                 return  # the others wait for later turns
             result = _joined(self.parts)
-        if not self.answer.done():
-            self.answer.set_result(result)
+        try:
+            self.tell(result)
+        except Exception:  # who is told has a mistake; the others are still answered
+            logger.exception("a mistake in logstep itself")
 
     def ids(self, *, labels_alone: bool = False) -> list[str]:
         """The ids of its items, or only those of labels without x, which must already stand for something."""
@@ -169,6 +175,12 @@ class Request:
         if labels_alone:
             return [item.id for item in self.items if isinstance(item, Label)]
         return [item.id for item in self.items if item.id is not None]
+
+
+def settle(answer: asyncio.Future[Result], result: Result) -> None:
+    """Tell who waits for a future."""
+    if not answer.done():  # who waited may have been cancelled
+        answer.set_result(result)
 
 
 def _joined(parts: list[Request]) -> Result:

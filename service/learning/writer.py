@@ -51,6 +51,8 @@ STEP_VALUES = 2**16
 """Feature values to step before the loop may serve others."""
 AUTO_STEP_VALUES = 2**10
 """The same for `auto`, which takes up to 30 us for an event of few features."""
+ANSWERS = 256
+"""Requests to answer before the loop may serve others. Each takes some 20 us, and its step as long."""
 DRAFT_WORK = 2**12
 """Work to draft before the loop may serve others, as `work_of` counts it."""
 WIDE_DRAFT = 2**14
@@ -249,7 +251,7 @@ class Writer:
     async def _finish(self, drafts: list[Draft], reached: Reached) -> bool:
         """Commit drafts. `_take_steps` then takes their steps and answers their requests. False if an id must be looked
         up first. Then, and after DiskFull, nothing is changed and no request is answered."""
-        batches = [await worked(draft.wide, draft.build) for draft in drafts]
+        batches = [await asyncio.to_thread(draft.build) if draft.wide else draft.build() for draft in drafts]
         committed = False
         try:
             committed = not any(draft.unsure for draft in drafts) and await self._commit(drafts, batches, reached)
@@ -272,7 +274,7 @@ class Writer:
         added: list[ModelBatch] = []
         for draft, batch in zip(drafts, batches, strict=True):
             if len(batch) or draft.kept or draft.dropped:
-                added.append(await worked(draft.wide, draft.to_store, batch))
+                added.append(await asyncio.to_thread(draft.to_store, batch) if draft.wide else draft.to_store(batch))
         if not added:
             self.progress.settle(reached, written=False)
             return True
@@ -372,7 +374,8 @@ class Writer:
             model = self._models.find(request.model)
             if model is None:
                 continue
-            ids = await worked(len(request.items) > WIDE, partial(request.ids, labels_alone=not all_of_them))
+            of_request = partial(request.ids, labels_alone=not all_of_them)
+            ids = await asyncio.to_thread(of_request) if len(request.items) > WIDE else of_request()
             if ids:
                 wanted.setdefault(model.stored.key, []).extend(ids)
                 if model.learner.spec.join.late == "learn":
@@ -384,17 +387,28 @@ class Writer:
 
     async def _take_steps(self) -> None:
         """Take the steps of committed drafts. Every request gets an answer, whatever happens."""
-        while self._committed:
-            draft, batch = self._committed.popleft()
+        if self._committed:
             try:
                 async with self.no_steps:
-                    await self._step(draft, batch)
+                    await self._step_all()
             except BaseException:
-                for other in (draft, *(later for later, _ in self._committed)):
-                    other.give_up(self._lifecycle.failure or mistake())
+                for draft, _ in self._committed:
+                    draft.give_up(self._lifecycle.failure or mistake())
                 self._committed.clear()
                 raise
         self.progress.all_stepped()
+
+    async def _step_all(self) -> None:
+        """Take the steps of one draft after the other."""
+        answered = 0
+        while self._committed:
+            draft, batch = self._committed[0]
+            await self._step(draft, batch)
+            self._committed.popleft()
+            answered += len(draft.answers)
+            if answered >= ANSWERS:
+                answered = 0
+                await asyncio.sleep(0)
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Step for each event of a batch, in pieces, then answer the requests."""
@@ -411,8 +425,12 @@ class Writer:
             self._models.replay_seconds += draft.model.stepped(batch)
             if draft.model.stopped:  # these were its last
                 logger.warning("%s", why_stopped(draft.model))
-        for request, result in await worked(draft.wide, draft.results, Outcome.joined(outcomes)):
+        joined = Outcome.joined(outcomes)
+        results = await asyncio.to_thread(draft.results, joined) if draft.wide else draft.results(joined)
+        for number, (request, result) in enumerate(results, 1):
             request.accept(result)
+            if number % ANSWERS == 0:
+                await asyncio.sleep(0)
 
 
 def _too_late(old: OldWaiting, now: float, keep: float) -> bool:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from service import errors, failures
 from service.events import MODEL_NAME
 from service.fairness import worked
 from service.learning.progress import Progress
-from service.learning.request import Place, Refused, Request, Stream, refusal_of
+from service.learning.request import Place, Refused, Request, Stream, refusal_of, settle
 from service.replica.link import Link
 from service.replica.outbox import Outbox, part
 from service.replica.records import OF_ITEMS, OF_STREAMS, Do, PoisonError, Record, decode, partition_of
@@ -140,7 +141,7 @@ class Feed:
                 if do in OF_STREAMS and stream is None:
                     raise PoisonError("a piece of a stream has no header `stream`")
                 rest = part(items, skipped, len(items)) if skipped else items
-                self._outbox.put(Request(model, rest, stream, answer, place))
+                self._outbox.put(Request(model, rest, stream, partial(settle, answer), place))
                 return 1 + len(items)
         except NO_RECORD as error:
             self._poison(record, answer, place, error)
@@ -203,7 +204,7 @@ class Feed:
             error = errors.InvalidEvent(field="body", reason=str(error))
         if not answer.done():
             answer.set_result([Refused(error)])
-        self._outbox.put(Request("", [], None, answer, place))
+        self._outbox.put(Request("", [], None, partial(settle, answer), place))
 
     async def _do(self, do: Do, model: str, record: Record, answer: asyncio.Future[Any], place: Place) -> None:
         try:

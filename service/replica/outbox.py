@@ -61,6 +61,9 @@ class Outbox(Queue):
         self._check(model, len(items))
         return self.ask(model, *encode(items, stream is not None), len(items), stream)
 
+    def enqueue_for(self, model: str, items: Items, tell: Callable[[Result], None]) -> None:
+        self.enqueue(model, items).add_done_callback(lambda done: tell(done.result()))
+
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
         """The same for items of a stream. Waits for room; what is too large for a record becomes several."""
         self._models.get(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 
 from service import errors
@@ -75,12 +75,19 @@ class Commits:
         self._write_mark()
         self._see_that_checkpoints_work()
 
-    def insert(self, table: str, *row: bytes | int | str | float, checksum: int | None = None) -> None:
+    def insert(self, table: str, *row: bytes | int | str | float) -> None:
         """Insert a row, and its checksum as the last column."""
-        checksum = crc(*row) if checksum is None else checksum
-        places = "?, " * len(row)
-        self._db.execute(f"INSERT INTO {table} VALUES ({places}?)", (*row, checksum))  # noqa: S608  # a table of ours
-        self.count(checksum)
+        self.insert_all(table, [row], [crc(*row)])
+
+    def insert_all(
+        self, table: str, rows: Sequence[tuple[bytes | int | str | float, ...]], checksums: Sequence[int]
+    ) -> None:
+        """Insert rows, each with its checksum as the last column."""
+        if rows:
+            places = "?, " * len(rows[0])
+            whole = [(*row, checksum) for row, checksum in zip(rows, checksums, strict=True)]
+            self._db.executemany(f"INSERT INTO {table} VALUES ({places}?)", whole)  # noqa: S608  # a table of ours
+            self._checksums += checksums
 
     def count(self, checksum: int) -> None:
         """Add the checksum of what the body wrote to the commit's."""

@@ -118,6 +118,7 @@ class Store:
         old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
         try:
             with self.commits.transaction(*old_ids) as db:
+                self._write_events(batches, written_at)
                 for part in batches:
                     self._write(db, part, written_at)
                 positions.write(db, self.commits, reached)
@@ -142,14 +143,24 @@ class Store:
         found.update(self.log.waiting.find_ids(rest, reading))
         return found
 
+    def _write_events(self, batches: Sequence[ModelBatch], written_at: float) -> None:
+        """The events of all models, and their new names: each table's rows at once."""
+        names = [
+            (part.model, part.first_column, len(part.names), "".join(name + "\0" for name in part.names).encode())
+            for part in batches
+            if part.names
+        ]
+        events = [
+            (part.model, part.first_seq, len(part.batch), written_at, pack(part.batch))
+            for part in batches
+            if len(part.batch)
+        ]
+        self.commits.insert_all("names", names, [crc(*row) for row in names])
+        self.commits.insert_all("batches", events, [batch_crc(*row) for row in events])
+
     def _write(self, db: sqlite3.Connection, part: ModelBatch, written_at: float) -> None:
-        model, events, insert, ids = part.model, len(part.batch), self.commits.insert, self.commits.ids
-        if part.names:
-            names = "".join(name + "\0" for name in part.names).encode()
-            insert("names", model, part.first_column, len(part.names), names)
-        if events:
-            row = (model, part.first_seq, events, written_at, pack(part.batch))
-            insert("batches", *row, checksum=batch_crc(*row))
+        """All else that a commit changes in one model."""
+        model, insert, ids = part.model, self.commits.insert, self.commits.ids
         if part.ids is not None:
             ids.learn(model, part.ids)
         ids.change(model, part.changed_ids)
