@@ -118,9 +118,14 @@ class Draft:
             return False
         due = self.model.next_timeout
         if self.kept:
-            kept_at = next(iter(self.kept.values())).kept_at
-            due = min(due, kept_at / 1e6 + self.model.learner.spec.join.keep_seconds)
+            due = min(due, self.first_kept_at + self.model.learner.spec.join.keep_seconds)
         return due <= request.place.at / 1e6
+
+    @property
+    def first_kept_at(self) -> float:
+        """When the first of its predictions was kept, in seconds since 1970. Records of a topic have times of their
+        own, so that may be before `now`."""
+        return next((waiting.kept_at for waiting in self.kept.values()), self.now) / 1e6
 
     def check_learns(self) -> None:
         """Raise LearningStopped if the breaker stops the model before the next event. Duplicates are still answered."""

@@ -239,15 +239,15 @@ class Model:
         """When a waiting prediction may time out. Never while the model is stopped."""
         return math.inf if self.stopped else self.due
 
-    def committed(self, events: int, kept: int, done: int, dropped: int, now: float) -> None:
+    def committed(self, events: int, kept: int, done: int, dropped: int, kept_at: float) -> None:
         """A commit has added events to the model's log and kept predictions; of those that waited, `done` got their
-        labels and `dropped` did not. now: seconds since 1970."""
+        labels and `dropped` did not. kept_at: when the first was kept, in seconds since 1970."""
         self.last_seq += events
         self.waiting += kept - done - dropped
         self.next_number += kept
         self.dropped += dropped
         if kept:  # one may be the first to time out: none waited, or the clock was set back
-            self.due = min(self.due, now + self.learner.spec.join.keep_seconds)
+            self.due = min(self.due, kept_at + self.learner.spec.join.keep_seconds)
 
     def first_due(self, due: float) -> None:
         """The oldest waiting prediction times out then."""

@@ -264,7 +264,7 @@ class Writer:
                 for stream in draft.broken:
                     stream.broken = True
                 done, dropped = len(draft.done), len(draft.dropped)
-                draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.now / 1e6)
+                draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.first_kept_at)
                 self._models.note_timeout(draft.model)
                 self._committed.append((draft, batch))
         return committed
