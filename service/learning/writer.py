@@ -196,12 +196,7 @@ class Writer:
         requests = list(self._in_pieces(self._queue.take(self._commit_events)))
         self._taken = len(requests)
         try:
-            await self._expire_before(requests)
             put_off = await self._learn_turn(requests, int(self._clock.wall() * 1e6))
-            self.full = False
-        except errors.DiskFull:  # of a replica: every other node learns what is in the topic
-            put_off, self.full = requests, True
-            await asyncio.sleep(FULL_SECONDS)
         except BaseException:
             for request in requests:
                 request.refuse(self._lifecycle.failure or mistake())
@@ -226,14 +221,30 @@ class Writer:
         Nearly every id is new, and the commit finds one that is not. Then nothing is committed, and the turn is taken
         again with all ids looked up. Looking first cost a fifth of the rate.
         """
-        known, requests, later = await self._look_up(requests, all_of_them=False)
-        put_off = await self._try_turn(requests, known, now)
-        if put_off is None:
-            known, requests, sooner = await self._look_up(requests, all_of_them=True)
-            later = sooner + later
+        later: list[Request] = []
+        try:
+            await self._expire_before(requests)
+            known, requests, later = await self._look_up(requests, all_of_them=False)
             put_off = await self._try_turn(requests, known, now)
-        assert put_off is not None  # noqa: S101  # all ids were looked up
+            if put_off is None:
+                known, requests, sooner = await self._look_up(requests, all_of_them=True)
+                later = sooner + later
+                put_off = await self._try_turn(requests, known, now)
+            assert put_off is not None  # noqa: S101  # all ids were looked up
+        except errors.DiskFull as full:  # of a replica: every other node learns what is in the topic
+            return await self._wait_for_room(requests + later, full)
+        self.full = False
         return put_off + later
+
+    async def _wait_for_room(self, requests: list[Request], full: errors.DiskFull) -> list[Request]:
+        """Put requests off, all of them. At the end they are given up: the topic still has them at the next start."""
+        self.full = True
+        if self._lifecycle.state.over:
+            for request in requests:
+                request.refuse(full)
+            return []
+        await asyncio.sleep(FULL_SECONDS)
+        return requests
 
     async def _try_turn(self, requests: list[Request], known: Known, now: int) -> list[Request] | None:
         """The turn, assuming that all ids not in `known` are new. None, and nothing changed, if one is not."""
