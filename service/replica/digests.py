@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,6 +16,7 @@ from service.learning.models import Models
 from service.learning.progress import Progress
 from service.replica.outbox import Outbox
 from service.replica.records import Do
+from service.storage.positions import Position
 
 EVERY_SECONDS = 10.0
 """How often a node writes its digests of what has learned enough since."""
@@ -36,6 +38,7 @@ class Digests(Chore):
         self._outbox = outbox
         self._progress = progress
         self._compared: dict[str, int] = {}  # model -> the seq of the last comparison
+        self._started: Mapping[int, Position] = {}
         self._begun: dict[str, int] = {}  # model -> the record that made it anew
         self._next = -math.inf
 
@@ -51,6 +54,11 @@ class Digests(Chore):
                 told = _Told(*mark, -1 if known is None else known.record)
                 self._outbox.announce(Do.TICK, model.name, msgspec.json.encode(told))
 
+    def begin_with(self, positions: Mapping[int, Position]) -> None:
+        """The node starts there. It does not know which models were made anew before, so it looks at no digest of a
+        node that was not as far."""
+        self._started = positions
+
     def begin(self, model: str, record: int) -> None:
         """A record made a model anew: what was told of an earlier one of that name says nothing."""
         self._begun[model] = record
@@ -59,7 +67,8 @@ class Digests(Chore):
     def compare(self, model: Model, value: bytes) -> None:
         """Compare with the digest of a tick. All that its writer had learned is learned here. Raises NodesDiffer."""
         theirs = msgspec.json.decode(value, type=_Told)
-        if theirs.record < self._begun.get(model.name, -1):
+        started = self._started.get(self._outbox.partition_of(model.name))
+        if theirs.record < max(self._begun.get(model.name, -1), -1 if started is None else started.record):
             return
         self._compared[model.name] = max(theirs.seq, self._compared.get(model.name, 0))
         ours = model.digest.at(theirs.seq)
