@@ -60,5 +60,5 @@ class Progress:
 
     async def wait_for(self, partition: int, record: int) -> None:
         """Wait until a prediction sees a record."""
-        while (position := self.stepped.get(partition)) is None or position.record < record:
+        while (position := self.stepped.get(partition)) is None or position.whole < record:
             await self._moved.wait()

@@ -69,6 +69,10 @@ class Feed:
         """Positions whose records must come first, to be looked at."""
         self._times = {partition: position.at for partition, position in positions.items()}
         self._last = {partition: position.record for partition, position in positions.items()}
+        self._newest: dict[int, int] = {}
+        """The newest record of each partition that was read."""
+        self._ends: dict[int, int] = {}
+        """Up to which offset each partition was read, where its end was met."""
         self._streams = {name: Stream(broken=True, name=name) for name in broken}
         self._records: deque[Record] = deque()
         self._arrived = asyncio.Event()
@@ -80,9 +84,11 @@ class Feed:
     def begin(self, link: Link) -> None:
         self._link = link
 
-    def take(self, records: list[Record]) -> None:
-        """Records that were read."""
+    def take(self, records: list[Record], ends: Mapping[int, int]) -> None:
+        """Records that were read, and the ends that were met after them."""
         self._records.extend(records)
+        self._newest.update((record.partition, record.offset) for record in records)
+        self._ends.update(ends)
         if len(self._records) > AHEAD and self._link is not None:
             self._link.hold()
         self._arrived.set()
@@ -92,9 +98,13 @@ class Feed:
         self.stopping = True
         self._arrived.set()
 
-    def last_read(self, partition: int) -> int:
-        """The newest record of a partition that is here; -1 if none is."""
-        return self._last.get(partition, -1)
+    def applied_to(self, partition: int) -> int:
+        """The offset up to which a partition is applied. Between the last record and the end stand the marks of
+        transactions, which nobody sees."""
+        position = self._progress.stepped.get(partition)
+        applied = -1 if position is None else position.whole
+        all_applied = self._newest.get(partition, -1) <= applied
+        return max(applied + 1, self._ends.get(partition, 0) if all_applied else 0)
 
     @property
     def waiting(self) -> int:

@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from service.brokers import Brokers
-from service.failures import WrongTopic
+from service.failures import NoBroker, WrongTopic
 from service.replica import rules, topic
 from service.replica.link import Link
-from service.replica.records import Do
+from service.replica.records import Do, Record
 from service.settings import Settings
 from service.storage.positions import Position, TopicName
 
@@ -38,17 +39,28 @@ def find(brokers: Brokers, link: Link, settings: Settings) -> Found:
             raise WrongTopic(reason=str(fault))
         logger.warning("topic %s: %s", name, fault)
     ours = rules.rules_of(settings)
-    first = link.first_record()
-    if first is None:
-        link.write_first(rules.encoded(ours).encode())  # of several that begin at once, the first counts
+    ranges = link.ranges(topic.PARTITIONS)
+    if ranges[0][0] == 0:  # else retention has dropped it, and a folder that followed the topic before knows the rules
         first = link.first_record()
-    if first is None or first.do != Do.BEGIN.value:
-        raise WrongTopic(reason=f"the first record of the topic {name!r} does not begin a log of logstep")
-    theirs = json.loads(first.value)
+        if first is None:
+            link.write_first(rules.encoded(ours).encode())  # of several that begin at once, the first counts
+            first = link.first_record()
+        if first is None:
+            raise NoBroker(brokers=brokers.address, reason="the first record could not be written")
+        _check_rules(_rules_in(first, name), ours)
+    return Found(TopicName(name, brokers.topic_id(name), rules.encoded(ours)), ranges)
+
+
+def _rules_in(first: Record, name: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        if first.do == Do.BEGIN.value and isinstance(found := json.loads(first.value), dict):
+            return found
+    raise WrongTopic(reason=f"the first record of the topic {name!r} does not begin a log of logstep")
+
+
+def _check_rules(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     if different := rules.differences(theirs, ours):
         raise WrongTopic(reason=f"its rules are not those of this node: {different}")
-    ranges = link.ranges(topic.PARTITIONS)
-    return Found(TopicName(name, brokers.topic_id(name), rules.encoded(theirs)), ranges)
 
 
 def check_new(found: Found, folder: Path, *, empty: bool) -> None:
@@ -66,6 +78,7 @@ def check_new(found: Found, folder: Path, *, empty: bool) -> None:
 
 def check_followed(found: Found, followed: TopicName, reached: Mapping[int, Position]) -> None:
     """Refuse a topic that is not the one that a folder has followed so far."""
+    _check_rules(json.loads(followed.rules), json.loads(found.topic.rules))
     if followed != found.topic:
         before, now = (f"{one.name!r} with the id {one.id or 'unknown'}" for one in (followed, found.topic))
         raise WrongTopic(reason=f"this folder follows the topic {before}, and this one is {now}")

@@ -38,6 +38,8 @@ ASK_AGAIN_SECONDS = 0.5
 """How often the brokers are asked where the partitions end. It shows that they are there."""
 ASK_SECONDS = 2.0
 
+Read = Callable[[list[Record], dict[int, int]], None]
+
 FIXED = SAID | dict.fromkeys(
     ("group.id", "auto.offset.reset", "enable.auto.commit", "enable.idempotence", "acks", "isolation.level",
      "partitioner", "delivery.report.only.error", "enable.partition.eof"),
@@ -49,19 +51,16 @@ FIXED = SAID | dict.fromkeys(
 class Link:
     """A topic, once `follow` was called. The callbacks run on the event loop.
 
-    read: gets records in the order of their partitions. unsure: gets what `write` was given as `re`, if it is not known
+    read: gets records in the order of their partitions, and for partitions that were read to the end the offset after
+    it, which is behind the marks of transactions. unsure: gets what `write` was given as `re`, if it is not known
     whether the record is in the topic.
     """
 
-    def __init__(
-        self, brokers: Brokers, topic: str, read: Callable[[list[Record]], None], unsure: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, brokers: Brokers, topic: str, read: Read, unsure: Callable[[bytes], None]) -> None:
         self._brokers, self.topic, self._on_read, self._on_unsure = brokers, topic, read, unsure
         self._loop = asyncio.get_running_loop()
         self._producer = self._new_producer()
         self.partitions = 0
-        self.read_to: dict[int, int] = {}
-        """The offset up to which each partition was read, where its end was met."""
         self._may_read = threading.Event()
         self._may_read.set()
         self._stops = threading.Event()
@@ -157,18 +156,19 @@ class Link:
             self._producer.poll(0)
             if first is None:
                 continue
-            records = []
+            records: list[Record] = []
+            ends: dict[int, int] = {}
             for message in (first, *self._consumer.consume(AT_ONCE - 1, 0)):
                 error = message.error()
                 if error is None:
                     records.append(_record_of(message))
                 elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
-                    self.read_to[message.partition()] = message.offset()
+                    ends[message.partition()] = message.offset()
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
                     self._loop.call_soon_threadsafe(self.on_overtaken, message.partition(), error.str())
             if records:
                 self._may_read.wait()
-                self._loop.call_soon_threadsafe(self._on_read, records)
+            self._loop.call_soon_threadsafe(self._on_read, records, ends)
 
     on_overtaken: Callable[[int, str], None]
     """Called if the next record of a partition is no longer in the topic."""
@@ -178,9 +178,14 @@ class Link:
     def _ask_for_ends(self) -> None:
         while not self._stops.wait(ASK_AGAIN_SECONDS):
             asked_at = time.monotonic()
-            with suppress(KafkaException):
+            try:
                 ends = self._ends(range(self.partitions))
-                self._loop.call_soon_threadsafe(self.on_ends, asked_at, ends)
+            except KafkaException:
+                # The client asks the leaders that it knows, and learns of others only if it is made to look.
+                with suppress(KafkaException):
+                    self._brokers.admin.list_topics(self.topic, ASK_SECONDS)
+                continue
+            self._loop.call_soon_threadsafe(self.on_ends, asked_at, ends)
 
     def _ends(self, partitions: Iterable[int], which: Any = OffsetSpec.latest()) -> list[int]:  # noqa: B008  # it is one
         asked = {TopicPartition(self.topic, p): which for p in partitions}

@@ -4,6 +4,7 @@ asked, and every node applies the records in order."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from service.replica.feed import Feed
 from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, find
 from service.replica.link import FIXED, Link
 from service.replica.outbox import Outbox
-from service.replica.records import Do
+from service.replica.records import Do, Record
 from service.replica.ticks import Ticks
 from service.settings import Settings
 from service.storage import positions
@@ -72,6 +73,15 @@ class Replica(Engine):
         return Ticks(self._models, self.disk, self._clock, self.queue)
 
     # -- asking: a record for each change
+
+    def model(self, name: str) -> Model:
+        """The model of that name. A node that is behind does not say that there is none: NotReady."""
+        try:
+            return super().model(name)
+        except errors.UnknownModel:
+            if unready := self.unready:
+                raise errors.NotReady(state=unready) from None
+            raise
 
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new."""
@@ -125,23 +135,15 @@ class Replica(Engine):
         return time.monotonic() - self.fresh_at
 
     def _is_applied(self, ends: list[int]) -> bool:
-        return all(end <= self._applied_to(partition) for partition, end in enumerate(ends))
-
-    def _applied_to(self, partition: int) -> int:
-        """The offset up to which a partition is applied. What lies between the last record and the end of what was read
-        are the marks of transactions."""
-        assert self._link is not None and self._feed is not None  # noqa: S101, PT018  # they tell the ends
-        position = self.progress.stepped.get(partition)
-        applied = -1 if position is None else position.record
-        read_to = self._link.read_to.get(partition, 0)
-        return max(applied + 1, read_to) if self._feed.last_read(partition) <= applied else applied + 1
+        assert self._feed is not None  # noqa: S101  # it was there before anybody asked
+        return all(end <= self._feed.applied_to(partition) for partition, end in enumerate(ends))
 
     @property
     def lag(self) -> int:
         """Records of the topic that are not applied here, as far as it is known."""
-        if not self._ends:
+        if self._feed is None or not self._ends:
             return 0
-        return sum(max(0, end - self._applied_to(partition)) for partition, end in enumerate(self._ends[-1][1]))
+        return sum(max(0, end - self._feed.applied_to(partition)) for partition, end in enumerate(self._ends[-1][1]))
 
     def _topic(self) -> OfTopic:
         if self._feed is None:
@@ -196,6 +198,7 @@ class Replica(Engine):
         else:
             check_followed(found, followed, reached)
         self.progress.recovered(reached)
+        self._digests.begin_with(reached)
         feed = self._feed = Feed(self.queue, self.progress, self._control, self._reach, reached, broken)
         feed.begin(link)
         link.follow({partition: position.record for partition, position in reached.items()}, topic.PARTITIONS)
@@ -206,9 +209,9 @@ class Replica(Engine):
         finally:
             watch.cancel()
 
-    def _take(self, records: list[Any]) -> None:
+    def _take(self, records: list[Record], ends: dict[int, int]) -> None:
         if self._feed is not None:
-            self._feed.take(records)
+            self._feed.take(records, ends)
 
     def _note_ends(self, asked_at: float, ends: list[int]) -> None:
         self._ends.append((asked_at, ends))
@@ -243,7 +246,8 @@ class Replica(Engine):
 
     async def _finish_log(self) -> None:
         if self.progress.unwritten != NOWHERE:
-            await self.disk.run(Store.reach, self.progress.unwritten)
+            with contextlib.suppress(errors.DiskFull):  # what changed nothing is applied again at the next start
+                await self.disk.run(Store.reach, self.progress.unwritten)
 
     # -- applying what has no items
 

@@ -23,6 +23,11 @@ class Position(NamedTuple):
     at: int
     mark: int
 
+    @property
+    def whole(self) -> int:
+        """The newest record all of which is applied."""
+        return self.record - 1 if self.items else self.record
+
 
 class Reached(NamedTuple):
     """What a commit says of the topic: the new positions, by partition, and the streams that are broken from now on,
