@@ -362,12 +362,18 @@ class Starter:
         self.services: list[Service] = []
 
     def __call__(
-        self, *flags: str, folder: Path | None = None, ready: bool = True, env: dict[str, str] | None = None
+        self,
+        *flags: str,
+        folder: Path | None = None,
+        ready: bool = True,
+        env: dict[str, str] | None = None,
+        first: Callable[[], None] | None = None,
     ) -> Service:
-        """A service on `folder`, a new one by default. Returns when it is ready, or, without `ready`, when it runs."""
+        """A service on `folder`, a new one by default. Returns when it is ready, or, without `ready`, when it runs.
+        first: what its process is to do before."""
         number = next(self._numbers)
         log = self._below / f"log-{number}"
-        service = Service(folder or self._below / f"data-{number}", *flags, log=log, env=env)
+        service = Service(folder or self._below / f"data-{number}", *flags, log=log, env=env, first=first)
         self.services.append(service)
         if ready:
             service.wait_until_ready()

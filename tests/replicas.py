@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import httpx
+import msgspec
+import numpy as np
 from broker import Broker
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 from harness import Service, Start
 from patience import PATIENCE, eventually
 
-from core import Learner
+from core import Learner, Spec
 from service.brokers import Brokers
 from service.replica import topic
 from service.replica.records import partition_of
@@ -28,28 +30,33 @@ class Nodes:
     def __init__(self, brokers: Broker, name: str, start: Start) -> None:
         self.brokers, self.topic, self._start = brokers, name, start
 
-    def start(self, *flags: str, folder: Path | None = None, ready: bool = True, brokers: str = "") -> Service:
-        """A node, by default on an empty folder."""
-        kafka = ("--kafka", brokers or self.brokers.address, "--topic", self.topic)
-        return self._start(*kafka, *flags, folder=folder, ready=ready)
+    def start(self, *flags: str, brokers: str = "", **how: Any) -> Service:
+        """A node, by default on an empty folder; `how`: see Starter."""
+        return self._start("--kafka", brokers or self.brokers.address, "--topic", self.topic, *flags, **how)
 
     def records(self, model: str = "default") -> Iterator[tuple[dict[str, bytes], bytes]]:
         """Headers and value of the records of a model's partition, in order, as another program reads them."""
-        consumer = Consumer(
-            {"bootstrap.servers": self.brokers.address, "group.id": "oracle", "isolation.level": "read_committed"}
-        )
-        place = TopicPartition(self.topic, partition_of(model.encode(), topic.PARTITIONS), 0)
-        consumer.assign([place])
+        for message in self.messages([partition_of(model.encode(), topic.PARTITIONS)]):
+            if (message.key() or b"").decode() == model:
+                yield dict(message.headers()), message.value()
+
+    def messages(self, partitions: Iterable[int] = range(topic.PARTITIONS)) -> Iterator[Any]:
+        """All that some partitions have, each in its order."""
+        settings = {"group.id": "oracle", "isolation.level": "read_committed", "enable.partition.eof": True}
+        consumer = Consumer({"bootstrap.servers": self.brokers.address, "log_level": "0", **settings})
+        left = set(partitions)
+        consumer.assign([TopicPartition(self.topic, partition, OFFSET_BEGINNING) for partition in left])
+        until = time.monotonic() + 2 * PATIENCE
         try:
-            _, end = consumer.get_watermark_offsets(place, PATIENCE)
-            offset = -1
-            while offset < end - 1:
-                message = consumer.poll(PATIENCE)
-                assert message is not None
-                assert message.error() is None
-                offset = message.offset()
-                if (message.key() or b"").decode() == model:
-                    yield dict(message.headers()), message.value()
+            while left:
+                message = consumer.poll(1.0)
+                assert time.monotonic() < until, f"no end of partitions {left}"
+                if message is None:
+                    continue
+                if message.error() is None:
+                    yield message
+                elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                    left.discard(message.partition())
         finally:
             consumer.close()
 
@@ -110,3 +117,193 @@ def agree(nodes: list[Service], model: str = "default") -> tuple[int, str]:
 
     result: tuple[int, str] = eventually(same, "all nodes to agree")
     return result
+
+
+# -- what must have been learned
+
+
+class Life(NamedTuple):
+    """What an id stands for: waiting, dropped, or an event: learned, joined, expired, late."""
+
+    kind: str
+    seq: int = 0
+    x: Any = None
+    y: int = 0
+    weight: float = 1.0
+
+
+class ConflictError(Exception):
+    """An item is refused."""
+
+
+class Plain:
+    """A model that takes its records the plain way: one event after the other, each id in a dict."""
+
+    def __init__(self, spec: Any = None) -> None:
+        self.spec = Spec() if spec is None else Spec.from_dict(spec)
+        self.learner = Learner(self.spec)
+        self.ids: dict[str, Life] = {}
+        self.waiting: dict[str, int] = {}
+        """When each prediction was kept, in microseconds since 1970, the oldest first."""
+        self.p: list[float] = []
+        """What was predicted before each event."""
+
+    def expire(self, at: int) -> None:
+        """Time out what is due."""
+        keep = self.spec.join.keep_seconds
+        for id_ in [id_ for id_, kept_at in self.waiting.items() if kept_at / 1e6 + keep <= at / 1e6]:
+            del self.waiting[id_]
+            x = self.ids[id_].x
+            if self.spec.join.on_timeout == "negative":
+                self._step(x, 0, 1.0)
+                self.ids[id_] = Life("expired", self.learner.seq, x)
+            else:
+                self.ids[id_] = Life("dropped")
+
+    def take(self, items: Sequence[Any], at: int, *, whole: bool) -> bool:
+        """Learn events and labels. Whether one is refused: then nothing is learned if all or none is, else what comes
+        before it."""
+        ids, steps, refused = ChainMap({}, self.ids), list[tuple[Any, int, float]](), False
+        for item in items:
+            try:
+                self._item(item, ids, steps)
+            except ConflictError:
+                refused = True
+                break
+        if not (refused and whole):
+            self._became(ids.maps[0], at)
+            for step in steps:
+                self._step(*step)
+        return refused
+
+    def keep(self, kept: Sequence[Any], at: int, *, whole: bool) -> bool:
+        """The same for predictions."""
+        ids, refused = ChainMap({}, self.ids), False
+        for id_, x, *_ in kept:
+            life = ids.get(id_, Life("dropped"))
+            if life.kind == "dropped":
+                ids[id_] = Life("waiting", x=x)
+            elif life.kind != "waiting" or plain(life.x) != plain(x):
+                refused = True
+                break
+        if not (refused and whole):
+            self._became(ids.maps[0], at)
+        return refused
+
+    def _item(self, item: dict[str, Any], ids: ChainMap[str, Life], steps: list[tuple[Any, int, float]]) -> None:
+        id_, y, weight = item.get("id"), int(item["y"]), item.get("weight", 1.0)
+        x = item.get("x")
+        life = Life("dropped") if id_ is None else ids.get(id_, Life("dropped"))
+        kind = "learned"
+        if life.kind == "dropped":
+            if x is None:
+                raise ConflictError
+        elif x is not None and plain(x) != plain(life.x):
+            raise ConflictError
+        elif life.kind == "waiting":
+            x, kind = life.x, "joined"
+        elif life.kind == "expired":
+            if self.spec.join.late == "refuse":
+                raise ConflictError
+            if not y:
+                return
+            x, kind = life.x, "late"
+        elif (life.y, life.weight) != (y, weight):
+            raise ConflictError
+        else:
+            return
+        steps.append((x, y, weight))
+        if id_ is not None:
+            ids[id_] = Life(kind, self.learner.seq + len(steps), x, y, weight)
+
+    def _became(self, ids: Mapping[str, Life], at: int) -> None:
+        self.ids.update(ids)
+        for id_, life in ids.items():
+            self.waiting.pop(id_, None)
+            if life.kind == "waiting":
+                self.waiting[id_] = at
+
+    def _step(self, x: Any, y: int, weight: float) -> None:
+        self.p.append(self.learner.predict_proba_one(x)[True])
+        self.learner.learn_one(x, y, w=weight)
+
+    @property
+    def state(self) -> tuple[int, str, int]:
+        return self.learner.seq, self.learner.sha256(), len(self.waiting)
+
+
+class Oracle:
+    """What the records of a topic say, applied the plain way, by nothing of the service."""
+
+    def __init__(self, messages: Iterable[Any]) -> None:
+        self.models = {"default": Plain()}
+        self.lives: dict[str, list[Plain]] = {"default": [self.models["default"]]}
+        """Each model, and those of its name that were deleted before."""
+        self._times: dict[int, int] = {}
+        self._broken: set[bytes] = set()
+        for message in messages:
+            headers = dict(message.headers())
+            at = max(message.timestamp()[1] * 1_000, self._times.get(message.partition(), 0))
+            self._times[message.partition()] = at
+            self._apply((message.key() or b"").decode(), headers, message.value(), at)
+
+    def _apply(self, name: str, headers: dict[str, bytes], value: bytes, at: int) -> None:
+        do, model = headers["do"].decode(), self.models.get(name)
+        if do == "put" and model is None:
+            self._begin(name, Plain(json.loads(value)))
+        if model is None:
+            self._broken.add(headers.get("stream", b""))
+            return
+        model.expire(at)
+        stream = headers.get("stream")
+        if do == "delete":
+            del self.models[name]
+            if name == "default":
+                self._begin(name, Plain())
+        elif do in ("learn", "part", "table", "keep", "kept"):
+            if stream in self._broken:
+                return
+            if do.startswith("ke"):
+                refused = model.keep(msgspec.msgpack.decode(value), at, whole=stream is None)
+            else:
+                refused = model.take(rows(value) if do == "table" else events(value), at, whole=stream is None)
+            if refused and stream is not None:
+                self._broken.add(stream)
+
+    def _begin(self, name: str, model: Plain) -> None:
+        self.models[name] = model
+        self.lives.setdefault(name, []).append(model)
+
+    @property
+    def states(self) -> dict[str, tuple[int, str, int]]:
+        return {name: model.state for name, model in self.models.items()}
+
+
+def plain(x: Any) -> dict[str, Any]:
+    """Features by name, each a number or a text."""
+    named = {str(i): value for i, value in enumerate(x)} if isinstance(x, list) else x
+    return {name: value if isinstance(value, str) else float(value) for name, value in named.items()}
+
+
+def events(value: bytes) -> list[dict[str, Any]]:
+    """The items of a record in JSON. The service writes every member of an event, and of a label no x."""
+    items = json.loads(value)
+    return items if isinstance(items, list) else [items]
+
+
+def rows(value: bytes) -> list[dict[str, Any]]:
+    """The events of a record in columns."""
+    count, names, values, present, labels, weights, ids, texts = msgspec.msgpack.decode(value, strict=False)
+    table = np.frombuffer(values).reshape(count, len(names))
+    there = np.ones_like(table, bool) if present is None else np.frombuffer(present, bool).reshape(table.shape)
+    words = {int(j): [told[code] for code in np.frombuffer(codes, np.int32)] for j, (codes, told) in texts.items()}
+    heavy = [1.0] * count if weights is None else np.frombuffer(weights).tolist()
+    return [
+        {
+            "x": {n: words[j][i] if j in words else table[i, j] for j, n in enumerate(names) if there[i, j]},
+            "y": labels[i],
+            "weight": heavy[i],
+            "id": None if ids is None else ids[i],
+        }
+        for i in range(count)
+    ]

@@ -1,0 +1,440 @@
+"""The chaos story of nodes of one topic: clients send what clients send, again until it is acknowledged, while nodes
+and brokers are killed, stopped and lost. In the end all nodes and one that reads the topic from its beginning have what
+an oracle makes of the topic, to the bit, and all that was acknowledged is there once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker import Cluster
+from effort import amount, from_checks_on
+from harness import HOST, LOGSTEP, LOST, NDJSON, Service, Start, ndjson
+from patience import PATIENCE, eventually
+from processes import ids_in
+from replicas import Nodes, Oracle, make_topic
+
+from service.replica import topic
+from service.replica.records import partition_of
+from service.storage.ids import IdKind
+
+INTERRUPTIONS = amount(quick=0, checks=8, long=300)
+CLIENTS = 4
+ANSWER_SECONDS = 4.0
+"""How long a client waits for a reply before it asks another node."""
+MAX_LAG = 3.0
+SPECS: dict[str, dict[str, Any]] = {
+    "ads": {"rule": "adam", "scale": "standard", "join": {"keep": "2s", "on_timeout": "negative", "late": "learn"}},
+    "late": {"rule": "adagrad", "join": {"keep": "1d"}},
+    "brief": {"rule": "ftrl"},
+}
+"""The models besides `default`. `brief` is deleted and made again; in `ads` predictions time out."""
+KEPT = ("ads", "late")
+
+
+def digest_often() -> None:
+    """What a node does first, so that digests are compared in a story of two minutes."""
+    from service.replica import digests
+
+    digests.EVERY_SECONDS = 1.0
+
+
+@dataclass
+class Acknowledged:
+    """What a client was told of an event. seq: None if it was told of a whole stream. p: None of a duplicate."""
+
+    model: str
+    id: str
+    seq: int | None = None
+    p: float | None = None
+
+
+class Story:
+    """The nodes, the clients, and what goes wrong."""
+
+    def __init__(self, cluster: Cluster, start: Start, below: Path, seed: int) -> None:
+        self.cluster, self.below, self.seed = cluster, below, seed
+        self.random = random.Random(seed)
+        self.topic = f"chaos-{seed}"
+        make_topic(cluster, self.topic)
+        self._nodes = Nodes(cluster, self.topic, start)
+        self.services: list[Service] = []
+        self.over = threading.Event()
+        self.wrong: list[str] = []
+        self.told: Counter[str] = Counter()
+        self._copies = itertools.count(1)
+
+    def start(self, folder: Path | None = None, ready: bool = True) -> Service:
+        flags = ("--max-lag", str(MAX_LAG), "--stream-events", "100", "--snapshot-seconds", "0.01")
+        return self._nodes.start(*flags, folder=folder, ready=ready, first=digest_often)
+
+    def again(self, number: int) -> None:
+        """Start a node again that has ended. Clients find it at its new port."""
+        self.services[number] = self.start(self.services[number].folder, ready=False)
+        self.services[number].wait_for_port()
+
+    def messages(self) -> Iterator[Any]:
+        return self._nodes.messages()
+
+    def leader(self) -> int:
+        return self.cluster.leader(self.topic, partition_of(b"default", topic.PARTITIONS))
+
+    # -- what goes wrong
+
+    def pause(self, least: float, most: float) -> None:
+        time.sleep(self.random.uniform(least, most))
+
+    def any_node(self) -> int:
+        return self.random.randrange(len(self.services))
+
+    def kill_node(self) -> None:
+        number = self.any_node()
+        self.services[number].kill()
+        self.pause(0.0, 2.0)
+        self.again(number)
+
+    def stop_node(self) -> None:
+        number = self.any_node()
+        code = self.services[number].stop()
+        if code:
+            self.wrong.append(f"a clean stop gave {code}: {self.services[number].log[-2000:]}")
+        self.again(number)
+
+    def freeze_node(self) -> None:
+        with self.services[self.any_node()].paused():
+            self.pause(0.5, 2 * MAX_LAG)
+
+    def kill_leader(self) -> None:
+        number = self.leader()
+        self.cluster.kill(number)
+        self.pause(0.0, 3.0)
+        self.cluster.start(number)
+
+    def freeze_leader(self) -> None:
+        number = self.leader()
+        self.cluster.pause(number)
+        self.pause(1.0, 6.0)
+        self.cluster.resume(number)
+
+    def restart_brokers(self) -> None:
+        """One after the other, each when the one before has all again."""
+        for number in (1, 2, 3):
+            eventually(lambda: self.cluster.in_sync(self.topic), "all copies to be in sync", 2 * PATIENCE)
+            self.cluster.terminate(number)
+            self.cluster.start(number)
+
+    def lose_two_brokers(self) -> None:
+        """Nothing can be written: `min.insync.replicas` is 2."""
+        two = self.random.sample((1, 2, 3), 2)
+        how = self.random.choice((self.cluster.kill, self.cluster.pause))
+        for number in two:
+            how(number)
+        self.pause(1.0, 4.0)
+        self.cluster.mend()
+
+    def copy_a_node(self) -> None:
+        """A backup of a node that is behind is the start of another, which takes its place."""
+        number = self.any_node()
+        old = self.services[number]
+        with old.paused():
+            self.pause(1.0, 2.0)
+        copy, folder = (self.below / f"{what}-{next(self._copies)}" for what in ("copy", "restored"))
+        subprocess.run([LOGSTEP, "backup", str(old.folder), str(copy)], check=True, capture_output=True)
+        old.kill()
+        shutil.move(copy, folder)
+        shutil.rmtree(old.folder)
+        self.services[number] = self.start(folder, ready=False)
+        self.services[number].wait_for_port()
+
+    def interruptions(self) -> Iterator[Callable[[], None]]:
+        """Each kind before any comes again."""
+        kinds = [
+            self.kill_node, self.stop_node, self.freeze_node, self.kill_leader, self.freeze_leader,
+            self.restart_brokers, self.lose_two_brokers, self.copy_a_node,
+        ]  # fmt: skip
+        while True:
+            self.random.shuffle(kinds)
+            yield from kinds
+
+    def wait_until_all_are_ready(self, after: str) -> None:
+        until = time.monotonic() + 3 * PATIENCE
+        for service in self.services:
+            while (unready := readiness(service)) is not None:
+                assert time.monotonic() < until, f"after {after}: {unready} (seed {self.seed})"
+                time.sleep(0.1)
+
+
+def readiness(service: Service) -> Any:
+    """Why a node is not ready, None if it is."""
+    code = service.process.poll()
+    assert code is None, f"a node ended with {code}\n{service.log[-3000:]}"
+    try:
+        status, reply = service.request("GET", "/readyz")
+    except LOST as error:
+        return error
+    return None if status == 200 else reply
+
+
+class Client(threading.Thread):
+    """Sends what clients send, to any node, and again until somebody answers."""
+
+    def __init__(self, story: Story, number: int) -> None:
+        super().__init__(daemon=True)
+        self.story, self.number = story, number
+        self.random = random.Random(story.seed * 100 + number)
+        self.acknowledged: list[Acknowledged] = []
+        self._events: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Acknowledged events by id: model and event."""
+        self._kept: list[tuple[str, str]] = []
+        """Predictions that wait: model and id."""
+        self._ids = (f"{number}-{i}" for i in itertools.count(1))
+        self._connections: dict[int, HTTPConnection] = {}
+
+    def run(self) -> None:
+        does = (self.event, self.array, self.stream, self.prediction, self.label, self.same, self.other, self.model)
+        try:
+            while not self.story.over.is_set():
+                self.random.choices(does, (40, 10, 4, 16, 12, 6, 6, 2))[0]()
+        except Exception as error:
+            self.story.wrong.append(f"client {self.number}: {error!r}")
+        finally:
+            for connection in self._connections.values():
+                connection.close()
+
+    # -- asking
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, str]:
+        """Status, reply, and how far the node was; asked until a node answers."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", **headers} if data is not None else headers
+        until = time.monotonic() + 120
+        while True:
+            port = self.random.choice(self.story.services).port
+            try:
+                if port not in self._connections:
+                    self._connections[port] = HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
+                connection = self._connections[port]
+                connection.request(method, path, data, headers)
+                response = connection.getresponse()
+                text = response.read()
+                if response.status != 503:
+                    self.story.told[f"{method} {response.status}"] += 1
+                    return response.status, json.loads(text) if text else None, response.headers["x-logstep-offset"]
+                why = text.decode()
+            except LOST as error:
+                self._connections.pop(port).close()
+                why = repr(error)
+            self.story.told["again"] += 1
+            assert time.monotonic() < until, f"nobody answers: {why}"
+            time.sleep(0.05)
+
+    def some_model(self) -> str:
+        return self.random.choice(("default", "default", "ads", "late", "brief"))
+
+    def new_event(self) -> dict[str, Any]:
+        pick = self.random
+        x: dict[str, Any] = {"a": pick.choice((0.5, 1.0, -2.0)), f"b{pick.randrange(40)}": 1.0}
+        if pick.random() < 0.5:
+            x["word"] = pick.choice(("red", "green", "blue"))
+        if pick.random() < 0.3:
+            x["vip"] = pick.random() < 0.5
+        event = {"x": x, "y": pick.randrange(2), "id": next(self._ids)}
+        return event | ({"weight": 0.5} if pick.random() < 0.1 else {})
+
+    def learned(self, model: str, event: dict[str, Any], reply: dict[str, Any]) -> None:
+        self.acknowledged.append(Acknowledged(model, event["id"], reply["seq"], reply["p"]))
+        self._events[event["id"]] = model, event
+
+    def expect(self, holds: bool, what: str) -> None:
+        assert holds, what
+
+    # -- what clients send
+
+    def event(self) -> None:
+        model, event = self.some_model(), self.new_event()
+        status, reply, place = self.ask("POST", f"/models/{model}/learn", event)
+        if (status, model) == (404, "brief"):
+            return
+        self.expect(status == 200, f"{event} of {model}: {status} {reply}")
+        self.learned(model, event, reply)
+        if model != "brief" and self.random.random() < 0.2:  # reads see writes, on any node
+            _, told, _ = self.ask("POST", f"/models/{model}/predict", {"x": event["x"]}, **{"x-logstep-offset": place})
+            self.expect(told["seq"] >= reply["seq"], f"{event} of {model} was {reply}, and then {told}")
+
+    def array(self) -> None:
+        model, events = self.some_model(), [self.new_event() for _ in range(self.random.randint(2, 20))]
+        status, reply, _ = self.ask("POST", f"/models/{model}/learn", events)
+        if (status, model) == (404, "brief"):
+            return
+        self.expect(status == 200, f"an array of {model}: {status} {reply}")
+        for event, told in zip(events, reply, strict=True):
+            self.learned(model, event, told)
+
+    def stream(self) -> None:
+        """Lines; those of one shape travel as a table."""
+        model, events = self.some_model(), [self.new_event() for _ in range(self.random.randint(20, 700))]
+        if self.random.random() < 0.6:
+            for i, event in enumerate(events):
+                event["x"] = {"a": float(i % 5), "word": self.random.choice("xyz"), "n": i}
+                event.pop("weight", None)
+        status, reply, _ = self.ask("POST", f"/models/{model}/learn", ndjson(events), **NDJSON)
+        if (status, model) == (404, "brief"):
+            return
+        ok = status == 200 and reply["learned"] + reply["duplicates"] == len(events)
+        self.expect(ok, f"{len(events)} lines of {model}: {status} {reply}")
+        self.acknowledged += [Acknowledged(model, event["id"]) for event in events]
+
+    def prediction(self) -> None:
+        model, asked = self.random.choice(KEPT), self.new_event()
+        question = {"x": asked["x"], "id": asked["id"]}
+        status, reply, _ = self.ask("POST", f"/models/{model}/predict", question)
+        if status == 409 and model == "ads":  # it was kept, and timed out before it was asked again
+            return
+        self.expect(status == 200 and reply["kept"], f"a prediction of {model}: {status} {reply}")
+        self._kept.append((model, asked["id"]))
+
+    def label(self) -> None:
+        """Soon or late."""
+        if not self._kept:
+            return
+        model, id_ = self._kept.pop(self.random.randrange(len(self._kept)))
+        status, reply, _ = self.ask("POST", f"/models/{model}/learn", {"id": id_, "y": self.random.randrange(2)})
+        self.expect(status == 200, f"a label of {model}: {status} {reply}")
+        self.acknowledged.append(Acknowledged(model, id_, reply["seq"], reply["p"]))
+
+    def same(self) -> None:
+        """What was acknowledged, once more."""
+        if not self._events:
+            return
+        model, event = self._events[self.random.choice(list(self._events))]
+        status, reply, _ = self.ask("POST", f"/models/{model}/learn", event)
+        if model != "brief":
+            self.expect(status == 200 and reply["duplicate"], f"{event} of {model} again: {status} {reply}")
+
+    def other(self) -> None:
+        """Its id with another label, alone or in the middle of an array or a stream."""
+        if not self._events:
+            return
+        model, event = self._events[self.random.choice(list(self._events))]
+        if model == "brief":
+            return
+        conflict = {**event, "y": 1 - event["y"]}
+        before, after = self.new_event(), self.new_event()
+        how = self.random.randrange(3)
+        if how == 0:
+            status, reply, _ = self.ask("POST", f"/models/{model}/learn", conflict)
+        elif how == 1:
+            status, reply, _ = self.ask("POST", f"/models/{model}/learn", [before, conflict, after])
+        else:
+            body = ndjson([before, conflict, after])
+            status, reply, _ = self.ask("POST", f"/models/{model}/learn", body, **NDJSON)
+            self.expect(reply.get("line") == 2, f"{reply}")
+            self.acknowledged.append(Acknowledged(model, before["id"]))
+        self.expect(status == 409, f"{conflict} of {model} again: {status} {reply}")
+
+    def model(self) -> None:
+        if self.random.random() < 0.5:
+            self.ask("DELETE", "/models/brief")
+        status, reply, _ = self.ask("PUT", "/models/brief", SPECS["brief"])
+        self.expect(status in (200, 201), f"a new model: {status} {reply}")
+
+
+def ids_of(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Model -> id -> kind and seq (0 of what has none), as they are on disk. None may be there twice."""
+    with closing(sqlite3.connect(f"file:{folder}/log.db?mode=ro", uri=True)) as db:
+        names = dict(db.execute("SELECT model, name FROM models"))
+    found: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in names.values()}
+    for (model, id_), (seq, _, kind, _) in ids_in(folder).items():
+        if model in names:
+            found[names[model]][id_] = kind, seq if kind not in (IdKind.WAITING, IdKind.DROPPED) else 0
+    return found
+
+
+def waiting_in(folder: Path) -> list[Any]:
+    """The predictions that wait on disk, of each model."""
+    with closing(sqlite3.connect(f"file:{folder}/log.db?mode=ro", uri=True)) as db:
+        query = "SELECT name, number, id, kept_at, seq, payload FROM waiting JOIN models USING (model) ORDER BY 1, 2"
+        return db.execute(query).fetchall()
+
+
+def states(service: Service) -> dict[str, tuple[int, str, int]]:
+    """seq, SHA-256 and the number of waiting predictions of each model."""
+    told = (service.get(f"/models/{name['model']}") for name in service.get("/models")["models"])
+    return {one["model"]: (one["seq"], one["sha256"], one["join"]["waiting"]) for one in told}
+
+
+def same_everywhere(services: list[Service]) -> dict[str, tuple[int, str, int]] | None:
+    found = [states(service) for service in services]
+    nothing_due = found[0]["ads"][2] == 0
+    return found[0] if nothing_due and all(one == found[0] for one in found) else None
+
+
+@from_checks_on
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_or_learned_twice_whatever_is_killed(cluster: Cluster, start: Start, tmp_path: Path) -> None:
+    seed = amount(quick=0, checks=26, long=random.randrange(10**6))
+    story = Story(cluster, start, tmp_path, seed)
+    story.services += [story.start(), story.start()]
+    for name, spec in SPECS.items():
+        assert story.services[0].http.put(f"/models/{name}", json=spec).status_code == 201
+    clients = [Client(story, number) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for number, interrupt in zip(range(INTERRUPTIONS), story.interruptions(), strict=False):
+        if number == INTERRUPTIONS // 2:
+            story.services.append(story.start(ready=False).wait_for_port())  # late, in the middle of everything
+        began = time.monotonic()
+        interrupt()
+        ended = time.monotonic()
+        story.wait_until_all_are_ready(interrupt.__name__)
+        print(f"{interrupt.__name__}: {ended - began:.1f} s, all ready after {time.monotonic() - ended:.1f} s")
+        assert not story.wrong, (seed, story.wrong)
+    story.over.set()
+    for client in clients:
+        client.join(2 * PATIENCE)
+    assert not story.wrong, (seed, story.wrong)
+    print(dict(story.told))
+    learned = eventually(lambda: same_everywhere(story.services), f"all nodes to have the same (seed {seed})")
+    story.services.append(story.start())
+    assert eventually(lambda: same_everywhere(story.services), "a fresh node to have the same") == learned
+    oracle = Oracle(story.messages())
+    assert oracle.states == learned, seed
+    for service in story.services:
+        assert service.stop() == 0
+    expected = {
+        name: {id_: (KINDS[life.kind], life.seq) for id_, life in model.ids.items()}
+        for name, model in oracle.models.items()
+    }
+    waiting = waiting_in(story.services[0].folder)
+    for service in story.services:
+        assert ids_of(service.folder) == expected, seed
+        assert waiting_in(service.folder) == waiting, seed
+    assert [id_ for _, _, id_, *_ in waiting] == list(oracle.models["late"].waiting)
+    missing = [told for client in clients for told in client.acknowledged if not is_there(oracle, told)]
+    assert not missing, (seed, missing)
+
+
+KINDS = {kind.name.lower(): kind.value for kind in IdKind}
+
+
+def is_there(oracle: Oracle, told: Acknowledged) -> bool:
+    """Whether an event that was acknowledged is in the log as it was told."""
+    for model in oracle.lives[told.model]:
+        life = model.ids.get(told.id)
+        if life is not None and life.seq and told.seq in (None, life.seq):
+            return told.p in (None, model.p[life.seq - 1])
+    return False
