@@ -37,6 +37,7 @@ class Said:
         return re.findall(rf"^{verdict} +(.*)$", self.text, re.MULTILINE)
 
 
+@from_checks_on
 def test_a_topic_that_was_made_can_be_the_log_and_none_is_made_twice(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_topic_that_was_made_can_be_the_log_and_none_is_made_twice(
     assert "3 copies of each partition" in Said(capsys, "check", cluster.address, "--topic", name).of("right")
 
 
+@from_checks_on
 def test_one_copy_is_for_development_and_the_check_says_what_that_means(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +79,7 @@ def test_one_copy_is_for_development_and_the_check_says_what_that_means(
     assert checked.of("WRONG") == ["1 copy of each partition"]
 
 
+@from_checks_on
 def test_each_setting_that_is_wrong_is_found_and_the_advice_mends_it(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +111,7 @@ def test_each_setting_that_is_wrong_is_found_and_the_advice_mends_it(
         eventually(lambda: says(right=9), f"{setting} to be right")
 
 
+@from_checks_on
 def test_a_number_of_partitions_cannot_be_mended_and_what_cannot_be_written_is_wrong(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +143,7 @@ def test_brokers_that_are_away_are_told_until_they_are_back(
     assert not told()
 
 
+@from_checks_on
 def test_who_does_not_answer_and_what_is_not_there_is_named(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +157,7 @@ def test_who_does_not_answer_and_what_is_not_there_is_named(
     assert f"There is no topic '{name}' at {cluster.address}: create it" in missing.text
 
 
+@from_checks_on
 def test_more_copies_than_brokers_are_refused_with_advice(
     cluster: Cluster, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
