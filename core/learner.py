@@ -6,13 +6,12 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from core import logistic
-from core.auto import Auto
 from core.batch import Batch, as_arrays
 from core.builder import BatchBuilder, check_label
 from core.features import Features, X, last_column
@@ -20,6 +19,9 @@ from core.linear import Linear
 from core.logistic import Floats, Labels
 from core.spec import Spec
 from core.weights import Weights, sha256
+
+if TYPE_CHECKING:
+    from core.auto import Auto
 
 Encoded = tuple["array[int]", "array[float]"]
 """Columns and values of an event's features, in its own order; the column is below 0 if the model does not know it."""
@@ -110,9 +112,12 @@ class Learner:
         self.n_features = 0
         """Number of features in the events so far. `features` may know more, from a batch not yet learned."""
         self._room = 0
-        self.auto = Auto(self.spec, self.features.max_features) if auto else None
+        self.auto: Auto | None = None
         """The model if its rule is `auto`."""
-        if self.auto:
+        if auto:
+            from core.auto import Auto  # its kernels take a third of the time to load `core`
+
+            self.auto = Auto(self.spec, self.features.max_features)
             self.features.kinds_of = self.auto.kinds_of
         self.encode = self.encoded if self.auto else self.features.encode
         """`encoded`, or a faster one that may name columns of events not yet learned, whose weights are 0."""
@@ -129,9 +134,9 @@ class Learner:
     @property
     def linear(self) -> Linear:
         """The model's single logistic regression. Raises NoWeights for `auto`."""
-        if isinstance(self._model, Auto):
-            raise NoWeights
-        return self._model
+        if isinstance(self._model, Linear):
+            return self._model
+        raise NoWeights
 
     @property
     def bias(self) -> float:
@@ -158,9 +163,9 @@ class Learner:
         the bias as little-endian float64. For `auto`, all arrays of its state, sorted by name, replace weights and
         bias.
         """
-        if not isinstance(self._model, Auto):
+        if self.auto is None:
             return Weights(self.seq, self.bias, self.weights, self.features.names).sha256()
-        arrays = self._model.arrays(self.n_features)
+        arrays = self.auto.arrays(self.n_features)
         return sha256(self.features.names, self.n_features, (arrays[name] for name in sorted(arrays)))
 
     # -- predicting

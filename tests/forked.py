@@ -39,6 +39,7 @@ CONTEXT.set_forkserver_preload(
         *("fastapi.openapi.utils", "httptools", "prometheus_client", "pytest", "rich", "uvicorn", "uvloop"),
         *("service.commands.cli", "service.commands.client", "service.http.streams", "service.http.openapi"),
         *("service.learning.crosscheck", "service.watching.live", "service.http.page", "service.watching.past"),
+        "core.auto",
     ]
 )
 

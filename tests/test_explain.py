@@ -18,7 +18,8 @@ from river import base, preprocessing
 
 from core import EventError, Learner, Spec
 from core.auto import MAX_SCORE, Terms
-from core.explain import Explanation, aumann_shapley, explain, explain_served
+from core.auto.path import aumann_shapley
+from core.explain import Explanation, explain, explain_served
 from core.features import X, flatten
 from core.learner import NoWeights
 from core.logistic import Floats

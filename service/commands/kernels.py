@@ -49,5 +49,7 @@ def watched(data: Path | None = None) -> Iterator[None]:
     """
     if data is not None:
         os.environ["CORE_KERNELS_ELSE"] = str(data.absolute() / "kernels")
-    with event.install_listener("numba:compile", Compiling()):
+    with event.install_listener("numba:compile", compiling := Compiling()):
         yield
+        if compiling.said:  # now, and not when the first model with the rule auto is made
+            import core.auto  # noqa: F401

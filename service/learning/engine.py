@@ -122,6 +122,7 @@ class Engine:
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new. SpecConflict if it exists with another spec."""
         self._models.check_room(name)
+        await self._models.load_for(spec)  # before the turns wait
         async with self.writer.between_turns():
             return await self._models.create(name, spec)
 

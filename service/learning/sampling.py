@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from core.auto import Auto
 from service.learning.model import Model
 from service.learning.telemetry import Telemetry
 from service.storage.series import BUCKET_SECONDS, Mark, Piece, Row
+
+if TYPE_CHECKING:
+    from core.auto import Auto
 
 PIECE = 100
 """Models sampled and written at once; takes a millisecond."""
