@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from typing import Any, cast
 
 import numpy as np
@@ -126,6 +127,35 @@ def test_the_scores_of_any_stream_are_rivers_however_it_is_cut_into_batches(
     summary = scores.summary()
     assert_rivers(summary["total"], predictions)
     assert_rivers(summary["window"], predictions[len(predictions) - min(window, len(predictions)) :])
+
+
+def test_a_window_takes_room_as_events_come_and_then_no_more() -> None:
+    tracemalloc.start()
+    try:
+        scores = Progressive(window=1_000_000)
+        scores.add(outcome([(0.25, 1)]))
+        few, _ = tracemalloc.get_traced_memory()
+        assert few < 50_000
+        window = Progressive(window=10_000)
+        for _ in range(40):
+            window.add(outcome([(0.25, 1)] * 1_000))
+        full, _ = tracemalloc.get_traced_memory()
+        assert full - few < 17 * 10_000 + 50_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_room_of_a_window_changes_no_score() -> None:
+    """Event by event it grows several times, and at the end it is a ring."""
+    rng = random.Random(5)
+    predictions = [(rng.random(), rng.randrange(2)) for _ in range(450)]
+    one_by_one, at_once = Progressive(window=200), Progressive(window=200)
+    for prediction in predictions:
+        one_by_one.add(outcome([prediction]))
+    at_once.add(outcome(predictions))
+    assert one_by_one.summary() == at_once.summary()
+    assert one_by_one.summary()["window"]["events"] == 200
+    assert repr(one_by_one.state()) == repr(at_once.state())
 
 
 def test_a_batch_larger_than_the_window_leaves_its_last_events_in_it() -> None:

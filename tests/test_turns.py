@@ -487,3 +487,44 @@ def test_after_a_full_disk_a_stream_learns_nothing_more(tmp_path: Path) -> None:
             assert engine.model("default").learner.seq == 0
 
     run(story())
+
+
+def test_a_mistake_in_what_tells_one_caller_harms_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told_to: list[Result] = []
+
+    def mistaken(result: Result) -> None:
+        told_to.append(result)
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            engine.queue.enqueue_for("default", [event(1.0)], mistaken)
+            other = engine.queue.enqueue("default", [event(2.0)])
+            assert told(await other).seq == [2]
+            assert told(await engine.learn("default", [event(3.0)])).seq == [3]
+
+    run(story())
+    assert told(told_to[0]).seq == [1]
+    assert len(told_to) == 1
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
+def test_while_many_callers_are_told_the_loop_serves_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "ANSWERS", 10)
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            count, seen = 0, set[int]()
+
+            def tell(_: Result) -> None:
+                nonlocal count
+                count += 1
+
+            for i in range(100):
+                engine.queue.enqueue_for("default", [event(float(i))], tell)
+            while count < 100:
+                await asyncio.sleep(0)
+                seen.add(count)
+            assert len(seen) >= 9
+
+    run(story())

@@ -1,10 +1,10 @@
 """The floors of a prediction and of a durable learn: an ASGI endpoint that parses the body and replies.
 
 It uses the service's server (uvicorn with uvloop and httptools) and parser (msgspec). With `--write` it also writes
-each body to a file and syncs it before it replies, as many bytes as a commit of one event takes in the service.
+each body to a file, filled up to `--bytes`, and syncs it before it replies.
 
     python tests/benchmarks/floor.py --port 8001
-    python tests/benchmarks/floor.py --port 8001 --write FILE
+    python tests/benchmarks/floor.py --port 8001 --write FILE --bytes 24000
 """
 
 import argparse
@@ -18,8 +18,6 @@ import uvicorn
 Message = dict[str, Any]
 REPLY = b'{"model":"default","p":0.9919579763934316,"y":true,"seq":12345}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(REPLY))]
-WRITTEN = 16_448
-"""Bytes that a commit of one event writes: two pages of the write-ahead log with their headers."""
 ROOM = 4 * 2**20
 """Bytes of the file, which is overwritten again and again: about the size of the write-ahead log."""
 
@@ -27,16 +25,17 @@ ROOM = 4 * 2**20
 class File:
     """A file that is written in place, as the write-ahead log is."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, size: int) -> None:
+        self._size = size
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.write(self._fd, bytes(ROOM))
         os.fsync(self._fd)
         self._at = 0
 
     def keep(self, body: bytes) -> None:
-        os.pwrite(self._fd, body.ljust(WRITTEN, b"\0"), self._at)
+        os.pwrite(self._fd, body.ljust(self._size, b"\0"), self._at)
         os.fdatasync(self._fd)
-        self._at = (self._at + WRITTEN) % (ROOM - WRITTEN)
+        self._at = (self._at + self._size) % (ROOM - self._size)
 
 
 file: File | None = None
@@ -70,9 +69,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An endpoint that parses the body and does nothing.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--write", metavar="FILE", help="write each body to this file and sync it before the reply")
+    parser.add_argument("--bytes", type=int, default=16_000, help="how many bytes at a time")
     options = parser.parse_args()
     if options.write:
-        file = File(options.write)
+        file = File(options.write, options.bytes)
     uvicorn.run(
         endpoint,
         host="127.0.0.1",

@@ -2,6 +2,7 @@
 
     predict                one prediction per request, 32 connections, against an endpoint that only parses the body
     learn alone            one durable learn at a time, against one write and fdatasync of the same number of bytes
+    learn by hand          the same, against an endpoint that parses the body, writes so many bytes, syncs and replies
     predict while learning predictions while another connection learns NDJSON at full rate, against the same alone
     1,000 models           learns at 32 connections over the models in turn, against one model
     start                  time to the first answer, against `python -c "import fastapi, river, numba"`
@@ -64,11 +65,26 @@ def predict(generator: str, seconds: int) -> tuple[float, float]:
 def learn_alone(generator: str, seconds: int) -> tuple[float, float]:
     """Median milliseconds of a learn on one connection, and of a write and fdatasync of the same number of bytes."""
     with running(logstep()) as server:
-        measure(generator, server.port, "/learn", 1, 1)
-        before = written(server.pid)
-        result = measure(generator, server.port, "/learn", 1, seconds)
-        size = round((written(server.pid) - before) / (result.requests_per_second * seconds))
-        return result.p50_ms, write_and_sync(server.folder, size)
+        ours, size = one_at_a_time(generator, server, seconds)
+        return ours, write_and_sync(server.folder, size)
+
+
+def learn_by_hand(generator: str, seconds: int) -> tuple[float, float]:
+    """The same, and what an endpoint takes that keeps as many bytes."""
+    with running(logstep()) as server:
+        ours, size = one_at_a_time(generator, server, seconds)
+    script = str(Path(__file__).with_name("floor.py").resolve())
+    keeps = ("--write", "{folder}/bodies", "--bytes", str(size))
+    with running(Side("floor", (sys.executable, script, "--port", "{port}", *keeps), "/")) as server:
+        return ours, one_at_a_time(generator, server, seconds)[0]
+
+
+def one_at_a_time(generator: str, server: Server, seconds: int) -> tuple[float, int]:
+    """Median milliseconds of a learn on one connection, and how many bytes it writes."""
+    measure(generator, server.port, "/learn", 1, 1)
+    before = written(server.pid)
+    result = measure(generator, server.port, "/learn", 1, seconds)
+    return result.p50_ms, round((written(server.pid) - before) / (result.requests_per_second * seconds))
 
 
 def written(pid: int) -> int:
@@ -160,6 +176,7 @@ def start(generator: str, seconds: int) -> tuple[float, float]:
 CONTESTS: dict[str, tuple[str, Callable[[str, int], tuple[float, float]]]] = {
     "predict": ("a second", predict),
     "learn alone": ("ms, p50", learn_alone),
+    "learn by hand": ("ms, p50", learn_by_hand),
     "predict while learning": ("ms, p99", predict_while_learning),
     "1,000 models": ("a second", many_models),
     "start": ("s", start),
