@@ -282,11 +282,12 @@ class Cluster(Broker):
         self._processes[number].signal(signal.SIGCONT)
 
     def mend(self) -> None:
-        """Let every broker run."""
+        """Let every broker run, and wait until the cluster has all: one that was paused was left out."""
         dead = [number for number, process in self._processes.items() if not process.runs]
         for number in self._processes.keys() - dead:
             self.resume(number)
         self.start(*dead)
+        eventually(lambda: self.members == set(self._processes), "the cluster to have all", START_SECONDS)
 
     @property
     def members(self) -> set[int]:
