@@ -25,7 +25,7 @@ from service import errors, logs
 from service.decode import event_json
 from service.fairness import background
 from service.http import access, routes
-from service.http.access import Asked, asked_of
+from service.http.access import NO_MODEL, Asked, asked_of
 from service.http.arrays import Arrays
 from service.http.bodies import Bodies, check_readable, is_stream, unpacked
 from service.http.fresh import PLACE, wait_until_fresh
@@ -262,7 +262,8 @@ class Exchange:
 
     def _added(self) -> list[tuple[bytes, bytes]]:
         added = [(b"x-request-id", self._id)]
-        if (place := self._engine.place_of(asked_of(self.scope).model)) is not None:
+        model = asked_of(self.scope).model
+        if model != NO_MODEL and (place := self._engine.place_of(model)) is not None:
             added.append((PLACE, place))
         if self._engine.state.stopping:
             # Else a client that keeps its connections may send its next request on a closed one.

@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -202,8 +203,11 @@ class _Tally:
     def add(self, items: Sequence[Event | Label] | Table, result: Result) -> None:
         seqs: Sequence[int]
         losses: Sequence[float] | Floats
-        if result and isinstance(run := result[0], Run):
-            seqs, losses = range(run.first_seq, run.first_seq + len(run.losses)), run.losses[run.taken]
+        if result and isinstance(result[0], Run):
+            runs = [run for run in result if isinstance(run, Run)]
+            places = [range(run.first_seq, run.first_seq + len(run.losses)) for run in runs]
+            seqs = places[0] if len(runs) == 1 else [*chain.from_iterable(places)]
+            losses = np.concatenate([run.losses[run.taken] for run in runs])
         else:
             fresh = [outcome for outcome in result if isinstance(outcome, Learned)]
             seqs = [outcome.seq for outcome in fresh]

@@ -373,7 +373,7 @@ class Writer:
                 return known, first, rest + requests[1:]
             if request.stream is None:
                 request.refuse(errors.IdsTooLarge(count=count, limit=JOINED_BYTES))
-                return known, [], []
+                request.items = []  # it stays in the turn, because a replica's position must pass it
             return known, [request], [request.cut(count)]
         return known, requests, []
 

@@ -27,6 +27,8 @@ logger = logging.getLogger("logstep")
 
 AHEAD = 8_192
 """Events that wait for the writer, and records that wait to be decoded. The rest waits at the brokers."""
+AHEAD_BYTES = 64 << 20
+"""Bytes of records that wait to be decoded."""
 WIDE_BYTES = 1 << 16
 """Length from which a record is decoded in a thread."""
 ITEMS_AT_ONCE = 256
@@ -75,6 +77,7 @@ class Feed:
         """Up to which offset each partition was read, where its end was met."""
         self._streams = {name: Stream(broken=True, name=name) for name in broken}
         self._records: deque[Record] = deque()
+        self._bytes = 0
         self._arrived = asyncio.Event()
         self.stopping = False
         self.applied = 0
@@ -89,7 +92,8 @@ class Feed:
         self._records.extend(records)
         self._newest.update((record.partition, record.offset) for record in records)
         self._ends.update(ends)
-        if len(self._records) > AHEAD and self._link is not None:
+        self._bytes += sum(len(record.value) for record in records)
+        if (len(self._records) > AHEAD or self._bytes > AHEAD_BYTES) and self._link is not None:
             self._link.hold()
         self._arrived.set()
 
@@ -115,7 +119,9 @@ class Feed:
         items = 0
         while not self.stopping:
             while self._records and not self.stopping:
-                items += await self._apply(self._records.popleft())
+                record = self._records.popleft()
+                self._bytes -= len(record.value)
+                items += await self._apply(record)
                 if items >= ITEMS_AT_ONCE:
                     items = 0
                     await asyncio.sleep(0)

@@ -27,6 +27,13 @@ SURE_SECONDS = 30.0
 """How long a caller waits for its record to come back."""
 
 
+HEADERS = 1_024
+"""Bytes of a record beside its value, at most."""
+
+Part = tuple[asyncio.Future[Result], int]
+"""The answer to a record, and how many items it has."""
+
+
 class Asked(NamedTuple):
     """Who waits for a record to be applied. items: how many it has. at: when it was asked (monotonic)."""
 
@@ -70,20 +77,17 @@ class Outbox(Queue):
         await self._wait_for_room(len(items))
         self._lifecycle.check_streams()
         self._check(model, len(items))
-        do, value = await worked(_is_wide(items), encode, items, True)
-        if len(value) < LARGEST_RECORD - 1_024 or len(items) < 2:
-            return self.ask(model, do, value, len(items), stream)
-        return asyncio.ensure_future(self._in_parts(model, items, stream))
+        parts = await self._written(model, items, stream)
+        return parts[0][0] if len(parts) == 1 else asyncio.ensure_future(_joined(parts))
 
-    async def _in_parts(self, model: str, items: Items, stream: Stream) -> Result:
+    async def _written(self, model: str, items: Items, stream: Stream) -> list[Part]:
+        """Write items of a stream as one record, or as several in order."""
+        do, value = await worked(_is_wide(items), encode, items, True)
+        if len(value) < LARGEST_RECORD - HEADERS or len(items) < 2:
+            return [(self.ask(model, do, value, len(items), stream), len(items))]
         half = len(items) // 2
-        first = await (await self.submit(model, part(items, 0, half), stream))
-        if refusal_of(first) is not None:
-            return first
-        rest = await (await self.submit(model, part(items, half, len(items)), stream))
-        if (refused := refusal_of(rest)) is not None and refused.error.index is not None:
-            refused.error.index += half
-        return first + rest
+        first = await self._written(model, part(items, 0, half), stream)
+        return first + await self._written(model, part(items, half, len(items)), stream)
 
     async def learn(self, model: str, items: Sequence[Item]) -> list[Outcome]:
         """Learn an array, all or none."""
@@ -187,11 +191,31 @@ class Outbox(Queue):
         self.events += len(request.items)
         self.work.set()
 
+    def drop_all(self) -> None:
+        """Drop what waits for the writer: it is in the topic."""
+        self._requests.clear()
+        self.events = 0
+        self.wake_all()
+
     async def wait_for_fewer(self, events: int) -> None:
         """Wait until at most so many events wait for the writer."""
         while self.events > events and not self._lifecycle.state.over:
             self._room.clear()
             await self._room.wait()
+
+
+async def _joined(parts: list[Part]) -> Result:
+    """What became of items that went out in several records. An error's index counts from the first of them."""
+    joined, before = list[Outcome](), 0
+    for answer, count in parts:
+        result = await answer
+        joined += result
+        if (refused := refusal_of(result)) is not None:
+            if refused.error.index is not None:
+                refused.error.index += before
+            break
+        before += count
+    return joined
 
 
 def _is_wide(items: Items) -> bool:

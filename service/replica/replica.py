@@ -242,6 +242,7 @@ class Replica(Engine):
         if self._link is not None:
             await asyncio.to_thread(self._link.close)
         self.queue.give_up_all()
+        self.queue.drop_all()
         await super().stop(seconds)
 
     async def _finish_log(self) -> None:

@@ -1,0 +1,165 @@
+"""A node in this process, on librdkafka's own mock of brokers: how what it is asked becomes records and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from broker import Mock
+from patience import PATIENCE
+
+from core import Learner
+from service import errors
+from service.events import Event
+from service.learning.request import Learned, Run, Stream, refusal_of
+from service.replica import outbox, topic
+from service.replica.replica import Replica
+from service.settings import Settings
+from service.table import Table
+
+_names = itertools.count(1)
+
+
+@asynccontextmanager
+async def node(brokers: Mock, folder: Path, name: str, **settings: Any) -> AsyncIterator[Replica]:
+    """A node that has caught up."""
+    engine = Replica(Settings(data=folder, kafka=brokers.address, topic=name, **settings))
+    await engine.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while why := engine.unready:
+                assert engine.failure is None, (why, engine.failure)
+                await asyncio.sleep(0.02)
+        yield engine
+    finally:
+        await engine.stop(1.0)
+
+
+@pytest.fixture
+def name(mock_cluster: Mock) -> str:
+    made = f"log-{next(_names)}"
+    mock_cluster.create(made, topic.PARTITIONS)
+    return made
+
+
+def rows(count: int) -> list[Event]:
+    return [Event({"a": float(i % 7), "b": 1.0, "c": i % 3 == 0}, i % 2) for i in range(count)]
+
+
+def learned(events: list[Event]) -> str:
+    learner = Learner()
+    for event in events:
+        learner.learn_one(event.x, int(event.y))
+    return learner.sha256()
+
+
+def test_a_piece_that_is_too_large_for_a_record_becomes_several_in_order(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LARGEST_RECORD", 4_096)
+    events = rows(300)
+    values = np.array([[float(i % 7), 1.0, float(i % 3 == 0)] for i in range(300)])
+    labels = np.array([event.y for event in events], np.uint8)
+    table = Table(1, ["a", "b", "c"], values, None, labels)
+
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name) as engine:
+            stream = Stream()
+            pieces = [await engine.queue.submit("default", part, stream) for part in (events, table, events[:1])]
+            one, two, three = [await piece for piece in pieces]
+            assert [outcome.seq for outcome in one if isinstance(outcome, Learned)] == [*range(1, 301)]
+            runs = [run for run in two if isinstance(run, Run)]
+            assert len(runs) > 1
+            assert sum(len(run.losses) for run in runs) == 300
+            assert isinstance(three[0], Learned)
+            assert three[0].seq == 601
+            assert engine.model("default").learner.sha256() == learned(events + events + events[:1])
+            wrong = [*events[:280], Event({"a": 1e301}, 1), *events[:5]]
+            result = await (await engine.queue.submit("default", wrong, Stream()))
+            refused = refusal_of(result)
+            assert refused is not None
+            assert (len(result), refused.error.index) == (281, 280)
+            assert engine.model("default").learner.seq == 881
+
+    asyncio.run(story())
+
+
+def test_an_array_that_no_record_holds_is_refused_before_the_log(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name, queue_events=2**20) as engine:
+            wide: Any = {f"a feature with a long name, number {i}": 1.5 for i in range(9_000)}
+            with pytest.raises(errors.RecordTooLarge, match="Send NDJSON"):
+                await engine.learn("default", [Event(wide, 1)] * 50)
+            assert engine.model("default").learner.seq == 0
+            assert engine.queue.asked_events == 0
+
+    asyncio.run(story())
+
+
+def test_what_is_on_its_way_is_bounded(mock_cluster: Mock, name: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name, queue_events=10) as engine:
+            answers = [engine.queue.enqueue("default", rows(1)) for _ in range(10)]
+            with pytest.raises(errors.QueueFull):
+                engine.queue.enqueue("default", rows(1))
+            assert [(await answer)[0].seq for answer in answers] == [*range(1, 11)]  # type: ignore[union-attr]
+            assert engine.queue.has_room(10)
+
+    asyncio.run(story())
+
+
+def test_nobody_waits_for_ever_for_a_record_that_does_not_come_back(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "SURE_SECONDS", 0.5)
+
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name) as engine:
+            await engine.learn("default", rows(1))
+            for number in (1, 2, 3):
+                mock_cluster.down(number)
+            with pytest.raises(errors.NotSure):
+                await engine.learn("default", rows(1))
+            with pytest.raises(errors.NotSure):
+                await engine.delete("default")
+            for number in (1, 2, 3):
+                mock_cluster.up(number)
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await engine.learn("default", rows(1))
+                        break
+                    except errors.NotSure:
+                        continue
+
+    asyncio.run(story())
+
+
+def test_it_stops_at_once_though_much_is_not_applied(mock_cluster: Mock, name: str, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path / "one", name, queue_events=2**20) as engine:
+            for _ in range(3):
+                await engine.learn("default", rows(10_000))
+        async with node(mock_cluster, tmp_path / "one", name) as engine:
+            assert engine.model("default").learner.seq == 30_000
+        late = Replica(Settings(data=tmp_path / "two", kafka=mock_cluster.address, topic=name))
+        await late.start()
+        while not late.caught_up and not late.model("default").learner.seq:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.005)
+        await late.stop(1.0)
+        assert late.failure is None
+        async with node(mock_cluster, tmp_path / "two", name) as engine:
+            assert engine.model("default").learner.sha256() == learned(rows(10_000) * 3)
+
+    asyncio.run(story())
