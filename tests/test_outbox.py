@@ -110,7 +110,8 @@ def test_what_is_on_its_way_is_bounded(mock_cluster: Mock, name: str, tmp_path: 
             answers = [engine.queue.enqueue("default", rows(1)) for _ in range(10)]
             with pytest.raises(errors.QueueFull):
                 engine.queue.enqueue("default", rows(1))
-            assert [(await answer)[0].seq for answer in answers] == [*range(1, 11)]  # type: ignore[union-attr]  # each is Learned
+            seqs = [(await answer)[0].seq for answer in answers]  # type: ignore[union-attr]  # each is Learned
+            assert seqs == [*range(1, 11)]
             assert engine.queue.has_room(10)
 
     asyncio.run(story())
