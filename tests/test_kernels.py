@@ -20,7 +20,9 @@ LEFT_OUT = "logistic.sigmoid-*"
 
 @pytest.fixture
 def kept() -> Path:
-    """The folder with the kernels of these tests."""
+    """The folder with the kernels of these tests, all of them."""
+    import core.auto  # noqa: F401
+
     cache = compiled.cache()
     assert cache is not None
     return cache.folder
