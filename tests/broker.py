@@ -14,8 +14,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -55,8 +56,10 @@ process.roles=broker,controller
 node.id={number}
 controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{host}:{ports.plain},SASL_PLAINTEXT://{host}:{ports.sasl},CONTROLLER://{host}:{ports.controller}
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
+listeners=PLAINTEXT://{host}:{ports.plain},SASL_PLAINTEXT://{host}:{ports.sasl},FAR://{host}:{ports.far},\
+CONTROLLER://{host}:{ports.controller}
+advertised.listeners=PLAINTEXT://{host}:{ports.plain},SASL_PLAINTEXT://{host}:{ports.sasl},FAR://{host}:{ports.relay}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,FAR:PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
 required user_shop="a secret of the shop";
@@ -166,11 +169,13 @@ class Broker:
 
 
 class Ports(NamedTuple):
-    """Where a broker listens."""
+    """Where a broker listens. far: for who comes by a `Relay`, which listens at `relay`."""
 
     plain: int
     sasl: int
     controller: int
+    far: int
+    relay: int
 
 
 class Process:
@@ -289,6 +294,15 @@ class Cluster(Broker):
         self.start(*dead)
         eventually(lambda: self.members == set(self._processes), "the cluster to have all", START_SECONDS)
 
+    @contextmanager
+    def relay(self) -> Iterator[Relay]:
+        """A way to these brokers that can be cut."""
+        way = Relay({ports.relay: ports.far for ports in self._ports})
+        try:
+            yield way
+        finally:
+            way.close()
+
     @property
     def members(self) -> set[int]:
         """The brokers that the cluster has, as one of them tells."""
@@ -318,6 +332,51 @@ class Cluster(Broker):
             process.end()
 
 
+class Relay:
+    """Passes bytes on between ports of this machine. While it is cut, they wait, and nobody is told: as when a cable is
+    pulled. ports: where it listens, and where to pass on to."""
+
+    def __init__(self, ports: Mapping[int, int]) -> None:
+        self.address = ",".join(f"{HOST}:{port}" for port in ports)
+        self._flows = threading.Event()
+        self._flows.set()
+        self._sockets: list[socket.socket] = []
+        for port, to in ports.items():
+            listener = socket.create_server((HOST, port))
+            self._sockets.append(listener)
+            threading.Thread(target=self._accept, args=(listener, to), daemon=True).start()
+
+    def cut(self) -> None:
+        self._flows.clear()
+
+    def mend(self) -> None:
+        self._flows.set()
+
+    def _accept(self, listener: socket.socket, to: int) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((HOST, to))
+                self._sockets += (near, far)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self._flows.wait()
+                to.sendall(data)
+        with suppress(OSError):
+            to.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._flows.set()
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
 def _uuid() -> str:
     """An id as Kafka has them."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -328,8 +387,11 @@ def brokers(folder: Path, count: int = 1) -> Iterator[Cluster]:
     """A cluster in a new folder; its brokers are killed at the end."""
     skip_without_broker()
     folder.mkdir(parents=True)
-    ports = free_ports(3 * count)
-    processes = [Process(folder / f"broker-{i + 1}", i + 1, Ports(*ports[3 * i : 3 * i + 3])) for i in range(count)]
+    kinds = len(Ports._fields)
+    ports = free_ports(kinds * count)
+    processes = [
+        Process(folder / f"broker-{i + 1}", i + 1, Ports(*ports[kinds * i : kinds * (i + 1)])) for i in range(count)
+    ]
     voters = ",".join(f"{process.number}@{HOST}:{process.ports.controller}" for process in processes)
     for process in processes:
         process.prepare(voters, copies=count)

@@ -88,6 +88,24 @@ def state(node: Service, model: str = "default", seen: str = "") -> tuple[int, s
     return told["seq"], told["sha256"]
 
 
+def unready(node: Service) -> str:
+    """Why a node is not ready; "" if it is."""
+    reply = node.http.get("/readyz")
+    return "" if reply.status_code == 200 else str(reply.json()["detail"])
+
+
+def ready(node: Service) -> bool:
+    return not unready(node)
+
+
+def lag(node: Service) -> float:
+    """How many records are not applied, as the metrics tell."""
+    told = next(
+        line for line in node.http.get("/metrics").text.splitlines() if line.startswith("logstep_topic_lag_rec")
+    )
+    return float(told.split()[-1])
+
+
 def seen(node: Service, model: str = "default") -> str:
     """What a reply of a node says that it has applied."""
     return str(node.http.get(f"/models/{model}").headers["x-logstep-offset"])

@@ -16,17 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker import Cluster
+from confluent_kafka import Producer
 from effort import amount, from_checks_on
 from harness import HOST, LOGSTEP, LOST, NDJSON, Service, Start, ndjson
 from patience import PATIENCE, eventually
 from processes import ids_in
-from replicas import Nodes, Oracle, make_topic
+from replicas import Nodes, Oracle, lag, make_topic, ready, seen, state, unready
 
 from service.replica import topic
 from service.replica.records import partition_of
@@ -438,3 +440,50 @@ def is_there(oracle: Oracle, told: Acknowledged) -> bool:
         if life is not None and life.seq and told.seq in (None, life.seq):
             return told.p in (None, model.p[life.seq - 1])
     return False
+
+
+# -- one thing at a time
+
+
+def test_a_node_that_is_cut_off_predicts_is_unready_and_catches_up(cluster: Cluster, start: Start) -> None:
+    make_topic(cluster, "cut")
+    nodes = Nodes(cluster, "cut", start)
+    with cluster.relay() as way:
+        one, two = nodes.start(), nodes.start("--max-lag", "1", brokers=way.address)
+        two.learn([{"x": {"a": 1}, "y": 1, "id": "before"}])
+        way.cut()
+        for i in range(20):
+            one.learn([{"x": {"a": i}, "y": i % 2}])
+        eventually(lambda: "brokers do not answer" in unready(two), "it to be unready")
+        assert two.http.post("/predict", json={"x": {"a": 1}}).json()["seq"] == 1
+        way.mend()
+        eventually(partial(ready, two), "it to be ready again")
+        assert state(two) == state(one) == nodes.learned()
+        two.learn([{"x": {"a": 1}, "y": 1, "id": "after"}])
+        assert state(one, seen=seen(two))[0] == 22
+
+
+def test_transactions_count_once_they_are_committed(cluster: Cluster, start: Start) -> None:
+    make_topic(cluster, "transactions")
+    nodes = Nodes(cluster, "transactions", start)
+    node = nodes.start()
+    producer = Producer({"bootstrap.servers": cluster.address, "transactional.id": "shop", "log_level": "0"})
+    producer.init_transactions(PATIENCE)
+    there = partition_of(b"default", topic.PARTITIONS)
+    for i, commits in enumerate((False, True, True, False)):
+        producer.begin_transaction()
+        value = json.dumps({"x": {"a": i}, "y": 1, "id": f"t{i}", "weight": 1.0})
+        producer.produce("transactions", value, b"default", there, headers=[("do", b"learn")])
+        producer.flush(PATIENCE)
+        (producer.commit_transaction if commits else producer.abort_transaction)(PATIENCE)
+    for each in (node, nodes.start()):  # the topic ends with a mark that no node sees
+        eventually(partial(at_the_end, each), "it to be at the end")
+        assert state(each) == nodes.learned()
+    node.stop()
+    again = nodes.start(folder=node.folder)
+    again.learn([{"x": {"a": 9}, "y": 0, "id": "t0"}])  # the id of one that was aborted
+    assert state(again)[0] == 3
+
+
+def at_the_end(node: Service) -> bool:
+    return state(node)[0] == 2 and lag(node) == 0 and ready(node)

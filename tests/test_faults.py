@@ -7,13 +7,10 @@ event is in the log once, at its seq, every other one at most once, and the weig
 
 from __future__ import annotations
 
-import errno
 import functools
 import http.client
-import os
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk import needs_strace
+from disk import fill, needs_strace, small_disk
 from effort import amount, few, from_checks_on, only_long
 from harness import LOST, Service, exchange, exchange_whole, faketime, told_the_time_by
 from patience import eventually
@@ -252,32 +249,6 @@ def test_an_error_while_the_log_is_copied_to_the_database_loses_nothing(tmp_path
             assert service.process.wait(30) == 1
     assert "(INJECTED)" in (tmp_path / "trace").read_text()
     journal.check(folder)
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, of so many bytes."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here: it takes root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write to a file until there is no room."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while os.write(fd, bytes(4096)):
-            continue
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-    finally:
-        os.close(fd)
 
 
 def test_a_full_disk_refuses_to_learn_and_goes_on_by_itself_when_there_is_room_again(tmp_path: Path) -> None:
