@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from core.compiled import compiled
+from core.compiled import compiled, part_of_kernels
 from core.logistic import Floats, Ints, Labels, Offsets
 
 Bits = npt.NDArray[np.uint64]
@@ -159,7 +159,7 @@ def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
     return np.frombuffer(columns, np.int32), np.frombuffer(values)
 
 
-@compiled("uint64(uint64)")
+@part_of_kernels
 def _mixed(bits: np.uint64) -> np.uint64:
     """A 64-bit number with its bits mixed by MurmurHash3's finaliser."""
     bits ^= bits >> np.uint64(33)

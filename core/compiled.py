@@ -159,8 +159,8 @@ _OPTIONS = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def compiled(signature: Any, nogil: bool = True) -> Callable[[F], F]:
-    """Compile a function for `signature` (text or numba types) now, or load it from the cache. `.py_func` is the plain
-    Python function. nogil: whether it runs without the GIL; to give that away and take it back costs 40 ns a call."""
+    """Compile a function that Python calls for `signature` (text or numba types) now, or load it from the cache. nogil:
+    whether it runs without the GIL; to give that away and take it back costs 40 ns a call."""
 
     options = _OPTIONS | {"nogil": nogil}
 
@@ -177,5 +177,6 @@ def compiled(signature: Any, nogil: bool = True) -> Callable[[F], F]:
     return compile_now
 
 
-part_of_kernels: Callable[[F], F] = register_jitable
-"""For a function that kernels compile with themselves. `.py_func` of a kernel calls it as plain Python."""
+part_of_kernels: Callable[[F], F] = register_jitable(no_cfunc_wrapper=True, _nrt=False, error_model="numpy")
+"""For a function that only kernels call: it is compiled when the first kernel that calls it is, once for all of them,
+and without what Python needs to call it, which takes as long to compile again. Python calls the plain function."""

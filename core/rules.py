@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from core.compiled import compiled
+from core.compiled import part_of_kernels
 from core.logistic import Floats, Ints
 
 Table = npt.NDArray[np.float64]
@@ -103,21 +103,19 @@ KEPT = max(len(rule.keeps) for rule in RULES.values())
 """Most numbers that a rule keeps per feature."""
 
 
-_ARGUMENTS = (COLUMNS, FLOATS, FLOATS, TABLE, types.float64, types.float64, FLOATS, FLOATS)
-_UPDATE = types.void(*_ARGUMENTS)
 # c: the columns of the event's features; g: their gradients g_i; w: the weights; s: the rule's numbers for each
 # feature, at first 0; rate: the learning rate; t: the number of this event, from 1; q: the parameters; scalars: the
 # model's scalars
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def sgd(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Stochastic gradient descent (Robbins and Monro 1951): w <- w - rate g."""
     for k, i in enumerate(c):
         w[i] -= rate * g[k]
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def momentum(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """s <- rho s + rate g;  w <- w - s."""
     for k, i in enumerate(c):
@@ -125,7 +123,7 @@ def momentum(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
         w[i] -= s[i, 0]
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def nesterov(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Momentum with the gradient taken ahead, at w - rho s. This first undoes the move to that point."""
     for k, i in enumerate(c):
@@ -134,7 +132,7 @@ def nesterov(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
         w[i] -= s[i, 0]
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def adagrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Duchi, Hazan and Singer 2011: G <- G + g²;  w <- w - rate / sqrt(G + eps) g."""
     for k, i in enumerate(c):
@@ -142,7 +140,7 @@ def adagrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
         w[i] -= rate / math.pow(s[i, 0] + q[EPS], q[ROOT]) * g[k]
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def rmsprop(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Tieleman and Hinton 2012: G <- rho G + (1 - rho) g²;  w <- w - rate / sqrt(G + eps) g."""
     for k, i in enumerate(c):
@@ -150,7 +148,7 @@ def rmsprop(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
         w[i] -= rate / math.pow(s[i, 0] + q[EPS], q[ROOT]) * g[k]
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def adadelta(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Zeiler 2012: G <- rho G + (1 - rho) g²;  d = -sqrt(D + eps) / sqrt(G + eps) g;  D likewise of d;  w <- w + d."""
     for k, i in enumerate(c):
@@ -160,7 +158,7 @@ def adadelta(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
         w[i] += d
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def adam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Kingma and Ba 2015: means m of g and v of g², both corrected for their start;  w <- w - rate m / sqrt(v)."""
     rate = rate * math.pow(1.0 - math.pow(q[BETA_2], t), q[ROOT]) / (1.0 - math.pow(q[BETA_1], t))
@@ -170,7 +168,7 @@ def adam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
         w[i] -= rate * s[i, 0] / (math.pow(s[i, 1], q[ROOT]) + q[EPS])
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def amsgrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Reddi, Kale and Kumar 2018: Adam with the largest v so far."""
     if q[CORRECT_BIAS]:
@@ -182,7 +180,7 @@ def amsgrad(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: F
         w[i] -= rate * s[i, 0] / (math.pow(s[i, 2], q[ROOT]) + q[EPS])
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def nadam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Dozat 2016: Adam with Nesterov's look ahead."""
     start_1, start_2 = 1.0 - math.pow(q[BETA_1], t), 1.0 - math.pow(q[BETA_2], t)
@@ -193,7 +191,7 @@ def nadam(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Flo
         w[i] -= rate * m / (math.pow(s[i, 1] / start_2, q[ROOT]) + q[EPS])
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def adamax(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Kingma and Ba 2015: Adam with the largest |g|, decaying, in place of the root of v."""
     rate = rate / (1.0 - math.pow(q[BETA_1], t))
@@ -203,7 +201,7 @@ def adamax(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Fl
         w[i] -= rate * s[i, 0] / (s[i, 1] + q[EPS])
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def adabound(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Luo et al. 2019: Adam with rates clipped to bounds that close in on `final_lr`."""
     start_1, start_2 = 1.0 - math.pow(q[BETA_1], t), 1.0 - math.pow(q[BETA_2], t)
@@ -218,7 +216,7 @@ def adabound(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: 
         w[i] -= bounded * s[i, 0]
 
 
-@compiled("float64(float64, float64, float64, float64[::1])")
+@part_of_kernels
 def _ftrl_weight(z: float, n: float, rate: float, q: Floats) -> float:
     """w = -(z - sign(z) l1) / ((beta + sqrt(n)) / rate + l2), the minimiser of the regularised sum of gradients."""
     sign = 1.0 if z > 0.0 else -1.0
@@ -226,7 +224,7 @@ def _ftrl_weight(z: float, n: float, rate: float, q: Floats) -> float:
     return weight
 
 
-@compiled(_UPDATE)
+@part_of_kernels
 def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats) -> None:
     """Follow the regularised leader, proximal (McMahan et al. 2013): z <- z + g - sigma w;  n <- n + g².
 
@@ -244,7 +242,7 @@ def ftrl(c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floa
             w[i] = _ftrl_weight(s[i, 0], s[i, 1], rate, q) if abs(s[i, 0]) > q[L1] else 0.0
 
 
-@compiled(types.void(types.int64, *_ARGUMENTS))
+@part_of_kernels
 def update(  # noqa: C901  # the compiler makes a switch of it; numba has no table of functions
     rule: int, c: Ints, g: Floats, w: Floats, s: Table, rate: float, t: float, q: Floats, scalars: Floats
 ) -> None:

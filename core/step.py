@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from core.compiled import compiled
+from core.compiled import compiled, part_of_kernels
 from core.logistic import Floats, Ints, Labels, Offsets, residual, score
 
 from core.rules import (  # isort: skip
@@ -37,7 +37,7 @@ AS_IS = (-1.0, 0.0, 1.0)
 1, or the magnitude |-1|, leave a value unchanged. A negative first number tells the scaler not to learn."""
 
 
-@compiled("void(int64, int32[::1], float64[::1], float64[:, ::1])")
+@part_of_kernels
 def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
     """The scaler learns the event's values.
 
@@ -57,7 +57,7 @@ def learn_scale(scale: int, c: Ints, x: Floats, scaler: Table) -> None:
             scaler[i, 0] = max(scaler[i, 0], abs(x[k]))
 
 
-@compiled("void(int64, int32[::1], float64[::1], float64[:, ::1], float64, float64[::1])")
+@part_of_kernels
 def scale_into(scale: int, c: Ints, x: Floats, scaler: Table, root: float, scaled: Floats) -> None:
     """`scaled` <- (x - mean) / sqrt(variance), or x / largest magnitude; 0 if the divisor is 0, or the feature is
     unknown (its column is negative or past the end). `root` is 1/2."""
@@ -83,7 +83,7 @@ def scheduled(schedule: int, rate: float, shape: float, n: float) -> float:
     return rate
 
 
-@compiled("void(int32[::1], float64[::1], float64[::1], float64)")
+@part_of_kernels
 def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
     """The cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou 2009, river's `l1`): each weight of the event moves
     towards 0 by the total penalty `owed` so far minus what it has `paid`, but never past 0."""
@@ -96,7 +96,7 @@ def shrink(c: Ints, w: Floats, paid: Floats, owed: float) -> None:
         paid[i] += w[i] - before
 
 
-@compiled(types.void(COLUMNS, FLOATS, types.uint8, types.float64, types.float64, STATE, CODES, FLOATS, FLOATS))
+@part_of_kernels
 def step(
     c: Ints, x: Floats, y: int, sample_weight: float, n: float, state: State, codes: Codes, q: Floats, g: Floats
 ) -> None:
@@ -128,7 +128,7 @@ _PAID = _SCALER + 3
 SAVED = _PAID + 1
 
 
-@compiled(types.void(COLUMNS, STATE, TABLE))
+@part_of_kernels
 def save(c: Ints, state: State, saved: Table) -> None:
     """Copy all that a step for these columns may change."""
     for k, i in enumerate(c):
@@ -143,7 +143,7 @@ def save(c: Ints, state: State, saved: Table) -> None:
         saved[-1, j] = state.scalars[j]
 
 
-@compiled(types.void(COLUMNS, STATE, TABLE))
+@part_of_kernels
 def restore(c: Ints, state: State, saved: Table) -> None:
     """Restore what `save` copied."""
     for k, i in enumerate(c):
@@ -158,7 +158,7 @@ def restore(c: Ints, state: State, saved: Table) -> None:
         state.scalars[j] = saved[-1, j]
 
 
-@compiled(types.boolean(COLUMNS, STATE))
+@part_of_kernels
 def all_finite(c: Ints, state: State) -> bool:
     """Whether every number that a step for these columns may have changed is finite."""
     zero = 0.0  # 0 * x is 0 for a finite x, else NaN

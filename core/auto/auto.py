@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.auto.event import NUMBERED, PAIRED, learn_many, score_one
+from core.auto.event import NUMBERED, PAIRED, go_through
 from core.auto.evidence import COUNTS, FIRST_FIELD, PER_FIELD, rebuild
 from core.auto.learners import STATISTICS, Indices, Layout
 from core.auto.mixture import ALARMS, USUAL
@@ -26,6 +26,7 @@ from core.step import grown
 MAX_CLIP = 1e12
 """Residuals are clipped to this, or to the spec's smaller `clip`. So their squares times squared values stay finite."""
 _MIN_ROWS = 64
+NO_LABELS = np.empty(0, np.uint8)
 BANK_PARTS = "single", "evidence", "pairs", "counts", "rows", "owners", "small"
 
 
@@ -105,8 +106,7 @@ class Auto:
         self._plan = _Plan(PLAN)
         self._limit = limit
         self._hashed = spec.hash_bits is not None
-        self._limits = np.array([1.0, min(spec.clip, MAX_CLIP)])
-        self._class_weights = np.array([spec.class_weights["0"], spec.class_weights["1"]])
+        self._limits = np.array([1.0, min(spec.clip, MAX_CLIP), spec.class_weights["0"], spec.class_weights["1"]])
         self._features = 0
         self._rows = _MIN_ROWS
         self._statistics = np.zeros((_MIN_ROWS, STATISTICS))
@@ -139,8 +139,14 @@ class Auto:
 
     def score(self, columns: Ints, values: Floats) -> float:
         """The mixture's score for one event; changes nothing. A column that is not known is -2 - its kind."""
-        free = self._limit - self._features
-        return float(score_one(columns, values, free, *self._state(self._room(len(columns)))))
+        return self._score(columns, values, self._room(len(columns)))
+
+    def _score(self, columns: Ints, values: Floats, room: tuple[Floats, Indices]) -> float:
+        score, n, free = np.empty(1), len(columns), self._limit - self._features
+        go_through(
+            0, n, free, np.array([0, n]), columns, values, NO_LABELS, values, self._limits, score, *self._state(room)
+        )
+        return float(score[0])
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
         """The score for one event, as in `Learner.served`."""
@@ -162,7 +168,7 @@ class Auto:
     def terms(self, columns: Ints, values: Floats) -> Terms:
         """The parts of the score for one event of n features, known or not; copies."""
         numbers, integers = self._room(len(columns))
-        score_one(columns, values, self._limit - self._features, *self._state((numbers, integers)))
+        self._score(columns, values, (numbers, integers))
         counted = Counted(*integers[-len(Counted._fields) :].tolist())
         constants = self._plan.arrays[::2]
         banks = [bank_of(*constants, *bank.arrays()) for bank in (self._first, self._second)]
@@ -189,9 +195,9 @@ class Auto:
         at = 0
         while at < len(batch):
             alarms = self.alarms
-            at = learn_many(
-                at, longest, batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, self._limits,
-                self._class_weights, scores, *self._state(room),
+            at = go_through(
+                at, longest, 0, batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, self._limits,
+                scores, *self._state(room),
             )  # fmt: skip
             if self.alarms > alarms:
                 self._restart_second()

@@ -16,13 +16,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
-from core.auto.learners import FLAT, ROWS, Indices
+from core.auto.learners import FLAT, Indices
 from core.auto.rules import MAX_WEIGHT
-from core.compiled import compiled
+from core.compiled import compiled, part_of_kernels
 from core.logistic import Floats, Ints
-from core.rules import COLUMNS, FLOATS, TABLE, Table
+from core.rules import Table
 
 PRIOR = 2.0
 DECAY = 0.5 ** (1 / 50)
@@ -46,7 +45,6 @@ WIDTH, FARTHEST = 0.5, 6
 """Distances: how many standard deviations wide, and how many there are on each side of the mean."""
 
 FIELD = 1 + 2 * 4
-INDEX = types.int32[::1]
 
 
 class Indicators(NamedTuple):
@@ -79,11 +77,7 @@ class Found(NamedTuple):
     the sums of e, of decayed e and of ln(1 + n)."""
 
 
-INDICATORS = types.NamedTuple([ROWS, INDEX, INDEX], Indicators)
-FOUND = types.NamedTuple([*[ROWS] * 4, FLOATS, ROWS, TABLE], Found)
-
-
-@compiled("int64(float64)")
+@part_of_kernels
 def bucket(x: float) -> int:
     """The bucket of x by sign, exponent and two bits of its mantissa. All |x| < 2^-6 are one."""
     if abs(x) < 2.0**LOW:
@@ -93,7 +87,7 @@ def bucket(x: float) -> int:
     return place + NEGATIVE if x < 0.0 else place
 
 
-@compiled("int64(float64, float64[::1])")
+@part_of_kernels
 def distance(x: float, statistics: Floats) -> int:
     """The bucket of x by its distance from the mean; `statistics` include x. 0 if the feature has not varied."""
     if statistics[2] <= FLAT * statistics[3]:
@@ -102,7 +96,7 @@ def distance(x: float, statistics: Floats) -> int:
     return DISTANCE + FARTHEST + int(min(max(math.floor(z / WIDTH + 0.5), -FARTHEST), FARTHEST))
 
 
-@compiled("uint64(uint64)")
+@part_of_kernels
 def mixed_bits(bits: np.uint64) -> np.uint64:
     """A 64-bit number with its bits mixed, as in SplitMix64."""
     bits ^= bits >> np.uint64(29)
@@ -110,7 +104,7 @@ def mixed_bits(bits: np.uint64) -> np.uint64:
     return bits ^ (bits >> np.uint64(32))
 
 
-@compiled(types.int64(types.int64, ROWS, INDEX))
+@part_of_kernels
 def place_of(key: int, keys: Indices, index: Ints) -> np.int64:
     """The place of a key in the index, or the free one where it would stand."""
     mask = len(index) - 1
@@ -120,7 +114,7 @@ def place_of(key: int, keys: Indices, index: Ints) -> np.int64:
     return at
 
 
-@compiled(types.void(types.int64, ROWS, INDEX))
+@compiled("void(int64, int64[::1], int32[::1])")
 def rebuild(used: int, keys: Indices, index: Ints) -> None:
     """Fill the index with the first `used` keys."""
     for i in range(len(index)):
@@ -129,7 +123,7 @@ def rebuild(used: int, keys: Indices, index: Ints) -> None:
         index[place_of(keys[i], keys, index)] = i
 
 
-@compiled(types.UniTuple(types.int64, 3)(COLUMNS, FLOATS, ROWS, TABLE, types.int64, types.int64, INDICATORS, FOUND))
+@part_of_kernels
 def find(
     c: Ints, x: Floats, positions: Indices, fresh: Table, used: int, free: int, kept: Indicators, found: Found
 ) -> tuple[int, int, int]:
@@ -166,26 +160,26 @@ def find(
     return values, distances - len(found.ids) // 2, new
 
 
-@compiled(types.float64(FLOATS))
+@part_of_kernels
 def share_of_ones(labels: Floats) -> float:
     """b, from how many events had label 1 and how many there were."""
     b: float = min(max((labels[0] + 0.5) / (labels[1] + 1.0), 1e-9), 1.0 - 1e-9)
     return b
 
 
-@compiled("float64(float64, float64, float64)")
+@part_of_kernels
 def evidence(n1: float, n0: float, b: float) -> float:
     """e = ln((n1 + 2 b) / (n0 + 2 (1 - b))) - ln(b / (1 - b))"""
     return math.log((n1 + PRIOR * b) * (1.0 - b) / ((n0 + PRIOR * (1.0 - b)) * b))
 
 
-@compiled(types.UniTuple(types.float64, 3)(FLOATS, types.float64))
+@part_of_kernels
 def said(counts: Floats, b: float) -> tuple[float, float, float]:
     """What an indicator's counts say: e, decayed e, and ln(1 + n)."""
     return evidence(counts[0], counts[1], b), evidence(counts[2], counts[3], b), math.log1p(counts[0] + counts[1])
 
 
-@compiled(types.void(ROWS, TABLE, types.int64, types.float64, TABLE))
+@compiled("void(int64[::1], float64[:, ::1], int64, float64, float64[:, ::1])")
 def say_of(ids: Indices, counts: Table, used: int, b: float, out: Table) -> None:
     """`out` (n, 3) <- what the counts of each of n indicators say; 0 for one that is not among the first `used`."""
     for i in range(len(ids)):
@@ -195,7 +189,7 @@ def say_of(ids: Indices, counts: Table, used: int, b: float, out: Table) -> None
             out[i, 0] = out[i, 1] = out[i, 2] = 0.0
 
 
-@compiled(types.int64(types.int64, types.int64, types.int64, FOUND))
+@part_of_kernels
 def _field_of(kind: int, fields: int, mask: int, found: Found) -> int:
     """The place in `found.fields` of an indicator's field: a new one, after the first `fields`, if it has none."""
     field = kind >> 1
@@ -211,38 +205,40 @@ def _field_of(kind: int, fields: int, mask: int, found: Found) -> int:
     return of
 
 
-@compiled(types.int64(types.int64, types.int64, FOUND, ROWS, FLOATS))
-def _of_fields(fields: int, n: int, found: Found, rows: Indices, x: Floats) -> int:
-    """Add the inputs of each field to the first n. Returns their number."""
+@part_of_kernels
+def _of_fields(fields: int, n: int, table: int, found: Found, rows: Indices, x: Floats) -> int:
+    """Add the inputs of each field to the first n. Returns their number. `table`: how many rows the group's table has;
+    a field that the model does not know has its rows past the end, and they are -1."""
     for i in range(fields):
         sums = found.fields[i]
         row = FIRST_FIELD + PER_FIELD * int(sums[0])
+        known = row + PER_FIELD <= table
         if sums[1] > 0.0:
-            rows[n], rows[n + 1], rows[n + 2] = row, row + 1, row + 2
             root = math.sqrt(sums[1])
             x[n], x[n + 1], x[n + 2] = sums[2] / root, sums[3] / root, sums[4] / sums[1]
+            for k in range(3):
+                rows[n + k] = row + k if known else -1
             n += 3
         if sums[5] > 0.0:
-            rows[n], x[n] = row + 3, sums[6] / math.sqrt(sums[5])
+            rows[n], x[n] = row + 3 if known else -1, sums[6] / math.sqrt(sums[5])
             n += 1
     return n
 
 
-@compiled(
-    types.int64(
-        types.int64, types.int64, types.int64, FLOATS, TABLE, FOUND, ROWS, FLOATS, FLOATS
-    )
-)  # fmt: skip
-def weigh(
-    values: int, distances: int, used: int, labels: Floats, counts: Table, found: Found, rows: Indices, x: Floats,
-    aggregates: Floats,
+@part_of_kernels
+def weigh(  # noqa: C901  # a part more would take its compile time again
+    values: int, distances: int, used: int, labels: Floats, counts: Table, table: int, found: Found, rows: Indices,
+    x: Floats, aggregates: Floats,
 ) -> int:  # fmt: skip
-    """The evidence of an event's indicators: `rows` of the group's inputs, and their values x. Returns their number.
+    """The evidence of an event's indicators: `rows` of the group's inputs, and their values x: the bias, the aggregates
+    of each kind, then each field's. Returns their number.
 
-    `labels`: how many events had label 1 so far, and how many there were. `aggregates` <- those of text and buckets.
+    `labels`: how many events had label 1 so far, and how many there were. `table`: how many rows the group's table has.
+    `aggregates` <- those of text and buckets.
     """
     b = share_of_ones(labels)
-    half, fields, size, n = len(found.ids) // 2, 0, 2, 0
+    half, fields, size, n = len(found.ids) // 2, 0, 2, 1
+    rows[0], x[0] = 0, 1.0
     while size < 2 * (values + distances):
         size *= 2
     for i in range(size):
@@ -251,8 +247,13 @@ def weigh(
         total, largest = 0.0, 0.0
         many = distances if part else values
         for at in range(part * half, part * half + many):
-            known = 0 <= found.ids[at] < used
-            e, decayed, log_n = said(counts[found.ids[at]], b) if known else (0.0, 0.0, 0.0)
+            e, decayed, log_n = 0.0, 0.0, 0.0
+            if 0 <= found.ids[at] < used:
+                kept = counts[found.ids[at]]
+                if part == 0:
+                    e, decayed, log_n = said(kept, b)
+                else:
+                    e = evidence(kept[0], kept[1], b)
             found.e[at] = e
             total += e
             if abs(e) > abs(largest):
@@ -270,10 +271,10 @@ def weigh(
             if part == 0:
                 aggregates[0], aggregates[1], aggregates[2] = x[n], x[n + 1], x[n + 2]
             n += AGGREGATES
-    return _of_fields(fields, n, found, rows, x)
+    return _of_fields(fields, n, table, found, rows, x)
 
 
-@compiled(types.void(types.int64, types.int64, types.int64, INDICATORS, FOUND))
+@part_of_kernels
 def enter(values: int, distances: int, used: int, kept: Indicators, found: Found) -> None:
     """Enter the event's new indicators, whose numbers are those from `used` on."""
     for i in range(values + distances):
@@ -283,7 +284,7 @@ def enter(values: int, distances: int, used: int, kept: Indicators, found: Found
             kept.places[place_of(found.keys[at], kept.keys, kept.places)] = found.ids[at]
 
 
-@compiled(types.void(types.int64, types.int64, types.uint8, types.float64, FLOATS, TABLE, FOUND))
+@part_of_kernels
 def count(values: int, distances: int, y: int, weight: float, labels: Floats, counts: Table, found: Found) -> None:
     """Add a label to the counts of the event's indicators."""
     weight = min(weight, MAX_WEIGHT)

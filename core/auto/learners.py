@@ -19,18 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
 
 from core.auto.plan import ADAGRAD, FTRL, KALMAN, MAXABS, RAW, RMS, RULES, STANDARD, VW, Member
-from core.auto.rules import MAX_SCORE, MAX_WEIGHT, WEIGHT, adagrad, ftrl, kalman, vw
-from core.compiled import compiled
+from core.auto.rules import MAX_SCORE, MAX_WEIGHT, WEIGHT, adagrad, clipped, ftrl, kalman, vw
+from core.compiled import part_of_kernels
 from core.logistic import Floats
-from core.rules import FLOATS, TABLE, Table
+from core.rules import Table
 
 Indices = npt.NDArray[np.int64]
 Table32 = npt.NDArray[np.float32]
-ROWS = types.int64[::1]
-TABLE32 = types.float32[:, ::1]
 
 STATISTICS = 5
 """What is kept of an input's values: count, mean, variance, mean square, largest magnitude."""
@@ -69,10 +66,27 @@ class Layout(NamedTuple):
         return row
 
 
-LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
+class Group(NamedTuple):
+    """A group of learners: where a row has what, each one's rate, the row of an input that has not come yet, and VW's
+    events so far with the sums of normalised squares of each of its learners."""
+
+    at: Layout
+    rates: Floats
+    row: Floats
+    norms: Floats
 
 
-@compiled(types.void(types.float64, *[FLOATS] * 3))
+class Inputs(NamedTuple):
+    """What a group of few learners sees of an event, see `scores_of_few`."""
+
+    rows: Indices
+    x: Floats
+    copy: Table
+    raw: Floats
+    variances: Floats
+
+
+@part_of_kernels
 def look(x: float, before: Floats, after: Floats, views: Floats) -> None:
     """`after` <- the statistics `before` plus the value x; `views` <- x in each view of them.
 
@@ -91,7 +105,7 @@ def look(x: float, before: Floats, after: Floats, views: Floats) -> None:
     views[STANDARD] = (x - mean) / math.sqrt(variance) if variance > FLAT * square else views[MAXABS]
 
 
-@compiled(types.void(LAYOUT, *[FLOATS] * 3))
+@part_of_kernels
 def _finish(at: Layout, raw: Floats, variances: Floats, z: Floats) -> None:
     """`z` <- the scores for w·x (`raw`)."""
     for k in range(at.vw):
@@ -105,15 +119,14 @@ def _finish(at: Layout, raw: Floats, variances: Floats, z: Floats) -> None:
 # -- many learners, each with its view
 
 
-@compiled(types.void(ROWS, TABLE, TABLE, FLOATS, LAYOUT, *[FLOATS] * 3))
-def scores(
-    rows: Indices, seen: Table, table: Table, row: Floats, at: Layout, raw: Floats, variances: Floats, z: Floats
-) -> None:
+@part_of_kernels
+def scores(rows: Indices, seen: Table, table: Table, group: Group, raw: Floats, variances: Floats, z: Floats) -> None:
     """`z` <- the score of each of K learners, clamped; `raw` <- their w·x; `variances` <- that of Kalman's w·x.
 
     `rows[j]` is the table's row of input j, and `seen[j, k]` its value as learner k sees it. Row -1 stands for an input
-    that has not come yet, of which `row` is kept.
+    that has not come yet.
     """
+    at = group.at
     k_of_kalman, k_of_vw = at.kalman - at.ftrl, at.vw - at.kalman
     for k in range(at.vw):
         raw[k] = 0.0
@@ -121,7 +134,7 @@ def scores(
         variances[i] = 0.0
     for j in range(len(rows)):
         x = seen[j]
-        kept = table[rows[j]] if rows[j] >= 0 else row
+        kept = table[rows[j]] if rows[j] >= 0 else group.row
         for k in range(at.kalman):  # w·x
             raw[k] += kept[k] * x[k]
         for i in range(k_of_kalman):  # v = sum of s x²
@@ -132,13 +145,13 @@ def scores(
     _finish(at, raw, variances, z)
 
 
-@compiled(types.void(ROWS, TABLE, types.int64, FLOATS))
+@part_of_kernels
 def _gather(rows: Indices, table: Table, k: int, out: Floats) -> None:
     for j in range(len(rows)):
         out[j] = table[rows[j], k]
 
 
-@compiled(types.void(ROWS, FLOATS, TABLE, types.int64))
+@part_of_kernels
 def _scatter(rows: Indices, column: Floats, table: Table, k: int) -> None:
     for j in range(len(rows)):
         table[rows[j], k] = column[j]
@@ -148,18 +161,19 @@ VECTORS = 6
 """Rows of the working space of a step."""
 
 
-@compiled(
-    types.void(ROWS, TABLE, *[FLOATS] * 3, types.uint8, FLOATS, TABLE, FLOATS, LAYOUT, FLOATS, TABLE)
-)  # fmt: skip
+@part_of_kernels
 def step(
-    rows: Indices, seen: Table, raw: Floats, variances: Floats, g: Floats, y: int, limits: Floats, table: Table,
-    norms: Floats, at: Layout, rates: Floats, room: Table,
+    rows: Indices, seen: Table, raw: Floats, variances: Floats, z: Floats, own: Floats, other: Floats, y: int,
+    limits: Floats, table: Table, group: Group, g: Floats, room: Table,
 ) -> None:  # fmt: skip
-    """One step of each learner for an event, whose raw scores and variances are as `scores` left them.
+    """One step of each learner for an event, whose raw scores, variances and scores z are as `scores` left them.
 
-    `rows` are all different. `g[k]` is the weighted and clipped p - y of each learner that uses gradients; `limits` the
-    event's weight and the clip; `room` (VECTORS, inputs) working space.
+    `rows` are all different. `own` and `other`: the learners' probabilities of the label that came and of the other
+    one. `g` and `room` (VECTORS, inputs): working space.
     """
+    at, rates, norms = group.at, group.rates, group.norms
+    for k in range(at.ftrl):
+        g[k] = clipped(other[k], y, limits)
     for j in range(len(rows)):
         kept, x = table[rows[j]], seen[j]
         for k in range(at.sgd):  # w <- w - rate g x
@@ -189,7 +203,7 @@ def step(
         _gather(rows, table, k, w)
         _gather(rows, table, at.squares + i, squares)
         _gather(rows, table, at.scales + i, b)
-        vw(x, w, squares, b, rates[k], raw[k], y, limits, norms, 1 + i, room[4, : len(rows)], room[5, : len(rows)])
+        vw(x, w, squares, b, rates[k], z[k], own[k], other[k], y, limits, norms, 1 + i, room[4, :many], room[5, :many])
         _scatter(rows, w, table, k)
         _scatter(rows, squares, table, at.squares + i)
         _scatter(rows, b, table, at.scales + i)
@@ -198,7 +212,7 @@ def step(
 # -- a few learners of the same values
 
 
-@compiled(types.float64(FLOATS))
+@part_of_kernels
 def _sum(x: Floats) -> float:
     """The sum, as four sums of every fourth: a processor adds them at the same time."""
     a, b, c, d, n = 0.0, 0.0, 0.0, 0.0, len(x) // 4 * 4
@@ -212,7 +226,7 @@ def _sum(x: Floats) -> float:
     return (a + b) + (c + d)
 
 
-@compiled(types.void(ROWS, TABLE32, FLOATS, TABLE))
+@part_of_kernels
 def _fetch(rows: Indices, table: Table32, row: Floats, copy: Table) -> None:
     for j in range(len(rows)):
         if rows[j] >= 0:
@@ -224,15 +238,12 @@ def _fetch(rows: Indices, table: Table32, row: Floats, copy: Table) -> None:
                 copy[i, j] = row[i]
 
 
-@compiled(types.void(ROWS, FLOATS, TABLE32, FLOATS, LAYOUT, TABLE, *[FLOATS] * 3))
-def scores_of_few(
-    rows: Indices, x: Floats, table: Table32, row: Floats, at: Layout, copy: Table, raw: Floats, variances: Floats,
-    z: Floats,
-) -> None:  # fmt: skip
-    """The same as `scores` for inputs x that all learners see alike; `copy` <- the rows, as columns; its
-    last row is working space."""
-    many = len(rows)
-    _fetch(rows, table, row, copy)
+@part_of_kernels
+def scores_of_few(many: int, inputs: Inputs, table: Table32, group: Group, z: Floats) -> None:
+    """The same as `scores` for so `many` inputs that all learners see alike; `copy` <- the rows, as columns; its last
+    row is working space."""
+    at, x, copy, raw, variances = group.at, inputs.x, inputs.copy, inputs.raw, inputs.variances
+    _fetch(inputs.rows[:many], table, group.row, copy)
     terms = copy[at.width, :many]
     for k in range(at.kalman):
         for j in range(many):
@@ -250,42 +261,35 @@ def scores_of_few(
     _finish(at, raw, variances, z)
 
 
-@compiled(types.void(FLOATS, FLOATS, TABLE, LAYOUT, FLOATS))
-def _step_by_gradient(x: Floats, g: Floats, copy: Table, at: Layout, rates: Floats) -> None:
-    many = len(x)
+@part_of_kernels
+def step_of_few(  # noqa: C901  # a part more would take its compile time again
+    many: int, inputs: Inputs, z: Floats, own: Floats, other: Floats, y: int, limits: Floats, table: Table32,
+    group: Group, room: Table,
+) -> None:  # fmt: skip
+    """The same as `step`, for the rows that `scores_of_few` has copied; they are written back to `inputs.rows`."""
+    at, x, copy, rates, norms = group.at, inputs.x[:many], inputs.copy, group.rates, group.norms
     for k in range(at.ftrl):
-        w, gradient = copy[k, :many], g[k]
+        w, g = copy[k, :many], clipped(other[k], y, limits)
         if k < at.sgd:
             for j in range(many):
-                w[j] -= rates[k] * (gradient * x[j])
+                w[j] -= rates[k] * (g * x[j])
         elif k < at.adagrad:
             n = copy[at.vw - at.sgd + k, :many]
             for j in range(many):
-                w[j], n[j] = adagrad(w[j], n[j], gradient * x[j], rates[k])
+                w[j], n[j] = adagrad(w[j], n[j], g * x[j], rates[k])
         else:
             n, s = copy[at.vw - at.sgd + k, :many], copy[at.sums - at.adagrad + k, :many]
             for j in range(many):
-                w[j], n[j], s[j] = ftrl(w[j], n[j], s[j], gradient * x[j], rates[k])
-
-
-@compiled(
-    types.void(ROWS, *[FLOATS] * 4, types.uint8, FLOATS, TABLE, TABLE32, FLOATS, LAYOUT, FLOATS, TABLE)
-)  # fmt: skip
-def step_of_few(
-    rows: Indices, x: Floats, raw: Floats, variances: Floats, g: Floats, y: int, limits: Floats, copy: Table,
-    table: Table32, norms: Floats, at: Layout, rates: Floats, room: Table,
-) -> None:  # fmt: skip
-    """The same as `step`, for the rows that `scores_of_few` has copied; they are written back to `rows`."""
-    many = len(rows)
-    _step_by_gradient(x, g, copy, at, rates)
+                w[j], n[j], s[j] = ftrl(w[j], n[j], s[j], g * x[j], rates[k])
     for i in range(at.kalman - at.ftrl):
         k = at.ftrl + i
-        kalman(x, copy[k, :many], copy[at.variances + i, :many], raw[k], variances[i], y, limits)
+        kalman(x, copy[k, :many], copy[at.variances + i, :many], inputs.raw[k], inputs.variances[i], y, limits)
     norms[0] += min(limits[WEIGHT], MAX_WEIGHT)
     for i in range(at.vw - at.kalman):
         k, n, b = at.kalman + i, copy[at.squares + i, :many], copy[at.scales + i, :many]
-        vw(x, copy[k, :many], n, b, rates[k], raw[k], y, limits, norms, 1 + i, room[0, :many], room[1, :many])
+        w, normal, moves = copy[k, :many], room[0, :many], room[1, :many]
+        vw(x, w, n, b, rates[k], z[k], own[k], other[k], y, limits, norms, 1 + i, normal, moves)
     for j in range(many):
-        kept = table[rows[j]]
+        kept = table[inputs.rows[j]]
         for i in range(at.width):
             kept[i] = copy[i, j]

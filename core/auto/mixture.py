@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-from numba import types
-
-from core.compiled import compiled
+from core.compiled import part_of_kernels
 from core.logistic import Floats
-from core.rules import FLOATS, TABLE, Table
+from core.rules import Table
 
 SHARE = 3e-4
 """Part of the weight that is redistributed evenly after each event. It costs at most this much log loss per event."""
@@ -26,7 +24,7 @@ FEW, MANY = 30.0, 1000.0
 than FEW, what was usual before counts too."""
 
 
-@compiled(types.float64(FLOATS, FLOATS, TABLE))
+@part_of_kernels
 def mixed(z: Floats, shares: Floats, chances: Table) -> float:
     """The mixture's score, log p / (1 - p); `chances[y, k]` <- member k's probability of label y.
 
@@ -43,7 +41,7 @@ def mixed(z: Floats, shares: Floats, chances: Table) -> float:
     return math.log(of_1) - math.log(of_0)
 
 
-@compiled(types.void(FLOATS, FLOATS, types.float64))
+@part_of_kernels
 def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
     """share_k <- share_k exp(-weight loss_k) = share_k P_k(y)^weight, normalised. Then redistributes SHARE evenly.
 
@@ -62,7 +60,7 @@ def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
         shares[k] = (1.0 - SHARE) * (shares[k] / total) + SHARE / len(shares)
 
 
-@compiled(types.boolean(types.float64, types.uint8, FLOATS))
+@part_of_kernels
 def changed(z: float, y: int, scalars: Floats) -> bool:
     """Whether the stream has changed abruptly, by two CUSUMs that never fall below 0: of the log loss minus the
     prediction's entropy, which is what it expects to lose, and of the log loss minus the usual log loss."""

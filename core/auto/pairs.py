@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
-from core.auto.evidence import AGGREGATES, FOUND, INDEX, Found, mixed_bits
-from core.auto.learners import ROWS, TABLE32, Indices, Table32
-from core.compiled import compiled
+from core.auto.evidence import AGGREGATES, Found, mixed_bits
+from core.auto.learners import Indices
+from core.compiled import part_of_kernels
 from core.logistic import Floats, Ints
-from core.rules import FLOATS, TABLE, Table
+from core.rules import Table
 
 TOP = 12
 PLACES = 2**14
@@ -59,11 +58,7 @@ class Chosen(NamedTuple):
     """(MOST,): the second."""
 
 
-PAIRS = types.NamedTuple([INDEX, INDEX, TABLE], Pairs)
-CHOSEN = types.NamedTuple([ROWS, FLOATS, *[ROWS] * 4], Chosen)
-
-
-@compiled(types.int64(types.int64, types.int64, types.int64, FOUND, CHOSEN))
+@part_of_kernels
 def _choose(values: int, distances: int, part: int, found: Found, chosen: Chosen) -> int:
     """`top` <- the TOP indicators of the largest |e|, ties in the event's order; if there are no more than TOP, all in
     that order. Returns how many. Part 0: of text and buckets; part 1: of text and distances."""
@@ -84,10 +79,15 @@ def _choose(values: int, distances: int, part: int, found: Found, chosen: Chosen
     return n
 
 
-@compiled(types.int64(types.int64, types.int64, PAIRS, FOUND, CHOSEN))
-def pair_up(values: int, distances: int, kept: Pairs, found: Found, chosen: Chosen) -> int:
-    """Choose the pairs of an event. Of pairs with the same row, or the same place without one, only the first counts.
-    Returns how many there are."""
+@part_of_kernels
+def pair_up(
+    values: int, distances: int, free: int, kept: Pairs, found: Found, chosen: Chosen, rows: Indices, x: Floats
+) -> int:
+    """Choose the pairs of an event; `rows` and `x` <- their rows of the group's table, and 1. Returns their number.
+
+    Of pairs with the same row, or the same place without one, only the first counts. A pair without a row has -1, and
+    is left out if no row is `free` for it.
+    """
     pairs, slots, mask = 0, chosen.slots, np.uint64(len(kept.rows) - 1)
     for i in range(SLOTS):
         slots[i] = -1
@@ -108,36 +108,41 @@ def pair_up(values: int, distances: int, kept: Pairs, found: Found, chosen: Chos
                     at = (at + 1) & (SLOTS - 1)
                 if slots[at] == key:
                     continue
-                slots[at], chosen.places[pairs] = key, place
-                chosen.left[pairs], chosen.right[pairs] = chosen.top[i], chosen.top[j]
+                slots[at] = key
+                if row < 0:
+                    if free <= 0:
+                        continue
+                    free -= 1
+                chosen.places[pairs], chosen.left[pairs], chosen.right[pairs] = place, chosen.top[i], chosen.top[j]
+                rows[pairs], x[pairs] = FIRST_PAIR + row if row >= 0 else -1, 1.0
                 pairs += 1
     return pairs
 
 
-@compiled(types.int64(ROWS, types.int64, types.int64, PAIRS, TABLE32))
-def own(places: Indices, used: int, free: int, kept: Pairs, table: Table32) -> int:
-    """Give each of the places a row of its own, as long as rows are `free`. Returns how many are used then.
+@part_of_kernels
+def give_rows(rows: Indices, places: Indices, used: int, free: int, kept: Pairs) -> int:
+    """Give each of an event's pairs a row of its own, as long as rows are `free`: `rows` <- where the step will write
+    what it has read. Returns how many are used then.
 
-    Those without a row come first. A place that cannot have its own goes on with the one that it shares.
+    Pairs without a row come first. One that cannot have its own goes on with the row that it shares.
     """
     for i in range(len(places)):
-        if kept.rows[places[i]] < 0:
+        if rows[i] < 0:
+            rows[i] = FIRST_PAIR + used
             kept.rows[places[i]], kept.owners[used] = used, places[i]
             used, free = used + 1, free - 1
     for i in range(len(places)):
-        place = places[i]
-        row = kept.rows[place]
+        row = rows[i] - FIRST_PAIR
         if kept.owners[row] < 0:
-            kept.owners[row] = place
-        elif kept.owners[row] != place and free > 0:
-            for k in range(table.shape[1]):
-                table[FIRST_PAIR + used, k] = table[FIRST_PAIR + row, k]
-            kept.rows[place], kept.owners[used] = used, place
+            kept.owners[row] = places[i]
+        elif kept.owners[row] != places[i] and free > 0:
+            rows[i] = FIRST_PAIR + used
+            kept.rows[places[i]], kept.owners[used] = used, places[i]
             used, free = used + 1, free - 1
     return used
 
 
-@compiled(types.boolean(types.int64, types.int64, INDEX, INDEX))
+@part_of_kernels
 def is_short(used: int, limit: int, rows: Ints, owners: Ints) -> bool:
     """Whether the rows may not suffice for an event, or the places are to double."""
     return used + MOST > len(owners) or (used > len(rows) // 4 and 2 * len(rows) <= limit)

@@ -43,7 +43,7 @@ SINGLE = (
 
 EVIDENCE = Member(SGD, 0.02), Member(ADAGRAD, 0.1), Member(KALMAN, 0.1), Member(VW, 0.5)
 """Learners of what `evidence.py` makes of the event's features."""
-PAIRS = Member(ADAGRAD, 0.03), Member(FTRL, 0.3), Member(KALMAN, 0.1), Member(VW, 0.5)
+PAIRS = Member(ADAGRAD, 0.03), Member(FTRL, 0.3), Member(VW, 0.5)
 """Learners of pairs of the event's indicators, see `pairs.py`, and of the evidence of all of them."""
 
 

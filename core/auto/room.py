@@ -9,25 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from numba import types
-
-from core.auto.evidence import AGGREGATES, FIELD, FIRST_FIELD, FOUND, PER_FIELD, Found
-from core.auto.learners import LAYOUT, ROWS, STATISTICS, TABLE32, VECTORS, Indices, Layout, Table32
-from core.auto.pairs import CHOSEN, FIRST_PAIR, MOST, PAIRS, SLOTS, TOP, Chosen, Pairs
+from core.auto.evidence import AGGREGATES, FIELD, FIRST_FIELD, PER_FIELD, Found
+from core.auto.learners import STATISTICS, VECTORS, Group, Indices, Inputs, Layout, Table32
+from core.auto.pairs import FIRST_PAIR, MOST, SLOTS, TOP, Chosen, Pairs
 from core.auto.plan import Plan
 from core.compiled import part_of_kernels
 from core.logistic import Floats, Ints
-from core.rules import FLOATS, TABLE, Table
-
-
-class Group(NamedTuple):
-    """A group of learners: where a row has what, each one's rate, the row of an input that has not come yet, and VW's
-    events so far with the sums of normalised squares of each of its learners."""
-
-    at: Layout
-    rates: Floats
-    row: Floats
-    norms: Floats
+from core.rules import Table
 
 
 class Bank(NamedTuple):
@@ -46,16 +34,6 @@ class Bank(NamedTuple):
     adagrad: Table
     stack_rates: Floats
     kalman: Table
-
-
-class Inputs(NamedTuple):
-    """What a group of few learners sees of an event, as in `learners.scores_of_few`."""
-
-    rows: Indices
-    x: Floats
-    copy: Table
-    raw: Floats
-    variances: Floats
 
 
 class Side(NamedTuple):
@@ -104,18 +82,6 @@ class Counted(NamedTuple):
     values: int
     distances: int
     new: int
-
-
-GROUP = types.NamedTuple([LAYOUT, FLOATS, FLOATS, FLOATS], Group)
-BANK = types.NamedTuple(
-    [GROUP, GROUP, GROUP, TABLE, TABLE32, TABLE32, TABLE, FLOATS, PAIRS, TABLE, FLOATS, TABLE], Bank
-)  # fmt: skip
-INPUTS = types.NamedTuple([ROWS, FLOATS, TABLE, FLOATS, FLOATS], Inputs)
-SIDE = types.NamedTuple([FLOATS, FLOATS, INPUTS, INPUTS, CHOSEN, TABLE], Side)
-ROOM = types.NamedTuple(
-    [ROWS, TABLE, ROWS, TABLE, FOUND, SIDE, SIDE, FLOATS, FLOATS, TABLE, FLOATS, TABLE], Room
-)  # fmt: skip
-COUNTED = types.NamedUniTuple(types.int64, len(Counted._fields), Counted)
 
 
 def small_of(plan: Plan, layouts: Sequence[Layout]) -> int:

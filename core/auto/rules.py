@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 
-from numba import types
-
-from core.compiled import compiled
+from core.compiled import part_of_kernels
 from core.logistic import Floats
-from core.rules import FLOATS
 
 MAX_SCORE = 30.0
 """Scores of single learners are clamped to ± this, so no probability is 0 and no loss infinite."""
@@ -16,25 +13,33 @@ EPS = 1e-8
 TINY = 1e-20
 MAX_WEIGHT = 1e6
 """Heavier events count as this much where a rule adds up weights."""
-WEIGHT, CLIP = range(2)
-"""Places in `limits`: the event's weight, and the most that the weighted |p - y| may be."""
+WEIGHT, CLIP, OF_LABELS = range(3)
+"""Places in `limits`: the event's weight, with its label's; the most that the weighted |p - y| may be; each label's
+weight."""
 
 
-@compiled("float64(float64, uint8)")
+@part_of_kernels
 def residual(z: float, y: int) -> float:
     """p - y for the score z within ±MAX_SCORE, without cancellation."""
     p = 1.0 / (1.0 + math.exp(-z if y == 0 else z))
     return p if y == 0 else -p
 
 
-@compiled(types.UniTuple(types.float64, 2)(*[types.float64] * 4))
+@part_of_kernels
+def clipped(other: float, y: int, limits: Floats) -> float:
+    """The weighted and clipped p - y, for the probability of the `other` label than y."""
+    g: float = max(min((-other if y else other) * limits[WEIGHT], limits[CLIP]), -limits[CLIP])
+    return g
+
+
+@part_of_kernels
 def adagrad(w: float, n: float, gradient: float, rate: float) -> tuple[float, float]:
     """n <- n + (g x)²;  w <- w - rate g x / sqrt(n)"""
     n += gradient * gradient
     return w - rate * gradient / math.sqrt(n + EPS), n
 
 
-@compiled(types.UniTuple(types.float64, 3)(*[types.float64] * 5))
+@part_of_kernels
 def ftrl(w: float, root: float, s: float, gradient: float, rate: float) -> tuple[float, float, float]:
     """FTRL-proximal (McMahan 2013), beta 1, no penalties: w = -s rate / (1 + sqrt(n)). `root` is sqrt(n)."""
     new = math.sqrt(root * root + gradient * gradient)
@@ -42,7 +47,7 @@ def ftrl(w: float, root: float, s: float, gradient: float, rate: float) -> tuple
     return -s * rate / (1.0 + new), new, s
 
 
-@compiled(types.void(*[FLOATS] * 3, *[types.float64] * 2, types.uint8, FLOATS))
+@part_of_kernels
 def kalman(x: Floats, m: Floats, s: Floats, raw: float, v: float, y: int, limits: Floats) -> None:
     """An extended Kalman filter with a diagonal covariance: Bayesian logistic regression, one event at a time.
 
@@ -59,7 +64,7 @@ def kalman(x: Floats, m: Floats, s: Floats, raw: float, v: float, y: int, limits
         s[j] = max(s[j] - sx * sx * down, 0.0)
 
 
-@compiled("float64(float64)")
+@part_of_kernels
 def lambert(x: float) -> float:
     """ln W(exp(x)), W being Lambert's function: Vowpal Wabbit's approximation, one step of Fritsch's iteration.
 
@@ -72,12 +77,10 @@ def lambert(x: float) -> float:
     return math.log(w * (1.0 + r / t * (u - r) / (u - 2.0 * r)))
 
 
-@compiled(
-    types.void(*[FLOATS] * 4, *[types.float64] * 2, types.uint8, FLOATS, FLOATS, types.int64, FLOATS, FLOATS)
-)  # fmt: skip
+@part_of_kernels
 def vw(
-    x: Floats, w: Floats, n: Floats, b: Floats, rate: float, raw: float, y: int, limits: Floats, norms: Floats,
-    at: int, normal: Floats, step: Floats,
+    x: Floats, w: Floats, n: Floats, b: Floats, rate: float, z: float, own: float, other: float, y: int,
+    limits: Floats, norms: Floats, at: int, normal: Floats, step: Floats,
 ) -> None:  # fmt: skip
     """Vowpal Wabbit's rule: AdaGrad with steps normalised by the scale of each input, and invariant to weights
     (Ross, Mineiro, Langford 2013; Karampatziakis, Langford 2011). With b the largest |x| so far,
@@ -85,12 +88,11 @@ def vw(
         n <- n + (g x)²;  r = 1 / (b sqrt(n)) for each input;  N <- N + sum of (x / b)²;  c = sqrt(events / N)
         w <- w + u x r c, where u moves the score to where gradient flow takes it for this rate and weight
 
+    `own` and `other`: the probabilities at the score z of the label that came and of the other one, which is |p - y|.
     `norms`: the events so far, then each learner's N, this one's at the place `at`. `normal` and `step`: working space.
     """
-    z = min(max(raw, -MAX_SCORE), MAX_SCORE)
-    g = residual(z, y)
-    weight = min(limits[WEIGHT], limits[CLIP] / abs(g), MAX_WEIGHT)
-    squared = weight * g * g
+    weight = min(limits[WEIGHT], limits[CLIP] / other, MAX_WEIGHT)
+    squared = weight * other * other
     for j in range(len(x)):
         size = max(abs(x[j]), b[j])
         scale = 1.0 / size if size > 1e-100 else 0.0
@@ -108,6 +110,7 @@ def vw(
     moved *= c
     if moved > 1e-12:
         sign = 1.0 if y else -1.0
-        u = (sign * lambert(rate * weight * moved + sign * z + math.exp(sign * z)) - z) / moved * c
+        flow = lambert(rate * weight * moved + sign * z + own / other)  # own / other is exp(sign z)
+        u = (sign * flow - z) / moved * c
         for j in range(len(x)):
             w[j] += u * step[j]

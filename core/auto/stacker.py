@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 
-from numba import types
-
-from core.auto.rules import CLIP, EPS, MAX_SCORE, WEIGHT, residual
-from core.compiled import compiled
+from core.auto.rules import CLIP, EPS, MAX_SCORE, WEIGHT, clipped
+from core.compiled import part_of_kernels
 from core.logistic import Floats
-from core.rules import FLOATS, TABLE, Table
+from core.rules import Table
 
 MAX_HEARD = 8.0
 """The Kalman stacker hears scores clamped to ± this, so one learner that is certain and wrong does not decide all."""
@@ -23,7 +21,7 @@ TRACE = 0.1
 """... while the covariance's trace is below this for each weight."""
 
 
-@compiled(types.void(FLOATS, TABLE, TABLE, FLOATS))
+@part_of_kernels
 def stack_scores(z: Floats, adagrad: Table, kalman: Table, out: Floats) -> None:
     """`out` <- the stackers' scores over the learners' scores z: AdaGrad's, then Kalman's."""
     learners, stackers = len(z), len(adagrad) // 2
@@ -39,13 +37,13 @@ def stack_scores(z: Floats, adagrad: Table, kalman: Table, out: Floats) -> None:
         out[stackers] = min(max(total, -MAX_SCORE), MAX_SCORE)
 
 
-@compiled(types.void(FLOATS, FLOATS, types.float64, types.uint8, FLOATS, FLOATS, TABLE))
-def _kalman_step(x: Floats, px: Floats, z: float, y: int, limits: Floats, w: Floats, p: Table) -> None:
+@part_of_kernels
+def _kalman_step(x: Floats, px: Floats, other: float, y: int, limits: Floats, w: Floats, p: Table) -> None:
     """An extended Kalman filter with the full covariance P: with h = p (1 - p), v = x'Px and d = 1 + h v,
 
         w <- w + Px (y - p) / d;  P <- P - Px (Px)' h / d;  then P <- P / FORGETS while its trace is small
 
-    Plain loops: a BLAS would sum in another order on another processor.
+    `other` is |p - y|. Plain loops: a BLAS would sum in another order on another processor.
     """
     n = len(x)
     for k in range(n):
@@ -56,39 +54,39 @@ def _kalman_step(x: Floats, px: Floats, z: float, y: int, limits: Floats, w: Flo
     v = 0.0
     for i in range(n):
         v += x[i] * px[i]
-    g = residual(z, y)
-    weight = min(limits[WEIGHT], limits[CLIP] / abs(g))
-    h = max(abs(g) * (1.0 - abs(g)), 1e-4) * weight
+    weight = min(limits[WEIGHT], limits[CLIP] / other)
+    h = max(other * (1.0 - other), 1e-4) * weight
     d = 1.0 + h * v
-    trace = 0.0
+    step, shrink, trace = (other if y else -other) * weight / d, h / d, 0.0
     for i in range(n):
-        w[i] -= px[i] * (g * weight) / d
-        scaled = px[i] * h / d
+        trace += p[i, i] - px[i] * shrink * px[i]
+    scale = 1.0 / FORGETS if trace < TRACE * n else 1.0
+    for i in range(n):
+        w[i] += px[i] * step
+        scaled = px[i] * shrink
         for k in range(n):
-            p[i, k] -= scaled * px[k]
-        trace += p[i, i]
-    if trace < TRACE * n:
-        for i in range(n):
-            for k in range(n):
-                p[i, k] *= 1.0 / FORGETS
+            p[i, k] = (p[i, k] - scaled * px[k]) * scale
 
 
-@compiled(types.void(FLOATS, FLOATS, types.uint8, FLOATS, TABLE, FLOATS, TABLE, FLOATS))
+@part_of_kernels
 def stack_step(
-    z: Floats, scores: Floats, y: int, limits: Floats, adagrad: Table, rates: Floats, kalman: Table, room: Floats
+    z: Floats, other: Floats, y: int, limits: Floats, adagrad: Table, rates: Floats, kalman: Table, room: Floats
 ) -> None:
-    """One step of each stacker, for learners' scores z and stackers' `scores`. `room`: two places a weight."""
+    """One step of each stacker, for learners' scores z; `other`: each stacker's probability of the label that did not
+    come, |p - y|. `room`: two places a weight."""
     weights = len(z) + 1
+    x, px = room[:weights], room[weights:]
+    for k in range(len(z)):
+        x[k] = z[k]
+    x[len(z)] = 1.0
     for s in range(len(rates)):  # n <- n + (g z)²;  w <- w - rate g z / sqrt(n)
         w, n = adagrad[2 * s], adagrad[2 * s + 1]
-        g = max(min(residual(scores[s], y) * limits[WEIGHT], limits[CLIP]), -limits[CLIP])
+        g = clipped(other[s], y, limits)
         for k in range(weights):
-            gradient = g * (z[k] if k < weights - 1 else 1.0)
+            gradient = g * x[k]
             n[k] += gradient * gradient
             w[k] -= rates[s] * gradient / math.sqrt(n[k] + EPS)
     if len(kalman) > 0:
-        heard, px = room[:weights], room[weights:]
-        for k in range(weights - 1):
-            heard[k] = min(max(z[k], -MAX_HEARD), MAX_HEARD)
-        heard[weights - 1] = 1.0
-        _kalman_step(heard, px, scores[len(rates)], y, limits, kalman[0], kalman[1:])
+        for k in range(len(z)):
+            x[k] = min(max(z[k], -MAX_HEARD), MAX_HEARD)
+        _kalman_step(x, px, other[len(rates)], y, limits, kalman[0], kalman[1:])

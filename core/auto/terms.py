@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.auto.evidence import FIRST_FIELD, PER_FIELD, Found, say_of, share_of_ones
-from core.auto.learners import FLAT, Indices, Table32
+from core.auto.learners import FLAT, Group, Indices, Inputs, Table32
 from core.auto.pairs import FIRST_PAIR
-from core.auto.room import Bank, Counted, Group, Inputs, Room, Side
+from core.auto.room import Bank, Counted, Room, Side
 from core.auto.rules import MAX_SCORE
 from core.auto.stacker import MAX_HEARD
 from core.batch import Mask
