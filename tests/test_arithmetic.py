@@ -25,11 +25,11 @@ from processes import running_engine, write_snapshots
 
 from core import Spec
 from core.arithmetic import arithmetic
-from service.commands import cli, inspect
+from service.commands import cli
 from service.commands.crosscheck import verdict
 from service.events import Event
 from service.learning import crosscheck, recovery
-from service.storage import store
+from service.storage import log, store
 from service.storage.log import LogReader
 
 MANY = 6_000
@@ -67,12 +67,12 @@ async def learn(folder: Path, count: int, *, snapshot: bool = True) -> str:
 
 def rows(folder: Path) -> list[tuple[int, str]]:
     """After which seq the model was learned with which arithmetic."""
-    log = LogReader(folder)
+    reader = LogReader(folder)
     try:
-        (key,) = [model.key for model in log.models() if model.name == NAME]
-        return [(row.seq, row.digest) for row in log.arithmetic(key)]
+        (key,) = [model.key for model in reader.models() if model.name == NAME]
+        return [(row.seq, row.digest) for row in reader.arithmetic(key)]
     finally:
-        log.close()
+        reader.close()
 
 
 def inspected(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -86,7 +86,7 @@ def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
     """Have what follows run where the arithmetic has another digest."""
 
     def move(digest: str) -> None:
-        for module in (store, recovery, crosscheck, inspect):
+        for module in (store, recovery, log):
             monkeypatch.setattr(module, "arithmetic", lambda: digest)
 
     return move

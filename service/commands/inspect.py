@@ -7,10 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.arithmetic import arithmetic
 from service import failures
 from service.commands.terminal import number, show, size
-from service.storage.log import Arithmetic, LogReader, StoredModel
+from service.storage.log import Arithmetic, LogReader, StoredModel, learned_elsewhere
 from service.storage.wal import Tail, read_mark, read_tail
 
 DAMAGED_IDS = "If a client sends an event with a damaged id again, the service may refuse it or learn it again."
@@ -209,8 +208,12 @@ def inspect(folder: Path) -> int:
         rows = [_model_row(model) for model in findings.models]
         show("Models", rows, ("model", "rule", "from seq", "to seq", "features", "ids", "waiting", "snapshots"))
     for model in findings.models:
-        if told := _learned_elsewhere(model):
-            print(f"{model.name}: {told}")
+        if runs := learned_elsewhere(model.arithmetic, model.seq):
+            told = ", ".join(f"{number(first)} to {number(last)}" for first, last in runs)
+            print(
+                f"{model.name}: events {told} were learned on a machine whose C library rounds exp, log or pow "
+                "otherwise than this one's. A replay here may give other last bits"
+            )
     for wrong in findings.wrong:
         print(f"DAMAGED: {wrong}")
     if not findings.wrong:
@@ -243,22 +246,6 @@ def _model_row(model: ModelFindings) -> tuple[str, str, int, int, int, int, int,
     snapshots = ", ".join(f"{number(seq)}{'' if whole else ' DAMAGED'}" for seq, whole in model.snapshots)
     first = model.gone + 1
     return model.name, model.rule, first, model.seq, model.features, model.ids, model.waiting, snapshots or "-"
-
-
-def _learned_elsewhere(model: ModelFindings) -> str:
-    """Which events were learned on a machine that rounds exp, log or pow otherwise than this one; "" if none were."""
-    ends = [*(row.seq for row in model.arithmetic[1:]), model.seq]
-    parts = [
-        f"{number(row.seq + 1)} to {number(end)}"
-        for row, end in zip(model.arithmetic, ends, strict=False)
-        if row.digest != arithmetic() and row.seq < end
-    ]
-    if not parts:
-        return ""
-    return (
-        f"events {', '.join(parts)} were learned on a machine whose C library rounds exp, log or pow otherwise than "
-        "this one's. A replay here may give other last bits"
-    )
 
 
 def _advice(folder: Path, findings: Findings) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from service.commands import options
 
 if TYPE_CHECKING:
+    from service.brokers import Brokers
     from service.replica.topic import Finding
 
 MOST_COPIES = 32_767
@@ -40,21 +41,23 @@ def _copies(text: str) -> int:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from service.brokers import Brokers, properties
     from service.replica import topic
 
-    brokers = Brokers(arguments.kafka, properties(arguments.kafka_config))
-    found = topic.create(brokers, arguments.topic, arguments.replication)
+    found = topic.create(_brokers(arguments), arguments.topic, arguments.replication)
     print(f"made the topic {arguments.topic} at {arguments.kafka}")
     return _told(arguments.topic, found)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from service.brokers import Brokers, properties
     from service.replica import topic
 
-    brokers = Brokers(arguments.kafka, properties(arguments.kafka_config))
-    return _told(arguments.topic, topic.findings(brokers, arguments.topic, arguments.replication))
+    return _told(arguments.topic, topic.findings(_brokers(arguments), arguments.topic, arguments.replication))
+
+
+def _brokers(arguments: argparse.Namespace) -> Brokers:
+    from service.brokers import Brokers, properties
+
+    return Brokers(arguments.kafka, properties(arguments.kafka_config))
 
 
 def _told(name: str, found: Sequence[Finding]) -> int:

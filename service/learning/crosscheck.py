@@ -14,19 +14,17 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
-from core.arithmetic import arithmetic
 from core.spec import Spec
 from service import errors, failures
 from service.children import command, end_with_parent
 from service.learning.engine import Engine
-from service.storage.log import Arithmetic, LogReader, StoredModel
+from service.storage.log import LogReader, StoredModel, learned_elsewhere
 
 if TYPE_CHECKING:
     from core.parity import CrossCheck
@@ -113,7 +111,7 @@ def check(
             raise errors.UnknownModel(model=name)
         require_twin(Spec.from_dict(stored.spec))
         replay = _replayed(log, stored, seq)
-        learned_with = log.arithmetic(stored.key)
+        elsewhere = learned_elsewhere(log.arithmetic(stored.key), replay.learner.seq)
     finally:
         log.close()
     learner = replay.learner
@@ -123,23 +121,14 @@ def check(
             reason=f"the log, with {learner.seq} events and {learner.n_features} features, is not the served model's"
         )
     report = replay.compare(dict(zip(learner.names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
-    replayed = np.append(learner.weights, learner.bias)
+    replayed, begins = np.append(learner.weights, learner.bias), report.from_seq + 1
     return {
         "seq": learner.seq,
         **report._asdict(),
         "replay_equal": replayed.tobytes() == weights.astype(np.float64).tobytes(),
         "sha256": learner.sha256(),
-        "bits_may_differ_from": _learned_elsewhere(learned_with, report.from_seq, learner.seq),
+        "bits_may_differ_from": next((max(first, begins) for first, last in elsewhere if last >= begins), None),
     }
-
-
-def _learned_elsewhere(rows: Sequence[Arithmetic], after: int, last: int) -> int | None:
-    """The seq of the first event in a range that was learned where exp, log or pow are rounded otherwise than here."""
-    ends = [*(row.seq for row in rows[1:]), last]
-    for row, end in zip(rows, ends, strict=False):
-        if row.digest != arithmetic() and max(row.seq, after) < min(end, last):
-            return max(row.seq, after) + 1
-    return None
 
 
 def _replayed(log: LogReader, stored: StoredModel, seq: int | None) -> CrossCheck:

@@ -6,10 +6,11 @@ import json
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.arithmetic import arithmetic
 from core.batch import Batch
 from service import failures
 from service.storage import codec, id_pieces
@@ -62,6 +63,13 @@ class Arithmetic(NamedTuple):
     seq: int
     noted_at: int
     digest: str
+
+
+def learned_elsewhere(rows: Sequence[Arithmetic], last: int) -> list[tuple[int, int]]:
+    """The first and last seq of each run of events, up to `last`, whose machine computes otherwise than this one."""
+    ends = [*(row.seq for row in rows[1:]), last]
+    runs = [(row.seq + 1, min(end, last)) for row, end in zip(rows, ends, strict=False) if row.digest != arithmetic()]
+    return [run for run in runs if run[0] <= run[1]]
 
 
 class LogReader:
