@@ -117,11 +117,11 @@ def flip_a_bit() -> None:
     def learn_and_flip(self: Any, batch: Any) -> Any:
         outcome = learn(self, batch)
         if self.learner.seq >= EVENTS:
-            Model.learn = learn  # type: ignore[method-assign]
+            Model.learn = learn  # type: ignore[method-assign]  # a fault
             self.learner._model.state.w.view("u1")[0] ^= 1  # noqa: SLF001
         return outcome
 
-    Model.learn = learn_and_flip  # type: ignore[method-assign]
+    Model.learn = learn_and_flip  # type: ignore[method-assign]  # a fault
 
 
 def tell_digests() -> None:
