@@ -262,11 +262,15 @@ def test_a_node_with_other_rules_is_refused(nodes: Nodes) -> None:
 
 @on_glibc
 def test_a_node_that_computes_otherwise_is_refused(nodes: Nodes, cluster: Cluster, tmp_path: Path) -> None:
-    nodes.start().stop()
+    one = nodes.start()
+    learn(one, event(1))
+    one.stop()
     env = ["env", *(f"{name}={value}" for name, value in WITHOUT_FMA.items())]
     flags = ("--kafka", cluster.address, "--topic", nodes.topic)
-    with Service(tmp_path / "other", *flags, told=env) as node:
-        assert "how the processor and the C library compute exp, log and pow (a digest) is" in refusal(node)
+    for folder in (tmp_path / "other", one.folder):
+        with Service(folder, *flags, told=env) as node:
+            assert "how the processor and the C library compute exp, log and pow (a digest) is" in refusal(node)
+    assert state(nodes.start(folder=one.folder))[0] == 1
 
 
 def test_a_log_of_its_own_is_no_node(nodes: Nodes, start: Start) -> None:

@@ -47,7 +47,7 @@ def find(brokers: Brokers, link: Link, settings: Settings) -> Found:
             first = link.first_record()
         if first is None:
             raise NoBroker(brokers=brokers.address, reason="the first record could not be written")
-        _check_rules(_rules_in(first, name), ours)
+        check_rules(_rules_in(first, name), ours)
     return Found(TopicName(name, brokers.topic_id(name), rules.encoded(ours)), ranges)
 
 
@@ -58,7 +58,7 @@ def _rules_in(first: Record, name: str) -> dict[str, Any]:
     raise WrongTopic(reason=f"the first record of the topic {name!r} does not begin a log of logstep")
 
 
-def _check_rules(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def check_rules(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     if different := rules.differences(theirs, ours):
         raise WrongTopic(reason=f"its rules are not those of this node: {different}")
 
@@ -78,7 +78,7 @@ def check_new(found: Found, folder: Path, *, empty: bool) -> None:
 
 def check_followed(found: Found, followed: TopicName, reached: Mapping[int, Position]) -> None:
     """Refuse a topic that is not the one that a folder has followed so far."""
-    _check_rules(json.loads(followed.rules), json.loads(found.topic.rules))
+    check_rules(json.loads(followed.rules), json.loads(found.topic.rules))
     if followed != found.topic:
         before, now = (f"{one.name!r} with the id {one.id or 'unknown'}" for one in (followed, found.topic))
         raise WrongTopic(reason=f"this folder follows the topic {before}, and this one is {now}")

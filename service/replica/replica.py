@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from service.learning.telemetry import OfTopic
 from service.replica import rules, topic
 from service.replica.digests import Digests
 from service.replica.feed import Feed
-from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, find
+from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, check_rules, find
 from service.replica.link import FIXED, Link
 from service.replica.outbox import Outbox
 from service.replica.records import Do, Record
@@ -169,7 +170,11 @@ class Replica(Engine):
     # -- start and stop
 
     async def _claim_log(self) -> None:
-        """The folder goes on with its topic."""
+        """The folder goes on with its topic, if this node has its rules. Else it must not even replay: a machine that
+        computes otherwise would write a snapshot with other bits."""
+        followed, _, _ = await self.disk.run(_read)
+        if followed is not None:
+            check_rules(json.loads(followed.rules), rules.rules_of(self._settings))
 
     async def _recover(self) -> None:
         await super()._recover()
