@@ -291,6 +291,19 @@ def test_a_second_bank_grows_with_the_features_that_come_after_it() -> None:
     assert bits(Learner.from_state(learner.state())) == bits(learner)
 
 
+def test_tables_that_grow_by_few_rows_change_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large table gets some thousand rows at a time, since to copy it would hold up everybody."""
+    events, at_once, slowly = awkward(800), Learner(AUTO), Learner(AUTO)
+    at_once.learn_batch(batch_for(at_once, events))
+    monkeypatch.setattr("core.auto.auto.MORE", 3)
+    for x, y, w in events:
+        slowly.learn_one(x, y, w)
+    assert alarms_of(slowly) > 0
+    assert bits(slowly) == bits(at_once)
+    assert slowly.auto is not None
+    assert slowly.n_features <= slowly.auto.rows <= slowly.n_features + 3
+
+
 def test_a_state_is_a_copy_that_later_events_leave_alone() -> None:
     learner, events = Learner(AUTO), awkward(800)
     learner.learn_batch(batch_for(learner, events[:500]))

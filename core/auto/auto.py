@@ -21,7 +21,6 @@ from core.batch import Batch
 from core.logistic import Floats, Ints
 from core.rules import Table
 from core.spec import Spec
-from core.step import grown
 
 MAX_CLIP = 1e12
 """Residuals are clipped to this, or to the spec's smaller `clip`. So their squares times squared values stay finite."""
@@ -34,13 +33,17 @@ def _power_of_2(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
-def _longer(array: npt.NDArray[Any], length: int, fill: float | Floats) -> npt.NDArray[Any]:
-    """The array, or a copy with so many rows, new ones filled."""
-    if length <= len(array):
-        return array
-    longer = np.empty((length, *array.shape[1:]), array.dtype)
-    longer[: len(array)], longer[len(array) :] = array, fill
-    return longer
+MORE = 8_192
+"""An array that is too short doubles, but gets at most so many rows at once: a step that copied a table of 500 MB would
+hold up the service for a second. The C library moves large arrays without copying them (`mremap`)."""
+
+
+def _lengthen(array: npt.NDArray[Any], length: int, fill: float | Floats) -> None:
+    """Make room for so many rows, in place; new ones are filled. Nothing else may look at the array meanwhile."""
+    old = len(array)
+    if length > old:
+        array.resize((max(length, old + min(old, MORE)), *array.shape[1:]), refcheck=False)
+        array[old:] = fill
 
 
 class _Plan:
@@ -86,12 +89,11 @@ class Bank:
 
     def grow(self, features: int, fields: int, indicators: int, owners: int) -> None:
         """Make room for so many rows of each."""
-        self.single = _longer(self.single, features, self._fresh[0])
-        self.evidence = _longer(self.evidence, fields, self._fresh[1])
-        self.counts = _longer(self.counts, indicators, 0.0)
-        if owners > len(self.owners):
-            self.owners = _longer(self.owners, owners, -1)
-            self.pairs = _longer(self.pairs, FIRST_PAIR + owners, self._fresh[2])
+        _lengthen(self.single, features, self._fresh[0])
+        _lengthen(self.evidence, fields, self._fresh[1])
+        _lengthen(self.counts, indicators, 0.0)
+        _lengthen(self.owners, owners, -1)
+        _lengthen(self.pairs, FIRST_PAIR + len(self.owners), self._fresh[2])
 
 
 class Auto:
@@ -212,13 +214,13 @@ class Auto:
 
     def _grow(self, more: int = 0) -> None:
         """Make room for the features and fields that are known, for so `many` more indicators, and for pairs."""
-        if self._used[NUMBERED] + more > len(self._keys):
-            self._keys = _longer(self._keys, _power_of_2(int(self._used[NUMBERED]) + more), 0)
-            self._places = np.empty(2 * len(self._keys), np.int32)
+        _lengthen(self._keys, int(self._used[NUMBERED]) + more, 0)
+        if 2 * len(self._keys) > len(self._places):
+            self._places = np.empty(2 * _power_of_2(len(self._keys)), np.int32)
             rebuild(int(self._used[NUMBERED]), self._keys, self._places)
-        fields = _power_of_2(FIRST_FIELD + PER_FIELD * len(self._fields))
+        fields = FIRST_FIELD + PER_FIELD * len(self._fields)
         for bank, used in zip(self._banks, self._used[PAIRED:].tolist(), strict=False):
-            bank.grow(self._rows, fields, len(self._keys), _power_of_2(used + MOST))
+            bank.grow(self._rows, fields, len(self._keys), used + MOST)
             if used > len(bank.rows) // 4 and 2 * len(bank.rows) <= self._limit:
                 bank.rows = np.concatenate([bank.rows, bank.rows])
                 bank.owners[:] = -1
@@ -232,8 +234,9 @@ class Auto:
         """Add features, all 0, at the columns from `first` on."""
         self._features = first + len(names)
         if self._features + 1 > self._rows:
-            self._rows = max(self._features + 1, 2 * self._rows)
-            self._statistics, self._kinds = grown(self._statistics, self._rows), _longer(self._kinds, self._rows, 0)
+            _lengthen(self._statistics, self._features + 1, 0.0)
+            _lengthen(self._kinds, len(self._statistics), 0)
+            self._rows = len(self._statistics)
         self._kinds[first : self._features] = self.kinds_of(names)
         for name in names:
             self._fields.setdefault(self._field(name)[0], len(self._fields))
