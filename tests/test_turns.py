@@ -23,6 +23,7 @@ from service import errors
 from service.events import Event, Label
 from service.learning import writer as writer_module
 from service.learning.chores import Chores
+from service.learning.disk import Disk
 from service.learning.engine import Engine
 from service.learning.model import Model
 from service.learning.request import Learned, Result, Run, Stream
@@ -528,3 +529,23 @@ def test_while_many_callers_are_told_the_loop_serves_others(tmp_path: Path, monk
             assert len(seen) >= 9
 
     run(story())
+
+
+def test_the_loop_gives_way_to_a_commit_only_beside_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MUCH", 1_000)
+    engines: list[Engine] = []
+    given: list[int] = []
+    monkeypatch.setattr(Disk, "give_way", lambda _, __: given.append(engines[0].model("default").learner.seq))
+
+    async def story() -> None:
+        async with running_engine(tmp_path) as engine:
+            engines.append(engine)
+            await engine.learn("default", [event(1.0)])
+            engine.queue.passed_by += 10
+            await engine.learn("default", [event(2.0)])
+            await engine.learn("default", [event(3.0)])
+
+    run(story())
+    assert given == [1]

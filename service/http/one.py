@@ -67,6 +67,7 @@ class One:
                 return False
             made = predicted(scope, model, question)
             if isinstance(made, Predicted):
+                self._engine.queue.passed_by += 1
                 tell(made)
                 return True
             item = made

@@ -35,6 +35,8 @@ class Queue:
         self._room = asyncio.Event()
         self.work = asyncio.Event()
         """Wakes the writer."""
+        self.passed_by = 0
+        """How many predictions were answered at once since the writer last committed."""
 
     def __len__(self) -> int:
         return len(self._requests)

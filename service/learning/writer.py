@@ -72,6 +72,9 @@ TIMEOUTS = 500
 """Predictions that one commit times out, at most, because requests wait meanwhile."""
 FULL_SECONDS = 1.0
 """How long a replica waits before it tries again to write what the topic says to a full disk."""
+BUSY = 2
+"""Predictions between two commits from which the loop gives way to the commit. With none, the thread gets the GIL
+anyway, and to block the loop only lets other processes have its processor."""
 ROW_SECONDS = 0.05
 """How long turns may follow one another before tidying and changes of models get their time."""
 MUCH = 1_000
@@ -299,8 +302,9 @@ class Writer:
         commit = self._disk.begin(partial(self._disk.store.commit, added, written_at, reached))
         try:
             await self._take_steps()
-            if items < MUCH:
+            if items < MUCH and self._queue.passed_by >= BUSY:
                 self._disk.give_way(commit)
+            self._queue.passed_by = 0
         finally:
             written = await self._disk.end(commit)
         if written:
