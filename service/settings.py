@@ -27,6 +27,10 @@ Keep = Annotated[str, AfterValidator(_checked)]
 """all, a number of events (the last ones of each model), or a time (what was written in the last so much time)."""
 
 
+DECIDING = ("max_event_features", "max_name_characters")
+"""Settings that decide what is learned, so every node of a topic has the same."""
+
+
 class Settings(BaseSettings):
     """The settings of the service. Each has its unit, its default and its reason."""
 

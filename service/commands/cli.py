@@ -103,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start the service"))
     _add_replay(commands.add_parser("replay", help="send a file to a running service, each event once"))
     _add_consume(commands.add_parser("consume", help="send a Kafka topic to a running service, each record once"))
-    topic.add(commands.add_parser("kafka", help="make the Kafka topic that is a log, or check one"))
+    topic.add(
+        commands.add_parser(
+            "kafka", help="make the Kafka topic that is a log, check one, or fill it from a data folder"
+        )
+    )
     crosscheck.add(commands.add_parser("crosscheck", help="compare a model's weights with river's"))
     models.add(commands.add_parser("models", help="list, create, show, resume and delete models"))
     inspect = commands.add_parser("inspect", help="check a data folder and show what is in it; changes nothing")
@@ -255,23 +259,10 @@ def _id_prefix(text: str) -> str:
 # -- serve
 
 
-def _settings(flags: dict[str, Any]) -> Settings:
-    """Settings from flags, then the environment, then defaults."""
-    from pydantic import ValidationError
-
-    try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        flag = f"--{name.replace('_', '-')} (LOGSTEP_{name.upper()})"
-        raise WrongUsage(f"{flag}: {first['msg']}, got {first['input']!r}") from None
-
-
 def _serve(arguments: argparse.Namespace) -> int:
     for stop in stop_signals():
         signal.signal(stop, lambda *_: sys.exit(0))  # until the server sets its own handlers
-    settings = _settings({name: getattr(arguments, name) for name in Settings.model_fields})
+    settings = options.settings({name: getattr(arguments, name) for name in Settings.model_fields})
     from service.http.access import refuse_an_open_door
     from service.storage.folder import FolderLock
 

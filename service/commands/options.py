@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.commands.terminal import WrongUsage
 from service.events import DEFAULT
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.commands.client import Client
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 URL = "http://127.0.0.1:8000"
 LARGEST_BATCH = 100_000
+
+
+def settings(flags: dict[str, Any]) -> Settings:
+    """Settings from flags, then the environment, then defaults."""
+    from pydantic import ValidationError
+
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        flag = f"--{name.replace('_', '-')} (LOGSTEP_{name.upper()})"
+        raise WrongUsage(f"{flag}: {first['msg']}, got {first['input']!r}") from None
 
 
 def add_columns(parser: argparse.ArgumentParser, *, id_: str = "--id-column", weight: str = "--weight-column") -> None:

@@ -39,7 +39,7 @@ from service.learning.request import Request
 from service.learning.state import Lifecycle, mistake
 from service.learning.telemetry import Telemetry
 from service.storage.positions import Reached
-from service.storage.store import ModelBatch
+from service.storage.store import ModelBatch, Store
 from service.storage.waiting import OldWaiting
 from service.table import Table
 
@@ -143,6 +143,21 @@ class Writer:
         elif not oldest:
             model.first_due(math.inf)
         self._models.first_to_time_out()
+
+    async def copy(self, model: Model, part: ModelBatch, reached: Reached, now: int) -> bool:
+        """Commit a part of another log as it is, and take its steps. The caller holds `turn`. False, and nothing is
+        changed, if an id of it is not new. now: microseconds since 1970."""
+        if not await self._disk.run(Store.commit, [part], now / 1e6, reached):
+            return False
+        self.progress.settle(reached, written=True)
+        model.learner.features.extend(part.names)
+        model.committed(len(part.batch), len(part.kept), 0, 0, now / 1e6)
+        if part.kept:
+            model.first_due(0.0)  # unknown: they were kept elsewhere, and earlier
+            self._models.note_timeout(model)
+        self._committed.append((Draft(model, BatchBuilder(model.learner.features), now), part.batch))
+        await self._take_steps()
+        return True
 
     async def _expire_before(self, requests: list[Request]) -> None:
         """Time out what is due by the times of records, before they are applied: then it is the same on every node."""

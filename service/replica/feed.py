@@ -211,11 +211,13 @@ class Feed:
                 self._streams = {n: s for n, s in self._streams.items() if s.broken} | dict(newest)
         return stream
 
+    @staticmethod
+    def _tell_of(place: Place, error: Exception) -> None:
+        logger.warning("the record at offset %d of partition %d is left out: %s", place.record, place.partition, error)
+
     def _poison(self, record: Record, answer: asyncio.Future[Any], place: Place, error: Exception) -> None:
         """Refuse a record. It goes through the queue, so that the position passes it in order."""
-        logger.warning(
-            "the record at offset %d of partition %d is left out: %s", record.offset, record.partition, error
-        )
+        self._tell_of(place, error)
         if not isinstance(error, errors.LogstepError):
             error = errors.InvalidEvent(field="body", reason=str(error))
         if not answer.done():
@@ -228,6 +230,8 @@ class Feed:
         except (errors.LogstepError, *NO_RECORD) as error:
             if isinstance(error, errors.StorageFailed | errors.NotReady | failures.NodesDiffer):
                 raise  # it is not the record that is refused
+            if not isinstance(error, errors.LogstepError):
+                self._tell_of(place, error)
             result = error
         await self._reached(place.partition, Position(place.record, 0, place.at, place.mark))
         if not answer.done():

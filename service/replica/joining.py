@@ -20,6 +20,7 @@ from service.storage.positions import Position, TopicName
 
 logger = logging.getLogger("logstep")
 
+HELD_BACK = "its first record is not there yet; an import may be under way"
 BEGIN_AGAIN = "Begin with a backup of another node (`logstep backup`)"
 
 
@@ -46,7 +47,7 @@ def find(brokers: Brokers, link: Link, settings: Settings) -> Found:
             link.write_first(rules.encoded(ours).encode())  # of several that begin at once, the first counts
             first = link.first_record()
         if first is None:
-            raise NoBroker(brokers=brokers.address, reason="the first record could not be written")
+            raise NoBroker(brokers=brokers.address, reason=HELD_BACK)
         check_rules(_rules_in(first, name), ours)
     return Found(TopicName(name, brokers.topic_id(name), rules.encoded(ours)), ranges)
 

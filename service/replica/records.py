@@ -12,6 +12,7 @@ POST; pieces of streams are columns.
     kept     the same, a piece of a stream
     put      a spec: create the model
     delete, resume      nothing
+    logged   a part of another log, as msgpack: events, ids, predictions that wait (replica/logged.py)
     tick     a time has passed at which a prediction is due, or digests to compare (replica/digests.py)
     begin    the first record of partition 0: the rules of the log (replica/rules.py)
 """
@@ -45,6 +46,7 @@ class Do(Enum):
     PUT = b"put"
     DELETE = b"delete"
     RESUME = b"resume"
+    LOGGED = b"logged"
     TICK = b"tick"
     BEGIN = b"begin"
 

@@ -29,8 +29,9 @@ from service.replica.digests import Digests
 from service.replica.feed import Feed
 from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, check_rules, find
 from service.replica.link import FIXED, Link
+from service.replica.logged import part_of
 from service.replica.outbox import Outbox
-from service.replica.records import Do, Record
+from service.replica.records import Do, PoisonError, Record
 from service.replica.ticks import Ticks
 from service.settings import Settings
 from service.storage import positions
@@ -286,11 +287,28 @@ class Replica(Engine):
             self._digests.begin(name, place.record)
         if do is Do.RESUME:
             return await super().resume(name)
+        if do is Do.LOGGED:
+            await self._copy(self._models.get(name), value, place)
         if do is Do.TICK and found is not None and value:
             self._digests.compare(found, value)
         return None
 
+    async def _copy(self, model: Model, value: bytes, place: Place) -> None:
+        """Put a part of another log into this one."""
+        part = await asyncio.to_thread(part_of, value, model)
+        ids = [id_ for id_, *_ in part.changed_ids]
+        async with self.writer.turn:
+            taken = await self.disk.run(Store.find_ids, {model.stored.key: ids}) if ids else {}
+            before = self.progress.unwritten
+            position = Position(place.record, 0, place.at, place.mark)
+            reached = Reached({**before.positions, place.partition: position}, before.broken)
+            if taken or not await self.writer.copy(model, part, reached, place.at):
+                raise PoisonError("it is no part of a log: an id of it stands for something already")
+            self.writer.full = False
+
     async def _reach(self, partition: int, position: Position) -> None:
+        if self.progress.committed.get(partition) == position:
+            return  # it is in the transaction of what it changed
         while True:
             try:
                 async with self.writer.turn:

@@ -8,11 +8,10 @@ from typing import Any
 
 from core.arithmetic import arithmetic
 from core.spec import Spec
-from service.settings import Settings
+from service.settings import DECIDING, Settings
 
 LOG = 1
 """The version of the records' meaning."""
-FROM_SETTINGS = ("max_event_features", "max_name_characters")
 WHAT = {
     "bits": "the major version of logstep",
     "arithmetic": "how the processor and the C library compute exp, log and pow (a digest)",
@@ -29,7 +28,7 @@ def rules_of(settings: Settings) -> dict[str, Any]:
         "bits": version("logstep").partition(".")[0],  # only a major version may change them
         "arithmetic": arithmetic(),
         "default": Spec().as_dict(),
-        **{name: getattr(settings, name) for name in FROM_SETTINGS},
+        **{name: getattr(settings, name) for name in DECIDING},
     }
 
 
@@ -46,6 +45,6 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     told = []
     for name in sorted(theirs | ours):
         if theirs.get(name) != ours.get(name):
-            flag = f"--{name.replace('_', '-')}" if name in FROM_SETTINGS else WHAT.get(name, name)
+            flag = f"--{name.replace('_', '-')}" if name in DECIDING else WHAT.get(name, name)
             told.append(f"{flag} is {theirs.get(name, 'not set')} in the topic and {ours.get(name, 'not set')} here")
     return "; ".join(told)

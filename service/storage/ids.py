@@ -10,7 +10,7 @@ SQLite does not checksum its pages. No query finds an id with a flipped bit, so 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import chain, repeat
 from operator import itemgetter
@@ -22,7 +22,7 @@ import msgspec
 from service.storage import id_pieces
 from service.storage.database import Database
 from service.storage.event_ids import Runs
-from service.storage.id_pieces import MODULUS, EventIds
+from service.storage.id_pieces import MODULUS, EventIds, Piece
 
 
 class IdKind(IntEnum):
@@ -98,6 +98,22 @@ class Rows(NamedTuple):
 def rows_of(model: int, ids: Sequence[str]) -> Rows:
     """The rows of these ids of a model."""
     return Rows("model = ? AND id IN (SELECT value FROM json_each(?))", (model, msgspec.json.encode(ids).decode()))
+
+
+def event_ids(db: Database, model: int) -> Iterator[Piece]:
+    """The ids of a model's events, in pieces and in no order. LogDamaged if a row cannot be read."""
+    pieces = f"SELECT ids, payload FROM ({id_pieces.PIECES}) WHERE model = ?"  # noqa: S608  # of constants
+    for ids, payload in db.rows(pieces, model):
+        piece = Piece.decode(ids, payload)
+        if piece is None:
+            raise db.damaged("a row with ids of events cannot be read")
+        yield piece
+
+
+def other_ids(db: Database, model: int) -> Iterator[IdRow]:
+    """The ids of a model's predictions that no longer wait, and what each stands for."""
+    query = "SELECT id, seq, fingerprint, kind, label FROM ids WHERE model = ? AND kind <> ? ORDER BY id"
+    yield from db.rows(query, model, IdKind.WAITING.value)
 
 
 class IdsTakenError(Exception):
@@ -207,6 +223,7 @@ class Ids:
     def change(self, model: int, ids: Sequence[IdRow]) -> None:
         """Change what ids stand for. The caller has taken their old rows out of the checksum (`leave_out`)."""
         if ids:
+            self._changing.add(model)
             changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
             if changed != len(ids):
                 raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) already stand for events")
