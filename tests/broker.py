@@ -129,6 +129,9 @@ class Broker:
         for done in self._admin.delete_topics([topic]).values():
             done.result()
 
+    def has(self, topic: str) -> bool:
+        return topic in self._admin.list_topics(timeout=PATIENCE).topics
+
     def add_partitions(self, topic: str, total: int) -> None:
         for done in self._admin.create_partitions([NewPartitions(topic, total)]).values():
             done.result()

@@ -487,3 +487,21 @@ def test_transactions_count_once_they_are_committed(cluster: Cluster, start: Sta
 
 def at_the_end(node: Service) -> bool:
     return state(node)[0] == 2 and lag(node) == 0 and ready(node)
+
+
+def test_a_topic_that_is_made_again_ends_the_nodes_that_followed_the_old_one(cluster: Cluster, start: Start) -> None:
+    make_topic(cluster, "again")
+    nodes = Nodes(cluster, "again", start)
+    node = nodes.start()
+    for i in range(5):
+        node.learn([{"x": {"a": i}, "y": 1, "id": f"e{i}"}])
+    cluster.delete("again")
+    eventually(lambda: not cluster.has("again"), "the topic to go")
+    make_topic(cluster, "again")
+    other = Nodes(cluster, "again", start).start()
+    other.learn([{"x": {"a": i}, "y": 0, "id": f"f{i}"} for i in range(9)])
+    for i in range(9):  # so that there are records where the old topic had some
+        other.learn([{"x": {"a": i}, "y": 0, "id": f"g{i}"}])
+    assert node.wait(PATIENCE) == 1
+    assert "topic" in node.log.splitlines()[-2] + node.log.splitlines()[-1]
+    assert state(other)[0] == 18

@@ -228,13 +228,9 @@ def test_a_topic_that_is_not_the_one_is_refused(nodes: Nodes, cluster: Cluster, 
     said = refusal(Nodes(cluster, another, start).start(folder=node.folder, ready=False))
     assert f"this folder follows the topic '{nodes.topic}'" in said
     cluster.delete(nodes.topic)
-    eventually(lambda: gone(cluster, nodes.topic), "the topic to go")
+    eventually(lambda: not cluster.has(nodes.topic), "the topic to go")
     make_topic(cluster, nodes.topic)
     assert "this folder follows the topic" in refusal(nodes.start(folder=node.folder, ready=False))
-
-
-def gone(cluster: Cluster, name: str) -> bool:
-    return AdminClient({"bootstrap.servers": cluster.address}).list_topics(timeout=PATIENCE).topics.get(name) is None
 
 
 def test_a_topic_that_has_lost_what_a_node_needs_is_refused(nodes: Nodes, cluster: Cluster) -> None:

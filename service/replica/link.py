@@ -8,6 +8,7 @@ are there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -34,9 +35,18 @@ AT_ONCE = 1_000
 POLL_SECONDS = 0.1
 SURE_SECONDS = 10.0
 """How long the producer tries to write a record."""
+IMPATIENT = {
+    "socket_timeout_ms": 5_000,
+    "socket_connection_setup_timeout_ms": 5_000,
+    "reconnect_backoff_max_ms": 1_000,
+}
+"""A broker that keeps its connections and does not answer, as when its cable is pulled, is left after so long for the
+one that leads in its place. librdkafka waits for a minute, in which nothing would be learned."""
 ASK_AGAIN_SECONDS = 0.5
 """How often the brokers are asked where the partitions end. It shows that they are there."""
 ASK_SECONDS = 2.0
+LOOK_AGAIN = 10
+"""How many times the ends are asked until the topic's id is looked at."""
 
 Read = Callable[[list[Record], dict[int, int]], None]
 
@@ -60,7 +70,7 @@ class Link:
         self._brokers, self.topic, self._on_read, self._on_unsure = brokers, topic, read, unsure
         self._loop = asyncio.get_running_loop()
         self._producer = self._new_producer()
-        self.partitions = 0
+        self.partitions, self._topic_id = 0, ""
         self._may_read = threading.Event()
         self._may_read.set()
         self._stops = threading.Event()
@@ -69,9 +79,9 @@ class Link:
 
     def _new_producer(self) -> Any:
         fixed = {"acks": "all", "enable.idempotence": True, "delivery.report.only.error": True}
-        return self._brokers.client(
-            Producer, fixed, linger_ms=0, delivery_timeout_ms=int(SURE_SECONDS * 1e3), message_max_bytes=LARGEST_RECORD
-        )
+        timeout_ms = int(SURE_SECONDS * 1e3)
+        defaults = {"linger_ms": 0, "delivery_timeout_ms": timeout_ms, "message_max_bytes": LARGEST_RECORD}
+        return self._brokers.client(Producer, fixed, **defaults, **IMPATIENT)
 
     # -- before it is followed; these wait for the brokers, in a thread of the caller
 
@@ -112,13 +122,15 @@ class Link:
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
         }
-        return self._brokers.client(Consumer, fixed, fetch_wait_max_ms=100, queued_max_messages_kbytes=65_536)
+        return self._brokers.client(
+            Consumer, fixed, fetch_wait_max_ms=100, queued_max_messages_kbytes=65_536, **IMPATIENT
+        )
 
     # -- while it is followed
 
-    def follow(self, places: Mapping[int, int], partitions: int) -> None:
+    def follow(self, places: Mapping[int, int], partitions: int, topic_id: str) -> None:
         """Read each partition from an offset on, its beginning if it is not named."""
-        self.partitions = partitions
+        self.partitions, self._topic_id = partitions, topic_id
         self._consumer = self._new_consumer()
         self._consumer.assign([TopicPartition(self.topic, p, places.get(p, 0)) for p in range(partitions)])
         for work in (self._read_on, self._ask_for_ends):
@@ -175,8 +187,15 @@ class Link:
     on_ends: Callable[[float, list[int]], None]
     """Called now and then with a time (monotonic) and the offsets after the newest records then."""
 
+    on_another: Callable[[str], None]
+    """Called if the topic of that name has another id now: it was deleted and made again."""
+
     def _ask_for_ends(self) -> None:
-        while not self._stops.wait(ASK_AGAIN_SECONDS):
+        for asked in itertools.count():
+            if self._stops.wait(ASK_AGAIN_SECONDS):
+                return
+            if asked % LOOK_AGAIN == 0:
+                self._look_at_topic()
             asked_at = time.monotonic()
             try:
                 ends = self._ends(range(self.partitions))
@@ -186,6 +205,11 @@ class Link:
                     self._brokers.admin.list_topics(self.topic, ASK_SECONDS)
                 continue
             self._loop.call_soon_threadsafe(self.on_ends, asked_at, ends)
+
+    def _look_at_topic(self) -> None:
+        with suppress(KafkaException):
+            if (found := self._brokers.topic_id(self.topic)) != self._topic_id:
+                self._loop.call_soon_threadsafe(self.on_another, found)
 
     def _ends(self, partitions: Iterable[int], which: Any = OffsetSpec.latest()) -> list[int]:  # noqa: B008  # it is one
         asked = {TopicPartition(self.topic, p): which for p in partitions}

@@ -186,7 +186,7 @@ class Replica(Engine):
     async def _follow(self) -> None:
         """Find the topic, see that it is the one, and apply its records until the end."""
         link = Link(self._brokers, self._settings.topic, self._take, self.queue.give_up)
-        link.on_ends, link.on_overtaken = self._note_ends, self._overtaken
+        link.on_ends, link.on_overtaken, link.on_another = self._note_ends, self._overtaken, self._made_again
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -207,7 +207,8 @@ class Replica(Engine):
         self._digests.begin_with(reached)
         feed = self._feed = Feed(self.queue, self.progress, self._control, self._reach, reached, broken)
         feed.begin(link)
-        link.follow({partition: position.record for partition, position in reached.items()}, topic.PARTITIONS)
+        places = {partition: position.record for partition, position in reached.items()}
+        link.follow(places, topic.PARTITIONS, found.topic.id)
         self._link = self.queue.link = link
         watch = loop.create_task(self._give_up_now_and_then())
         try:
@@ -226,6 +227,9 @@ class Replica(Engine):
     def _overtaken(self, partition: int, told: str) -> None:
         reason = f"partition {partition} no longer has the record after the last one applied ({told}). {BEGIN_AGAIN}"
         self._fail(failures.WrongTopic(reason=reason))
+
+    def _made_again(self, topic_id: str) -> None:
+        self._fail(failures.WrongTopic(reason=f"it was deleted and made again (its id is {topic_id} now)"))
 
     def _is_empty(self) -> bool:
         """Whether the folder is as a service makes it, so that it may begin with the topic."""
