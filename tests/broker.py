@@ -129,9 +129,6 @@ class Broker:
         for done in self._admin.delete_topics([topic]).values():
             done.result()
 
-    def has(self, topic: str) -> bool:
-        return topic in self._admin.list_topics(timeout=PATIENCE).topics
-
     def add_partitions(self, topic: str, total: int) -> None:
         for done in self._admin.create_partitions([NewPartitions(topic, total)]).values():
             done.result()
@@ -262,6 +259,11 @@ class Cluster(Broker):
     @staticmethod
     def _knows(admin: Any, topic: str) -> bool:
         return admin.list_topics(topic, PATIENCE).topics[topic].error is None
+
+    def has(self, topic: str) -> bool:
+        """Whether any broker knows a topic."""
+        asked = (AdminClient({"bootstrap.servers": f"{HOST}:{ports.plain}", "log_level": "0"}) for ports in self._ports)
+        return any(topic in admin.list_topics(timeout=PATIENCE).topics for admin in asked)
 
     def kill(self, number: int) -> None:
         """`kill -9` a broker."""
