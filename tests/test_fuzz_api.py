@@ -32,7 +32,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 422]
 
 [[operations]]
 include-operation-id-regex = "^(learn|predict)(_model)?$"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 409, 413, 422, 503]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 409, 413, 422]
 checks.negative_data_rejection.enabled = false
 """
 
