@@ -35,6 +35,9 @@ AT_ONCE = 1_000
 POLL_SECONDS = 0.1
 SURE_SECONDS = 10.0
 """How long the producer tries to write a record."""
+LINGER_MS = 1
+"""How long a record waits for others of its batch. At 0, librdkafka polls without a rest while five batches are under
+way: 32 connections learned 1,400 events a second instead of 2,300. A single one waits 5.7 ms instead of 5.0."""
 IMPATIENT = {
     "socket_timeout_ms": 5_000,
     "socket_connection_setup_timeout_ms": 5_000,
@@ -80,7 +83,7 @@ class Link:
     def _new_producer(self) -> Any:
         fixed = {"acks": "all", "enable.idempotence": True, "delivery.report.only.error": True}
         timeout_ms = int(SURE_SECONDS * 1e3)
-        defaults = {"linger_ms": 0, "delivery_timeout_ms": timeout_ms, "message_max_bytes": LARGEST_RECORD}
+        defaults = {"linger_ms": LINGER_MS, "delivery_timeout_ms": timeout_ms, "message_max_bytes": LARGEST_RECORD}
         return self._brokers.client(Producer, fixed, **defaults, **IMPATIENT)
 
     # -- before it is followed; these wait for the brokers, in a thread of the caller
