@@ -110,10 +110,6 @@ class Feed:
         all_applied = self._newest.get(partition, -1) <= applied
         return max(applied + 1, self._ends.get(partition, 0) if all_applied else 0)
 
-    @property
-    def waiting(self) -> int:
-        return len(self._records)
-
     async def run(self) -> None:
         """Apply records until `stop`."""
         items = 0

@@ -155,11 +155,6 @@ class Outbox(Queue):
         self._room.set()
         return asked.answer
 
-    def oldest(self) -> float:
-        """Seconds that the oldest record has been on its way."""
-        first = next(iter(self._asked.values()), None)
-        return 0.0 if first is None else time.monotonic() - first.at
-
     def give_up(self, re: bytes) -> None:
         """It is not known whether that record is in the topic."""
         items = (asked := self._asked.get(re)) is not None and asked.items > 0
