@@ -663,14 +663,14 @@ def test_past_its_rate_a_token_waits(guarded: Guarded) -> None:
     service = guarded.service
     new, slow = (bearer(tokens.create(service.folder, ["predict", "learn"], None, 20)[0]) for _ in range(2))
     until_known(service, slow)
-    codes = [service.http.post("/predict", json={"x": {}}, headers=slow).status_code for _ in range(40)]
-    assert codes[:18] == [200] * 18  # of 20 the first GET took one, and a little for its reply
-    assert 429 in codes
-    refused = next(
-        reply for _ in range(40) if (reply := service.http.post("/learn", json=EVENT, headers=slow)).status_code == 429
-    )
+    codes = [service.http.post("/predict", json={"x": {}}, headers=slow).status_code for _ in range(15)]
+    assert codes == [200] * 15  # of 20 the first GET took some
+    # A debt of half a minute: however slow this machine is, the token has not earned its next request meanwhile.
+    assert service.http.post("/learn", content=json.dumps([EVENT] * 600), headers=slow | JSON).status_code == 200
+    assert_problem(service.http.post("/predict", json={"x": {}}, headers=slow), 429)
+    refused = service.http.post("/learn", json=EVENT, headers=slow)
     assert_problem(refused, 429, "20 events a second")
-    assert refused.headers["retry-after"] == "1"
+    assert 2 <= int(refused.headers["retry-after"]) <= 31
     assert_problem(service.http.get("/models", headers=slow), 429, "by its size")
     assert service.http.post("/predict", json={"x": {}}, headers=bearer(ADMIN)).status_code == 200
 
