@@ -66,7 +66,8 @@ class NotOnReplicas(LogstepError):
 
 
 class NodesDiffer(Reasoned):
-    """This node differs from another: {reason}. It stops, because one of the two is wrong."""
+    """This node differs from another: {reason}. It stops. If it differs again after a start, begin with a backup of
+    another node (`logstep backup`)."""
 
 
 class FolderInUse(OfFolder):

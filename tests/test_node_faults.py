@@ -106,12 +106,9 @@ def test_a_full_disk_stops_one_node_until_there_is_room(nodes: Nodes, tmp_path: 
 
 
 def flip_a_bit() -> None:
-    """What a node does first: later, one bit of its weights changes. It tells no digests, only looks at those of
-    others."""
+    """What a node does first: later, one bit of its weights changes."""
     from service.learning.model import Model
-    from service.replica import digests
 
-    digests.EVERY_SECONDS = 1e9
     learn = Model.learn
 
     def learn_and_flip(self: Any, batch: Any) -> Any:
@@ -124,22 +121,54 @@ def flip_a_bit() -> None:
     Model.learn = learn_and_flip  # type: ignore[method-assign]  # a fault
 
 
-def tell_digests() -> None:
+def tell_digests(seconds: float) -> None:
     from service.replica import digests
 
-    digests.EVERY_SECONDS = 0.5
+    digests.EVERY_SECONDS = seconds
 
 
-def test_one_flipped_bit_in_memory_is_found_and_that_node_stops(nodes: Nodes) -> None:
-    one, two = nodes.start(first=tell_digests), nodes.start(first=flip_a_bit)
-    learn_lines(one, EVENTS)
-    assert state(two, seen=seen(one))[0] == EVENTS
-    learn_lines(one, EVENTS)
-    assert two.wait(PATIENCE) == 1
-    assert "are not the same up to seq 2048" in two.log
-    learn_lines(one, EVENTS)
-    again = nodes.start(folder=two.folder)  # its log has no such bit
-    assert state(again) == state(one)
+def flip_and_tell(seconds: float) -> None:
+    tell_digests(seconds)
+    flip_a_bit()
+
+
+def test_of_two_nodes_the_one_with_a_flipped_bit_in_memory_stops(nodes: Nodes) -> None:
+    # The wrong one tells first.
+    right, wrong = nodes.start(first=partial(tell_digests, 1e9)), nodes.start(first=partial(flip_and_tell, 0.5))
+    learn_lines(right, EVENTS)
+    assert state(wrong, seen=seen(right))[0] == EVENTS
+    learn_lines(right, EVENTS)
+    assert wrong.wait(PATIENCE) == 1
+    assert "up to seq 2048 are not those that its log gives, so its memory or processor made a mistake" in wrong.log
+    learn_lines(right, EVENTS)
+    again = nodes.start(folder=wrong.folder)  # its log has no such bit
+    assert state(again) == state(right)
+    assert right.http.get("/readyz").status_code == 200
+    assert "this node is right up to seq 2048" in right.log
+
+
+def learn_one_otherwise() -> None:
+    """What a node does first: it reads one event of the topic otherwise than it was written."""
+    from service.events import Event
+    from service.replica import feed
+
+    tell_digests(0.5)
+    decode = vars(feed)["decode"]
+
+    def read_otherwise(do: Any, value: bytes) -> Any:
+        vars(feed)["decode"] = decode
+        return [Event({"a": 2.0}, 1)]
+
+    vars(feed)["decode"] = read_otherwise
+
+
+def test_nodes_whose_logs_differ_both_stop(nodes: Nodes) -> None:
+    one, two = nodes.start(first=partial(tell_digests, 0.5)), nodes.start(first=learn_one_otherwise)
+    learn(one, {"x": {"a": 1}, "y": 1})
+    learn_lines(one, 2 * EVENTS)
+    for node in (one, two):
+        assert node.wait(PATIENCE) == 1
+        assert "they learned other events of the model 'default' up to seq 2048" in node.log
 
 
 def test_a_digest_of_a_model_that_was_deleted_since_stops_no_node(nodes: Nodes) -> None:
@@ -159,4 +188,4 @@ def test_a_digest_of_a_model_that_was_deleted_since_stops_no_node(nodes: Nodes) 
     now = seen(again).partition(":")[2].encode()
     write(nodes, "tick", b"[5000,1,%s]" % now)  # the same of the model as it is now
     assert again.wait(PATIENCE) == 1
-    assert "and the other 5000" in again.log
+    assert "and another node 5000" in again.log

@@ -9,20 +9,19 @@ the weights and the bias as little-endian float64. It prints the report as JSON.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from core.spec import Spec
 from service import errors, failures
-from service.children import command, end_with_parent
+from service.children import ChildFailedError, answer_of, end_with_parent
 from service.learning.engine import Engine
 from service.storage.log import LogReader, StoredModel, learned_elsewhere
 
@@ -54,38 +53,14 @@ class CrossChecks:
             about = {"folder": str(self._folder), "model": name, "key": model.stored.key, "seq": learner.seq}
             question = json.dumps({**about, "bytes": len(state)}).encode() + b"\n" + state
             with model.hold():
-                report = await self._ask_child(question)
+                report = msgspec.json.decode(await answer_of("service.learning.crosscheck", question))
+        except ChildFailedError as failed:
+            raise errors.CrossCheckFailed(reason=str(failed)) from None
         finally:
             self._busy = False
         if "unknown_model" in report:
             raise errors.UnknownModel(model=name)  # deleted meanwhile
         return {"model": name, **report}
-
-    async def _ask_child(self, question: bytes) -> dict[str, Any]:
-        child = await asyncio.create_subprocess_exec(
-            *command("service.learning.crosscheck"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        stdin = cast("asyncio.StreamWriter", child.stdin)
-        outputs = cast("list[asyncio.StreamReader]", [child.stdout, child.stderr])
-        try:
-            with contextlib.suppress(ConnectionError):  # the child ended early; its stderr says why
-                stdin.write(question)
-                await stdin.drain()
-            output, error = await asyncio.gather(*(stream.read() for stream in outputs))
-            stdin.close()
-            await child.wait()
-        finally:
-            if child.returncode is None:  # the request was cancelled
-                child.kill()
-                await child.wait()
-        if child.returncode != 0:
-            last_line = error.decode(errors="replace").strip().rpartition("\n")[2]
-            raise errors.CrossCheckFailed(reason=last_line or f"exit code {child.returncode}")
-        report: dict[str, Any] = msgspec.json.decode(output)
-        return report
 
 
 def require_twin(spec: Spec) -> None:

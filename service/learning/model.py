@@ -95,8 +95,8 @@ class Model:
         self.not_kept = 0
         """Predictions with an id since the start that were served but not kept, because too many waited."""
         self.snapshot_seq = 0
-        self.held = False
-        """Whether a cross-check reads its log. Meanwhile no snapshot is replaced and no event dropped."""
+        self.held = 0
+        """How many read its log, as a cross-check does. Meanwhile no snapshot is replaced and no event dropped."""
         self.replay_seconds = 0.0
         """How long replaying the log after the last snapshot would take, about."""
 
@@ -210,11 +210,11 @@ class Model:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Inside, no snapshot is replaced and no event dropped."""
-        self.held = True
+        self.held += 1
         try:
             yield
         finally:
-            self.held = False
+            self.held -= 1
 
     @property
     def stops_at(self) -> int | None:

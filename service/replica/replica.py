@@ -65,7 +65,8 @@ class Replica(Engine):
         self.fresh_at = time.monotonic()
         """A time (monotonic) whose records are all applied."""
         self.caught_up = False
-        self._digests = Digests(self._models, self.disk, clock, self.queue, self.progress)
+        folder = settings.data
+        self._digests = Digests(self._models, self.disk, clock, self.queue, self.progress, folder, self._ended)
         self.chores.add(self._digests)
 
     def _make_queue(self) -> Outbox:
@@ -249,6 +250,7 @@ class Replica(Engine):
                 await asyncio.wait([self._following], timeout=STOP_SECONDS)
             self._following.cancel()
             await asyncio.wait([self._following])
+        self._digests.stop()
         if self._link is not None:
             await asyncio.to_thread(self._link.close)
         self.queue.give_up_all()
