@@ -13,7 +13,6 @@ refused.
 
 from __future__ import annotations
 
-import struct
 import sys
 import zlib
 from array import array
@@ -22,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from core import one
 from core.batch import Admitted, left_out_of, name_hashes
 from core.columns import Buckets, Columns
 from core.compiled import compiled
@@ -236,14 +236,15 @@ class Features:
         self.max_value = max_value
         self.overflow = overflow
         self.max_event = MAX_ARRAY
-        """Most features of an event. Whoever accepts events from others may lower it."""
+        """Most features of an event. Whoever accepts events from others may lower it, before the first."""
         self.where = ""
         """Added to the message about `max_event`: which models have this limit (" where the rule is auto")."""
         self.max_name = MAX_NAME
         """Most characters of a new name. A name with a text value (`country=FR`) may have twice as many, plus one."""
-        self._shapes: dict[tuple[str, ...], tuple[array[int], Ints, Callable[..., None]]] = {}
-        """For lists of names: their columns, as an array of Python and, in the same memory, of numpy; and what writes
-        so many numbers into an array."""
+        self._shapes: dict[tuple[str, ...], array[int]] = {}
+        """The columns of lists of names."""
+        self.lent: dict[tuple[str, ...], one.Lent] = {}
+        """What the short way of one event needs, for some of these lists."""
         self.kinds_of: Callable[[Sequence[str]], list[int]] | None = None
         """What unknown names are made of, if the model wants to know: `encode` then gives -2 - kind, not -1."""
         self._remembered = 0  # names in `_shapes`
@@ -266,6 +267,7 @@ class Features:
             self._forget_shapes()
 
     def _forget_shapes(self) -> None:
+        self.lent = {}
         self._shapes = {}  # a new dict: a thread in the middle of a look-up still writes to the old one
         self._remembered = 0
 
@@ -288,40 +290,35 @@ class Features:
         shapes = self._shapes
         cached = shapes.get(shape)
         if cached is not None:
-            return cached[0]
+            return cached
         columns = _Remembered("i", self.known(shape))
         if -1 in columns:
             return self._columns_of_new(shape, add)
         if len(shapes) < MAX_SHAPES and self._remembered + len(shape) <= REMEMBERED_NAMES:
-            in_numpy = np.frombuffer(columns, np.int32) if shape else np.zeros(0, np.int32)
-            shapes[shape] = columns, in_numpy, struct.Struct(f"{len(shape)}d").pack_into
+            shapes[shape] = columns
             self._remembered += len(shape)
         else:
             self._forget_shapes()  # the list is cached when it comes again
         return columns
 
-    def arrays_of(self, x: X) -> tuple[Ints, Floats] | None:
-        """The columns and values of an event's x, if that takes no more than a look-up: x is a dict of numbers, and the
-        model has met its names in this order. None for any other, which may still be valid. Magnitudes are not checked.
+    def prepare(self, x: X) -> None:
+        """Let the next event with the names of x go the short way of `core.one`, if it can: if x is a dict of numbers,
+        and the model has met its names in this order.
 
         >>> features = Features()
-        >>> features.arrays_of({"age": 31}), features.columns_of(["age"], add=True).tolist()
-        (None, [0])
-        >>> features.columns_of(["age"]).tolist(), features.arrays_of({"age": 31})
-        ([0], (array([0], dtype=int32), array([31.])))
+        >>> columns, _, _ = features.admit({"age": 31})
+        >>> features.prepare({"age": 31}), list(features.lent)
+        (None, [])
+        >>> columns = features.columns_of(["age"])
+        >>> features.prepare({"age": 31}), list(features.lent)
+        (None, [('age',)])
         """
-        if type(x) is not dict or self.hashed:
-            return None
-        cached = self._shapes.get(tuple(x))
-        if cached is None or len(x) > self.max_event:
-            return None
-        _, columns, pack_into = cached
-        values = np.empty(len(x))
-        try:
-            pack_into(values, 0, *x.values())  # half the time of an array of Python, made into one of numpy
-        except struct.error:  # text, None, or too large
-            return None
-        return columns, values
+        if type(x) is not dict or self.hashed or len(x) > self.max_event:
+            return
+        names = tuple(x)
+        columns = self._shapes.get(names)
+        if columns is not None and names not in self.lent:
+            self.lent[names] = one.lent(columns)
 
     def _columns_of_new(self, names: tuple[str, ...], add: bool) -> array[int]:
         new = [name for name in names if name not in self._column]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from core import logistic
+from core import logistic, one
 from core.batch import Batch, as_arrays
 from core.builder import BatchBuilder, check_label
 from core.features import Features, X, last_column
@@ -125,6 +126,7 @@ class Learner:
         self.plain = isinstance(self._model, Linear) and self._model.plain
         """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
         self._unscaled = self._model if isinstance(self._model, Linear) and not self._model.scales else None
+        self._plain = self._unscaled if self.plain else None
 
     @property
     def names(self) -> list[str]:
@@ -201,12 +203,21 @@ class Learner:
     def predict_proba_one(self, x: X) -> dict[bool, float]:
         """The probability of each label for x. Raises EventError if x is not valid."""
         p = math.nan
-        if self._unscaled is not None and (arrays := self.features.arrays_of(x)) is not None:
-            columns, values = arrays
-            state = self._unscaled.state
-            p = logistic.predict(columns, values, self.features.max_value, state.w, state.scalars)
+        if self._unscaled is not None and type(x) is dict and (found := self.features.lent.get(tuple(x))) is not None:
+            (spaces, write), state = found, self._unscaled.state
+            try:
+                space = spaces.pop()
+                try:
+                    write(space, one.AT, *x.values())
+                    p = one.predict(space, self.features.max_value, state.w, state.scalars)
+                finally:
+                    spaces.append(space)
+            except (struct.error, IndexError):  # some are not numbers; another thread has the space
+                pass
         if p != p:  # noqa: PLR0124  # NaN: the long way, which also says what is wrong
             p = logistic.sigmoid(self.score_of(*self.encode(x)))
+            if self._unscaled is not None:
+                self.features.prepare(x)
         return {False: 1.0 - p, True: p}
 
     def predict_one(self, x: X) -> bool:
@@ -223,13 +234,24 @@ class Learner:
         check_label(y, w)
         if not self._learn_short(x, y, w):
             self.learn_batch(Batch.of_one(self.features.admit(x), y, w))
+            if self._unscaled is not None:
+                self.features.prepare(x)
 
     def _learn_short(self, x: X, y: int, w: float) -> bool:
         """Learn one event without a batch. Returns False, with nothing changed, if that is not possible."""
-        arrays = self.features.arrays_of(x) if self.plain else None
-        if arrays is None:
+        if self._plain is None or type(x) is not dict or (found := self.features.lent.get(tuple(x))) is None:
             return False
-        taken = self.linear.learn_one(*arrays, int(y), w, self.features.max_value, self.n_features)
+        (spaces, write), limit = found, self.features.max_value
+        (weights, *_, scalars), q = self._plain.state, self._plain.q
+        try:
+            space = spaces.pop()
+            try:
+                write(space, one.AT, *x.values())
+                taken = one.learn(space, int(y), w, limit, self.n_features, weights, scalars, q)
+            finally:
+                spaces.append(space)
+        except (struct.error, IndexError):
+            return False
         if taken < 0:
             return False
         self.seq += 1

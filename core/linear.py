@@ -34,13 +34,12 @@ class Linear:
             paid=np.zeros(_MIN_ROWS if pays else 0),
             scalars=np.zeros(rules.SCALARS),
         )
-        self._codes, self._q = _encoded(spec)
+        self._codes, self.q = _encoded(spec)
         self.state.scalars[rules.FINAL_LR] = spec.final_lr or 0.0
         self.scales = spec.scale != "none"
         constant = self._codes[rules.SCHEDULE] == self._codes[rules.BIAS_SCHEDULE] == rules.CONSTANT
         self.plain = spec.rule == "sgd" and constant and not (self.scales or spec.l1 or spec.l2)
         """Whether the model is plain SGD, which has its own kernel."""
-        self._space = np.empty(step.SPACE + _MIN_ROWS)
 
     @property
     def bias(self) -> float:
@@ -50,7 +49,7 @@ class Linear:
         """w·x + b for one event; changes nothing."""
         state = self.state
         if self.scales:
-            return step.predict_score(columns, values, *state, self._codes, self._q, np.empty(len(columns)))
+            return step.predict_score(columns, values, *state, self._codes, self.q, np.empty(len(columns)))
         return logistic.score(columns, values, state.w, state.scalars[rules.BIAS])
 
     def served(self, columns: Ints, values: Floats, features: int) -> Floats:
@@ -58,7 +57,7 @@ class Linear:
         columns the model has learned."""
         n = len(columns)
         numbers = np.empty(2 + (2 * n if self.scales else n))
-        step.serve_into(columns, values, features, *self.state, self._codes, self._q, numbers)
+        step.serve_into(columns, values, features, *self.state, self._codes, self.q, numbers)
         return numbers
 
     def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
@@ -68,24 +67,15 @@ class Linear:
             before = np.empty(len(batch.columns))  # more than any event needs, but cheap to know
             columns = batch.columns.view(np.uint32)
             step.learn_many_sgd(
-                batch.offsets, columns, batch.values, batch.labels, batch.weights, state.w, state.scalars, self._q,
+                batch.offsets, columns, batch.values, batch.labels, batch.weights, state.w, state.scalars, self.q,
                 scores, learned, before,
             )  # fmt: skip
             return
         longest = batch.longest
         step.learn_many(
             batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, float(taken),
-            *state, self._codes, self._q, scores, learned,
+            *state, self._codes, self.q, scores, learned,
             np.empty(longest), np.empty(longest), np.empty((longest + 1, step.SAVED)),
-        )  # fmt: skip
-
-    def learn_one(self, columns: Ints, values: Floats, y: int, weight: float, limit: float, features: int) -> int:
-        """`learn` for one event of a plain model. Returns what `step.learn_one_sgd` returns."""
-        if len(self._space) < step.SPACE + len(columns):
-            self._space = np.empty(step.SPACE + len(columns))
-        return step.learn_one_sgd(
-            columns.view(np.uint32), values, y, weight, limit, features,
-            self.state.w, self.state.scalars, self._q, self._space,
         )  # fmt: skip
 
     @property

@@ -61,15 +61,6 @@ def sigmoid(z: float) -> float:
     return 1.0 / (1.0 + math.exp(-z))
 
 
-@compiled("float64(int32[::1], float64[::1], float64, float64[::1], float64[::1])", nogil=False)
-def predict(columns: Ints, values: Floats, limit: float, weights: Floats, bias: Floats) -> float:
-    """p = s(w·x + b) in one call, with b as `bias[0]`; NaN if a value is not within ±limit."""
-    for i in range(len(values)):
-        if not abs(values[i]) <= limit:
-            return math.nan
-    return sigmoid(score(columns, values, weights, bias[0]))
-
-
 @compiled("float64(float64, uint8)")
 def log_loss(z: float, y: int) -> float:
     """L = -y log p - (1 - y) log(1 - p), in nats, from the score.

@@ -273,28 +273,6 @@ def learn_many_sgd(
     scalars[BIAS] = b
 
 
-SPACE = 6
-"""Numbers in the space of `learn_one_sgd`, besides those for the weights of the event."""
-
-
-@compiled(types.int64(types.uint32[::1], FLOATS, types.uint8, types.float64, types.float64, types.int64, *[FLOATS] * 4))
-def learn_one_sgd(
-    columns: npt.NDArray[np.uint32], values: Floats, y: int, weight: float, limit: float, features: int, w: Floats,
-    scalars: Floats, q: Floats, space: Floats,
-) -> int:  # fmt: skip
-    """`learn_many_sgd` for one event: 1 if the step was taken, 0 if it was not, and -1, with nothing changed, for a
-    value that is not within ±limit or a column that is not among the first `features`. `space` holds the batch: each
-    array that the caller passes takes longer than the step."""
-    for k in range(len(columns)):
-        if columns[k] >= features or not abs(values[k]) <= limit:
-            return -1
-    offsets, labels, learned = space[0:2].view(np.int64), space[2:3].view(np.uint8), space[3:4].view(np.bool_)
-    weights, scores, before = space[4:5], space[5:6], space[SPACE:]
-    offsets[0], offsets[1], labels[0], weights[0] = 0, len(columns), y, weight
-    learn_many_sgd(offsets, columns, values, labels[:1], weights, w, scalars, q, scores, learned[:1], before)
-    return int(learned[0])
-
-
 def grown(array: Table, rows: int) -> Table:
     """A copy of the array, extended with zeros to `rows` rows."""
     larger = np.zeros((rows, *array.shape[1:]))

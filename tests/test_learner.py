@@ -9,7 +9,9 @@ import json
 import math
 import random
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -553,3 +555,18 @@ def test_names_of_a_batch_that_is_not_learned_yet_are_not_those_of_an_event_lear
     learner.learn_one({"b": 2.0}, 1)
     assert learner.names == ["a", "b"]
     assert learner.weights_by_name()["b"] != 0.0
+
+
+def test_threads_that_predict_at_once_get_what_each_asked_for() -> None:
+    learner, asked = Learner(), [{"a": float(i), "b": -2.0 * i} for i in range(2)]
+    for x in [*asked, *asked]:
+        learner.learn_one(x, 1)
+    expected = [learner.predict_proba_one(x) for x in asked]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = threads.map(lambda x: [learner.predict_proba_one(x) for _ in range(20_000)], asked)
+            assert [[p for p in of_x if p != right] for of_x, right in zip(found, expected, strict=True)] == [[], []]
+    finally:
+        sys.setswitchinterval(interval)
