@@ -11,6 +11,7 @@ from harness import Model, NewModel, assert_problem
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.commands import files
 from service.commands.files import OpenSource, Source
 from service.commands.rows import Block, Row
 from service.commands.terminal import WrongUsage
@@ -48,8 +49,8 @@ whole = st.one_of(usual, usual, usual, rows, st.sampled_from(["", " ", HEAD, "1,
 Read = tuple[list[tuple[int, int, Any]], str, int, tuple[str, str]]
 
 
-def opened(data: bytes, **how: Any) -> OpenSource:
-    source = Source("a.csv", label="y", positive=["yes"], asked=ASKED, look=2, header=True, **how)
+def opened(data: bytes, look: int = 2, header: bool = True, **how: Any) -> OpenSource:
+    source = Source("a.csv", label="y", positive=["yes"], asked=ASKED, look=look, header=header, **how)
     return OpenSource(source, io.BytesIO(data), len(data))
 
 
@@ -97,6 +98,31 @@ def without_null(event: Event) -> Any:
     assert isinstance(event.x, dict)
     there: Named = {name: value for name, value in event.x.items() if value is not None}
     return told(Row(0, 0, Event(there, event.y, event.id, event.weight)))[2]
+
+
+@examples(500)
+@given(st.lists(whole, max_size=6), st.sampled_from(["\n", "\r\n"]), st.integers(1, 4), st.integers(2, 9))
+@example(["1,red,x,e-9,1,yes", "1e100,blue,x,e-9,1,no", "1,red,x,e-9,1,yes"], "\n", 4, 9)
+@example(["1,red,x,e-9,1,yes", "1,a\0b,x,e-9,1,no"], "\n", 4, 9)
+@example(["1,red,x,e-9,1,yes", '1,"two', 'lines",x,e-9,1,no', "1,red,x,e-9,1,yes"], "\n", 1, 9)
+def test_rows_that_are_looked_at_are_read_at_once_too(lines: list[str], end: str, size: int, look: int) -> None:
+    data = "".join(line + end for line in [HEAD, *GOOD, *lines]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "FEW", 2)  # the others come in blocks
+        assert read(opened(data, look), size)[0] == read(opened(data, look), 0)[0]
+
+
+def test_without_a_header_the_first_line_is_a_row_when_the_others_are_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "FEW", 2)
+    data = "".join(f"{i}.5,red,{i % 2}\n" for i in range(9)).encode()
+    source = Source("a.csv", label="3", header=False, look=6)
+    (rows, *_), blocks = read(OpenSource(source, io.BytesIO(data), len(data)), 9)
+    assert [(number, line, x) for number, line, (x, *_) in rows] == [
+        (i + 1, i + 1, [("1", (i + 0.5).hex()), ("2", "red")]) for i in range(9)
+    ]
+    assert [[row.line for row in block] for block in blocks] == [[4, 5, 6], [7, 8, 9]]
 
 
 @given(st.binary(max_size=30))

@@ -18,7 +18,7 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ from service.rows.wrong import WrongOption, WrongRow
 
 SLOW_SECONDS = 2.0
 """After waiting this long for first rows, a message says what is missing."""
+FEW = 100
+"""This many of the first rows show the labels; the others are read in blocks."""
 WORDS = {"ignore": "left out"}
 """Words shown to people in place of a kind."""
 MOST_SHOWN = 100
@@ -121,7 +123,7 @@ class OpenSource:
         self._rest: Iterator[bytes] = iter(())
         """The lines after those that were looked at."""
         self._reader: Reader | None = None
-        self._first: deque[Row | None] = deque()
+        self._first: deque[Row | Block | None] = deque()
         """The rows that were looked at."""
         self._number = 0
         """The number of the last row."""
@@ -159,8 +161,8 @@ class OpenSource:
         """The column kinds that a model keeps; None if there are none or too many."""
         return kinds_to_keep(self.columns)
 
-    def look(self, kept: Kept = NOTHING_KEPT) -> None:
-        """Look at the first rows, and print the columns. kept: the kinds that a model keeps.
+    def look(self, kept: Kept = NOTHING_KEPT, size: int = 0) -> None:
+        """Look at the first rows, and print the columns. kept: the kinds that a model keeps. size: as for `blocks`.
 
         Raises WrongUsage for errors in these rows. After two seconds of waiting it says what it waits for.
         """
@@ -168,14 +170,37 @@ class OpenSource:
         looked = Looked(asked or LOOK, regular=self.size is not None, bounded=asked is None)
         with _waiting_told(looked):
             reader, lines = self.read_first(kept, looked)
+        count = len(looked.rows)
         with self._placed():
-            rows = self._first = deque(self._row(*record) for record in looked.drained())
-            check_events(self._followed(rows), reader.columns)
+            self._first = deque(self._again(reader, looked, size))
+            check_events(self._followed(self._first), reader.columns)
             if looked.done:
                 self.labels.looked()
         if reader.columns:
-            show_columns(self.name, reader.columns, len(rows))
+            show_columns(self.name, reader.columns, count)
         self._rest = lines
+
+    def _again(self, reader: Reader, looked: Looked, size: int) -> Iterator[Row | Block | None]:
+        """The rows that were looked at, now that it is known how to read them: in blocks too, once the first of them
+        have shown the labels."""
+        left = deque(looked.lines)
+        if not size or self.size is None or not isinstance(reader, TableReader):
+            for record in looked.drained():
+                yield self._row(*record)
+            return
+        before = reader.line - len(left)
+        for record in looked.rows[:1]:
+            if record[0] <= before:  # the first line of the file, which is no header
+                yield self._row(*record)
+        looked.rows.clear()
+        reader.again(len(left))
+        for record in itertools.islice(reader.records(_drained(left)), FEW):
+            yield self._row(*record)
+
+        def take(count: int) -> list[bytes]:
+            return [left.popleft() for _ in range(min(count, len(left)))]
+
+        yield from self._in_blocks(reader, take, _drained(left), size)
 
     def read_first(self, kept: Kept, looked: Looked) -> tuple[Reader, Iterator[bytes]]:
         """Read the first rows into `looked`, and find the columns. Returns the reader and the other lines."""
@@ -216,12 +241,18 @@ class OpenSource:
     def blocks(self, size: int) -> Iterator[Row | Block]:
         """The same, where rows of a file that can be read at once come in blocks of at most `size`."""
         if self._reader is None:
-            self.look()
+            self.look(size=size)
         with self._placed():
             while self._first:  # free each row at once: rows may be wide
-                if (row := self._first.popleft()) is not None:
+                if (item := self._first.popleft()) is not None:
+                    yield item
+            source, reader, lines = self._input, self._reader, self._rest
+            assert reader is not None and source is not None  # noqa: S101, PT018  # `look` has made them
+            if size and self.size is not None and isinstance(reader, TableReader):
+                yield from (item for item in self._in_blocks(reader, source.take, lines, size) if item is not None)
+            for record in reader.records(lines):
+                if (row := self._row(*record)) is not None:
                     yield row
-            yield from self._later(size if self.size is not None else 0)
             self.labels.looked()
 
     def _remembered(self, found: formats.Format, lines: Iterator[bytes]) -> Lines:
@@ -230,12 +261,12 @@ class OpenSource:
             lines = (line.partition(b"#")[0] for line in lines)
         return Lines(lines, header=found.dialect is not None and self._source.header is not False)
 
-    def _later(self, size: int) -> Iterator[Row | Block]:
-        """The rows after the first."""
+    def _in_blocks(
+        self, reader: TableReader, take: Callable[[int], list[bytes]], lines: Iterator[bytes], size: int
+    ) -> Iterator[Row | Block | None]:
+        """The rows of the lines that one can take, which are also the next of `lines`."""
         size = min(size, max(1, PIECE_CELLS // max(1, len(self.columns))))
-        reader, source, lines = self._reader, self._input, self._rest
-        assert reader is not None and source is not None  # noqa: S101, PT018  # `look` has made them
-        while size and isinstance(reader, TableReader) and (taken := source.take(size)):
+        while taken := take(size):
             line = reader.line + 1
             cells = reader.plain(bytearray().join(taken))
             if cells is not None:
@@ -244,13 +275,9 @@ class OpenSource:
                 del taken[: len(cells.table)]
             left = deque(taken)
             for record in reader.records(itertools.chain(_drained(left), lines)) if left else ():
-                if (row := self._row(*record)) is not None:
-                    yield row
+                yield self._row(*record)
                 if not left:  # the last row of these may have gone on in later lines
                     break
-        for record in reader.records(lines):
-            if (row := self._row(*record)) is not None:
-                yield row
 
     def _row(self, line: int, record: Any) -> Row | None:
         self._line = line
@@ -259,12 +286,15 @@ class OpenSource:
         event = self._reader.event(record)
         return None if event is None else Row(self._number, line, event)
 
-    def _followed(self, rows: Iterable[Row | None]) -> Iterator[Event]:
-        """The events. An error is about the last of them."""
-        for row in rows:
-            if row is not None:
-                self._line = row.line
-                yield row.event
+    def _followed(self, items: Iterable[Row | Block | None]) -> Iterator[Event]:
+        """The events that a model might refuse. An error is about the last of them."""
+        for item in items:
+            if isinstance(item, Block) and not item.may_be_refused():
+                continue
+            for row in item if isinstance(item, Block) else [item]:
+                if row is not None:
+                    self._line = row.line
+                    yield row.event
 
     @contextmanager
     def _placed(self) -> Iterator[None]:

@@ -390,8 +390,8 @@ class _Pace:
 # -- the command
 
 
-def look(opened: OpenSource, replays: Sequence[Replay]) -> Kept:
-    """Look at the first rows of a file, with the column kinds that existing models and specs have.
+def look(opened: OpenSource, replays: Sequence[Replay], size: int = 0) -> Kept:
+    """Look at the first rows of a file, with the column kinds that existing models and specs have. size: of blocks.
 
     Returns the kinds for the files after it. Raises WrongUsage if those of models and specs differ.
     """
@@ -403,7 +403,7 @@ def look(opened: OpenSource, replays: Sequence[Replay]) -> Kept:
                 f"{told[0].whose} and {kept.whose} keep different kinds of columns, but one pass reads a file in one "
                 "way: learn into them one after the other"
             )
-    opened.look(told[0] if told else NOTHING_KEPT)
+    opened.look(told[0] if told else NOTHING_KEPT, size)
     if told:
         say(f"the columns are read as {told[0].whose} keeps them")
     kinds = opened.kinds()
@@ -440,7 +440,8 @@ def replay(
         try:
             client.alive()  # once, without retries: people should see at once that there is no service
             replays = [kind(client, target, options, tally) for target, tally in zip(targets, tallies, strict=True)]
-            kept = look(opened, replays)  # errors in the first rows must show before a model is made
+            size = options.piece if options.delay is None else 0
+            kept = look(opened, replays, size)  # errors in the first rows must show before a model is made
             for other in after:
                 other.check_columns(kept)
             options = replace(options, id_prefix=options.id_prefix or opened.id_prefix(), unit=opened.unit)
@@ -448,7 +449,7 @@ def replay(
                 for replay in replays:
                     replay.tally.started = time.monotonic()  # now, since looking at the first rows may have been slow
                     replay.options, replay.progress, replay.notice = options, progress, notice
-                rows = opened.blocks(options.piece if options.delay is None else 0)
+                rows = opened.blocks(size)
                 states = learn_side_by_side(replays, rows, options, opened.pauses if opened.size is None else None)
         except Failed as failure:
             if any(tally.events or tally.served for tally in tallies) or not isinstance(failure, NoAnswer):

@@ -7,14 +7,18 @@ are written in the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from core.compiled import compiled
+from core.batch import Mask
+from core.compiled import compiled, part_of_kernels
+from core.features import MAX_NAME
 from service.decode.lines import Bytes, Places
 from service.events import Event
+from service.rows.cells import LARGEST
 from service.rows.plain import Cells
 
 PIECE_CELLS = 2**18
@@ -34,7 +38,7 @@ class Block(Sequence[Row]):
 
     def __init__(self, cells: Cells, number: int, line: int) -> None:
         self._cells, self._number, self._line = cells, number, line
-        self._ids: list[str] | None = None
+        self._prefix: str | None = None
         self.lines = b""
         """The events as NDJSON, once they have been identified."""
 
@@ -51,87 +55,137 @@ class Block(Sequence[Row]):
         i = range(len(self))[place]
         (item,) = self._cells.table.events(i, i + 1)
         assert isinstance(item, Event)  # noqa: S101  # a plain row has features
-        item.id = None if self._ids is None else self._ids[i]
+        own = self._cells.table.ids
+        item.id = None if self._prefix is None else f"{self._prefix}:{self._number + i}" if own is None else own[i]
         return Row(self._number + i, self._line + i, item)
+
+    def may_be_refused(self) -> bool:
+        """Whether `check_events` might refuse a row."""
+        table = self._cells.table
+        words = (word for text in table.texts.values() for word in text.words)
+        return (
+            float(np.abs(table.values).max(initial=0.0)) > LARGEST
+            or any("=" in name for name in table.names)  # `{"a=b": 1, "a": "b"}` has one feature twice
+            or any(len(word) > MAX_NAME or "\0" in word for word in words)
+        )
 
     def identify(self, prefix: str | None) -> None:
         """Give the rows their own ids, or the prefix, a colon and their numbers. None: no ids."""
-        own = self._cells.table.ids
-        numbers = range(self._number, self._number + len(self))
-        self._ids = None if prefix is None else [f"{prefix}:{n}" for n in numbers] if own is None else [*map(str, own)]
+        self._prefix = prefix
         self.lines = self._written()
 
     def _written(self) -> bytes:
-        table, places, found = self._cells.table, self._cells.places, _Holes(bytes(self._cells.data))
-        null = found.add([b"null"])
+        table, line = self._cells.table, _Line()
+        assert table.labels is not None  # noqa: S101  # each row has one
         for j, (name, place) in enumerate(zip(table.names, self._cells.features, strict=True)):
-            before = b'{"x":{%b:' if j == 0 else b",%b:"
+            before = (b'{"x":{%b:' if j == 0 else b",%b:") % _json(name)
             if (text := table.texts.get(j)) is not None:
-                bounds, codes = found.add(map(_json, text.words)), text.codes
-                spans = np.column_stack([bounds[codes], bounds[codes + 1]])
+                line.put_words(before, map(_json, text.words), text.codes)
             else:
-                spans = places[:, 1 + 2 * place : 3 + 2 * place].copy()
-            if table.present is not None:
-                spans[~table.present[:, j]] = null
-            found.put(before % _json(name), spans)
-        label = found.add([b"0", b"1"])
-        found.put(b'},"y":', np.column_stack([label[table.labels], label[table.labels] + 1]))
+                line.put(before, place)
+        line.put_words(b'},"y":', [b"0", b"1"], table.labels)
         if self._cells.weight >= 0:
-            found.put(b',"weight":', places[:, 1 + 2 * self._cells.weight : 3 + 2 * self._cells.weight])
-        if self._ids is not None:
-            ids = found.add(map(_json, self._ids))
-            found.put(b',"id":', np.column_stack([ids[:-1], ids[1:]]))
-        return found.filled(b"}\n")
+            line.put(b',"weight":', self._cells.weight)
+        if self._prefix is None:
+            return line.filled(self._cells, 0, b"}\n")
+        if table.ids is None:
+            line.put(b',"id":%b:' % _json(self._prefix)[:-1], _NUMBER)
+            return line.filled(self._cells, self._number, b'"}\n')
+        line.put_words(b',"id":', map(_json, table.ids), np.arange(len(table)))
+        return line.filled(self._cells, 0, b"}\n")
 
 
 _json = msgspec.json.encode
+_NUMBER = -1
+"""What stands in a hole: the row's number; or a cell, by its column; or, below this, a word by the row's code."""
+_NULL = 0
+"""The word for a cell that is missing."""
 
 
-class _Holes:
-    """A line as literals with holes between them, and the texts that fill them in each row."""
+class _Line:
+    """A line as literals with a hole after each, and what stands there in each row."""
 
-    def __init__(self, source: bytes) -> None:
-        self._sources = [source]
-        self._size = len(source)
+    def __init__(self) -> None:
+        self._words: list[bytes] = [b"null"]
+        self._codes: list[npt.NDArray[np.int64]] = []
         self._literals: list[bytes] = []
-        self._spans: list[Places] = []
+        self._holes: list[int] = []
 
-    def add(self, texts: Iterable[bytes]) -> Places:
-        """Add texts to the source. Returns where each starts, and at last where the last ends."""
-        added = [*texts]
-        bounds = self._size + np.cumsum([0, *map(len, added)], dtype=np.int64)
-        self._sources += added
-        self._size = int(bounds[-1])
-        return bounds
-
-    def put(self, literal: bytes, spans: Places) -> None:
-        """Put a literal, and after it a text of the source: start and end for each row."""
+    def put(self, literal: bytes, hole: int) -> None:
+        """Put a literal and a hole."""
         self._literals.append(literal)
-        self._spans.append(spans)
+        self._holes.append(hole)
 
-    def filled(self, end: bytes) -> bytes:
-        """The lines, each with this end."""
-        spans = np.stack(self._spans, axis=1)
+    def put_words(self, literal: bytes, words: Iterable[bytes], codes: npt.NDArray[Any]) -> None:
+        """Put a literal and a hole for one of these words, by each row's code."""
+        self._codes.append(codes.astype(np.int64) + len(self._words))
+        self._words += words
+        self.put(literal, _NUMBER - len(self._codes))
+
+    def filled(self, cells: Cells, number: int, end: bytes) -> bytes:
+        """The lines, each with this end; the first row has this number."""
+        present = np.ones((0, 0), np.bool_) if cells.table.present is None else cells.table.present
         literals = [*self._literals, end]
-        size = len(spans) * sum(map(len, literals)) + int((spans[:, :, 1] - spans[:, :, 0]).sum())
-        lines = np.empty(size, np.uint8)
-        source, joined = (np.frombuffer(bytearray().join(parts), np.uint8) for parts in (self._sources, literals))
-        _fill(source, joined, np.cumsum([*map(len, literals)], dtype=np.int64), spans, lines)
+        fixed = (
+            np.frombuffer(cells.data, np.uint8), cells.places, np.ascontiguousarray(present),
+            *_joined(self._words), *_joined(literals), np.array(self._holes, np.int64), np.stack(self._codes), number,
+        )  # fmt: skip
+        lines = np.empty(_fill(*fixed, np.empty(0, np.uint8)), np.uint8)
+        _fill(*fixed, lines)
         return lines.tobytes()
 
 
-@compiled("void(uint8[::1], uint8[::1], int64[::1], int64[:, :, ::1], uint8[::1])")
-def _fill(source: Bytes, literals: Bytes, ends: Places, spans: Places, lines: Bytes) -> None:
-    """Write a line for each row: each literal and the text after it, then the last literal."""
-    at = np.uint64(0)
-    for i in range(len(spans)):
-        literal = 0
-        for hole in range(len(ends)):
-            for k in range(literal, ends[hole]):
-                lines[at] = literals[np.uint64(k)]
-                at += np.uint64(1)
-            literal = ends[hole]
-            if hole < spans.shape[1]:
-                for k in range(spans[i, hole, 0], spans[i, hole, 1]):
-                    lines[at] = source[np.uint64(k)]
-                    at += np.uint64(1)
+def _joined(texts: Sequence[bytes]) -> tuple[Bytes, Places]:
+    """Texts as one, and where each starts, and at last where the last ends."""
+    return np.frombuffer(bytearray().join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
+
+
+@part_of_kernels
+def _write_text(text: Bytes, start: int, end: int, lines: Bytes, at: int) -> int:
+    """Write a part of a text, if there is room for lines at all. Returns where it ends."""
+    if len(lines) > 0:
+        for k in range(end - start):
+            lines[np.uint64(at + k)] = text[np.uint64(start + k)]
+    return at + end - start
+
+
+@part_of_kernels
+def _write_number(number: int, lines: Bytes, at: int) -> int:
+    """The same for a number of at least 0."""
+    left, digits = number, 1
+    while left >= 10:
+        left //= 10
+        digits += 1
+    if len(lines) > 0:
+        for k in range(digits):
+            lines[np.uint64(at + digits - 1 - k)] = 48 + number % 10
+            number //= 10
+    return at + digits
+
+
+@compiled(
+    "int64(uint8[::1], int64[:, ::1], boolean[:, ::1], uint8[::1], int64[::1], uint8[::1], int64[::1], int64[::1], "
+    "int64[:, ::1], int64, uint8[::1])"
+)
+def _fill(
+    data: Bytes, places: Places, present: Mask, words: Bytes, of_words: Places, literals: Bytes, of_literals: Places,
+    holes: Places, codes: Places, number: int, lines: Bytes,
+) -> int:  # fmt: skip
+    """Write a line for each row: each literal and what stands in the hole after it, then the last literal. Returns the
+    size. Writes nothing if there is no room at all."""
+    at, last = 0, len(holes)
+    for i in range(len(places)):
+        for hole in range(last):
+            at = _write_text(literals, of_literals[hole], of_literals[hole + 1], lines, at)
+            what = holes[hole]
+            if len(present) > 0 and hole < present.shape[1] and not present[i, hole]:
+                at = _write_text(words, of_words[_NULL], of_words[_NULL + 1], lines, at)
+            elif what >= 0:
+                at = _write_text(data, places[i, 1 + 2 * what], places[i, 2 + 2 * what], lines, at)
+            elif what == _NUMBER:
+                at = _write_number(number + i, lines, at)
+            else:
+                code = codes[_NUMBER - 1 - what, i]
+                at = _write_text(words, of_words[code], of_words[code + 1], lines, at)
+        at = _write_text(literals, of_literals[last], of_literals[last + 1], lines, at)
+    return at

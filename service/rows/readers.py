@@ -42,6 +42,8 @@ class Looked:
     def __init__(self, look: int, regular: bool, bounded: bool = False) -> None:
         self.look = look
         self.rows: list[tuple[int, Any]] = []
+        self.lines: list[bytes] = []
+        """The lines that were read for them, if the source is a file."""
         self.needed = False
         """Whether the kinds of columns depend on them."""
         self.done = False
@@ -54,6 +56,8 @@ class Looked:
         """The lines, while their bytes are counted."""
         for line in lines:
             self._bytes_left -= len(line)
+            if self._regular:
+                self.lines.append(line)
             yield line
 
     def read_first(self, records: Records) -> None:

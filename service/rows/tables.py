@@ -120,6 +120,10 @@ class TableReader:
         """How many lines have been read."""
         return self._records.read
 
+    def again(self, lines: int) -> None:
+        """Read the last lines again: they come next."""
+        self._records.read -= lines
+
     def plain(self, data: bytearray) -> Cells | None:
         """The leading rows of whole lines, if enough of them can be read at once. They then count as read."""
         if self._plain is None or not data:
