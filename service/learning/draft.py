@@ -125,7 +125,7 @@ class Draft:
     def first_kept_at(self) -> float:
         """When the first of its predictions was kept, in seconds since 1970. Records of a topic have times of their
         own, so that may be before `now`."""
-        return next((waiting.kept_at for waiting in self.kept.values()), self.now) / 1e6
+        return (next(iter(self.kept.values())).kept_at if self.kept else self.now) / 1e6
 
     def check_learns(self) -> None:
         """Raise LearningStopped if the breaker stops the model before the next event. Duplicates are still answered."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.features import EventError
 from service import errors, failures
-from service.events import Label
+from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place, Places
 from service.learning.labels import place_item
 from service.learning.request import Item, Refused, Request
@@ -42,6 +42,16 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
     draft.last_seq = None if request.stream is None and stops is not None and draft.next_seq <= stops else stops
     places: Places = []
     refused: Refused | None = None
+    if type(items) is list and len(items) == 1 and stops is None and request.stream is None:
+        item = items[0]
+        if type(item) is Event and item.id is None and item.weight:  # nearly all; refused, it has changed nothing
+            try:
+                draft.builder.add(item.x, item.y, item.weight)
+                places = (len(draft.builder) - 1,)
+            except EventError as error:
+                refused = _invalid(error, 0)
+            draft.answers.append((request, places, refused))
+            return
     if request.stream is not None and (request.stream.broken or request.stream in draft.broken):
         pass
     elif not isinstance(items, Table):

@@ -74,7 +74,8 @@ FULL_SECONDS = 1.0
 """How long a replica waits before it tries again to write what the topic says to a full disk."""
 BUSY = 2
 """Predictions between two commits from which the loop gives way to the commit. With none, the thread gets the GIL
-anyway, and to block the loop only lets other processes have its processor."""
+anyway, and to block the loop only lets other processes have its processor. That holds for a request that is alone, too:
+to wake a blocked loop takes as long as to wake one that waits for its sockets."""
 ROW_SECONDS = 0.05
 """How long turns may follow one another before tidying and changes of models get their time."""
 MUCH = 1_000
@@ -112,6 +113,8 @@ class Writer:
         """Whether records of a topic wait because the disk is full."""
         self._taken = self._expected = 0
         """How many requests the last turn took, and how many the next one will probably have."""
+        self._uncounted: list[tuple[int, float, float]] = []
+        """Commits that the metrics do not have yet: items, seconds, and seconds of the sync."""
         self._changing = 0  # how many wait between turns to change models
 
     @contextlib.asynccontextmanager
@@ -143,6 +146,7 @@ class Writer:
         elif not oldest:
             model.first_due(math.inf)
         self._models.first_to_time_out()
+        self._count_commits()
 
     async def copy(self, model: Model, part: ModelBatch, reached: Reached, now: int) -> bool:
         """Commit a part of another log as it is, and take its steps. The caller holds `turn`. False, and nothing is
@@ -204,12 +208,19 @@ class Writer:
                     turns += 1
             finally:
                 await self._take_steps()
-        # The loop gave way to the commit, so what came meanwhile is not in the queue yet. The first turn of the loop
-        # sends the replies, the second reads what came. Uncounted, those would be taken for all who learn.
-        await asyncio.sleep(0)
+        # If the loop gave way to the commit, what came meanwhile is not in the queue yet. This turn of the loop reads
+        # it, and then sends the replies. So who was answered is not counted twice, and then waited for in vain.
         await asyncio.sleep(0)
         self._expected = self._taken + len(self._queue)
+        self._count_commits()
         return turns
+
+    def _count_commits(self) -> None:
+        """Count commits, once those who waited for them are answered."""
+        for items, seconds, sync_seconds in self._uncounted:
+            self._telemetry.count_commit(items, seconds, sync_seconds)
+            logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
+        self._uncounted.clear()
 
     async def _take_turn(self) -> None:
         """Take one turn. Every request gets an answer, whatever happens."""
@@ -298,7 +309,8 @@ class Writer:
                     stream.broken = True
                 done, dropped = len(draft.done), len(draft.dropped)
                 draft.model.committed(len(batch), len(draft.kept), done, dropped, draft.first_kept_at)
-                self._models.note_timeout(draft.model)
+                if draft.kept:
+                    self._models.note_timeout(draft.model)
                 self._committed.append((draft, batch))
         return committed
 
@@ -324,9 +336,8 @@ class Writer:
             written = await self._disk.end(commit)
         if written:
             self.progress.settle(reached, written=True)
-            seconds = self._disk.store.commits.synced_at - started
-            self._telemetry.count_commit(items, seconds, self._disk.store.commits.sync_seconds)
-            logger.debug("commit", extra=logs.fields(items=items, seconds=round(seconds, 6)))
+            commits = self._disk.store.commits
+            self._uncounted.append((items, commits.synced_at - started, commits.sync_seconds))
         return written
 
     async def _draft(self, requests: list[Request], known: Known, now: int) -> tuple[list[Draft], list[Request]]:
@@ -408,8 +419,10 @@ class Writer:
             model = self._models.find(request.model)
             if model is None:
                 continue
-            of_request = partial(request.ids, labels_alone=not all_of_them)
-            ids = await asyncio.to_thread(of_request) if len(request.items) > WIDE else of_request()
+            if len(request.items) > WIDE:
+                ids = await asyncio.to_thread(request.ids, labels_alone=not all_of_them)
+            else:
+                ids = request.ids(labels_alone=not all_of_them)
             if ids:
                 wanted.setdefault(model.stored.key, []).extend(ids)
                 if model.learner.spec.join.late == "learn":
@@ -446,7 +459,8 @@ class Writer:
 
     async def _step(self, draft: Draft, batch: Batch) -> None:
         """Step for each event of a batch, in pieces, then answer the requests."""
-        learner, outcomes = draft.model.learner, list[Outcome]()
+        learner = draft.model.learner
+        outcomes: list[Outcome] = []  # `list[Outcome]()` takes longer than a step
         if learner.takes_long_to_make_room:
             await asyncio.to_thread(learner.make_room, batch)
             gc.freeze()  # else each full collection reads the list of names: 8 ms for a million

@@ -106,6 +106,7 @@ def decode_prediction(data: bytes) -> tuple[Floats, X, int, str]:
 
 _HEADER = struct.Struct("<IIB")
 _HEADERS = np.dtype([("n", "<u4"), ("m", "<u4"), ("parts", "u1")])
+_COLUMNS, _VALUES = np.dtype("<i4"), np.dtype("<f8")
 WEIGHTED, SERVED, ALIKE, LEFT_OUT = 1, 2, 4, 8
 
 Bytes = npt.NDArray[np.uint8]
@@ -140,8 +141,10 @@ def pack(batch: Batch) -> bytes:
     packed: list[Any] = [_HEADER.pack(n, m, parts)]
     if not parts & ALIKE:
         packed.append((batch.offsets[1:] - batch.offsets[:-1]).astype("<u4"))
-    packed.append((batch.columns[: m // n] if parts & ALIKE else batch.columns).astype("<i4", copy=False))
-    packed.append(batch.values.astype("<f8", copy=False))
+    columns, values = batch.columns[: m // n] if parts & ALIKE and n > 1 else batch.columns, batch.values
+    # `astype` would give the same array, but takes as long as all else here for one event, and many rows have one.
+    packed.append(columns if columns.dtype is _COLUMNS else columns.astype(_COLUMNS))
+    packed.append(values if values.dtype is _VALUES else values.astype(_VALUES))
     packed.append(batch.labels)
     if parts & WEIGHTED:
         packed.append(batch.weights.astype("<f8", copy=False))

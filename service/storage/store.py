@@ -69,6 +69,11 @@ class ModelBatch:
     dropped: Sequence[tuple[int, str | None]] = ()
     known: Container[str] = ()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether it has more than events without ids."""
+        return self.ids is not None or bool(self.changed_ids or self.kept or self.done or self.dropped)
+
     def old_ids(self) -> list[str]:
         """All ids here that stood for something before."""
         return [
@@ -115,11 +120,12 @@ class Store:
         new stands for something. written_at: seconds since 1970, now if None. reached: how far the topic is applied
         with it."""
         written_at = time.time() if written_at is None else written_at
-        old_ids = [rows_of(part.model, ids) for part in batches if (ids := part.old_ids())]
+        more = [part for part in batches if part.has_more]
+        old_ids = [rows_of(part.model, ids) for part in more if (ids := part.old_ids())]
         try:
             with self.commits.transaction(*old_ids) as db:
                 self._write_events(batches, written_at)
-                for part in batches:
+                for part in more:
                     self._write(db, part, written_at)
                 positions.write(db, self.commits, reached)
         except IdsTakenError:
