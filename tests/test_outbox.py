@@ -117,6 +117,27 @@ def test_what_is_on_its_way_is_bounded(mock_cluster: Mock, name: str, tmp_path: 
     asyncio.run(story())
 
 
+def test_a_node_that_catches_up_does_not_say_that_there_is_no_model(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Replica, "_note_ends", lambda *_: None)  # it never knows that it has all
+
+    async def story() -> None:
+        engine = Replica(Settings(data=tmp_path, kafka=mock_cluster.address, topic=name))
+        await engine.start()
+        async with asyncio.timeout(PATIENCE):
+            while engine.queue.link is None:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.005)
+        for stream in (None, Stream()):
+            with pytest.raises(errors.NotReady, match="catching up"):
+                await engine.learn("made-elsewhere", rows(2), stream)
+        with pytest.raises(errors.NotReady, match="catching up"):
+            engine.queue.enqueue("made-elsewhere", rows(1))
+        await engine.stop(1.0)
+
+    asyncio.run(story())
+
+
 def test_nobody_waits_for_ever_for_a_record_that_does_not_come_back(
     mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

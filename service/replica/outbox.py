@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 
 from service import errors
 from service.fairness import WIDE, worked
+from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.queue import Queue
 from service.learning.request import Item, Items, Outcome, Refused, Request, Result, Stream, refusal_of
@@ -51,9 +52,18 @@ class Outbox(Queue):
     link: Link | None = None
     """None until the node follows its topic."""
 
-    def __init__(self, limit: int, models: Models, lifecycle: Lifecycle, round_trip: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        models: Models,
+        lifecycle: Lifecycle,
+        round_trip: Callable[[float], None],
+        model: Callable[[str], Model],
+    ) -> None:
+        """model: gives a model that is there; raises why there is none."""
         super().__init__(limit, models, lifecycle)
         self._round_trip = round_trip
+        self._model = model
         self.node = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._asked: dict[bytes, Asked] = {}
@@ -73,7 +83,7 @@ class Outbox(Queue):
 
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
         """The same for items of a stream. Waits for room; what is too large for a record becomes several."""
-        self._models.get(model)
+        self._model(model)
         await self._wait_for_room(len(items))
         self._lifecycle.check_streams()
         self._check(model, len(items))
@@ -127,7 +137,7 @@ class Outbox(Queue):
 
     def _check(self, model: str, count: int) -> None:
         self._lifecycle.check_accepts()
-        self._models.get(model)
+        self._model(model)
         self._open_link()
         if not self.has_room(count):
             raise self._full()

@@ -70,7 +70,7 @@ class Replica(Engine):
         self.chores.add(self._digests)
 
     def _make_queue(self) -> Outbox:
-        return Outbox(self._settings.queue_events, self._models, self._lifecycle, self.telemetry.round_trip)
+        return Outbox(self._settings.queue_events, self._models, self._lifecycle, self.telemetry.round_trip, self.model)
 
     def _make_timeouts(self) -> Chore:
         return Ticks(self._models, self.disk, self._clock, self.queue)
