@@ -58,13 +58,6 @@ class WrongTopic(Reasoned):
     """This node cannot follow its topic: {reason}."""
 
 
-class NotOnReplicas(LogstepError):
-    """{flag} must be all with --kafka: what one node forgets by its own clock, another would still know, and they would
-    learn different things."""
-
-    flag: str
-
-
 class NodesDiffer(Reasoned):
     """This node differs from another: {reason}. It stops. If it differs again after a start, begin with a backup of
     another node (`logstep backup`)."""

@@ -27,7 +27,7 @@ Keep = Annotated[str, AfterValidator(_checked)]
 """all, a number of events (the last ones of each model), or a time (what was written in the last so much time)."""
 
 
-DECIDING = ("max_event_features", "max_name_characters")
+DECIDING = ("max_event_features", "max_name_characters", "keep_events", "keep_min", "keep_ids")
 """Settings that decide what is learned, so every node of a topic has the same."""
 
 

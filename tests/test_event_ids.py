@@ -29,8 +29,10 @@ from service.events import Event
 from service.learning.request import Duplicate, Learned
 from service.storage import event_ids, id_pieces, merging
 from service.storage.event_ids import Found
+from service.storage.forgotten import Forgotten
 from service.storage.id_pieces import EventIds, Filter, Piece
 from service.storage.ids import IdsTakenError
+from service.storage.positions import NOWHERE
 from service.storage.store import Store
 
 HERE = Path(__file__).parent
@@ -67,7 +69,7 @@ COLLIDING: dict[str, Callable[[Any, Any], Any]] = {
 ID = st.sampled_from([*(f"id-{i}" for i in range(40)), "", "é🦆", "x" * 256, "a", "aa", "é" * 256])
 STEP = st.one_of(
     st.tuples(st.just("learn"), st.lists(ID, min_size=1, max_size=12, unique=True)),
-    st.tuples(st.sampled_from(["flush", "reopen", "drop", "fail"]), st.integers(0, 60)),
+    st.tuples(st.sampled_from(["flush", "reopen", "drop", "forget", "fail"]), st.integers(0, 60)),
     st.tuples(st.just("merge"), st.integers(1, 4)),
 )
 
@@ -123,6 +125,10 @@ class Twin:
             pass
         self.known = {key: of for key, of in self.known.items() if key[0] != model or of.seq > up_to}
 
+    def forget(self, model: int, count: int) -> None:
+        self.store.trimming.forget(model, Forgotten(ids=self.seq - count), NOWHERE)
+        self.known = {key: of for key, of in self.known.items() if key[0] != model or of.seq > self.seq - count}
+
     def reopen(self, _: int, __: int) -> None:
         self.store.close()
         self.store = Store(self.folder)
@@ -135,6 +141,9 @@ class Twin:
         self.store.log.check_ids()
 
     def check_file(self) -> None:
+        for model, forgotten in self.store.log.forgotten.items():
+            for _ in self.store.merging.drop(model, forgotten.ids):
+                self.check()
         there = ids_in(self.folder)
         assert {key: Found(seq, mark, label) for key, (seq, mark, _, label) in there.items()} == self.known
         for model in self.models:

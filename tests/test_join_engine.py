@@ -823,8 +823,8 @@ def test_labels_that_lead_to_more_than_a_turn_may_read_are_refused_in_an_array_a
     read: list[int] = []
     find_ids = WaitingReader.find_ids
 
-    def counted(reader: WaitingReader, wanted: dict[int, list[str]], reading: Reading | None = None) -> Any:
-        found = find_ids(reader, wanted, reading)
+    def counted(reader: WaitingReader, wanted: dict[int, list[str]], *more: Any) -> Any:
+        found = find_ids(reader, wanted, *more)
         read.append(sum(known.waiting is not None for known in found.values()))
         return found
 

@@ -15,7 +15,7 @@ from service.learning import labels
 from service.learning.labels import Do, Found, decide
 from service.learning.model import Prediction
 from service.learning.request import Item
-from service.storage.ids import IdKind
+from service.storage.ids import KINDS, IdKind
 
 X: Named = {"a": 1.0}
 EVENT, LABEL, PREDICTION, TIMEOUT = Event(X, 1, "i"), Label("i", 1), Prediction("i", X, 0, np.zeros(1), 0, ""), None
@@ -32,6 +32,7 @@ TABLE = {
     "expired": ("same x: like its label, else 409", "late: 404, or 0: duplicate, 1: correct", "409", "-"),
     "late": learned,
     "dropped": ("learn", "404 dropped", "keep", "-"),
+    "forgotten": ("learn", "404 unknown", "keep", "-"),
 }
 
 
@@ -137,6 +138,6 @@ def test_a_waiting_prediction_that_is_damaged_is_refused_and_dropped_at_its_time
 def test_the_kinds_on_disk_stay_what_they_are() -> None:
     from core.batch import EXPIRED, JOINED, LATE, ORDINARY
 
-    assert [(kind.name, kind.value) for kind in IdKind] == [
+    assert [(kind.name, kind.value) for kind in KINDS.values()] == [
         ("LEARNED", ORDINARY), ("JOINED", JOINED), ("EXPIRED", EXPIRED), ("LATE", LATE), ("WAITING", 4), ("DROPPED", 5)
     ]  # fmt: skip

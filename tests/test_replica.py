@@ -253,7 +253,7 @@ def test_a_node_with_other_rules_is_refused(nodes: Nodes) -> None:
     nodes.start().stop()
     said = refusal(nodes.start("--max-event-features", "10", ready=False))
     assert "--max-event-features is 100000 in the topic and 10 here" in said
-    assert "--keep-ids must be all with --kafka" in refusal(nodes.start("--keep-ids", "1d", ready=False))
+    assert "--keep-ids is all in the topic and 1d here" in refusal(nodes.start("--keep-ids", "1d", ready=False))
 
 
 @on_glibc

@@ -11,6 +11,7 @@ from service.events import Event, Label
 from service.learning.draft import Draft, Known, Place, Places
 from service.learning.labels import place_item
 from service.learning.request import Item, Refused, Request
+from service.storage.forgotten import NOTHING
 from service.storage.ids import IdKind
 from service.storage.store import Store
 from service.table import Table
@@ -125,6 +126,9 @@ def read_ids(store: Store, known: Known, wanted: dict[int, list[str]], corrected
         if not known.reading.takes((model, id_), 0):
             continue
         with contextlib.suppress(failures.LogDamaged):  # then only this label is refused
+            if found.seq <= store.log.forgotten.get(model, NOTHING).events:
+                known.gone.add((model, id_))
+                continue
             logged = store.log.event(model, found.seq)
             if logged is not None:
                 known.expired[model, id_] = logged

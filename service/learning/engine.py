@@ -56,7 +56,7 @@ class Engine:
         self.no_steps = self.writer.no_steps
         """While a caller holds this lock, no step is taken, so a thread can read the models."""
         self._sampler = Sampler(telemetry)
-        retention = Retention(settings.keep_events, settings.keep_ids, settings.keep_min, clock)
+        retention = self._make_retention()
         series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
@@ -72,6 +72,10 @@ class Engine:
 
     def _make_timeouts(self) -> Chore:
         return Timeouts(self._models, self.disk, self._clock, self.writer)
+
+    def _make_retention(self) -> Retention:
+        settings = self._settings
+        return Retention(settings.keep_events, settings.keep_ids, settings.keep_min, self._clock)
 
     # -- what it is doing
 

@@ -9,12 +9,14 @@
                  else 409                    0: duplicate, 1: correct
     late         same: duplicate, else 409   same: duplicate, else 409   409                          -
     dropped      learn                       404 dropped                 keep                         -
+    forgotten    learn                       404 unknown                 keep                         -
 
 learned: an event came whole. joined: a label came for the waiting prediction. expired: none came in time, and the event
 was learned as 0. late: a label came later still, and corrected that. The model's `join` says whether a timeout expires
-or drops, and whether a late label is refused or corrects. An event is the same if x, y and weight are; a label, if y
-and weight are. What is damaged on disk is refused, and dropped at its timeout. To a token that may only predict, what
-waits for another token has another x.
+or drops, and whether a late label is refused or corrects. forgotten: it stood for an event, and retention dropped it.
+
+An event is the same if x, y and weight are; a label, if y and weight are. What is damaged on disk is refused, and
+dropped at its timeout. To a token that may only predict, what waits for another token has another x.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def decide(found: Found, item: Item | None, join: Join) -> Do | errors.LogstepEr
     if item is None:
         return Do.EXPIRE if join.on_timeout == "negative" and found.whole else Do.DROP
     match found.kind:
-        case None | IdKind.DROPPED:
+        case None | IdKind.DROPPED | IdKind.FORGOTTEN:
             return _of_nothing(found, item, join)
         case IdKind.WAITING:
             return _of_waiting(found, item)
@@ -95,7 +97,7 @@ def decide(found: Found, item: Item | None, join: Join) -> Do | errors.LogstepEr
 def _of_nothing(found: Found, item: Item, join: Join) -> Do | errors.LogstepError:
     if not isinstance(item, Label):
         return Do.KEEP if isinstance(item, Prediction) else Do.LEARN
-    if found.kind is None:
+    if found.kind is not IdKind.DROPPED:
         return errors.UnknownId(field="id", id=item.id)
     return errors.DroppedId(field="id", id=item.id, keep=join.keep)
 
@@ -155,7 +157,7 @@ def _found_on_disk(draft: Draft, item: Item, on_disk: KnownId, known: Known) -> 
     if kind is IdKind.WAITING:
         waiting = on_disk.waiting
         return Found(kind, same_x=waiting is not None and _asks_the_same(waiting, item), whole=waiting is not None)
-    if kind is IdKind.DROPPED or isinstance(item, Prediction):
+    if kind in (IdKind.DROPPED, IdKind.FORGOTTEN) or isinstance(item, Prediction):
         return Found(kind, seq)
     if kind is IdKind.EXPIRED:
         key = draft.key, str(item.id)

@@ -89,7 +89,7 @@ class Retention:
                 continue
             try:
                 yield from self._drop_events(store, model)
-                yield from self._drop_ids(store, model.stored.key)
+                yield from self._drop_ids(store, model)
             except failures.LogDamaged as damage:
                 logger.warning("model %r: retention drops nothing, because %s", model.name, damage.reason)
             yield
@@ -112,7 +112,7 @@ class Retention:
             self.wanted.discard(key)
         if not snapshots or model.held:
             return
-        limit = self._events.limit(last)
+        limit = self.events_limit(store, model, last)
         limit = limit._replace(seq=min(limit.seq, snapshots[-1]))
         oldest = store.log.rows_after(key, store.log.gone(key), 1)
         if not oldest or not limit.passes(oldest[0]):
@@ -141,18 +141,31 @@ class Retention:
             return True
         return self._events.limit(last).passes(store.log.rows_after(key, snapshots[-1], 1)[0])
 
-    def _drop_ids(self, store: Store, key: int) -> Iterator[None]:
+    def events_limit(self, store: Store, model: Model, last: int) -> Limit:
+        """Which events of a model may be dropped. last: the seq of the last one in the log."""
+        return self._events.limit(last)
+
+    def ids_limit(self, store: Store, model: Model, last: int) -> int:
+        """The seq up to which a model's ids of events may be dropped."""
+        return up_to(store, model, self._ids.limit(last))
+
+    def _drop_ids(self, store: Store, model: Model) -> Iterator[None]:
         """Check every id of a model, but only if about a third of them could go."""
+        key = model.stored.key
         last = store.log.last_seq(key)
-        limit = self._ids.limit(last)
-        up_to = limit.seq
-        if self._ids.seconds:
-            up_to = min(up_to, store.trimming.seq_written_before(key, limit.written_before))
-        if up_to <= 0 or up_to - self._swept.get(key, 0) <= (last - up_to) / 2:
+        old = self.ids_limit(store, model, last)
+        if old <= 0 or old - self._swept.get(key, 0) <= (last - old) / 2:
             return
         id_: str | None = ""
         while id_ is not None:
-            id_ = store.trimming.drop_ids(key, up_to, id_)
+            id_ = store.trimming.drop_ids(key, old, id_)
             yield
-        yield from store.merging.drop(key, up_to)
-        self._swept[key] = up_to
+        yield from store.merging.drop(key, old)
+        self._swept[key] = old
+
+
+def up_to(store: Store, model: Model, limit: Limit) -> int:
+    """The seq of the last event that a limit lets go."""
+    if limit.seq <= 0 or math.isinf(limit.written_before):
+        return limit.seq
+    return min(limit.seq, store.trimming.seq_written_before(model.stored.key, limit.written_before))

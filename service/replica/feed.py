@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from service.events import MODEL_NAME
 from service.fairness import worked
 from service.learning.progress import Progress
 from service.learning.request import Place, Refused, Request, Stream, refusal_of, settle
+from service.replica.changes import Changes
 from service.replica.link import Link
 from service.replica.outbox import Outbox, part
 from service.replica.records import OF_ITEMS, OF_STREAMS, Do, PoisonError, Record, decode, partition_of
@@ -45,9 +46,6 @@ NO_RECORD = (
 )
 """What is wrong with a record itself."""
 
-Control = Callable[[Do, str, bytes, Place], Awaitable[Any]]
-"""Does what a record says that has no items; gets the model and the value."""
-
 
 class Feed:
     """Where the records of a node go. positions: what was applied before the start. broken: streams of which nothing
@@ -57,15 +55,13 @@ class Feed:
         self,
         outbox: Outbox,
         progress: Progress,
-        control: Control,
-        reached: Callable[[int, Position], Awaitable[None]],
+        changes: Changes,
         positions: Mapping[int, Position],
         broken: Mapping[str, int],
     ) -> None:
         self._outbox = outbox
         self._progress = progress
-        self._control = control
-        self._reached = reached
+        self._changes = changes
         self._link: Link | None = None
         self._before = dict(positions)
         """Positions whose records must come first, to be looked at."""
@@ -222,14 +218,14 @@ class Feed:
 
     async def _do(self, do: Do, model: str, record: Record, answer: asyncio.Future[Any], place: Place) -> None:
         try:
-            result = await self._control(do, model, record.value, place)
+            result = await self._changes.apply(do, model, record.value, place)
         except (errors.LogstepError, *NO_RECORD) as error:
             if isinstance(error, errors.StorageFailed | errors.NotReady | failures.NodesDiffer):
                 raise  # it is not the record that is refused
             if not isinstance(error, errors.LogstepError):
                 self._tell_of(place, error)
             result = error
-        await self._reached(place.partition, Position(place.record, 0, place.at, place.mark))
+        await self._changes.reach(place)
         if not answer.done():
             if isinstance(result, Exception):
                 answer.set_exception(result)

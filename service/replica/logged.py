@@ -21,6 +21,7 @@ from service.events import DEFAULT, is_id
 from service.learning.model import Model
 from service.replica.records import Do, PoisonError
 from service.storage import codec
+from service.storage.forgotten import NOTHING
 from service.storage.id_pieces import EventIds, Piece
 from service.storage.ids import KINDS, IdKind, IdRow, event_ids, other_ids
 from service.storage.log import LogReader, StoredModel
@@ -86,9 +87,10 @@ def records_of(log: LogReader, model: StoredModel) -> Iterator[Written]:
     for names in _some(log.names(model.key), NAMES):
         yield _record(names=names)
     yield from _of_events(log, model.key)
-    for piece in _pieces(event_ids(log.db, model.key)):
+    forgotten = log.forgotten.get(model.key, NOTHING).ids
+    for piece in _pieces(event_ids(log.db, model.key, forgotten)):
         yield _record(ids_of_events=len(piece), event_ids=piece.encode())
-    for ids in _some(other_ids(log.db, model.key), IDS):
+    for ids in _some(other_ids(log.db, model.key, forgotten), IDS):
         yield _record(ids=ids)
     yield from _of_waiting(log, model.key)
 

@@ -13,6 +13,7 @@ POST; pieces of streams are columns.
     put      a spec: create the model
     delete, resume      nothing
     logged   a part of another log, as msgpack: events, ids, predictions that wait (replica/logged.py)
+    forget   up to which seq ids of events and events are forgotten, as JSON (storage/forgotten.py)
     tick     a time has passed at which a prediction is due, or digests to compare (replica/digests.py)
     begin    the first record of partition 0: the rules of the log (replica/rules.py)
 """
@@ -47,6 +48,7 @@ class Do(Enum):
     DELETE = b"delete"
     RESUME = b"resume"
     LOGGED = b"logged"
+    FORGET = b"forget"
     TICK = b"tick"
     BEGIN = b"begin"
 

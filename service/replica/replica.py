@@ -7,10 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaException
@@ -22,28 +19,31 @@ from service.clock import SYSTEM, Clock
 from service.learning.chores import Chore
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Item, Outcome, Place
+from service.learning.request import Item, Outcome
+from service.learning.retention import Retention
 from service.learning.telemetry import OfTopic
 from service.replica import rules, topic
+from service.replica.changes import Changes
 from service.replica.digests import Digests
 from service.replica.feed import Feed
+from service.replica.forgetting import Forgetting
 from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, check_rules, find
+from service.replica.lag import Lag
 from service.replica.link import FIXED, Link
-from service.replica.logged import part_of
 from service.replica.outbox import Outbox
-from service.replica.records import Do, PoisonError, Record
+from service.replica.records import Do, Record
 from service.replica.ticks import Ticks
 from service.settings import Settings
 from service.storage import positions
-from service.storage.positions import NOWHERE, Position, Reached, TopicName
+from service.storage.forgotten import Forgotten
+from service.storage.positions import NOWHERE, Position, TopicName
 from service.storage.store import Store
 
 logger = logging.getLogger("logstep")
 
 TRY_SECONDS = 1.0
-"""Between two tries to reach the brokers at the start, or to write to a full disk."""
+"""Between two tries to reach the brokers at the start."""
 STOP_SECONDS = 1.0
-REMEMBERED_ENDS = 256
 
 
 class Replica(Engine):
@@ -52,19 +52,13 @@ class Replica(Engine):
     queue: Outbox
 
     def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
-        for name in rules.KEEP_ALL:
-            if getattr(settings, name) != "all":
-                raise failures.NotOnReplicas(flag=f"--{name.replace('_', '-')}")
         self._brokers = Brokers(settings.kafka, properties(settings.kafka_config, FIXED))
+        self._loop = asyncio.get_running_loop()
         super().__init__(settings, clock)
         self._link: Link | None = None
         self._feed: Feed | None = None
         self._following: asyncio.Task[None] | None = None
-        self._ends: deque[tuple[float, list[int]]] = deque(maxlen=REMEMBERED_ENDS)
-        """Where the partitions ended, and when that was asked; the oldest first."""
-        self.fresh_at = time.monotonic()
-        """A time (monotonic) whose records are all applied."""
-        self.caught_up = False
+        self._lag: Lag | None = None
         folder = settings.data
         self._digests = Digests(self._models, self.disk, clock, self.queue, self.progress, folder, self._ended)
         self.chores.add(self._digests)
@@ -74,6 +68,13 @@ class Replica(Engine):
 
     def _make_timeouts(self) -> Chore:
         return Ticks(self._models, self.disk, self._clock, self.queue)
+
+    def _make_retention(self) -> Retention:
+        return Forgetting(self._settings, self._clock, self._ask_to_forget)
+
+    def _ask_to_forget(self, model: str, forgotten: Forgotten) -> None:
+        value = msgspec.json.encode(forgotten)
+        self._loop.call_soon_threadsafe(self.queue.announce, Do.FORGET, model, value)  # it is called in a thread
 
     # -- asking: a record for each change
 
@@ -127,46 +128,24 @@ class Replica(Engine):
         except TimeoutError:
             raise errors.Behind(wanted=f"record {record} of partition {partition}") from None
 
-    @property
-    def age(self) -> float:
-        """Seconds since everything was applied that was in the topic."""
-        while self._ends and self._is_applied(self._ends[0][1]):
-            self.fresh_at = self._ends.popleft()[0]
-            if not self.caught_up:
-                self.caught_up = True
-                logger.info("all that is in the topic is applied")
-        return time.monotonic() - self.fresh_at
-
-    def _is_applied(self, ends: list[int]) -> bool:
-        assert self._feed is not None  # noqa: S101  # it was there before anybody asked
-        return all(end <= self._feed.applied_to(partition) for partition, end in enumerate(ends))
-
-    @property
-    def lag(self) -> int:
-        """Records of the topic that are not applied here, as far as it is known."""
-        if self._feed is None or not self._ends:
-            return 0
-        return sum(max(0, end - self._feed.applied_to(partition)) for partition, end in enumerate(self._ends[-1][1]))
-
     def _topic(self) -> OfTopic:
-        if self._feed is None:
+        if self._feed is None or self._lag is None:
             return OfTopic()
-        return OfTopic(self.lag, self.age, self._feed.applied, self._feed.refused)
+        return OfTopic(self._lag.records, self._lag.seconds(), self._feed.applied, self._feed.refused)
 
     @property
     def unready(self) -> str:
         """Why a load balancer should send nothing here; "" if it may."""
         if not self.state.ready:
             return self.state
-        if self._link is None:
+        if self._lag is None:
             return self.queue.why_closed
-        age = self.age
-        if not self.caught_up:
-            return f"catching up with its topic: {self.lag:,} record(s) to apply"
+        if not self._lag.caught_up():
+            return f"catching up with its topic: {self._lag.records:,} record(s) to apply"
         if self.writer.full:
             return "waiting for room on its disk, and does not apply its topic"
-        if age > self._settings.max_lag:
-            return f"{age:.0f} s behind its topic, or the brokers do not answer (--max-lag {self._settings.max_lag:g})"
+        if (behind := self._lag.seconds()) > (most := self._settings.max_lag):
+            return f"{behind:.0f} s behind its topic, or the brokers do not answer (--max-lag {most:g})"
         return ""
 
     # -- start and stop
@@ -187,8 +166,7 @@ class Replica(Engine):
     async def _follow(self) -> None:
         """Find the topic, see that it is the one, and apply its records until the end."""
         link = Link(self._brokers, self._settings.topic, self._take, self.queue.give_up)
-        link.on_ends, link.on_overtaken, link.on_another = self._note_ends, self._overtaken, self._made_again
-        loop = asyncio.get_running_loop()
+        link.on_overtaken, link.on_another = self._overtaken, self._made_again
         while True:
             try:
                 found = await asyncio.to_thread(find, self._brokers, link, self._settings)
@@ -206,12 +184,15 @@ class Replica(Engine):
             check_followed(found, followed, reached)
         self.progress.recovered(reached)
         self._digests.begin_with(reached)
-        feed = self._feed = Feed(self.queue, self.progress, self._control, self._reach, reached, broken)
+        changes = Changes(self._models, self.writer, self.disk, self._digests, super().delete, super().resume)
+        feed = self._feed = Feed(self.queue, self.progress, changes, reached, broken)
         feed.begin(link)
+        lag = Lag(feed.applied_to)
+        link.on_ends = lag.note
         places = {partition: position.record for partition, position in reached.items()}
         link.follow(places, topic.PARTITIONS, found.topic.id)
-        self._link = self.queue.link = link
-        watch = loop.create_task(self._give_up_now_and_then())
+        self._link, self._lag, self.queue.link = link, lag, link
+        watch = asyncio.create_task(self._give_up_now_and_then())
         try:
             await feed.run()
         finally:
@@ -220,10 +201,6 @@ class Replica(Engine):
     def _take(self, records: list[Record], ends: dict[int, int]) -> None:
         if self._feed is not None:
             self._feed.take(records, ends)
-
-    def _note_ends(self, asked_at: float, ends: list[int]) -> None:
-        self._ends.append((asked_at, ends))
-        self.age  # noqa: B018  # forgets what is applied
 
     def _overtaken(self, partition: int, told: str) -> None:
         reason = f"partition {partition} no longer has the record after the last one applied ({told}). {BEGIN_AGAIN}"
@@ -261,73 +238,6 @@ class Replica(Engine):
         if self.progress.unwritten != NOWHERE:
             with contextlib.suppress(errors.DiskFull):  # what changed nothing is applied again at the next start
                 await self.disk.run(Store.reach, self.progress.unwritten)
-
-    # -- applying what has no items
-
-    async def _control(self, do: Do, model: str, value: bytes, place: Place) -> Any:
-        """Do what a record says. It is tried again while the disk is full."""
-        while True:
-            try:
-                return await self._do(do, model, value, place)
-            except errors.DiskFull:
-                self.writer.full = True
-                await asyncio.sleep(TRY_SECONDS)
-
-    async def _do(self, do: Do, name: str, value: bytes, place: Place) -> Any:
-        if do is Do.BEGIN:
-            return None
-        found = self._models.find(name)
-        if found is not None:
-            async with self.writer.turn:
-                while found.next_timeout <= place.at / 1e6:
-                    await self.writer.expire(found, place.at / 1e6)
-        if do is Do.PUT:
-            spec = Spec.from_dict(msgspec.json.decode(value))
-            async with self.writer.between_turns():
-                made, new = await self._models.create(name, spec)
-            if new:
-                self._digests.begin(name, place.record)
-            return made, new
-        if do is Do.DELETE:
-            await super().delete(name)
-            self._digests.begin(name, place.record)
-        if do is Do.RESUME:
-            return await super().resume(name)
-        if do is Do.LOGGED:
-            await self._copy(self._models.get(name), value, place)
-        if do is Do.TICK and found is not None and value:
-            self._digests.compare(found, value)
-        return None
-
-    async def _copy(self, model: Model, value: bytes, place: Place) -> None:
-        """Put a part of another log into this one."""
-        part = await asyncio.to_thread(part_of, value, model)
-        ids = [id_ for id_, *_ in part.changed_ids]
-        async with self.writer.turn:
-            taken = await self.disk.run(Store.find_ids, {model.stored.key: ids}) if ids else {}
-            before = self.progress.unwritten
-            position = Position(place.record, 0, place.at, place.mark)
-            reached = Reached({**before.positions, place.partition: position}, before.broken)
-            if taken or not await self.writer.copy(model, part, reached, place.at):
-                raise PoisonError("it is no part of a log: an id of it stands for something already")
-            self.writer.full = False
-
-    async def _reach(self, partition: int, position: Position) -> None:
-        if self.progress.committed.get(partition) == position:
-            return  # it is in the transaction of what it changed
-        while True:
-            try:
-                async with self.writer.turn:
-                    before = self.progress.unwritten
-                    reached = Reached({**before.positions, partition: position}, before.broken)
-                    await self.disk.run(Store.reach, reached)
-                    self.progress.settle(reached, written=True)
-                    self.progress.all_stepped()
-                    self.writer.full = False
-                    return
-            except errors.DiskFull:
-                self.writer.full = True
-                await asyncio.sleep(TRY_SECONDS)
 
 
 def _read(store: Store) -> tuple[TopicName | None, dict[int, Position], dict[str, int]]:

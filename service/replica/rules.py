@@ -17,8 +17,6 @@ WHAT = {
     "arithmetic": "how the processor and the C library compute exp, log and pow (a digest)",
     "default": "the spec of a new default model",
 }
-KEEP_ALL = ("keep_events", "keep_ids")
-"""Settings that a node has only at "all": what one forgets by its own clock, another would still know."""
 
 
 def rules_of(settings: Settings) -> dict[str, Any]:

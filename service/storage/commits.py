@@ -27,7 +27,7 @@ class Commits:
         self._number, self._checksum = log.db.log_end()
         self._checksums: list[int] = []
         self._failed = False
-        self.ids = Ids(log.db, log.ids_checksum())
+        self.ids = Ids(log.db, log.ids_checksum(), log.forgotten)
         self.synced_at = self.sync_seconds = 0.0
         self._mark = self._open_mark()
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ import numpy as np
 from service import failures
 from service.storage.database import Database
 from service.storage.folder import failure_of
+from service.storage.forgotten import NOTHING, Forgotten
 from service.storage.id_pieces import END, PIECE, EventIds, Filter, Piece
 
 spared = logging.getLogger("logstep.damage")
@@ -91,8 +92,9 @@ class Runs:
     """The tables `new_ids` and `event_ids`. The caller begins and ends the transactions. models: what each model has.
     new_ids, new_rows: how many ids and rows are not flushed, of all models."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, forgotten: Mapping[int, Forgotten]) -> None:
         self._database = db
+        self._forgotten = forgotten
         self._db = db.connection
         self.models: dict[int, OfModel] = {}
         self.new_ids = self.new_rows = 0
@@ -174,7 +176,7 @@ class Runs:
                 elsewhere[i] = False
         for number, some in new.items():
             has.new[number] = has.new[number].sorted()
-            self._note(found, has.new[number], wanted.take(np.array(some)), ids)
+            self._note(model, found, has.new[number], wanted.take(np.array(some)), ids)
         wanted = wanted.where(elsewhere)
         for run in has.runs:
             if len(wanted):
@@ -194,15 +196,19 @@ class Runs:
                 continue
             ((count, payload, end),) = rows
             stop = len(wanted) if end is None else max(first + 1, int(np.searchsorted(wanted.hashes, end)))
-            self._note(found, self._decoded(count, payload).sorted(), wanted.part(first, stop), ids)
+            self._note(model, found, self._decoded(count, payload).sorted(), wanted.part(first, stop), ids)
             first = stop
 
-    @staticmethod
-    def _note(found: dict[str, Found], piece: Piece, wanted: Piece, ids: Sequence[str]) -> None:
-        places = piece.find(wanted)
+    def _note(self, model: int, found: dict[str, Found], piece: Piece, wanted: Piece, ids: Sequence[str]) -> None:
+        places, forgotten = piece.find(wanted), self.forgotten(model)
         for index, place in zip(wanted.seqs.tolist(), places.tolist(), strict=True):
-            if place >= 0:
+            if place >= 0 and piece.seqs[place] > forgotten:
                 found[ids[index]] = Found(*piece.numbers[1:, place].tolist())
+
+    def forgotten(self, model: int) -> int:
+        """The seq up to which a model's ids are forgotten. Such an id may be in a second run anew, so ids that are
+        moved to one piece lose it."""
+        return self._forgotten.get(model, NOTHING).ids
 
     # -- writing
 

@@ -10,7 +10,7 @@ SQLite does not checksum its pages. No query finds an id with a flipped bit, so 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import chain, repeat
 from operator import itemgetter
@@ -22,6 +22,7 @@ import msgspec
 from service.storage import id_pieces
 from service.storage.database import Database
 from service.storage.event_ids import Runs
+from service.storage.forgotten import NOTHING, Forgotten
 from service.storage.id_pieces import MODULUS, EventIds, Piece
 
 
@@ -39,11 +40,13 @@ class IdKind(IntEnum):
     """A prediction waits for its label; there is no event."""
     DROPPED = 5
     """It waited too long and was dropped; there is no event."""
+    FORGOTTEN = 6
+    """It stood for an event, and stands for nothing now (forgotten.py). Never on disk."""
 
 
-KINDS = {kind.value: kind for kind in IdKind}
-_OF_EVENTS = [str(kind.value) for kind in IdKind if kind not in (IdKind.WAITING, IdKind.DROPPED)]
-OF_AN_EVENT = f"kind IN ({', '.join(_OF_EVENTS)})"
+EVENT_KINDS = (IdKind.LEARNED, IdKind.JOINED, IdKind.EXPIRED, IdKind.LATE)
+KINDS = {kind.value: kind for kind in IdKind if kind is not IdKind.FORGOTTEN}
+OF_AN_EVENT = f"kind IN ({', '.join(str(kind.value) for kind in EVENT_KINDS)})"
 """A condition for the ids of events."""
 
 AT_ONCE = 250
@@ -51,11 +54,12 @@ _INSERT_SOME = "INSERT INTO ids VALUES " + ", ".join(["(?1, ?, ?, ?, ?, ?)"] * A
 _INSERT = """
 INSERT INTO ids SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?2)
 """
-# An event's id never changes, except when a late label corrects an event that was learned as 0.
+# An event's id never changes, except when a late label corrects an event that was learned as 0, or it is forgotten.
 _CHANGE = f"""{_INSERT} WHERE true
 ON CONFLICT (model, id) DO UPDATE SET
     seq = excluded.seq, fingerprint = excluded.fingerprint, kind = excluded.kind, label = excluded.label
 WHERE kind IN ({IdKind.WAITING}, {IdKind.DROPPED}) OR (kind = {IdKind.EXPIRED} AND excluded.kind = {IdKind.LATE})
+OR ({OF_AN_EVENT} AND ids.seq <= ?3)
 """
 _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerprint", "kind", "label"))
 # The casts let the rows of a damaged page have a checksum too.
@@ -100,20 +104,22 @@ def rows_of(model: int, ids: Sequence[str]) -> Rows:
     return Rows("model = ? AND id IN (SELECT value FROM json_each(?))", (model, msgspec.json.encode(ids).decode()))
 
 
-def event_ids(db: Database, model: int) -> Iterator[Piece]:
-    """The ids of a model's events, in pieces and in no order. LogDamaged if a row cannot be read."""
+def event_ids(db: Database, model: int, forgotten: int) -> Iterator[Piece]:
+    """The ids of a model's events, in pieces and in no order, but for those up to the seq `forgotten`. LogDamaged if a
+    row cannot be read."""
     pieces = f"SELECT ids, payload FROM ({id_pieces.PIECES}) WHERE model = ?"  # noqa: S608  # of constants
     for ids, payload in db.rows(pieces, model):
         piece = Piece.decode(ids, payload)
         if piece is None:
             raise db.damaged("a row with ids of events cannot be read")
-        yield piece
+        yield piece.where(piece.seqs > forgotten)
 
 
-def other_ids(db: Database, model: int) -> Iterator[IdRow]:
-    """The ids of a model's predictions that no longer wait, and what each stands for."""
-    query = "SELECT id, seq, fingerprint, kind, label FROM ids WHERE model = ? AND kind <> ? ORDER BY id"
-    yield from db.rows(query, model, IdKind.WAITING.value)
+def other_ids(db: Database, model: int, forgotten: int) -> Iterator[IdRow]:
+    """The same for the ids of a model's predictions that no longer wait, and what each stands for."""
+    columns = "SELECT id, seq, fingerprint, kind, label FROM ids"
+    query = f"{columns} WHERE model = ? AND kind <> ? AND NOT ({OF_AN_EVENT} AND seq <= ?) ORDER BY id"  # of ours
+    yield from db.rows(query, model, IdKind.WAITING.value, forgotten)
 
 
 class IdsTakenError(Exception):
@@ -177,10 +183,11 @@ class Ids:
     """Writes both tables. The caller begins and ends the transactions. checksum: the checksum over all ids. runs: the
     ids of events."""
 
-    def __init__(self, db: Database, checksum: int) -> None:
+    def __init__(self, db: Database, checksum: int, forgotten: Mapping[int, Forgotten]) -> None:
         self._db = db.connection
         self.checksum = checksum
-        self.runs = Runs(db)
+        self._forgotten = forgotten
+        self.runs = Runs(db, forgotten)
         self._changing = {model for (model,) in db.rows(_MODELS)}
         """Models that have rows in `ids`, or had some."""
 
@@ -224,7 +231,8 @@ class Ids:
         """Change what ids stand for. The caller has taken their old rows out of the checksum (`leave_out`)."""
         if ids:
             self._changing.add(model)
-            changed = self._db.execute(_CHANGE, (model, _as_json(ids))).rowcount
+            forgotten = self._forgotten.get(model, NOTHING).ids
+            changed = self._db.execute(_CHANGE, (model, _as_json(ids), forgotten)).rowcount
             if changed != len(ids):
                 raise sqlite3.IntegrityError(f"{len(ids) - changed} id(s) already stand for events")
             self.count(_checksum(model, ids))

@@ -16,6 +16,7 @@ from service import failures
 from service.storage import codec, id_pieces
 from service.storage.codec import unpack
 from service.storage.database import Database, connect_to_read
+from service.storage.forgotten import read_forgotten
 from service.storage.ids import CHECKSUM, OF_AN_EVENT, add_checksum
 from service.storage.waiting import WaitingReader
 
@@ -79,6 +80,8 @@ class LogReader:
     def __init__(self, folder: Path, connection: sqlite3.Connection | None = None) -> None:
         self.db = Database(folder, connection or connect_to_read(folder))
         add_checksum(self.db.connection)
+        self.forgotten = read_forgotten(self.db)
+        """Of each model that has forgotten something."""
         self.snapshots = Snapshots(self.db)
         self.waiting = WaitingReader(self.db)
 

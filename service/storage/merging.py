@@ -64,15 +64,26 @@ class Merging:
         with self._commits.transaction():
             for model in models:
                 has = self._runs.models[model]
-                written[model] = list(Piece.joined(list(has.new.values())).sorted().cut())
+                written[model] = self._joined(model, list(has.new.values()))
                 for piece in written[model]:
                     self._runs.write(model, has.next_run(), int(piece.hashes[0]), piece)
                 self._runs.remove_new(model)
         for model, pieces in written.items():
             self._runs.forget_new(model)
-            has = self._runs.models[model]
-            has.runs[has.next_run()] = len(pieces)
-            self._unchecked.add(model)
+            if pieces:
+                has = self._runs.models[model]
+                has.runs[has.next_run()] = len(pieces)
+                self._unchecked.add(model)
+
+    def _joined(self, model: int, pieces: list[Piece]) -> list[Piece]:
+        """Some pieces of a model's ids, sorted and cut anew, without what is forgotten. In a transaction."""
+        if not pieces:
+            return []
+        all_ = Piece.joined(pieces)
+        left = all_.where(all_.seqs > self._runs.forgotten(model))
+        if len(left) < len(all_):
+            self._commits.ids.count(left.checksum(model) - all_.checksum(model))
+        return list(left.sorted().cut()) if len(left) else []
 
     # -- merges, and the filter
 
@@ -125,8 +136,8 @@ class Merging:
                 if bounds.place < end:
                     moved.append(piece.within(bounds.place, min(bounds.end, end)))
                     left.append((run, bounds.place, piece.within(max(bounds.place, end), bounds.end)))
-        written = list(Piece.joined(moved).sorted().cut()) if moved else []
         with self._commits.transaction():
+            written = self._joined(model, moved)
             for piece in written:  # before the others go: so their rowids are the largest, and `read_filter` finds them
                 self._runs.write(model, new_run, int(piece.hashes[0]), piece)
             for run, place, rest in left:

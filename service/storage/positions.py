@@ -85,13 +85,14 @@ def leave(commits: Commits) -> None:
 def write(db: sqlite3.Connection, commits: Commits, reached: Reached) -> None:
     """Write what was reached, in the transaction of what changed."""
     for partition, position in reached.positions.items():
-        _replace(db, commits, "positions", partition, *position)
+        replace(db, commits, "positions", partition, *position)
     for stream, at in reached.broken.items():
-        _replace(db, commits, "broken_streams", stream, at)
+        replace(db, commits, "broken_streams", stream, at)
         db.execute("DELETE FROM broken_streams WHERE at < ?", (at - int(KEPT_SECONDS * 1e6),))
 
 
-def _replace(db: sqlite3.Connection, commits: Commits, table: str, *row: int | str) -> None:
+def replace(db: sqlite3.Connection, commits: Commits, table: str, *row: int | str) -> None:
+    """Insert a row, or write it anew, with its checksum as the last column."""
     checksum = crc(*row)
     places = "?, " * len(row)
     db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places}?)", (*row, checksum))  # noqa: S608  # a table of ours

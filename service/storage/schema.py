@@ -87,6 +87,9 @@ CREATE TABLE snapshot_chunks (
     PRIMARY KEY (model, seq, chunk)
 ) STRICT;
 CREATE TABLE purges (model INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE forgotten (
+    model INTEGER PRIMARY KEY, ids INTEGER NOT NULL, events INTEGER NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
 CREATE TABLE topic (
     one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, id TEXT NOT NULL, rules TEXT NOT NULL,
     checksum INTEGER NOT NULL

@@ -146,7 +146,7 @@ class Store:
             of_events = self.commits.ids.runs.find(model, [id_ for id_ in ids if id_ is not None])
             found.update(((model, id_), KnownId(IdKind.LEARNED, *of, None)) for id_, of in of_events.items())
             rest[model] = ids if not of_events else [id_ for id_ in ids if id_ not in of_events]
-        found.update(self.log.waiting.find_ids(rest, reading))
+        found.update(self.log.waiting.find_ids(rest, self.log.forgotten, reading))
         return found
 
     def _write_events(self, batches: Sequence[ModelBatch], written_at: float) -> None:

@@ -10,11 +10,14 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
+from service.storage import positions
 from service.storage.commits import Commits
 from service.storage.folder import failure_of
+from service.storage.forgotten import NOTHING, Forgotten
 from service.storage.ids import OF_AN_EVENT, Rows
 from service.storage.log import LogReader
 from service.storage.merging import Merging
+from service.storage.positions import Reached
 
 PURGE_ROWS = 200
 DROPPED_BYTES = 1 << 20
@@ -31,6 +34,7 @@ _PURGED = {
     "waiting": "number",
     "series": "t",
     "marks": "t",
+    "forgotten": "model",
 }
 """Tables with rows of a model, except those of ids, and the column that tells those rows apart."""
 
@@ -81,6 +85,15 @@ class Trimming:
                     return True
             db.execute("DELETE FROM purges WHERE model = ?", doomed)
         return True
+
+    def forget(self, model: int, new: Forgotten, reached: Reached) -> None:
+        """Record what is forgotten from now on, and the position of the record that says so in the same transaction:
+        after a crash between the two, records before it would be applied again, and not find ids that they found."""
+        forgotten = new.joined(self._log.forgotten.get(model, NOTHING))
+        with self._commits.transaction() as db:
+            positions.replace(db, self._commits, "forgotten", model, *forgotten)
+            positions.write(db, self._commits, reached)
+        self._log.forgotten[model] = forgotten
 
     def drop_events(self, model: int, up_to: int, written_before: float, remember: float) -> bool:
         """Remove some of the oldest rows of a model's log. Whether there were any.

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from service import failures
 from service.storage import codec
 from service.storage.database import Database
 from service.storage.folder import failure_of
-from service.storage.ids import KINDS, IdKind
+from service.storage.forgotten import NOTHING, Forgotten
+from service.storage.ids import EVENT_KINDS, KINDS, IdKind
 
 spared = logging.getLogger("logstep.damage")
 """For what a caller can cause as often as it likes: at most one line a second, see service/logs.py."""
@@ -153,7 +154,9 @@ class WaitingReader:
             oldest.append(OldWaiting(number, id_, rest[0], waiting))
         return oldest
 
-    def find_ids(self, wanted: dict[int, list[str]], reading: Reading | None = None) -> dict[tuple[int, str], KnownId]:
+    def find_ids(
+        self, wanted: dict[int, list[str]], forgotten: Mapping[int, Forgotten], reading: Reading | None = None
+    ) -> dict[tuple[int, str], KnownId]:
         """(model, id) -> what it stands for, of the ids in the table `ids`. Wanted ids that are not there are left out.
         reading: bounds what is read, in the order of the ids."""
         found = {}
@@ -164,7 +167,7 @@ class WaitingReader:
             if reading.left <= 0:
                 reading.unread.update((model, id_) for id_ in ids)
                 continue
-            places = {id_: place for place, id_ in enumerate(ids)}
+            places, up_to = {id_: place for place, id_ in enumerate(ids)}, forgotten.get(model, NOTHING).ids
             # One row with everything, because each row gives up the GIL.
             rows = sorted(self._json_rows(_FIND, model, json.dumps(ids)), key=lambda row: places[row[0]])
             for id_, kind, seq, fingerprint, label, size, kept_at, made_at, payload, checksum in rows:
@@ -173,7 +176,9 @@ class WaitingReader:
                     if not reading.takes((model, id_), size):
                         continue
                     waiting = self._whole(model, seq, id_, kept_at, made_at, payload, checksum)
-                found[model, id_] = KnownId(KINDS.get(kind, IdKind.WAITING), seq, fingerprint, label, waiting)
+                forgets = kind in EVENT_KINDS and seq <= up_to
+                known = IdKind.FORGOTTEN if forgets else KINDS.get(kind, IdKind.WAITING)
+                found[model, id_] = KnownId(known, seq, fingerprint, label, waiting)
         return found
 
     def _json_rows(self, query: str, *values: Any) -> list[list[Any]]:
