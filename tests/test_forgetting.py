@@ -146,11 +146,11 @@ def test_an_event_that_is_forgotten_is_not_corrected_though_it_is_still_there(
             await engine.create("m", LATE)
             await engine.learn("m", [prediction("first"), prediction("second")])
             await until(lambda: engine.model("m").learner.seq == 2)  # both learned as 0
+            engine.chores.rest(math.inf)
             for i in range(0, 40, 20):
                 await engine.learn("m", [event(j) for j in range(i, i + 20)])
             (told,) = await engine.learn("m", [Label("first", 1)])
             assert seq_of(told) == 43
-            engine.snapshots.due = lambda: math.inf  # type: ignore[method-assign]  # without one no event is removed
             engine._ask_to_forget("m", Forgotten(events=2))  # noqa: SLF001  # as retention does
             await until(lambda: forgotten(engine).events == 2)
             assert gone(engine) == 0

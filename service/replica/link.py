@@ -219,7 +219,10 @@ class Link:
         told = self._brokers.admin.list_offsets(
             asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
         )
-        return [told[place].result().offset for place in asked]
+        offsets = [told[place].result().offset for place in asked]
+        if min(offsets) < 0:  # a broker that is busy, or lost its lead just now, may answer that it knows none
+            raise KafkaException(KafkaError(KafkaError._NO_OFFSET))  # noqa: SLF001
+        return offsets
 
     def close(self) -> None:
         """Wait for what is being written, and end the thread."""

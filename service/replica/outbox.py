@@ -130,7 +130,7 @@ class Outbox(Queue):
         return -1 if self.link is None else partition_of(model.encode(), self.link.partitions)
 
     def announce(self, do: Do, model: str, value: bytes = b"") -> None:
-        """Write a record that nobody waits for, if that can be done now."""
+        """Write a record that nobody waits for, if that can be done now. Any thread may call it."""
         if self.link is not None:
             with contextlib.suppress(BufferError, KafkaException):
                 self.link.write(do, model, value)

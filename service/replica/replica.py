@@ -53,7 +53,6 @@ class Replica(Engine):
 
     def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
         self._brokers = Brokers(settings.kafka, properties(settings.kafka_config, FIXED))
-        self._loop = asyncio.get_running_loop()
         super().__init__(settings, clock)
         self._link: Link | None = None
         self._feed: Feed | None = None
@@ -73,8 +72,7 @@ class Replica(Engine):
         return Forgetting(self._settings, self._clock, self._ask_to_forget)
 
     def _ask_to_forget(self, model: str, forgotten: Forgotten) -> None:
-        value = msgspec.json.encode(forgotten)
-        self._loop.call_soon_threadsafe(self.queue.announce, Do.FORGET, model, value)  # it is called in a thread
+        self.queue.announce(Do.FORGET, model, msgspec.json.encode(forgotten))
 
     # -- asking: a record for each change
 
