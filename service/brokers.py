@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from service.failures import KafkaMissing, NoBroker, NoTopic, WrongProperties
 
 try:
-    from confluent_kafka import KafkaError, KafkaException, TopicCollection
+    from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
 except ImportError:
     raise KafkaMissing from None
@@ -128,6 +128,16 @@ class Brokers:
         )
         is_none = told is None or not (told.get_most_significant_bits() or told.get_least_significant_bits())
         return "" if is_none else str(told).replace("+", "-").replace("/", "_")
+
+    def offsets(self, name: str, partitions: Iterable[int], which: Any, timeout: float, **how: Any) -> list[int]:
+        """Where partitions of a topic begin or end, as an OffsetSpec says. Raises KafkaException, also if a broker
+        knows none, which it may answer while it is busy or becomes the leader."""
+        asked = {TopicPartition(name, partition): which for partition in partitions}
+        told = self.admin.list_offsets(asked, request_timeout=timeout, **how)
+        found = [told[place].result().offset for place in asked]
+        if min(found) < 0:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        return found
 
     def no_answer(self, error: Exception) -> NoBroker:
         """Why the admin client got no answer."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import OffsetSpec
 
 from core.spec import Spec
@@ -94,12 +94,10 @@ def _require_new(brokers: Brokers, name: str) -> None:
 
 def _ends(brokers: Brokers, name: str) -> list[int]:
     """The offset after the last record of each partition, whoever wrote it. Raises NoBroker."""
-    asked = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(topic.PARTITIONS)}
     until = time.monotonic() + brokers.patience
     while True:
         try:
-            told = brokers.admin.list_offsets(asked, request_timeout=brokers.patience)
-            return [told[place].result().offset for place in asked]
+            return brokers.offsets(name, range(topic.PARTITIONS), OffsetSpec.latest(), brokers.patience)
         except KafkaException as error:
             # A broker may not know yet that it leads a partition of a topic that was just made.
             if error.args[0].code() not in _NO_LEADER or time.monotonic() > until:

@@ -215,14 +215,8 @@ class Link:
                 self._loop.call_soon_threadsafe(self.on_another, found)
 
     def _ends(self, partitions: Iterable[int], which: Any = OffsetSpec.latest()) -> list[int]:  # noqa: B008  # it is one
-        asked = {TopicPartition(self.topic, p): which for p in partitions}
-        told = self._brokers.admin.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
-        )
-        offsets = [told[place].result().offset for place in asked]
-        if min(offsets) < 0:  # a broker that is busy, or lost its lead just now, may answer that it knows none
-            raise KafkaException(KafkaError(KafkaError._NO_OFFSET))  # noqa: SLF001
-        return offsets
+        committed = IsolationLevel.READ_COMMITTED
+        return self._brokers.offsets(self.topic, partitions, which, ASK_SECONDS, isolation_level=committed)
 
     def close(self) -> None:
         """Wait for what is being written, and end the thread."""

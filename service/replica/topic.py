@@ -147,14 +147,19 @@ def _wait_until_known(brokers: Brokers, topic: str) -> None:
 
 def _settings(brokers: Brokers, topic: str) -> dict[str, str]:
     """The settings of a topic that hold, whoever set them; none if the brokers cannot tell."""
-    asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
-    try:
-        told = brokers.admin.describe_configs([asked], request_timeout=brokers.patience)[asked].result()
-    except KafkaException as failure:
-        if failure.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:  # noqa: SLF001
-            return {}
-        raise _refusal(brokers, failure) from None
-    return {name: entry.value for name, entry in told.items()}
+    asked, deadline = ConfigResource(ConfigResource.Type.TOPIC, topic), time.monotonic() + brokers.patience
+    while True:
+        try:
+            told = brokers.admin.describe_configs([asked], request_timeout=brokers.patience)[asked].result()
+            return {name: entry.value for name, entry in told.items()}
+        except KafkaException as failure:
+            code = failure.args[0].code()
+            if code == KafkaError._UNSUPPORTED_FEATURE:  # noqa: SLF001
+                return {}
+            # Another broker knows it already. This one may not have heard of it yet.
+            if code != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+                raise _refusal(brokers, failure) from None
+        time.sleep(AGAIN_SECONDS)
 
 
 def _refusal(brokers: Brokers, failure: Any) -> Exception:
