@@ -130,12 +130,17 @@ def test_of_very_many_models_the_overview_has_those_that_learned_last(start: Sta
     service = start()
     for i in range(live.SHOWN_MODELS + 5):
         service.model(f"m{i}").create({})
-    service.model("m104").learn(events(1))
+    for i in range(live.SHOWN_MODELS + 5):
+        if i != 3:
+            service.model(f"m{i}").learn(events(1))
     with watching(service, "/stream") as stream:
-        service.model("m102").learn(events(1))
+        _, data = next(stream)
+        shown = {row["model"] for row in data["models"]}
+        assert shown == {f"m{i}" for i in range(5, 105)}  # those that learned before anybody looked, the last of them
+        service.model("m3").learn(events(1))
         for _, data in stream:
             shown = {row["model"] for row in data["models"]}
-            if "m102" in shown:
+            if "m3" in shown:
                 break
     assert (len(data["models"]), data["more"]) == (live.SHOWN_MODELS, 6)
     assert "m104" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -90,6 +91,8 @@ class Model:
         """Predictions that were dropped because their labels did not come in time."""
         self.learned = self.predicted = self.duplicates = 0
         """Since the start: events learned, predictions made, and duplicates (items learned or kept before)."""
+        self.learned_at = 0.0
+        """When it last learned since the start (monotonic), 0 if it did not."""
         self.predicted_unknown = 0
         """Predictions since the start whose x had features, none of which the model knew."""
         self.not_kept = 0
@@ -197,7 +200,7 @@ class Model:
 
     def recovered(self, waiting: int, dropped: int, last_number: int) -> None:
         """The model is at the end of its log. So many predictions wait; so many were dropped; the last one's number."""
-        self.last_seq, self.learned = self.learner.seq, 0
+        self.last_seq, self.learned, self.learned_at = self.learner.seq, 0, 0.0
         self.waiting, self.dropped, self.next_number = waiting, dropped, last_number + 1
         if waiting:
             self.due = 0.0  # unknown until the first check
@@ -261,6 +264,7 @@ class Model:
     def stepped(self, batch: Batch) -> float:
         """Count a row of the log that was learned. Returns its replay time, in seconds, about."""
         self.learned += len(batch)
+        self.learned_at = time.monotonic()
         seconds = (
             REPLAY_SECONDS_PER_ROW
             + REPLAY_SECONDS_PER_EVENT * len(batch)

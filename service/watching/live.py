@@ -219,13 +219,13 @@ class _Overview(Channel):
         super().__init__(engine)
         self._reach = reach
         self._sparks: dict[Model, tuple[int, list[float]]] = {}  # at which seq, and the curve
-        self._seen: dict[str, tuple[int, float]] = {}  # seq, and when it last changed
         self._rates: dict[str, _Rates] = {}
         self._told: Any = None
 
     async def content(self) -> dict[str, Any] | None:
         now = time.monotonic()
-        models = self._shown(now)
+        reached = [model for model in self.engine.models if self._reach is None or model.name in self._reach]
+        models = _shown(reached)
         self._rates = {model.name: self._rates.get(model.name) or _Rates() for model in models}
         self._sparks = {model: self._sparks.get(model, (-1, [])) for model in models}
         rows = []
@@ -237,21 +237,8 @@ class _Overview(Channel):
         if told == self._told:
             return None
         self._told = told
-        more = len(self._seen) - len(models)
+        more = len(reached) - len(models)
         return {"t": time.time(), "state": self.engine.state, "models": rows, **({"more": more} if more else {})}
-
-    def _shown(self, now: float) -> list[Model]:
-        """The models that learned last, in order of creation."""
-        models = [model for model in self.engine.models if self._reach is None or model.name in self._reach]
-        seen = {}
-        for model in models:
-            seq, at = self._seen.get(model.name, (0, 0.0))
-            seen[model.name] = (seq, at) if seq == model.learner.seq else (model.learner.seq, now)
-        self._seen = seen
-        if len(models) <= SHOWN_MODELS:
-            return models
-        last = sorted(models, key=lambda model: -seen[model.name][1])[:SHOWN_MODELS]
-        return sorted(last, key=lambda model: model.stored.key)
 
     def _row(self, model: Model, now: float) -> dict[str, Any]:
         learned_s, predicted_s = self._rates[model.name].at(now, model.learned, model.predicted)
@@ -280,6 +267,14 @@ class _Overview(Channel):
             spark = model.curve.points(model.scores.window, SPARK).loss_window.tolist()
             self._sparks[model] = model.learner.seq, spark
         return spark
+
+
+def _shown(models: list[Model]) -> list[Model]:
+    """Of many models, those that learned last, in order of creation."""
+    if len(models) <= SHOWN_MODELS:
+        return models
+    last = sorted(models, key=lambda model: -model.learned_at)[:SHOWN_MODELS]
+    return sorted(last, key=lambda model: model.stored.key)
 
 
 class Live:
