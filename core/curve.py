@@ -102,7 +102,7 @@ class Curve:
         seq = self.seq + len(outcome.labels)
         if (needed := min(POINTS, -(-seq // self.stride))) > len(self._stretches):
             self._stretches = np.concatenate((self._begun(), np.zeros((_room(needed) - len(self._begun()), SUMS))))
-        scored = (outcome.probabilities, outcome.losses, outcome.labels, outcome.learned)
+        scored = (*outcome.assess(), outcome.labels, outcome.learned)
         self.stride = _add(*scored, self._stretches, self.seq, self.stride)
         self.seq = seq
 

@@ -110,7 +110,7 @@ class _Scores:
         self.calibration = np.zeros((BUCKETS, 3))
 
     def add(self, outcome: Outcome, last: tuple[Floats, Floats, Labels]) -> None:
-        scored = (outcome.probabilities, outcome.losses, outcome.labels, outcome.learned)
+        scored = (*outcome.assess(), outcome.labels, outcome.learned)
         _add(*scored, _thresholds, self.sums, self.passed, self.calibration, *last)
 
     def summary(self) -> dict[str, float | int | None]:

@@ -212,8 +212,8 @@ class Draft:
                 results.append((request, [run] if refused is None else [run, refused]))
                 continue
             if not p:
-                p, taken = outcome.probabilities.tolist(), outcome.learned.tolist()
-                loss = outcome.losses.tolist()
+                probabilities, losses = outcome.assess()
+                p, loss, taken = probabilities.tolist(), losses.tolist(), outcome.learned.tolist()
                 if not all(taken):  # numpy's `all` takes 2 us, and each batch may have one event
                     loss = [one if stepped else None for one, stepped in zip(loss, taken, strict=True)]
             result: Result = []

@@ -317,13 +317,14 @@ class Writer:
     async def _commit(self, drafts: list[Draft], batches: list[Batch], reached: Reached) -> bool:
         """Write and sync the drafts, and meanwhile take the steps of the turn before. False if an id is not new."""
         added: list[ModelBatch] = []
+        items = 0
         for draft, batch in zip(drafts, batches, strict=True):
-            if len(batch) or draft.kept or draft.dropped:
+            if (count := len(batch)) or draft.kept or draft.dropped:
+                items += count + len(draft.kept)
                 added.append(await asyncio.to_thread(draft.to_store, batch) if draft.wide else draft.to_store(batch))
         if not added:
             self.progress.settle(reached, written=False)
             return True
-        items = sum(len(part.batch) + len(part.kept) for part in added)
         started = time.perf_counter()
         written_at = max(draft.now for draft in drafts) / 1e6
         commit = self._disk.begin(partial(self._disk.store.commit, added, written_at, reached))

@@ -157,9 +157,9 @@ class Store:
             if part.names
         ]
         events = [
-            (part.model, part.first_seq, len(part.batch), written_at, pack(part.batch))
+            (part.model, part.first_seq, count, written_at, pack(part.batch))
             for part in batches
-            if len(part.batch)
+            if (count := len(part.batch))
         ]
         self.commits.insert_all("names", names, [crc(*row) for row in names])
         self.commits.insert_all("batches", events, [batch_crc(*row) for row in events])

@@ -1,7 +1,8 @@
 """How much learning is left beside predictions, and how long predictions take beside a stream.
 
 First 8 connections learn single events alone, then beside 1 and beside 8 connections that predict as fast as they can:
-closed loops, so nobody waits politely. Then 8 connections predict alone, and beside a stream of NDJSON at full rate.
+closed loops, so nobody waits politely. Then 8 connections predict alone, beside 8 that learn, and beside a stream of
+NDJSON at full rate.
 `--busy 2` keeps so many processors busy with other processes meanwhile, as on a machine with neighbours.
 
 The ratios compare the rows of one service within a round; the table shows their medians over the rounds. To compare
@@ -32,13 +33,13 @@ STREAM_EVENTS = 30_000
 
 
 @contextmanager
-def predicting(generator: str, port: int, connections: int, seconds: int) -> Iterator[None]:
-    """Predictions as fast as they come, from before the block until after it."""
+def beside(generator: str, port: int, path: str, connections: int, seconds: int) -> Iterator[None]:
+    """Requests as fast as they come, from before the block until after it."""
     with ThreadPoolExecutor() as pool:
-        told = pool.submit(measure, generator, port, "/predict", connections, seconds)
+        told = pool.submit(measure, generator, port, path, connections, seconds)
         yield
         if told.result().errors:
-            raise BenchmarkError("some predictions failed")
+            raise BenchmarkError(f"some requests of {path} failed")
 
 
 @contextmanager
@@ -82,10 +83,12 @@ def one_round(generator: str, seconds: int) -> dict[str, LoadResult]:
     with running(logstep) as server:
         measure(generator, server.port, "/learn", LEARNERS, 1)
         found["learn"] = measure(generator, server.port, "/learn", LEARNERS, seconds)
-        for beside in (1, PREDICTORS):
-            with predicting(generator, server.port, beside, seconds + 2):
-                found[f"learn beside {beside}"] = measure(generator, server.port, "/learn", LEARNERS, seconds)
+        for others in (1, PREDICTORS):
+            with beside(generator, server.port, "/predict", others, seconds + 2):
+                found[f"learn beside {others}"] = measure(generator, server.port, "/learn", LEARNERS, seconds)
         found["predict"] = measure(generator, server.port, "/predict", PREDICTORS, seconds)
+        with beside(generator, server.port, "/learn", LEARNERS, seconds + 2):
+            found[f"predict beside {LEARNERS}"] = measure(generator, server.port, "/predict", PREDICTORS, seconds)
         with streaming(server.port):
             found["predict beside a stream"] = measure(generator, server.port, "/predict", PREDICTORS, seconds)
     return found
