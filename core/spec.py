@@ -6,6 +6,7 @@ here, docs/spec.md and the schema in the OpenAPI document come from that. pydant
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import math
@@ -102,7 +103,9 @@ def _made(kind: Any, values: dict[str, Any], name: str = "") -> Any:
     known = {one.name: one for one in fields(kind)}
     for key in values:
         if key not in known:
-            also = f"; the fields are {', '.join(known)}" if name else ""
+            like = difflib.get_close_matches(key, known, 1)
+            all_ = f"; the fields are {', '.join(known)}" if name else ""
+            also = f"; perhaps {like[0]} is meant" if like else all_
             raise SpecError(f"{within}{key}", f"is not a field of {name or 'a spec'}{also}")
     for key, one in known.items():
         if key not in values and one.default is MISSING and one.default_factory is MISSING:

@@ -524,3 +524,16 @@ def test_a_model_learns_the_same_whatever_it_keeps_of_columns() -> None:
     for learner in (plain, keeping):
         learner.learn_one({"a": 1.0, "b": "x"}, 1)
     assert plain.weights.tolist() == keeping.weights.tolist()
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"class_weight": {}}, "class_weight is not a field of a spec; perhaps class_weights is meant"),
+        ({"join": {"kept": "1h"}}, "join.kept is not a field of join; perhaps keep is meant"),
+        ({"join": {"zzz": 1}}, "join.zzz is not a field of join; the fields are keep, on_timeout, max_waiting, late"),
+    ],
+)
+def test_of_an_unknown_field_the_error_names_the_one_that_may_be_meant(spec: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        Spec.from_dict(spec)
