@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The efforts: see effort.py."""
     if EFFORT == "long":
         for item in items:
-            item.add_marker(pytest.mark.timeout(LONG_SECONDS))
+            item.add_marker(pytest.mark.timeout(LONG_SECONDS), append=False)  # before a test's own
     if EFFORT != "quick":
         return
     cases: dict[str, list[pytest.Item]] = {}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 30.0
-"""Seconds after which a test gives up waiting for something that should long have happened."""
+PATIENCE = 100.0
+"""Seconds after which a test gives up waiting for something that should long have happened. On two processors with ten
+things to do, what takes two seconds takes thirty."""
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +42,15 @@ CLOCK = SYSTEM
 def new_engine(folder: Path, **settings: Any) -> Engine:
     """An engine on a folder, which is made if it is not there; not started."""
     folder.mkdir(exist_ok=True)
-    return Engine(Settings(data=folder, **settings), CLOCK)
+    return Engine(Settings(data=folder, **settings) if settings else defaults(folder), CLOCK)
+
+
+_DEFAULTS = cache(Settings)
+
+
+def defaults(folder: Path) -> Settings:
+    """The settings of a service that is given none. To read them takes as long as to recover a small folder."""
+    return _DEFAULTS().model_copy(update={"data": folder})
 
 
 async def started(folder: Path, **settings: Any) -> Engine:

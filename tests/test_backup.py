@@ -23,7 +23,7 @@ from disk import needs_strace
 from effort import amount, few, from_checks_on
 from forked import CONTEXT
 from harness import LOGSTEP, Service, exchange
-from patience import eventually
+from patience import PATIENCE, eventually
 from processes import copied, logged_events, replayed_elsewhere
 
 from core import Learner, Spec
@@ -419,7 +419,7 @@ def test_a_restore_that_was_killed_between_its_renames_can_be_done_again(
     (out / "restore.partial").mkdir()
     (out / "log.db").rename(out / "restore.partial" / "log.db")
     refused = Service(out)
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(PATIENCE) == 1
     assert call("restore", folder, out).code == 0
     assert files(out) == ["last-commit", "lock", "log.db"]
     assert logged_events(out) == logged_events(folder)

@@ -606,7 +606,7 @@ def test_the_demo_shows_it_all_and_leaves_nothing(tmp_path: Path) -> None:
 @from_checks_on
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_demos_service_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}  # else its address comes much later
     with running([LOGSTEP, "demo", "--keep"], stdout=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stdout is not None
         url = next(found[1] for line in demo.stdout if (found := re.search(r"Started a service at (http\S+),", line)))
@@ -635,7 +635,7 @@ def test_the_demo_that_is_kept_serves_its_page_until_ctrl_c(tmp_path: Path) -> N
         assert httpx.get(f"{url}/models/shuttle/series", trust_env=False).json()["marks"]
         demo.send_signal(signal.SIGINT)
         rest = demo.stdout.read()
-        assert demo.wait(20) == 0
+        assert demo.wait(PATIENCE) == 0
     assert "its folder is gone" in rest
     assert list(tmp_path.iterdir()) == []
 

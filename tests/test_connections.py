@@ -312,7 +312,7 @@ def test_curl_learns_with_each_version_that_it_speaks(model: Model, tmp_path: Pa
     for number, (content_type, data) in enumerate(kinds * 2):
         chunked = ["-H", "transfer-encoding: chunked"] if number > 1 and version != "--http1.0" else []
         command = ["curl", "-sS", version, url, "-H", f"content-type: {content_type}", *chunked, "--data-binary", data]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
         assert json.loads(said).get("learned", 1) == (1_000 if content_type.endswith("ndjson") else 1), said
     assert model.state()["seq"] == 2_002
 

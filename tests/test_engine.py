@@ -24,6 +24,7 @@ import pytest
 from effort import examples, from_checks_on
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from processes import Told, copied, ids_in, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
@@ -43,9 +44,6 @@ from service.learning.request import Outcome, Stream
 from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import WaitingReader
-
-PATIENCE = 30.0
-"""Seconds after which a test that waits in vain gives up."""
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:

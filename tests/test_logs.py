@@ -21,7 +21,7 @@ import httpx
 import pytest
 from effort import from_checks_on
 from harness import JSON, LOGSTEP, Service, Start, assert_problem
-from patience import eventually
+from patience import PATIENCE, eventually
 
 from service import errors, logs
 
@@ -279,7 +279,7 @@ sys.exit(server.serve(found, FolderLock(found.data)))
                 assert "ZeroDivisionError" in found["trace"]
                 assert found["level"] == "error"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         if process.poll() is None:
             process.kill()
@@ -347,7 +347,7 @@ def test_on_a_terminal_it_is_for_a_person(tmp_path: Path) -> None:
         while b"recovered" not in said:
             said += os.read(ours, 4096)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

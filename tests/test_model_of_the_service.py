@@ -1,33 +1,30 @@
 """The real service beside a small model of it: whatever is asked, in whatever order, both say and hold the same.
 
-Weights are compared by their SHA-256 after every step, with those of `core` fed one event at a time. Days pass where
-the service can be told another time (Debian's package faketime); without it predictions wait for ever.
+Weights are compared by their SHA-256 after every step, with those of `core` fed one event at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from effort import EFFORT, amount
-from harness import Service, faketime, told_the_time_by
+from effort import amount
+from forked import elsewhere
+from harness import Service, ahead_by
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -36,6 +33,7 @@ from processes import replayed_elsewhere
 from river import linear_model
 
 from core import Learner, Spec
+from service.commands import cli
 
 SPECS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -157,7 +155,6 @@ class Machine(RuleBasedStateMachine):
 
     below: Path
     service: Service
-    told_the_time: Sequence[str] = ()
     hours = 0
     places = 0
 
@@ -167,6 +164,14 @@ class Machine(RuleBasedStateMachine):
         for name, spec in SPECS.items():
             self.ask("DELETE", f"/models/{name}")
             self.twins[name] = self.made(name, spec)
+
+    @classmethod
+    def start(cls, folder: Path) -> None:
+        Machine.service = Service(folder, first=partial(ahead_by, cls.clock())).wait_until_ready()
+
+    @classmethod
+    def clock(cls) -> Path:
+        return cls.below / "hours"
 
     def made(self, name: str, spec: dict[str, Any]) -> Twin:
         assert self.ask("PUT", f"/models/{name}", spec)[0] in (200, 201)
@@ -257,11 +262,10 @@ class Machine(RuleBasedStateMachine):
         folder = service.folder
         if how == "backup":
             Machine.places += 1
-            logstep, copied = str(Path(sys.executable).with_name("logstep")), self.below / f"copy-{Machine.places}"
-            restored = self.below / f"data-{Machine.places}"
-            subprocess.run([logstep, "backup", str(folder), str(copied)], check=True, capture_output=True)
+            copied, restored = (self.below / f"{what}-{Machine.places}" for what in ("copy", "data"))
+            assert elsewhere(cli.main, ["backup", str(folder), str(copied)]) == 0
             service.kill()
-            subprocess.run([logstep, "restore", str(copied), str(restored)], check=True, capture_output=True)
+            assert elsewhere(cli.main, ["restore", str(copied), str(restored)]) == 0
             shutil.rmtree(folder)
             shutil.rmtree(copied)
             folder = restored
@@ -269,24 +273,23 @@ class Machine(RuleBasedStateMachine):
             service.kill()
         else:
             assert service.stop() == 0
-        Machine.service = Service(folder, told=Machine.told_the_time).wait_until_ready()
+        Machine.start(folder)
         for twin in self.twins.values():
             twin.not_kept = 0  # it is counted since the start
 
     def none_waits(self, name: str) -> bool:
         return not self.ask("GET", f"/models/{name}")[1]["join"]["waiting"]
 
-    @precondition(lambda self: bool(Machine.told_the_time))
     @rule()
     def a_day_passes(self) -> None:
         """And an hour. It takes the service a moment to see it."""
         if not any(twin.waiting for twin in self.twins.values()):
             return
         Machine.hours += 25
-        (self.below / "clock").write_text(f"+{Machine.hours}h")
+        Machine.clock().write_text(str(Machine.hours))
         for name, twin in self.twins.items():
             twin.time_out()
-            eventually(functools.partial(self.none_waits, name), "what is late")
+            eventually(partial(self.none_waits, name), "what is late")
 
     @invariant()
     def both_hold_the_same(self) -> None:
@@ -341,15 +344,14 @@ def after_a_day(machine: Machine) -> None:
 def run(examples: int, steps: int) -> None:
     with TemporaryDirectory() as below:
         Machine.below = Path(below)
-        Machine.told_the_time = told_the_time_by(Machine.below / "clock") if faketime() and EFFORT != "quick" else ()
         Machine.hours = 0
-        Machine.service = Service(Machine.below / "data", told=Machine.told_the_time).wait_until_ready()
+        Machine.clock().write_text("0")
+        Machine.start(Machine.below / "data")
         try:
             profile = settings(
                 max_examples=examples, stateful_step_count=steps, suppress_health_check=list(HealthCheck)
             )
-            if Machine.told_the_time:
-                after_a_day(Machine())
+            after_a_day(Machine())
             run_state_machine_as_test(Machine, settings=profile)
             states = {name: Machine.service.request("GET", f"/models/{name}")[1] for name in SPECS}
             Machine.service.kill()

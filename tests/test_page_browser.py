@@ -19,7 +19,7 @@ import httpx
 import pytest
 from effort import from_checks_on
 from harness import JSON, Service, Start, Starter
-from patience import eventually
+from patience import PATIENCE, eventually
 from streams import stream
 
 from service.http import tokens
@@ -29,7 +29,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"), from_checks_on]
-PATIENCE_MS = 20_000
+PATIENCE_MS = 1_000 * PATIENCE
 PHONE, DESK = (390, 844), (1280, 800)
 SCRIPT = "<script>alert(1)</script>"
 """A feature's name that would be run if the page took names for HTML."""
@@ -163,7 +163,7 @@ def test_an_empty_service_shows_a_line_to_paste_that_works(browser: Any, start: 
     tab = Tab(browser, service)
     page = tab.open("/")
     tab.wait_for("h2", "Nothing learned yet")
-    subprocess.run(["bash", "-c", page.locator("pre").inner_text()], timeout=30, check=True, capture_output=True)
+    subprocess.run(["bash", "-c", page.locator("pre").inner_text()], timeout=PATIENCE, check=True, capture_output=True)
     sync_api.expect(page.locator("pre")).to_have_count(0)
     tab.wait_for("tbody tr", re.compile(r"default.*1"))
     assert service.get("/models/default")["seq"] == 1

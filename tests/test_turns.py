@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from processes import logged_events, running_engine, started, told, write_snapshots
-from test_engine import PATIENCE, Gate, event, failing_commits, run, whole_state
+from test_engine import Gate, event, failing_commits, run, whole_state
 
 from core import Learner, Spec
 from core.batch import Batch
