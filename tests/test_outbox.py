@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ import numpy as np
 import pytest
 from broker import Mock
 from patience import PATIENCE
+from processes import copied
 
-from core import Learner
+from core import Learner, Spec
 from service import errors
-from service.events import Event
+from service.events import Event, Label
+from service.learning import draft
 from service.learning.request import Learned, Run, Stream, refusal_of
 from service.replica import outbox, topic
+from service.replica.lag import Lag
 from service.replica.replica import Replica
 from service.settings import Settings
+from service.storage.log import LogReader
+from service.storage.store import Store
 from service.table import Table
 
 _names = itertools.count(1)
@@ -120,7 +125,7 @@ def test_what_is_on_its_way_is_bounded(mock_cluster: Mock, name: str, tmp_path: 
 def test_a_node_that_catches_up_does_not_say_that_there_is_no_model(
     mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Replica, "_note_ends", lambda *_: None)  # it never knows that it has all
+    monkeypatch.setattr(Lag, "note", lambda *_: None)  # it never knows that it has all
 
     async def story() -> None:
         engine = Replica(Settings(data=tmp_path, kafka=mock_cluster.address, topic=name))
@@ -134,6 +139,62 @@ def test_a_node_that_catches_up_does_not_say_that_there_is_no_model(
         with pytest.raises(errors.NotReady, match="catching up"):
             engine.queue.enqueue("made-elsewhere", rows(1))
         await engine.stop(1.0)
+
+    asyncio.run(story())
+
+
+def test_labels_that_lead_to_too_much_are_refused_and_the_node_goes_on_behind_them(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft, "JOINED_BYTES", 5_000)
+    ids = [f"wide-{i}" for i in range(12)]
+
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name) as engine:
+            wide: Any = {f"feature-{i}": float(i) for i in range(200)}
+            model = engine.model("default")
+            for id_ in ids:
+                await engine.learn("default", [model.predict_to_keep(id_, wide)])
+            with pytest.raises(errors.IdsTooLarge):
+                await engine.learn("default", [Label(id_, 1) for id_ in ids])
+            assert engine.model("default").learner.seq == 0
+            await engine.learn("default", [Label(ids[0], 1)])
+            place = (engine.place_of("default") or b"").decode()
+        async with node(mock_cluster, tmp_path, name) as engine:
+            await engine.wait_for_place(place)
+            await engine.learn("default", rows(1))
+            assert (engine.model("default").learner.seq, engine.model("default").waiting) == (2, 11)
+
+    asyncio.run(story())
+
+
+def test_a_node_that_was_killed_in_the_middle_of_a_record_goes_on_in_the_middle(
+    mock_cluster: Mock, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A breaker cuts a piece of a stream into turns. The events have no ids: only the position says what is there."""
+    folder, kills = tmp_path / "data", list[Path]()
+    folder.mkdir()
+    commit = Store.commit
+
+    def copying(store: Store, *args: Any) -> bool:
+        done = commit(store, *args)
+        if len(kills) < 4:
+            kills.append(copied(folder, tmp_path / f"killed-{len(kills)}"))
+        return done
+
+    async def story() -> None:
+        async with node(mock_cluster, folder, name) as engine:
+            await engine.create("m", Spec.from_dict({"breaker": {"events": 10, "log_loss": 50}}))
+            monkeypatch.setattr(Store, "commit", copying)
+            await engine.learn("m", rows(45), Stream())
+            monkeypatch.undo()
+            learned_here = engine.model("m").learner.sha256()
+        assert len(kills) == 4
+        for number, kill in enumerate(kills, 1):
+            with closing(LogReader(kill)) as log:
+                assert log.last_seq(log.models()[-1].key) == 10 * number
+            async with node(mock_cluster, kill, name) as engine:
+                assert (engine.model("m").learner.seq, engine.model("m").learner.sha256()) == (45, learned_here)
 
     asyncio.run(story())
 
