@@ -15,6 +15,7 @@ import numpy.typing as npt
 from core import logistic, one
 from core.batch import Batch, as_arrays
 from core.builder import BatchBuilder, check_label
+from core.copying import Copy
 from core.features import Features, X, last_column
 from core.linear import Linear
 from core.logistic import Floats, Labels
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Encoded = tuple["array[int]", "array[float]"]
 """Columns and values of an event's features, in its own order; the column is below 0 if the model does not know it."""
+LARGE = 2**21
+"""Bytes of a state that takes milliseconds to copy."""
 MANY = 4_096
 """Making room for more features than this takes long."""
 
@@ -128,6 +131,7 @@ class Learner:
         """Whether the model is plain SGD: no scaling, no penalty, constant learning rates."""
         self._unscaled = self._model if isinstance(self._model, Linear) and not self._model.scales else None
         self._plain = self._unscaled if self.plain else None
+        self._copy: Copy | None = None
 
     @property
     def names(self) -> list[str]:
@@ -240,7 +244,9 @@ class Learner:
 
     def _learn_short(self, x: X, y: int, w: float) -> bool:
         """Learn one event without a batch. Returns False, with nothing changed, if that is not possible."""
-        if self._plain is None or type(x) is not dict or (found := self.features.lent.get(tuple(x))) is None:
+        if self._plain is None or self._copy is not None:
+            return False
+        if type(x) is not dict or (found := self.features.lent.get(tuple(x))) is None:
             return False
         (spaces, write), limit = found, self.features.max_value
         (weights, *_, scalars), q = self._plain.state, self._plain.q
@@ -280,6 +286,8 @@ class Learner:
         n = len(batch)
         scores, learned = np.empty(n), np.empty(n, np.bool_)
         self.n_features = self.make_room(batch)
+        if self._copy is not None:
+            self._copy.save(batch.columns)
         self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
         self.not_taken += n - int(np.count_nonzero(learned))
@@ -307,8 +315,25 @@ class Learner:
 
     # -- state
 
-    def state(self, names: bool = True) -> dict[str, Any]:
-        """The whole state, as JSON types and float64 arrays; arrays are copies.
+    @property
+    def is_large(self) -> bool:
+        """Whether to copy or to hash the whole state takes milliseconds."""
+        return self._model.size(self.n_features) > LARGE
+
+    def begin_copy(self) -> Copy:
+        """Begin a copy of the arrays of the present state, for `state(copy=...)`. The learner may go on learning, and
+        the caller calls the copy's `go_on` between steps, until it is whole. One at a time, until `end_copy`. Raises
+        NoWeights for `auto`: which rows its steps will change is not known before them."""
+        self._copy = self.linear.copy(self.n_features)
+        return self._copy
+
+    def end_copy(self) -> None:
+        """The copy is whole, or nobody wants it any more."""
+        self._copy = None
+
+    def state(self, names: bool = True, copy: Copy | None = None) -> dict[str, Any]:
+        """The whole state, as JSON types and float64 arrays; arrays are copies, or those of a `copy` that has just been
+        begun.
 
         With `names=False` the caller stores the feature names itself, as the service does, and adds them to the state
         for `from_state`.
@@ -319,7 +344,7 @@ class Learner:
             "not_taken": self.not_taken,
             "left_out": self.left_out,
             "n_features": self.n_features,
-            "arrays": self._model.arrays(self.n_features),
+            "arrays": self._model.arrays(self.n_features) if copy is None else copy.arrays,
         }
         if names:
             state["names"] = self.names

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from core import logistic, rules, step
 from core.batch import Batch
+from core.copying import Copy
 from core.features import is_text
 from core.logistic import Floats, Ints
 from core.rules import RULES, Codes, State
@@ -98,9 +99,26 @@ class Linear:
         *columns, scalars = self.state
         return dict(zip(_ARRAYS, (*(array[:features] for array in columns), scalars), strict=True))
 
+    def size(self, features: int) -> int:
+        """Bytes of what `arrays` returns."""
+        return sum(array.nbytes for array in self._used(features).values())
+
     def arrays(self, features: int) -> dict[str, Floats]:
         """The whole state of the first `features` columns, as copies."""
         return {name: array.flatten() for name, array in self._used(features).items()}
+
+    def copy(self, features: int) -> Copy:
+        """A copy of the arrays with a row for each of the first `features` columns, made by slices. The scalars are
+        there at once."""
+
+        def rows() -> dict[str, Floats]:
+            used = self._used(features)
+            return {name: used[name] for name in _ARRAYS[:-1] if len(used[name]) == features}
+
+        copy = Copy(rows, features)
+        at_once = {name: array.flatten() for name, array in self._used(features).items() if name not in copy.arrays}
+        copy.arrays = {name: (copy.arrays | at_once)[name] for name in _ARRAYS}
+        return copy
 
     def load(self, arrays: dict[str, Floats], names: Sequence[str]) -> None:
         """Load what `arrays` returned; `names` are the features' names."""

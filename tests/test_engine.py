@@ -28,6 +28,7 @@ from patience import PATIENCE
 from processes import Told, copied, ids_in, logged_events, new_engine, replay, running_engine, started, told
 
 from core import Learner, Spec
+from core.auto import Auto
 from core.rules import RULES
 from core.spec import InverseScaling, Optimal
 from service import errors, failures
@@ -1191,23 +1192,49 @@ def test_only_two_snapshots_are_kept(tmp_path: Path) -> None:
 
 
 @from_checks_on
-def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pieces", ["service.storage.store.SNAPSHOT_CHUNK", "core.copying.SLICE_BYTES"])
+def test_learning_goes_on_while_a_snapshot_is_copied_and_written_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: str
 ) -> None:
-    monkeypatch.setattr("service.storage.store.SNAPSHOT_CHUNK", 64)
+    monkeypatch.setattr("core.learner.LARGE", 0)
+    monkeypatch.setattr(pieces, 64)
 
     async def story() -> None:
         async with running_engine(tmp_path / "a", snapshot_seconds=0.0005) as engine:
-            model = engine.model("default")
+            model, other = engine.model("default"), (await engine.create("other", Spec()))[0]
             await engine.learn("default", [event(1.0, feature=f"f{i}") for i in range(3000)])
             while model.snapshot_seq == 0:
-                await engine.learn("default", some_events(1))
+                await engine.learn("default", [event(2.0, feature="f2999")])
+                await engine.learn("other", some_events(1))
             assert model.learner.seq > 3010  # many learns fitted between the pieces
+            assert other.learner.seq > 10
             after = whole_state(model)
             left = await as_a_kill_would_leave_it(engine, tmp_path / "b")
         async with running_engine(left, snapshot_seconds=1000) as engine:
             assert 3000 <= engine.model("default").snapshot_seq < after["seq"]
             assert whole_state(engine.model("default")) == after
+
+    run(story())
+
+
+def test_the_large_state_of_an_auto_with_few_features_is_not_copied_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.learner.LARGE", 0)
+    threads, arrays = list[threading.Thread](), Auto.arrays
+
+    def seen(auto: Auto, features: int) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return arrays(auto, features)
+
+    monkeypatch.setattr(Auto, "arrays", seen)
+
+    async def story() -> None:
+        async with running_engine(tmp_path, snapshot_seconds=1e-9) as engine:
+            await engine.create("m", Spec(rule="auto"))
+            await engine.learn("m", some_events(1))
+            await until(lambda: bool(threads))
+            assert threading.main_thread() not in threads
 
     run(story())
 
@@ -1219,13 +1246,13 @@ def test_learning_goes_on_while_a_snapshot_is_written_in_pieces(
 def test_each_snapshot_taken_while_learning_goes_on_is_the_replay_to_its_seq(
     name: str, sizes: list[int], first: int
 ) -> None:
-    """To the bit, of a model that is copied in a thread. The replay takes one event at a time."""
+    """To the bit. A model is copied in slices or, one of auto, in a thread. The replay takes one event at a time."""
     taken: list[tuple[int, dict[str, Any]]] = []
     write = Store.write_snapshot
 
     def seen(store: Store, key: int, seq: int, state: dict[str, Any]) -> Iterator[None]:
-        taken.append((seq, plain(state["learner"])))
-        return write(store, key, seq, state)
+        taken.append((seq, plain(state["learner"])))  # when it begins to be written
+        yield from write(store, key, seq, state)
 
     async def story(folder: Path) -> None:
         async with running_engine(folder, snapshot_seconds=1e-9) as engine:
@@ -1242,6 +1269,8 @@ def test_each_snapshot_taken_while_learning_goes_on_is_the_replay_to_its_seq(
 
     with TemporaryDirectory() as below, pytest.MonkeyPatch.context() as patched:
         patched.setattr(Store, "write_snapshot", seen)
+        patched.setattr("core.learner.LARGE", 2**15)
+        patched.setattr("core.copying.SLICE_BYTES", 2**12)
         folder = Path(below) / "data"
         run(story(folder))
         events = logged_events(folder, "m")

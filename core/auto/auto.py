@@ -281,6 +281,10 @@ class Auto:
                 parts[f"{name}_{part}"] = array[:many]
         return parts
 
+    def size(self, features: int) -> int:
+        """Bytes of what `arrays` returns."""
+        return sum(8 * part.size for part in self._parts(features).values())
+
     def arrays(self, features: int) -> dict[str, Table]:
         """The whole state of the bias and the first `features` columns, as copies."""
         return {name: part.flatten().astype(np.float64) for name, part in self._parts(features).items()}

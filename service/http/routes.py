@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import msgspec
@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from core import logistic
 from core.explain import Explanation, explaining
 from core.features import EventError, X
-from core.learner import Learner
 from core.spec import Spec, SpecError
 from core.weights import PIECE
 from service import errors
@@ -60,18 +59,6 @@ Top = Annotated[str | None, Query(description="Return only so many weights, the 
 From = Annotated[str | None, Query(alias="from", description=_HOUR), _SECONDS]
 To = Annotated[str | None, Query(description="End, in seconds since 1970. Default: now."), _SECONDS]
 Step = Annotated[str | None, Query(description="Seconds between points. Default: at most 720 points."), _STEP]
-
-
-COPIED_HERE = 500_000
-"""Most weights that are copied on the loop. New memory is slow: with 5,000,000 it may take 45 ms."""
-
-
-@asynccontextmanager
-async def _copying(engine: Engine, learner: Learner) -> AsyncGenerator[bool]:
-    """Wraps a copy of the weights. Yields whether to make it in a thread; then no step is taken meanwhile."""
-    long = learner.n_features > COPIED_HERE
-    async with engine.no_steps if long else nullcontext():
-        yield long
 
 
 class Api(FastAPI):
@@ -225,13 +212,13 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         about = {"model": name, "spec": learner.spec.as_dict()}
         # All of it is from one moment.
         if learner.auto is None:
-            async with _copying(engine, learner) as long:
+            async with engine.copying(learner) as long:
                 told, weights = {"seq": learner.seq, **model.standing()}, await worked(long, learner.weights_now)
             return reply({**about, **told, "sha256": await worked(many, weights.sha256)})
         async with engine.no_steps:  # copying so much would take longer than reading it
             mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
             told = {"seq": learner.seq, **model.standing()}
-            return reply({**about, **told, "sha256": await worked(many, learner.sha256), **mixture})
+            return reply({**about, **told, "sha256": await worked(learner.is_large, learner.sha256), **mixture})
 
     made = ok("Made", "The model exists already, with this spec", links=["learn_model"])
     created = ok("Made", "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])
@@ -284,7 +271,7 @@ def add_inspection_routes(
             raise errors.NoWeights(model=name)
         many = learner.n_features > WIDE
         with ExitStack() as room:
-            async with _copying(engine, learner) as long:
+            async with engine.copying(learner) as long:
                 room.enter_context(replies.room(learner.weights.nbytes))
                 weights = await worked(long, learner.weights_now)
             places = None if count is None else await worked(many, weights.largest, count)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from core.copying import Copy
 from service import errors
 from service.clock import Clock
-from service.fairness import WIDE, worked
+from service.fairness import worked
 from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.models import Models
@@ -208,17 +210,19 @@ class Dropping(Chore):
 
 
 class _UnderWay(NamedTuple):
-    """A snapshot that is being written, and the seconds of replay that it will save."""
+    """A snapshot that is being written, and the seconds of replay that it will save. copy: what must be whole before
+    the first piece is written."""
 
     model: Model
     seq: int
     saves_seconds: float
     pieces: Iterator[None]
+    copy: Copy | None
 
 
 class Snapshots(Chore):
     """Writes a snapshot of the model with the longest replay if all together take `seconds`, else of one for which
-    retention waits. It copies the state of the model, and writes the copy in chunks."""
+    retention waits. It copies the state of the model, a large one's in slices, and writes the copy in chunks."""
 
     lost = "the snapshot at shutdown failed"
     _under_way: _UnderWay | None = None
@@ -246,16 +250,21 @@ class Snapshots(Chore):
             model = self._next(seconds)
             if model is None:
                 return False
-            # A large model is copied in a thread. The writer waits for it, so no step is taken meanwhile.
-            self._under_way = await worked(model.learner.n_features > WIDE, self._begin, model)
+            # In a thread the loop goes on, but the writer waits: for `auto`, until the whole state is copied.
+            self._under_way = await worked(model.learner.is_large, self._begin, model)
         under_way, more = self._under_way, False
         try:
-            more = under_way.model in self._models and await self._disk.step(under_way.pieces)
-            if not more and under_way.model in self._models:
-                self._written(under_way)
+            if under_way.model in self._models:
+                if under_way.copy is not None and await asyncio.to_thread(under_way.copy.go_on):
+                    more = True
+                else:
+                    more = await self._disk.step(under_way.pieces)
+                    if not more:
+                        self._written(under_way)
         finally:
             if not more:  # also when the disk is full, or the model was deleted
                 self._under_way = None
+                under_way.model.learner.end_copy()
         return True
 
     def _next(self, seconds: float) -> Model | None:
@@ -268,10 +277,11 @@ class Snapshots(Chore):
         return found
 
     def _begin(self, model: Model) -> _UnderWay:
-        """Copy the model's state, and make the iterator that writes the copy."""
-        seq = model.learner.seq
-        pieces = self._disk.store.write_snapshot(model.stored.key, seq, model.state())
-        return _UnderWay(model, seq, model.replay_seconds, pieces)
+        """Copy the model's state, or begin to, and make the iterator that writes the copy."""
+        learner = model.learner
+        copy = learner.begin_copy() if learner.auto is None and learner.is_large else None
+        pieces = self._disk.store.write_snapshot(model.stored.key, learner.seq, model.state(copy))
+        return _UnderWay(model, learner.seq, model.replay_seconds, pieces, copy)
 
     def _written(self, snapshot: _UnderWay) -> None:
         model = snapshot.model

@@ -11,9 +11,9 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from core.learner import MANY
+from core.learner import MANY, Learner
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
@@ -35,6 +35,9 @@ from service.storage.store import Store
 from service.storage.waiting import KnownId
 
 logger = logging.getLogger("logstep")
+
+COPIED_HERE = 500_000
+"""Most weights that are copied on the loop. New memory is slow: with 5,000,000 it may take 45 ms."""
 
 
 class Engine:
@@ -227,6 +230,13 @@ class Engine:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, self.chores.due())):
                         await self.queue.work.wait()
+
+    @contextlib.asynccontextmanager
+    async def copying(self, learner: Learner) -> AsyncGenerator[bool]:
+        """Wraps a copy of the weights. Yields whether to make it in a thread; then no step is taken meanwhile."""
+        long = learner.n_features > COPIED_HERE
+        async with self.no_steps if long else contextlib.nullcontext():
+            yield long
 
     def drain(self) -> None:
         """Announce that the service is about to stop. It still serves requests."""

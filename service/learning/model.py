@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from core import logistic
 from core.batch import Batch
 from core.breaker import Watch
+from core.copying import Copy
 from core.curve import POINTS, Curve
 from core.explain import Explanation, explain_served
 from core.features import X
@@ -175,10 +176,10 @@ class Model:
             self.watch.add(outcome, before)
         return outcome
 
-    def state(self) -> dict[str, Any]:
-        """What a snapshot keeps: all but the names, which the log has."""
+    def state(self, copy: Copy | None = None) -> dict[str, Any]:
+        """What a snapshot keeps: all but the names, which the log has. copy: see `Learner.state`."""
         state = {
-            "learner": self.learner.state(names=False),
+            "learner": self.learner.state(names=False, copy=copy),
             "scores": self.scores.state(),
             "joins": self.joins.state(),
             "curve": self.curve.state(),

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from core.logistic import Floats
 from core.weights import largest
 from service import errors
+from service.fairness import worked
 from service.learning.engine import Engine
 from service.learning.model import Model, worse_than_guessing
 from service.learning.state import STREAMS_END
@@ -139,18 +140,19 @@ class _Weights:
         self._copies: deque[tuple[float, Floats]] = deque(maxlen=2)
         self._found: dict[str, Any] = {"weights": [], "moved": []}
 
-    def of(self, model: Model, now: float) -> dict[str, Any]:
+    async def of(self, engine: Engine, model: Model, now: float) -> dict[str, Any]:
         learner = model.learner
         if learner.auto is not None:
             return {**self._found, "learners": learner.auto.learners(), "alarms": learner.auto.alarms}
         if now - self._looked_at >= WEIGHTS_SECONDS:
             self._looked_at = now
+            if not self._copies or now - self._copies[-1][0] >= REMEMBERED_SECONDS:
+                async with engine.copying(learner) as long:
+                    self._copies.append((now, await worked(long, learner.weights.copy)))
             self._found = self._find(learner.weights, learner.features.names, now)
         return self._found
 
     def _find(self, weights: Floats, names: list[str], now: float) -> dict[str, Any]:
-        if not self._copies or now - self._copies[-1][0] >= REMEMBERED_SECONDS:
-            self._copies.append((now, weights.copy()))
         then, before = self._copies[0]
         return {
             "weights": [{"name": names[i], "weight": float(weights[i])} for i in largest(weights, LARGEST)],
@@ -206,7 +208,7 @@ class _ModelChannel(Channel):
             **standing,
             "commit": self._commits.now(),
             "calibration": standing["progressive"].pop("calibration"),
-            **self._weights.of(model, now),
+            **await self._weights.of(self.engine, model, now),
         }
 
 
