@@ -76,7 +76,6 @@ group.consumer.session.timeout.ms=1000
 group.consumer.min.heartbeat.interval.ms=200
 group.consumer.heartbeat.interval.ms=200
 auto.create.topics.enable=false
-log.retention.check.interval.ms=500
 file.delete.delay.ms=100
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
@@ -133,9 +132,10 @@ class Broker:
         for done in self._admin.create_partitions([NewPartitions(topic, total)]).values():
             done.result()
 
-    def drop_records(self, topic: str, before: int) -> None:
-        """Drop what stands before an offset of partition 0, as retention does."""
-        for done in self._admin.delete_records([TopicPartition(topic, 0, before)]).values():
+    def drop_records(self, topic: str, before: Mapping[int, int]) -> None:
+        """Drop what stands before an offset of some partitions, as retention does."""
+        places = [TopicPartition(topic, partition, offset) for partition, offset in before.items()]
+        for done in self._admin.delete_records(places).values():
             done.result()
 
     def produce(self, topic: str, values: Iterable[Any], partition: int = 0) -> None:

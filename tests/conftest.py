@@ -20,6 +20,7 @@ from harness import Model, NewModel, Service, Start, Starter  # noqa: E402 - pyt
 
 if TYPE_CHECKING:
     from broker import Cluster, Mock
+    from replicas import Nodes
 
 # Doctests are looked for in every file, and to import these takes seconds.
 collect_ignore = ["benchmarks", "golden", "schemathesis_hooks.py"]
@@ -35,8 +36,36 @@ def pytest_xdist_auto_num_workers() -> int:
     return processors + processors // 2
 
 
+WITH_BROKERS = ("test_chaos.py", "test_replica.py", "test_import.py", "test_kafka.py", "test_topic.py")
+"""Files whose tests take the fixture `cluster`."""
+FIRST = (
+    *WITH_BROKERS,
+    *("test_page_browser.py", "test_replay.py", "test_faults.py", "test_one_request.py", "test_cli.py", "test_auto.py"),
+    *("test_installed.py", "test_one_body.py", "test_retention.py", "test_power_cut.py", "test_fuzz_api.py"),
+    *("test_load.py", "test_readme.py", "test_model_of_the_service.py", "test_bit_flips.py", "test_kill.py"),
+)
+"""The files that take longest, in this order: what begins last would end last, on a single processor."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but that one process has all files with brokers: each that has one starts a cluster."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # it has no types
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # the same
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "with brokers" if Path(file).name in WITH_BROKERS else file
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The efforts: see effort.py."""
+    """The order, and the efforts: see effort.py."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
     if EFFORT == "long":
         for item in items:
             item.add_marker(pytest.mark.timeout(LONG_SECONDS), append=False)  # before a test's own
@@ -90,19 +119,43 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     starter.close()
 
 
+_clusters: list[Cluster] = []
+"""The one that was started."""
+
+
 @pytest.fixture(scope="session")
 def brokers_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     from broker import brokers
 
     with brokers(tmp_path_factory.mktemp("kafka") / "cluster", 3) as found:
+        _clusters.append(found)
         yield found
 
 
 @pytest.fixture
 def cluster(brokers_of_the_session: Cluster) -> Iterator[Cluster]:
     """Three real Kafka brokers, which run at the end of each test again. Skips where there is no Java or no broker."""
+    brokers_of_the_session.mend()
     yield brokers_of_the_session
     brokers_of_the_session.mend()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Brokers that do nothing take half a processor, so they end with the files that need them."""
+    if nextitem is None or nextitem.path.name not in WITH_BROKERS:
+        for one in _clusters:
+            one.end()
+
+
+@pytest.fixture
+def nodes(cluster: Cluster, start: Start) -> Nodes:
+    """Nodes of a topic of the test's own. It has one copy: three take brokers two seconds of processor time."""
+    from replicas import Nodes, make_topic
+
+    name = f"nodes-{next(_names)}"
+    make_topic(cluster, name, copies=1)
+    return Nodes(cluster, name, start)
 
 
 @pytest.fixture

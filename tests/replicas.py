@@ -6,6 +6,7 @@ import json
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import httpx
@@ -18,6 +19,7 @@ from patience import PATIENCE, eventually
 
 from core import Learner, Spec
 from service.brokers import Brokers
+from service.failures import BrokersRefuse, NoBroker, NoTopic, TopicExists
 from service.replica import topic
 from service.replica.records import partition_of
 
@@ -40,12 +42,15 @@ class Nodes:
             if (message.key() or b"").decode() == model:
                 yield dict(message.headers()), message.value()
 
-    def messages(self, partitions: Iterable[int] = range(topic.PARTITIONS)) -> Iterator[Any]:
-        """All that some partitions have, each in its order."""
+    def messages(
+        self, partitions: Iterable[int] = range(topic.PARTITIONS), places: Mapping[int, int] | None = None
+    ) -> Iterator[Any]:
+        """All that some partitions have, each in its order. places: from which offset on, the beginning by default."""
         settings = {"group.id": "oracle", "isolation.level": "read_committed", "enable.partition.eof": True}
+        settings["auto.offset.reset"] = "error"  # it must miss nothing
         consumer = Consumer({"bootstrap.servers": self.brokers.address, "log_level": "0", **settings})
         left = set(partitions)
-        consumer.assign([TopicPartition(self.topic, partition, OFFSET_BEGINNING) for partition in left])
+        consumer.assign([TopicPartition(self.topic, p, (places or {}).get(p, OFFSET_BEGINNING)) for p in left])
         until = time.monotonic() + 2 * PATIENCE
         try:
             while left:
@@ -57,6 +62,8 @@ class Nodes:
                     yield message
                 elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                     left.discard(message.partition())
+                else:
+                    assert message.error().code() != KafkaError._AUTO_OFFSET_RESET, message.error()  # noqa: SLF001
         finally:
             consumer.close()
 
@@ -76,7 +83,20 @@ class Nodes:
 
 
 def make_topic(brokers: Broker, name: str, copies: int = 3) -> None:
-    topic.create(Brokers(brokers.address, {}), name, copies)
+    """Make a topic. Brokers that have just come back may answer late, and are asked again."""
+    asked = Brokers(brokers.address, {})
+
+    def is_there() -> bool:
+        with suppress(NoBroker, NoTopic, BrokersRefuse):
+            try:
+                topic.create(asked, name, copies)
+            except TopicExists:  # an answer has not come
+                for one in asked.members():
+                    one.topic(name)
+            return True
+        return False
+
+    eventually(is_there, f"the topic {name}")
 
 
 def state(node: Service, model: str = "default", seen: str = "") -> tuple[int, str]:
@@ -137,6 +157,22 @@ def agree(nodes: list[Service], model: str = "default") -> tuple[int, str]:
     return result
 
 
+def flip_a_bit(model: str, after: int = 0) -> None:
+    """What a node does first: once a model has learned so many events, one bit of its weights changes."""
+    from service.learning.model import Model
+
+    learn = Model.learn
+
+    def learn_and_flip(self: Any, batch: Any) -> Any:
+        outcome = learn(self, batch)
+        if self.name == model and self.learner.seq >= after:
+            Model.learn = learn  # type: ignore[method-assign]  # a fault
+            self.learner._model.state.w.view("u1")[3] ^= 1  # noqa: SLF001
+        return outcome
+
+    Model.learn = learn_and_flip  # type: ignore[method-assign]  # a fault
+
+
 # -- what must have been learned
 
 
@@ -150,7 +186,7 @@ class Life(NamedTuple):
     weight: float = 1.0
 
 
-class ConflictError(Exception):
+class RefusedError(Exception):
     """An item is refused."""
 
 
@@ -160,6 +196,10 @@ class Plain:
     def __init__(self, spec: Any = None) -> None:
         self.spec = Spec() if spec is None else Spec.from_dict(spec)
         self.learner = Learner(self.spec)
+        self.losses: list[float] = []
+        """Of the events since the breaker was last closed."""
+        self.stops_at: int | None = None
+        """The last event that the breaker lets the model learn."""
         self.ids: dict[str, Life] = {}
         self.waiting: dict[str, int] = {}
         """When each prediction was kept, in microseconds since 1970, the oldest first."""
@@ -167,9 +207,11 @@ class Plain:
         """What was predicted before each event."""
 
     def expire(self, at: int) -> None:
-        """Time out what is due."""
+        """Time out what is due, but nothing while the model has stopped."""
         keep = self.spec.join.keep_seconds
         for id_ in [id_ for id_, kept_at in self.waiting.items() if kept_at / 1e6 + keep <= at / 1e6]:
+            if self.stopped:
+                return
             del self.waiting[id_]
             x = self.ids[id_].x
             if self.spec.join.on_timeout == "negative":
@@ -181,18 +223,20 @@ class Plain:
     def take(self, items: Sequence[Any], at: int, *, whole: bool) -> bool:
         """Learn events and labels. Whether one is refused: then nothing is learned if all or none is, else what comes
         before it."""
-        ids, steps, refused = ChainMap({}, self.ids), list[tuple[Any, int, float]](), False
+        if not whole:
+            return any(self.take([item], at, whole=True) for item in items)
+        ids, steps, may_learn = ChainMap({}, self.ids), list[tuple[Any, int, float]](), not self.stopped
         for item in items:
             try:
                 self._item(item, ids, steps)
-            except ConflictError:
-                refused = True
-                break
-        if not (refused and whole):
-            self._became(ids.maps[0], at)
-            for step in steps:
-                self._step(*step)
-        return refused
+            except RefusedError:
+                return True
+            if steps and not may_learn:
+                return True
+        self._became(ids.maps[0], at)
+        for step in steps:
+            self._step(*step)
+        return False
 
     def keep(self, kept: Sequence[Any], at: int, *, whole: bool) -> bool:
         """The same for predictions."""
@@ -215,19 +259,19 @@ class Plain:
         kind = "learned"
         if life.kind == "dropped":
             if x is None:
-                raise ConflictError
+                raise RefusedError
         elif x is not None and plain(x) != plain(life.x):
-            raise ConflictError
+            raise RefusedError
         elif life.kind == "waiting":
             x, kind = life.x, "joined"
         elif life.kind == "expired":
             if self.spec.join.late == "refuse":
-                raise ConflictError
+                raise RefusedError
             if not y:
                 return
             x, kind = life.x, "late"
         elif (life.y, life.weight) != (y, weight):
-            raise ConflictError
+            raise RefusedError
         else:
             return
         steps.append((x, y, weight))
@@ -242,31 +286,71 @@ class Plain:
                 self.waiting[id_] = at
 
     def _step(self, x: Any, y: int, weight: float) -> None:
-        self.p.append(self.learner.predict_proba_one(x)[True])
-        self.learner.learn_one(x, y, w=weight)
+        outcome = self.learner.learn_many([x], [y], [weight])
+        self.p.append(float(outcome.probabilities[0]))
+        if (breaker := self.spec.breaker) is None or not outcome.learned[0]:
+            return
+        self.losses.append(float(outcome.losses[0]))
+        last = self.losses[-breaker.events :]
+        if self.stops_at is None and len(last) == breaker.events and sum(last) / len(last) > breaker.log_loss:
+            self.stops_at = self.learner.seq + breaker.events
 
     @property
-    def state(self) -> tuple[int, str, int]:
-        return self.learner.seq, self.learner.sha256(), len(self.waiting)
+    def stopped(self) -> bool:
+        """Whether its breaker keeps it from learning."""
+        return self.stops_at is not None and self.learner.seq >= self.stops_at
+
+    def resume(self) -> None:
+        """Let it learn again, also if it has not come to where it stops."""
+        if self.stops_at is not None:
+            self.losses, self.stops_at = [], None
+
+    @property
+    def state(self) -> State:
+        """What is compared."""
+        return State(self.learner.seq, self.learner.sha256(), len(self.waiting), self.stops_at)
+
+
+class State(NamedTuple):
+    """What is compared of a model. stops_at: the last event before its breaker stops it."""
+
+    seq: int
+    sha256: str
+    waiting: int
+    stops_at: int | None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stops_at is not None and self.seq >= self.stops_at
+
+
+NOTHING = b"{"
+"""What is no record."""
 
 
 class Oracle:
     """What the records of a topic say, applied the plain way, by nothing of the service."""
 
-    def __init__(self, messages: Iterable[Any]) -> None:
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
         self.models = {"default": Plain()}
         self.lives: dict[str, list[Plain]] = {"default": [self.models["default"]]}
         """Each model, and those of its name that were deleted before."""
+        self.places: dict[int, int] = {}
+        """The offset in each partition up to which it has read."""
         self._times: dict[int, int] = {}
         self._broken: set[bytes] = set()
-        for message in messages:
-            headers = dict(message.headers())
-            at = max(message.timestamp()[1] * 1_000, self._times.get(message.partition(), 0))
-            self._times[message.partition()] = at
-            self._apply((message.key() or b"").decode(), headers, message.value(), at)
+
+    def read(self) -> None:
+        """Read on to the end of the topic."""
+        for message in self._nodes.messages(places=self.places):
+            partition = message.partition()
+            self.places[partition] = message.offset() + 1
+            at = self._times[partition] = max(message.timestamp()[1] * 1_000, self._times.get(partition, 0))
+            self._apply((message.key() or b"").decode(), dict(message.headers() or ()), message.value(), at)
 
     def _apply(self, name: str, headers: dict[str, bytes], value: bytes, at: int) -> None:
-        do, model = headers["do"].decode(), self.models.get(name)
+        do, model = headers.get("do", b"").decode(), self.models.get(name)
         if do == "put" and model is None:
             self._begin(name, Plain(json.loads(value)))
         if model is None:
@@ -274,12 +358,16 @@ class Oracle:
             return
         model.expire(at)
         stream = headers.get("stream")
-        if do == "delete":
+        if do == "resume":
+            model.resume()
+        elif do == "delete":
             del self.models[name]
             if name == "default":
                 self._begin(name, Plain())
         elif do in ("learn", "part", "table", "keep", "kept"):
             if stream in self._broken:
+                return
+            if value == NOTHING:
                 return
             if do.startswith("ke"):
                 refused = model.keep(msgspec.msgpack.decode(value), at, whole=stream is None)
@@ -293,7 +381,7 @@ class Oracle:
         self.lives.setdefault(name, []).append(model)
 
     @property
-    def states(self) -> dict[str, tuple[int, str, int]]:
+    def states(self) -> dict[str, State]:
         return {name: model.state for name, model in self.models.items()}
 
 

@@ -35,8 +35,9 @@ from service.storage.log import LogReader
 MANY = 6_000
 NAME = "clicks"
 
+ON_GLIBC = platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
 on_glibc = pytest.mark.skipif(
-    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc",
+    not ON_GLIBC,
     reason="only glibc on x86-64 can be told to compute without fused multiply-add",
 )
 

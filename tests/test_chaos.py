@@ -1,6 +1,6 @@
 """The chaos story of nodes of one topic: clients send what clients send, again until it is acknowledged, while nodes
-and brokers are killed, stopped and lost. In the end all nodes and one that reads the topic from its beginning have what
-an oracle makes of the topic, to the bit, and all that was acknowledged is there once."""
+and brokers are killed, stopped and lost, the topic forgets, and another program writes to it too. In the end all nodes
+and a fresh one have what an oracle makes of the topic, to the bit, and all that was acknowledged is there once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import json
 import random
 import shutil
 import sqlite3
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
@@ -23,13 +22,17 @@ from typing import Any
 
 import pytest
 from broker import Cluster
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from effort import amount, from_checks_on
-from harness import HOST, LOGSTEP, LOST, NDJSON, Service, Start, ndjson
+from forked import elsewhere
+from golden.make import WITHOUT_FMA
+from harness import HOST, LOST, NDJSON, Service, Start, ndjson
 from patience import PATIENCE, eventually
 from processes import ids_in
-from replicas import Nodes, Oracle, lag, make_topic, ready, seen, state, unready
+from replicas import NOTHING, Nodes, Oracle, State, flip_a_bit, lag, make_topic, ready, seen, state, unready
+from test_arithmetic import ON_GLIBC
 
+from service.commands import cli
 from service.replica import topic
 from service.replica.records import partition_of
 from service.storage.ids import IdKind
@@ -39,13 +42,21 @@ CLIENTS = 4
 ANSWER_SECONDS = 4.0
 """How long a client waits for a reply before it asks another node."""
 MAX_LAG = 3.0
+FLAGS = ("--max-lag", str(MAX_LAG), "--stream-events", "100", "--snapshot-seconds", "0.01")
 SPECS: dict[str, dict[str, Any]] = {
     "ads": {"rule": "adam", "scale": "standard", "join": {"keep": "2s", "on_timeout": "negative", "late": "learn"}},
     "late": {"rule": "adagrad", "join": {"keep": "1d"}},
+    "guarded": {
+        "learning_rate": 0.1,
+        "scale": "standard",
+        "breaker": {"events": 30, "log_loss": 0.75},
+        "join": {"keep": "2s", "on_timeout": "negative", "late": "learn"},
+    },
     "brief": {"rule": "ftrl"},
 }
-"""The models besides `default`. `brief` is deleted and made again; in `ads` predictions time out."""
-KEPT = ("ads", "late")
+"""The models besides `default`. `brief` is deleted and made again. In `ads` and `guarded` predictions time out. The
+breaker of `guarded` stops it now and then."""
+KEPT = ("ads", "late", "guarded")
 
 
 def digest_often() -> None:
@@ -53,6 +64,11 @@ def digest_often() -> None:
     from service.replica import digests
 
     digests.EVERY_SECONDS = 1.0
+
+
+def flip_and_digest() -> None:
+    digest_often()
+    flip_a_bit("default")
 
 
 @dataclass
@@ -74,23 +90,35 @@ class Story:
         self.topic = f"chaos-{seed}"
         make_topic(cluster, self.topic)
         self._nodes = Nodes(cluster, self.topic, start)
+        self.oracle = Oracle(self._nodes)
         self.services: list[Service] = []
+        self.forgets = False
+        """Whether the topic has dropped records, so that a node must begin with a backup."""
         self.over = threading.Event()
         self.wrong: list[str] = []
         self.told: Counter[str] = Counter()
         self._copies = itertools.count(1)
 
-    def start(self, folder: Path | None = None, ready: bool = True) -> Service:
-        flags = ("--max-lag", str(MAX_LAG), "--stream-events", "100", "--snapshot-seconds", "0.01")
-        return self._nodes.start(*flags, folder=folder, ready=ready, first=digest_often)
+    def start(
+        self, folder: Path | None = None, ready: bool = True, first: Callable[[], None] = digest_often
+    ) -> Service:
+        return self._nodes.start(*FLAGS, folder=folder, ready=ready, first=first)
 
-    def again(self, number: int) -> None:
+    def again(self, number: int, folder: Path | None = None) -> None:
         """Start a node again that has ended. Clients find it at its new port."""
-        self.services[number] = self.start(self.services[number].folder, ready=False)
+        self.services[number] = self.start(folder or self.services[number].folder, ready=False)
         self.services[number].wait_for_port()
 
-    def messages(self) -> Iterator[Any]:
-        return self._nodes.messages()
+    def backup(self, node: Service) -> Path:
+        """A backup of a node that runs: a folder for another."""
+        copy, folder = (self.below / f"{what}-{next(self._copies)}" for what in ("copy", "restored"))
+        assert elsewhere(cli.main, ["backup", str(node.folder), str(copy)]) == 0
+        shutil.move(copy, folder)
+        return folder
+
+    def start_fresh(self, ready: bool) -> Service:
+        """A node that has nothing, or where the topic has dropped records, the backup of another."""
+        return self.start(self.backup(self.services[self.any_node()]) if self.forgets else None, ready)
 
     def leader(self) -> int:
         return self.cluster.leader(self.topic, partition_of(b"default", topic.PARTITIONS))
@@ -135,7 +163,7 @@ class Story:
     def restart_brokers(self) -> None:
         """One after the other, each when the one before has all again."""
         for number in (1, 2, 3):
-            eventually(lambda: self.cluster.in_sync(self.topic), "all copies to be in sync", 2 * PATIENCE)
+            eventually(lambda: self.cluster.in_sync(self.topic), "all copies to be in sync", PATIENCE)
             self.cluster.terminate(number)
             self.cluster.start(number)
 
@@ -154,26 +182,66 @@ class Story:
         old = self.services[number]
         with old.paused():
             self.pause(1.0, 2.0)
-        copy, folder = (self.below / f"{what}-{next(self._copies)}" for what in ("copy", "restored"))
-        subprocess.run([LOGSTEP, "backup", str(old.folder), str(copy)], check=True, capture_output=True)
+        folder = self.backup(old)
         old.kill()
-        shutil.move(copy, folder)
         shutil.rmtree(old.folder)
-        self.services[number] = self.start(folder, ready=False)
-        self.services[number].wait_for_port()
+        self.again(number, folder)
+
+    def overtake_node(self) -> None:
+        """The topic drops what a node that is away has not applied. It says so, and the backup of another takes its
+        place."""
+        number, other = self.random.sample(range(len(self.services)), 2)
+        away = self.services[number]
+        others = [service for service in self.services if service is not away]
+        away.kill()
+        place = partition_of(b"default", topic.PARTITIONS)
+        at = positions_in(away.folder).get(place, 0)
+
+        def applied() -> dict[int, int]:
+            found = [positions_in(one.folder) for one in others]
+            return {partition: min(one.get(partition, 0) for one in found) for partition in found[0]}
+
+        eventually(lambda: applied().get(place, 0) > at + 1, "the others to be further", PATIENCE)
+        gone = applied()
+        self.oracle.read()
+        self.cluster.drop_records(self.topic, gone)
+        self.forgets = True
+        refused = self.start(away.folder, ready=False)
+        if refused.wait(PATIENCE) != 1 or "what is between is gone" not in refused.log:
+            self.wrong.append(f"a node that was overtaken: {refused.log[-2000:]}")
+        shutil.rmtree(away.folder)
+        self.again(number, self.backup(self.services[other]))
+
+    def flip_bit(self) -> None:
+        """In the memory of a node that nobody asks. It finds that it differs, and ends."""
+        differs = self.start(self.backup(self.services[self.any_node()]), False, flip_and_digest)
+        if differs.wait(PATIENCE) != 1 or "are not those that its log gives" not in differs.log:
+            self.wrong.append(f"a node with a flipped bit: {differs.log[-2000:]}")
+
+    def other_library(self) -> None:
+        """A node goes on where exp, log or pow give other bits: it is refused, and goes on where it was."""
+        number = self.any_node()
+        node = self.services[number]
+        node.kill()
+        env = ["env", *(f"{name}={value}" for name, value in WITHOUT_FMA.items())]
+        with Service(node.folder, "--kafka", self.cluster.address, "--topic", self.topic, *FLAGS, told=env) as other:
+            if other.wait(PATIENCE) != 1 or "how the processor and the C library compute" not in other.log:
+                self.wrong.append(f"a node with another C library: {other.log[-2000:]}")
+        self.again(number)
 
     def interruptions(self) -> Iterator[Callable[[], None]]:
         """Each kind before any comes again."""
         kinds = [
             self.kill_node, self.stop_node, self.freeze_node, self.kill_leader, self.freeze_leader,
-            self.restart_brokers, self.lose_two_brokers, self.copy_a_node,
+            self.restart_brokers, self.lose_two_brokers, self.copy_a_node, self.overtake_node, self.flip_bit,
+            *([self.other_library] if ON_GLIBC else ()),
         ]  # fmt: skip
         while True:
             self.random.shuffle(kinds)
             yield from kinds
 
     def wait_until_all_are_ready(self, after: str) -> None:
-        until = time.monotonic() + 3 * PATIENCE
+        until = time.monotonic() + PATIENCE
         for service in self.services:
             while (unready := readiness(service)) is not None:
                 assert time.monotonic() < until, f"after {after}: {unready} (seed {self.seed})"
@@ -207,10 +275,13 @@ class Client(threading.Thread):
         self._connections: dict[int, HTTPConnection] = {}
 
     def run(self) -> None:
-        does = (self.event, self.array, self.stream, self.prediction, self.label, self.same, self.other, self.model)
+        does: dict[Callable[[], None], int] = {
+            self.event: 40, self.array: 10, self.stream: 4, self.prediction: 16, self.label: 12, self.same: 6,
+            self.other: 6, self.model: 2, self.resume: 1,
+        }  # fmt: skip
         try:
             while not self.story.over.is_set():
-                self.random.choices(does, (40, 10, 4, 16, 12, 6, 6, 2))[0]()
+                self.random.choices(list(does), list(does.values()))[0]()
         except Exception as error:
             self.story.wrong.append(f"client {self.number}: {error!r}")
         finally:
@@ -245,7 +316,7 @@ class Client(threading.Thread):
             time.sleep(0.05)
 
     def some_model(self) -> str:
-        return self.random.choice(("default", "default", "ads", "late", "brief"))
+        return self.random.choice(("default", "default", "ads", "late", "guarded", "brief"))
 
     def new_event(self) -> dict[str, Any]:
         pick = self.random
@@ -264,12 +335,18 @@ class Client(threading.Thread):
     def expect(self, holds: bool, what: str) -> None:
         assert holds, what
 
+    def learns_no_more(self, model: str, status: int, reply: Any) -> bool:
+        """Whether a model is not there now, or its breaker has stopped it."""
+        stopped = model == "guarded" and status == 409 and reply["type"] == "urn:logstep:learning-stopped"
+        self.story.told["stopped"] += stopped
+        return stopped or (status, model) == (404, "brief")
+
     # -- what clients send
 
     def event(self) -> None:
         model, event = self.some_model(), self.new_event()
         status, reply, place = self.ask("POST", f"/models/{model}/learn", event)
-        if (status, model) == (404, "brief"):
+        if self.learns_no_more(model, status, reply):
             return
         self.expect(status == 200, f"{event} of {model}: {status} {reply}")
         self.learned(model, event, reply)
@@ -280,7 +357,7 @@ class Client(threading.Thread):
     def array(self) -> None:
         model, events = self.some_model(), [self.new_event() for _ in range(self.random.randint(2, 20))]
         status, reply, _ = self.ask("POST", f"/models/{model}/learn", events)
-        if (status, model) == (404, "brief"):
+        if self.learns_no_more(model, status, reply):
             return
         self.expect(status == 200, f"an array of {model}: {status} {reply}")
         for event, told in zip(events, reply, strict=True):
@@ -294,7 +371,8 @@ class Client(threading.Thread):
                 event["x"] = {"a": float(i % 5), "word": self.random.choice("xyz"), "n": i}
                 event.pop("weight", None)
         status, reply, _ = self.ask("POST", f"/models/{model}/learn", ndjson(events), **NDJSON)
-        if (status, model) == (404, "brief"):
+        if self.learns_no_more(model, status, reply):
+            self.acknowledged += [Acknowledged(model, event["id"]) for event in events[: reply.get("line", 1) - 1]]
             return
         ok = status == 200 and reply["learned"] + reply["duplicates"] == len(events)
         self.expect(ok, f"{len(events)} lines of {model}: {status} {reply}")
@@ -304,7 +382,7 @@ class Client(threading.Thread):
         model, asked = self.random.choice(KEPT), self.new_event()
         question = {"x": asked["x"], "id": asked["id"]}
         status, reply, _ = self.ask("POST", f"/models/{model}/predict", question)
-        if status == 409 and model == "ads":  # it was kept, and timed out before it was asked again
+        if status == 409 and model != "late":  # it was kept, and timed out before it was asked again
             return
         self.expect(status == 200 and reply["kept"], f"a prediction of {model}: {status} {reply}")
         self._kept.append((model, asked["id"]))
@@ -315,6 +393,9 @@ class Client(threading.Thread):
             return
         model, id_ = self._kept.pop(self.random.randrange(len(self._kept)))
         status, reply, _ = self.ask("POST", f"/models/{model}/learn", {"id": id_, "y": self.random.randrange(2)})
+        if self.learns_no_more(model, status, reply):
+            self._kept.append((model, id_))
+            return
         self.expect(status == 200, f"a label of {model}: {status} {reply}")
         self.acknowledged.append(Acknowledged(model, id_, reply["seq"], reply["p"]))
 
@@ -344,6 +425,8 @@ class Client(threading.Thread):
         else:
             body = ndjson([before, conflict, after])
             status, reply, _ = self.ask("POST", f"/models/{model}/learn", body, **NDJSON)
+            if self.learns_no_more(model, status, reply):
+                return
             self.expect(reply.get("line") == 2, f"{reply}")
             self.acknowledged.append(Acknowledged(model, before["id"]))
         self.expect(status == 409, f"{conflict} of {model} again: {status} {reply}")
@@ -353,6 +436,90 @@ class Client(threading.Thread):
             self.ask("DELETE", "/models/brief")
         status, reply, _ = self.ask("PUT", "/models/brief", SPECS["brief"])
         self.expect(status in (200, 201), f"a new model: {status} {reply}")
+
+    def resume(self) -> None:
+        status, reply, _ = self.ask("POST", "/models/guarded/resume")
+        self.expect(status == 200, f"to resume: {status} {reply}")
+
+
+class Stranger(threading.Thread):
+    """Another program that writes to the topic: the same twice, as a producer does that tries again; transactions that
+    it commits, aborts, or leaves when a broker is lost; and what says nothing."""
+
+    def __init__(self, story: Story) -> None:
+        super().__init__(daemon=True)
+        self.story = story
+        self.random = random.Random(story.seed)
+        self._settings = {"bootstrap.servers": story.cluster.address, "log_level": "0", "message.timeout.ms": 5_000}
+        self._producer = Producer(self._settings)
+        self._of_transactions: Any = None
+        self._ids = (f"stranger-{i}" for i in itertools.count(1))
+
+    def run(self) -> None:
+        try:
+            while not self.story.over.wait(self.random.uniform(0.1, 0.5)):
+                self.random.choice((self.twice, self.transaction, self.nonsense))()
+            eventually(self.begin_anew, "what it has left to be aborted")
+        except Exception as error:
+            self.story.wrong.append(f"the stranger: {error!r}")
+
+    def write(self, producer: Any, value: bytes, model: str, **headers: str) -> None:
+        where = partition_of(model.encode(), topic.PARTITIONS)
+        named = [(name, text.encode()) for name, text in headers.items()]
+        with suppress(BufferError):  # no broker has answered for long
+            producer.produce(self.story.topic, value, model, where, headers=named)
+
+    def events(self) -> bytes:
+        pick = self.random
+        items = [
+            {"x": {"a": pick.random()}, "y": pick.randrange(2), "weight": 1.0, "id": id_} for id_ in self.some_ids()
+        ]
+        return json.dumps(items).encode()
+
+    def some_ids(self) -> list[str]:
+        return list(itertools.islice(self._ids, self.random.randint(1, 5)))
+
+    def twice(self) -> None:
+        value, model = self.events(), self.random.choice(("default", *KEPT))
+        stream = {} if self.random.random() < 0.5 else {"stream": next(self._ids)}
+        for _ in range(2):
+            self.write(self._producer, value, model, do="part" if stream else "learn", **stream)
+        self._producer.flush(1.0)
+
+    def nonsense(self) -> None:
+        how = self.random.randrange(3)
+        self.write(self._producer, NOTHING, "default", **({"do": "learn"}, {"do": "dance"}, {})[how])
+        self._producer.flush(1.0)
+
+    def transaction(self) -> None:
+        if self._of_transactions is None and not self.begin_anew():
+            return
+        producer = self._of_transactions
+        try:
+            producer.begin_transaction()
+            for model in self.random.sample(("default", *KEPT), 2):
+                self.write(producer, self.events(), model, do="learn")
+            producer.flush(1.0)
+            self.random.choice((producer.commit_transaction, producer.abort_transaction))(5.0)
+        except KafkaException:
+            self._of_transactions = None
+
+    def begin_anew(self) -> bool:
+        """Abort what an earlier producer of the same name has left."""
+        self._of_transactions = producer = Producer(
+            {**self._settings, "transactional.id": self.story.topic, "transaction.timeout.ms": 5_000}
+        )
+        try:
+            producer.init_transactions(5.0)
+        except KafkaException:
+            self._of_transactions = None
+        return self._of_transactions is not None
+
+
+def positions_in(folder: Path) -> dict[int, int]:
+    """The newest record of each partition that is applied, as it is on disk."""
+    with closing(sqlite3.connect(f"file:{folder}/log.db?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT partition, record FROM positions"))
 
 
 def ids_of(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
@@ -373,32 +540,39 @@ def waiting_in(folder: Path) -> list[Any]:
         return db.execute(query).fetchall()
 
 
-def states(service: Service) -> dict[str, tuple[int, str, int]]:
-    """seq, SHA-256 and the number of waiting predictions of each model."""
+def states(service: Service) -> dict[str, State]:
+    """The state of each model."""
     told = (service.get(f"/models/{name['model']}") for name in service.get("/models")["models"])
-    return {one["model"]: (one["seq"], one["sha256"], one["join"]["waiting"]) for one in told}
+    return {
+        one["model"]: State(
+            one["seq"], one["sha256"], one["join"]["waiting"], one["breaker"] and one["breaker"]["stopped_at"]
+        )
+        for one in told
+    }
 
 
-def same_everywhere(services: list[Service]) -> dict[str, tuple[int, str, int]] | None:
+def same_everywhere(services: list[Service]) -> dict[str, State] | None:
+    """What all have, once nothing is due and all have it."""
     found = [states(service) for service in services]
-    nothing_due = found[0]["ads"][2] == 0
+    nothing_due = not found[0]["ads"].waiting and (not found[0]["guarded"].waiting or found[0]["guarded"].stopped)
     return found[0] if nothing_due and all(one == found[0] for one in found) else None
 
 
 @from_checks_on
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_or_learned_twice_whatever_is_killed(cluster: Cluster, start: Start, tmp_path: Path) -> None:
-    seed = amount(quick=0, checks=26, long=random.randrange(10**6))
+    seed = amount(quick=0, checks=407, long=random.randrange(10**6))
     story = Story(cluster, start, tmp_path, seed)
     story.services += [story.start(), story.start()]
     for name, spec in SPECS.items():
         assert story.services[0].http.put(f"/models/{name}", json=spec).status_code == 201
     clients = [Client(story, number) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
+    stranger = Stranger(story)
+    for thread in (*clients, stranger):
+        thread.start()
     for number, interrupt in zip(range(INTERRUPTIONS), story.interruptions(), strict=False):
         if number == INTERRUPTIONS // 2:
-            story.services.append(story.start(ready=False).wait_for_port())  # late, in the middle of everything
+            story.services.append(story.start_fresh(ready=False).wait_for_port())  # late, in the middle of everything
         began = time.monotonic()
         interrupt()
         ended = time.monotonic()
@@ -406,14 +580,15 @@ def test_nothing_is_lost_or_learned_twice_whatever_is_killed(cluster: Cluster, s
         print(f"{interrupt.__name__}: {ended - began:.1f} s, all ready after {time.monotonic() - ended:.1f} s")
         assert not story.wrong, (seed, story.wrong)
     story.over.set()
-    for client in clients:
-        client.join(2 * PATIENCE)
+    for thread in (*clients, stranger):
+        thread.join(PATIENCE)
     assert not story.wrong, (seed, story.wrong)
     print(dict(story.told))
     learned = eventually(lambda: same_everywhere(story.services), f"all nodes to have the same (seed {seed})")
-    story.services.append(story.start())
+    story.services.append(story.start_fresh(ready=True))
     assert eventually(lambda: same_everywhere(story.services), "a fresh node to have the same") == learned
-    oracle = Oracle(story.messages())
+    oracle = story.oracle
+    oracle.read()
     assert oracle.states == learned, seed
     for service in story.services:
         assert service.stop() == 0

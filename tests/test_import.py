@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from golden.make import HERE, WAITING, events_of, pinned
 from harness import Service, Start, ndjson
 from patience import PATIENCE, eventually
 from processes import copied, ids_in
-from replicas import Nodes, make_topic, state
+from replicas import Nodes, state
 
 from core.batch import Batch, Served
 from core.spec import Spec
@@ -31,15 +30,6 @@ from service.replica.records import PoisonError, partition_of
 from service.storage import codec
 from service.storage.log import LogReader, StoredModel
 from service.storage.store import Store
-
-_names = itertools.count(1)
-
-
-@pytest.fixture
-def nodes(cluster: Cluster, start: Start) -> Nodes:
-    name = f"imported-{next(_names)}"
-    make_topic(cluster, name)
-    return Nodes(cluster, name, start)
 
 
 @pytest.fixture

@@ -470,7 +470,7 @@ def test_records_that_the_topic_no_longer_has_are_told(real: Broker, shared: Ser
     running.says("lag 0")
     assert running.stop() == 0
     real.produce(name, records(20, first=20))
-    real.drop_records(name, before=30)
+    real.drop_records(name, {0: 30})
     running = run(real, name, shared, "--label=clicked")
     learns(shared, name, 30)
     assert "10 record(s) from offset 20 on are gone" in running.said

@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from disk import fill, small_disk
 from harness import NDJSON, Service, Start, ndjson
 from patience import PATIENCE, eventually
-from replicas import Nodes, ready, seen, state, unready
+from replicas import Nodes, flip_a_bit, ready, seen, state, unready
 
 from service.replica import topic
 from service.replica.records import partition_of
@@ -105,22 +105,6 @@ def test_a_full_disk_stops_one_node_until_there_is_room(nodes: Nodes, tmp_path: 
         two.kill()
 
 
-def flip_a_bit() -> None:
-    """What a node does first: later, one bit of its weights changes."""
-    from service.learning.model import Model
-
-    learn = Model.learn
-
-    def learn_and_flip(self: Any, batch: Any) -> Any:
-        outcome = learn(self, batch)
-        if self.learner.seq >= EVENTS:
-            Model.learn = learn  # type: ignore[method-assign]  # a fault
-            self.learner._model.state.w.view("u1")[0] ^= 1  # noqa: SLF001
-        return outcome
-
-    Model.learn = learn_and_flip  # type: ignore[method-assign]  # a fault
-
-
 def tell_digests(seconds: float) -> None:
     from service.replica import digests
 
@@ -129,7 +113,7 @@ def tell_digests(seconds: float) -> None:
 
 def flip_and_tell(seconds: float) -> None:
     tell_digests(seconds)
-    flip_a_bit()
+    flip_a_bit("default", EVENTS)
 
 
 def test_of_two_nodes_the_one_with_a_flipped_bit_in_memory_stops(nodes: Nodes) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from broker import Cluster
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Producer
 from golden.make import WITHOUT_FMA
 from harness import NDJSON, Service, Start, assert_problem, ndjson
 from patience import PATIENCE, eventually
@@ -22,15 +19,6 @@ from test_arithmetic import on_glibc
 from core import Learner
 from service.replica import topic
 from service.replica.records import partition_of
-
-_names = itertools.count(1)
-
-
-@pytest.fixture
-def nodes(cluster: Cluster, start: Start) -> Nodes:
-    name = f"log-{next(_names)}"
-    make_topic(cluster, name)
-    return Nodes(cluster, name, start)
 
 
 def event(i: int, **more: Any) -> dict[str, Any]:
@@ -239,10 +227,7 @@ def test_a_topic_that_has_lost_what_a_node_needs_is_refused(nodes: Nodes, cluste
     node.stop()
     for i in range(2, 8):
         learn(ahead, event(i))
-    place = TopicPartition(nodes.topic, partition_of(b"default", topic.PARTITIONS), 5)
-    admin = AdminClient({"bootstrap.servers": cluster.address})
-    for done in admin.delete_records([place]).values():
-        done.result()
+    cluster.drop_records(nodes.topic, {partition_of(b"default", topic.PARTITIONS): 5})
     assert "what is between is gone" in refusal(nodes.start(folder=node.folder, ready=False))
     assert "what was before is gone" in refusal(nodes.start(ready=False))
     ahead.stop()
