@@ -231,7 +231,17 @@ def test_a_topic_that_has_lost_what_a_node_needs_is_refused(nodes: Nodes, cluste
     assert "what is between is gone" in refusal(nodes.start(folder=node.folder, ready=False))
     assert "what was before is gone" in refusal(nodes.start(ready=False))
     ahead.stop()
-    assert state(nodes.start(folder=ahead.folder))[0] == 7
+    again = nodes.start(folder=ahead.folder)
+    assert state(again)[0] == 7
+    again.stop()
+    # All that is there is older than retention, and the node has all of it.
+    ends = {message.partition(): message.offset() + 1 for message in nodes.messages()}
+    cluster.drop_records(nodes.topic, ends)
+    last = nodes.start(folder=ahead.folder)
+    assert state(last)[0] == 7
+    assert learn(last, event(8))["seq"] == 8
+    last.kill()
+    assert state(nodes.start(folder=ahead.folder))[0] == 8
 
 
 def test_a_node_with_other_rules_is_refused(nodes: Nodes) -> None:

@@ -80,8 +80,10 @@ class Feed:
         self.refused: Counter[str] = Counter()
         """Records and requests that were refused after they were in the log, by the error."""
 
-    def begin(self, link: Link) -> None:
+    def begin(self, link: Link, places: Mapping[int, int]) -> None:
+        """places: where each partition is read from. A position whose record retention has dropped is not looked at."""
         self._link = link
+        self._before = {p: position for p, position in self._before.items() if position.record >= places[p]}
 
     def take(self, records: list[Record], ends: Mapping[int, int]) -> None:
         """Records that were read, and the ends that were met after them."""

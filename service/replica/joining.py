@@ -85,14 +85,14 @@ def check_followed(found: Found, followed: TopicName, reached: Mapping[int, Posi
         raise WrongTopic(reason=f"this folder follows the topic {before}, and this one is {now}")
     for partition, (low, high) in enumerate(found.ranges):
         position = reached.get(partition)
-        at = 0 if position is None else position.record
-        if position is not None and at >= high:
+        if position is not None and position.record >= high:
             raise WrongTopic(
-                reason=f"its partition {partition} ends at record {high - 1}, but this folder has applied record {at}: "
-                "the end of the topic is lost, or it is another topic"
+                reason=f"its partition {partition} ends at record {high - 1}, but this folder has applied record "
+                f"{position.record}: the end of the topic is lost, or it is another topic"
             )
-        if at < low:
+        needed = 0 if position is None else position.whole + 1
+        if needed < low:
             raise WrongTopic(
-                reason=f"its partition {partition} begins at record {low}, but this folder is only at {at}: "
+                reason=f"its partition {partition} begins at record {low}, but this folder needs record {needed}: "
                 f"what is between is gone. {BEGIN_AGAIN}"
             )

@@ -184,10 +184,10 @@ class Replica(Engine):
         self._digests.begin_with(reached)
         changes = Changes(self._models, self.writer, self.disk, self._digests, super().delete, super().resume)
         feed = self._feed = Feed(self.queue, self.progress, changes, reached, broken)
-        feed.begin(link)
+        places = {partition: max(at.record, found.ranges[partition][0]) for partition, at in reached.items()}
+        feed.begin(link, places)
         lag = Lag(feed.applied_to)
         link.on_ends = lag.note
-        places = {partition: position.record for partition, position in reached.items()}
         link.follow(places, topic.PARTITIONS, found.topic.id)
         self._link, self._lag, self.queue.link = link, lag, link
         watch = asyncio.create_task(self._give_up_now_and_then())
