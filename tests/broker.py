@@ -38,7 +38,9 @@ from harness import HOST, ROOT
 from patience import PATIENCE, eventually
 
 JARS = ROOT / ".kafka"
-JAVA = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
+LASTING = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:-UsePerfData")
+JAVA = (*LASTING, "-XX:TieredStopAtLevel=1")
+"""For brokers that live for some tests: they start sooner, but never compile as well as those that last."""
 START_SECONDS = 60.0
 _CLUSTER_ID = "bG9nc3RlcCBicm9rZXIgMQ"
 _LOG = """\
@@ -181,9 +183,9 @@ class Ports(NamedTuple):
 class Process:
     """One broker, which is a controller too. It can be killed and started again."""
 
-    def __init__(self, folder: Path, number: int, ports: Ports) -> None:
+    def __init__(self, folder: Path, number: int, ports: Ports, java: Sequence[str]) -> None:
         self.number, self.ports, self._folder = number, ports, folder
-        self._java = ["java", *JAVA, "-cp", f"{JARS}/*", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
+        self._java = ["java", *java, "-cp", f"{JARS}/*", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def prepare(self, voters: str, copies: int) -> None:
@@ -388,14 +390,15 @@ def _uuid() -> str:
 
 
 @contextmanager
-def brokers(folder: Path, count: int = 1) -> Iterator[Cluster]:
-    """A cluster in a new folder; its brokers are killed at the end."""
+def brokers(folder: Path, count: int = 1, java: Sequence[str] = JAVA) -> Iterator[Cluster]:
+    """A cluster in a new folder; its brokers are killed at the end. java: options of Java."""
     skip_without_broker()
     folder.mkdir(parents=True)
     kinds = len(Ports._fields)
     ports = free_ports(kinds * count)
     processes = [
-        Process(folder / f"broker-{i + 1}", i + 1, Ports(*ports[kinds * i : kinds * (i + 1)])) for i in range(count)
+        Process(folder / f"broker-{i + 1}", i + 1, Ports(*ports[kinds * i : kinds * (i + 1)]), java)
+        for i in range(count)
     ]
     voters = ",".join(f"{process.number}@{HOST}:{process.ports.controller}" for process in processes)
     for process in processes:

@@ -33,7 +33,7 @@ from http_benchmark import BenchmarkError, Server, Side, machine, positive, runn
 from load import HOST, LoadError, bodies, choose_generator, measure
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from broker import Cluster, brokers
+from broker import LASTING, Cluster, brokers
 from confluent_kafka import Producer
 
 from service.brokers import Brokers
@@ -43,7 +43,8 @@ from service.replica.records import Do, encode, partition_of
 from service.table import Table
 
 CONNECTIONS = (1, 32)
-STREAM_EVENTS = 200_000
+STREAM_EVENTS, STREAMS = 200_000, 5
+"""Events of a stream, and how many are sent one after another: the first one meets brokers that are not warm."""
 SINGLES, TABLES, ROWS = 100_000, 2_000, 1_000
 """Records of one event, records of a table, and the rows of one table, to catch up with."""
 GAP_SECONDS = 6.0
@@ -168,10 +169,12 @@ def one_round(cluster: Cluster, number: int, generator: str, seconds: int, found
     _, single = sides()
     with running(single) as server:
         requests(found, "one service", server.port, generator, seconds)
-        note(found, "one service: NDJSON, events a second", streamed(server.port, stream))
+        for _ in range(STREAMS):
+            note(found, "one service: NDJSON, events a second", streamed(server.port, stream))
     with two_nodes(cluster, f"requests-{number}") as (one, two):
         requests(found, "node", one.port, generator, seconds)
-        note(found, "node: NDJSON, events a second", streamed(one.port, stream))
+        for _ in range(STREAMS):
+            note(found, "node: NDJSON, events a second", streamed(one.port, stream))
         note(found, "two nodes: predict, a second", predicted_by_both([one.port, two.port], generator, seconds))
     note(found, "catching up: single records a second", caught_up(cluster, f"singles-{number}", singles(), SINGLES))
     note(found, "catching up: batched events a second", caught_up(cluster, f"tables-{number}", tables(), TABLES * ROWS))
@@ -196,7 +199,7 @@ def main() -> int:
         print(machine(generator))
         with ExitStack() as ends:
             folder = ends.enter_context(tempfile.TemporaryDirectory())
-            cluster = ends.enter_context(brokers(Path(folder) / "brokers", 3))
+            cluster = ends.enter_context(brokers(Path(folder) / "brokers", 3, LASTING))
             for number in range(options.rounds):
                 one_round(cluster, number, generator, options.seconds, found)
     except (BenchmarkError, LoadError) as error:
