@@ -27,7 +27,7 @@ Keep = Annotated[str, AfterValidator(_checked)]
 """all, a number of events (the last ones of each model), or a time (what was written in the last so much time)."""
 
 
-NODE_STREAM_EVENTS = 4_000
+NODE_STREAM_EVENTS = 8_000
 """Brokers take nearly the same time for a record of any size: with pieces of 1,000 events, they and the node that wrote
 them took more than twice the processor time an event."""
 DECIDING = ("max_event_features", "max_name_characters", "keep_events", "keep_min", "keep_ids")
@@ -97,9 +97,9 @@ class Settings(BaseSettings):
     """Events that may wait for the writer. More get 503, but streams are read more slowly instead."""
     commit_events: int = Field(8_192, ge=1)
     """Events in one commit, about. More events share the cost of a sync; fewer are learned sooner."""
-    stream_events: int = Field(1_000, ge=1)
+    stream_events: int = Field(4_000, ge=1)
     """Events of an NDJSON or Arrow body that are learned in one piece, at most. With --kafka a piece is a record, and
-    the default is 4000."""
+    the default is 8000."""
     window: int = Field(1_000, ge=1)
     """Number of last events that the windowed scores cover."""
     snapshot_seconds: float = Field(1.0, gt=0)

@@ -36,8 +36,11 @@ from service.table import Table
 
 Pieces = AsyncGenerator[pieces.Piece[Any]]
 _LARGE = 2**20
-AHEAD = 16
-"""Pieces of a stream that wait for the writer at once: enough for two commits, one that syncs and the next."""
+AHEAD, AHEAD_EVENTS = 16, 12_000
+"""Pieces of a stream that wait for the writer at once, and their events, about: enough for two commits, one that syncs
+and the next. More would leave others no room in the queue."""
+PACED_EVENTS = 1_000
+"""Events of a piece of a stream that a token's rate slows down."""
 
 
 class Streams:
@@ -86,8 +89,8 @@ class Streams:
         waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
         try:
             async for piece in arriving:
-                if len(waiting) == AHEAD:
-                    await _settle_but(AHEAD - 1, tally, waiting)
+                if len(waiting) == AHEAD or sum(len(other.items) for other, _ in waiting) >= AHEAD_EVENTS:
+                    await _settle_but(len(waiting) - 1, tally, waiting)
                 if len(piece.items):
                     waiting.append((piece, await self._engine.queue.submit(tally.model, piece.items, stream)))
                 if piece.wrong is not None:
@@ -160,7 +163,9 @@ class Streams:
 
 
 async def _slowed(pace: Pace | None, arriving: Pieces) -> Pieces:
-    """The same pieces, no faster than the token's rate: the service reads more slowly and refuses nothing."""
+    """The same items, no faster than the token's rate: the service reads more slowly and refuses nothing."""
+    if pace is not None:
+        arriving = pieces.cut(arriving, PACED_EVENTS)
     async with contextlib.aclosing(arriving):
         async for piece in arriving:
             yield piece

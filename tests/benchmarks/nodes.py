@@ -43,8 +43,9 @@ from service.replica.records import Do, encode, partition_of
 from service.table import Table
 
 CONNECTIONS = (1, 32)
-STREAM_EVENTS, STREAMS = 200_000, 5
-"""Events of a stream, and how many are sent one after another: the first one meets brokers that are not warm."""
+STREAM_EVENTS, STREAMS, WARM = 200_000, 5, 5
+"""Events of a stream, how many are sent one after another, and how many before those: Java compiles the brokers while
+they work, which takes as much time as they do."""
 SINGLES, TABLES, ROWS = 100_000, 2_000, 1_000
 """Records of one event, records of a table, and the rows of one table, to catch up with."""
 GAP_SECONDS = 6.0
@@ -169,12 +170,12 @@ def one_round(cluster: Cluster, number: int, generator: str, seconds: int, found
     _, single = sides()
     with running(single) as server:
         requests(found, "one service", server.port, generator, seconds)
-        for _ in range(STREAMS):
-            note(found, "one service: NDJSON, events a second", streamed(server.port, stream))
+        for speed in [streamed(server.port, stream) for _ in range(WARM + STREAMS)][WARM:]:
+            note(found, "one service: NDJSON, events a second", speed)
     with two_nodes(cluster, f"requests-{number}") as (one, two):
         requests(found, "node", one.port, generator, seconds)
-        for _ in range(STREAMS):
-            note(found, "node: NDJSON, events a second", streamed(one.port, stream))
+        for speed in [streamed(one.port, stream) for _ in range(WARM + STREAMS)][WARM:]:
+            note(found, "node: NDJSON, events a second", speed)
         note(found, "two nodes: predict, a second", predicted_by_both([one.port, two.port], generator, seconds))
     note(found, "catching up: single records a second", caught_up(cluster, f"singles-{number}", singles(), SINGLES))
     note(found, "catching up: batched events a second", caught_up(cluster, f"tables-{number}", tables(), TABLES * ROWS))
