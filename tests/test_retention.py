@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from core import Spec
 from core.batch import Batch
 from core.builder import BatchBuilder
-from service import errors
+from service import errors, failures
 from service.commands import cli
 from service.commands.inspect import examine
 from service.events import Event, Label
@@ -39,10 +39,11 @@ from service.learning.engine import Engine
 from service.learning.model import Model, Prediction
 from service.learning.request import Duplicate
 from service.learning.retention import Keep, Retention
+from service.replica import own_log
 from service.settings import Settings
 from service.storage import store, trimming
 from service.storage.id_pieces import EventIds
-from service.storage.log import LogReader
+from service.storage.log import LogReader, StoredModel
 from service.storage.store import ModelBatch, Store
 
 YEAR = 365 * 86_400.0
@@ -666,6 +667,32 @@ def test_the_cross_check_of_a_shortened_log_begins_with_the_oldest_snapshot_and_
     assert (whole["from_seq"], whole["events"]) == (0, 1_000)
     assert (short["equal"], short["replay_equal"], short["max_ulp"]) == (True, True, 0)
     assert short["sha256"] == whole["sha256"]
+
+
+@from_checks_on
+@pytest.mark.usefixtures("quick")
+def test_what_a_model_predicted_is_replayed_from_the_oldest_snapshot_of_a_shortened_log(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shortened(folder, 2_100)
+    with closing(LogReader(folder)) as log:
+        (stored,) = log.models()
+        assert log.gone(stored.key) > 1_024
+        assert snapshots(folder)[-1] < 2_048
+        assert own_log.replayed(log, stored, 2_048) == digest_of(events(2_100), 2_048)
+        with pytest.raises(failures.EventsGone, match="no snapshot before seq 1024 is whole"):
+            own_log.replayed(log, stored, 1_024)
+        with pytest.raises(failures.LogDamaged, match="it ends at seq 2100"):
+            own_log.replayed(log, stored, 3_072)
+
+
+def digest_of(some: list[Event], seq: int) -> int | None:
+    """The digest that a new model has at a seq of these events."""
+    model = Model(StoredModel(1, "m", Spec().as_dict()), 10)
+    builder = BatchBuilder(model.learner.features)
+    for event in some:
+        builder.add(event.x, event.y)
+    model.learn(builder.build())
+    return model.digest.at(seq)
 
 
 @pytest.mark.usefixtures("quick")
