@@ -89,6 +89,13 @@ class Commits:
             self._db.executemany(f"INSERT INTO {table} VALUES ({places}?)", whole)  # noqa: S608  # a table of ours
             self._checksums += checksums
 
+    def replace(self, table: str, *row: int | str) -> None:
+        """The same, in place of the row with that key."""
+        checksum, places = crc(*row), "?, " * len(row)
+        query = f"INSERT OR REPLACE INTO {table} VALUES ({places}?)"  # noqa: S608  # a table of ours
+        self._db.execute(query, (*row, checksum))
+        self.count(checksum)
+
     def count(self, checksum: int) -> None:
         """Add the checksum of what the body wrote to the commit's."""
         self._checksums.append(checksum)

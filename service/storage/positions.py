@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.storage.commits import Commits
-from service.storage.database import Database, crc
+from service.storage.database import Database
 
 KEPT_SECONDS = 86_400.0
 """How long a broken stream is remembered, by the time of the topic. Whoever sends one hears of it within seconds."""
@@ -85,15 +85,7 @@ def leave(commits: Commits) -> None:
 def write(db: sqlite3.Connection, commits: Commits, reached: Reached) -> None:
     """Write what was reached, in the transaction of what changed."""
     for partition, position in reached.positions.items():
-        replace(db, commits, "positions", partition, *position)
+        commits.replace("positions", partition, *position)
     for stream, at in reached.broken.items():
-        replace(db, commits, "broken_streams", stream, at)
+        commits.replace("broken_streams", stream, at)
         db.execute("DELETE FROM broken_streams WHERE at < ?", (at - int(KEPT_SECONDS * 1e6),))
-
-
-def replace(db: sqlite3.Connection, commits: Commits, table: str, *row: int | str) -> None:
-    """Insert a row, or write it anew, with its checksum as the last column."""
-    checksum = crc(*row)
-    places = "?, " * len(row)
-    db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places}?)", (*row, checksum))  # noqa: S608  # a table of ours
-    commits.count(checksum)

@@ -91,7 +91,7 @@ class Trimming:
         after a crash between the two, records before it would be applied again, and not find ids that they found."""
         forgotten = new.joined(self._log.forgotten.get(model, NOTHING))
         with self._commits.transaction() as db:
-            positions.replace(db, self._commits, "forgotten", model, *forgotten)
+            self._commits.replace("forgotten", model, *forgotten)
             positions.write(db, self._commits, reached)
         self._log.forgotten[model] = forgotten
 
