@@ -255,7 +255,10 @@ class Snapshots(Chore):
         under_way, more = self._under_way, False
         try:
             if under_way.model in self._models:
-                if under_way.copy is not None and await asyncio.to_thread(under_way.copy.go_on):
+                if under_way.copy is not None:
+                    if not await asyncio.to_thread(under_way.copy.go_on):  # whole: steps need not put rows aside
+                        under_way.model.learner.end_copy()
+                        self._under_way = under_way._replace(copy=None)
                     more = True
                 else:
                     more = await self._disk.step(under_way.pieces)
