@@ -6,9 +6,9 @@ wrong.
     replays its log       waits                             is challenged
     was right until then  nothing: the other will stop      stops: their logs differ
 
-A replay that gives other predictions than this node made says that the node was wrong: it stops. One that gives the
-same says that the other was: the node tells so in a record, so that the other looks at itself; if it was challenged,
-their logs differ, and it stops.
+A node whose replay gives other predictions than it made was wrong: it stops. A node whose replay gives the same was
+right: it writes a record that says so, and the other looks at itself. If the other has said the same of itself, their
+logs differ, and the node stops.
 """
 
 from __future__ import annotations
