@@ -45,7 +45,8 @@ class Nodes:
     def messages(
         self, partitions: Iterable[int] = range(topic.PARTITIONS), places: Mapping[int, int] | None = None
     ) -> Iterator[Any]:
-        """All that some partitions have, each in its order. places: from which offset on, the beginning by default."""
+        """All that some partitions have now, each in its order, and perhaps some of what others write meanwhile.
+        places: from which offset on, the beginning by default."""
         settings = {"group.id": "oracle", "isolation.level": "read_committed", "enable.partition.eof": True}
         settings["auto.offset.reset"] = "error"  # it must miss nothing
         consumer = Consumer({"bootstrap.servers": self.brokers.address, "log_level": "0", **settings})
@@ -53,6 +54,8 @@ class Nodes:
         consumer.assign([TopicPartition(self.topic, p, (places or {}).get(p, OFFSET_BEGINNING)) for p in left])
         until = time.monotonic() + 2 * PATIENCE
         try:
+            # A consumer does not tell that it is at the end of a partition as long as others go on to write to it.
+            ends = {p: consumer.get_watermark_offsets(TopicPartition(self.topic, p), PATIENCE)[1] for p in left}
             while left:
                 message = consumer.poll(1.0)
                 assert time.monotonic() < until, f"no end of partitions {left}"
@@ -60,6 +63,8 @@ class Nodes:
                     continue
                 if message.error() is None:
                     yield message
+                    if message.offset() + 1 >= ends[message.partition()]:
+                        left.discard(message.partition())
                 elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                     left.discard(message.partition())
                 else:
