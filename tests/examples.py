@@ -89,10 +89,10 @@ async def opened(folder: Path) -> State | errors.LogstepError:
     """What a service has that starts on a folder, or why it does not start."""
     engine = await started(folder)
     try:
-        if engine.state == "ready":
+        if engine.lifecycle.state == "ready":
             return state_of(engine)
-        assert engine.failure is not None
-        return engine.failure
+        assert engine.lifecycle.failure is not None
+        return engine.lifecycle.failure
     finally:
         await engine.stop(seconds=0)
 

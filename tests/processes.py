@@ -80,7 +80,7 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[Engine]
     """An engine that is ready, stopped at the end."""
     engine = await started(folder, **settings)
     try:
-        assert engine.state == "ready", engine.failure
+        assert engine.lifecycle.state == "ready", engine.lifecycle.failure
         yield engine
     finally:
         await engine.stop(seconds=0)

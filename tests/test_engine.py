@@ -332,8 +332,8 @@ def test_a_full_disk_is_told_to_all_who_wait_and_leaves_the_model_as_it_was(tmp_
             assert [type(result) for result in results] == [errors.DiskFull] * 5
             assert whole_state(engine.model("default")) == before
             assert engine.model("default").learner.features.names == before["names"]
-            assert engine.state == "ready"
-            assert engine.failure is None
+            assert engine.lifecycle.state == "ready"
+            assert engine.lifecycle.failure is None
             result = await engine.learn("default", [event(1.0, feature="new-4", id_="id-4"), event(2.0)])
             assert told(result).seq == [21, 22]
             assert told(result).duplicate == [False, False]
@@ -394,7 +394,7 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
     async def story() -> None:
         engine = await started(tmp_path)
         told: list[str] = []
-        engine.on_failure = lambda: told.append(engine.state)
+        engine.on_failure = lambda: told.append(engine.lifecycle.state)
         writing = asyncio.create_task(engine.learn("default", [event(1.0)]))
         await gate.wait_until_entered()
         queued = [asyncio.create_task(engine.learn("default", [event(i)])) for i in range(3)]
@@ -403,8 +403,8 @@ def test_a_failed_storage_is_told_to_all_who_wait_and_ends_learning_but_not_pred
         for task in (writing, *queued):
             with pytest.raises(errors.StorageFailed, match="the disk is gone"):
                 await task
-        assert isinstance(engine.failure, errors.StorageFailed)
-        assert engine.state == "failed"
+        assert isinstance(engine.lifecycle.failure, errors.StorageFailed)
+        assert engine.lifecycle.state == "failed"
         assert told == ["failed"]  # once
         for attempt in (
             engine.learn("default", [event(1.0)]),
@@ -457,7 +457,7 @@ def test_a_failed_look_for_ids_is_a_failed_storage(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(WaitingReader, "find_ids", broken)
         with pytest.raises(errors.StorageFailed, match="cannot read"):
             await engine.learn("default", [Label("x", 1)])
-        assert engine.state == "failed"
+        assert engine.lifecycle.state == "failed"
         await engine.stop(seconds=1)
 
     run(story())
@@ -476,7 +476,7 @@ def test_a_storage_that_fails_while_models_change_ends_the_engine_and_it_can_be_
         monkeypatch.setattr(Store, f"{change}_model", broken)
         with pytest.raises(errors.StorageFailed):
             await (engine.create("n", Spec()) if change == "create" else engine.delete("m"))
-        assert engine.state == "failed"
+        assert engine.lifecycle.state == "failed"
         with pytest.raises(errors.StorageFailed):
             await engine.learn("default", [event(1.0)])
         stopping = asyncio.create_task(engine.stop(seconds=1))
@@ -498,7 +498,7 @@ def test_a_mistake_in_the_writer_leaves_nobody_waiting(tmp_path: Path, caplog: p
         assert len(done) == 2, "a waiter was never answered"
         for task in done:
             assert isinstance(task.exception(), errors.LogstepError)
-        assert isinstance(engine.failure, errors.StorageFailed)
+        assert isinstance(engine.lifecycle.failure, errors.StorageFailed)
         await engine.stop(seconds=1)
 
     run(story())
@@ -1019,9 +1019,9 @@ def test_a_model_created_while_the_engine_recovers_is_refused_or_found(
         await asyncio.sleep(0.01)
         release.set()
         (result,) = await asyncio.gather(creating, return_exceptions=True)
-        await until(lambda: engine.state not in ("starting", "recovering"))
-        assert engine.failure is None
-        assert engine.state == "ready"
+        await until(lambda: engine.lifecycle.state not in ("starting", "recovering"))
+        assert engine.lifecycle.failure is None
+        assert engine.lifecycle.state == "ready"
         await engine.stop(seconds=1)
         if isinstance(result, BaseException):
             assert isinstance(result, errors.NotReady)
@@ -1053,7 +1053,7 @@ def test_nothing_is_learned_or_shown_before_the_log_is_replayed(
         with pytest.raises(errors.NotReady):
             engine.model("default")
         release.set()
-        await until(lambda: engine.state == "ready")
+        await until(lambda: engine.lifecycle.state == "ready")
         await engine.learn("default", [event(1.0)])
         await engine.stop(seconds=1)
 
@@ -1083,10 +1083,10 @@ def test_a_stop_during_recovery_ends_in_stopped_and_nothing_is_lost(
             assert await asyncio.to_thread(replaying.wait, PATIENCE)
             stopping = asyncio.create_task(engine.stop(seconds=1))
             await asyncio.sleep(0)
-            assert (engine.state, engine.state.stopping) == ("stopped", True)
+            assert (engine.lifecycle.state, engine.lifecycle.state.stopping) == ("stopped", True)
             release.set()
             await stopping
-        assert (engine.state, engine.failure, engine.models) == ("stopped", None, [])
+        assert (engine.lifecycle.state, engine.lifecycle.failure, list(engine.models)) == ("stopped", None, [])
         for attempt in (engine.learn("default", [event(1.0)]), engine.create("m", Spec()), engine.delete("default")):
             with pytest.raises(errors.NotReady, match="stopping"):
                 await attempt
@@ -1404,7 +1404,7 @@ def test_a_snapshot_for_which_there_was_no_room_is_tried_again(tmp_path: Path, m
                 await engine.learn("default", some_events(1000))
                 await asyncio.sleep(0)
             assert told(await engine.learn("default", [event(1.0)])).seq == [engine.model("default").learner.seq]
-            assert engine.state == "ready"
+            assert engine.lifecycle.state == "ready"
             engine.chores.rest(0)  # the pause is over
             await engine.learn("default", [event(1.0)])
             await until(lambda: engine.model("default").snapshot_seq)  # it is not forgotten
@@ -1437,12 +1437,12 @@ def test_a_damaged_log_is_not_started_from(tmp_path: Path, statement: str, reaso
             db.execute(statement)
         told: list[str] = []
         engine = new_engine(tmp_path)
-        engine.on_failure = lambda: told.append(engine.state)
+        engine.on_failure = lambda: told.append(engine.lifecycle.state)
         engine.start()
-        await until(lambda: engine.state not in ("starting", "recovering"))
+        await until(lambda: engine.lifecycle.state not in ("starting", "recovering"))
         await engine.stop(seconds=1)
-        assert isinstance(engine.failure, failures.LogDamaged)
-        assert reason in str(engine.failure)
+        assert isinstance(engine.lifecycle.failure, failures.LogDamaged)
+        assert reason in str(engine.lifecycle.failure)
         assert told == ["failed"]
 
     run(story())
@@ -1455,7 +1455,7 @@ def test_a_log_that_ends_before_its_last_snapshot_is_not_started_from(tmp_path: 
             db.execute("DELETE FROM batches WHERE first_seq > 50")
         engine = await started(tmp_path)
         await engine.stop(seconds=1)
-        assert isinstance(engine.failure, failures.LogDamaged)
+        assert isinstance(engine.lifecycle.failure, failures.LogDamaged)
 
     run(story())
 

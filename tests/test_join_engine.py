@@ -85,9 +85,10 @@ async def timed_out(engine: Engine, clock: Clock, seconds: float) -> None:
     """Set the clock forward, and wait until all that is due has timed out."""
     clock.advance(seconds, engine)
     await until(
-        lambda: engine.failure or all(model.next_timeout > clock.time() for model in engine.models), "the timeouts"
+        lambda: engine.lifecycle.failure or all(model.next_timeout > clock.time() for model in engine.models),
+        "the timeouts",
     )
-    assert engine.failure is None
+    assert engine.lifecycle.failure is None
 
 
 @contextmanager
@@ -288,7 +289,7 @@ def test_timeouts_wait_for_room_on_the_disk_and_the_writer_rests(
             await until(lambda: engine.model("m").waiting == 0, "room")
             assert engine.model("m").joins.counts()["expired"] == 2
             assert engine.model("m").learner.features.names == ["z", "a", "b"]
-            assert engine.failure is None
+            assert engine.lifecycle.failure is None
 
     run(story())
 

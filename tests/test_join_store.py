@@ -340,7 +340,7 @@ def test_a_damaged_prediction_is_refused_and_the_others_are_joined_and_time_out(
             ):
                 await learned(engine, "p1", model="m")
             assert told(await learned(engine, "done", model="m")).duplicate == [True]
-            assert engine.failure is None
+            assert engine.lifecycle.failure is None
             after = described(engine.model("m"))
         async with running_engine(tmp_path) as engine:
             assert described(engine.model("m")) == after
@@ -365,8 +365,8 @@ def test_an_id_that_stands_for_something_else_does_not_stop_the_timeouts(
             with pytest.raises(errors.LogstepError):
                 await learned(engine, "p1", model="m")
             clock.advance(25 * 3600, engine)
-            await until(lambda: counts(engine, "m")[0] == 0 or engine.failure, "all to time out")
-            assert engine.failure is None
+            await until(lambda: counts(engine, "m")[0] == 0 or engine.lifecycle.failure, "all to time out")
+            assert engine.lifecycle.failure is None
             expired = 2 if on_timeout == "negative" else 0
             assert counts(engine, "m") == (0, 0, expired, 3 - expired)
 
@@ -428,8 +428,8 @@ def test_a_damaged_count_of_dropped_predictions_is_refused_and_named(
             await until(lambda: counts(engine) == (0, 0, 0, 2), "both to time out")
         sql(tmp_path, "UPDATE drops SET predictions = 3")
         engine = await started(tmp_path)
-        assert isinstance(engine.failure, failures.LogDamaged)
-        assert "the row of 3 dropped prediction(s) has a wrong checksum" in str(engine.failure)
+        assert isinstance(engine.lifecycle.failure, failures.LogDamaged)
+        assert "the row of 3 dropped prediction(s) has a wrong checksum" in str(engine.lifecycle.failure)
         await engine.stop(seconds=0)
         (damage,) = examine(tmp_path).damage
         assert "the row of 3 dropped prediction(s) has a wrong checksum" in damage
@@ -453,7 +453,7 @@ def test_an_event_that_is_damaged_in_the_log_cannot_be_corrected_and_the_others_
                 await learned(engine, "p1", model="m")
             await kept(engine, "p2", model="m")
             assert told(await learned(engine, "p2", model="m")).seq == [3]
-            assert engine.failure is None
+            assert engine.lifecycle.failure is None
 
     run(story())
 

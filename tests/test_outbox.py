@@ -39,7 +39,7 @@ async def node(brokers: Mock, folder: Path, name: str, **settings: Any) -> Async
     try:
         async with asyncio.timeout(PATIENCE):
             while why := engine.unready:
-                assert engine.failure is None, (why, engine.failure)
+                assert engine.lifecycle.failure is None, (why, engine.lifecycle.failure)
                 await asyncio.sleep(0.02)
         yield engine
     finally:
@@ -241,7 +241,7 @@ def test_it_stops_at_once_though_much_is_not_applied(mock_cluster: Mock, name: s
         while not late.model("default").learner.seq:  # noqa: ASYNC110  # it tells nobody
             await asyncio.sleep(0.005)
         await late.stop(1.0)
-        assert late.failure is None
+        assert late.lifecycle.failure is None
         async with node(mock_cluster, tmp_path / "two", name) as engine:
             assert engine.model("default").learner.sha256() == learned(rows(10_000) * 3)
 

@@ -209,7 +209,7 @@ async def recover(folder: Path, promised: Promises) -> dict[str, dict[str, Any]]
     """Start an engine, look up every id that was promised, and stop it: seq and SHA-256 of each model."""
     engine = await started(folder)
     try:
-        assert engine.state == "ready", engine.failure
+        assert engine.lifecycle.state == "ready", engine.lifecycle.failure
         for (model, id_), seq in promised.ids.items():
             found = await engine.find_id(model, id_)
             assert found is not None

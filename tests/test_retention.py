@@ -581,8 +581,8 @@ def failure(folder: Path) -> str:
     async def run() -> str:
         engine = await started(folder)
         await engine.stop(0)
-        assert engine.state == "failed"
-        return str(engine.failure)
+        assert engine.lifecycle.state == "failed"
+        return str(engine.lifecycle.failure)
 
     return asyncio.run(run())
 

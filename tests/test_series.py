@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_a_gap_and_nothing_else(tmp_path: Path) -> None:
             store.log.db.connection.execute("PRAGMA max_page_count = 1000000").fetchall()
             await engine.disk.run(Store.write_series, many)
             await learn(engine, 5)
-            return engine.model("default").learner.seq, engine.state
+            return engine.model("default").learner.seq, engine.lifecycle.state
 
     assert asyncio.run(run()) == (15, "ready")
     assert len(stored(tmp_path)) >= 2_000

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -187,19 +188,16 @@ class Topic:
     def _find(self) -> None:
         self._partitions = set(self._brokers.topic(self.name).partitions)
         try:
-            self.id = self._asked_id()
+            self.id = self._brokers.topic_id(self.name)
         except KafkaException:
             say(f"{self._brokers.address} does not tell an id of the topic {self.name}")
-
-    def _asked_id(self) -> str:
-        return self._brokers.topic_id(self.name)
 
     def _is_another(self) -> bool:
         """Whether the topic was made again since its id was asked. An id that is the same after records were read tells
         that they are of this topic."""
         if not self.id:
             return False
-        told = self._patiently(self._asked_id)
+        told = self._patiently(partial(self._brokers.topic_id, self.name))
         if told is None or told == self.id:
             return False
         self.id = told

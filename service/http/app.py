@@ -58,7 +58,7 @@ class Service:
         self.settings = settings
         self.engine = engine = _engine(settings)
         past = Past(settings.data)
-        self._access = door = access.Access(settings, engine.streams_end)
+        self._access = door = access.Access(settings, engine.lifecycle.streams_end)
         bodies, replies = Bodies(settings), LongReplies(settings)
         self._one = One(engine, settings)
         self.arrays = Arrays(engine, bodies, settings, replies, door)
@@ -265,7 +265,7 @@ class Exchange:
         model = asked_of(self.scope).model
         if model != NO_MODEL and (place := self._engine.place_of(model)) is not None:
             added.append((PLACE, place))
-        if self._engine.state.stopping:
+        if self._engine.lifecycle.state.stopping:
             # Else a client that keeps its connections may send its next request on a closed one.
             added.append(CLOSE)
         return added

@@ -189,7 +189,7 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
     @api.get("/models", responses=ok("Models", "Models", 503))
     async def list_models(request: Request) -> Response:
         """List every model"""
-        engine.check_recovered()
+        engine.models.check_loaded()
         grant = access.grant_of(request.scope)
         within_reach = [model for model in engine.models if grant.reaches(model.name)]
         models = []

@@ -110,7 +110,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _drain(self) -> None:
-        if not self._service.engine.state.ready:
+        if not self._service.engine.lifecycle.state.ready:
             self._stop_now()
             return
         self._service.engine.drain()
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
 
     def _stop_now(self) -> None:
         self._service.engine.drain()
-        self._service.engine.streams_end.set()
+        self._service.engine.lifecycle.streams_end.set()
         self.should_exit = True
         asyncio.get_running_loop().call_later(VIEWERS_SECONDS, self._crowd.cut_viewers)
 
@@ -228,7 +228,7 @@ def serve(settings: Settings, lock: FolderLock) -> int:
     log.tell_the_rest(now=True)
     service.refusals.tell_the_rest(now=True)
     lock.release()
-    return 0 if service.engine.failure is None else 1
+    return 0 if service.engine.lifecycle.failure is None else 1
 
 
 def _http(service: Service, crowd: Crowd) -> Any:

@@ -62,6 +62,10 @@ class Queue:
         self.events += len(items)
         self.work.set()
 
+    async def learn(self, model: str, items: Items) -> Result:
+        """Learn an array, all or none."""
+        return await self.enqueue(model, items)
+
     async def submit(self, model: str, items: Items, stream: Stream) -> asyncio.Future[Result]:
         """Put items of a stream in the queue. Waits for room, because a stream can be read slowly."""
         self._models.get(model)

@@ -19,6 +19,13 @@ TOLD = 5
 """Most models that a message names."""
 
 
+def recover(store: Store, settings: Settings, given_up: Callable[[], bool]) -> dict[str, Model]:
+    """The models of a store that was just opened, by name, each at the end of its log. For given_up see Recovery."""
+    models = Recovery(store.log, settings, given_up).models()
+    note_arithmetic(store, models.values())
+    return models
+
+
 def note_arithmetic(store: Store, models: Iterable[Model]) -> None:
     """Record and log which models go on here with weights from a machine that computes otherwise.
 

@@ -98,7 +98,7 @@ class Facts:
     """Events and predictions that wait for the writer."""
     models: Sequence[Model]
     recovery_seconds: float | None
-    topic: OfTopic
+    topic: OfTopic = field(default_factory=OfTopic)
 
 
 class Telemetry(Collector):

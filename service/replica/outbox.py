@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException
@@ -17,7 +17,7 @@ from service.fairness import WIDE, worked
 from service.learning.model import Model
 from service.learning.models import Models
 from service.learning.queue import Queue
-from service.learning.request import Item, Items, Outcome, Refused, Request, Result, Stream, refusal_of
+from service.learning.request import Items, Outcome, Refused, Request, Result, Stream, refusal_of
 from service.learning.state import Lifecycle
 from service.replica.link import Link
 from service.replica.records import Do, encode, partition_of
@@ -99,11 +99,10 @@ class Outbox(Queue):
         first = await self._written(model, part(items, 0, half), stream)
         return first + await self._written(model, part(items, half, len(items)), stream)
 
-    async def learn(self, model: str, items: Sequence[Item]) -> list[Outcome]:
-        """Learn an array, all or none."""
+    async def learn(self, model: str, items: Items) -> Result:
         self._check(model, len(items))
         do, value = await worked(_is_wide(items), encode, items, False)
-        result: list[Outcome] = await self.ask(model, do, value, len(items))
+        result: Result = await self.ask(model, do, value, len(items))
         return result
 
     def ask(

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import Sequence
 
 import msgspec
 from confluent_kafka import KafkaException
@@ -19,9 +19,7 @@ from service.clock import SYSTEM, Clock
 from service.learning.chores import Chore
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Item, Outcome
-from service.learning.retention import Retention
-from service.learning.telemetry import OfTopic
+from service.learning.telemetry import Facts, OfTopic
 from service.replica import rules, topic
 from service.replica.changes import Changes
 from service.replica.digests import Digests
@@ -53,23 +51,20 @@ class Replica(Engine):
 
     def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
         self._brokers = Brokers(settings.kafka, properties(settings.kafka_config, FIXED))
-        super().__init__(settings, clock)
+        super().__init__(settings, clock, Forgetting(settings, clock, self._ask_to_forget))
         self._link: Link | None = None
         self._feed: Feed | None = None
         self._following: asyncio.Task[None] | None = None
         self._lag: Lag | None = None
         folder = settings.data
-        self._digests = Digests(self._models, self.disk, clock, self.queue, self.progress, folder, self._ended)
+        self._digests = Digests(self.models, self.disk, clock, self.queue, self.progress, folder, self._ended)
         self.chores.add(self._digests)
 
     def _make_queue(self) -> Outbox:
-        return Outbox(self._settings.queue_events, self._models, self._lifecycle, self.telemetry.round_trip, self.model)
+        return Outbox(self._settings.queue_events, self.models, self.lifecycle, self.telemetry.round_trip, self.model)
 
     def _make_timeouts(self) -> Chore:
-        return Ticks(self._models, self.disk, self._clock, self.queue)
-
-    def _make_retention(self) -> Retention:
-        return Forgetting(self._settings, self._clock, self._ask_to_forget)
+        return Ticks(self.models, self.disk, self._clock, self.queue)
 
     def _ask_to_forget(self, model: str, forgotten: Forgotten) -> None:
         self.queue.announce(Do.FORGET, model, msgspec.json.encode(forgotten))
@@ -87,7 +82,7 @@ class Replica(Engine):
 
     async def create(self, name: str, spec: Spec) -> tuple[Model, bool]:
         """The model of that name and spec, and whether it is new."""
-        self._models.check_room(name)
+        self.models.check_room(name)
         made: tuple[Model, bool] = await self.queue.ask(name, Do.PUT, msgspec.json.encode(spec.as_dict()))
         return made
 
@@ -101,9 +96,6 @@ class Replica(Engine):
         self.model(name)
         model: Model = await self.queue.ask(name, Do.RESUME)
         return model
-
-    async def _enqueue_all(self, model: str, items: Sequence[Item]) -> list[Outcome]:
-        return await self.queue.learn(model, items)
 
     # -- how far it is
 
@@ -126,16 +118,18 @@ class Replica(Engine):
         except TimeoutError:
             raise errors.Behind(wanted=f"record {record} of partition {partition}") from None
 
-    def _topic(self) -> OfTopic:
+    def _facts(self) -> Facts:
+        facts = super()._facts()
         if self._feed is None or self._lag is None:
-            return OfTopic()
-        return OfTopic(self._lag.records, self._lag.seconds(), self._feed.applied, self._feed.refused)
+            return facts
+        of_topic = OfTopic(self._lag.records, self._lag.seconds(), self._feed.applied, self._feed.refused)
+        return dataclasses.replace(facts, topic=of_topic)
 
     @property
     def unready(self) -> str:
         """Why a load balancer should send nothing here; "" if it may."""
-        if not self.state.ready:
-            return self.state
+        if not self.lifecycle.state.ready:
+            return self.lifecycle.state
         if self._lag is None:
             return self.queue.why_closed
         if not self._lag.caught_up():
@@ -157,7 +151,7 @@ class Replica(Engine):
 
     async def _recover(self) -> None:
         await super()._recover()
-        if self.state.ready:
+        if self.lifecycle.state.ready:
             self._following = asyncio.create_task(self._follow())
             self._following.add_done_callback(self._ended)
 
@@ -182,7 +176,7 @@ class Replica(Engine):
             check_followed(found, followed, reached)
         self.progress.recovered(reached)
         self._digests.begin_with(reached)
-        changes = Changes(self._models, self.writer, self.disk, self._digests, super().delete, super().resume)
+        changes = Changes(self.models, self.writer, self.disk, self._digests, super().delete, super().resume)
         feed = self._feed = Feed(self.queue, self.progress, changes, reached, broken)
         places = {partition: max(at.record, found.ranges[partition][0]) for partition, at in reached.items()}
         feed.begin(link, places)
@@ -209,7 +203,7 @@ class Replica(Engine):
 
     def _is_empty(self) -> bool:
         """Whether the folder is as a service makes it, so that it may begin with the topic."""
-        models = self.models
+        models = list(self.models)
         return len(models) == 1 and not (models[0].last_seq or models[0].waiting) and models[0].learner.spec == Spec()
 
     async def _give_up_now_and_then(self) -> None:

@@ -190,7 +190,8 @@ class _ModelChannel(Channel):
         now = time.monotonic()
         learned_s, predicted_s = self._rates.at(now, model.learned, model.predicted)
         told = (
-            (self.engine.state, model.learner.seq, model.predicted, model.waiting, model.snapshot_seq, model.dropped),
+            self.engine.lifecycle.state,
+            (model.learner.seq, model.predicted, model.waiting, model.snapshot_seq, model.dropped),
             (learned_s, predicted_s),
         )
         if told == self._told:
@@ -200,7 +201,7 @@ class _ModelChannel(Channel):
         return {
             "t": time.time(),
             "model": model.name,
-            "state": self.engine.state,
+            "state": self.engine.lifecycle.state,
             "rule": model.learner.spec.rule,
             "seq": model.learner.seq,
             "learned_s": learned_s,
@@ -235,12 +236,13 @@ class _Overview(Channel):
             rows.append(self._row(model, now))
             if i % 10 == 9:
                 await asyncio.sleep(0)
-        told = (self.engine.state, rows)
+        state = self.engine.lifecycle.state
+        told = (state, rows)
         if told == self._told:
             return None
         self._told = told
         more = len(reached) - len(models)
-        return {"t": time.time(), "state": self.engine.state, "models": rows, **({"more": more} if more else {})}
+        return {"t": time.time(), "state": state, "models": rows, **({"more": more} if more else {})}
 
     def _row(self, model: Model, now: float) -> dict[str, Any]:
         learned_s, predicted_s = self._rates[model.name].at(now, model.learned, model.predicted)
@@ -258,7 +260,7 @@ class _Overview(Channel):
             "accuracy": scores.accuracy,
             "accuracy_window": scores.accuracy_window,
             "worse_than_guessing": worse_than_guessing(model.learner.spec, scores),
-            "state": self.engine.state,
+            "state": self.engine.lifecycle.state,
             "spark": self._spark(model),
         }
 
@@ -296,7 +298,7 @@ class Live:
     @contextlib.contextmanager
     def watching(self, watched: Watched) -> Iterator[Channel]:
         """Join a channel as a viewer, and leave it at the end."""
-        if self._engine.streams_end.is_set():
+        if self._engine.lifecycle.streams_end.is_set():
             raise errors.NotReady(state=STREAMS_END)
         if self.viewers >= self._max_viewers:
             raise errors.TooManyViewers(limit=self._max_viewers)
@@ -316,13 +318,13 @@ class Live:
     def _open(self, watched: Watched) -> Channel:
         if isinstance(watched, str):
             return _ModelChannel(self._engine, self._commits, watched)
-        self._engine.check_recovered()
+        self._engine.models.check_loaded()
         return _Overview(self._engine, watched)
 
     async def _tick(self) -> None:
         """Look at every channel a few times a second, until nobody watches or the service stops."""
         try:
-            while self._channels and not self._engine.streams_end.is_set():
+            while self._channels and not self._engine.lifecycle.streams_end.is_set():
                 started = time.perf_counter()
                 for channel in list(self._channels.values()):
                     await channel.look()
@@ -331,7 +333,7 @@ class Live:
                 pause = max(TICK_SECONDS, spent / SHARE_OF_THE_LOOP, self.viewers * VIEWER_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
-                        await self._engine.streams_end.wait()
+                        await self._engine.lifecycle.streams_end.wait()
         finally:
             self._ticking = None
             for channel in self._channels.values():
