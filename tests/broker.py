@@ -360,11 +360,16 @@ class Relay:
         self._flows.set()
 
     def _accept(self, listener: socket.socket, to: int) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # it was closed
             while True:
                 near, _ = listener.accept()
-                far = socket.create_connection((HOST, to))
-                self._sockets += (near, far)
+                self._sockets.append(near)
+                try:
+                    far = socket.create_connection((HOST, to))
+                except OSError:  # the broker is away
+                    near.close()
+                    continue
+                self._sockets.append(far)
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
 

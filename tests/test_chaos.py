@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker import Cluster
+from broker import Cluster, Relay
 from confluent_kafka import KafkaException, Producer
 from effort import amount, from_checks_on
 from forked import elsewhere
@@ -57,6 +57,8 @@ SPECS: dict[str, dict[str, Any]] = {
 """The models besides `default`. `brief` is deleted and made again. In `ads` and `guarded` predictions time out. The
 breaker of `guarded` stops it now and then."""
 KEPT = ("ads", "late", "guarded")
+CAN_BE_CUT_OFF = 1
+"""The node whose way to the brokers can be cut."""
 
 
 def digest_often() -> None:
@@ -84,8 +86,8 @@ class Acknowledged:
 class Story:
     """The nodes, the clients, and what goes wrong."""
 
-    def __init__(self, cluster: Cluster, start: Start, below: Path, seed: int) -> None:
-        self.cluster, self.below, self.seed = cluster, below, seed
+    def __init__(self, cluster: Cluster, way: Relay, start: Start, below: Path, seed: int) -> None:
+        self.cluster, self.way, self.below, self.seed = cluster, way, below, seed
         self.random = random.Random(seed)
         self.topic = f"chaos-{seed}"
         make_topic(cluster, self.topic)
@@ -100,13 +102,18 @@ class Story:
         self._copies = itertools.count(1)
 
     def start(
-        self, folder: Path | None = None, ready: bool = True, first: Callable[[], None] = digest_often
+        self,
+        folder: Path | None = None,
+        ready: bool = True,
+        first: Callable[[], None] = digest_often,
+        brokers: str = "",
     ) -> Service:
-        return self._nodes.start(*FLAGS, folder=folder, ready=ready, first=first)
+        return self._nodes.start(*FLAGS, folder=folder, ready=ready, first=first, brokers=brokers)
 
     def again(self, number: int, folder: Path | None = None) -> None:
         """Start a node again that has ended. Clients find it at its new port."""
-        self.services[number] = self.start(folder or self.services[number].folder, ready=False)
+        brokers = self.way.address if number == CAN_BE_CUT_OFF else ""
+        self.services[number] = self.start(folder or self.services[number].folder, ready=False, brokers=brokers)
         self.services[number].wait_for_port()
 
     def backup(self, node: Service) -> Path:
@@ -147,6 +154,15 @@ class Story:
     def freeze_node(self) -> None:
         with self.services[self.any_node()].paused():
             self.pause(0.5, 2 * MAX_LAG)
+
+    def cut_off_node(self) -> None:
+        """From all brokers, as when a cable is pulled. It predicts all the same."""
+        self.way.cut()
+        self.pause(0.5, 2 * MAX_LAG)
+        status, reply = self.services[CAN_BE_CUT_OFF].request("POST", "/predict", {"x": {"a": 1.0}})
+        if status != 200:
+            self.wrong.append(f"a node that is cut off: {status} {reply}")
+        self.way.mend()
 
     def kill_leader(self) -> None:
         number = self.leader()
@@ -232,9 +248,9 @@ class Story:
     def interruptions(self) -> Iterator[Callable[[], None]]:
         """Each kind before any comes again."""
         kinds = [
-            self.kill_node, self.stop_node, self.freeze_node, self.kill_leader, self.freeze_leader,
-            self.restart_brokers, self.lose_two_brokers, self.copy_a_node, self.overtake_node, self.flip_bit,
-            *([self.other_library] if ON_GLIBC else ()),
+            self.kill_node, self.stop_node, self.freeze_node, self.cut_off_node, self.kill_leader,
+            self.freeze_leader, self.restart_brokers, self.lose_two_brokers, self.copy_a_node, self.overtake_node,
+            self.flip_bit, *([self.other_library] if ON_GLIBC else ()),
         ]  # fmt: skip
         while True:
             self.random.shuffle(kinds)
@@ -562,8 +578,14 @@ def same_everywhere(services: list[Service]) -> dict[str, State] | None:
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_or_learned_twice_whatever_is_killed(cluster: Cluster, start: Start, tmp_path: Path) -> None:
     seed = amount(quick=0, checks=407, long=random.randrange(10**6))
-    story = Story(cluster, start, tmp_path, seed)
-    story.services += [story.start(), story.start()]
+    with cluster.relay() as way:
+        tell(Story(cluster, way, start, tmp_path, seed))
+
+
+def tell(story: Story) -> None:
+    """The story, and what must hold at its end."""
+    seed = story.seed
+    story.services += [story.start(), story.start(brokers=story.way.address)]
     for name, spec in SPECS.items():
         assert story.services[0].http.put(f"/models/{name}", json=spec).status_code == 201
     clients = [Client(story, number) for number in range(CLIENTS)]
