@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness import Service, Start
+from patience import eventually
 from processes import new_engine, running_engine
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -83,15 +84,27 @@ def test_it_measures_each_commit_once(start: Start) -> None:
         service.model().learn({"x": {"a": i}, "y": i % 2})
     service.model().learn([{"x": {}, "y": 1}] * 100)
     said = scraped(service)
+    if said["logstep_commit_seconds_count"] < 21:  # the last one is counted when who waited for it was answered
+        said = scraped(service)
     for name in ("commit_seconds", "sync_seconds", "commit_events"):
         assert said[f"logstep_{name}_count"] == 21
     assert said["logstep_commit_events_sum"] == 120
     assert said['logstep_commit_events_bucket{le="1.0"}'] == 20
     assert 0 < said["logstep_sync_seconds_sum"] < said["logstep_commit_seconds_sum"]
-    log = service.folder / "log.db"
-    assert said["logstep_log_bytes"] == log.stat().st_size
-    assert said["logstep_wal_bytes"] == log.with_name("log.db-wal").stat().st_size
     assert said["logstep_replay_seconds"] > 0
+
+
+def test_it_measures_the_files(start: Start) -> None:
+    service = start()
+    service.model().learn([{"x": {}, "y": 1}] * 100)
+    log = service.folder / "log.db"
+
+    def same() -> bool:  # chores may write between the two looks
+        said = scraped(service)
+        sizes = log.stat().st_size, log.with_name("log.db-wal").stat().st_size
+        return (said["logstep_log_bytes"], said["logstep_wal_bytes"]) == sizes
+
+    eventually(same, "the sizes of the files")
 
 
 def test_counts_of_a_deleted_model_stay(tmp_path: Path) -> None:
