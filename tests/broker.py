@@ -137,8 +137,16 @@ class Broker:
     def drop_records(self, topic: str, before: Mapping[int, int]) -> None:
         """Drop what stands before an offset of some partitions, as retention does."""
         places = [TopicPartition(topic, partition, offset) for partition, offset in before.items()]
-        for done in self._admin.delete_records(places).values():
-            done.result()
+
+        def dropped() -> bool:
+            try:
+                for done in self._admin.delete_records(places).values():
+                    done.result()
+            except KafkaException:  # another broker leads a partition now
+                return False
+            return True
+
+        eventually(dropped, "the records to be dropped")
 
     def produce(self, topic: str, values: Iterable[Any], partition: int = 0) -> None:
         """Append records: bytes and None as they are, all else as JSON."""
