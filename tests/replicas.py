@@ -7,13 +7,14 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpx
 import msgspec
 import numpy as np
 from broker import Broker
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from harness import Service, Start
 from patience import PATIENCE, eventually
 
@@ -55,7 +56,7 @@ class Nodes:
         until = time.monotonic() + 2 * PATIENCE
         try:
             # A consumer does not tell that it is at the end of a partition as long as others go on to write to it.
-            ends = {p: consumer.get_watermark_offsets(TopicPartition(self.topic, p), PATIENCE)[1] for p in left}
+            ends = eventually(partial(_ends, consumer, self.topic, left), "where the partitions end")
             while left:
                 message = consumer.poll(1.0)
                 assert time.monotonic() < until, f"no end of partitions {left}"
@@ -85,6 +86,13 @@ class Nodes:
                     ids.add(event["id"])
                     learner.learn_one(event["x"], int(event["y"]), w=event["weight"])
         return learner.seq, learner.sha256()
+
+
+def _ends(consumer: Consumer, name: str, partitions: Iterable[int]) -> dict[int, int] | None:
+    try:
+        return {p: consumer.get_watermark_offsets(TopicPartition(name, p), PATIENCE)[1] for p in partitions}
+    except KafkaException:  # another broker leads a partition now
+        return None
 
 
 def make_topic(brokers: Broker, name: str, copies: int = 3) -> None:
