@@ -397,3 +397,18 @@ def test_files_have_a_limit_and_leave_nothing_on_the_disk(start: Start) -> None:
         assert_problem(learn(model, bytes(900_000), PARQUET), 503, "fill the 1048576 bytes allowed for all")
     eventually(lambda: learn(model, file_of(parquet.write_table), PARQUET).status_code == 200, "the place to be free")
     assert not service.children()
+
+
+def test_a_refused_file_leaves_its_place_to_the_next(start: Start) -> None:
+    service = start()
+    model = service.model()
+    times = {"when": pyarrow.array([0, 1], pyarrow.timestamp("us")), "y": [0, 1]}
+    labels = {"a": [1.0, 2.0], "y": [0, 2]}
+    for _ in range(3):  # there are two places
+        assert_problem(learn(model, file_of(parquet.write_table, times), PARQUET), 422, "x.when")
+        assert_problem(predict(model, file_of(parquet.write_table, {"when": times["when"]}), PARQUET), 422, "x.when")
+        assert_problem(learn(model, file_of(parquet.write_table, labels), PARQUET), 422, "row 2")
+        assert_problem(learn(model, file_of(parquet.write_table, labels), PARQUET, label="y"), 422, "line 2")
+    good = {"a": [1.0, 2.0], "y": [0, 1]}
+    assert learn(model, file_of(parquet.write_table, good), PARQUET).json()["learned"] == 2
+    eventually(lambda: not service.children() and not spooled(service), "the files to be closed")

@@ -1,4 +1,5 @@
-"""Decodes streams of any length piece by piece: the lines of NDJSON, the rows of Arrow."""
+"""Decodes streams of any length piece by piece: the lines of NDJSON, the rows of Arrow. At the end, also at an error,
+the chunks are closed: they may hold a file and a child process that reads it."""
 
 from __future__ import annotations
 
@@ -142,7 +143,7 @@ def _forms(shape: Shape | None, data: bytearray) -> Iterator[Shape]:
 
 async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[Sequence[Event | Label] | Table]]:
     """The rows of an Arrow stream to learn; numbers stay arrays."""
-    async with aclosing(await _tables(chunks, settings, learn=True)) as tables:
+    async with aclosing(chunks), aclosing(await _tables(chunks, settings, learn=True)) as tables:
         async for table in tables:
             if table.is_plain and table.ids is None:
                 yield Piece(table, "row", range(table.first_row, table.first_row + len(table)))
@@ -157,7 +158,7 @@ async def events_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[P
 
 async def questions_of_rows(chunks: Chunks, settings: Settings) -> AsyncGenerator[Piece[list[Question]]]:
     """The rows of an Arrow stream to predict from."""
-    async with aclosing(await _tables(chunks, settings, learn=False)) as tables:
+    async with aclosing(chunks), aclosing(await _tables(chunks, settings, learn=False)) as tables:
         async for table in tables:
             for start, stop, rows in _cuts(table, settings.stream_events):
                 yield Piece(await _each(table, table.questions, start, stop), "row", rows)
