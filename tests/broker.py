@@ -140,7 +140,8 @@ class Broker:
 
         def dropped() -> bool:
             try:
-                for done in self._admin.delete_records(places).values():
+                asked = AdminClient(self._settings)  # a new one: others ask the leaders that they knew
+                for done in asked.delete_records(places).values():
                     done.result()
             except KafkaException:  # another broker leads a partition now
                 return False
