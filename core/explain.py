@@ -65,7 +65,7 @@ class Explanation:
 
     seq: events that the model had learned. score, p: the log odds of label 1, and its probability. bias: the score
     without features; for a model with weights, b. features: those that the model knew, in the event's own order.
-    unknown: the names of those that it did not know; they add nothing. method: in words.
+    unknown: the names of those that it did not know; they have no part. method: in words.
 
     Add the contributions one by one from 0.0, then the bias, and you get the score. For a model with weights it is
     exact to the last bit; use a loop, since Python's `sum` rounds differently from 3.12 on. For `auto` the difference

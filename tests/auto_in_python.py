@@ -348,7 +348,9 @@ class Mixture:
     """What `Auto` is, by its description. All features are numbers; text is `name=value` with 1."""
 
     def __init__(self, clip: float = 1e12, class_weights: tuple[float, float] = (1.0, 1.0), plan: Plan = PLAN) -> None:
-        self.clip, self.class_weights, self.plan = clip, class_weights, plan
+        largest = max(1.0, *class_weights)
+        self.clip, self.plan = clip / largest, plan
+        self.class_weights = [weight / largest for weight in class_weights]
         self.number: dict[Any, int] = {}
         self.banks = [Bank(plan, self.number)]
         self.members = sum(map(len, plan[:4])) + (plan.kalman is not None)
@@ -375,14 +377,15 @@ class Mixture:
             bank.learn(y, weight, own, self.clip)
         for name, value in x.items():
             self.statistics[name].values.append(value)
+        weight = min(weight, 1.0)
         self._reweigh(of_1 if y else of_0, weight)
         self.loss -= math.log(p if y else q)
         loss = -math.log(p if y else q)
         surprise = loss + p * math.log(p) + q * math.log(q)
-        self.excess = max(0.0, self.excess + min(surprise, MOST) - SLACK)
-        self.above = max(0.0, self.above + min(loss - self.usual, MOST) - SLACK_ABOVE)
-        self.events = min(self.events + 1, MANY)
-        self.usual += (min(loss, MOST) - self.usual) / max(self.events, FEW)
+        self.excess = max(0.0, self.excess + weight * (min(surprise, MOST) - SLACK))
+        self.above = max(0.0, self.above + weight * (min(loss - self.usual, MOST) - SLACK_ABOVE))
+        self.events = min(self.events + weight, MANY)
+        self.usual += weight * (min(loss, MOST) - self.usual) / max(self.events, FEW)
         if self.excess > ALARM or self.above > ALARM_ABOVE:
             self._alarm()
         return p

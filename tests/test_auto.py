@@ -92,7 +92,7 @@ def test_auto_is_what_its_description_says(seed: int, flips: int, spec: dict[str
     other = Mixture(learner.spec.clip, (weights["0"], weights["1"]))
     numbers = random.Random(seed)
     for x, y in made_up(300, seed, flips):
-        w = numbers.choice([1.0, 1.0, 0.4, 2.5])
+        w = numbers.choice([1.0, 1.0, 0.8, 2.5])
         expected = other.learn(x, y, w)
         assert learner.learn_many([x], [y], [w]).probabilities[0] == pytest.approx(expected, rel=1e-7)
     assert learner.auto is not None
@@ -483,7 +483,7 @@ def test_where_there_is_nothing_to_learn_little_is_lost_beside_the_base_rate(rat
 # -- weights of events
 
 
-def test_an_event_of_weight_2_counts_twice_in_the_shares() -> None:
+def test_an_event_of_weight_1_counts_twice_as_much_in_the_shares_as_one_of_a_half() -> None:
     def shares(weight: float) -> dict[tuple[Any, ...], float]:
         learner = Learner(AUTO)
         learner.learn_many([{"a": 1.0}, {"a": -1.0}], [1, 0])
@@ -493,11 +493,12 @@ def test_an_event_of_weight_2_counts_twice_in_the_shares() -> None:
         # As they were before the small share was given back; what is lost in normalising is the same for all.
         return {key: ((after[key] - SHARE / FIRST) / (1 - SHARE)) / before[key] for key in after}
 
-    once, twice = shares(1.0), shares(2.0)
+    once, twice = shares(0.5), shares(1.0)
     first = next(iter(once))
     assert len({round(ratio, 6) for ratio in once.values()}) > 10  # the learners do differ
     for key, ratio in once.items():
         assert twice[key] / twice[first] == pytest.approx((ratio / once[first]) ** 2, rel=1e-9)
+    assert shares(30.0) == twice  # above 1, log loss is not mixable
 
 
 def shares_of(learner: Learner) -> dict[tuple[Any, ...], float]:
@@ -512,13 +513,52 @@ def test_a_class_weight_is_the_sample_weight_of_its_class_but_in_the_counts(labe
     events = stream("Phishing", 300)
     xs, ys = [x for x, _ in events], [y for _, y in events]
     by_event, plain = Learner(AUTO), Learner(AUTO)
-    by_class = Learner(Spec(rule="auto", class_weights={"1" if label else "0": 2.5}))
+    by_class = Learner(Spec(rule="auto", class_weights={"1" if label else "0": 0.4}))
     by_class.learn_many(xs, ys)
     plain.learn_many(xs, ys)
-    by_event.learn_many(xs, ys, [2.5 if y == label else 1.0 for y in ys])
+    by_event.learn_many(xs, ys, [0.4 if y == label else 1.0 for y in ys])
     of_class, of_event, of_plain = (each.state()["arrays"] for each in (by_class, by_event, plain))
     assert of_class["first_counts"].tolist() == of_plain["first_counts"].tolist() != of_event["first_counts"].tolist()
     assert of_class["first_single"].tolist() == of_event["first_single"].tolist() != of_plain["first_single"].tolist()
+
+
+def rare(count: int) -> list[tuple[dict[str, float], int]]:
+    """Label 1 is rare, and whoever is certain is wrong."""
+    numbers, events = random.Random(1), []
+    for _ in range(count):
+        a = numbers.gauss(0, 1)
+        events.append(({"a": a}, int(numbers.random() < 1 / (1 + math.exp(2 - a)))))
+    return events
+
+
+@pytest.mark.parametrize("weight", [10.0, 100.0])
+def test_a_weight_that_all_events_have_changes_little(weight: float) -> None:
+    xs, ys = zip(*rare(3000), strict=True)
+    plain, weighted = Learner(AUTO), Learner(AUTO)
+    losses = plain.learn_many(xs, ys).losses.mean()
+    assert weighted.learn_many(xs, ys, [weight] * len(xs)).losses.mean() <= 1.02 * losses
+    assert weighted.auto is not None
+    assert weighted.auto.alarms == 0
+
+
+@pytest.mark.parametrize("weight", [10.0, 30.0])
+def test_class_weights_above_1_beat_guessing_and_are_no_change_of_the_stream(weight: float) -> None:
+    events = rare(3000)
+    learner = Learner(Spec(rule="auto", class_weights={"1": weight}))
+    losses = outcome_of(learner, events).losses
+    weights = np.array([weight if y else 1.0 for _, y in events])
+    share = float(weights[[y == 1 for _, y in events]].sum() / weights.sum())
+    guessing = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert (losses * weights).sum() / weights.sum() < guessing
+    assert learner.auto is not None
+    assert learner.auto.alarms == 0
+
+
+def test_class_weights_count_by_how_they_compare() -> None:
+    events = rare(200)
+    large = Learner(Spec(rule="auto", clip=4.0, class_weights={"0": 2.0, "1": 8.0}))
+    small = Learner(Spec(rule="auto", clip=0.5, class_weights={"0": 0.25, "1": 1.0}))
+    assert outcome_of(large, events).losses.tolist() == outcome_of(small, events).losses.tolist()
 
 
 @pytest.mark.parametrize("weight", [1e6, 1e12, 1e-12])

@@ -29,6 +29,14 @@ NO_LABELS = np.empty(0, np.uint8)
 BANK_PARTS = "single", "evidence", "pairs", "counts", "rows", "owners", "small"
 
 
+def _limits_of(spec: Spec) -> Floats:
+    """What the kernels call `limits`. Class weights are divided by the larger one if that is above 1, and the clip with
+    them: what counts is how they compare, and the mixture's bound holds for weights up to 1."""
+    weights = spec.class_weights
+    largest = max(1.0, *weights.values())
+    return np.array([1.0, min(spec.clip / largest, MAX_CLIP), weights["0"] / largest, weights["1"] / largest])
+
+
 def _power_of_2(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
@@ -108,7 +116,7 @@ class Auto:
         self._plan = _Plan(PLAN)
         self._limit = limit
         self._hashed = spec.hash_bits is not None
-        self._limits = np.array([1.0, min(spec.clip, MAX_CLIP), spec.class_weights["0"], spec.class_weights["1"]])
+        self._limits = _limits_of(spec)
         self._features = 0
         self._rows = _MIN_ROWS
         self._statistics = np.zeros((_MIN_ROWS, STATISTICS))

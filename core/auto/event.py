@@ -213,6 +213,6 @@ def go_through(  # noqa: C901  # a part more would take its compile time again
             for s in range(STATISTICS):
                 statistics[c[j], s] = room.fresh[j, s]
         reweigh(room.chances[y], shares, limits[WEIGHT])
-        if changed(predicted[i], y, scalars):
+        if changed(predicted[i], y, limits[WEIGHT], scalars):
             return i + 1
     return len(predicted)

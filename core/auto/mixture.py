@@ -45,6 +45,9 @@ def mixed(z: Floats, shares: Floats, chances: Table) -> float:
 def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
     """share_k <- share_k exp(-weight loss_k) = share_k P_k(y)^weight, normalised. Then redistributes SHARE evenly.
 
+    A weight above 1 counts as 1: log loss is mixable up to that rate only. Above it, the mixture follows whichever
+    member is the most certain, and no bound holds.
+
     `chances`: the members' probabilities of the label that came. They are divided by the largest, so that a heavy event
     does not turn every share into 0.
     """
@@ -54,24 +57,29 @@ def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
     total = 0.0
     for k in range(len(shares)):
         ratio = chances[k] / largest
-        shares[k] *= ratio if weight == 1.0 else math.pow(ratio, weight)
+        shares[k] *= ratio if weight >= 1.0 else math.pow(ratio, weight)
         total += shares[k]
     for k in range(len(shares)):
         shares[k] = (1.0 - SHARE) * (shares[k] / total) + SHARE / len(shares)
 
 
 @part_of_kernels
-def changed(z: float, y: int, scalars: Floats) -> bool:
+def changed(z: float, y: int, weight: float, scalars: Floats) -> bool:
     """Whether the stream has changed abruptly, by two CUSUMs that never fall below 0: of the log loss minus the
-    prediction's entropy, which is what it expects to lose, and of the log loss minus the usual log loss."""
+    prediction's entropy, which is what it expects to lose, and of the log loss minus the usual log loss.
+
+    An event counts as much as it does for the shares. Where labels weigh differently, the predictions are calibrated
+    for weighted events, and plain ones would lose more than expected all the time.
+    """
+    weight = min(weight, 1.0)
     a = abs(z)
     e = math.exp(-a)
     entropy = math.log1p(e) + a * e / (1.0 + e)  # -p log p - (1-p) log(1-p)
     loss = math.log1p(e) + (0.0 if (z > 0.0) == (y == 1) else a)
-    scalars[EXCESS] = max(0.0, scalars[EXCESS] + min(loss - entropy, MOST) - SLACK)
-    scalars[ABOVE] = max(0.0, scalars[ABOVE] + min(loss - scalars[USUAL], MOST) - SLACK_ABOVE)
-    scalars[EVENTS] = min(scalars[EVENTS] + 1.0, MANY)
-    scalars[USUAL] += (min(loss, MOST) - scalars[USUAL]) / max(scalars[EVENTS], FEW)
+    scalars[EXCESS] = max(0.0, scalars[EXCESS] + weight * (min(loss - entropy, MOST) - SLACK))
+    scalars[ABOVE] = max(0.0, scalars[ABOVE] + weight * (min(loss - scalars[USUAL], MOST) - SLACK_ABOVE))
+    scalars[EVENTS] = min(scalars[EVENTS] + weight, MANY)
+    scalars[USUAL] += weight * (min(loss, MOST) - scalars[USUAL]) / max(scalars[EVENTS], FEW)
     if scalars[EXCESS] <= ALARM and scalars[ABOVE] <= ALARM_ABOVE:
         return False
     scalars[EXCESS] = scalars[ABOVE] = scalars[EVENTS] = 0.0
