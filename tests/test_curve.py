@@ -159,12 +159,27 @@ def test_the_service_tells_the_curve_of_a_model_and_the_same_after_a_kill(start:
 
     outcome = Learner(Spec()).learn_many(xs, labels)
     points = curve_of(outcome).points(50)
-    assert told == {"model": "default", "window": 50, **{k: v.tolist() for k, v in points._asdict().items()}}
+    assert told == {
+        "model": "default",
+        "window": 50,
+        **{k: pytest.approx(v.tolist(), rel=1e-12) for k, v in points._asdict().items()},
+    }
     assert told["seq"] == [*range(2, 601, 2)]
     assert told["loss_total"][-1] == pytest.approx(progressive["total"]["log_loss"])
     for name, score in (("loss_window", "log_loss"), ("accuracy_window", "accuracy")):
         assert told[name][-1] == pytest.approx(progressive["window"][score])
     assert told["base_rate_loss_window"][-1] == pytest.approx(progressive["window"]["base_rate_log_loss"])
+
+
+def test_the_last_point_is_the_windowed_score_wherever_the_stretches_end(shared: Service) -> None:
+    model = shared.model("curve-last")
+    assert model.create({}).status_code == 201
+    xs, labels = zip(*stream("Phishing", 1250), strict=True)
+    assert model.learn([{"x": x, "y": y} for x, y in zip(xs, labels, strict=True)][:1233]).status_code == 200
+    told, last = shared.get("/models/curve-last/curve"), model.state()["progressive"]["window"]
+    assert (told["window"], told["seq"][-2:], last["events"]) == (1000, [1232, 1233], 1000)
+    for name, score in (("loss", "log_loss"), ("accuracy", "accuracy"), ("base_rate_loss", "base_rate_log_loss")):
+        assert told[f"{name}_window"][-1] == pytest.approx(last[score], rel=1e-12)
 
 
 def test_a_step_that_was_not_taken_leaves_null_and_not_a_number_that_is_none(shared: Service) -> None:

@@ -132,8 +132,9 @@ def add_hot_routes(api: FastAPI, answer: ASGIApp) -> None:
         """Predict from the current model
 
         `p` is the probability of label 1, `y` whether it is above 0.5. Features that the model has not learned add
-        nothing; `unknown`, if present, says how many there were. With an `id`, the service stores the prediction and
-        its features until the label comes; you then send /learn only the id and the label."""
+        nothing (`auto` takes them for new, as learning would); `unknown`, if present, says how many there were. With an
+        `id`, the service stores the prediction and its features until the label comes; you then send /learn only the id
+        and the label."""
 
     async def learn_model(name: ModelName) -> None: ...
 
@@ -332,7 +333,8 @@ def add_explanations(
         With an `x`, the current model explains it. With an `id`, the reply explains the prediction that waits under it,
         by the model as it was then (`auto`: as it is now). Bias and contributions add up to the score. `seen` is the
         value that the model uses, after scaling. `unknown` lists features that the model has not learned; they add
-        nothing. A waiting prediction is shown only to the token that asked for it and to tokens that may learn."""
+        nothing (with `auto` they count as new). A waiting prediction is shown only to the token that asked for it and
+        to tokens that may learn."""
         model = engine.model(name)
         body = await bodies.read_json(request.scope, request.receive, settings.max_body_bytes)
         asked = await worked(len(body) > event_json.WIDE_BYTES, event_json.decode_explain, body)

@@ -14,7 +14,7 @@ from core import logistic
 from core.batch import Batch
 from core.breaker import Watch
 from core.copying import Copy
-from core.curve import POINTS, Curve
+from core.curve import POINTS, Curve, Points
 from core.explain import Explanation, explain_served
 from core.features import X
 from core.learner import Encoded, Learner, Outcome
@@ -157,12 +157,26 @@ class Model:
             },
         }
 
-    def drawn(self, most: int = POINTS) -> dict[str, Any]:
-        """The learning curve by events, at most so many points of it, as JSON types."""
+    def points(self, most: int = POINTS) -> Points:
+        """The learning curve by events, at most so many points of it.
+
+        The stretches that end at the last event may be some events more than the window. So the last point has the
+        windowed scores themselves, as everything else that tells them has, unless a stretch is longer.
+        """
         window = self.scores.window
         points = self.curve.points(window, most)
-        about = {"model": self.name, "window": self.curve.window(window)}
-        return {**about, **{name: values.tolist() for name, values in points._asdict().items()}}
+        if len(points.seq) > 0 and self.curve.stride <= window:
+            now = self.scores.brief()
+            points.loss_window[-1] = math.nan if now.loss_window is None else now.loss_window
+            points.accuracy_window[-1] = math.nan if now.accuracy_window is None else now.accuracy_window
+            guessing = now.base_rate_loss_window
+            points.base_rate_loss_window[-1] = math.nan if guessing is None else guessing
+        return points
+
+    def drawn(self, most: int = POINTS) -> dict[str, Any]:
+        """The same as JSON types."""
+        about = {"model": self.name, "window": self.curve.window(self.scores.window)}
+        return {**about, **{name: values.tolist() for name, values in self.points(most)._asdict().items()}}
 
     def learn(self, batch: Batch) -> Outcome:
         """Step for each event. Returns the predictions and losses before each step."""

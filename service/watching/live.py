@@ -268,7 +268,7 @@ class _Overview(Channel):
         """The windowed log losses of the model's curve."""
         seq, spark = self._sparks[model]
         if seq != model.learner.seq:
-            spark = model.curve.points(model.scores.window, SPARK).loss_window.tolist()
+            spark = model.points(SPARK).loss_window.tolist()
             self._sparks[model] = model.learner.seq, spark
         return spark
 

@@ -275,7 +275,7 @@ function explanation(said) {
       h(
         "p",
         { class: "finding note" },
-        `The model has not learned these features yet, so they add nothing: ${said.unknown.join(", ")}.`,
+        `The model has not learned these features yet, so they have no part: ${said.unknown.join(", ")}.`,
       ),
     h("p", { class: "note" }, said.method),
   ].filter(Boolean);
