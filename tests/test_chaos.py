@@ -223,7 +223,7 @@ class Story:
         self.cluster.drop_records(self.topic, gone)
         self.forgets = True
         refused = self.start(away.folder, ready=False)
-        if refused.wait(PATIENCE) != 1 or "what is between is gone" not in refused.log:
+        if refused.wait(PATIENCE) != 1 or "which is gone" not in refused.log:
             self.wrong.append(f"a node that was overtaken: {refused.log[-2000:]}")
         shutil.rmtree(away.folder)
         self.again(number, self.backup(self.services[other]))

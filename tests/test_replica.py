@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from broker import Cluster
 from confluent_kafka import Producer
 from golden.make import WITHOUT_FMA
@@ -132,8 +135,9 @@ def test_a_reply_says_what_it_saw_and_another_node_waits_for_that(nodes: Nodes) 
     partition, _, record = place.partition(":")
     ahead = two.http.get("/models/default", headers={"x-logstep-offset": f"{partition}:{int(record) + 5}"})
     assert (ahead.status_code, ahead.json()["type"]) == (503, "urn:logstep:behind")
-    wrong = two.http.get("/models/default", headers={"x-logstep-offset": "no"})
-    assert_problem(wrong, 422, "must be PARTITION:OFFSET")
+    for wrong in ("no", "64:1", f"{partition}:{10**19}"):
+        told = two.http.get("/models/default", headers={"x-logstep-offset": wrong})
+        assert_problem(told, 422, "must be PARTITION:OFFSET")
 
 
 def test_min_seq_waits_for_an_event(nodes: Nodes) -> None:
@@ -144,6 +148,12 @@ def test_min_seq_waits_for_an_event(nodes: Nodes) -> None:
         assert two.http.post(path, json={"x": {"a": 1}}).json()["seq"] == 5
     assert_problem(two.http.get("/models/default?min_seq=6"), 503, "the event with seq 6 of the model 'default'")
     assert_problem(two.http.get("/models/default?min_seq=-6"), 422, "must be one whole number, a seq")
+    with two.paused():
+        assert one.http.put("/models/ads", json={}).status_code == 201
+        learn(one, event(1), "ads")
+    told = two.http.get("/models/ads?min_seq=1")
+    assert told.json()["seq"] == 1, "a model that this node did not know yet"
+    assert_problem(two.http.get("/models/none?min_seq=1"), 503, "the event with seq 1 of the model 'none'")
 
 
 def test_a_stream_of_wide_events_is_several_records(nodes: Nodes) -> None:
@@ -184,6 +194,8 @@ def test_without_brokers_predictions_go_on_and_learning_says_why_it_does_not(nod
     eventually(lambda: node.http.get("/readyz").status_code == 200, "it to be ready again")
     assert learn(node, event(2))["seq"] == 2
     assert state(node) == nodes.learned()
+    eventually(lambda: "ready: it is up to date" in node.log, "the log to say so")
+    assert re.search(r"unready: \d+ s behind its topic, or the brokers do not answer", node.log), node.log
 
 
 def test_a_node_starts_without_brokers_and_follows_when_they_come(nodes: Nodes, cluster: Cluster) -> None:
@@ -228,7 +240,7 @@ def test_a_topic_that_has_lost_what_a_node_needs_is_refused(nodes: Nodes, cluste
     for i in range(2, 8):
         learn(ahead, event(i))
     cluster.drop_records(nodes.topic, {partition_of(b"default", topic.PARTITIONS): 5})
-    assert "what is between is gone" in refusal(nodes.start(folder=node.folder, ready=False))
+    assert "which is gone" in refusal(nodes.start(folder=node.folder, ready=False))
     assert "what was before is gone" in refusal(nodes.start(ready=False))
     ahead.stop()
     again = nodes.start(folder=ahead.folder)
@@ -290,11 +302,23 @@ def test_records_that_say_nothing_are_left_out_on_every_node(nodes: Nodes, clust
     producer = Producer({"bootstrap.servers": cluster.address})
     there = partition_of(b"default", topic.PARTITIONS)
     good = json.dumps(event(2)).encode()
-    for key, do, value, partition in (
+    deep, score = b"[" * 20_000, struct.pack("<d", 0.5)
+    deep_x = b"\x91\x97\xa1a" + b"\x91" * 20_000 + b"\xc0" + msgspec.msgpack.encode(0)
+
+    def kept(x: float, seq: int) -> bytes:
+        return msgspec.msgpack.encode([["p", {"a": x}, seq, score, 0, "", True]])
+
+    nothing = (
         (b"default", b"learn", b"{", there),
         (b"default", b"learn", None, there),
         (b"default", b"learn", b'{"x": 3, "y": 1}', there),
-        (b"default", b"learn", b"[" * 5_000, there),
+        (b"default", b"learn", deep, there),
+        (b"default", b"put", deep, there),
+        (b"default", b"tick", b"[0,0,0,false," + deep, there),
+        (b"default", b"tick", b"[999999999,0,999999999,false]", there),
+        (b"default", b"keep", deep_x, there),
+        (b"default", b"keep", kept(1.0, 2**63), there),
+        (b"default", b"keep", kept(math.nan, 0), there),
         (b"default", b"dance", good, there),
         (b"default", b"table", b"\x90", there),
         (b"default", b"keep", b"\xff", there),
@@ -303,12 +327,15 @@ def test_records_that_say_nothing_are_left_out_on_every_node(nodes: Nodes, clust
         (b"default", b"learn", good, there + 1),
         (b"a name with spaces", b"learn", good, there),
         (None, b"begin", b"{}", there),
-        (b"default", b"learn", good, there),  # as good as one of a node
-    ):
+    )
+    for key, do, value, partition in nothing:
         producer.produce(nodes.topic, value, key, partition, headers=[("do", do)])
     producer.produce(nodes.topic, good, b"default", there)  # no header at all
+    producer.produce(nodes.topic, good, b"default", there, headers=[("do", b"learn")])  # as good as one of a node
     assert producer.flush(PATIENCE) == 0
     eventually(lambda: state(one)[0] == 2, "the good one to be learned")
+    counted = f'logstep_topic_refused_total{{reason="poison"}} {len(nothing) + 1}.0'
+    eventually(lambda: counted in one.http.get("/metrics").text, "the others to be counted")
     assert learn(one, event(3))["seq"] == 3
     two = nodes.start()
     assert state(two) == state(one)
@@ -330,3 +357,11 @@ def test_a_backup_of_a_running_node_is_the_start_of_another(nodes: Nodes, tmp_pa
     two = nodes.start(folder=tmp_path / "two")
     assert state(two) == state(one) == nodes.learned()
     assert learn(two, event(5))["duplicate"]
+
+
+def test_a_topic_that_acknowledges_what_one_machine_has_is_refused(cluster: Cluster, start: Start) -> None:
+    cluster.create("weak", topic.PARTITIONS, 3, **{
+        "message_timestamp_type": "LogAppendTime", "max_message_bytes": str(topic.LARGEST_RECORD),
+        "min_insync_replicas": "1",
+    })  # fmt: skip
+    assert "min.insync.replicas=1" in refusal(Nodes(cluster, "weak", start).start(ready=False))

@@ -331,7 +331,9 @@ class Topic:
 
     def _error(self, error: Any) -> None:
         """An error that names no partition, or is none of those above."""
-        if self._partitions and not self._brokers.denied:  # before, `_find` tells it
+        if error.code() in DENIED:  # that it may not read the group comes as a message only
+            self._brokers.denied = error.str()
+        elif self._partitions and not self._brokers.denied:  # before, `_find` tells it
             self._notice(error)
 
     def _on_commit(self, error: Any, places: Sequence[Any]) -> None:

@@ -87,7 +87,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def add_kafka(parser: argparse.ArgumentParser, topic: str) -> None:
     """Which topic of which brokers. topic: what it is, for people."""
     parser.add_argument(
-        "--kafka", metavar="HOST:PORT", required=True, help="brokers to begin with, with commas between"
+        "--kafka", type=_brokers, metavar="HOST:PORT", required=True, help="brokers to begin with, with commas between"
     )
     parser.add_argument("--topic", required=True, metavar="TOPIC", help=topic)
     parser.add_argument(
@@ -96,6 +96,12 @@ def add_kafka(parser: argparse.ArgumentParser, topic: str) -> None:
         metavar="FILE",
         help="file of librdkafka's properties, a line NAME=VALUE each: SASL, TLS and others",
     )
+
+
+def _brokers(text: str) -> str:
+    if not all(text.split(",")):
+        raise argparse.ArgumentTypeError("must be HOST:PORT, or several with commas between")
+    return text
 
 
 def add_url(parser: Any, default: str | None = URL) -> None:

@@ -38,9 +38,16 @@ async def wait_until_fresh(scope: Scope, engine: Engine, seconds: float) -> None
 
 
 async def _wait_for_seq(engine: Engine, name: str, seq: int, seconds: float) -> None:
+    if not engine.has_peers:
+        engine.model(name)  # what is not there will not come
+
+    def is_there() -> bool:
+        model = engine.models.find(name)
+        return model is not None and model.learner.seq >= seq
+
     try:
         async with asyncio.timeout(seconds):
-            while engine.model(name).learner.seq < seq:  # noqa: ASYNC110  # nobody else waits for it
+            while not is_there():  # noqa: ASYNC110  # nobody else waits for it
                 await asyncio.sleep(LOOK_SECONDS)
     except TimeoutError:
         raise errors.Behind(wanted=f"the event with seq {seq} of the model {name!r}") from None

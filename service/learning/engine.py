@@ -42,6 +42,9 @@ COPIED_HERE = 500_000
 class Engine:
     """Named models over one store. Create and use it on the event loop."""
 
+    has_peers = False
+    """Whether other nodes make models too."""
+
     def __init__(self, settings: Settings, clock: Clock = SYSTEM, retention: Retention | None = None) -> None:
         """retention: by default that of the settings."""
         self.on_failure: Callable[[], None] = lambda: None

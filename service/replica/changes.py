@@ -86,7 +86,7 @@ class Changes:
             case Do.FORGET:
                 await self._forget(self._models.get(name), value, place)
             case Do.TICK if found is not None and value:
-                self._digests.compare(found, value)
+                self._digests.compare(found, value, place.record)
         return None
 
     async def _put(self, name: str, value: bytes, place: Place) -> tuple[Model, bool]:

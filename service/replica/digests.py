@@ -31,7 +31,7 @@ from service.learning.models import Models
 from service.learning.progress import Progress
 from service.replica.outbox import Outbox
 from service.replica.own_log import digest_of_log
-from service.replica.records import Do
+from service.replica.records import Do, PoisonError
 from service.storage.positions import Position
 
 logger = logging.getLogger("logstep")
@@ -123,10 +123,12 @@ class Digests(Chore):
         if (doubt := self._doubts.pop(model, None)) is not None:
             doubt.replay.cancel()
 
-    def compare(self, model: Model, value: bytes) -> None:
-        """Compare with the digest of a tick. All that its writer had learned is learned here. NodesDiffer if it is sure
-        that their logs differ."""
+    def compare(self, model: Model, value: bytes, record: int) -> None:
+        """Compare with the digest of a tick, which is that record. All that its writer had learned is learned here.
+        NodesDiffer if it is sure that their logs differ. PoisonError if no node can have written the tick."""
         theirs = msgspec.json.decode(value, type=_Told)
+        if theirs.record >= record:
+            raise PoisonError(f"a node that has applied record {theirs.record} did not write record {record}")
         started = self._started.get(self._outbox.partition_of(model.name))
         if theirs.record < max(self._begun.get(model.name, -1), -1 if started is None else started.record):
             return

@@ -36,6 +36,8 @@ ITEMS_AT_ONCE = 256
 """Items to put in the queue before the loop may serve others."""
 STREAMS = 65_536
 """Streams that are remembered; of broken ones, all."""
+POISON = "poison"
+"""The reason for which records are counted that say nothing a node could do."""
 NO_RECORD = (
     PoisonError,
     SpecError,
@@ -43,6 +45,7 @@ NO_RECORD = (
     errors.MalformedJson,
     msgspec.MsgspecError,
     UnicodeDecodeError,
+    RecursionError,  # it is nested too deeply
 )
 """What is wrong with a record itself."""
 
@@ -169,7 +172,7 @@ class Feed:
         if error is None and isinstance(result := answer.result(), list) and (refused := refusal_of(result)):
             error = refused.error
         if error is not None:
-            self.refused[error.slug() if isinstance(error, errors.LogstepError) else "poison"] += 1
+            self.refused[error.slug() if isinstance(error, errors.LogstepError) else POISON] += 1
 
     def _check_first(self, record: Record, before: Position) -> None:
         if (record.offset, record.mark) != (before.record, before.mark):
@@ -212,6 +215,8 @@ class Feed:
     def _poison(self, record: Record, answer: asyncio.Future[Any], place: Place, error: Exception) -> None:
         """Refuse a record. It goes through the queue, so that the position passes it in order."""
         self._tell_of(place, error)
+        answer.remove_done_callback(self._count)  # it counts requests, by why they are refused
+        self.refused[POISON] += 1
         if not isinstance(error, errors.LogstepError):
             error = errors.InvalidEvent(field="body", reason=str(error))
         if not answer.done():

@@ -22,6 +22,7 @@ logger = logging.getLogger("logstep")
 
 HELD_BACK = "its first record is not there yet; an import may be under way"
 BEGIN_AGAIN = "Begin with a backup of another node (`logstep backup`)"
+IF_MADE_AGAIN = "If the topic was made again, no folder of before follows it: this one serves alone, without --kafka"
 
 
 class Found(NamedTuple):
@@ -82,7 +83,8 @@ def check_followed(found: Found, followed: TopicName, reached: Mapping[int, Posi
     check_rules(json.loads(followed.rules), json.loads(found.topic.rules))
     if followed != found.topic:
         before, now = (f"{one.name!r} with the id {one.id or 'unknown'}" for one in (followed, found.topic))
-        raise WrongTopic(reason=f"this folder follows the topic {before}, and this one is {now}")
+        reason = f"this folder follows the topic {before}, and this one is {now}. {IF_MADE_AGAIN}"
+        raise WrongTopic(reason=reason)
     for partition, (low, high) in enumerate(found.ranges):
         position = reached.get(partition)
         if position is not None and position.record >= high:
@@ -93,6 +95,6 @@ def check_followed(found: Found, followed: TopicName, reached: Mapping[int, Posi
         needed = 0 if position is None else position.whole + 1
         if needed < low:
             raise WrongTopic(
-                reason=f"its partition {partition} begins at record {low}, but this folder needs record {needed}: "
-                f"what is between is gone. {BEGIN_AGAIN}"
+                reason=f"its partition {partition} begins at record {low}, but this folder goes on at record {needed}, "
+                f"which is gone. {BEGIN_AGAIN}"
             )

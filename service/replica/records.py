@@ -23,11 +23,12 @@ from __future__ import annotations
 import zlib
 from enum import Enum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from core import features
 from core.builder import Words
 from service.decode import event_json
 from service.events import Event, Features, Label, is_id
@@ -86,12 +87,15 @@ class PoisonError(ValueError):
 # -- items
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class _Kept(msgspec.Struct, array_like=True):
     id: str
     x: Any
-    seq: int
+    seq: _Count
     served: bytes
-    unknown: int
+    unknown: _Count
     owner: str
     sees_all: bool
 
@@ -107,6 +111,8 @@ class _Columns(msgspec.Struct, array_like=True):
     texts: dict[int, tuple[bytes, list[str]]]
 
 
+_any_model = features.Features()
+"""Checks values; what a model has room for, the model checks."""
 _json, _pack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
 _kept, _columns = msgspec.msgpack.Decoder(list[_Kept]), msgspec.msgpack.Decoder(_Columns)
 
@@ -143,8 +149,8 @@ def decode(do: Do, value: bytes) -> Items:
 
 def _prediction_of(one: _Kept) -> Prediction:
     served = np.frombuffer(one.served)
-    msgspec.convert(one.x, Features)
-    if not is_id(one.id) or not len(served) or one.seq < 0:
+    _any_model.flat(msgspec.convert(one.x, Features))
+    if not is_id(one.id) or not len(served):
         raise PoisonError("it is no prediction that could be kept")
     return Prediction(one.id, one.x, one.seq, served, one.unknown, one.owner, one.sees_all)
 

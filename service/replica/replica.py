@@ -25,7 +25,7 @@ from service.replica.changes import Changes
 from service.replica.digests import Digests
 from service.replica.feed import Feed
 from service.replica.forgetting import Forgetting
-from service.replica.joining import BEGIN_AGAIN, check_followed, check_new, check_rules, find
+from service.replica.joining import BEGIN_AGAIN, IF_MADE_AGAIN, check_followed, check_new, check_rules, find
 from service.replica.lag import Lag
 from service.replica.link import FIXED, Link
 from service.replica.outbox import Outbox
@@ -42,12 +42,15 @@ logger = logging.getLogger("logstep")
 TRY_SECONDS = 1.0
 """Between two tries to reach the brokers at the start."""
 STOP_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""Between two looks whether this node is ready, and whether a request waits for too long."""
 
 
 class Replica(Engine):
     """One node. It serves predictions from its folder at once, and learns once it follows the topic."""
 
     queue: Outbox
+    has_peers = True
 
     def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
         self._brokers = Brokers(settings.kafka, properties(settings.kafka_config, FIXED))
@@ -109,8 +112,9 @@ class Replica(Engine):
         """Wait until a prediction sees what another reply saw. InvalidParameter if the text is none; Behind if it takes
         too long."""
         partition, colon, record = place.partition(":")
-        if not (colon and partition.isdecimal() and record.isdecimal() and len(place) < 32):
-            reason = "must be PARTITION:OFFSET, as a reply says it"
+        known = partition.isdecimal() and len(partition) < 9 and int(partition) < topic.PARTITIONS
+        if not (colon and known and record.isdecimal() and len(record) < 19):
+            reason = f"must be PARTITION:OFFSET, as a reply says it, with a partition below {topic.PARTITIONS}"
             raise errors.InvalidParameter(field="X-Logstep-Offset", reason=reason)
         try:
             async with asyncio.timeout(self._settings.max_lag):
@@ -166,7 +170,7 @@ class Replica(Engine):
             except (failures.NoBroker, KafkaException) as error:
                 reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
                 self.queue.why_closed = f"waiting for the brokers: {reason}"
-                logger.warning("%s; next try in %g s", reason, TRY_SECONDS)
+                logger.warning("topic %s: %s; next try in %g s", self._settings.topic, reason, TRY_SECONDS)
                 await asyncio.sleep(TRY_SECONDS)
         followed, reached, broken = await self.disk.run(_read)
         if followed is None:
@@ -184,7 +188,7 @@ class Replica(Engine):
         link.on_ends = lag.note
         link.follow(places, topic.PARTITIONS, found.topic.id)
         self._link, self._lag, self.queue.link = link, lag, link
-        watch = asyncio.create_task(self._give_up_now_and_then())
+        watch = asyncio.create_task(self._look_now_and_then())
         try:
             await feed.run()
         finally:
@@ -195,21 +199,31 @@ class Replica(Engine):
             self._feed.take(records, ends)
 
     def _overtaken(self, partition: int, told: str) -> None:
-        reason = f"partition {partition} no longer has the record after the last one applied ({told}). {BEGIN_AGAIN}"
+        reason = f"partition {partition} no longer has the record after the last one applied ({told}). {BEGIN_AGAIN}. "
+        reason += IF_MADE_AGAIN
         self._fail(failures.WrongTopic(reason=reason))
 
     def _made_again(self, topic_id: str) -> None:
-        self._fail(failures.WrongTopic(reason=f"it was deleted and made again (its id is {topic_id} now)"))
+        reason = f"it was deleted and made again (its id is {topic_id} now). {IF_MADE_AGAIN}"
+        self._fail(failures.WrongTopic(reason=reason))
 
     def _is_empty(self) -> bool:
         """Whether the folder is as a service makes it, so that it may begin with the topic."""
         models = list(self.models)
         return len(models) == 1 and not (models[0].last_seq or models[0].waiting) and models[0].learner.spec == Spec()
 
-    async def _give_up_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
+    async def _look_now_and_then(self) -> None:
+        """Give up requests that wait for too long, and log when /readyz changes its answer."""
+        was_ready = not self.unready
+        while self.lifecycle.state.ready:
+            await asyncio.sleep(LOOK_SECONDS)
             self.queue.give_up_old()
+            unready = self.unready
+            if unready and was_ready:
+                logger.warning("unready: %s", unready)
+            elif not unready and not was_ready:
+                logger.info("ready: it is up to date with its topic")
+            was_ready = not unready
 
     async def stop(self, seconds: float) -> None:
         """Stop to follow, then stop as a single node does."""

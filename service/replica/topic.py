@@ -109,7 +109,7 @@ def findings(brokers: Brokers, topic: str, copies: int = 1) -> list[Finding]:
     return [
         _of_number(len(partitions)),
         _of_copies(least, copies),
-        _not_told(IN_SYNC) if in_sync is None else _of_copies_in_sync(least, copies, int(in_sync), where),
+        _not_told(IN_SYNC) if in_sync is None else _of_copies_in_sync(least, int(in_sync), where),
         *(_of_rule(rule, settings.get(rule.name), where) for rule in RULES),
         *_of_brokers_that_are_away(partitions, int(in_sync or 1)),
     ]
@@ -129,7 +129,7 @@ def create(brokers: Brokers, topic: str, copies: int = COPIES) -> list[Finding]:
     except KafkaException as failure:
         if failure.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
             raise TopicExists(topic=topic, brokers=brokers.address) from None
-        raise _refusal(brokers, failure) from None
+        raise _refusal(brokers, failure, f"Create and DescribeConfigs of the topic {topic}") from None
     _wait_until_known(brokers, topic)
     return findings(brokers, topic, copies)
 
@@ -158,11 +158,12 @@ def _settings(brokers: Brokers, topic: str) -> dict[str, str]:
                 return {}
             # Another broker knows it already. This one may not have heard of it yet.
             if code != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
-                raise _refusal(brokers, failure) from None
+                raise _refusal(brokers, failure, f"Describe and DescribeConfigs of the topic {topic}") from None
         time.sleep(AGAIN_SECONDS)
 
 
-def _refusal(brokers: Brokers, failure: Any) -> Exception:
+def _refusal(brokers: Brokers, failure: Any, rights: str) -> Exception:
+    """rights: those that the user needs."""
     error = failure.args[0]
     if error.code() < 0:  # an error of librdkafka itself: nobody answered
         return brokers.no_answer(failure)
@@ -170,7 +171,7 @@ def _refusal(brokers: Brokers, failure: Any) -> Exception:
     if error.code() == KafkaError.INVALID_REPLICATION_FACTOR:
         reason += " For development on one broker: --replication 1"
     if error.code() in DENIED:
-        reason += " (the user needs the rights Create, Describe and DescribeConfigs)"
+        reason = f"{reason.rstrip('.')} (the user needs the rights {rights})"
     return BrokersRefuse(brokers=brokers.address, reason=reason.rstrip("."))
 
 
@@ -196,13 +197,13 @@ def _of_copies(least: int, copies: int) -> Finding:
     return Finding(Verdict.WRONG if least < copies else Verdict.WEAK, what, why, MORE_COPIES)
 
 
-def _of_copies_in_sync(least: int, copies: int, in_sync: int, where: str) -> Finding:
+def _of_copies_in_sync(least: int, in_sync: int, where: str) -> Finding:
     what, advice = f"{IN_SYNC}={in_sync}", _alter(where, IN_SYNC, str(_in_sync(least)))
     if in_sync > least:
         return Finding(Verdict.WRONG, what, f"with {_copies(least)} of a partition nothing can be written", advice)
     if in_sync < _in_sync(least):
         why = "an event may be acknowledged when it is on one machine alone, and is lost with it"
-        return Finding(Verdict.WRONG if in_sync < _in_sync(copies) else Verdict.WEAK, what, why, advice)
+        return Finding(Verdict.WRONG, what, why, advice)
     if in_sync == least > 1:
         why = "while any broker is away, nothing can be learned"
         return Finding(Verdict.WEAK, what, why, MORE_COPIES if least < COPIES else advice)
