@@ -26,12 +26,17 @@ import confluent_kafka
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewPartitions,
     NewTopic,
+    ResourcePatternType,
+    ResourceType,
 )
 from forked import OUTLIVE_A_TEST
 from harness import HOST, ROOT
@@ -77,6 +82,9 @@ group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=1000
 group.consumer.min.heartbeat.interval.ms=200
 group.consumer.heartbeat.interval.ms=200
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
 auto.create.topics.enable=false
 file.delete.delay.ms=100
 broker.session.timeout.ms=3000
@@ -128,6 +136,13 @@ class Broker:
 
     def delete(self, topic: str) -> None:
         for done in self._admin.delete_topics([topic]).values():
+            done.result()
+
+    def keep_group_to(self, group: str, user: str) -> None:
+        """From now on only that user may read the group."""
+        rule = AclOperation.READ, AclPermissionType.ALLOW
+        of_group = AclBinding(ResourceType.GROUP, group, ResourcePatternType.LITERAL, f"User:{user}", "*", *rule)
+        for done in self._admin.create_acls([of_group]).values():
             done.result()
 
     def add_partitions(self, topic: str, total: int) -> None:

@@ -587,7 +587,10 @@ def tell(story: Story) -> None:
     seed = story.seed
     story.services += [story.start(), story.start(brokers=story.way.address)]
     for name, spec in SPECS.items():
-        assert story.services[0].http.put(f"/models/{name}", json=spec).status_code == 201
+        made = story.services[0].http.put(f"/models/{name}", json=spec)
+        assert made.status_code == 201
+        there = {"x-logstep-offset": made.headers["x-logstep-offset"]}
+        assert story.services[1].http.get(f"/models/{name}", headers=there).status_code == 200
     clients = [Client(story, number) for number in range(CLIENTS)]
     stranger = Stranger(story)
     for thread in (*clients, stranger):

@@ -508,6 +508,23 @@ def test_a_password_goes_to_the_broker_and_into_no_message(
     assert "secret" not in running.said + refused.said
 
 
+@from_checks_on
+def test_who_may_not_read_the_group_is_told_so(
+    real: Broker, shared: Service, run: Any, name: str, tmp_path: Path
+) -> None:
+    real.create(name)
+    real.keep_group_to("theirs", "somebody else")
+    file = tmp_path / "kafka.properties"
+    file.write_text(
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\n"
+        "sasl.username=shop\nsasl.password=a secret of the shop\n"
+    )
+    flags = "--label=clicked", "--kafka-config", str(file), "--group=theirs"
+    refused = run(Broker(real.sasl), name, shared, *flags)
+    assert refused.code() == 1
+    assert "Group authorization failed" in refused.said
+
+
 def test_the_flags_of_replay_decide_what_is_learned(real: Broker, shared: Service, run: Any, name: str) -> None:
     real.create(name)
     rows = [{"y": ("no", "yes")[i % 2], "zip": 1000 + i % 3, "w": 2, "a": str(i), "b": i} for i in range(20)]
