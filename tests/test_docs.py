@@ -15,6 +15,7 @@ from harness import Start
 
 from core.rules import RULES
 from service import errors
+from service.rows.cells import MISSING
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +106,14 @@ def test_every_dependency_is_told_with_what_it_is_for() -> None:
 @pytest.mark.parametrize("rule", [*RULES, "auto"])
 def test_models_says_when_to_use_each_rule_or_its_defaults(rule: str) -> None:
     assert f"`{rule}`" in page("models.md")
+
+
+def test_every_word_for_a_missing_cell_is_told() -> None:
+    told = re.search(r"A cell of CSV is missing.*?\.", page("api.md"), re.DOTALL)
+    assert told is not None
+    words = {word.lower() for word in re.findall(r"`([^`]+)`", told[0])}
+    assert words == MISSING - {""}
+    assert "if it is empty" in told[0]
 
 
 def test_every_status_is_told() -> None:

@@ -218,6 +218,19 @@ def test_a_code_among_numbers_makes_it_text_and_no_question() -> None:
     assert xs_of(table({"zip": zips}), **Y)[0] == {"zip": "10000"}
 
 
+@pytest.mark.parametrize("odd", ["007.50", "007", "1e300", "1e+101", "12345678901234567.5"])
+def test_an_odd_cell_among_decimals_is_a_question_and_makes_no_text(odd: str) -> None:
+    """Codes have no decimal point: here the column would be left out, as text in which nearly every cell differs."""
+    amounts = [f"{numbers:.3f}" for numbers in map(math.sqrt, range(2, 101))]
+    told = refusal(table({"amount": [*amounts, odd], "a": range(100)}), **Y)
+    assert told.startswith(f"a.csv line 101: column 'amount' looks like numbers (99 of 100 cells are), but {odd!r}")
+    assert "--text amount reads the column as text" in told
+    signed = refusal(table({"delta": [*range(-50, 50), "007"], "a": range(101)}), **Y)
+    assert "column 'delta' looks like numbers" in signed
+    many = table({"code": ["250.0", "V58.1", "007.5"] * 9})  # ICD
+    assert kinds_of(many, **Y) == {"code": "text"}
+
+
 def test_a_text_of_which_nine_in_ten_differ_is_left_out_and_kept_by_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     ids = [f"e-{n}" for n in range(100)]
     columns = {"event_id": ids, "city": [f"c{n % 90}" for n in range(100)], "a": list(range(100))}

@@ -66,7 +66,7 @@ def test_a_csv_body_gives_the_model_that_replay_gives(
 
 
 def test_the_reply_says_how_each_column_was_read(model: Model) -> None:
-    reply = learn(model, b"n,age,country,clicked,w\n7,3,FR,1,2\n8,,DE,,1\n", label="clicked", id="n", weight="w").json()
+    reply = learn(model, b"n,age,country,clicked,w\n7,3,FR,1,2\n8,,FR,,1\n", label="clicked", id="n", weight="w").json()
     assert reply["columns"] == {"n": "id", "age": "number", "country": "text", "w": "weight"}
     assert (reply["learned"], reply["unlabelled"], reply["missing"], reply["notices"]) == (1, 1, 0, [])
 
@@ -103,6 +103,35 @@ def test_a_prediction_reads_columns_as_the_model_has_learned_them(model: Model) 
     assert_problem(predict(model, b"age\nold\n"), 422, "line 2", "column 'age'", "'old' is not one")
     lines = predict(model, b"age,zip,y\n7,1234,1\n\n8,01234,0\n", label="y").text.splitlines()
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_an_id_that_the_first_body_left_out_is_left_out_of_short_ones_too(model: Model, rows: int) -> None:
+    first = "id,v,y\n" + "".join(f"u{i},{i % 7},{i % 2}\n" for i in range(100))
+    assert learn(model, first, label="y").json()["columns"] == {"id": "ignore", "v": "number"}
+    body = "id,v,y\n" + "".join(f"u{200 + i},{i},{i % 2}\n" for i in range(rows))
+    reply = learn(model, body, label="y").json()
+    assert reply["columns"] == {"id": "ignore", "v": "number"}
+    assert [*model.weights()["weights"]] == ["v"]
+    (notice,) = reply["notices"]
+    assert notice.startswith("column 'id' is left out: the model has not learned it, and too few rows to detect an id")
+    assert "?text=id keeps it" in notice
+    kept = learn(model, body, label="y", text="id").json()
+    assert (kept["columns"]["id"], kept["notices"]) == ("text", [])
+    assert "id=u200" in model.weights()["weights"]
+
+
+@pytest.mark.parametrize("spec", [{}, {"hash_bits": 8}])
+def test_a_text_that_may_be_an_id_is_told(new_model: NewModel, spec: dict[str, Any]) -> None:
+    model = new_model(**spec)
+    bodies = [(b"who,v,y\na,1,1\nb,2,0\n", CSV), (b'{"who": "a", "y": 1}\n{"who": "b", "y": 0}\n', NDJSON)]
+    for body, kind in bodies if spec else bodies[:1]:
+        (notice,) = learn(model, body, kind, label="y").json()["notices"]
+        assert notice.startswith("column 'who' is text: ")
+        assert "too few rows to detect an id" in notice
+    if not spec:
+        assert learn(model, bodies[0][0], label="y").json()["notices"] == []  # as the model has learned it
+    assert learn(model, b"who,v,y\na,1,1\na,2,0\n", label="y").json()["notices"] == []
 
 
 def test_a_later_body_is_read_as_the_first_was_though_its_rows_look_otherwise(model: Model) -> None:

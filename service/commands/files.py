@@ -405,7 +405,7 @@ def show_columns(file: str, columns: Sequence[Column], rows: int) -> None:
         shown = [column for column in columns if column.why not in (ALL_NUMBERS, NO_NUMBERS, EACH)][:MOST_SHOWN]
     table = [
         (cut(name, LONGEST_SHOWN_NAME) or "(no name)", WORDS.get(kind, kind), cut(example), missing, why)
-        for name, _, kind, why, example, missing in shown
+        for name, _, kind, why, example, missing, _ in shown
     ]
     show(f"Columns of {file}, by its first {rows:,} row(s)", table, ("column", "type", "example", "missing", "why"))
     if len(shown) < len(columns):

@@ -19,7 +19,7 @@ from service.events import MAX_ID
 from service.http.bodies import CSV, TSV, content_type_of
 from service.learning.model import Model
 from service.replies import LearnedMany, LearnedRows
-from service.rows.columns import Kept
+from service.rows.columns import NEW, Kept
 from service.rows.reading import LOOK, How
 from service.rows.stream import Rows
 from service.settings import Settings
@@ -140,8 +140,11 @@ class _Learned:
         return {name.partition("=")[0] for name in self._features.names if is_text(name)}
 
     def kind(self, name: str) -> str | None:
-        """None if the model has learned neither kind, or both; of hashed names it cannot tell."""
-        if self._features.hashed:
+        """None if the model has learned both kinds, or nothing yet; of hashed names it cannot tell. NEW if it has
+        learned other columns only."""
+        if self._features.hashed or not self._features.names:
             return None
         is_number, was_text = self._features.known([name])[0] >= 0, name in self._texts
-        return None if is_number == was_text else "number" if is_number else "text"
+        if is_number == was_text:
+            return None if is_number else NEW
+        return "number" if is_number else "text"

@@ -31,12 +31,15 @@ EACH = "each is one"
 LONGEST_EXAMPLE = 24
 ROWS_BELOW = 1_000
 """Rows compared with the header."""
+NEW = "new"
+"""What a model has learned of a column: nothing, though it has learned others."""
 INDEX = "Unnamed: 0"
 """pandas' name, when reading, for an index that was written without a name."""
 
 
 class Column(NamedTuple):
-    """A column: its place and kind (a key of FLAGS, or "label"); for people a reason, an example and missing cells."""
+    """A column: its place and kind (a key of FLAGS, or "label"); for people a reason, an example and missing cells.
+    few: whether its cells are too few to tell whether they are ids, which no model should learn."""
 
     name: str
     place: int
@@ -44,6 +47,7 @@ class Column(NamedTuple):
     why: str = ""
     example: str = ""
     missing: int = 0
+    few: bool = False
 
 
 class Kept(NamedTuple):
@@ -80,11 +84,12 @@ def told(name: str, place: int, rows: Sequence[Record], kind: str, why: str) -> 
     return Column(name, place, kind, why, there, sum(map(is_missing, cells)))
 
 
-def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
-    """A column whose kind its first cells decide.
+def worked_out(name: str, place: int, rows: Sequence[Record], new: bool = False) -> Column:
+    """A column whose kind its first cells decide. new: as in `of_few`.
 
     If nine in ten are numbers, or all others are nearly numbers or words for an unknown number, the others may be
-    mistakes. Then this raises WrongRow with the line.
+    mistakes. Then this raises WrongRow with the line. A code among whole numbers is none: then all may be codes. But
+    codes have no sign and no decimal point.
     """
     texts = [cells[place] for _, cells in rows]
     numbers = read_numbers(texts) if texts else None
@@ -106,7 +111,8 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
     not_numbers = sum(counts[cell] for cell in others)
     advice = {what_to_write(cell) for cell in others}
     nearly = None not in advice and (not_numbers < total or advice != {UNKNOWN})
-    if not any(map(is_code, others)) and (10 * not_numbers <= total or nearly):
+    codes, mostly = any(map(is_code, others)), 10 * not_numbers <= total
+    if (mostly and any(map(_is_no_code, counts))) if codes else (mostly or nearly):
         raise WrongRow(
             not_a_number(name, odd, f"looks like numbers ({total - not_numbers:,} of {total:,} cells are)"), line
         )
@@ -114,14 +120,31 @@ def worked_out(name: str, place: int, rows: Sequence[Record]) -> Column:
         why = f"{len(counts):,} different values in {total:,}: an id or free text; --text {name} keeps it"
         return Column(name, place, "ignore", why, example, missing)
     why = NO_NUMBERS if not_numbers == total else f"line {line}: {cut(odd)!r} {_is_no_number(odd)}"
-    if total < FEWEST and len(counts) == total > 1:
-        why += "; too few rows to detect an id"
-    return Column(name, place, "text", why, example, missing)
+    kind, why, few = of_few(name, "text", why, total, len(counts), new)
+    return Column(name, place, kind, why, example, missing, few)
+
+
+def of_few(name: str, kind: str, why: str, count: int, different: int, new: bool) -> tuple[str, str, bool]:
+    """The kind of a text column and the reason, if its cells may be too few to tell whether they are ids; and whether
+    they are. new: whether a model has learned other columns, and not this one. Perhaps it was left out then, as an id.
+
+    >>> of_few("id", "text", "each is one", count=2, different=2, new=True)[0]
+    'ignore'
+    """
+    few = different == count < FEWEST and (new or count > 1)
+    if few and new:
+        return "ignore", f"the model has not learned it, and too few rows to detect an id; --text {name} keeps it", True
+    return kind, f"{why}; too few rows to detect an id" if few else why, few
+
+
+def _is_no_code(cell: str) -> bool:
+    """Whether a cell is a number with a sign or a decimal point."""
+    return to_number(cell) is not None and (cell[0] in "+-" or "." in cell)
 
 
 def not_a_number(name: str, cell: str, how: str) -> str:
     """The message for a cell of a number column that is not a number. how: why the column is one."""
-    code = "a leading zero, or too many digits, makes it a code" if is_code(cell) else None
+    code = "a leading zero, more than 15 digits, or more than 1e100 makes it a code" if is_code(cell) else None
     advice = what_to_write(cell) or code or UNKNOWN
     return (
         f"column {name!r} {how}, but {cut(cell)!r} is not one: {advice}. --text {name} reads the column as text; "

@@ -18,7 +18,7 @@ from service import errors
 from service.decode import event_json
 from service.events import Event, Named, Question
 from service.rows.cells import is_missing, to_number
-from service.rows.columns import MIXED, ONLY_ONE, Column, Kept, agreed, kind_of_values, not_a_number
+from service.rows.columns import MIXED, ONLY_ONE, Column, Kept, agreed, kind_of_values, not_a_number, of_few
 from service.rows.labels import Labels
 from service.rows.wrong import WrongRow
 
@@ -136,8 +136,12 @@ class ObjectReader:
         values.pop(self._label or "", None)
         for name, there in values.items():
             kind, why = self._known[name] if name in self._known else kind_of_values(name, there)
+            few = False
+            if kind == "text" and name not in self._known:
+                # A name that is new to the model may be one that objects often lack.
+                kind, why, few = of_few(name, kind, why, len(there), len(set(map(_text, there))), new=False)
             example = _text(there[0]) if there else ""
-            self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there)))
+            self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there), few))
         self._kinds = {column.name: column.kind for column in self.columns if column.kind != MIXED}
 
     def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:

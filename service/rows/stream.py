@@ -184,6 +184,9 @@ class Rows:
         looked = Looked(self._look, regular=self._needed, bounded=True)
         with self._refusing():
             self._reader.look(self._unread, looked)
+            for name, _, kind, why, *_, few in self._reader.columns if self._learn else ():
+                if few:
+                    self._notice(f"column {name!r} is {'left out' if kind == 'ignore' else 'text'}: {why}")
             piece = self._read(looked.drained())
             if piece.wrong is not None:
                 raise piece.wrong

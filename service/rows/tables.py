@@ -13,6 +13,7 @@ from service.events import Event, Named, Question
 from service.rows.cells import MISSING, read_number, read_numbers, read_text
 from service.rows.columns import (
     INDEX,
+    NEW,
     ONLY_ONE,
     Column,
     Kept,
@@ -268,10 +269,11 @@ class TableReader:
             return told(name, place, rows, *self._known[name])
         if name == INDEX:
             return told(name, place, rows, "ignore", f"pandas' name for an index; --number '{INDEX}' keeps it")
-        if kind := self._learned(name):
+        kind = self._learned(name)
+        if kind not in (None, NEW):
             self._known[name] = kind, "as the model has learned it"
             return told(name, place, rows, *self._known[name])
-        return worked_out(name, place, rows)
+        return worked_out(name, place, rows, new=kind == NEW and self._learn)
 
     def _set_places(self) -> None:
         self._numbers = _Cells([column for column in self.columns if column.kind == "number"])
