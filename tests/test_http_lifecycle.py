@@ -299,7 +299,7 @@ def send_until_answered(service: Service, lines: list[bytes], stop_at: int) -> t
 
 @from_checks_on
 def test_a_stream_is_ended_between_two_pieces_and_can_be_sent_again(start: Start) -> None:
-    service = start()
+    service = start("--stream-events", "500")
     events: list[Any] = [{"x": {"a": i % 10, "b": "xyz"[i % 3]}, "y": i % 2, "id": f"e{i}"} for i in range(20_000)]
     lines = ndjson(events).splitlines(keepends=True)
     reply, sent = send_until_answered(service, lines, stop_at=2_000)
