@@ -997,9 +997,9 @@ def test_an_array_that_does_not_end_as_it_should_is_refused(end: str) -> None:
     assert "it is not JSON, or the array does not end" in refusal(json.dumps(AGES)[:-1] + end, "a.json", **Y)
 
 
-def columns_file(write: Callable[[Any, Any], None], columns: dict[str, Any]) -> bytes:
+def columns_file(write: Callable[[Any, Any], None], columns: Any) -> bytes:
     sink = io.BytesIO()
-    write(pyarrow.table(columns), sink)
+    write(columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns), sink)
     return sink.getvalue()
 
 
@@ -1017,6 +1017,26 @@ def test_a_file_of_columns_is_read_as_the_objects_in_its_rows(write: Callable[[A
     infinite = {"a": [1.0, math.inf], "y": [1, 0]}
     assert "row 2: column 'a' has an infinity" in refusal(columns_file(write, infinite), **Y)
     assert "--label COLUMN" in refusal(columns_file(write, columns))
+
+
+@pytest.mark.parametrize("write", [parquet.write_table, feather.write_feather], ids=["parquet", "arrow"])
+def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(
+    write: Callable[[Any, Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1.0, -2.0, 3.0, 4.0], "y": [1, 0, 1, 0], "user": ["u1", "u2", "u3", "u4"]})
+    sampled, named = frame[["a", "y"]].iloc[[2, 0, 3]], frame.set_index("user")
+    for rows, index in ((sampled, "__index_level_0__"), (named, "user")):
+        content = columns_file(write, pyarrow.Table.from_pandas(rows))
+        assert xs_of(content, **Y) == [{"a": value} for value in rows["a"]]
+        assert f"the index of a data frame; --number {index} or --text {index} keeps it" in capsys.readouterr().out
+    content = columns_file(write, pyarrow.Table.from_pandas(sampled))
+    assert xs_of(content, **Y, asked={"__index_level_0__": "number"})[0] == {"a": 3.0, "__index_level_0__": 2}
+    content = columns_file(write, pyarrow.Table.from_pandas(named))
+    assert xs_of(content, **Y, asked={"user": "text"})[0] == {"a": 1.0, "user": "u1"}
+    assert rows_of(content, **Y, asked={"user": "id"})[1].event.id == "u2"
+    bare = columns_file(write, pyarrow.Table.from_pandas(sampled).replace_schema_metadata(None))
+    assert xs_of(bare, **Y) == [{"a": 3.0}, {"a": 1.0}, {"a": 4.0}]
 
 
 def test_a_file_of_columns_cannot_come_through_a_pipe() -> None:

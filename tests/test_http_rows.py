@@ -367,6 +367,24 @@ def test_a_file_says_what_its_labels_ids_and_weights_are(model: Model) -> None:
     assert_problem(learn(model, file_of(parquet.write_table, columns), PARQUET, **asked), 422, "line 1", "?ignore=at")
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_the_index_of_a_data_frame_is_no_feature_of_rows_either(model: Model, kind: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": range(40), "y": [0, 1] * 20}).sample(frac=0.9, random_state=1)
+    (headers, write), sink = FILES[kind], io.BytesIO()
+    write(pyarrow.Table.from_pandas(frame), sink)
+    reply = learn(model, sink.getvalue(), headers, label="y").json()
+    assert (reply["learned"], reply["columns"]) == (36, {"__index_level_0__": "ignore", "a": "number"})
+    (notice,) = reply["notices"]
+    assert notice.startswith("column '__index_level_0__' is left out: the index of a data frame; ?number=__index")
+    assert [*model.weights()["weights"]] == ["a"]
+    assert learn(model, sink.getvalue(), headers, label="y", number="__index_level_0__").json()["notices"] == []
+    assert [*model.weights()["weights"]] == ["a", "__index_level_0__"]
+    asked = io.BytesIO()
+    write(pyarrow.Table.from_pandas(frame[["a"]]), asked)
+    assert len(predict(model, asked.getvalue(), headers, header="true").text.splitlines()) == 36
+
+
 def test_an_arrow_stream_of_rows_is_read_like_that_too(model: Model) -> None:
     sink = io.BytesIO()
     with pyarrow.ipc.new_stream(sink, (rows := pyarrow.table({"a": [1, 2], "clicked": [1, 0]})).schema) as writer:

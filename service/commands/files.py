@@ -213,7 +213,9 @@ class OpenSource:
             before, first = formats.first_lines(lines)
             found = formats.of_lines(first, told, self._source.delimiter, self._source.quoted)
             self._lines = self._remembered(found, itertools.chain(before, lines))
-            self._reader = self._source.reader(found, kept, self.labels, lambda what: say(f"{self.name} {what}"))
+            self._reader = self._source.reader(
+                found, kept, self.labels, lambda what: say(f"{self.name} {what}"), index=lines.index
+            )
             rest = iter(self._lines)
             self._reader.begin(rest)
             self._reader.look(rest, looked)

@@ -6,13 +6,11 @@ and an extra: where it is missing, that stream is refused.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute  # the arrays' methods would import it, on the event loop
@@ -24,6 +22,7 @@ from core.logistic import Floats, Labels
 from service import errors
 from service.decode import columns
 from service.decode.arrow_messages import DICTIONARY, RECORD_BATCH, SCHEMA, Message, check_size, messages
+from service.decode.columnar import index_of
 from service.decode.columns import Array
 from service.events import NO_ID, NO_WEIGHT, is_id
 from service.fairness import Slices, worked
@@ -183,8 +182,6 @@ _ADVICE: dict[tuple[str, columns.Kind], str] = {
     ("", "time"): f"{_A_TIME} (with pyarrow: pyarrow.compute.hour(column)), or a count (column.cast('int64'))",
     ("", "nested"): "; send each of its parts as a column",
 }
-_INDEX = re.compile(r"__index_level_[0-9]+__")
-"""pandas' name for an unnamed index."""
 
 Wrong = tuple[int, str, str]
 """A row of a table, from 0; its wrong field; the reason."""
@@ -205,12 +202,12 @@ class _Layout:
         """The layout of a schema; raises InvalidEvent for a missing, duplicate or useless column."""
         kinds: dict[str, columns.Kind] = {}
         special = ("y", "weight", "id") if learn else ("id",)
-        index = _pandas_index(schema.metadata)
+        index = index_of(schema)
         for column in schema:
             name = column.name
             if name in kinds:
                 raise errors.InvalidEvent(field=_path(name), reason="two columns have this name; rename one")
-            if name in special or not (name in index or _INDEX.fullmatch(name)):
+            if name in special or name not in index:
                 kinds[name] = columns.kind_of(column)
                 if name in ("y", "weight") and not learn:
                     raise errors.InvalidEvent(field=name, reason="a prediction does not use it; leave this column out")
@@ -274,21 +271,6 @@ def _check_kind(special: str, column: Any, kind: columns.Kind) -> None:
     if kind not in good:
         told = f"this column is of type {str(column.type)[:100]}; it {reason}{_ADVICE.get((special, kind), '')}"
         raise errors.InvalidEvent(field=special or _path(column.name), reason=told)
-
-
-class _Pandas(msgspec.Struct):
-    """pandas' metadata of a table: the columns of its index. A range index has no column, only a description."""
-
-    index_columns: list[str | dict[str, Any]] = msgspec.field(default_factory=list)
-
-
-def _pandas_index(metadata: dict[bytes, bytes] | None) -> set[str]:
-    """The columns that were a data frame's index, according to the schema's metadata."""
-    try:
-        told = msgspec.json.decode((metadata or {}).get(b"pandas", b"{}"), type=_Pandas)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return set()  # not written by pandas
-    return {name for name in told.index_columns if isinstance(name, str)}
 
 
 def _features(found: list[Array], kinds: list[columns.Kind], rows: int) -> tuple[Floats, dict[int, columns.Words]]:

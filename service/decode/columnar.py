@@ -1,7 +1,8 @@
 """Reads columnar files: Parquet, and Arrow files and streams, whose parts may be compressed.
 
 Where a stranger sent the file, a child process reads it, with a limit on its memory. So a file that would become
-gigabytes ends the child, and nothing else. The child writes what it reads as an Arrow stream, or as lines of NDJSON.
+gigabytes ends the child, and nothing else. The child writes what it reads as an Arrow stream, or as lines of NDJSON, of
+which the first lists the columns that were a data frame's index.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import IO, Any
+
+import msgspec
 
 MEMORY_BYTES = 2**30
 """Memory of a child for what it reads."""
@@ -23,6 +28,11 @@ PARQUET, ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """How they begin."""
 BATCH_BYTES = 2**24
 """A batch with more bytes is written in parts."""
+_INDEX = re.compile(r"__index_level_[0-9]+__")
+"""pandas' name for an unnamed index."""
+_LEVELS, _LONGEST_NAME = 64, 256
+"""Of an index, at most so many columns of names of at most so many characters are known, so that a file cannot make the
+service look through megabytes of them."""
 
 
 class WrongFile(Exception):
@@ -93,11 +103,26 @@ def _cut(found: Any) -> Iterator[Any]:
             yield batch.slice(start, rows)
 
 
+class _Pandas(msgspec.Struct):
+    """pandas' metadata of a table: the columns of its index. A range index has no column, only a description."""
+
+    index_columns: list[str | dict[str, Any]] = msgspec.field(default_factory=list)
+
+
+def index_of(schema: Any) -> list[str]:
+    """The columns that were a data frame's index, by the schema's metadata or by pandas' name for it."""
+    try:
+        told = msgspec.json.decode((schema.metadata or {}).get(b"pandas", b"{}"), type=_Pandas).index_columns
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        told = []  # not written by pandas
+    names = {name for name in told[:_LEVELS] if isinstance(name, str)}
+    found = (name for name in schema.names if name in names or _INDEX.fullmatch(name))
+    return [*islice((name for name in found if len(name) <= _LONGEST_NAME), _LEVELS)]
+
+
 def lines(batch: Any, first_row: int) -> bytes:
     """Rows as lines of NDJSON: a flat object each. Times are text, as in a CSV file. Raises WrongFile for an infinity,
     which JSON does not have, and for two columns of one name."""
-    import msgspec
-
     names = batch.schema.names
     if len(set(names)) < len(names):
         raise WrongFile(f"two columns have the name {next(name for name in names if names.count(name) > 1)!r}")
@@ -110,10 +135,13 @@ def lines(batch: Any, first_row: int) -> bytes:
     return msgspec.json.Encoder(decimal_format="number").encode_lines(rows)
 
 
-def lines_of(file: IO[bytes]) -> Iterator[bytes]:
-    """The rows of a file as lines of NDJSON. Raises WrongFile."""
+def lines_of(file: IO[bytes], index: Callable[[list[str]], None]) -> Iterator[bytes]:
+    """The rows of a file as lines of NDJSON. Before the first, `index` gets the columns that were a data frame's index.
+    Raises WrongFile."""
     row = 1
     for batch in batches(file):
+        if row == 1:
+            index(index_of(batch.schema))
         yield from lines(batch, row).splitlines(keepends=True)
         row += batch.num_rows
 
@@ -124,6 +152,8 @@ def _write(file: IO[bytes], out: IO[bytes], as_lines: bool, allowed: int) -> Non
     writer, row = None, 1
     for batch in batches(file, allowed):
         if as_lines:
+            if row == 1:
+                out.write(msgspec.json.encode(index_of(batch.schema)) + b"\n")
             out.write(lines(batch, row))
             row += batch.num_rows
             continue

@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from importlib.util import find_spec
 from typing import IO, cast
+
+import msgspec
 
 from service import errors
 from service.children import command
@@ -31,8 +33,9 @@ class Files:
         self._held = 0
         self._places = asyncio.Semaphore(CHILDREN)
 
-    async def chunks(self, body: Chunks, as_lines: bool) -> AsyncGenerator[bytes]:
-        """The rows of a file, as an Arrow stream or as lines of NDJSON."""
+    async def chunks(self, body: Chunks, index: Callable[[list[str]], None] | None) -> AsyncGenerator[bytes]:
+        """The rows of a file: an Arrow stream if `index` is None. Else they are lines of NDJSON, and before the first
+        `index` gets the columns that were a data frame's index."""
         if find_spec("pyarrow") is None:
             raise errors.ArrowNotInstalled
         size = 0
@@ -43,9 +46,18 @@ class Files:
                         self._hold(size, len(chunk))
                         size += len(chunk)
                         await asyncio.to_thread(_write, file, chunk)
+                as_lines, head = index is not None, b""
                 async with self._places, contextlib.aclosing(self._read(file, size, as_lines)) as found:
                     async for chunk in found:
-                        yield chunk
+                        if index is None:
+                            yield chunk
+                            continue
+                        head += chunk
+                        names, end, rest = head.partition(b"\n")
+                        if end:
+                            index(msgspec.json.decode(names, type=list[str]))
+                            index = None
+                            yield rest
         finally:
             self._held -= size
 

@@ -135,7 +135,7 @@ class Streams:
         chunks, media_type = self._chunks(receive), content_type_of(scope).media_type
         rows = rows_of(scope, model, self._settings, hold, self._place_of_the_large, learn=learn)
         if media_type in FILES or (media_type == ARROW and rows is not None):
-            chunks = self._files.chunks(chunks, as_lines=rows is not None)
+            chunks = self._files.chunks(chunks, rows.index if rows is not None else None)
         if rows is not None:
             return rows.pieces(chunks), rows
         if media_type == ARROW or media_type in FILES:

@@ -39,7 +39,7 @@ INDEX = "Unnamed: 0"
 
 class Column(NamedTuple):
     """A column: its place and kind (a key of FLAGS, or "label"); for people a reason, an example and missing cells.
-    few: whether its cells are too few to tell whether they are ids, which no model should learn."""
+    tell: whether the reason may surprise, so that whoever sent the column should be told."""
 
     name: str
     place: int
@@ -47,7 +47,7 @@ class Column(NamedTuple):
     why: str = ""
     example: str = ""
     missing: int = 0
-    few: bool = False
+    tell: bool = False
 
 
 class Kept(NamedTuple):

@@ -65,7 +65,8 @@ _TOO_LONG = f"has a line of more than {LONGEST_LINE >> 20} MiB"
 class Input:
     """The lines of a file, decompressed; the elements of a JSON array and the rows of Parquet and Arrow as lines.
 
-    told: the format, if it is known. `unit`: what a line is in the file. Raises WrongRow for what cannot be read.
+    told: the format, if it is known. `unit`: what a line is in the file. `index`: the columns that were a data frame's
+    index, once a line was read. Raises WrongRow for what cannot be read.
     """
 
     def __init__(self, file: IO[bytes], told: str | None = None) -> None:
@@ -74,6 +75,7 @@ class Input:
             if head.startswith(magic):
                 raise WrongRow(reason)
         self.unit = "line"
+        self.index: list[str] = []
         self.has_columns = head.startswith(_COLUMNAR)
         self._joined = _Joined(head, file)
         self._whole = io.BufferedReader(self._joined)
@@ -82,7 +84,7 @@ class Input:
         self._came = 0
         self._made: Iterator[bytes] | None = None
         if self.has_columns:
-            self.unit, self._made = "row", _rows(file)
+            self.unit, self._made = "row", _rows(file, self.index.extend)
             return
         compressed = next((opened for magic, opened in _COMPRESSED.items() if head.startswith(magic)), None)
         if compressed is not None:
@@ -126,12 +128,12 @@ class Input:
         return not select.select([self._descriptor], [], [], 0)[0]
 
 
-def _rows(file: IO[bytes]) -> Iterator[bytes]:
-    """The rows of a Parquet or Arrow file."""
+def _rows(file: IO[bytes], index: Callable[[list[str]], None]) -> Iterator[bytes]:
+    """The rows of a Parquet or Arrow file. See `columnar.lines_of`."""
     if not file.seekable():
         raise WrongRow("is Parquet or Arrow, whose table of contents comes last: name the file, rather than a pipe")
     try:
-        yield from columnar.lines_of(file)
+        yield from columnar.lines_of(file, index)
     except columnar.WrongFile as wrong:
         raise WrongRow(f"is not a Parquet or Arrow file that can be read: {wrong}") from None
     except ModuleNotFoundError:

@@ -27,6 +27,7 @@ MOST_CELLS = 2_000_000
 MOST_BYTES = 2**24
 """Most bytes of their text."""
 SHOWN_NAMES = 20
+_INDEX = "the index of a data frame; --number {0} or --text {0} keeps it"
 
 Records = Iterator[tuple[int, Any]]
 """Rows, each with the line where it begins."""
@@ -112,13 +113,17 @@ class Reader(Protocol):
 
 class ObjectReader:
     """NDJSON of flat objects. Flags and the model decide a value's kind, else JSON does. label: None to predict from
-    objects without one."""
+    objects without one. index: the names that were a data frame's index; left out unless flags or the model name them.
+    """
 
-    def __init__(self, label: str | None, asked: Mapping[str, str], kept: Kept, labels: Labels) -> None:
+    def __init__(
+        self, label: str | None, asked: Mapping[str, str], kept: Kept, labels: Labels, index: Sequence[str] = ()
+    ) -> None:
         self.columns: list[Column] = []
         self.missing = 0
         self._label = label
         self._known = agreed(asked, kept)
+        self._index = [name for name in index if name not in self._known]
         self._labels = labels
         self._kinds: dict[str, str] = {}
         self._read = 0
@@ -128,6 +133,7 @@ class ObjectReader:
 
     def look(self, lines: Iterator[bytes], looked: Looked) -> None:
         looked.read_rows(self.records(looked.counted(lines)), needed=True)
+        self._known |= {name: ("ignore", _INDEX.format(name)) for name in self._index}
         values: dict[str, list[Any]] = {name: [] for name in self._known}
         for _, row in looked.rows:
             for name, value in row.items():
@@ -136,12 +142,12 @@ class ObjectReader:
         values.pop(self._label or "", None)
         for name, there in values.items():
             kind, why = self._known[name] if name in self._known else kind_of_values(name, there)
-            few = False
+            tell = name in self._index
             if kind == "text" and name not in self._known:
                 # A name that is new to the model may be one that objects often lack.
-                kind, why, few = of_few(name, kind, why, len(there), len(set(map(_text, there))), new=False)
+                kind, why, tell = of_few(name, kind, why, len(there), len(set(map(_text, there))), new=False)
             example = _text(there[0]) if there else ""
-            self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there), few))
+            self.columns.append(Column(name, 0, kind, why, example, len(looked.rows) - len(there), tell))
         self._kinds = {column.name: column.kind for column in self.columns if column.kind != MIXED}
 
     def records(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:

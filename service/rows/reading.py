@@ -54,15 +54,17 @@ class How:
         notice: Callable[[str], None],
         learn: bool = True,
         learned: Callable[[str], str | None] = lambda _: None,
+        index: Sequence[str] = (),
     ) -> Reader:
-        """The reader for a format. Raises WrongOption for options that do not suit it. See TableReader."""
+        """The reader for a format. Raises WrongOption for options that do not suit it. See TableReader, and for `index`
+        ObjectReader."""
         if found.dialect is not None:
             if learn:
                 self.check_label(labels.name)
             how = self.label, learn, self.header, self.asked
             return TableReader(*how, kept, labels, found.dialect, found.skip, notice, learned)
         if found.name == "ndjson" and (self.label is not None or not learn):
-            return ObjectReader(self.label, self.asked, kept, labels)
+            return ObjectReader(self.label, self.asked, kept, labels, index)
         if self.asked:
             flag = FLAGS[next(iter(self.asked.values()))]
             raise WrongOption(f"{flag} needs CSV, or NDJSON of flat objects with --label")

@@ -68,6 +68,7 @@ class Rows:
             if learn and format_ != "ndjson":
                 how.check_label("the body")
             self._labels = how.labels("the body", self._notice)
+        self._index: list[str] = []
         self._found: formats.Format | None = None
         self._reader: Reader | None = None
         self._look = min(how.look or LOOK, LOOK)
@@ -85,6 +86,10 @@ class Rows:
     @property
     def columns(self) -> list[Column]:
         return [] if self._reader is None else self._reader.columns
+
+    def index(self, names: list[str]) -> None:
+        """Say, before the rows come, which columns were a data frame's index."""
+        self._index = names
 
     @property
     def unlabelled(self) -> int:
@@ -166,7 +171,7 @@ class Rows:
         assert self._found is not None  # noqa: S101  # by the caller
         with self._refusing():
             told = self._kept, self._labels, lambda what: self._notice(f"the body {what}"), self._learn, self._learned
-            reader = self._how.reader(self._found, *told)
+            reader = self._how.reader(self._found, *told, self._index)
             self._needed = reader.begin(self._unread) or self._needed
             self._reader = reader
         return True
@@ -184,8 +189,8 @@ class Rows:
         looked = Looked(self._look, regular=self._needed, bounded=True)
         with self._refusing():
             self._reader.look(self._unread, looked)
-            for name, _, kind, why, *_, few in self._reader.columns if self._learn else ():
-                if few:
+            for name, _, kind, why, *_, tell in self._reader.columns if self._learn else ():
+                if tell:
                     self._notice(f"column {name!r} is {'left out' if kind == 'ignore' else 'text'}: {why}")
             piece = self._read(looked.drained())
             if piece.wrong is not None:
