@@ -144,7 +144,9 @@ def _is_no_code(cell: str) -> bool:
 
 def not_a_number(name: str, cell: str, how: str) -> str:
     """The message for a cell of a number column that is not a number. how: why the column is one."""
-    code = "a leading zero, more than 15 digits, or more than 1e100 makes it a code" if is_code(cell) else None
+    code = (
+        f"a leading zero, more than 15 digits, or more than 1e100 makes it a code; {UNKNOWN}" if is_code(cell) else None
+    )
     advice = what_to_write(cell) or code or UNKNOWN
     return (
         f"column {name!r} {how}, but {cut(cell)!r} is not one: {advice}. --text {name} reads the column as text; "
