@@ -357,7 +357,7 @@ class Mixture:
         self.shares = [[1 / self.members] * self.members]
         self.statistics: dict[str, Statistics] = {}
         self.excess, self.above, self.usual, self.events = 0.0, 0.0, math.log(2), 0.0
-        self.alarms, self.loss = 0, 0.0
+        self.alarms, self.loss, self.heaviest = 0, 0.0, 1.0
         self.losses = [0.0] * self.members
         """The log loss so far of each member of the first bank."""
 
@@ -377,7 +377,8 @@ class Mixture:
             bank.learn(y, weight, own, self.clip)
         for name, value in x.items():
             self.statistics[name].values.append(value)
-        weight = min(weight, 1.0)
+        self.heaviest = max(1.0, min(weight, 10 * self.heaviest), 0.99 * self.heaviest)
+        weight = min(weight / self.heaviest, 1.0)
         self._reweigh(of_1 if y else of_0, weight)
         self.loss -= math.log(p if y else q)
         loss = -math.log(p if y else q)

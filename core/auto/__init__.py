@@ -7,8 +7,8 @@ cumulative log loss). After each event a small share is redistributed evenly, so
 
     log loss of the mixture <= log loss of k + (ln M + A ln 2) / n - ln(1 - share)
 
-with M members, where the log loss of each event counts by its weight, and by 1 at most. So no tuning is needed, and
-there is a proof. Class weights above 1 are divided by the larger one.
+with M members, where the log loss of each event counts by its weight: as it is up to 1, and above by the heaviest of
+late. So no tuning is needed, and there is a proof. Class weights above 1 are divided by the larger one.
 
 Three groups: learners of single features (`learners.py`); learners of what the labels have said so far of each value
 (`evidence.py`); learners of pairs of values (`pairs.py`). Stackers (`stacker.py`) learn a weighted sum of the others'

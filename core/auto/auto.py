@@ -12,7 +12,7 @@ import numpy.typing as npt
 from core.auto.event import NUMBERED, PAIRED, go_through
 from core.auto.evidence import COUNTS, FIRST_FIELD, PER_FIELD, rebuild
 from core.auto.learners import STATISTICS, Indices, Layout
-from core.auto.mixture import ALARMS, USUAL
+from core.auto.mixture import ALARMS, HEAVIEST, USUAL
 from core.auto.pairs import FIRST_PAIR, MOST, PLACES
 from core.auto.plan import PLAN, RULES, VIEWS, Plan
 from core.auto.room import Counted, bank_of, carved, sizes, small_of
@@ -125,7 +125,8 @@ class Auto:
         self._keys, self._places = np.zeros(_MIN_ROWS, np.int64), np.full(2 * _MIN_ROWS, -1, np.int32)
         self._first, self._second = Bank(PLAN, self._plan, PLACES), Bank(PLAN, self._plan, 1)
         self._shares = np.full(self._plan.members, 1.0 / self._plan.members)
-        self._scalars = np.zeros(ALARMS + 1)
+        self._scalars = np.zeros(HEAVIEST + 1)
+        self._scalars[HEAVIEST] = 1.0
         self._scalars[USUAL] = math.log(2)
         self._used = np.array([limit, 0, 0, 0])
         self._grow()

@@ -6,7 +6,7 @@ from numba import types
 
 from core.auto.evidence import AGGREGATES, Found, Indicators, count, enter, find, weigh
 from core.auto.learners import STATISTICS, Indices, Table32, look, scores, scores_of_few, step, step_of_few
-from core.auto.mixture import changed, mixed, reweigh
+from core.auto.mixture import changed, mixed, reweigh, share_of_weight
 from core.auto.pairs import FIRST_PAIR, give_rows, is_short, pair_up
 from core.auto.plan import STANDARD
 from core.auto.room import Bank, Counted, Room, Side, bank_of, carved
@@ -212,7 +212,8 @@ def go_through(  # noqa: C901  # a part more would take its compile time again
         for j in range(len(c)):
             for s in range(STATISTICS):
                 statistics[c[j], s] = room.fresh[j, s]
-        reweigh(room.chances[y], shares, limits[WEIGHT])
-        if changed(predicted[i], y, limits[WEIGHT], scalars):
+        weight = share_of_weight(limits[WEIGHT], scalars)
+        reweigh(room.chances[y], shares, weight)
+        if changed(predicted[i], y, weight, scalars):
             return i + 1
     return len(predicted)

@@ -10,9 +10,12 @@ from core.rules import Table
 
 SHARE = 3e-4
 """Part of the weight that is redistributed evenly after each event. It costs at most this much log loss per event."""
-EXCESS, ABOVE, USUAL, EVENTS, ALARMS = range(5)
+EXCESS, ABOVE, USUAL, EVENTS, ALARMS, HEAVIEST = range(6)
 """Places in the array of scalars: two sums of what the log loss is too much, the usual log loss, the events that it is
-the mean of, and how often the alarm was raised."""
+the mean of, how often the alarm was raised, and the heaviest weight of late."""
+RISES, FADES = 10.0, 0.99
+"""The heaviest weight rises at most so many times at an event, since a single one of a million is no measure for those
+that follow; and this much of it is left after each."""
 MOST = 5.0
 """Most nats that one event may add to a sum, because a single wrong label is no change of the stream."""
 ALARM, SLACK = 12.0, 0.1
@@ -42,11 +45,19 @@ def mixed(z: Floats, shares: Floats, chances: Table) -> float:
 
 
 @part_of_kernels
+def share_of_weight(weight: float, scalars: Floats) -> float:
+    """How much an event counts in the mixture: its weight, by the heaviest of late if that is above 1. 1 at most."""
+    heaviest: float = max(1.0, min(weight, RISES * scalars[HEAVIEST]), FADES * scalars[HEAVIEST])
+    scalars[HEAVIEST] = heaviest
+    return min(weight / heaviest, 1.0)
+
+
+@part_of_kernels
 def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
     """share_k <- share_k exp(-weight loss_k) = share_k P_k(y)^weight, normalised. Then redistributes SHARE evenly.
 
-    A weight above 1 counts as 1: log loss is mixable up to that rate only. Above it, the mixture follows whichever
-    member is the most certain, and no bound holds.
+    `weight`: 1 at most. Log loss is mixable up to that rate only. Above it, the mixture follows whichever member is the
+    most certain, and no bound holds.
 
     `chances`: the members' probabilities of the label that came. They are divided by the largest, so that a heavy event
     does not turn every share into 0.
@@ -57,7 +68,7 @@ def reweigh(chances: Floats, shares: Floats, weight: float) -> None:
     total = 0.0
     for k in range(len(shares)):
         ratio = chances[k] / largest
-        shares[k] *= ratio if weight >= 1.0 else math.pow(ratio, weight)
+        shares[k] *= ratio if weight == 1.0 else math.pow(ratio, weight)
         total += shares[k]
     for k in range(len(shares)):
         shares[k] = (1.0 - SHARE) * (shares[k] / total) + SHARE / len(shares)
@@ -68,10 +79,9 @@ def changed(z: float, y: int, weight: float, scalars: Floats) -> bool:
     """Whether the stream has changed abruptly, by two CUSUMs that never fall below 0: of the log loss minus the
     prediction's entropy, which is what it expects to lose, and of the log loss minus the usual log loss.
 
-    An event counts as much as it does for the shares. Where labels weigh differently, the predictions are calibrated
-    for weighted events, and plain ones would lose more than expected all the time.
+    `weight`: as for `reweigh`. Where labels weigh differently, the predictions are calibrated for weighted events, and
+    plain ones would lose more than expected all the time.
     """
-    weight = min(weight, 1.0)
     a = abs(z)
     e = math.exp(-a)
     entropy = math.log1p(e) + a * e / (1.0 + e)  # -p log p - (1-p) log(1-p)
