@@ -403,7 +403,7 @@ def ahead_by(hours: Path) -> None:
         return own() + 3_600 * float(hours.read_text() or 0)  # it may be about to be written
 
     time.time = wall
-    Engine.__init__.__defaults__ = (Clock(wall),)
+    Engine.__init__.__defaults__ = (Clock(wall), None)
 
 
 def faketime() -> Path | None:
