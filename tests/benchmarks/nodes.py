@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -166,24 +166,24 @@ def longest_reply(port: int, hurt: Callable[[], Any]) -> float:
     return longest * 1e3
 
 
-def one_round(cluster: Cluster, number: int, generator: str, seconds: int, found: Rows) -> None:
+def one_round(cluster: Cluster, generator: str, seconds: int, found: Rows) -> None:
     stream = Events.random(STREAM_EVENTS, 10).ndjson()
     _, single = sides()
     with running(single) as server:
-        requests(found, "one service", server.port, generator, seconds)
         for speed in [streamed(server.port, stream) for _ in range(WARM + STREAMS)][WARM:]:
             note(found, "one service: NDJSON, events a second", speed)
-    with two_nodes(cluster, f"requests-{number}") as (one, two):
-        requests(found, "node", one.port, generator, seconds)
-        for speed in [streamed(one.port, stream) for _ in range(WARM + STREAMS)][WARM:]:
+        requests(found, "one service", server.port, generator, seconds)
+    with two_nodes(cluster, "requests") as (one, two):
+        for speed in [streamed(one.port, stream) for _ in range(WARM + STREAMS)][WARM:]:  # first: the brokers are cold
             note(found, "node: NDJSON, events a second", speed)
+        requests(found, "node", one.port, generator, seconds)
         note(found, "two nodes: predict, a second", predicted_by_both([one.port, two.port], generator, seconds))
-    note(found, "catching up: single records a second", caught_up(cluster, f"singles-{number}", singles(), SINGLES))
-    note(found, "catching up: batched events a second", caught_up(cluster, f"tables-{number}", tables(), TABLES * ROWS))
-    with two_nodes(cluster, f"gaps-{number}") as (one, two):
+    note(found, "catching up: single records a second", caught_up(cluster, "singles", singles(), SINGLES))
+    note(found, "catching up: batched events a second", caught_up(cluster, "tables", tables(), TABLES * ROWS))
+    with two_nodes(cluster, "gaps") as (one, two):
         gap = longest_reply(two.port, lambda: os.kill(one.pid, signal.SIGKILL))
         note(found, "longest learn while the other node is killed, ms", gap)
-        leader = cluster.leader(f"gaps-{number}", partition_of(b"default", topic.PARTITIONS))
+        leader = cluster.leader("gaps", partition_of(b"default", topic.PARTITIONS))
         gap = longest_reply(two.port, lambda: cluster.kill(leader))
         note(found, "longest learn while the leading broker is killed, ms", gap)
         cluster.mend()
@@ -199,11 +199,10 @@ def main() -> int:
     try:
         generator = choose_generator(options.generator)
         print(machine(generator))
-        with ExitStack() as ends:
-            folder = ends.enter_context(tempfile.TemporaryDirectory())
-            cluster = ends.enter_context(brokers(Path(folder) / "brokers", 3, LASTING))
-            for number in range(options.rounds):
-                one_round(cluster, number, generator, options.seconds, found)
+        for _ in range(options.rounds):
+            # New brokers each time: the copies of the partitions of earlier topics would cost them ever more.
+            with tempfile.TemporaryDirectory() as folder, brokers(Path(folder) / "brokers", 3, LASTING) as cluster:
+                one_round(cluster, generator, options.seconds, found)
     except (BenchmarkError, LoadError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
