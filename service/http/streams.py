@@ -39,6 +39,9 @@ _LARGE = 2**20
 AHEAD, AHEAD_EVENTS = 16, 12_000
 """Pieces of a stream that wait for the writer at once, and their events, about: enough for two commits, one that syncs
 and the next. More would leave others no room in the queue."""
+LARGE_PIECES = 3
+"""So many pieces wait also where they have more events, on a node: one on its way to the topic, one that comes back,
+and one that is learned."""
 PACED_EVENTS = 1_000
 """Events of a piece of a stream that a token's rate slows down."""
 
@@ -55,6 +58,7 @@ class Streams:
         self._replies = replies
         self._access = access
         self._files = Files(settings)
+        self._ahead = max(AHEAD_EVENTS, LARGE_PIECES * settings.stream_events)
         self._large = asyncio.Semaphore(1)
         """Limits large first rows to those of one body at a time, because in memory they take ten times their text."""
 
@@ -89,7 +93,7 @@ class Streams:
         waiting: deque[tuple[pieces.Piece[Any], asyncio.Future[Result]]] = deque()
         try:
             async for piece in arriving:
-                if len(waiting) == AHEAD or sum(len(other.items) for other, _ in waiting) >= AHEAD_EVENTS:
+                if len(waiting) == AHEAD or sum(len(other.items) for other, _ in waiting) >= self._ahead:
                     await _settle_but(len(waiting) - 1, tally, waiting)
                 if len(piece.items):
                     waiting.append((piece, await self._engine.queue.submit(tally.model, piece.items, stream)))
