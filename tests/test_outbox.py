@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broker import Mock
+from confluent_kafka import KafkaError, KafkaException
 from patience import PATIENCE
 from processes import copied
 
@@ -222,6 +223,32 @@ def test_nobody_waits_for_ever_for_a_record_that_does_not_come_back(
                         break
                     except errors.NotSure:
                         continue
+
+    asyncio.run(story())
+
+
+class SpentProducer:
+    """A producer that librdkafka lets write no more, as after long trouble with the brokers: it says so at each call."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuses(*_: Any, **__: Any) -> Any:
+            raise KafkaException(KafkaError(KafkaError._INCONSISTENT, "spent", True))  # noqa: SLF001
+
+        return refuses
+
+
+def test_a_producer_that_may_write_no_more_is_replaced_and_the_node_goes_on(
+    mock_cluster: Mock, name: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with node(mock_cluster, tmp_path, name) as engine:
+            link: Any = engine._link  # noqa: SLF001  # librdkafka cannot be made to say it
+            for _ in range(2):
+                await asyncio.to_thread(link._producer.flush, PATIENCE)  # noqa: SLF001
+                link._producer = SpentProducer()  # noqa: SLF001
+                await asyncio.sleep(0.3)  # its thread looks after it
+                await engine.learn("default", rows(1))
+            assert engine.model("default").learner.seq == 2
 
     asyncio.run(story())
 

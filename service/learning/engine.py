@@ -247,5 +247,8 @@ class Engine:
         if isinstance(error, errors.LogstepError):
             self._fail(error)
         elif error is not None:
-            logger.error("a mistake in logstep itself", exc_info=error)
-            self._fail(mistake())
+            self._mistaken(error)
+
+    def _mistaken(self, error: BaseException) -> None:
+        logger.error("a mistake in logstep itself", exc_info=error)
+        self._fail(mistake())

@@ -110,7 +110,7 @@ class Link:
 
     def write_first(self, value: bytes) -> None:
         """Write a record to partition 0, and wait until it is there."""
-        self._producer.produce(self.topic, value, b"", 0, headers=[("do", Do.BEGIN.value)])
+        self._produce(self.topic, value, b"", 0, headers=[("do", Do.BEGIN.value)])
         if self._producer.flush(SURE_SECONDS):
             raise self._brokers.no_answer(KafkaException(KafkaError(KafkaError._TIMED_OUT)))  # noqa: SLF001
 
@@ -137,7 +137,7 @@ class Link:
         self._consumer = self._new_consumer()
         self._consumer.assign([TopicPartition(self.topic, p, places.get(p, 0)) for p in range(partitions)])
         for work in (self._read_on, self._ask_for_ends):
-            self._threads.append(threading.Thread(target=work, name="logstep-topic", daemon=True))
+            self._threads.append(threading.Thread(target=self._run, args=[work], name="logstep-topic", daemon=True))
             self._threads[-1].start()
 
     def write(self, do: Do, model: str, value: bytes, re: bytes = b"", stream: bytes = b"") -> None:
@@ -149,14 +149,16 @@ class Link:
             if error is not None and re:
                 self._loop.call_soon_threadsafe(self._on_unsure, re)
 
-        where = self.topic, value, key, partition_of(key, self.partitions)
+        self._produce(self.topic, value, key, partition_of(key, self.partitions), headers=headers, on_delivery=failed)
+
+    def _produce(self, *record: Any, **more: Any) -> None:
         try:
-            self._producer.produce(*where, headers=headers, on_delivery=failed)
+            self._producer.produce(*record, **more)
         except KafkaException as error:
             if not error.args[0].fatal():
                 raise
             self._producer = self._new_producer()  # the old one may write no more
-            self._producer.produce(*where, headers=headers, on_delivery=failed)
+            self._producer.produce(*record, **more)
 
     def hold(self) -> None:
         """Read no further until `go_on`."""
@@ -165,10 +167,17 @@ class Link:
     def go_on(self) -> None:
         self._may_read.set()
 
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # without this thread the node would stand still, and nobody would know why
+            self._loop.call_soon_threadsafe(self.on_mistake, error)
+
     def _read_on(self) -> None:
         while not self._stops.is_set():
             first = self._consumer.poll(POLL_SECONDS)
-            self._producer.poll(0)
+            with suppress(KafkaException):  # the producer may write no more, which it says once; see `_produce`
+                self._producer.poll(0)
             if first is None:
                 continue
             records: list[Record] = []
@@ -189,6 +198,9 @@ class Link:
     """Called if the next record of a partition is no longer in the topic."""
     on_ends: Callable[[float, list[int]], None]
     """Called now and then with a time (monotonic) and the offsets after the newest records then."""
+
+    on_mistake: Callable[[Exception], None]
+    """Called if a thread ends before it should."""
 
     on_another: Callable[[str], None]
     """Called if the topic of that name has another id now: it was deleted and made again."""
@@ -224,7 +236,8 @@ class Link:
         self._may_read.set()
         for thread in self._threads:
             thread.join()
-        self._producer.flush(1.0)
+        with suppress(KafkaException):
+            self._producer.flush(1.0)
         if self._consumer is not None:
             self._consumer.close()
 

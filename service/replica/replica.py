@@ -162,7 +162,7 @@ class Replica(Engine):
     async def _follow(self) -> None:
         """Find the topic, see that it is the one, and apply its records until the end."""
         link = Link(self._brokers, self._settings.topic, self._take, self.queue.give_up)
-        link.on_overtaken, link.on_another = self._overtaken, self._made_again
+        link.on_overtaken, link.on_another, link.on_mistake = self._overtaken, self._made_again, self._mistaken
         while True:
             try:
                 found = await asyncio.to_thread(find, self._brokers, link, self._settings)
@@ -215,9 +215,11 @@ class Replica(Engine):
     async def _look_now_and_then(self) -> None:
         """Give up requests that wait for too long, and log when /readyz changes its answer."""
         was_ready = not self.unready
-        while self.lifecycle.state.ready:
+        while True:
             await asyncio.sleep(LOOK_SECONDS)
             self.queue.give_up_old()
+            if not self.lifecycle.state.ready:  # it ends, which is logged where it does
+                continue
             unready = self.unready
             if unready and was_ready:
                 logger.warning("unready: %s", unready)
