@@ -228,7 +228,7 @@ def test_nobody_waits_for_ever_for_a_record_that_does_not_come_back(
 
 
 class SpentProducer:
-    """A producer that librdkafka lets write no more, as after long trouble with the brokers: it says so at each call."""
+    """A producer that librdkafka lets write no more, as after long trouble with brokers: it says so at each call."""
 
     def __getattr__(self, name: str) -> Any:
         def refuses(*_: Any, **__: Any) -> Any:
