@@ -80,9 +80,9 @@ class Brokers:
         fixed: settings that nobody may change. defaults: settings that the given properties may change, with _ in place
         of a dot.
         """
-        settings: dict[str, Any] = {"bootstrap.servers": self.address, "client.id": "logstep", "error_cb": self._heard}
+        settings: dict[str, Any] = {"bootstrap.servers": self.address, "client.id": "logstep", "error_cb": self.heard}
         if "debug" not in self.given:
-            settings["log_level"] = "0"  # its errors come to `_heard`
+            settings["log_level"] = "0"  # its errors come to `heard`
         settings |= {name.replace("_", "."): value for name, value in defaults.items()}
         try:
             return kind({**settings, **self.given, **(fixed or {})})
@@ -94,7 +94,8 @@ class Brokers:
         """An AdminClient."""
         return self.client(AdminClient)
 
-    def _heard(self, error: Any) -> None:
+    def heard(self, error: Any) -> None:
+        """Note an error that the brokers tell, and tell `on_error`."""
         self.refusal = error.str()
         if error.code() in DENIED or error.fatal():
             self.denied = self.refusal

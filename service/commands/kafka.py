@@ -136,7 +136,7 @@ class Topic:
         for message in messages:
             partition, offset, error = message.partition(), message.offset(), message.error()
             if error is not None and error.code() not in (_END, _OUT_OF_RANGE):
-                self._error(error)
+                self._brokers.heard(error)  # that it may not read the group comes as a message only
             elif partition not in self._next:
                 continue  # it was taken away while these were read
             elif error is None:
@@ -331,9 +331,7 @@ class Topic:
 
     def _error(self, error: Any) -> None:
         """An error that names no partition, or is none of those above."""
-        if error.code() in DENIED:  # that it may not read the group comes as a message only
-            self._brokers.denied = error.str()
-        elif self._partitions and not self._brokers.denied:  # before, `_find` tells it
+        if self._partitions and not self._brokers.denied:  # before, `_find` tells it
             self._notice(error)
 
     def _on_commit(self, error: Any, places: Sequence[Any]) -> None:
