@@ -15,6 +15,7 @@ from core.logistic import Floats, Labels
 from service import errors
 from service.events import Event, Label, Question
 from service.problem import path_of
+from service.texts import Texts
 
 WORTH_A_TABLE = 200
 """Least lines of one shape that become a table. With fewer, a mixed stream would fall into tiny pieces."""
@@ -36,8 +37,8 @@ class Table:
     """(n,) uint8, 0 or 1. None in rows to predict."""
     weights: Floats | None = None
     """(n,) float64, above 0. None means all are 1."""
-    ids: list[str | None] | None = None
-    """n ids, None for a row without one. None means that no row has one."""
+    ids: Texts | list[str | None] | None = None
+    """n ids; a list where a row may have none. None means that no row has one."""
     texts: dict[int, Any] = field(default_factory=dict)
     """The text columns, by position: Words, or what can be sliced, and whose `tolist` gives the strings of its rows."""
 
@@ -49,7 +50,7 @@ class Table:
         """Whether the arrays can be learned as they are: text as Words, and either no ids or every id and value."""
         whole = self.present is None and bool(self.names)  # a row with an id and no features is a late label
         coded = all(isinstance(text, Words) for text in self.texts.values())
-        return coded and (self.ids is None or (whole and None not in self.ids))
+        return coded and (self.ids is None or (whole and isinstance(self.ids, Texts)))
 
     def arrays(self) -> tuple[list[str], Floats, Mask | None, Labels, Floats | None, dict[int, Words]]:
         """The arguments of `BatchBuilder.add_table`, for a plain table of events."""

@@ -30,7 +30,7 @@ def make_small() -> None:
     """Let some dozens of ids be enough for every kind of move."""
     id_pieces.PIECE = 4
     id_pieces.LEAST_BLOCKS, id_pieces.IDS_A_BLOCK = 1, 2
-    event_ids.FILTERED = 3
+    event_ids.FILTERED, event_ids.LARGE = 3, 4
     merging.FLUSHED_IDS, merging.FLUSHED_ROWS, merging.MOVED_IDS = 40, 12, 20
     merging.FAN_IN, merging.READ, merging.SWEPT, merging.PURGED = 3, 2, 2, 2
 

@@ -139,7 +139,7 @@ def ids_in(folder: Path) -> dict[tuple[int, str], tuple[int, ...]]:
         for model, ids, payload in db.execute(PIECES):
             piece = Piece.decode(ids, payload)
             assert piece is not None
-            for id_, seq, mark, label in zip(piece.ids(), *piece.numbers[1:].tolist(), strict=True):
+            for id_, seq, mark, label in zip(piece.ids, *piece.numbers[1:].tolist(), strict=True):
                 assert (model, id_) not in found, id_
                 found[model, id_] = seq, mark, IdKind.LEARNED, label
     return found

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.storage import ids as ids_module
 from service.storage import merging
-from service.storage.id_pieces import EventIds
+from service.storage.id_pieces import EventIds, Piece
 from service.storage.ids import AT_ONCE, NewId, checksum
 from service.storage.log import LogReader
 from service.storage.store import ModelBatch, Store
 from service.storage.waiting import Waiting
+from service.texts import Texts
 
 numbers = st.integers(-(2**63), 2**63 - 1)
 rows = st.tuples(
@@ -211,13 +213,16 @@ def change(folder: Path, statement: str) -> None:
         assert db.execute(statement).rowcount == 1
 
 
-def change_piece(folder: Path, before: bytes, after: bytes) -> None:
-    """Change bytes of the one row with ids of events that has them."""
+def change_id(folder: Path, before: str, after: str) -> None:
+    """Change an id of an event, in the one row that has it."""
     for table, key in (("new_ids", "number"), ("event_ids", "rowid")):
-        for place, payload in sql(folder, f"SELECT {key}, payload FROM {table}"):
-            if before in payload:
-                changed = payload.replace(before, after).hex()
-                change(folder, f"UPDATE {table} SET payload = x'{changed}' WHERE {key} = {place}")
+        for place, count, payload in sql(folder, f"SELECT {key}, ids, payload FROM {table}"):
+            piece = Piece.decode(count, payload)
+            assert piece is not None
+            ids = piece.ids.tolist()
+            if before in ids:
+                changed = replace(piece, ids=Texts.of([after if id_ == before else id_ for id_ in ids])).encode()
+                change(folder, f"UPDATE {table} SET payload = x'{changed.hex()}' WHERE {key} = {place}")
                 return
     raise AssertionError(before)
 
@@ -323,7 +328,7 @@ def test_an_event_whose_id_was_damaged_can_be_sent_again_after_a_repair(tmp_path
     with Service(folder).wait_until_ready() as service:
         service.learn(events)
         assert service.stop() == 0
-    change_piece(folder, b"event-99", b"event-9?")
+    change_id(folder, "event-99", "event-9?")
     assert cli.main(["repair", str(folder), "--yes"]) == 0
     with Service(folder).wait_until_ready() as service:
         replies = service.learn(events)

@@ -493,7 +493,7 @@ def test_the_ids_of_the_last_events_stay(tmp_path: Path) -> None:
     with rig(tmp_path / "data", keep_ids="3000") as log:
         for _ in range(10):
             log.commit(1_000)
-        assert log.look() == 4  # commits: the ids to a run of 40 pieces; these, 16 at a time
+        assert log.look() == 4  # commits: the ids to a run of 20 pieces; these, 8 at a time
         assert log.seqs() == list(range(7_001, 10_001))
         log.commit(1_000)
         assert log.look() == 0  # not worth a look at all of them

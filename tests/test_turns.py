@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patience import PATIENCE
-from processes import logged_events, running_engine, started, told, write_snapshots
+from processes import ids_in, logged_events, running_engine, started, told, write_snapshots
 from test_engine import Gate, event, failing_commits, run, whole_state
 
 from core import Learner, Spec
@@ -27,10 +27,11 @@ from service.learning.chores import Chores
 from service.learning.disk import Disk
 from service.learning.engine import Engine
 from service.learning.model import Model
-from service.learning.request import Learned, Result, Run, Stream
+from service.learning.request import Kept, Learned, Refused, Result, Run, Stream
 from service.learning.writer import Writer
 from service.storage.store import ModelBatch, Store
 from service.table import Table
+from service.texts import Texts
 
 
 @pytest.fixture(autouse=True)
@@ -229,8 +230,8 @@ def mixed_items(rng: random.Random, model: Model, numbers: Sequence[int]) -> Any
         names = ["n", *rng.sample("abcdefgh", 2)]
         values = np.array([[float(n), rng.random(), 1.0] for n in numbers])
         labels = np.array([rng.randrange(2) for _ in numbers], np.uint8)
-        ids: Any = rng.choice((None, [f"t{n}" if rng.random() < 0.9 else f"i{rng.randrange(9)}" for n in numbers]))
-        return Table(1, names, values, None, labels, None, ids)
+        ids = [f"t{n}" if rng.random() < 0.7 else f"{rng.choice('ip')}{rng.randrange(30)}" for n in numbers]
+        return Table(1, names, values, None, labels, None, rng.choice((None, Texts.of(ids))))
     if kind == "keep":
         return [model.predict_to_keep(f"p{rng.randrange(30)}", {"n": float(n)}) for n in numbers]
     if kind == "labels":
@@ -243,6 +244,50 @@ def mixed_items(rng: random.Random, model: Model, numbers: Sequence[int]) -> Any
         )
         for n in numbers
     ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ids_that_come_at_once_stand_for_what_they_stand_for_one_after_the_other(tmp_path: Path, seed: int) -> None:
+    """In tables, events, labels and predictions of one turn. A table's ids are only looked at by the commit."""
+
+    def lived(folder: Path, *, at_once: bool) -> Any:
+        rng, lives = random.Random(seed), list[Any]()
+
+        async def story() -> None:
+            async with running_engine(folder) as engine:
+                model, results = engine.model("default"), list[Any]()
+                for first in range(0, 600, 24):
+                    asked = []
+                    for n in range(first, first + 24, 3):
+                        asked.append(engine.queue.enqueue("default", mixed_items(rng, model, range(n, n + 3))))
+                        if not at_once:
+                            await asyncio.wait(asked)
+                    await asyncio.wait(asked)
+                    results += [plain_result(answer.result()) for answer in asked]
+                lives.append((results, whole_state(model), model.waiting, model.duplicates))
+
+        run(story())
+        return lives[0], {id_: of[0] for id_, of in ids_in(folder).items()}
+
+    one_by_one = lived(tmp_path / "apart", at_once=False)
+    assert lived(tmp_path / "at once", at_once=True) == one_by_one
+
+
+def plain_result(result: Result) -> list[Any]:
+    """Without what depends on when it was asked: whether a table was learned as one, and what was predicted."""
+    found: list[Any] = []
+    for outcome in result:
+        if isinstance(outcome, Run):
+            found += [outcome.first_seq + i for i in range(len(outcome.losses))]
+        elif isinstance(outcome, Learned):
+            found.append(outcome.seq)
+        elif isinstance(outcome, Kept):
+            found.append((outcome.duplicate, outcome.kept))
+        elif isinstance(outcome, Refused):
+            found.append((outcome.error.slug(), outcome.error.index))
+        else:
+            found.append((type(outcome).__name__, getattr(outcome, "seq", None)))
+    return found
 
 
 def learned_by(items: Any, result: Result) -> Iterator[tuple[int, float | None, float | None]]:

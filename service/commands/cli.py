@@ -169,7 +169,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=options.batch,
         metavar="N",
-        help="events per request, fewer if they are wide (default 10000; 1000 with --predict-first or --delay)",
+        help="events per request, fewer if they are wide (default 20000; 1000 with --predict-first or --delay)",
     )
     parser.add_argument("--rate", type=options.above_zero, metavar="N", help="events a second (default: no limit)")
     parser.add_argument("--predict-first", action="store_true", help="predict each batch before learning it")
@@ -303,7 +303,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for place, source in enumerate(sources):
             how = Options(
                 name=source.name,
-                batch=arguments.batch or (1_000 if arguments.predict_first or arguments.delay else 10_000),
+                batch=arguments.batch or (1_000 if arguments.predict_first or arguments.delay else 20_000),
                 id_prefix=arguments.id_prefix,
                 ids=not arguments.no_ids,
                 rate=arguments.rate and arguments.rate * (arguments.speed_up or 1.0),

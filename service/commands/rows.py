@@ -16,10 +16,11 @@ import numpy.typing as npt
 from core.batch import Mask
 from core.compiled import compiled, part_of_kernels
 from core.features import MAX_NAME
-from service.decode.lines import Bytes, Places
+from service.decode.lines import Places
 from service.events import Event
 from service.rows.cells import LARGEST
 from service.rows.plain import Cells
+from service.texts import Bytes
 
 PIECE_CELLS = 2**18
 """Most cells that are sent at once, whatever the number of rows: wide rows would fill the memory."""

@@ -27,6 +27,7 @@ from service.decode.columns import Array
 from service.events import NO_ID, NO_WEIGHT, is_id
 from service.fairness import Slices, worked
 from service.table import Table
+from service.texts import Texts
 
 MAX_ROWS = 8_192
 """Most rows of a table; a larger record batch becomes several tables."""
@@ -306,10 +307,11 @@ def _weights(column: Array, wrong: list[Wrong]) -> Floats:
     return numbers
 
 
-def _ids(column: Array, wrong: list[Wrong]) -> list[str | None] | None:
+def _ids(column: Array, wrong: list[Wrong]) -> Texts | list[str | None] | None:
     if not columns.there(column).any():
         return None
     ids = columns.strings(column)
     good = (id_ is None or is_id(id_) for id_ in ids)
     _first_wrong(np.fromiter(good, np.bool_, len(ids)), "id", NO_ID, wrong)
-    return ids
+    all_ = [id_ for id_ in ids if id_ is not None]
+    return Texts.of(all_) if len(all_) == len(ids) else ids

@@ -28,8 +28,8 @@ from core.logistic import Floats, Ints
 from service.decode.text import lines_in
 from service.events import MAX_ID
 from service.table import Table
+from service.texts import Bytes, Texts
 
-Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 
 LABEL, WEIGHT = -2, -1
@@ -407,10 +407,10 @@ class Shape(NamedTuple):
         for k, j in enumerate(of_texts):
             texts[j], read = words_of(data, places[:read], LINE_END + 1 + 2 * k)
         end = int(places[read - 1, LINE_END]) if read else 0
-        ids: list[str | None] | None = None
+        ids: Texts | None = None
         if ID in self.holes:
-            as_text = data[:end].decode("latin-1")  # an id that was read is ASCII
-            ids = [as_text[start:stop] for start, stop in places[:read, :LINE_END].tolist()]
+            starts = places[:read, 0]
+            ids = Texts.within(text, starts, places[:read, 1] - starts)
         labels, weights = values[:read, LABEL].astype(np.uint8), np.ascontiguousarray(values[:read, WEIGHT])
         numbers, present = np.ascontiguousarray(values[:read, :LABEL]), None
         if np.isnan(numbers).any():

@@ -11,13 +11,15 @@ import codecs
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from core.compiled import compiled
 from service import errors
 from service.fairness import Slices
 from service.settings import Settings
+from service.texts import Bytes
 
 Chunks = AsyncGenerator[bytes]
 
@@ -29,7 +31,16 @@ CHUNKS_AHEAD = 8
 """Chunks, mostly of 64 KiB, that are received while earlier lines are read."""
 
 _LINE_FEED = 10
-_LOOK_BYTES = 2**15
+
+
+@compiled("int64(uint8[::1], int64)")
+def _end_of(data: Bytes, lines: int) -> Any:
+    """Where the first `lines` lines end, which must be there."""
+    at = np.uint64(0)
+    while lines > 0:
+        lines -= data[at] == _LINE_FEED
+        at += np.uint64(1)
+    return np.int64(at)
 
 
 class Text(NamedTuple):
@@ -86,7 +97,6 @@ class _Gathered:
         self._lines = 0
         self._data = bytearray()
         self._number = 1
-        self._look = _LOOK_BYTES
         self._open_since = 0  # start of the line that has not ended
         self._due = 0.0  # when the lines must be passed on
         self._size, self._longest = settings.stream_events, settings.max_line_bytes
@@ -113,7 +123,7 @@ class _Gathered:
         """The whole lines to pass on: all of them, or only full pieces."""
         while self._lines and (all_of_them or self._lines >= self._size or len(self._data) > PIECE_BYTES):
             lines = min(self._lines, self._size)
-            end = self._end_of(lines)
+            end = _end_of(np.frombuffer(self._data, np.uint8), lines)
             number, data = self._number, self._data[:end]
             del self._data[:end]
             self._open_since -= end
@@ -121,17 +131,6 @@ class _Gathered:
             yield Text(number, data if number > 1 else data.removeprefix(codecs.BOM_UTF8))
             # Counted from now: more lines may have come while that text was worked on.
             self._due = time.monotonic() + LINGER_SECONDS
-
-    def _end_of(self, lines: int) -> int:
-        """Where the first `lines` lines end."""
-        looked_at = self._look  # not all bytes: there may be many, and each text would scan them again
-        while True:
-            feeds = np.flatnonzero(np.frombuffer(self._data, np.uint8)[:looked_at] == _LINE_FEED)
-            if len(feeds) >= lines:
-                end = int(feeds[lines - 1]) + 1
-                self._look = max(_LOOK_BYTES, end + end // 8)  # the next text is about as long
-                return end
-            looked_at *= 2
 
     def check_length(self) -> None:
         """Raise LineTooLong if the unfinished line is too long already."""

@@ -31,6 +31,7 @@ from service.storage.ids import IdKind, IdRow
 from service.storage.store import ModelBatch
 from service.storage.waiting import KnownId, Reading, Waiting
 from service.table import Table
+from service.texts import Texts
 
 JOINED_BYTES = 16 << 20
 """About how much one turn reads of what its ids stand for: as much as the text of an array may have."""
@@ -83,6 +84,8 @@ class Draft:
     last_seq: int | None = None
     """The seq of the last event that the breaker allows the request that is being added; None for any."""
     ids: dict[str, int] = field(default_factory=dict)
+    tables: list[tuple[Texts, range]] = field(default_factory=list)
+    """The same of tables, whose ids are only looked at one by one if they must be."""
     served: dict[int, tuple[IdKind, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
@@ -136,11 +139,23 @@ class Draft:
     def key(self) -> int:
         return self.model.stored.key
 
-    def has_id_of(self, request: Request) -> bool:
-        """Whether it already has an item with one of the request's ids."""
-        if not (self.ids or self.kept):
+    def takes_whole(self, table: Table, known: Known) -> bool:
+        """Whether the events of a table need not be looked at one by one: because one may be known, because the breaker
+        may stop the model at one, or because one has weight 0 and is not learned."""
+        ids = table.ids is None or (isinstance(table.ids, Texts) and not known.all_of_them)
+        return ids and self.model.stops_at is None and (table.weights is None or bool(table.weights.all()))
+
+    def has_id_of(self, request: Request, known: Known) -> bool:
+        """Whether it already has an item with one of the request's ids. The ids of a table that is taken whole
+        count as new: if it has an event with one, the commit finds out."""
+        guessed = isinstance(request.items, Table) and self.takes_whole(request.items, known)
+        if not self.kept and (guessed or not (self.ids or self.tables)):
             return False
         ids = request.ids()
+        if ids and self.tables and not guessed:
+            for texts, places in self.tables:
+                self.ids.update(zip(texts, places, strict=True))
+            self.tables.clear()
         return not (self.ids.keys().isdisjoint(ids) and self.kept.keys().isdisjoint(ids))
 
     def mark(self) -> tuple[Any, ...]:
@@ -170,7 +185,7 @@ class Draft:
 
     def to_store(self, batch: Batch) -> ModelBatch:
         """The draft in the form that the store commits."""
-        ids = self._new_ids(batch) if self.ids else None
+        ids = self._new_ids(batch) if self.ids or self.tables else None
         changed: Sequence[IdRow] = ()
         if ids is not None and self.known:
             ids, changed = self._parted(ids)
@@ -182,9 +197,14 @@ class Draft:
 
     def _new_ids(self, batch: Batch) -> EventIds:
         """The ids of the events, and what they stand for. Works by columns: a stream has thousands in a turn."""
-        places = np.fromiter(self.ids.values(), np.int64, len(self.ids))
+        texts = [Texts.of(list(self.ids))] if self.ids else []
+        at = [np.fromiter(self.ids.values(), np.int64, len(self.ids))]
+        for ids, of_table in self.tables:
+            texts.append(ids)
+            at.append(np.arange(of_table.start, of_table.stop))
+        places = np.concatenate(at)
         labels = label_fingerprints(batch.labels, batch.weights)[places]
-        return EventIds(list(self.ids), self.first_seq + places, fingerprints(batch)[places], labels)
+        return EventIds(Texts.joined(texts), self.first_seq + places, fingerprints(batch)[places], labels)
 
     def _parted(self, ids: EventIds) -> tuple[EventIds, list[IdRow]]:
         """The ids that are new, and those that stood for something before."""
@@ -192,8 +212,8 @@ class Draft:
             (id_, seq, mark, self.kind(seq - self.first_seq), label)
             for id_, seq, mark, label in zip(ids.ids, *(column.tolist() for column in ids[1:]), strict=True)
         ]
-        new = np.array([id_ not in self.known for id_ in ids.ids])
-        fresh = EventIds([id_ for id_ in ids.ids if id_ not in self.known], *(column[new] for column in ids[1:]))
+        new = np.flatnonzero([id_ not in self.known for id_ in ids.ids])
+        fresh = EventIds(ids.ids.take(new), *(column[new] for column in ids[1:]))
         return fresh, [row for row in rows if row[0] in self.known]
 
     def kind(self, place: int) -> IdKind:

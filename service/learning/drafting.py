@@ -15,6 +15,7 @@ from service.storage.forgotten import NOTHING
 from service.storage.ids import IdKind
 from service.storage.store import Store
 from service.table import Table
+from service.texts import Texts
 
 ITEM = 4
 """The fixed cost of an item, in features."""
@@ -57,22 +58,17 @@ def draft_request(draft: Draft, request: Request, known: Known) -> None:
         pass
     elif not isinstance(items, Table):
         places, refused = _add_items(draft, request, items, known)
-    elif (
-        stops is not None
-        or (items.ids is not None and (known.all_of_them or len(set(items.ids)) < len(items)))
-        or (items.weights is not None and not items.weights.all())  # an event of weight 0 is not learned
-    ):
-        # Each is checked, because one may be known.
-        places, refused = _add_items(draft, request, items.events(0, len(items)), known)
-    else:
+    elif draft.takes_whole(items, known):
         places, refused = _add_table(draft, items)
+    else:
+        places, refused = _add_items(draft, request, items.events(0, len(items)), known)
     draft.answers.append((request, places, refused))
     if refused is not None and request.stream is not None:
         draft.broken.add(request.stream)
 
 
 def _add_table(draft: Draft, table: Table) -> tuple[range, Refused | None]:
-    """Add the events before the first invalid one. Their ids are new."""
+    """Add the events before the first invalid one. Their ids are taken for new."""
     start, refused = len(draft.builder), None
     try:
         draft.builder.add_table(*table.arrays())
@@ -80,8 +76,8 @@ def _add_table(draft: Draft, table: Table) -> tuple[range, Refused | None]:
         draft.builder.add_table(*table.part(0, error.row).arrays())
         refused = _invalid(error, error.row)
     places = range(start, len(draft.builder))
-    if table.ids is not None:
-        draft.ids.update(zip(table.ids, places, strict=False))  # type: ignore[arg-type]  # each has one, see Table
+    if isinstance(table.ids, Texts):  # each has one, see Table
+        draft.tables.append((table.ids[: len(places)], places))
         draft.unsure = draft.unsure or refused is not None
     return places, refused
 

@@ -171,7 +171,7 @@ class Request:
         if isinstance(self.items, Table):
             if labels_alone or self.items.ids is None:
                 return []
-            return self.items.ids  # type: ignore[return-value]  # a None is an id of nothing, and is not found
+            return [id_ for id_ in self.items.ids if id_ is not None]
         if labels_alone:
             return [item.id for item in self.items if isinstance(item, Label)]
         return [item.id for item in self.items if item.id is not None]

@@ -365,7 +365,7 @@ class Writer:
             draft = drafts.get(request.model)
             if draft is None:
                 draft = drafts[request.model] = Draft(model, BatchBuilder(model.learner.features), now)
-            if draft.has_id_of(request) or not draft.has_room_for(request) or draft.has_due(request):
+            if draft.has_id_of(request, known) or not draft.has_room_for(request) or draft.has_due(request):
                 behind.add(request.lane)
                 put_off.append(request)
                 continue

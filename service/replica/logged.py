@@ -206,10 +206,10 @@ def _event_ids(logged: _Logged, last: int) -> EventIds | None:
     piece = Piece.decode(logged.ids_of_events, logged.event_ids)
     if piece is None or not 1 <= piece.seqs.min() <= piece.seqs.max() <= last:
         raise PoisonError("its ids are not those of events")
-    ids = piece.ids()
+    ids = piece.ids.tolist()
     if not all(map(is_id, ids)) or len(set(ids)) < len(ids):
         raise PoisonError("an id is none, or comes twice")
-    return EventIds(ids, *piece.numbers[1:])
+    return EventIds(piece.ids, *piece.numbers[1:])
 
 
 def _other_ids(logged: _Logged, last: int) -> list[IdRow]:

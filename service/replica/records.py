@@ -35,6 +35,7 @@ from service.events import Event, Features, Label, is_id
 from service.learning.model import Prediction
 from service.learning.request import Items
 from service.table import Table
+from service.texts import Texts
 
 
 class Do(Enum):
@@ -107,7 +108,7 @@ class _Columns(msgspec.Struct, array_like=True):
     present: bytes | None
     labels: bytes
     weights: bytes | None
-    ids: list[str | None] | None
+    ids: list[str] | None
     texts: dict[int, tuple[bytes, list[str]]]
 
 
@@ -171,7 +172,8 @@ def _columns_of(table: Table) -> _Columns:
     present, labels, weights = (None if array is None else array.tobytes() for array in optional)
     assert labels is not None  # noqa: S101  # looked at above
     texts = {j: (words.codes.tobytes(), words.words) for j, words in table.texts.items()}
-    return _Columns(len(table), table.names, table.values.tobytes(), present, labels, weights, table.ids, texts)
+    ids = table.ids.tolist() if isinstance(table.ids, Texts) else None
+    return _Columns(len(table), table.names, table.values.tobytes(), present, labels, weights, ids, texts)
 
 
 def _table_of(columns: _Columns) -> Table:
@@ -185,14 +187,14 @@ def _table_of(columns: _Columns) -> Table:
     texts = {j: Words(array(codes, np.int32), words) for j, (codes, words) in columns.texts.items()}
     table = Table(
         1, columns.names, values.reshape(shape), None if present is None else present.reshape(shape),
-        array(columns.labels, np.uint8), array(columns.weights, np.float64), columns.ids, texts,
+        array(columns.labels, np.uint8), array(columns.weights, np.float64),
+        None if columns.ids is None else Texts.of(columns.ids), texts,
     )  # fmt: skip
     rows = [len(part) for part in (table.labels, table.weights, table.ids) if part is not None]
     rows += [len(words.codes) for words in texts.values()]
     if any(count != columns.rows for count in rows):
         raise PoisonError("its columns have different lengths")
-    ids = all(id_ is not None and is_id(id_) for id_ in table.ids or ())
-    if not (table.is_plain and ids) or len(set(table.names)) < len(table.names):
+    if not (table.is_plain and all(map(is_id, columns.ids or ()))) or len(set(table.names)) < len(table.names):
         raise PoisonError("its names or ids are not those of a table")
     heavy = table.weights is None or (table.weights > 0).all()
     if table.labels is None or (table.labels > 1).any() or not heavy:

@@ -19,13 +19,14 @@ from core.builder import Words
 from core.compiled import compiled
 from core.features import is_name
 from core.logistic import Floats
-from service.decode.lines import Bytes, Places, read_number, words_of
+from service.decode.lines import Places, read_number, words_of
 from service.decode.text import lines_in
 from service.events import is_id
 from service.rows.cells import SPACES, is_missing, read_text
 from service.rows.columns import Column
 from service.rows.records import DELIMITERS, Dialect
 from service.table import Table
+from service.texts import Bytes, Texts
 
 ROW_END = 0
 """Index of a row's end in `places`. Start and end of each cell follow."""
@@ -192,10 +193,10 @@ class Plain:
         rows = _with_features(values[:rows, : len(features)])
         if weight:
             rows = _leading(values[:rows, -1] > 0)
-        ids: list[str | None] | None = None
+        ids: Texts | None = None
         if id_:
-            found = _ids(data, places[:rows, 1 + 2 * id_[0] : 3 + 2 * id_[0]])
-            ids, rows = [*found], len(found)
+            ids = Texts.of(_ids(data, places[:rows, 1 + 2 * id_[0] : 3 + 2 * id_[0]]))
+            rows = len(ids)
         (label,) = self._places("label")
         of_label, _ = words_of(data, places[:rows], 1 + 2 * label, _stripped)
         labels = self.labels(of_label)

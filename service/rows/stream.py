@@ -26,6 +26,7 @@ from service.rows.records import LONGEST_CELL
 from service.rows.tables import TableReader
 from service.rows.wrong import WrongOption, WrongRow
 from service.settings import Settings
+from service.texts import Texts
 
 _SPARE, _SPARE_BYTES = 100, 2**16
 """What is gathered beyond the first rows, since some of it may turn out to be no row: the header, white space."""
@@ -212,8 +213,8 @@ class Rows:
         table, number = cells.table, self._number
         self._number += len(table)
         if table.ids is None and self._id_prefix:
-            ids: list[str | None] = [f"{self._id_prefix}:{i}" for i in range(number + 1, self._number + 1)]
-            table = replace(table, ids=ids)
+            ids = [f"{self._id_prefix}:{i}" for i in range(number + 1, self._number + 1)]
+            table = replace(table, ids=Texts.of(ids))
         return Piece(table, "line", range(first, first + len(table))), cells.end
 
     def _later(self, data: Data) -> Piece[list[Any]]:

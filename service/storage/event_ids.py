@@ -5,7 +5,7 @@ and have a table of their own: ids.py.) As rows of a B-tree, random ids touch mo
 1,000,000 ids there, an event with an id took 20 times as long as one without, and wrote 14 KB. So:
 
     a commit      appends one row for each model, with all its new ids, to `new_ids`
-    a flush       moves the new ids of a model to a run, in `event_ids`, when there are 32,000
+    a flush       moves the new ids of a model to a run, in `event_ids`, when there are 64,000
     a merge       moves eight runs of about the same size to one, a slice at a time
 
 A row is a piece: some ids with what they stand for, sorted by a 64-bit hash of the id; the full id decides. The pieces
@@ -13,11 +13,11 @@ of a run are sorted too: `place` is a lower bound of a piece's hashes, and the n
 for a model 1 with two commits that are not flushed, and one run:
 
     new_ids     number | model | ids | payload
-                7      | 1     | 3   | lengths 3 x uint16, seqs, fingerprints, labels 3 x int64 each, texts
+                7      | 1     | 3   | see packing.py
                 8      | 1     | 1   | ...
     event_ids   model | run | place                | ids | payload
-                1     | 4   | -9187343239835811000 | 250 | ...
-                1     | 4   | -9168123000120045671 | 251 | ...
+                1     | 4   | -9187343239835811000 | 500 | ...
+                1     | 4   | -9168123000120045671 | 501 | ...
 
 Each step of a flush or a merge is one commit: it removes ids where they were and writes them where they will be. So at
 each moment every id is in exactly one place, and the checksum over all ids is the same before and after. A step that a
@@ -31,8 +31,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +43,15 @@ from service.storage.database import Database
 from service.storage.folder import failure_of
 from service.storage.forgotten import NOTHING, Forgotten
 from service.storage.id_pieces import END, PIECE, EventIds, Filter, Piece
+from service.texts import Texts
 
 spared = logging.getLogger("logstep.damage")
 
-FILTERED = 64
+FILTERED = 32
 """Pieces that one step reads into the filter."""
+LARGE = 500
+"""Ids of a row that is not flushed, from which it is searched by itself. The ids of smaller ones, of which there may be
+thousands, are in a dict."""
 
 # In a damaged row a number can be anything.
 _ALL_NEW = "SELECT number, model, ids, payload FROM new_ids WHERE typeof(model) = 'integer'"
@@ -77,15 +82,37 @@ class Bounds(NamedTuple):
 
 @dataclass(slots=True)
 class OfModel:
-    """The ids of a model. new: the pieces that are not flushed, by the number of their row. rows: the number of each
-    id there. runs: how many pieces each run has, about."""
+    """The ids of a model. new: the pieces that are not flushed, sorted, by the number of their row. runs: how many
+    pieces each run has, about."""
 
     new: dict[int, Piece] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
     runs: dict[int, int] = field(default_factory=dict)
+    _large: list[int] = field(default_factory=list)
+    _rows: dict[str, int] = field(default_factory=dict)
 
     def next_run(self) -> int:
         return max(self.runs, default=0) + 1
+
+    def add(self, number: int, piece: Piece) -> None:
+        """Add a row that is not flushed."""
+        self.new[number] = piece
+        if len(piece) < LARGE:
+            self._rows.update(dict.fromkeys(piece.ids, number))
+        else:
+            self._large.append(number)
+
+    def parts(self, wanted: Piece) -> Iterator[tuple[Piece, Piece]]:
+        """The pieces that may have some of these ids, each with these."""
+        yield from ((self.new[number], wanted) for number in self._large)
+        found: dict[int, list[int]] = {}
+        for i, id_ in enumerate(wanted.ids if self._rows else ()):
+            if (number := self._rows.get(id_)) is not None:
+                found.setdefault(number, []).append(i)
+        yield from ((self.new[number], wanted.take(np.array(places))) for number, places in found.items())
+
+    def forget_new(self) -> None:
+        """All are flushed."""
+        self.new, self._large, self._rows = {}, [], {}
 
 
 class Runs:
@@ -102,8 +129,8 @@ class Runs:
         self._next_filter: Filter | None = None
         self._filtered = 0
         """The rowid up to which the next filter has what is on disk."""
-        self._written: list[tuple[int, int, Piece, Sequence[str]]] = []
-        """The model, the number of the row, its piece and ids: what was inserted in this transaction."""
+        self._written: list[tuple[int, int, Piece]] = []
+        """The model, the number of the row and its piece: what was inserted in this transaction."""
         self._load()
 
     def _load(self) -> None:
@@ -111,8 +138,7 @@ class Runs:
         for model, run, pieces in rows(_ALL_RUNS):
             self.models.setdefault(model, OfModel()).runs[run] = pieces
         for number, model, ids, payload in rows(_ALL_NEW):
-            piece = self._decoded(ids, payload)
-            self._remember(model, number, piece, piece.ids())
+            self._remember(model, number, self._decoded(ids, payload).sorted())
         self._next_filter = self._with_new_ids()
 
     @property
@@ -146,7 +172,7 @@ class Runs:
         piece = Piece.decode(ids, payload)
         if piece is None:
             spared.warning("a row with ids of events cannot be read; events with these ids can be learned again")
-            return Piece(np.empty((4, 0), np.int64), np.empty(0, np.uint8), np.empty(0, np.int64))
+            return Piece(np.empty((4, 0), np.int64), Texts.of([]))
         return piece
 
     # -- looking up
@@ -156,34 +182,24 @@ class Runs:
         if model not in self.models or not ids:
             return {}
         nothing = np.zeros(len(ids), np.int64)
-        return self._find(model, Piece.of(EventIds(ids, nothing, nothing, nothing)), ids)
+        return self._find(model, Piece.of(EventIds(Texts.of(ids), nothing, nothing, nothing)))
 
-    def _find(self, model: int, piece: Piece, ids: Sequence[str]) -> dict[str, Found]:
-        has, found, new = self.models.get(model), dict[str, Found](), dict[int, list[int]]()
+    def _find(self, model: int, piece: Piece) -> dict[str, Found]:
+        has, found = self.models.get(model), dict[str, Found]()
         if has is None:
             return found
-        which = np.arange(len(piece))
         if self._filter is not None:
-            which = np.flatnonzero(self._filter.may_know(model, piece))
-        if not len(which):
+            piece = piece.where(self._filter.may_know(model, piece))
+        if not len(piece):
             return found
-        wanted = piece.take(which).numbered(which).sorted()  # its seqs are indices in `ids`
-        elsewhere = np.ones(len(wanted), np.bool_)
-        for i, index in enumerate(wanted.seqs.tolist()):
-            number = has.rows.get(ids[index])
-            if number is not None:
-                new.setdefault(number, []).append(i)
-                elsewhere[i] = False
-        for number, some in new.items():
-            has.new[number] = has.new[number].sorted()
-            self._note(model, found, has.new[number], wanted.take(np.array(some)), ids)
-        wanted = wanted.where(elsewhere)
+        wanted = piece.sorted()
+        for part, some in has.parts(wanted):
+            self._note(model, found, part, some)
         for run in has.runs:
-            if len(wanted):
-                self._find_in_run(model, run, wanted, ids, found)
+            self._find_in_run(model, run, wanted, found)
         return found
 
-    def _find_in_run(self, model: int, run: int, wanted: Piece, ids: Sequence[str], found: dict[str, Found]) -> None:
+    def _find_in_run(self, model: int, run: int, wanted: Piece, found: dict[str, Found]) -> None:
         query = (
             "SELECT ids, payload, (SELECT min(place) FROM event_ids WHERE model = ?1 AND run = ?2 AND place > ?3) "
             "FROM event_ids WHERE model = ?1 AND run = ?2 AND place <= ?3 ORDER BY place DESC LIMIT 1"
@@ -196,14 +212,15 @@ class Runs:
                 continue
             ((count, payload, end),) = rows
             stop = len(wanted) if end is None else max(first + 1, int(np.searchsorted(wanted.hashes, end)))
-            self._note(model, found, self._decoded(count, payload).sorted(), wanted.part(first, stop), ids)
+            self._note(model, found, self._decoded(count, payload).sorted(), wanted.part(first, stop))
             first = stop
 
-    def _note(self, model: int, found: dict[str, Found], piece: Piece, wanted: Piece, ids: Sequence[str]) -> None:
+    def _note(self, model: int, found: dict[str, Found], piece: Piece, wanted: Piece) -> None:
         places, forgotten = piece.find(wanted), self.forgotten(model)
-        for index, place in zip(wanted.seqs.tolist(), places.tolist(), strict=True):
-            if place >= 0 and piece.seqs[place] > forgotten:
-                found[ids[index]] = Found(*piece.numbers[1:, place].tolist())
+        here = np.flatnonzero(places >= 0)
+        if len(here):
+            of_these = zip(wanted.ids.take(here), *piece.numbers[1:, places[here]].tolist(), strict=True)
+            found.update((id_, Found(seq, *marks)) for id_, seq, *marks in of_these if seq > forgotten)
 
     def forgotten(self, model: int) -> int:
         """The seq up to which a model's ids are forgotten. Such an id may be in a second run anew, so ids that are
@@ -213,9 +230,10 @@ class Runs:
     # -- writing
 
     def insert(self, model: int, new: EventIds) -> int | None:
-        """Write new ids, and return what they add to the checksum. None, and nothing is written, if one is here."""
-        piece = Piece.of(new)
-        if self._find(model, piece, new.ids):
+        """Write new ids, and return what they add to the checksum. None, and nothing is written, if one is here, or
+        comes twice."""
+        piece = Piece.of(new).sorted()
+        if piece.repeats() or self._find(model, piece):
             return None
         for filter_ in (self._filter, self._next_filter):
             if filter_ is not None:
@@ -223,7 +241,7 @@ class Runs:
         row = (model, len(piece), piece.encode())
         number = self._db.execute("INSERT INTO new_ids (model, ids, payload) VALUES (?, ?, ?)", row).lastrowid
         assert number is not None  # noqa: S101  # a row was inserted
-        self._written.append((model, number, piece, new.ids))
+        self._written.append((model, number, piece))
         return piece.checksum(model)
 
     def settle(self, *, committed: bool) -> None:
@@ -233,16 +251,18 @@ class Runs:
                 self._remember(*written)
         self._written.clear()
 
-    def _remember(self, model: int, number: int, piece: Piece, ids: Iterable[str]) -> None:
-        has = self.models.setdefault(model, OfModel())
-        has.new[number] = piece
-        has.rows.update(dict.fromkeys(ids, number))
+    def _remember(self, model: int, number: int, piece: Piece) -> None:
+        self.models.setdefault(model, OfModel()).add(number, piece)
         self.new_ids += len(piece)
         self.new_rows += 1
 
-    def write(self, model: int, run: int, place: int, piece: Piece) -> None:
-        row = (model, run, place, len(piece), piece.encode())
-        self._db.execute("INSERT INTO event_ids VALUES (?, ?, ?, ?, ?)", row)
+    def write(self, model: int, run: int, ids: Piece) -> int:
+        """Write ids to a run, sorted. Returns in how many pieces."""
+        cuts = ids.cuts()
+        places, sizes = ids.hashes[cuts[:-1]].tolist(), np.diff(cuts).tolist()
+        rows = zip(repeat(model), repeat(run), places, sizes, ids.encode_cut(cuts), strict=False)
+        self._db.executemany("INSERT INTO event_ids VALUES (?, ?, ?, ?, ?)", rows)
+        return len(sizes)
 
     def replace(self, model: int, run: int, place: int, piece: Piece) -> None:
         """Write a piece anew, in its place; remove it if it is empty."""
@@ -262,7 +282,7 @@ class Runs:
         has = self.models[model]
         self.new_ids -= sum(map(len, has.new.values()))
         self.new_rows -= len(has.new)
-        has.new, has.rows = {}, {}
+        has.forget_new()
 
     def some(self, model: int, count: int) -> tuple[list[int], int]:
         """The rowids of some pieces of a model's runs, at most `count`, and what they add to the checksum. Damaged ones

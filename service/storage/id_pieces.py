@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.compiled import compiled
+from service.storage import packing
+from service.texts import Bytes, Numbers, Texts
 
 END = 1 << 63
 """Above every hash."""
-PIECE = 250
+PIECE = 500
 """Ids of a piece, about. A look-up reads one piece of each run."""
 LEAST_BLOCKS = 1 << 14
 MOST_BLOCKS = 1 << 20
@@ -29,16 +31,14 @@ PIECES = "SELECT model, ids, payload FROM new_ids UNION ALL SELECT model, ids, p
 CHECKSUM = f"SELECT ifnull(event_ids_checksum(model, ids, payload), 0) FROM ({PIECES})"  # noqa: S608  # of constants
 """A query for the checksum over all ids of events."""
 
-Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.int64]
 
 
 class EventIds(NamedTuple):
     """New ids of events, by columns (n): the ids; as int64 the seqs, the fingerprints of the events
     (`core.batch.fingerprints`), and those of their labels alone."""
 
-    ids: Sequence[str]
+    ids: Texts
     seqs: Numbers
     fingerprints: Numbers
     labels: Numbers
@@ -47,7 +47,7 @@ class EventIds(NamedTuple):
     def of(cls, rows: Iterable[tuple[str, int, int, int]]) -> EventIds:
         """Of rows: id, seq, fingerprint, label's fingerprint."""
         ids, *numbers = zip(*rows, strict=True)
-        return cls(ids, *(np.array(column, np.int64) for column in numbers))
+        return cls(Texts.of(ids), *(np.array(column, np.int64) for column in numbers))
 
 
 # -- kernels
@@ -73,16 +73,6 @@ def _hash_all(text: Bytes, lengths: Numbers, hashes: Numbers) -> None:
             bits = _mixed(bits, word)
             at = min(at + 8, end)
         hashes[i] = np.int64(_mixed(bits, bits >> np.uint64(29)))
-
-
-@compiled("void(uint8[::1], int64[::1], int64[::1], int64[::1], uint8[::1])")
-def _gather(text: Bytes, starts: Numbers, lengths: Numbers, order: Numbers, gathered: Bytes) -> None:
-    """Copy the ids of a text in another order."""
-    at = 0
-    for i in order:
-        for k in range(starts[i], starts[i] + lengths[i]):
-            gathered[at] = text[k]
-            at += 1
 
 
 @compiled(
@@ -150,10 +140,10 @@ def _ask_filter(blocks: Words, hashes: Numbers, salt: Any, may_be_known: npt.NDA
         may_be_known[i] = found != 0
 
 
-def hashes_of(text: Bytes, lengths: Numbers) -> Numbers:
-    """The hash (n,) of each of n ids, whose bytes are joined."""
-    hashes = np.empty(len(lengths), np.int64)
-    _hash_all(text, lengths, hashes)
+def hashes_of(ids: Texts) -> Numbers:
+    """The hash (n,) of each of n ids."""
+    hashes = np.empty(len(ids), np.int64)
+    _hash_all(ids.text, ids.lengths, hashes)
     return hashes
 
 
@@ -165,14 +155,13 @@ class Piece:
     """Ids, in any order until they are `sorted` by their hashes.
 
     numbers: (4, n) int64: hashes, seqs, fingerprints, fingerprints of the labels.
-    text: the ids as UTF-8, joined. lengths: bytes of each."""
+    """
 
     numbers: Numbers
-    text: Bytes
-    lengths: Numbers
+    ids: Texts
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.ids)
 
     @property
     def hashes(self) -> Numbers:
@@ -184,57 +173,41 @@ class Piece:
         row: Numbers = self.numbers[1]
         return row
 
-    @property
-    def starts(self) -> Numbers:
-        """Where each id begins in the text."""
-        return np.cumsum(self.lengths) - self.lengths
-
     @classmethod
     def of(cls, new: EventIds) -> Piece:
-        joined, n = "".join(new.ids), len(new.ids)
-        text = bytearray(joined.encode())
-        lengths = np.fromiter(map(len, new.ids), np.int64, n)
-        if len(text) != len(joined):
-            lengths = np.fromiter((len(id_.encode()) for id_ in new.ids), np.int64, n)
-        return cls._of(np.frombuffer(text, np.uint8), lengths, new.seqs, new.fingerprints, new.labels)
+        return cls(np.stack((hashes_of(new.ids), *new[1:])), new.ids)
 
     @classmethod
     def decode(cls, ids: Any, payload: Any) -> Piece | None:
         """The piece that these bytes encode, None if they encode none."""
-        if not isinstance(ids, int) or not isinstance(payload, bytes) or not 0 <= 26 * ids <= len(payload):
+        if not isinstance(ids, int) or not isinstance(payload, bytes) or ids < 0:
             return None
-        lengths = np.frombuffer(payload, "<u2", ids).astype(np.int64)
-        if 26 * ids + int(lengths.sum()) != len(payload):
+        found = packing.unpack(ids, payload)
+        if found is None:
             return None
-        numbers = np.frombuffer(payload, "<i8", 3 * ids, 2 * ids).reshape(3, ids)
-        text = np.frombuffer(bytearray(payload[26 * ids :]), np.uint8)  # writable, as the kernels ask for
-        return cls._of(text, lengths, *numbers)
-
-    @classmethod
-    def _of(cls, text: Bytes, lengths: Numbers, *numbers: Numbers) -> Piece:
-        return cls(np.stack((hashes_of(text, lengths), *numbers)), text, lengths)
+        texts, numbers = found
+        numbers[0] = hashes_of(texts)
+        return cls(numbers, texts)
 
     @classmethod
     def joined(cls, pieces: Sequence[Piece]) -> Piece:
         numbers = np.concatenate([piece.numbers for piece in pieces], axis=1)
-        text = np.concatenate([piece.text for piece in pieces])
-        return cls(numbers, text, np.concatenate([piece.lengths for piece in pieces]))
+        return cls(numbers, Texts.joined([piece.ids for piece in pieces]))
 
     def sorted(self) -> Piece:
-        if (self.hashes[1:] >= self.hashes[:-1]).all():
+        if len(self) < 2 or (self.hashes[1:] >= self.hashes[:-1]).all():
             return self
         return self.take(np.argsort(self.hashes, kind="stable"))
 
     def take(self, which: Numbers) -> Piece:
         """Some of the ids, given by their indices, in that order."""
-        lengths = self.lengths[which]
-        text = np.empty(int(lengths.sum()), np.uint8)
-        _gather(self.text, self.starts, self.lengths, which, text)
-        return Piece(np.take(self.numbers, which, axis=1), text, lengths)
+        return Piece(np.take(self.numbers, which, axis=1), self.ids.take(which))
 
-    def numbered(self, seqs: Numbers) -> Piece:
-        """The same ids with other seqs."""
-        return Piece(np.stack((self.hashes, seqs, *self.numbers[2:])), self.text, self.lengths)
+    def repeats(self) -> bool:
+        """Whether an id comes twice; sorted."""
+        if len(self) < 2 or not (self.hashes[1:] == self.hashes[:-1]).any():
+            return False
+        return len(set(self.ids)) < len(self)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Piece:
         return self if chosen.all() else self.take(np.flatnonzero(chosen))
@@ -248,27 +221,29 @@ class Piece:
         """The ids from `start` to before `stop`. Copies no texts."""
         if (start, stop) == (0, len(self)):
             return self
-        before, size = int(self.lengths[:start].sum()), int(self.lengths[start:stop].sum())
-        text = self.text[before : before + size]
-        return Piece(np.ascontiguousarray(self.numbers[:, start:stop]), text, self.lengths[start:stop])
+        return Piece(np.ascontiguousarray(self.numbers[:, start:stop]), self.ids[start:stop])
 
     def _below(self, end: int) -> int:
         """How many ids have a hash below `end`."""
         return len(self) if end == END else int(np.searchsorted(self.hashes, end))
 
-    def cut(self) -> Iterator[Piece]:
-        """The same ids in pieces of PIECE. Those with the same hash stay together, so that a look-up finds them."""
-        start, n = 0, len(self)
-        while start < n:
-            stop = min(start + PIECE, n)
+    def cuts(self) -> list[int]:
+        """Where to cut the ids into pieces of PIECE. Those with the same hash stay together, so that a look-up finds
+        them."""
+        cuts, n = [0], len(self)
+        while cuts[-1] < n:
+            stop = min(cuts[-1] + PIECE, n)
             while stop < n and self.hashes[stop] == self.hashes[stop - 1]:
                 stop += 1
-            yield self.part(start, stop)
-            start = stop
+            cuts.append(stop)
+        return cuts
 
     def encode(self) -> bytes:
-        parts: list[Any] = [self.lengths.astype("<u2"), self.numbers[1:].astype("<i8", copy=False), self.text]
-        return b"".join(parts)
+        return b"".join(self.encode_cut([0, len(self)])) if len(self) else b""
+
+    def encode_cut(self, cuts: Sequence[int]) -> list[bytes]:
+        """The bytes of each piece, see `cuts`."""
+        return packing.pack(self.numbers, self.ids, cuts)
 
     def checksum(self, model: int) -> int:
         """What these ids of a model add to the checksum over all ids: the sum of all numbers and hashes."""
@@ -278,16 +253,9 @@ class Piece:
     def find(self, wanted: Piece) -> Numbers:
         """For each wanted id its index here, -1 if it is not here."""
         found = np.empty(len(wanted), np.int64)
-        here = (self.hashes, self.text, self.starts, self.lengths)
-        _find_all(*here, wanted.hashes, wanted.text, wanted.starts, wanted.lengths, found)
+        here, others = ((piece.hashes, piece.ids.text, piece.ids.starts, piece.ids.lengths) for piece in (self, wanted))
+        _find_all(*here, *others, found)
         return found
-
-    def ids(self) -> list[str]:
-        text, starts = self.text.tobytes(), self.starts
-        return [
-            text[start:end].decode(errors="replace")
-            for start, end in zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)
-        ]
 
 
 # -- the filter

@@ -193,10 +193,10 @@ class Ids:
 
     def learn(self, model: int, new: EventIds) -> None:
         """Insert new ids of events; IdsTakenError if one of them stands for something."""
-        if not new.ids:
+        if not len(new.ids):
             return
         if model in self._changing:
-            rows = rows_of(model, new.ids)
+            rows = rows_of(model, new.ids.tolist())
             query = f"SELECT 1 FROM ids WHERE {rows.condition} LIMIT 1"  # noqa: S608  # of ours
             if self._db.execute(query, rows.values).fetchall():
                 raise IdsTakenError

@@ -15,19 +15,19 @@ from service.storage.id_pieces import END, Piece
 
 logger = logging.getLogger("logstep")
 
-FLUSHED_IDS = 32_000
-"""New ids, of all models, from which they are flushed. One takes 340 bytes of memory, about."""
+FLUSHED_IDS = 64_000
+"""New ids, of all models, from which they are flushed. One takes 80 bytes of memory, and a row 1 KB."""
 FLUSHED_ROWS = 4_000
 """Rows of new ids from which they are flushed: commits may have one id each."""
 MOVED_IDS = 8_000
 """Ids that a flush moves at least, of several models if one has fewer."""
 FAN_IN = 8
 """Runs that are merged to one. With more, ids are written less often, but a look-up has more runs to ask."""
-READ = 16
+READ = 8
 """Pieces of each run that a step of a merge reads."""
-SWEPT = 16
+SWEPT = 8
 """Pieces that a step of `drop` reads."""
-PURGED = 64
+PURGED = 32
 """Pieces that a step of `purge` removes."""
 
 
@@ -60,30 +60,29 @@ class Merging:
         self._flush(some)
 
     def _flush(self, models: Iterable[int]) -> None:
-        written = dict[int, list[Piece]]()
+        written = dict[int, int]()
         with self._commits.transaction():
             for model in models:
                 has = self._runs.models[model]
-                written[model] = self._joined(model, list(has.new.values()))
-                for piece in written[model]:
-                    self._runs.write(model, has.next_run(), int(piece.hashes[0]), piece)
+                written[model] = self._write(model, has.next_run(), list(has.new.values()))
                 self._runs.remove_new(model)
         for model, pieces in written.items():
             self._runs.forget_new(model)
             if pieces:
                 has = self._runs.models[model]
-                has.runs[has.next_run()] = len(pieces)
+                has.runs[has.next_run()] = pieces
                 self._unchecked.add(model)
 
-    def _joined(self, model: int, pieces: list[Piece]) -> list[Piece]:
-        """Some pieces of a model's ids, sorted and cut anew, without what is forgotten. In a transaction."""
+    def _write(self, model: int, run: int, pieces: list[Piece]) -> int:
+        """Write the ids of some pieces to a run, without what is forgotten. Returns in how many pieces. In a
+        transaction."""
         if not pieces:
-            return []
+            return 0
         all_ = Piece.joined(pieces)
         left = all_.where(all_.seqs > self._runs.forgotten(model))
         if len(left) < len(all_):
             self._commits.ids.count(left.checksum(model) - all_.checksum(model))
-        return list(left.sorted().cut()) if len(left) else []
+        return self._runs.write(model, run, left.sorted()) if len(left) else 0
 
     # -- merges, and the filter
 
@@ -137,13 +136,12 @@ class Merging:
                     moved.append(piece.within(bounds.place, min(bounds.end, end)))
                     left.append((run, bounds.place, piece.within(max(bounds.place, end), bounds.end)))
         with self._commits.transaction():
-            written = self._joined(model, moved)
-            for piece in written:  # before the others go: so their rowids are the largest, and `read_filter` finds them
-                self._runs.write(model, new_run, int(piece.hashes[0]), piece)
+            # Before the others go: so their rowids are the largest, and `read_filter` finds them.
+            written = self._write(model, new_run, moved)
             for run, place, rest in left:
                 self._runs.replace(model, run, place, rest)
         sizes = self._runs.models[model].runs
-        sizes[new_run] += len(written)
+        sizes[new_run] += written
         for run, _, rest in left:
             sizes[run] -= not len(rest)
         if end == END:  # nothing is left of the runs
