@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,10 +171,14 @@ class Learner:
         the bias as little-endian float64. For `auto`, all arrays of its state, sorted by name, replace weights and
         bias.
         """
+        return self.sha256_now()()
+
+    def sha256_now(self) -> Callable[[], str]:
+        """`sha256` of the present state, whatever the model learns until it is called. The state is copied."""
         if self.auto is None:
-            return Weights(self.seq, self.bias, self.weights, self.features.names).sha256()
+            return self.weights_now().sha256
         arrays = self.auto.arrays(self.n_features)
-        return sha256(self.features.names, self.n_features, (arrays[name] for name in sorted(arrays)))
+        return partial(sha256, self.features.names, self.n_features, [arrays[name] for name in sorted(arrays)])
 
     # -- predicting
 

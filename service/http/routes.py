@@ -211,15 +211,12 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         learner = model.learner
         many = learner.n_features > WIDE
         about = {"model": name, "spec": learner.spec.as_dict()}
-        # All of it is from one moment.
-        if learner.auto is None:
-            async with engine.copying(learner) as long:
-                told, weights = {"seq": learner.seq, **model.standing()}, await worked(long, learner.weights_now)
-            return reply({**about, **told, "sha256": await worked(many, weights.sha256)})
-        async with engine.no_steps:  # copying so much would take longer than reading it
-            mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
-            told = {"seq": learner.seq, **model.standing()}
-            return reply({**about, **told, "sha256": await worked(learner.is_large, learner.sha256), **mixture})
+        mixture: dict[str, Any] = {}
+        async with engine.copying(learner) as long:  # all of it is from one moment
+            told, sha256 = {"seq": learner.seq, **model.standing()}, await worked(long, learner.sha256_now)
+            if learner.auto is not None:
+                mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+        return reply({**about, **told, "sha256": await worked(many or long, sha256), **mixture})
 
     made = ok("Made", "The model exists already, with this spec", links=["learn_model"])
     created = ok("Made", "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])

@@ -205,8 +205,9 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def copying(self, learner: Learner) -> AsyncGenerator[bool]:
-        """Wraps a copy of the weights. Yields whether to make it in a thread; then no step is taken meanwhile."""
-        long = learner.n_features > COPIED_HERE
+        """Wraps a copy of the weights, or of the state of `auto`. Yields whether to make it in a thread. Then no step
+        is taken meanwhile."""
+        long = learner.n_features > COPIED_HERE if learner.auto is None else learner.is_large
         async with self.no_steps if long else contextlib.nullcontext():
             yield long
 
