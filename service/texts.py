@@ -84,6 +84,7 @@ class Texts(Sequence[str]):
                 return self
             before, size = int(self.lengths[:start].sum()), int(self.lengths[start:stop].sum())
             return Texts(self.text[before : before + size], self.lengths[start:stop])
+        place = range(len(self))[place]
         (text,) = self[place : place + 1].tolist()
         return text
 

@@ -28,7 +28,7 @@ from processes import copied, ids_in, running_engine
 from core import Spec
 from service.commands.backup import backup
 from service.commands.inspect import examine
-from service.events import Event
+from service.events import MAX_ID, Event
 from service.learning.request import Duplicate, Learned
 from service.storage import event_ids, id_pieces, merging
 from service.storage.event_ids import Found
@@ -219,6 +219,42 @@ def test_pieces_that_are_packed_at_once_are_those_that_are_packed_one_by_one(ids
     piece = Piece.of(EventIds.of((id_, i, i, i % 3) for i, id_ in enumerate(ids))).sorted()
     cuts = [*range(0, len(ids), size), len(ids)]
     assert piece.encode_cut(cuts) == [piece.part(*some).encode() for some in pairwise(cuts)]
+
+
+@given(ALIKE, st.integers(-1, 3), st.data())
+def test_changed_bytes_of_a_piece_are_none_or_a_piece(ids: list[str], more: int, data: st.DataObject) -> None:
+    """Of every length: kernels do not check where they read."""
+    payload = Piece.of(EventIds.of((id_, i, i, i % 3) for i, id_ in enumerate(ids))).encode()
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(payload))] * 2)))
+    changed = payload[:start] + data.draw(st.sampled_from([b"", b"\xff", b"\0" * 9, b"\xff" * 9])) + payload[stop:]
+    count = max(0, len(ids) + more)
+    piece = Piece.decode(count, changed)
+    assert piece is None or len(piece) == len(list(piece.ids)) == count
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 600])
+def test_the_longest_ids_read_back(count: int) -> None:
+    rows = [("🦆" * 252 + chr(0x10FFFF - i) + f"{i:03}", -i, i << 40, i) for i in range(count)]
+    assert len(rows[0][0]) == MAX_ID
+    piece = Piece.of(EventIds.of(rows)).sorted()
+    cuts = piece.cuts()
+    for payload, (start, stop) in zip(piece.encode_cut(cuts), pairwise(cuts), strict=True):
+        again = Piece.decode(stop - start, payload)
+        assert again is not None
+        assert list(again.ids) == list(piece.ids[start:stop])
+
+
+def test_a_look_up_of_what_was_just_committed_reads_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Store(tmp_path)) as store:
+        model = store.create_model("m", {}).key
+        assert commit(store, model, 1, 600)
+        store.merging.flush()
+        for first, count in ((601, 1), (602, 600)):  # a row of few and one of many
+            assert commit(store, model, first, count)
+        runs, wanted = store.commits.ids.runs, [id_of(seq) for seq in (1, 601, 602, 1_201, 1_202)]
+        assert {of.seq for of in runs.find(model, wanted).values()} == {1, 601, 602, 1_201}
+        monkeypatch.setattr(runs, "_db", None)
+        assert {of.seq for of in runs.find(model, wanted[1:4]).values()} == {601, 602, 1_201}
 
 
 def test_ids_of_one_source_take_less_than_their_text() -> None:

@@ -28,6 +28,7 @@ from service.learning.model import Model
 from service.replica import logged, topic
 from service.replica.records import PoisonError, partition_of
 from service.storage import codec
+from service.storage.id_pieces import EventIds, Piece
 from service.storage.log import LogReader, StoredModel
 from service.storage.store import Store
 
@@ -328,9 +329,7 @@ def packed(columns: Any = (0, 1), values: Any = (1.0, 2.0), weight: float = 1.0,
 
 
 def piece(*ids: tuple[str, int]) -> bytes:
-    lengths = np.array([len(id_) for id_, _ in ids], "<u2").tobytes()
-    seqs = np.array([seq for _, seq in ids], "<i8").tobytes()
-    return lengths + seqs + bytes(16 * len(ids)) + "".join(id_ for id_, _ in ids).encode()
+    return Piece.of(EventIds.of((id_, seq, 0, 0) for id_, seq in ids)).encode()
 
 
 WAITS = codec.encode_prediction(np.zeros(1), {"a": 1.0})

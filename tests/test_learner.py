@@ -162,6 +162,15 @@ def test_the_probabilities_of_the_two_labels_sum_to_one(spec: Spec, events: list
     assert proba[False] == 1.0 - proba[True]
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam", "auto"])
+def test_a_hash_that_was_asked_for_is_of_that_moment_whatever_is_learned_until_it_is_made(rule: str) -> None:
+    learner = Learner(Spec(rule=rule))
+    learner.learn_many([{"a": 1.0, "b": float(i)} for i in range(30)], [i % 2 for i in range(30)])
+    before, asked = learner.sha256(), learner.sha256_now()
+    learner.learn_many([{"a": 2.0, "new": float(i)} for i in range(30)], [1] * 30)
+    assert asked() == before != learner.sha256()
+
+
 @examples(80)
 @given(SPECS, EVENTS)
 def test_learning_many_is_learning_one_after_the_other_to_the_bit(spec: Spec, events: list[Event]) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from broker import Mock
@@ -18,9 +19,10 @@ from processes import copied
 
 from core import Learner, Spec
 from service import errors
+from service.decode.lines import Shape
 from service.events import Event, Label
 from service.learning import draft
-from service.learning.request import Learned, Run, Stream, refusal_of
+from service.learning.request import Duplicate, Learned, Run, Stream, refusal_of
 from service.replica import outbox, topic
 from service.replica.lag import Lag
 from service.replica.replica import Replica
@@ -94,6 +96,35 @@ def test_a_piece_that_is_too_large_for_a_record_becomes_several_in_order(
             assert engine.model("default").learner.seq == 881
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("lacks", ["", "b", "word"])
+def test_lines_with_ids_are_learned_though_values_are_missing(
+    mock_cluster: Mock, name: str, tmp_path: Path, lacks: str
+) -> None:
+    """They are a table with ids, in which not every value is there."""
+    events: list[Event] = []
+    lines = bytearray()
+    for i in range(300):
+        x: dict[str, Any] = {"a": float(i % 7), "b": 1.0, "word": f"w{i % 3}"}
+        if lacks and i % 4 == 1:
+            x[lacks] = None
+        lines += msgspec.json.encode({"id": f"id {i}", "x": x, "y": i % 2}) + b"\n"
+        events.append(Event({name: value for name, value in x.items() if value is not None}, i % 2, f"id {i}"))
+    shape = Shape.of(bytes(lines[: lines.index(b"\n")]))
+    assert shape is not None
+    table, _ = shape.read(lines, 1_000)
+    assert len(table) == 300
+
+    async def story() -> str:
+        async with node(mock_cluster, tmp_path, name) as engine:
+            (run,) = await (await engine.queue.submit("default", table, Stream()))
+            assert isinstance(run, Run)
+            assert len(run.losses) == 300
+            assert await engine.learn("default", [events[1]]) == [Duplicate(2)]
+            return engine.model("default").learner.sha256()
+
+    assert asyncio.run(story()) == learned(events)
 
 
 def test_an_array_that_no_record_holds_is_refused_before_the_log(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Annotated, Any
 
 import msgspec
@@ -186,6 +186,8 @@ def add_service_routes(api: FastAPI, engine: Engine) -> None:
 
 def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Settings) -> None:
     """List, show, create and delete models."""
+    one_copy = asyncio.Lock()
+    """Held while a large state of `auto` is copied and hashed, so that only one copy takes memory."""
 
     @api.get("/models", responses=ok("Models", "Models", 503))
     async def list_models(request: Request) -> Response:
@@ -212,11 +214,12 @@ def add_model_routes(api: FastAPI, engine: Engine, bodies: Bodies, settings: Set
         many = learner.n_features > WIDE
         about = {"model": name, "spec": learner.spec.as_dict()}
         mixture: dict[str, Any] = {}
-        async with engine.copying(learner) as long:  # all of it is from one moment
-            told, sha256 = {"seq": learner.seq, **model.standing()}, await worked(long, learner.sha256_now)
-            if learner.auto is not None:
-                mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
-        return reply({**about, **told, "sha256": await worked(many or long, sha256), **mixture})
+        async with one_copy if learner.auto is not None and learner.is_large else nullcontext():
+            async with engine.copying(learner) as long:  # all of it is from one moment
+                told, sha256 = {"seq": learner.seq, **model.standing()}, await worked(long, learner.sha256_now)
+                if learner.auto is not None:
+                    mixture = {"learners": learner.auto.learners(), "alarms": learner.auto.alarms}
+            return reply({**about, **told, "sha256": await worked(many or long, sha256), **mixture})
 
     made = ok("Made", "The model exists already, with this spec", links=["learn_model"])
     created = ok("Made", "Created", code=201, seq=0, created=True, links=["learn_model", "get_model"])

@@ -140,8 +140,8 @@ class Draft:
         return self.model.stored.key
 
     def takes_whole(self, table: Table, known: Known) -> bool:
-        """Whether the events of a table need not be looked at one by one: because one may be known, because the breaker
-        may stop the model at one, or because one has weight 0 and is not learned."""
+        """Whether the events of a table need not be looked at one by one. They must if one may be known, if the breaker
+        may stop the model at one, or if one has weight 0 and is not learned."""
         ids = table.ids is None or (isinstance(table.ids, Texts) and not known.all_of_them)
         return ids and self.model.stops_at is None and (table.weights is None or bool(table.weights.all()))
 
@@ -149,14 +149,21 @@ class Draft:
         """Whether it already has an item with one of the request's ids. The ids of a table that is taken whole
         count as new: if it has an event with one, the commit finds out."""
         guessed = isinstance(request.items, Table) and self.takes_whole(request.items, known)
-        if not self.kept and (guessed or not (self.ids or self.tables)):
+        if guessed and not (self.kept or self.known):  # an id in either stands for something in this draft
             return False
-        ids = request.ids()
-        if ids and self.tables and not guessed:
-            for texts, places in self.tables:
-                self.ids.update(zip(texts, places, strict=True))
-            self.tables.clear()
+        ids = request.ids() if self.ids or self.tables or self.kept else []
+        if ids:
+            self._look_at_tables()
         return not (self.ids.keys().isdisjoint(ids) and self.kept.keys().isdisjoint(ids))
+
+    def _look_at_tables(self) -> None:
+        """From now on the ids of tables are known one by one. If one comes twice, the commit could not find out any
+        more."""
+        count = len(self.ids) + sum(len(ids) for ids, _ in self.tables)
+        for ids, places in self.tables:
+            self.ids.update(zip(ids, places, strict=True))
+        self.tables.clear()
+        self.unsure = self.unsure or len(self.ids) < count
 
     def mark(self) -> tuple[Any, ...]:
         """Its current state, for `take_back`."""

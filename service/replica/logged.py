@@ -27,6 +27,7 @@ from service.storage.ids import KINDS, IdKind, IdRow, event_ids, other_ids
 from service.storage.log import LogReader, StoredModel
 from service.storage.store import ModelBatch
 from service.storage.waiting import Waiting
+from service.texts import Texts
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class _Logged(msgspec.Struct, array_like=True, frozen=True):
     first_seq: _Place = 0
     events: bytes = b""
     names: tuple[str, ...] = ()
-    ids_of_events: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0
+    ids_of_events: Annotated[int, msgspec.Meta(ge=0, le=2 * IDS)] = 0
     event_ids: bytes = b""
     ids: tuple[tuple[str, _Int, _Int, int, _Int | None], ...] = ()
     waiting: tuple[_Kept, ...] = ()
@@ -209,7 +210,7 @@ def _event_ids(logged: _Logged, last: int) -> EventIds | None:
     ids = piece.ids.tolist()
     if not all(map(is_id, ids)) or len(set(ids)) < len(ids):
         raise PoisonError("an id is none, or comes twice")
-    return EventIds(piece.ids, *piece.numbers[1:])
+    return EventIds(Texts.of(ids), *piece.numbers[1:])  # what is not UTF-8 was replaced
 
 
 def _other_ids(logged: _Logged, last: int) -> list[IdRow]:

@@ -194,8 +194,11 @@ def _table_of(columns: _Columns) -> Table:
     rows += [len(words.codes) for words in texts.values()]
     if any(count != columns.rows for count in rows):
         raise PoisonError("its columns have different lengths")
-    if not (table.is_plain and all(map(is_id, columns.ids or ()))) or len(set(table.names)) < len(table.names):
+    if not all(map(is_id, columns.ids or ())) or len(set(table.names)) < len(table.names):
         raise PoisonError("its names or ids are not those of a table")
+    there = bool(table.names) if table.present is None else table.present.any(axis=1).all()
+    if columns.ids is not None and not there:
+        raise PoisonError("a row has an id and no features")
     heavy = table.weights is None or (table.weights > 0).all()
     if table.labels is None or (table.labels > 1).any() or not heavy:
         raise PoisonError("a label is neither 0 nor 1, or a weight is not above 0")

@@ -195,6 +195,8 @@ class Runs:
         wanted = piece.sorted()
         for part, some in has.parts(wanted):
             self._note(model, found, part, some)
+        if found:
+            wanted = wanted.where(np.array([id_ not in found for id_ in wanted.ids]))
         for run in has.runs:
             self._find_in_run(model, run, wanted, found)
         return found

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from core.compiled import compiled
+from core.compiled import compiled, part_of_kernels
 from service.storage import packing
 from service.texts import Bytes, Numbers, Texts
 
@@ -75,6 +75,15 @@ def _hash_all(text: Bytes, lengths: Numbers, hashes: Numbers) -> None:
         hashes[i] = np.int64(_mixed(bits, bits >> np.uint64(29)))
 
 
+@part_of_kernels
+def _compare(one: Bytes, other: Bytes) -> int:
+    """Below 0, 0 or above 0, as bytes compare."""
+    for k in range(min(len(one), len(other))):
+        if one[k] != other[k]:
+            return 1 if one[k] > other[k] else -1
+    return len(one) - len(other)
+
+
 @compiled(
     "void(int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1])"
 )
@@ -89,19 +98,34 @@ def _find_all(
     wanted_lengths: Numbers,
     found: Numbers,
 ) -> None:
-    """Where each wanted id is among the others, which are sorted by their hashes; -1 if it is not."""
+    """Where each wanted id is among the others, which are sorted; -1 if it is not."""
     for i in range(len(wanted_hashes)):
         found[i] = -1
-        at = np.searchsorted(hashes, wanted_hashes[i])
-        while found[i] < 0 and at < len(hashes) and hashes[at] == wanted_hashes[i]:
-            same = lengths[at] == wanted_lengths[i]
-            for k in range(wanted_lengths[i]):
-                if not same:
-                    break
-                same = text[starts[at] + k] == wanted_text[wanted_starts[i] + k]
-            if same:
+        low = high = np.searchsorted(hashes, wanted_hashes[i])
+        if low < len(hashes) and hashes[low] == wanted_hashes[i]:
+            high = np.searchsorted(hashes, wanted_hashes[i], "right")
+        wanted = wanted_text[wanted_starts[i] : wanted_starts[i] + wanted_lengths[i]]
+        while low < high and found[i] < 0:
+            at = (low + high) // 2
+            order = _compare(text[starts[at] : starts[at] + lengths[at]], wanted)
+            if order == 0:
                 found[i] = at
-            at += 1
+            elif order < 0:
+                low = at + 1
+            else:
+                high = at
+
+
+@compiled("boolean(int64[::1], uint8[::1], int64[::1], int64[::1])")
+def _are_sorted(hashes: Numbers, text: Bytes, starts: Numbers, lengths: Numbers) -> bool:
+    for i in range(1, len(hashes)):
+        if hashes[i] < hashes[i - 1]:
+            return False
+        if hashes[i] == hashes[i - 1]:
+            this, last = text[starts[i] : starts[i] + lengths[i]], text[starts[i - 1] : starts[i - 1] + lengths[i - 1]]
+            if _compare(this, last) < 0:
+                return False
+    return True
 
 
 @compiled("Tuple((int64, int64))(int64[:, ::1])")
@@ -152,7 +176,8 @@ def hashes_of(ids: Texts) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Ids, in any order until they are `sorted` by their hashes.
+    """Ids, in any order until they are `sorted` by their hashes. Those with the same hash are sorted by their bytes, so
+    that nobody can send ids that take long to find.
 
     numbers: (4, n) int64: hashes, seqs, fingerprints, fingerprints of the labels.
     """
@@ -195,9 +220,14 @@ class Piece:
         return cls(numbers, Texts.joined([piece.ids for piece in pieces]))
 
     def sorted(self) -> Piece:
-        if len(self) < 2 or (self.hashes[1:] >= self.hashes[:-1]).all():
+        if len(self) < 2 or _are_sorted(self.hashes, self.ids.text, self.ids.starts, self.ids.lengths):
             return self
-        return self.take(np.argsort(self.hashes, kind="stable"))
+        piece = self.take(np.argsort(self.hashes, kind="stable"))
+        if not (piece.hashes[1:] == piece.hashes[:-1]).any():
+            return piece
+        text, ends = piece.ids.text.tobytes(), np.cumsum(piece.ids.lengths).tolist()
+        keys = [(id_hash, text[start:end]) for id_hash, start, end in zip(piece.hashes, [0, *ends], ends, strict=False)]
+        return piece.take(np.array(sorted(range(len(keys)), key=keys.__getitem__)))
 
     def take(self, which: Numbers) -> Piece:
         """Some of the ids, given by their indices, in that order."""

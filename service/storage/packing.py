@@ -1,15 +1,15 @@
 """The bytes of a piece: its ids and numbers by columns, each without what all its values share.
 
 Ids of one source are alike: those of a file's rows begin the same, and UUIDs have their dashes at the same places. A
-piece of UUIDs takes 27 bytes an id so, not 62, and an id is written three times or more until it is in the largest run.
-In order, all numbers little-endian:
+piece of UUIDs takes 27 to 29 bytes an id so, not 62, and an id is written three times or more until it is in the
+largest run. An id alone takes more: a UUID 79 bytes. In order, all numbers little-endian:
 
     fingerprints    n x int64
     seqs, lengths   least int64, width uint8 (0, 1, 2, 4 or 8), and n numbers of that width: above the least
     labels          count uint8, then the different ones, int64, and for each id which one, uint8 where there are two or
                     more; count 0, then n x int64, where there are more than FEW
-    start           length of the shortest id, uint16; so many bytes, the first id's; and for each, uint8, whether all
-                    ids have it
+    start           length of the shortest id, uint16; so many bytes, the first id's; and a bit for each, the first in
+                    the lowest bit: whether all ids have it
     rest            all other bytes, id by id: count uint8, then the different ones, and which one each is, two to a
                     byte, the first in the low bits; count 0, then the bytes, where there are more than FEW
 
@@ -95,13 +95,22 @@ def _place_of(value: int, different: Numbers, count: int) -> int:
 
 
 @part_of_kernels
+def _bytes_of(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+@part_of_kernels
+def _bit(data: Bytes, k: int) -> Any:
+    return data[k // 8] >> k % 8 & 1
+
+
+@part_of_kernels
 def _put_start(text: Bytes, lengths: Numbers, places: Numbers, out: Bytes, at: int) -> tuple[int, int]:
     """Fill in the places, up to the shortest id's end, at which not all ids have the same byte. Returns how many."""
     shortest = same = len(places)
     at = _put(shortest, 2, out, at)
-    shared = at + shortest
     for k in range(shortest):
-        out[at + k], out[shared + k], places[k] = text[k], 1, k
+        out[at + k], places[k] = text[k], k
     start = 0
     for length in lengths:
         k = 0
@@ -111,14 +120,19 @@ def _put_start(text: Bytes, lengths: Numbers, places: Numbers, out: Bytes, at: i
                 k += 1
             else:
                 same -= 1
-                places[k], out[shared + place] = places[same], 0
+                places[k] = places[same]
         start += length
+    shared, end = out[at + shortest :], at + shortest + _bytes_of(shortest)
+    for k in range(_bytes_of(shortest)):
+        shared[k] = 0
+    for place in places[:same]:
+        shared[place // 8] |= 1 << place % 8
     count = 0
     for k in range(shortest):
-        if not out[shared + k]:
+        if not _bit(shared, k):
             places[count] = k
             count += 1
-    return count, shared + shortest
+    return count, end
 
 
 @part_of_kernels
@@ -309,20 +323,19 @@ def _unpack_text(data: Bytes, at: int, lengths: Numbers, places: Numbers, rest: 
     if at + 2 > len(data):
         return WRONG
     shortest, first = _get(data, at, 2), at + 2
-    shared, at = first + shortest, first + 2 * shortest
+    at = first + shortest + _bytes_of(shortest)
     for length in lengths:
         if length < shortest:
             return WRONG
-    if at > len(data):
+    if at > len(data) or (shortest % 8 and data[at - 1] >> shortest % 8):
         return WRONG
-    count = 0
+    shared, count = data[first + shortest : at], 0
     for k in range(shortest):
-        if data[shared + k] > 1:
-            return WRONG
-        places[count] = k
-        count += data[shared + k] == 0
+        if not _bit(shared, k):
+            places[count] = k
+            count += 1
     end = _get_rest(data, at, rest[: len(text) - (shortest - count) * len(lengths)])
-    _put_ids(data[first:shared], lengths, places[:count], rest, text)
+    _put_ids(data[first : first + shortest], lengths, places[:count], rest, text)
     return end
 
 
