@@ -313,6 +313,20 @@ def test_an_id_that_is_a_whole_number_is_that_text(model: Model) -> None:
     assert_problem(learn(model, b'{"age": 1, "n": 1.5, "y": 1}\n', NDJSON, label="y", id="n"), 422, "its id 1.5 is")
 
 
+@pytest.mark.parametrize("id_", ["NA", "null", "?", "NaN", " x"])
+def test_in_json_a_text_that_csv_takes_for_missing_is_an_id(model: Model, id_: str) -> None:
+    body = json.dumps({"age": 1, "n": id_, "y": 1}).encode()
+    assert learn(model, body, NDJSON, label="y", id="n").json()["learned"] == 1
+    assert model.learn({"x": {"age": 1}, "y": 1, "id": id_}).json()["duplicate"]
+    for missing in (b'{"age": 1, "n": "", "y": 1}', b'{"age": 1, "n": null, "y": 1}'):
+        assert_problem(learn(model, missing, NDJSON, label="y", id="n"), 422, "it has no id")
+
+
+def test_spaces_around_a_cell_do_not_count(model: Model) -> None:
+    """Also in quotes; docs/api.md says so."""
+    assert learn(model, b'age,n,y\n1,"x",1\n1, x ,1\n1," x ",1\n', label="y", id="n").json()["duplicates"] == 2
+
+
 # -- files of columns
 
 PARQUET = {"content-type": "application/vnd.apache.parquet"}

@@ -257,7 +257,7 @@ def test_damaged_ids_are_told_copied_and_accepted_and_cost_no_event(
     assert f"`logstep repair {folder}`" in output
     assert asyncio.run(opened(copied(folder, tmp_path / "opened"))) == example.state
 
-    assert cli.main(["backup", str(folder), str(tmp_path / "backup")]) == 0
+    assert cli.main(["backup", str(folder), str(tmp_path / "backup")]) == 1
     assert f"DAMAGED, but copied unchanged: {REASON}" in capsys.readouterr().err
     assert examine(tmp_path / "backup").wrong == [REASON]  # the copy is not the better for it
 

@@ -45,7 +45,7 @@ def backup(folder: Path, out: Path) -> int:
     (out / "lock").unlink()
     note_backup(folder)
     print(f"copied {_contents(findings, out, started)} to {out}")
-    return 0
+    return int(bool(findings.bad_ids))  # so that a job that removes older copies stops
 
 
 def backup_to_output(folder: Path) -> int:
@@ -66,7 +66,7 @@ def backup_to_output(folder: Path) -> int:
         say(f"copied {_contents(findings, staging, started)} to standard output")
         shutil.rmtree(staging)
     note_backup(folder)
-    return 0
+    return int(bool(findings.bad_ids))
 
 
 def restore(copy: Path | None, folder: Path) -> int:

@@ -187,7 +187,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         type=options.seconds,
         default=60.0,
         metavar="S",
-        help="give up after S seconds without progress (default 60)",
+        help="give up after S seconds without progress (default 60), but at once if nobody answers at the start",
     )
     ids = parser.add_mutually_exclusive_group()
     ids.add_argument(

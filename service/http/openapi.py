@@ -204,7 +204,7 @@ _OF_ROWS = [
     _parameter("negative", "Read these labels as 0 and all others as 1.", **_MANY),
     _parameter("id", "The column of the ids."),
     _parameter("weight", "The column of the weights."),
-    _parameter("id_prefix", "Rows without an id get this, a colon and their number."),
+    _parameter("id_prefix", "Where no column is the id, rows get this, a colon and their number as their id."),
     _parameter("text", "Read these columns as text.", **_MANY),
     _parameter("number", "Read these columns as numbers.", **_MANY),
     _parameter("ignore", "Leave these columns out.", **_MANY),

@@ -191,7 +191,8 @@ class ObjectReader:
             if kind == "id":
                 if isinstance(value, bool | float):
                     raise WrongRow(f"its id {_text(value)} is neither text nor a whole number")
-                id_ = id_of(_text(value))
+                if not (id_ := _text(value)):
+                    raise WrongRow("it has no id")
             elif kind == "weight":
                 weight = weight_of(_text(value))
             elif value is None or (kind == "number" and isinstance(value, str) and is_missing(value)):
