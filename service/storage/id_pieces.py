@@ -76,6 +76,19 @@ def _hash_all(text: Bytes, lengths: Numbers, hashes: Numbers) -> None:
 
 
 @part_of_kernels
+def _first(hashes: Numbers, wanted: int, above: bool) -> int:
+    """Where the first of the sorted hashes is that is at least the wanted one, or above it."""
+    low, high = 0, len(hashes)
+    while low < high:
+        middle = (low + high) // 2
+        if hashes[middle] < wanted or (above and hashes[middle] == wanted):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@part_of_kernels
 def _compare(one: Bytes, other: Bytes) -> int:
     """Below 0, 0 or above 0, as bytes compare."""
     for k in range(min(len(one), len(other))):
@@ -101,9 +114,9 @@ def _find_all(
     """Where each wanted id is among the others, which are sorted; -1 if it is not."""
     for i in range(len(wanted_hashes)):
         found[i] = -1
-        low = high = np.searchsorted(hashes, wanted_hashes[i])
+        low, high = _first(hashes, wanted_hashes[i], False), 0
         if low < len(hashes) and hashes[low] == wanted_hashes[i]:
-            high = np.searchsorted(hashes, wanted_hashes[i], "right")
+            high = _first(hashes, wanted_hashes[i], True)
         wanted = wanted_text[wanted_starts[i] : wanted_starts[i] + wanted_lengths[i]]
         while low < high and found[i] < 0:
             at = (low + high) // 2
