@@ -85,7 +85,7 @@ class Draft:
     """The seq of the last event that the breaker allows the request that is being added; None for any."""
     ids: dict[str, int] = field(default_factory=dict)
     tables: list[tuple[Texts, range]] = field(default_factory=list)
-    """The same of tables, whose ids are only looked at one by one if they must be."""
+    """The ids of each table that it takes whole, with their places in the batch."""
     served: dict[int, tuple[IdKind, float, float, int]] = field(default_factory=dict)
     kept: dict[str, Waiting] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
@@ -148,17 +148,18 @@ class Draft:
     def has_id_of(self, request: Request, known: Known) -> bool:
         """Whether it already has an item with one of the request's ids. The ids of a table that is taken whole
         count as new: if it has an event with one, the commit finds out."""
+        if not (self.ids or self.tables or self.kept):
+            return False
         guessed = isinstance(request.items, Table) and self.takes_whole(request.items, known)
         if guessed and not (self.kept or self.known):  # an id in either stands for something in this draft
             return False
-        ids = request.ids() if self.ids or self.tables or self.kept else []
-        if ids:
+        if ids := request.ids():
             self._look_at_tables()
         return not (self.ids.keys().isdisjoint(ids) and self.kept.keys().isdisjoint(ids))
 
     def _look_at_tables(self) -> None:
-        """From now on the ids of tables are known one by one. If one comes twice, the commit could not find out any
-        more."""
+        """Move the ids of tables to `ids`. If one comes twice, the commit could no longer find out: the turn must
+        be taken again."""
         count = len(self.ids) + sum(len(ids) for ids, _ in self.tables)
         for ids, places in self.tables:
             self.ids.update(zip(ids, places, strict=True))

@@ -166,13 +166,13 @@ def _items_of(elements: event_json.Elements) -> list[Event | Label]:
 
 def _columns_of(table: Table) -> _Columns:
     table = table.coded()
-    if table.labels is None:
-        raise TypeError("these rows have no labels")
+    if table.labels is None or isinstance(table.ids, list):
+        raise TypeError("these rows have no labels, or some of them no ids")
     optional = (table.present, table.labels, table.weights)
     present, labels, weights = (None if array is None else array.tobytes() for array in optional)
     assert labels is not None  # noqa: S101  # looked at above
     texts = {j: (words.codes.tobytes(), words.words) for j, words in table.texts.items()}
-    ids = table.ids.tolist() if isinstance(table.ids, Texts) else None
+    ids = None if table.ids is None else table.ids.tolist()
     return _Columns(len(table), table.names, table.values.tobytes(), present, labels, weights, ids, texts)
 
 

@@ -282,7 +282,7 @@ class Piece:
         return cuts
 
     def encode(self) -> bytes:
-        return b"".join(self.encode_cut([0, len(self)])) if len(self) else b""
+        return self.encode_cut([0, len(self)])[0] if len(self) else b""
 
     def encode_cut(self, cuts: Sequence[int]) -> list[bytes]:
         """The bytes of each piece, see `cuts`."""

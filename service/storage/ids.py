@@ -193,7 +193,7 @@ class Ids:
 
     def learn(self, model: int, new: EventIds) -> None:
         """Insert new ids of events; IdsTakenError if one of them stands for something."""
-        if not len(new.ids):
+        if not new.ids:
             return
         if model in self._changing:
             rows = rows_of(model, new.ids.tolist())
