@@ -16,7 +16,7 @@ from random import Random
 import numpy as np
 
 from core.batch import Batch
-from service.storage import event_ids, id_pieces, merging
+from service.storage import event_ids, id_filter, id_pieces, merging
 from service.storage.id_pieces import EventIds
 from service.storage.store import ModelBatch, Store
 
@@ -29,7 +29,7 @@ def id_of(seq: int) -> str:
 def make_small() -> None:
     """Let some dozens of ids be enough for every kind of move."""
     id_pieces.PIECE = 4
-    id_pieces.LEAST_BLOCKS, id_pieces.IDS_A_BLOCK = 1, 2
+    id_filter.LEAST_BLOCKS, id_filter.IDS_A_BLOCK = 1, 2
     event_ids.FILTERED, event_ids.LARGE = 3, 4
     merging.FLUSHED_IDS, merging.FLUSHED_ROWS, merging.MOVED_IDS = 40, 12, 20
     merging.FAN_IN, merging.READ, merging.SWEPT, merging.PURGED = 3, 2, 2, 2

@@ -30,10 +30,11 @@ from service.commands.backup import backup
 from service.commands.inspect import examine
 from service.events import MAX_ID, Event
 from service.learning.request import Duplicate, Learned
-from service.storage import event_ids, id_pieces, merging
+from service.storage import event_ids, id_filter, id_pieces, merging
 from service.storage.event_ids import Found
 from service.storage.forgotten import Forgotten
-from service.storage.id_pieces import EventIds, Filter, Piece
+from service.storage.id_filter import Filter
+from service.storage.id_pieces import EventIds, Piece
 from service.storage.ids import IdsTakenError
 from service.storage.positions import NOWHERE
 from service.storage.store import Store
@@ -45,7 +46,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some dozens of ids are enough for every kind of move."""
-    kept = {module: dict(vars(module)) for module in (id_pieces, event_ids, merging)}
+    kept = {module: dict(vars(module)) for module in (id_filter, id_pieces, event_ids, merging)}
     make_small()
     for module, before in kept.items():
         for name, now in list(vars(module).items()):

@@ -42,7 +42,8 @@ from service import failures
 from service.storage.database import Database
 from service.storage.folder import failure_of
 from service.storage.forgotten import NOTHING, Forgotten
-from service.storage.id_pieces import END, PIECE, EventIds, Filter, Piece
+from service.storage.id_filter import Filter
+from service.storage.id_pieces import END, PIECE, EventIds, Piece
 from service.texts import Texts
 
 spared = logging.getLogger("logstep.damage")

@@ -1,4 +1,4 @@
-"""Pieces: ids of events with what they stand for, as arrays; and the filter that says which ids are new."""
+"""Pieces: ids of events with what they stand for, as arrays."""
 
 from __future__ import annotations
 
@@ -18,20 +18,12 @@ END = 1 << 63
 """Above every hash."""
 PIECE = 500
 """Ids of a piece, about. A look-up reads one piece of each run."""
-LEAST_BLOCKS = 1 << 14
-MOST_BLOCKS = 1 << 20
-"""64 MB. With more than 20,000,000 ids the filter says less often that an id is new, and look-ups cost more."""
-IDS_A_BLOCK = 20
-"""Ids in a block of the filter from which it is full. With 20 it says of one new id in ten thousand that it may be
-known, and takes 3.2 bytes an id."""
 MODULUS = (1 << 61) - 1
 """Of the checksum over all ids. A prime: a flipped bit adds a power of two, which is never 0 modulo it."""
 PIECES = "SELECT model, ids, payload FROM new_ids UNION ALL SELECT model, ids, payload FROM event_ids"
 """A query for all pieces."""
 CHECKSUM = f"SELECT ifnull(event_ids_checksum(model, ids, payload), 0) FROM ({PIECES})"  # noqa: S608  # of constants
 """A query for the checksum over all ids of events."""
-
-Words = npt.NDArray[np.uint64]
 
 
 class EventIds(NamedTuple):
@@ -54,7 +46,7 @@ class EventIds(NamedTuple):
 
 
 @compiled("uint64(uint64, uint64)")
-def _mixed(bits: Any, more: Any) -> Any:
+def mixed(bits: Any, more: Any) -> Any:
     """Two 64-bit numbers as one. Another value of either always gives another result."""
     bits = (bits ^ more) * np.uint64(0x9FB21C651E98DF25)
     return bits ^ (bits >> np.uint64(32))
@@ -70,9 +62,9 @@ def _hash_all(text: Bytes, lengths: Numbers, hashes: Numbers) -> None:
             word = np.uint64(0)
             for k in range(min(8, end - at)):
                 word |= np.uint64(text[at + k]) << np.uint64(8 * k)
-            bits = _mixed(bits, word)
+            bits = mixed(bits, word)
             at = min(at + 8, end)
-        hashes[i] = np.int64(_mixed(bits, bits >> np.uint64(29)))
+        hashes[i] = np.int64(mixed(bits, bits >> np.uint64(29)))
 
 
 @part_of_kernels
@@ -150,31 +142,6 @@ def _sums(numbers: Numbers) -> tuple[int, int]:
             low += number & 0xFFFFFFFF
             high += number >> 32
     return low, high
-
-
-@compiled("uint64(uint64[:, ::1], uint64)")
-def _block(blocks: Words, bits: Any) -> Any:
-    """The block of the filter for a hash: its high bits choose. The lower 48 choose one bit in each word of it."""
-    return (bits >> np.uint64(44)) & np.uint64(len(blocks) - 1)
-
-
-@compiled("void(uint64[:, ::1], int64[::1], uint64)")
-def _add_to_filter(blocks: Words, hashes: Numbers, salt: Any) -> None:
-    for id_hash in hashes:
-        bits = _mixed(np.uint64(id_hash), salt)
-        block = _block(blocks, bits)
-        for word in range(8):
-            blocks[block, word] |= np.uint64(1) << (bits >> np.uint64(6 * word) & np.uint64(63))
-
-
-@compiled("void(uint64[:, ::1], int64[::1], uint64, boolean[::1])")
-def _ask_filter(blocks: Words, hashes: Numbers, salt: Any, may_be_known: npt.NDArray[np.bool_]) -> None:
-    for i in range(len(hashes)):
-        bits = _mixed(np.uint64(hashes[i]), salt)
-        block, found = _block(blocks, bits), np.uint64(1)
-        for word in range(8):
-            found &= blocks[block, word] >> (bits >> np.uint64(6 * word) & np.uint64(63))
-        may_be_known[i] = found != 0
 
 
 def hashes_of(ids: Texts) -> Numbers:
@@ -299,44 +266,6 @@ class Piece:
         here, others = ((piece.hashes, piece.ids.text, piece.ids.starts, piece.ids.lengths) for piece in (self, wanted))
         _find_all(*here, *others, found)
         return found
-
-
-# -- the filter
-
-
-class Filter:
-    """Says of ids that they are new, or that they may be known: a split block Bloom filter (blocks of eight words, one
-    bit of an id in each)."""
-
-    def __init__(self, blocks: int) -> None:
-        self._blocks = np.zeros((blocks, 8), np.uint64)
-        self.ids = 0
-
-    @classmethod
-    def for_ids(cls, count: int) -> Filter:
-        """An empty filter for twice as many ids, or the largest."""
-        blocks = LEAST_BLOCKS
-        while blocks < MOST_BLOCKS and IDS_A_BLOCK * blocks < 2 * count:
-            blocks *= 2
-        return cls(blocks)
-
-    @property
-    def full(self) -> bool:
-        return self.ids > IDS_A_BLOCK * len(self._blocks)
-
-    def needs_another(self, count: int) -> bool:
-        """Whether another filter would be better for so many ids. This one, which is full, still has removed ids."""
-        return self.ids > 2 * count or len(self._blocks) < MOST_BLOCKS
-
-    def add(self, model: int, piece: Piece) -> None:
-        _add_to_filter(self._blocks, piece.hashes, np.uint64(model))
-        self.ids += len(piece)
-
-    def may_know(self, model: int, piece: Piece) -> npt.NDArray[np.bool_]:
-        """Whether each of these ids may be known (n,); False is certain."""
-        may_be_known = np.empty(len(piece), np.bool_)
-        _ask_filter(self._blocks, piece.hashes, np.uint64(model), may_be_known)
-        return may_be_known
 
 
 # -- the checksum in SQL
