@@ -7,7 +7,8 @@ import itertools
 import random
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,27 @@ def test_a_deleted_model_takes_its_past_along(start: Start) -> None:
 # -- writing, merging, dropping
 
 
+@contextmanager
+def store_of_one_model(folder: Path) -> Iterator[Store]:
+    with closing(Store(folder)) as store:
+        assert store.create_model("m", Spec().as_dict()).key == 1
+        yield store
+
+
+def test_what_is_told_of_a_model_after_it_was_deleted_is_not_kept(tmp_path: Path) -> None:
+    with store_of_one_model(tmp_path) as store:
+        (model,) = store.log.models()
+        store.delete_model(model)
+        while store.trimming.purge():
+            pass
+        late = Mark(1, NOW, 100, "snapshot"), Mark(0, NOW, 0, "start")
+        store.write_series(piece(NOW, row(NOW), marks=late))
+        assert list(store.log.db.rows("SELECT model FROM series UNION ALL SELECT model FROM marks")) == [(0,)]
+
+
 def test_rows_are_merged_with_age_and_nothing_of_them_is_lost(tmp_path: Path) -> None:
     first = NOW - 2 * DAY
-    with closing(Store(tmp_path)) as store:
+    with store_of_one_model(tmp_path) as store:
         for start in range(first, NOW, 30_000):
             rows = [row(t, seq=t - first, loss=float(t % 7)) for t in range(start + 5, min(start + 30_000, NOW) + 1, 5)]
             store.write_series(piece(NOW, *rows))
@@ -222,7 +241,7 @@ def test_merging_keeps_sums_and_the_newest_however_often_it_is_done(
 ) -> None:
     folder, now = tmp_path_factory.mktemp("data"), NOW
     rows = [row(t, seq=i, learned=i % 5) for i, t in enumerate(sorted(times))]
-    with closing(Store(folder)) as store:
+    with store_of_one_model(folder) as store:
         store.write_series(piece(NOW, *rows))
         for seconds in (0, *later):
             now += seconds
@@ -238,7 +257,7 @@ def test_merging_keeps_sums_and_the_newest_however_often_it_is_done(
 
 
 def test_a_month_of_rows_is_bounded_and_so_are_the_marks(tmp_path: Path) -> None:
-    with closing(Store(tmp_path)) as store:
+    with store_of_one_model(tmp_path) as store:
         rows = [row(t) for t in range(NOW - 5 * 6_000, NOW, 5)]
         marks = tuple(Mark(model, NOW - i, i, "snapshot") for model in (0, 1) for i in range(2 * series.KEPT_MARKS))
         store.write_series(piece(NOW - 100 * DAY, *rows, marks=marks))
@@ -251,7 +270,7 @@ def test_a_month_of_rows_is_bounded_and_so_are_the_marks(tmp_path: Path) -> None
 
 
 def test_rows_are_gone_after_a_month(tmp_path: Path) -> None:
-    with closing(Store(tmp_path)) as store:
+    with store_of_one_model(tmp_path) as store:
         store.write_series(piece(NOW, row(NOW - series.KEPT_SECONDS - 900), row(NOW - 5), tidied=[1]))
     assert [r.t for r in stored(tmp_path)] == [NOW - 5]
 

@@ -118,8 +118,10 @@ def write(db: sqlite3.Connection, piece: Piece) -> None:
 
 
 def _insert(table: str, columns: int) -> str:
+    """Insert rows given as JSON. A model may have been deleted since they were made: nobody would remove its rows."""
     values = ", ".join(f"value ->> {i}" for i in range(columns))
-    return f"INSERT OR REPLACE INTO {table} SELECT {values} FROM json_each(?)"  # noqa: S608
+    known = "value ->> 0 = 0 OR value ->> 0 IN (SELECT model FROM models)"
+    return f"INSERT OR REPLACE INTO {table} SELECT {values} FROM json_each(?) WHERE {known}"  # noqa: S608
 
 
 def _drop_many(table: str) -> str:
