@@ -1,4 +1,4 @@
-"""A process that learns events with ids and moves the ids all the time, to be killed or recorded.
+"""A process that learns events with ids, and moves the ids and indexes the log all the time, to be killed or recorded.
 
     python tests/moving_ids.py FOLDER SEED
 
@@ -16,7 +16,7 @@ from random import Random
 import numpy as np
 
 from core.batch import Batch
-from service.storage import event_ids, id_filter, id_pieces, merging
+from service.storage import event_ids, id_filter, id_pieces, indexing, merging
 from service.storage.id_pieces import EventIds
 from service.storage.store import ModelBatch, Store
 
@@ -33,6 +33,7 @@ def make_small() -> None:
     event_ids.FILTERED, event_ids.LARGE = 3, 4
     merging.FLUSHED_IDS, merging.FLUSHED_ROWS, merging.MOVED_IDS = 40, 12, 20
     merging.FAN_IN, merging.READ, merging.SWEPT, merging.PURGED = 3, 2, 2, 2
+    indexing.INDEXED_ROWS, indexing.PORTION = 9, 4
 
 
 def commit(store: Store, model: int, first: int, count: int, first_id: int = 0) -> bool:
@@ -47,6 +48,8 @@ def move(store: Store) -> bool:
     """Do what is due, as the chores do. Whether there was anything."""
     if store.merging.flush_due:
         store.merging.flush()
+    elif store.indexing.due:
+        store.indexing.step()
     elif store.merging.merge_due:
         store.merging.merge()
     else:

@@ -30,7 +30,7 @@ from service.commands.backup import backup
 from service.commands.inspect import examine
 from service.events import MAX_ID, Event
 from service.learning.request import Duplicate, Learned
-from service.storage import event_ids, id_filter, id_pieces, merging
+from service.storage import event_ids, id_filter, id_pieces, indexing, merging
 from service.storage.event_ids import Found
 from service.storage.forgotten import Forgotten
 from service.storage.id_filter import Filter
@@ -46,7 +46,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some dozens of ids are enough for every kind of move."""
-    kept = {module: dict(vars(module)) for module in (id_filter, id_pieces, event_ids, merging)}
+    kept = {module: dict(vars(module)) for module in (id_filter, id_pieces, event_ids, indexing, merging)}
     make_small()
     for module, before in kept.items():
         for name, now in list(vars(module).items()):
@@ -430,6 +430,8 @@ def assert_all_there(folder: Path, acknowledged: int) -> int:
         last = store.log.last_seq(model)
         assert last >= acknowledged
         store.log.check_ids()
+        assert store.log.index.wrong() == []
+        assert sum(len(batch) for batch in store.log.batches(model)) == last
         seqs = {id_of(seq): Found(seq, seq * 7**15, -seq) for seq in range(1, last + 1)}
         assert store.commits.ids.runs.find(model, [*seqs, id_of(last + 1)]) == seqs
     assert {id_ for _, id_ in ids_in(folder)} == seqs.keys()

@@ -285,13 +285,22 @@ def test_a_snapshot_is_written_in_short_commits_and_is_there_only_after_the_last
             assert writer.store.log.snapshots.seqs(writer.model.key) == []
             writer.commit(({"a": 1.0}, 1))  # a commit between two of its pieces
         assert writer.store.log.snapshots.seqs(writer.model.key) == [4]
-        assert writer.seq == 4
+        assert writer.seq == 2
+
+
+def test_a_small_snapshot_is_one_commit(tmp_path: Path) -> None:
+    with writing(tmp_path) as writer:
+        before = writer.store.log.db.log_end()
+        write_snapshot(writer.store, writer.model.key, 4)
+        after = writer.store.log.db.log_end()
+        assert after[0] - before[0] == 1
+        assert writer.store.log.snapshots.seqs(writer.model.key) == [4]
 
 
 def test_what_a_crash_left_of_a_snapshot_is_not_one_and_does_not_hinder_the_next(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as writer:
         pieces = writer.store.write_snapshot(writer.model.key, 4, state_of(3 * store.SNAPSHOT_CHUNK // 8))
-        for _ in range(3):
+        for _ in range(3):  # there is one more
             next(pieces)
         left = copied(tmp_path / "a", tmp_path / "b")
     with closing(Store(left)) as reopened:
@@ -1017,7 +1026,7 @@ def test_the_file_tells_what_it_is(tmp_path: Path) -> None:
 def test_every_table_is_strict(tmp_path: Path) -> None:
     log_of_batches(tmp_path)
     tables = sql(tmp_path, "SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'")
-    assert len(tables) == 21
+    assert len(tables) == 23
     assert all(strict for _, strict in tables)
 
 

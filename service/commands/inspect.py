@@ -110,7 +110,7 @@ def _examine(log: LogReader, findings: Findings) -> None:
             findings.damage.append("its last commit is not the one that was acknowledged")
         findings.tail = read_tail(log.db)
     with _noting(findings.damage):
-        findings.damage += log.db.integrity()
+        findings.damage += log.db.integrity() or log.index.wrong()
     with _noting(findings.bad_ids):
         log.check_ids()
     with _noting(findings.damage):

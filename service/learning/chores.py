@@ -133,6 +133,16 @@ class FlushIds(Chore):
         await self._disk.run(lambda store: store.merging.flush())
 
 
+class IndexLog(Chore):
+    """Adds the rows of the log to its index. It bounds the memory of those that are not there yet."""
+
+    def due(self) -> float:
+        return 0.0 if self._disk.store.indexing.due else math.inf
+
+    async def step(self) -> None:
+        await self._disk.run(lambda store: store.indexing.step())
+
+
 class MergeIds(Chore):
     """Merges runs of ids of events. Nothing waits for it: look-ups only take longer."""
 

@@ -17,7 +17,18 @@ from core.learner import MANY, Learner
 from core.spec import Spec
 from service import errors
 from service.clock import SYSTEM, Clock
-from service.learning.chores import Chore, Chores, Dropping, FlushIds, MergeIds, Room, Series, Snapshots, Timeouts
+from service.learning.chores import (
+    Chore,
+    Chores,
+    Dropping,
+    FlushIds,
+    IndexLog,
+    MergeIds,
+    Room,
+    Series,
+    Snapshots,
+    Timeouts,
+)
 from service.learning.disk import Disk
 from service.learning.model import Model
 from service.learning.models import Models
@@ -67,9 +78,11 @@ class Engine:
         series = Series(models, disk, clock, self._sampler)
         self._room = Room(models, disk, clock)
         dropping = Dropping(models, disk, clock, retention)
-        flush, merge = FlushIds(models, disk, clock), MergeIds(models, disk, clock)
+        flush, index = FlushIds(models, disk, clock), IndexLog(models, disk, clock)
+        merge = MergeIds(models, disk, clock)
         self.snapshots = Snapshots(models, disk, clock, settings.snapshot_seconds, retention, self._sampler)
-        self.chores = Chores((self._make_timeouts(), flush, series, self._room, dropping, self.snapshots, merge), clock)
+        chores = (self._make_timeouts(), flush, index, series, self._room, dropping, self.snapshots, merge)
+        self.chores = Chores(chores, clock)
         self._recovery: asyncio.Task[None] | None = None
         self._recovery_seconds: float | None = None
         self._writing: asyncio.Task[None] | None = None

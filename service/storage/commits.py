@@ -42,6 +42,11 @@ class Commits:
         os.fsync(fd)
         return fd
 
+    @property
+    def number(self) -> int:
+        """The number of the commit that is being made."""
+        return self._number + 1
+
     @contextmanager
     def transaction(self, *old_ids: Rows) -> Iterator[sqlite3.Connection]:
         """One commit: begin, the body's statements, `log_end`, sync, mark. Of the rows of the table `ids`, the body may
@@ -53,7 +58,7 @@ class Commits:
                 self.ids.leave_out(rows)
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
-            number, checksum = self._number + 1, crc(self._checksum, *self._checksums)
+            number, checksum = self.number, crc(self._checksum, *self._checksums)
             end = (number, checksum, self.ids.checksum)
             self._db.execute("UPDATE log_end SET number = ?, checksum = ?, ids_checksum = ?", end)
             started = time.perf_counter()

@@ -7,6 +7,8 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +20,15 @@ from service.storage.codec import unpack
 from service.storage.database import Database, connect_to_read
 from service.storage.forgotten import read_forgotten
 from service.storage.ids import CHECKSUM, OF_AN_EVENT, add_checksum
+from service.storage.log_index import LogIndex
 from service.storage.waiting import WaitingReader
 
 JOINED_EVENTS = 20_000
 """Events that `batches` reads as one batch, about."""
 NEWEST_ROWS = 1_000
-"""Newest rows of the log that a start reads without the index."""
+"""Newest rows of the log that a start reads itself, whatever the index says."""
 _BATCH = struct.Struct("<qqqdQ")
-_BATCHES = "SELECT first_seq, events, written_at, payload, checksum FROM batches WHERE model = ?"
-_MODELS_WITH_EVENTS = """
-WITH RECURSIVE found (model) AS (
-    SELECT min(model) FROM batches
-    UNION ALL
-    SELECT (SELECT min(model) FROM batches WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
-SELECT model FROM found
-"""
-"""It takes one index seek for each model."""
+_ROW = "batches.first_seq, events, written_at, payload, checksum"
 
 
 class StoredModel(NamedTuple):
@@ -45,8 +40,10 @@ class StoredModel(NamedTuple):
 
 
 class LogRow(NamedTuple):
-    """A row of the log: the seq of its last event, when it was written (seconds since 1970), and its bytes."""
+    """A row of the log: its number, the seq of its last event, when it was written (seconds since 1970), and its
+    bytes."""
 
+    number: int
     last_seq: int
     written_at: float
     size: int
@@ -74,12 +71,13 @@ def learned_elsewhere(rows: Sequence[Arithmetic], last: int) -> list[tuple[int, 
 
 
 class LogReader:
-    """The models and events of a data folder. db: the connection. snapshots, waiting: what else each model has
-    there."""
+    """The models and events of a data folder. db: the connection. index: where each model's events are. snapshots,
+    waiting: what else it has there."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection | None = None) -> None:
         self.db = Database(folder, connection or connect_to_read(folder))
         add_checksum(self.db.connection)
+        self.index = LogIndex(self.db)
         self.forgotten = read_forgotten(self.db)
         """Of each model that has forgotten something."""
         self.snapshots = Snapshots(self.db)
@@ -100,9 +98,8 @@ class LogReader:
         """LogDamaged if the log has events of a model that has no row and is not being removed."""
         query = "SELECT model FROM models NOT INDEXED UNION SELECT model FROM purges"
         known = {model for (model,) in self.db.rows(query)}
-        for (model,) in self.db.rows(_MODELS_WITH_EVENTS):
-            if model is not None and model not in known:
-                raise self.db.damaged(f"the row of model number {model} is missing, but it has events")
+        for model in sorted(self.index.refresh().models() - known):
+            raise self.db.damaged(f"the row of model number {model} is missing, but it has events")
 
     def names(self, model: int) -> list[str]:
         """A model's feature names, in column order."""
@@ -163,13 +160,12 @@ class LogReader:
             packed: list[bytes] = []
             first = last
             # A query for each batch, because an open query keeps SQLite from reusing its write-ahead log.
-            rows = self.db.rows(f"{_BATCHES} AND first_seq > ? ORDER BY first_seq", model, last)
-            for row in rows:
-                if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
-                    break
-                packed.append(self._checked(model, last + 1, *row))
-                last += row[1]
-            rows.close()
+            with closing(self.index.refresh().rows(_ROW, model, last)) as rows:
+                for row in rows:
+                    if last - first >= JOINED_EVENTS or (up_to is not None and last >= up_to):
+                        break
+                    packed.append(self._checked(model, last + 1, *row))
+                    last += row[1]
             if not packed:
                 return
             batch = self._unpacked(packed, first + 1, last)
@@ -178,13 +174,12 @@ class LogReader:
     def event(self, model: int, seq: int) -> tuple[float, Batch] | None:
         """When the event of a model at a seq was written (seconds since 1970), and the event. None if the log does not
         have it."""
-        newest = f"{_BATCHES} AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1"
-        for first_seq, events, written_at, *row in self.db.rows(newest, model, seq):
-            if seq < first_seq + events:
-                payload = self._checked(model, first_seq, first_seq, events, written_at, *row)
-                batch = self._unpacked([payload], first_seq, first_seq + events - 1)
-                return written_at, batch.part(seq - first_seq, seq - first_seq + 1)
-        return None
+        row = self.index.refresh().newest(_ROW, model, seq)
+        if row is None or seq >= row[0] + row[1]:
+            return None
+        first_seq, events, written_at, *_ = row
+        batch = self._unpacked([self._checked(model, first_seq, *row)], first_seq, first_seq + events - 1)
+        return written_at, batch.part(seq - first_seq, seq - first_seq + 1)
 
     def _checked(
         self, model: int, expected: int, first_seq: int, events: int, written_at: float, payload: bytes, checksum: int
@@ -210,11 +205,9 @@ class LogReader:
 
     def rows_after(self, model: int, seq: int, count: int) -> list[LogRow]:
         """The first rows of a model's log after a seq, at most `count`."""
-        query = (
-            "SELECT first_seq + events - 1, written_at, length(payload) FROM batches "
-            "WHERE model = ? AND first_seq > ? ORDER BY first_seq LIMIT ?"
-        )
-        return [LogRow(*row) for row in self.db.rows(query, model, seq, count)]
+        columns = "batches.number, batches.first_seq + events - 1, written_at, length(payload)"
+        with closing(self.index.refresh().rows(columns, model, seq)) as rows:
+            return [LogRow(*row) for row in islice(rows, count)]
 
     def starts(self, model: int) -> list[tuple[int, float]]:
         """Pairs: the seq up to which events are gone, and when the last of these was written (seconds since 1970). The
@@ -230,15 +223,15 @@ class LogReader:
 
     def last_seq(self, model: int) -> int:
         """The seq of a model's newest event, 0 without one."""
-        query = "SELECT first_seq + events - 1 FROM batches WHERE model = ? ORDER BY first_seq DESC LIMIT 1"
-        return next((seq for (seq,) in self.db.rows(query, model)), 0)
+        row = self.index.refresh().newest("batches.first_seq + events - 1", model)
+        return 0 if row is None else int(row[0])
 
     def newest(self) -> dict[int, int]:
-        """The last seq of each model in the newest rows of the log, read without the index. A damaged index page can
+        """The last seq of each model in the newest rows of the log, read without the index. A damaged page of that can
         hide a row without an error from SQLite. A gap shows that a row is hidden, except the last one."""
         query = (
-            "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches NOT INDEXED "
-            "ORDER BY rowid DESC LIMIT ?) GROUP BY model"
+            "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches "
+            "ORDER BY number DESC LIMIT ?) GROUP BY model"
         )
         return {model: seq for model, seq in self.db.rows(query, NEWEST_ROWS)}  # noqa: C416
 

@@ -44,8 +44,14 @@ CREATE TABLE names (
     checksum INTEGER NOT NULL, PRIMARY KEY (model, first_column)
 ) STRICT;
 CREATE TABLE batches (
-    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL, written_at REAL NOT NULL,
-    payload BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
+    number INTEGER PRIMARY KEY, model INTEGER NOT NULL, first_seq INTEGER NOT NULL, events INTEGER NOT NULL,
+    written_at REAL NOT NULL, payload BLOB NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE log_index (
+    model INTEGER NOT NULL, first_seq INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (model, first_seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE indexed (
+    one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE log_starts (
     model INTEGER NOT NULL, seq INTEGER NOT NULL, written_at REAL NOT NULL, checksum INTEGER NOT NULL,

@@ -8,7 +8,7 @@ with its checksum, left out here:
 
     models      1 | default | {"rule":"sgd","learning_rate":0.01,...}
     names       1 | 0 | 2 | age\\0country=FR\\0
-    batches     1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
+    batches     2097152 | 1 | 1 | 2 | 1767225600.0 | counts 2 1, columns 0 1 0, values 31.0 1.0 40.0, labels 1 0
     log_end     2
 
 Only one connection writes and checkpoints. All others are read-only, because SQLite before 3.51.3 has a rare race that
@@ -34,6 +34,7 @@ from service.storage.commits import Commits
 from service.storage.database import connect_to_write, crc
 from service.storage.id_pieces import MODULUS, EventIds
 from service.storage.ids import OF_AN_EVENT, IdKind, IdRow, IdsTakenError, NewId, Rows, rows_of
+from service.storage.indexing import Indexing
 from service.storage.log import LogReader, StoredModel, batch_crc
 from service.storage.merging import Merging
 from service.storage.positions import NOWHERE, Reached
@@ -45,6 +46,8 @@ logger = logging.getLogger("logstep")
 
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
+ROW_BITS = 20
+"""The number of a row is the number of its commit, and in so many bits its place in that. So none is used twice."""
 
 
 @dataclass(slots=True)  # not frozen: that takes a microsecond to make, this a third
@@ -107,6 +110,7 @@ class Store:
             self.log.close()
             raise
         self.merging = Merging(self.commits)
+        self.indexing = Indexing(self.commits, self.log.index.refresh())
         self.trimming = Trimming(self.log, self.commits, self.merging)
         self._series_whole = True
 
@@ -124,12 +128,14 @@ class Store:
         old_ids = [rows_of(part.model, ids) for part in more if (ids := part.old_ids())]
         try:
             with self.commits.transaction(*old_ids) as db:
-                self._write_events(batches, written_at)
+                rows = self._write_events(batches, written_at)
                 for part in more:
                     self._write(db, part, written_at)
                 positions.write(db, self.commits, reached)
         except IdsTakenError:
             return False
+        for row in rows:
+            self.log.index.add(*row[:3])
         return True
 
     def reach(self, reached: Reached) -> None:
@@ -149,20 +155,22 @@ class Store:
         found.update(self.log.waiting.find_ids(rest, self.log.forgotten, reading))
         return found
 
-    def _write_events(self, batches: Sequence[ModelBatch], written_at: float) -> None:
-        """The events of all models, and their new names: each table's rows at once."""
+    def _write_events(self, batches: Sequence[ModelBatch], written_at: float) -> list[tuple[Any, ...]]:
+        """The events of all models, and their new names: each table's rows at once. Returns the rows of the events."""
         names = [
             (part.model, part.first_column, len(part.names), "".join(name + "\0" for name in part.names).encode())
             for part in batches
             if part.names
         ]
+        first = self.commits.number << ROW_BITS
         events = [
-            (part.model, part.first_seq, count, written_at, pack(part.batch))
-            for part in batches
+            (number, part.model, part.first_seq, count, written_at, pack(part.batch))
+            for number, part in enumerate(batches, first)
             if (count := len(part.batch))
         ]
         self.commits.insert_all("names", names, [crc(*row) for row in names])
-        self.commits.insert_all("batches", events, [batch_crc(*row) for row in events])
+        self.commits.insert_all("batches", events, [batch_crc(*row[1:]) for row in events])
+        return events
 
     def _write(self, db: sqlite3.Connection, part: ModelBatch, written_at: float) -> None:
         """All else that a commit changes in one model."""
@@ -243,22 +251,27 @@ class Store:
 
     def write_snapshot(self, model: int, seq: int, state: dict[str, Any]) -> Iterator[None]:
         """Write a snapshot in chunks, one short commit for each step of the iterator. The last step makes it valid and
-        removes all but the newest `KEPT_SNAPSHOTS`."""
+        removes all but the newest `KEPT_SNAPSHOTS`. A small state takes one step: there may be thousands of models."""
         key, chunks = (model, seq), 0
-        with self.commits.transaction() as db:  # removes what a crash left of this snapshot
-            db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", key)
-        yield
-        for part in codec.encode_state(state, SNAPSHOT_CHUNK):
-            with self.commits.transaction():
-                self.commits.insert("snapshot_chunks", *key, chunks, part)
-            chunks += 1
+        parts = codec.encode_state(state, SNAPSHOT_CHUNK)
+        part, following = next(parts), next(parts, None)
+        while following is not None:
+            with self.commits.transaction() as db:
+                self._write_chunk(db, *key, chunks, part)
+            part, following, chunks = following, next(parts, None), chunks + 1
             yield
         with self.commits.transaction() as db:
+            self._write_chunk(db, *key, chunks, part)
             db.execute("DELETE FROM snapshots WHERE model = ? AND seq = ?", key)
-            self.commits.insert("snapshots", *key, chunks)
+            self.commits.insert("snapshots", *key, chunks + 1)
             newest = self.log.snapshots.seqs(model)[:KEPT_SNAPSHOTS]
             db.execute("DELETE FROM snapshots WHERE model = ? AND seq < ?", (model, newest[-1]))
             db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq < ?", (model, newest[-1]))
+
+    def _write_chunk(self, db: sqlite3.Connection, model: int, seq: int, chunk: int, part: bytes) -> None:
+        if not chunk:  # a crash may have left some of this snapshot
+            db.execute("DELETE FROM snapshot_chunks WHERE model = ? AND seq = ?", (model, seq))
+        self.commits.insert("snapshot_chunks", model, seq, chunk, part)
 
     def write_series(self, piece: series.Piece) -> None:
         """Write some rows of the series in one short commit. After damage to them it writes no more: the log does not

@@ -15,7 +15,7 @@ from service.storage.commits import Commits
 from service.storage.folder import failure_of
 from service.storage.forgotten import NOTHING, Forgotten
 from service.storage.ids import OF_AN_EVENT, Rows
-from service.storage.log import LogReader
+from service.storage.log import LogReader, LogRow
 from service.storage.merging import Merging
 from service.storage.positions import Reached
 
@@ -29,7 +29,8 @@ FREE_BYTES = 16 << 20
 RETURNED_BYTES = 2 << 20
 """Bytes that one short commit gives back."""
 _PURGED = {
-    **dict.fromkeys(("batches", "names", "snapshots", "snapshot_chunks", "drops", "log_starts"), "rowid"),
+    "log_index": "first_seq",
+    **dict.fromkeys(("names", "snapshots", "snapshot_chunks", "drops", "log_starts"), "rowid"),
     **dict.fromkeys(("resumes", "arithmetic"), "rowid"),
     "waiting": "number",
     "series": "t",
@@ -72,6 +73,11 @@ class Trimming:
             return False
         if self._merging.purge(*doomed):
             return True
+        if rows := self._log.rows_after(doomed[0], 0, PURGE_ROWS):
+            with self._commits.transaction() as db:
+                _delete(db, doomed[0], rows)
+            self._log.index.forget(doomed[0], rows[-1].last_seq)
+            return True
         some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
         ids = Rows(some, (*doomed, PURGE_ROWS))
         with self._commits.transaction(ids) as db:
@@ -101,21 +107,23 @@ class Trimming:
         It removes rows that end at or before `up_to` and were written before `written_before`. `remember`: for how many
         seconds the store remembers when dropped events were written.
         """
-        gone, dropped = self._log.gone(model), 0
-        end, last_written_at = gone, 0.0
-        for row in self._log.rows_after(model, gone, PURGE_ROWS):
+        rows, dropped = list[LogRow](), 0
+        for row in self._log.rows_after(model, self._log.gone(model), PURGE_ROWS):
             if row.last_seq > up_to or row.written_at >= written_before or dropped >= DROPPED_BYTES:
                 break
-            end, last_written_at, dropped = row.last_seq, row.written_at, dropped + row.size
+            rows.append(row)
+            dropped += row.size
         deleted = not list(self._db.rows("SELECT 1 FROM models WHERE model = ?", model))
-        if end == gone or deleted:
+        if not rows or deleted:
             return False
+        _, end, written_at, _ = rows[-1]
         with self._commits.transaction() as db:
-            db.execute("DELETE FROM batches WHERE model = ? AND first_seq <= ?", (model, end))
+            _delete(db, model, rows)
             kept = json.dumps([seq for seq, _ in _thinned(self._log.starts(model), remember)])
             query = "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))"
             db.execute(query, (model, kept))
-            self._commits.insert("log_starts", model, end, last_written_at)
+            self._commits.insert("log_starts", model, end, written_at)
+        self._log.index.forget(model, end)
         return True
 
     def seq_written_before(self, model: int, time_: float) -> int:
@@ -143,6 +151,13 @@ class Trimming:
             with self._commits.transaction(rows):
                 self._commits.ids.delete(rows)
         return None if last is None else str(last)
+
+
+def _delete(db: sqlite3.Connection, model: int, rows: Sequence[LogRow]) -> None:
+    """Delete the oldest rows of a model's log."""
+    numbers = json.dumps([row.number for row in rows])
+    db.execute("DELETE FROM batches WHERE number IN (SELECT value FROM json_each(?))", (numbers,))
+    db.execute("DELETE FROM log_index WHERE model = ? AND first_seq <= ?", (model, rows[-1].last_seq))
 
 
 def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
