@@ -15,6 +15,8 @@ from core.compiled import compiled, part_of_kernels
 from core.logistic import Floats, Ints, Labels, Offsets
 
 Bits = npt.NDArray[np.uint64]
+# numpy looks up the dtype of a type each time, which takes as long as to make the array.
+INT32, INT64, UINT8, BOOL = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint8), np.dtype(np.bool_)
 Mask = npt.NDArray[np.bool_]
 
 ORDINARY, JOINED, EXPIRED, LATE = range(4)
@@ -156,7 +158,7 @@ def as_arrays(columns: array[int], values: array[float]) -> tuple[Ints, Floats]:
     """The same memory as numpy arrays."""
     if not values:  # `frombuffer` refuses an empty buffer
         return np.zeros(0, np.int32), np.zeros(0)
-    return np.frombuffer(columns, np.int32), np.frombuffer(values)
+    return np.frombuffer(columns, INT32), np.frombuffer(values)
 
 
 @part_of_kernels

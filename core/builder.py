@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.batch import Batch, LeftOut, Mask, as_arrays, left_out_of, name_hashes
+from core.batch import INT64, UINT8, Batch, LeftOut, Mask, as_arrays, left_out_of, name_hashes
 from core.compiled import compiled
 from core.features import MAX_FLOAT, MAX_NAME, EventError, Features, Value, X, first_beyond, is_name
 from core.logistic import Floats, Ints, Labels, Offsets
@@ -300,7 +300,7 @@ class BatchBuilder:
             left_out, places = LeftOut.none(len(self._labels)), list(self._left_out)
             left_out.counts[places] = [one.counts[0] for one in self._left_out.values()]
             left_out.marks[places] = [one.marks[0] for one in self._left_out.values()]
-        offsets, labels = np.frombuffer(self._ends, np.int64), np.frombuffer(self._labels, np.uint8)
+        offsets, labels = np.frombuffer(self._ends, INT64), np.frombuffer(self._labels, UINT8)
         arrays = as_arrays(self._columns, self._values)
         return Batch(offsets, *arrays, labels, np.frombuffer(self._weights), left_out=left_out)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core import logistic, one
-from core.batch import Batch, as_arrays
+from core.batch import BOOL, Batch, as_arrays
 from core.builder import BatchBuilder, check_label
 from core.copying import Copy
 from core.features import Features, X, last_column
@@ -289,13 +289,13 @@ class Learner:
     def learn_batch(self, batch: Batch) -> Outcome:
         """`learn_many` for events as arrays, with the columns of `features`."""
         n = len(batch)
-        scores, learned = np.empty(n), np.empty(n, np.bool_)
+        scores, learned = np.empty(n), np.empty(n, BOOL)
         self.n_features = self.make_room(batch)
         if self._copy is not None:
             self._copy.save(batch.columns)
-        self._model.learn(batch, self.seq - self.not_taken, scores, learned)
+        not_taken = self._model.learn(batch, self.seq - self.not_taken, scores, learned)
         self.seq += n
-        self.not_taken += n - int(np.count_nonzero(learned))
+        self.not_taken += not_taken
         if batch.left_out is not None:
             self.left_out += int(batch.left_out.counts.sum())
         return Outcome(scores, batch.labels, learned)

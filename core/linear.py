@@ -61,19 +61,19 @@ class Linear:
         step.serve_into(columns, values, features, *self.state, self._codes, self.q, numbers)
         return numbers
 
-    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
-        """n events, n steps, in order, after `taken` steps. Fills `scores` (before each step) and `learned`."""
+    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> int:
+        """n events, n steps, in order, after `taken` steps. Fills `scores` (before each step) and `learned`. Returns
+        how many steps were not taken."""
         state = self.state
         if self.plain:
             before = np.empty(len(batch.columns))  # more than any event needs, but cheap to know
             columns = batch.columns.view(np.uint32)
-            step.learn_many_sgd(
+            return step.learn_many_sgd(
                 batch.offsets, columns, batch.values, batch.labels, batch.weights, state.w, state.scalars, self.q,
                 scores, learned, before,
             )  # fmt: skip
-            return
         longest = batch.longest
-        step.learn_many(
+        return step.learn_many(
             batch.offsets, batch.columns, batch.values, batch.labels, batch.weights, float(taken),
             *state, self._codes, self.q, scores, learned,
             np.empty(longest), np.empty(longest), np.empty((longest + 1, step.SAVED)),

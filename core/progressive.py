@@ -174,7 +174,8 @@ class Progressive:
 
     def add(self, outcome: Outcome) -> None:
         """Score the events of one `learn_batch`."""
-        self._make_room(self._events + len(outcome.labels))
+        if len(self._last[0]) < self.window:
+            self._make_room(self._events + len(outcome.labels))
         self._total.add(outcome, self._last)
 
     def _make_room(self, events: int) -> None:

@@ -198,8 +198,9 @@ class Auto:
 
     # -- learning
 
-    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> None:
-        """Learn n events in order. Every step is taken: scores and values are bounded, so all numbers stay finite."""
+    def learn(self, batch: Batch, taken: int, scores: Floats, learned: npt.NDArray[np.bool_]) -> int:
+        """Learn n events in order. Every step is taken: scores and values are bounded, so all numbers stay finite.
+        Returns how many were not."""
         learned[:] = True
         longest = batch.longest
         room = self._room(longest)
@@ -213,6 +214,7 @@ class Auto:
             if self.alarms > alarms:
                 self._restart_second()
             self._grow(2 * longest)
+        return 0
 
     def _restart_second(self) -> None:
         """Start the second bank from zero with half of the weight. The first bank's members share the rest."""

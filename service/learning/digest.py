@@ -45,11 +45,11 @@ class Digest:
         to_next = EVERY - before % EVERY
         while len(scores) - start >= to_next:
             stop = start + to_next
-            self._crc = zlib.crc32(scores[start:stop].tobytes(), self._crc)
+            self._crc = zlib.crc32(scores[start:stop].data, self._crc)
             self._marks.append(Mark(before + stop, self._crc))
             start, to_next = stop, EVERY
         if start < len(scores):
-            self._crc = zlib.crc32(scores[start:].tobytes(), self._crc)
+            self._crc = zlib.crc32((scores[start:] if start else scores).data, self._crc)
 
     @property
     def newest(self) -> Mark | None:

@@ -136,7 +136,11 @@ def _parts(offsets: Offsets, columns: Ints, weights: Floats) -> int:
 def pack(batch: Batch) -> bytes:
     """The bytes of a batch."""
     n, m = len(batch), len(batch.columns)
-    parts = _parts(batch.offsets, batch.columns, batch.weights) + SERVED * (batch.served is not None)
+    if n == 1:  # most rows
+        parts = ALIKE if batch.weights.item(0) == 1.0 else ALIKE + WEIGHTED
+    else:
+        parts = _parts(batch.offsets, batch.columns, batch.weights)
+    parts += SERVED * (batch.served is not None)
     parts += LEFT_OUT * (batch.left_out is not None)
     packed: list[Any] = [_HEADER.pack(n, m, parts)]
     if not parts & ALIKE:
