@@ -33,7 +33,7 @@ def make_small() -> None:
     event_ids.FILTERED, event_ids.LARGE = 3, 4
     merging.FLUSHED_IDS, merging.FLUSHED_ROWS, merging.MOVED_IDS = 40, 12, 20
     merging.FAN_IN, merging.READ, merging.SWEPT, merging.PURGED = 3, 2, 2, 2
-    indexing.INDEXED_ROWS, indexing.PORTION = 9, 4
+    indexing.INDEXED_ROWS, indexing.STEPS = 9, 3
 
 
 def commit(store: Store, model: int, first: int, count: int, first_id: int = 0) -> bool:

@@ -30,6 +30,7 @@ from service.commands import cli
 from service.commands.inspect import examine
 from service.storage import id_pieces
 from service.storage.folder import FolderLock
+from service.storage.schema import PAGE_BYTES
 from service.storage.wal import read_mark
 
 WHOLE = "whole: every checksum fits"
@@ -105,6 +106,13 @@ def as_if_an_event_were_gone(folder: Path) -> int:
         db.commit()
         ((checksum,),) = db.execute(id_pieces.CHECKSUM)
         return int(checksum)
+
+
+def middle_of(wal: Path) -> int:
+    """A place in the middle of a write-ahead log, within the frames since the last checkpoint: those with its salt."""
+    data = wal.read_bytes()
+    frames = [at for at in range(32, len(data), 24 + PAGE_BYTES) if data[at + 8 : at + 16] == data[16:24]]
+    return frames[len(frames) // 2] + 100
 
 
 def damage(path: Path, place: int) -> None:
@@ -500,7 +508,7 @@ def test_nothing_to_repair_changes_nothing(folder: Path, call: Call) -> None:
 
 def test_a_log_whose_end_is_gone_is_refused_repaired_and_served(folder: Path, start: Start, call: Call) -> None:
     wal = folder / "log.db-wal"
-    damage(wal, 100)  # in its first page: what stands further on may be from before the last checkpoint
+    damage(wal, middle_of(wal))
     damaged = files(folder)
     service = start(folder=folder, ready=False)
     assert service.wait() == 1

@@ -18,6 +18,8 @@ from processes import running_engine
 from service import failures
 from service.commands.inspect import examine
 from service.events import Event
+from service.learning.recovery import recover
+from service.settings import Settings
 from service.storage import indexing, log_index, trimming
 from service.storage.log import LogReader, StoredModel
 from service.storage.store import Store
@@ -27,8 +29,9 @@ from service.storage.store import Store
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows are enough for every kind of step."""
     monkeypatch.setattr(indexing, "INDEXED_ROWS", 6)
-    monkeypatch.setattr(indexing, "PORTION", 4)
-    monkeypatch.setattr(log_index, "ASKED_ROWS", 2)
+    monkeypatch.setattr(indexing, "STEPS", 2)
+    monkeypatch.setattr(log_index, "FIRST_ASKED", 1)
+    monkeypatch.setattr(log_index, "MOST_ASKED", 2)
     monkeypatch.setattr(trimming, "PURGE_ROWS", 3)
 
 
@@ -102,6 +105,7 @@ class Log(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         with closing(LogReader(self.folder)) as another:
+            assert self.store.log.index.new_rows == self.store.commits.new_rows == another.index.refresh().new_rows
             for log in (self.store.log, another):
                 log.check_models()
                 assert log.index.wrong() == []
@@ -126,18 +130,24 @@ def test_a_log_finds_what_lists_have(tmp_path_factory: pytest.TempPathFactory) -
     run_state_machine_as_test(Fresh, settings=settings)
 
 
-def indexed(folder: Path, rows: int) -> int:
-    """A closed log of two models with so many rows each, all indexed, and two more that are not; the first model."""
+def indexed(folder: Path, rows: int, new_rows: int = 1) -> int:
+    """A closed log of two models with so many rows each, all indexed, and some more that are not; the first model."""
     with closing(Store(folder)) as store:
         one, two = (store.create_model(name, {}).key for name in ("one", "two"))
-        for row in range(rows + 1):
+        for row in range(rows + new_rows):
             if row == rows:
-                while store.indexing.due:
-                    store.indexing.step()
+                index(store)
             for model in (one, two):
                 assert commit(store, model, row + 1, 1)
-        assert store.log.index.new_rows == 2
+        if not new_rows:
+            index(store)
+        assert store.log.index.new_rows == 2 * new_rows
     return one
+
+
+def index(store: Store) -> None:
+    while store.indexing.due:
+        store.indexing.step()
 
 
 def sql(folder: Path, statement: str) -> None:
@@ -155,27 +165,58 @@ def test_a_row_that_the_index_lost_is_told_by_inspect_and_a_gap_refused(tmp_path
 
 
 @pytest.mark.usefixtures("small")
-def test_an_entry_that_leads_to_another_row_is_not_believed(tmp_path: Path) -> None:
-    model = indexed(tmp_path, 5)
-    other = f"(SELECT number FROM batches WHERE model != {model} AND first_seq = 3)"
-    sql(tmp_path, f"UPDATE log_index SET number = {other} WHERE model = {model} AND first_seq = 3")
+@pytest.mark.parametrize("row", [3, 5])
+@pytest.mark.parametrize(
+    "leads_to", ["(SELECT number FROM batches WHERE model != 1 AND first_seq = 3)", "number + (1 << 40)"]
+)
+def test_an_entry_that_leads_elsewhere_is_not_believed(tmp_path: Path, row: int, leads_to: str) -> None:
+    model = indexed(tmp_path, 5, new_rows=0)
+    sql(tmp_path, f"UPDATE log_index SET number = {leads_to} WHERE model = {model} AND first_seq = {row}")
     assert "1 row(s) of the log are missing in its index" in examine(tmp_path).damage
-    with closing(LogReader(tmp_path)) as log, pytest.raises(failures.LogDamaged, match="seq 3 to 3 have a wrong"):
+    with closing(LogReader(tmp_path)) as log, pytest.raises(failures.LogDamaged, match=f"number 1 at {row}"):
         list(log.batches(model))
+    assert_start_refused(tmp_path)
 
 
 @pytest.mark.usefixtures("small")
-def test_how_far_the_log_is_indexed_is_checked_or_found_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", ["by age", "with the model"])
+def test_an_entry_that_leads_to_a_row_of_another_model_does_not_remove_that(tmp_path: Path, removed: str) -> None:
     model = indexed(tmp_path, 5)
+    other = f"(SELECT number FROM batches WHERE model != {model} AND first_seq = 3)"
+    sql(tmp_path, f"UPDATE log_index SET number = {other} WHERE model = {model} AND first_seq = 3")
+    with closing(Store(tmp_path)) as store:
+        one, two = store.log.models()
+        if removed == "by age":
+            with pytest.raises(failures.LogDamaged):
+                store.trimming.drop_events(one.key, 5, float("inf"), 0.0)
+        else:
+            store.delete_model(one)
+            while store.trimming.purge():
+                pass
+        assert len(rows_in(store.log, two.key)) == 6
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", [1, 2])
+def test_a_row_that_is_not_indexed_and_lost_is_missed_at_the_start(tmp_path: Path, model: int) -> None:
+    indexed(tmp_path, 5)
+    sql(tmp_path, f"DELETE FROM batches WHERE model = {model} AND first_seq = 6")
+    assert_start_refused(tmp_path)
+    assert "the log has 1 rows that are not indexed, but should have 2" in examine(tmp_path).damage
+
+
+@pytest.mark.usefixtures("small")
+def test_how_far_the_log_is_indexed_is_checked(tmp_path: Path) -> None:
+    indexed(tmp_path, 5)
     sql(tmp_path, "UPDATE indexed SET number = number + 1")
-    with (
-        closing(LogReader(tmp_path)) as log,
-        pytest.raises(failures.LogDamaged, match="how much of the log is indexed"),
-    ):
-        log.last_seq(model)
+    assert_start_refused(tmp_path)
     sql(tmp_path, "DELETE FROM indexed")
-    with closing(LogReader(tmp_path)) as log:
-        assert len(rows_in(log, model)) == 6
+    assert_start_refused(tmp_path)
+
+
+def assert_start_refused(folder: Path) -> None:
+    with pytest.raises(failures.LogDamaged), closing(Store(folder)) as store:
+        recover(store, Settings(data=folder), lambda: False)
 
 
 @pytest.mark.usefixtures("small")

@@ -134,13 +134,19 @@ class FlushIds(Chore):
 
 
 class IndexLog(Chore):
-    """Adds the rows of the log to its index. It bounds the memory of those that are not there yet."""
+    """Adds the rows of the log to its index, which bounds the memory of those that are not there yet. It rests after
+    each step as long as that took, because it is always due if thousands of models learn in every turn."""
+
+    _next = -math.inf
 
     def due(self) -> float:
-        return 0.0 if self._disk.store.indexing.due else math.inf
+        return self._next - self._clock.steady() if self._disk.store.indexing.due else math.inf
 
     async def step(self) -> None:
+        began = self._clock.steady()
         await self._disk.run(lambda store: store.indexing.step())
+        ended = self._clock.steady()
+        self._next = ended + (ended - began)
 
 
 class MergeIds(Chore):

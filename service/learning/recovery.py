@@ -76,6 +76,7 @@ class Recovery:
                 self._replay(model, newest.get(stored.key, 0))
                 if self._given_up():
                     return {}
+            self._log.index.check()  # last, because a gap says more
         except (TypeError, ValueError, OverflowError, struct.error) as error:
             # A damaged page can replace a number or a text by anything.
             raise self._damaged(f"it cannot be read: {type(error).__name__}: {error}") from error

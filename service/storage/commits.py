@@ -17,8 +17,9 @@ from service.storage.wal import encode_mark
 
 
 class Commits:
-    """The transactions of a log, one at a time. ids: what ids stand for. synced_at: `time.perf_counter` when the last
-    commit was synced. sync_seconds: how long SQLite's COMMIT of it took."""
+    """The transactions of a log, one at a time. ids: what ids stand for. new_rows: how many rows of the log are not in
+    its index; who adds or removes such a row counts it, in the same transaction. synced_at: `time.perf_counter` when
+    the last commit was synced. sync_seconds: how long SQLite's COMMIT of it took."""
 
     def __init__(self, log: LogReader) -> None:
         self._db = log.db.connection
@@ -28,6 +29,7 @@ class Commits:
         self._checksums: list[int] = []
         self._failed = False
         self.ids = Ids(log.db, log.ids_checksum(), log.forgotten)
+        self.new_rows = log.index.refresh().new_rows
         self.synced_at = self.sync_seconds = 0.0
         self._mark = self._open_mark()
 
@@ -51,7 +53,7 @@ class Commits:
     def transaction(self, *old_ids: Rows) -> Iterator[sqlite3.Connection]:
         """One commit: begin, the body's statements, `log_end`, sync, mark. Of the rows of the table `ids`, the body may
         remove or change only `old_ids`."""
-        ids_checksum = self.ids.checksum
+        before = self.ids.checksum, self.new_rows
         self._checksums = []
         try:
             for rows in old_ids:
@@ -59,8 +61,8 @@ class Commits:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             number, checksum = self.number, crc(self._checksum, *self._checksums)
-            end = (number, checksum, self.ids.checksum)
-            self._db.execute("UPDATE log_end SET number = ?, checksum = ?, ids_checksum = ?", end)
+            end = (number, checksum, self.ids.checksum, self.new_rows)
+            self._db.execute("UPDATE log_end SET number = ?, checksum = ?, ids_checksum = ?, new_rows = ?", end)
             started = time.perf_counter()
             self._db.execute("COMMIT")
             self.synced_at = time.perf_counter()
@@ -68,12 +70,12 @@ class Commits:
         except (sqlite3.Error, OSError) as error:
             failure = failure_of(error)
             if isinstance(failure, errors.DiskFull):
-                self._roll_back(ids_checksum)
+                self._roll_back(*before)
             else:
                 self._failed = True
             raise failure from error
         except BaseException:
-            self._roll_back(ids_checksum)
+            self._roll_back(*before)
             raise
         self._number, self._checksum = number, checksum
         self.ids.runs.settle(committed=True)
@@ -105,8 +107,8 @@ class Commits:
         """Add the checksum of what the body wrote to the commit's."""
         self._checksums.append(checksum)
 
-    def _roll_back(self, ids_checksum: int) -> None:
-        self.ids.checksum = ids_checksum
+    def _roll_back(self, ids_checksum: int, new_rows: int) -> None:
+        self.ids.checksum, self.new_rows = ids_checksum, new_rows
         self.ids.runs.settle(committed=False)
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")

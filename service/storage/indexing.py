@@ -11,13 +11,15 @@ from service.storage.log_index import LogIndex
 
 INDEXED_ROWS = 64_000
 """New rows from which they are indexed. With more, fewer pages are written a row, and a start has more to read."""
-PORTION = 4_000
-"""Entries that one short commit adds."""
+INDEXED_BYTES = 64 << 20
+"""The same by their size: a start reads their beginnings, and few rows of thousands of events fill many pages."""
+STEPS = 32
+"""Steps of an indexing, about. In proportion, because thousands of models in each turn bring as many rows."""
 
 
 class _UnderWay(NamedTuple):
-    """An indexing of all rows up to a number. models: those with entries to add, in order. after: the number up to
-    which the rows of the first one are added."""
+    """An indexing of all rows up to a number. models: those with entries to add, the next one last. after: the number
+    up to which the rows of that one are added."""
 
     up_to: int
     models: list[int]
@@ -25,7 +27,7 @@ class _UnderWay(NamedTuple):
 
 
 class Indexing:
-    """Adds entries through the one writer. A step is one short commit, so that learning goes on between them."""
+    """Adds entries through the one writer, a portion at a time, so that learning goes on between them."""
 
     def __init__(self, commits: Commits, index: LogIndex) -> None:
         self._commits = commits
@@ -34,18 +36,19 @@ class Indexing:
 
     @property
     def due(self) -> bool:
-        return self._under_way is not None or self._index.new_rows >= INDEXED_ROWS
+        new = self._index
+        return self._under_way is not None or new.new_rows >= INDEXED_ROWS or new.new_bytes >= INDEXED_BYTES
 
     def step(self) -> None:
         """Add the next entries, in the order of the index, so that each page of it is changed once."""
         under_way = self._under_way or _UnderWay(self._index.seen, sorted(self._index.new, reverse=True))
         up_to, models, after = under_way
-        entries = list[tuple[int, int, int]]()
+        entries, portion = list[tuple[int, int, int]](), -(-self._index.new_rows // STEPS)
         left = models.copy()
-        while left and len(entries) < PORTION:
+        while left and len(entries) < portion:
             first_seqs, numbers = self._index.new_of(left[-1])
             start, end = bisect_right(numbers, after), bisect_right(numbers, up_to)
-            stop = min(end, start + PORTION - len(entries))
+            stop = min(end, start + portion - len(entries))
             entries += zip(repeat(left[-1]), first_seqs[start:stop], numbers[start:stop], strict=False)
             after = numbers[stop - 1] if stop < end else 0
             if stop == end:
@@ -54,6 +57,8 @@ class Indexing:
             db.executemany("INSERT OR REPLACE INTO log_index VALUES (?, ?, ?)", entries)
             if not left:
                 self._commits.replace("indexed", 1, up_to)
+                later = db.execute("SELECT count(*) FROM batches WHERE number > ?", (up_to,))
+                ((self._commits.new_rows,),) = later.fetchall()
         self._under_way = _UnderWay(up_to, left, after) if left else None
         if not left:
-            self._index.advance(up_to)
+            self._index.refresh()

@@ -28,7 +28,7 @@ JOINED_EVENTS = 20_000
 NEWEST_ROWS = 1_000
 """Newest rows of the log that a start reads itself, whatever the index says."""
 _BATCH = struct.Struct("<qqqdQ")
-_ROW = "batches.first_seq, events, written_at, payload, checksum"
+_ROW = "batches.first_seq, batches.events, batches.written_at, batches.payload, batches.checksum"
 
 
 class StoredModel(NamedTuple):
@@ -205,7 +205,7 @@ class LogReader:
 
     def rows_after(self, model: int, seq: int, count: int) -> list[LogRow]:
         """The first rows of a model's log after a seq, at most `count`."""
-        columns = "batches.number, batches.first_seq + events - 1, written_at, length(payload)"
+        columns = "number, batches.first_seq + batches.events - 1, batches.written_at, length(batches.payload)"
         with closing(self.index.refresh().rows(columns, model, seq)) as rows:
             return [LogRow(*row) for row in islice(rows, count)]
 
@@ -223,12 +223,12 @@ class LogReader:
 
     def last_seq(self, model: int) -> int:
         """The seq of a model's newest event, 0 without one."""
-        row = self.index.refresh().newest("batches.first_seq + events - 1", model)
+        row = self.index.refresh().newest("batches.first_seq + batches.events - 1", model)
         return 0 if row is None else int(row[0])
 
     def newest(self) -> dict[int, int]:
         """The last seq of each model in the newest rows of the log, read without the index. A damaged page of that can
-        hide a row without an error from SQLite. A gap shows that a row is hidden, except the last one."""
+        hide an entry without an error from SQLite. A gap shows that one is hidden, except the last of a model."""
         query = (
             "SELECT model, max(last) FROM (SELECT model, first_seq + events - 1 AS last FROM batches "
             "ORDER BY number DESC LIMIT ?) GROUP BY model"

@@ -2,18 +2,24 @@
 
 The log is in the order of the commits, whatever the model. A row of it that went into an index at once would change a
 page for each model of the commit: with 1,000 models of 500 rows, a commit of 32 events wrote 540 KB instead of 40. So
-the index follows, many rows at a time, in its own order. Where newer rows stand is in memory, 16 bytes a row.
+the index follows, many rows at a time, in its own order (indexing.py). Where newer rows stand is in memory: 16 bytes a
+row, and 400 a model that has some.
 
     log_index   model 1, first_seq 1 -> row 1048576; model 1, first_seq 3 -> row 2097152; model 2, ...
     indexed     1 | 2097152             every row up to this number is in the index
+    log_end     ... | 17                how many rows come after that
 
-Entries beyond `indexed` do not count: they are of an indexing that is not at its end, or that a crash has ended.
-indexing.py writes it.
+Entries of later rows do not count: they are of an indexing that is not at its end, or that a crash has ended.
+
+SQLite does not notice if damage hides a row or an entry. An entry that leads to no row, or to another one, tells of the
+first, and so does the number of later rows. A gap in a model's rows tells of the second, and the newest rows of the
+log, which a start reads whatever the index says.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
@@ -21,10 +27,14 @@ from typing import Any
 
 from service.storage.database import Database
 
-ASKED_ROWS = 500
-"""New rows that one query reads."""
+FIRST_ASKED, MOST_ASKED = 8, 500
+"""New rows that a query reads: a few at first, because often one is enough."""
 MOST = 2**63 - 1
-_INDEXED = "log_index AS found JOIN batches USING (number) WHERE found.model = ? AND found.number <= ?"
+_FOUND = (
+    "batches.model IS found.model AND batches.first_seq IS found.first_seq FROM log_index AS found "
+    "LEFT JOIN batches USING (number) WHERE found.model = ?"
+)
+"""A row and its entry are written and removed together, and a query sees one moment."""
 _MODELS = """
 WITH RECURSIVE found (model) AS (
     SELECT min(model) FROM log_index
@@ -33,6 +43,10 @@ WITH RECURSIVE found (model) AS (
 SELECT model FROM found WHERE model IS NOT NULL
 """
 """It takes one index seek for each model."""
+_COUNTED = """
+SELECT (SELECT new_rows FROM log_end),
+    (SELECT count(*) FROM batches WHERE number > ifnull((SELECT number FROM indexed), 0))
+"""
 _LOST = """
 SELECT count(*) FROM batches AS row WHERE number <= ? AND NOT EXISTS (
     SELECT 1 FROM log_index AS found WHERE found.model = row.model AND found.first_seq = row.first_seq
@@ -46,26 +60,37 @@ class LogIndex:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self.indexed = 0
+        self._begin(0)
+
+    def _begin(self, indexed: int) -> None:
+        self.indexed = indexed
         """Every row up to this number is in the index."""
-        self.seen = 0
+        self.seen = indexed
         """The number of the newest row."""
         self.new: dict[int, tuple[array[int], array[int]]] = {}
         """Of the rows beyond `indexed`, by model: their first seqs and their numbers, in order."""
-        self.new_rows = 0
+        self.new_rows = self.new_bytes = 0
 
     def refresh(self) -> LogIndex:
         """Read what was written since."""
-        wrong = "the row that says how much of the log is indexed has a wrong checksum"
-        rows = self._db.whole(wrong, "SELECT number, checksum FROM indexed WHERE one = ?", 1)
-        self.advance(*next(rows, (0,)))
-        query = "SELECT number, model, first_seq FROM batches WHERE number > ? ORDER BY number"
-        for row in self._db.rows(query, self.seen):
-            self.add(*row)
+        try:
+            self._refresh()
+        except (TypeError, ValueError, OverflowError, struct.error) as error:  # damage can make anything of a number
+            raise self._db.damaged(f"a row of the log, or of its index, cannot be read: {error}") from None
         return self
 
-    def add(self, number: int, model: int, first_seq: int) -> None:
-        """A row was committed."""
+    def _refresh(self) -> None:
+        wrong = "the row that says how much of the log is indexed has a wrong checksum"
+        rows = self._db.whole(wrong, "SELECT number, checksum FROM indexed WHERE one = ?", 1)
+        (indexed,) = next(rows, (0,))  # a new log has none
+        if indexed != self.indexed:
+            self._begin(indexed)
+        query = "SELECT number, model, first_seq, length(payload) FROM batches WHERE number > ? ORDER BY number"
+        for row in self._db.rows(query, self.seen):
+            self.add(*row)
+
+    def add(self, number: int, model: int, first_seq: int, size: int) -> None:
+        """A row of so many bytes was committed."""
         there = self.new.get(model)
         if there is None:
             there = self.new[model] = array("q"), array("q")
@@ -73,26 +98,17 @@ class LogIndex:
         there[1].append(number)
         self.seen = number
         self.new_rows += 1
-
-    def advance(self, indexed: int) -> None:
-        """Every row up to a number is in the index now, and need not be in memory."""
-        if indexed != self.indexed:
-            self.indexed, self.seen = indexed, max(self.seen, indexed)
-            for model, (_, numbers) in list(self.new.items()):
-                self._remove(model, bisect_right(numbers, indexed))
+        self.new_bytes += size
 
     def forget(self, model: int, up_to: int) -> None:
         """The rows of a model that begin up to a seq are gone."""
         if model in self.new:
-            self._remove(model, bisect_right(self.new[model][0], up_to))
-
-    def _remove(self, model: int, count: int) -> None:
-        """Remove the first new rows of a model."""
-        first_seqs, numbers = self.new[model]
-        del first_seqs[:count], numbers[:count]
-        self.new_rows -= count
-        if not numbers:
-            del self.new[model]
+            first_seqs, numbers = self.new[model]
+            count = bisect_right(first_seqs, up_to)
+            del first_seqs[:count], numbers[:count]
+            self.new_rows -= count
+            if not numbers:
+                del self.new[model]
 
     def new_of(self, model: int) -> tuple[array[int], array[int]]:
         """The new rows of a model: first seqs and numbers."""
@@ -103,28 +119,48 @@ class LogIndex:
         return {model for (model,) in self._db.rows(_MODELS)} | self.new.keys()
 
     def rows(self, columns: str, model: int, after: int) -> Generator[tuple[Any, ...]]:
-        """The rows of a model that begin after a seq, in order. `columns`: SQL, of the table `batches`."""
-        query = f"SELECT {columns} FROM {_INDEXED} AND found.first_seq > ? ORDER BY found.first_seq"  # noqa: S608
-        yield from self._db.rows(query, model, self.indexed, after)
+        """The rows of a model that begin after a seq, in order. columns: SQL, each of the form `batches.events`."""
         first_seqs, numbers = self.new_of(model)
-        for start in range(bisect_right(first_seqs, after), len(numbers), ASKED_ROWS):
-            yield from self._numbered(columns, numbers[start : start + ASKED_ROWS])
+        end = first_seqs[0] if first_seqs else MOST
+        in_order = "AND found.first_seq > ? AND found.first_seq < ? ORDER BY found.first_seq"
+        yield from self._indexed(columns, model, in_order, after, end)
+        start, count = bisect_right(first_seqs, after), FIRST_ASKED
+        while start < len(numbers):
+            yield from self._numbered(columns, numbers[start : start + count])
+            start, count = start + count, min(8 * count, MOST_ASKED)
 
     def newest(self, columns: str, model: int, up_to: int = MOST) -> tuple[Any, ...] | None:
-        """The newest row of a model, of those that begin up to a seq."""
+        """The newest row of a model, of those that begin up to a seq. Without one it finds the end of the model's
+        entries by the model alone, so it also sees a last entry whose seq is damaged."""
         first_seqs, numbers = self.new_of(model)
         if (place := bisect_right(first_seqs, up_to)) > 0:
             return next(self._numbered(columns, numbers[place - 1 : place]), None)
-        query = f"SELECT {columns} FROM {_INDEXED} AND found.first_seq <= ? ORDER BY found.first_seq DESC LIMIT 1"  # noqa: S608
-        return next(self._db.rows(query, model, self.indexed, up_to), None)
+        end = first_seqs[0] if first_seqs else MOST
+        bound, values = ("", ()) if up_to == end == MOST else ("AND found.first_seq <= ?", (min(up_to, end - 1),))
+        last_first = f"{bound} ORDER BY found.first_seq DESC LIMIT 1"
+        return next(self._indexed(columns, model, last_first, *values), None)
+
+    def _indexed(self, columns: str, model: int, which: str, *values: int) -> Iterator[tuple[Any, ...]]:
+        """Rows of a model that the index leads to. which: SQL."""
+        query = f"SELECT found.first_seq, {columns}, {_FOUND} {which}"
+        for first_seq, *row, is_it in self._db.rows(query, model, *values):
+            if not is_it:
+                raise self._db.damaged(f"the index does not lead to the events of model number {model} at {first_seq}")
+            yield tuple(row)
 
     def _numbered(self, columns: str, numbers: array[int]) -> Iterator[tuple[Any, ...]]:
         """The rows with these numbers, in this order."""
         query = f"SELECT {columns} FROM json_each(?) AS wanted CROSS JOIN batches ON number = wanted.value"  # noqa: S608
         return self._db.rows(query, json.dumps(numbers.tolist()))
 
+    def check(self) -> None:
+        """LogDamaged if rows that are not indexed are missing."""
+        for expected, found in self._db.rows(_COUNTED):  # one query, so that both are from one moment
+            if expected != found:
+                raise self._db.damaged(f"the log has {found} rows that are not indexed, but should have {expected}")
+
     def wrong(self) -> list[str]:
         """What is wrong with the index. It reads all of it. Empty if nothing is."""
-        self.refresh()
+        self.refresh().check()
         ((lost,),) = self._db.rows(_LOST, self.indexed)
         return [f"{lost} row(s) of the log are missing in its index"] if lost else []

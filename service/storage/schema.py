@@ -33,9 +33,9 @@ UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 SCHEMA = """
 CREATE TABLE log_end (
     one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, checksum INTEGER NOT NULL,
-    ids_checksum INTEGER NOT NULL
+    ids_checksum INTEGER NOT NULL, new_rows INTEGER NOT NULL
 ) STRICT;
-INSERT INTO log_end VALUES (1, 0, 0, 0);
+INSERT INTO log_end VALUES (1, 0, 0, 0, 0);
 CREATE TABLE models (
     model INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, checksum INTEGER NOT NULL
 ) STRICT;

@@ -47,7 +47,8 @@ logger = logging.getLogger("logstep")
 SNAPSHOT_CHUNK = 1 << 20
 KEPT_SNAPSHOTS = 2
 ROW_BITS = 20
-"""The number of a row is the number of its commit, and in so many bits its place in that. So none is used twice."""
+"""The number of a row is the number of its commit, and in so many bits its place in that: so none is used twice. A
+commit has far fewer rows than that."""
 
 
 @dataclass(slots=True)  # not frozen: that takes a microsecond to make, this a third
@@ -110,7 +111,7 @@ class Store:
             self.log.close()
             raise
         self.merging = Merging(self.commits)
-        self.indexing = Indexing(self.commits, self.log.index.refresh())
+        self.indexing = Indexing(self.commits, self.log.index)
         self.trimming = Trimming(self.log, self.commits, self.merging)
         self._series_whole = True
 
@@ -134,8 +135,8 @@ class Store:
                 positions.write(db, self.commits, reached)
         except IdsTakenError:
             return False
-        for row in rows:
-            self.log.index.add(*row[:3])
+        for number, model, first_seq, *_, payload in rows:
+            self.log.index.add(number, model, first_seq, len(payload))
         return True
 
     def reach(self, reached: Reached) -> None:
@@ -170,6 +171,7 @@ class Store:
         ]
         self.commits.insert_all("names", names, [crc(*row) for row in names])
         self.commits.insert_all("batches", events, [batch_crc(*row[1:]) for row in events])
+        self.commits.new_rows += len(events)
         return events
 
     def _write(self, db: sqlite3.Connection, part: ModelBatch, written_at: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from service.storage import positions
@@ -29,7 +30,6 @@ FREE_BYTES = 16 << 20
 RETURNED_BYTES = 2 << 20
 """Bytes that one short commit gives back."""
 _PURGED = {
-    "log_index": "first_seq",
     **dict.fromkeys(("names", "snapshots", "snapshot_chunks", "drops", "log_starts"), "rowid"),
     **dict.fromkeys(("resumes", "arithmetic"), "rowid"),
     "waiting": "number",
@@ -73,10 +73,7 @@ class Trimming:
             return False
         if self._merging.purge(*doomed):
             return True
-        if rows := self._log.rows_after(doomed[0], 0, PURGE_ROWS):
-            with self._commits.transaction() as db:
-                _delete(db, doomed[0], rows)
-            self._log.index.forget(doomed[0], rows[-1].last_seq)
+        if self._purge_rows(*doomed):
             return True
         some = "model = ?1 AND id IN (SELECT id FROM ids WHERE model = ?1 LIMIT ?2)"
         ids = Rows(some, (*doomed, PURGE_ROWS))
@@ -91,6 +88,29 @@ class Trimming:
                     return True
             db.execute("DELETE FROM purges WHERE model = ?", doomed)
         return True
+
+    def _purge_rows(self, model: int) -> bool:
+        """Remove some rows of a deleted model from the log. Whether there were any."""
+        # By the entries themselves: rows that they do not lead to need not be there.
+        entries = "SELECT first_seq, number FROM log_index WHERE model = ? ORDER BY first_seq LIMIT ?"
+        rows = list(self._db.rows(entries, model, PURGE_ROWS))
+        rows = rows or list(zip(*self._log.index.new_of(model), strict=True))[:PURGE_ROWS]
+        if rows:
+            end = rows[-1][0]
+            with self._commits.transaction() as db:
+                self._delete(db, model, [number for _, number in rows], end)
+            self._log.index.forget(model, end)
+        return bool(rows)
+
+    def _delete(self, db: sqlite3.Connection, model: int, numbers: Sequence[int], end: int) -> None:
+        """Delete a model's oldest rows, those that begin up to a seq: they have these numbers, or are not indexed."""
+        first_seqs, new = self._log.index.new_of(model)
+        count = bisect_right(first_seqs, end)
+        self._commits.new_rows -= count
+        # Of this model: a damaged entry may have the number of a row of another.
+        query = "DELETE FROM batches WHERE model = ? AND number IN (SELECT value FROM json_each(?))"
+        db.execute(query, (model, json.dumps([*numbers, *new[:count]])))
+        db.execute("DELETE FROM log_index WHERE model = ? AND first_seq <= ?", (model, end))
 
     def forget(self, model: int, new: Forgotten, reached: Reached) -> None:
         """Record what is forgotten from now on, and the position of the record that says so in the same transaction:
@@ -118,7 +138,7 @@ class Trimming:
             return False
         _, end, written_at, _ = rows[-1]
         with self._commits.transaction() as db:
-            _delete(db, model, rows)
+            self._delete(db, model, [row.number for row in rows], end)
             kept = json.dumps([seq for seq, _ in _thinned(self._log.starts(model), remember)])
             query = "DELETE FROM log_starts WHERE model = ? AND seq NOT IN (SELECT value FROM json_each(?))"
             db.execute(query, (model, kept))
@@ -151,13 +171,6 @@ class Trimming:
             with self._commits.transaction(rows):
                 self._commits.ids.delete(rows)
         return None if last is None else str(last)
-
-
-def _delete(db: sqlite3.Connection, model: int, rows: Sequence[LogRow]) -> None:
-    """Delete the oldest rows of a model's log."""
-    numbers = json.dumps([row.number for row in rows])
-    db.execute("DELETE FROM batches WHERE number IN (SELECT value FROM json_each(?))", (numbers,))
-    db.execute("DELETE FROM log_index WHERE model = ? AND first_seq <= ?", (model, rows[-1].last_seq))
 
 
 def _thinned(starts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:

@@ -5,6 +5,7 @@
     learn by hand          the same, against an endpoint that parses the body, writes so many bytes, syncs and replies
     predict while learning predictions while another connection learns NDJSON at full rate, against the same alone
     1,000 models           learns at 32 connections over the models in turn, against one model
+    1,000 models, later    the same with 300 events of each model in the log, each in a row, against an empty log
     start                  time to the first answer, against `python -c "import fastapi, river, numba"`
 
     python tests/benchmarks/floors.py --seconds 3 --rounds 5
@@ -21,19 +22,27 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from bulk import NDJSON, Events, logstep_seconds
 from http_benchmark import BenchmarkError, Server, Side, answers, free_port, machine, positive, running, sides, stop
-from load import HOST, MODELS, LoadError, choose_generator, measure
+from load import FEATURES, HOST, MODELS, LoadError, choose_generator, measure
+
+from core.batch import Batch
+from core.spec import Spec
+from service.storage.store import ModelBatch, Store
 
 IMPORTS = "import fastapi, river, numba"
 SYNCS = 500
 ROOM = 4 * 2**20
 """Bytes of the file that the floor of a learn overwrites again and again: about the size of the write-ahead log."""
+ROWS = 300
+"""Events of each model that the log has before the measurement `1,000 models, later`."""
 
 
 def rate(generator: str, server: Server, path: str, connections: int, seconds: int) -> float:
@@ -155,6 +164,27 @@ def many_models(generator: str, seconds: int) -> tuple[float, float]:
         return many, rate(generator, server, "/models/model-0/learn", 32, seconds)
 
 
+def many_models_later(generator: str, seconds: int) -> tuple[float, float]:
+    """Learns per second over many models in turn that have learned before, and over new ones."""
+    with running(logstep(), partial(fill, rows=ROWS)) as server:
+        later = rate(generator, server, "/models/{}/learn", 32, seconds)
+    with running(logstep(), partial(fill, rows=0)) as server:
+        return later, rate(generator, server, "/models/{}/learn", 32, seconds)
+
+
+def fill(folder: Path, rows: int) -> None:
+    """Make a log of MODELS models with so many events each, as those learn that take turns: each event is a row."""
+    names = [f"f{i}" for i in range(FEATURES)]
+    columns, values = np.arange(FEATURES, dtype=np.int32), np.random.default_rng(0).normal(size=FEATURES)
+    event = Batch(np.array([0, FEATURES]), columns, values, np.ones(1, np.uint8), np.ones(1))
+    with closing(Store(folder)) as store:
+        keys = [store.create_model(f"model-{i}", Spec().as_dict()).key for i in range(MODELS)]
+        for seq in range(1, rows + 1):
+            store.commit([ModelBatch(key, seq, event, 0, names if seq == 1 else [], None) for key in keys])
+            while store.indexing.due:
+                store.indexing.step()
+
+
 def start(generator: str, seconds: int) -> tuple[float, float]:
     """Seconds from the start of the process to its first answer, and of a process that only imports."""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +209,7 @@ CONTESTS: dict[str, tuple[str, Callable[[str, int], tuple[float, float]]]] = {
     "learn by hand": ("ms, p50", learn_by_hand),
     "predict while learning": ("ms, p99", predict_while_learning),
     "1,000 models": ("a second", many_models),
+    "1,000 models, later": ("a second", many_models_later),
     "start": ("s", start),
 }
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +105,11 @@ def durable_peer() -> Side:
 
 
 @contextmanager
-def running(side: Side) -> Iterator[Server]:
-    """Start the server in a fresh folder, yield it once it is ready, and end it in every case."""
+def running(side: Side, fill: Callable[[Path], None] = lambda folder: None) -> Iterator[Server]:
+    """Start the server in a fresh folder, or one that `fill` filled, yield it once it is ready, and end it in every
+    case."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        fill(Path(folder))
         port = free_port()
         command = [part.format(port=port, folder=folder) for part in side.command]
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
