@@ -4,7 +4,7 @@ It uses the service's server (uvicorn with uvloop and httptools) and parser (msg
 each body to a file, filled up to `--bytes`, and syncs it before it replies.
 
     python tests/benchmarks/floor.py --port 8001
-    python tests/benchmarks/floor.py --port 8001 --write FILE --bytes 24000
+    python tests/benchmarks/floor.py --port 8001 --write FILE --bytes 17000
 """
 
 import argparse
