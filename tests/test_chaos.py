@@ -37,7 +37,7 @@ from service.replica import topic
 from service.replica.records import partition_of
 from service.storage.ids import IdKind
 
-INTERRUPTIONS = amount(quick=0, checks=8, long=300)
+INTERRUPTIONS = amount(quick=0, checks=6, long=300)
 CLIENTS = 4
 ANSWER_SECONDS = 4.0
 """How long a client waits for a reply before it asks another node."""

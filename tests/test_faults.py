@@ -445,7 +445,7 @@ def test_a_clock_that_jumps_by_ten_years_loses_nothing(tmp_path: Path, years: in
     folder, clock = tmp_path / "data", tmp_path / "clock"
     told = told_the_time_by(clock)
     flags = ("--keep-events", "30d", "--keep-min", "1000")
-    journal, events = Journal(), amount(quick=20, checks=100, long=100)
+    journal, events = Journal(), amount(quick=20, checks=40, long=100)
     with Service(folder, *flags, told=told).wait_until_ready() as service:
         assert service.request("POST", "/predict", {"x": {"one": 1}, "id": "waits"})[0] == 200
         assert journal.learn_until_lost(service, events)
