@@ -120,7 +120,7 @@ def _examine(log: LogReader, findings: Findings) -> None:
             found = ModelFindings(model.name, str(model.spec.get("rule", "-")))
             with _noting(damage):
                 _examine_model(log, model, found, findings.bad_ids, damage, bad_snapshots)
-            if model in log.models():  # else it was deleted while being read
+            if log.has_model(model.key):  # else it was deleted while being read
                 findings.models.append(found)
                 findings.damage += [f"model {model.name!r}: {reason}" for reason in damage]
                 findings.bad_snapshots += [f"model {model.name!r}: {reason}" for reason in bad_snapshots]

@@ -94,6 +94,10 @@ class LogReader:
         rows = self.db.whole("the row of model {1!r} has a wrong checksum", query)
         return [StoredModel(key, name, json.loads(spec)) for key, name, spec in rows]
 
+    def has_model(self, key: int) -> bool:
+        """Whether there is a model with this key. A deleted model's key is not used again."""
+        return any(self.db.rows("SELECT 1 FROM models WHERE model = ?", key))
+
     def check_models(self) -> None:
         """LogDamaged if the log has events of a model that has no row and is not being removed."""
         query = "SELECT model FROM models NOT INDEXED UNION SELECT model FROM purges"

@@ -133,8 +133,7 @@ class Trimming:
                 break
             rows.append(row)
             dropped += row.size
-        deleted = not list(self._db.rows("SELECT 1 FROM models WHERE model = ?", model))
-        if not rows or deleted:
+        if not rows or not self._log.has_model(model):
             return False
         _, end, written_at, _ = rows[-1]
         with self._commits.transaction() as db:
