@@ -29,7 +29,7 @@ class Commits:
         self._checksums: list[int] = []
         self._failed = False
         self.ids = Ids(log.db, log.ids_checksum(), log.forgotten)
-        self.new_rows = log.index.refresh().new_rows
+        self.new_rows = log.index.refresh().expected()
         self.synced_at = self.sync_seconds = 0.0
         self._mark = self._open_mark()
 

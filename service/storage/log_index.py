@@ -153,6 +153,13 @@ class LogIndex:
         query = f"SELECT {columns} FROM json_each(?) AS wanted CROSS JOIN batches ON number = wanted.value"  # noqa: S608
         return self._db.rows(query, json.dumps(numbers.tolist()))
 
+    def expected(self) -> int:
+        """How many rows that are not indexed the log should have."""
+        ((rows,),) = self._db.rows("SELECT new_rows FROM log_end")
+        if not isinstance(rows, int):
+            raise self._db.damaged("the row of its last commit cannot be read")
+        return rows
+
     def check(self) -> None:
         """LogDamaged if rows that are not indexed are missing."""
         for expected, found in self._db.rows(_COUNTED):  # one query, so that both are from one moment
