@@ -106,8 +106,8 @@ def check_database(example: Example, sizes: Sequence[int], to: Path) -> None:
         found = asyncio.run(opened(folder))
         if isinstance(found, errors.LogstepError):
             assert f"{folder}" in str(found)
-        else:  # only a row before the snapshot is cut
-            assert size == (example.closed / "log.db").stat().st_size - 1
+        else:  # of the last page only rows are cut that come before a snapshot
+            assert size > (example.closed / "log.db").stat().st_size - PAGE_BYTES
             assert found == example.state
             assert examine(folder).damage
 
