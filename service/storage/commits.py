@@ -28,8 +28,9 @@ class Commits:
         self._number, self._checksum = log.db.log_end()
         self._checksums: list[int] = []
         self._failed = False
-        self.ids = Ids(log.db, log.ids_checksum(), log.forgotten)
-        self.new_rows = log.index.refresh().expected()
+        self.ids = Ids(log.db, log.db.of_last_commit("ids_checksum"), log.forgotten)
+        log.index.refresh()
+        self.new_rows = log.db.of_last_commit("new_rows")
         self.synced_at = self.sync_seconds = 0.0
         self._mark = self._open_mark()
 

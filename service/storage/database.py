@@ -122,6 +122,23 @@ class Database:
             return number, checksum
         raise self.damaged("the row of its last commit is missing")
 
+    def of_last_commit(self, column: str) -> int:
+        """A number of the row of the last commit."""
+        ((number,),) = self.rows(f"SELECT {column} FROM log_end")  # noqa: S608  # a column of ours
+        if not isinstance(number, int):
+            raise self.damaged("the row of its last commit cannot be read")
+        return number
+
+    def models_in(self, table: str) -> set[int]:
+        """The models with rows in a table whose key begins with the model. It takes one index seek for each."""
+        after = f"SELECT min(model) FROM {table} WHERE model > found.model"  # noqa: S608  # a table of ours
+        query = f"""
+        WITH RECURSIVE found (model) AS (
+            SELECT min(model) FROM {table} UNION ALL SELECT ({after}) FROM found WHERE found.model IS NOT NULL)
+        SELECT model FROM found WHERE model IS NOT NULL
+        """  # noqa: S608
+        return {model for (model,) in self.rows(query)}
+
     def copy_to(self, path: Path) -> None:
         """Copy the database as it is now to a new file, and sync it.
 

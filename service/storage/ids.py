@@ -65,13 +65,6 @@ _NUMBERS = ", ".join(f"CAST({column} AS INTEGER)" for column in ("seq", "fingerp
 # The casts let the rows of a damaged page have a checksum too.
 CHECKSUM = f"SELECT ifnull(ids_checksum(model, CAST(id AS BLOB), {_NUMBERS}), 0) FROM ids"  # noqa: S608  # of constants
 """A query for the checksum over all rows of `ids`."""
-_MODELS = """
-WITH RECURSIVE found (model) AS (
-    SELECT min(model) FROM ids
-    UNION ALL
-    SELECT (SELECT min(model) FROM ids WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
-SELECT model FROM found WHERE model IS NOT NULL
-"""
 
 
 class NewId(NamedTuple):
@@ -188,7 +181,7 @@ class Ids:
         self.checksum = checksum
         self._forgotten = forgotten
         self.runs = Runs(db, forgotten)
-        self._changing = {model for (model,) in db.rows(_MODELS)}
+        self._changing = db.models_in("ids")
         """Models that have rows in `ids`, or had some."""
 
     def learn(self, model: int, new: EventIds) -> None:

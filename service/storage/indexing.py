@@ -14,7 +14,8 @@ INDEXED_ROWS = 64_000
 INDEXED_BYTES = 64 << 20
 """The same by their size: a start reads their beginnings, and few rows of thousands of events fill many pages."""
 STEPS = 32
-"""Steps of an indexing, about. In proportion, because thousands of models in each turn bring as many rows."""
+"""Steps of an indexing, about. So a portion grows with the rows that wait: thousands of models may add as many in each
+turn."""
 
 
 class _UnderWay(NamedTuple):
@@ -36,8 +37,8 @@ class Indexing:
 
     @property
     def due(self) -> bool:
-        new = self._index
-        return self._under_way is not None or new.new_rows >= INDEXED_ROWS or new.new_bytes >= INDEXED_BYTES
+        enough = self._index.new_rows >= INDEXED_ROWS or self._index.new_bytes >= INDEXED_BYTES
+        return enough or self._under_way is not None
 
     def step(self) -> None:
         """Add the next entries, in the order of the index, so that each page of it is changed once."""

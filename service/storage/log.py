@@ -139,13 +139,6 @@ class LogReader:
                 count, last = count + len(piece), max(last, int(piece.seqs.max(initial=0)))
         return count, last
 
-    def ids_checksum(self) -> int:
-        """The checksum that all ids should have."""
-        ((checksum,),) = self.db.rows("SELECT ids_checksum FROM log_end")
-        if not isinstance(checksum, int):
-            raise self.db.damaged("the row of its last commit cannot be read")
-        return checksum
-
     def check_ids(self) -> None:
         """Read all ids of all models; LogDamaged if their checksum is wrong."""
         # One query, so that all is from one moment.

@@ -11,9 +11,9 @@ row, and 400 a model that has some.
 
 Entries of later rows do not count: they are of an indexing that is not at its end, or that a crash has ended.
 
-SQLite does not notice if damage hides a row or an entry. An entry that leads to no row, or to another one, tells of the
-first, and so does the number of later rows. A gap in a model's rows tells of the second, and the newest rows of the
-log, which a start reads whatever the index says.
+SQLite does not notice if damage hides a row or an entry. A row is missed by its entry, which then leads nowhere, or by
+the count of later rows. An entry is missed by the gap that it leaves in a model's rows. A model's last entry leaves no
+gap, so a start also reads the newest rows of the log, whatever the index says.
 """
 
 from __future__ import annotations
@@ -35,14 +35,6 @@ _FOUND = (
     "LEFT JOIN batches USING (number) WHERE found.model = ?"
 )
 """A row and its entry are written and removed together, and a query sees one moment."""
-_MODELS = """
-WITH RECURSIVE found (model) AS (
-    SELECT min(model) FROM log_index
-    UNION ALL
-    SELECT (SELECT min(model) FROM log_index WHERE model > found.model) FROM found WHERE found.model IS NOT NULL)
-SELECT model FROM found WHERE model IS NOT NULL
-"""
-"""It takes one index seek for each model."""
 _COUNTED = """
 SELECT (SELECT new_rows FROM log_end),
     (SELECT count(*) FROM batches WHERE number > ifnull((SELECT number FROM indexed), 0))
@@ -116,7 +108,7 @@ class LogIndex:
 
     def models(self) -> set[int]:
         """The models with rows."""
-        return {model for (model,) in self._db.rows(_MODELS)} | self.new.keys()
+        return self._db.models_in("log_index") | self.new.keys()
 
     def rows(self, columns: str, model: int, after: int) -> Generator[tuple[Any, ...]]:
         """The rows of a model that begin after a seq, in order. columns: SQL, each of the form `batches.events`."""
@@ -130,13 +122,12 @@ class LogIndex:
             start, count = start + count, min(8 * count, MOST_ASKED)
 
     def newest(self, columns: str, model: int, up_to: int = MOST) -> tuple[Any, ...] | None:
-        """The newest row of a model, of those that begin up to a seq. Without one it finds the end of the model's
-        entries by the model alone, so it also sees a last entry whose seq is damaged."""
+        """The newest row of a model, of those that begin up to a seq."""
         first_seqs, numbers = self.new_of(model)
         if (place := bisect_right(first_seqs, up_to)) > 0:
             return next(self._numbered(columns, numbers[place - 1 : place]), None)
-        end = first_seqs[0] if first_seqs else MOST
-        bound, values = ("", ()) if up_to == end == MOST else ("AND found.first_seq <= ?", (min(up_to, end - 1),))
+        # Without a bound the entry is found by its model alone, so one whose seq is damaged is found too.
+        bound, values = ("", ()) if up_to == MOST else ("AND found.first_seq <= ?", (up_to,))
         last_first = f"{bound} ORDER BY found.first_seq DESC LIMIT 1"
         return next(self._indexed(columns, model, last_first, *values), None)
 
@@ -152,13 +143,6 @@ class LogIndex:
         """The rows with these numbers, in this order."""
         query = f"SELECT {columns} FROM json_each(?) AS wanted CROSS JOIN batches ON number = wanted.value"  # noqa: S608
         return self._db.rows(query, json.dumps(numbers.tolist()))
-
-    def expected(self) -> int:
-        """How many rows that are not indexed the log should have."""
-        ((rows,),) = self._db.rows("SELECT new_rows FROM log_end")
-        if not isinstance(rows, int):
-            raise self._db.damaged("the row of its last commit cannot be read")
-        return rows
 
     def check(self) -> None:
         """LogDamaged if rows that are not indexed are missing."""
